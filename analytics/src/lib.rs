@@ -1,0 +1,2 @@
+//! Features, detectors, verdicts, root causes and reports.
+#![forbid(unsafe_code)]

@@ -1,0 +1,28 @@
+//! The nouns and traits that every part of Retrovisor speaks: guest-physical addresses, pages,
+//! memory slots, vCPU registers, machine state, and what a driver of virtual machines must be able to do.
+//!
+//! No I/O happens here. Three very different drivers stand behind [`Machine`]: an in-process KVM microVM
+//! (own memory, dirty log, rollback in place), stock QEMU (a shared memory file, opaque device state,
+//! restore by a new process), and a memory-only machine for tests.
+#![forbid(unsafe_code)]
+
+mod address;
+mod error;
+pub mod fact;
+mod layout;
+mod machine;
+mod page;
+mod page_set;
+mod registers;
+mod state;
+mod view;
+
+pub use address::{Gfn, Gpa, PAGE_SHIFT, PAGE_SIZE};
+pub use error::{MachineError, MemoryError};
+pub use layout::{LayoutError, MemoryLayout, MemorySlot};
+pub use machine::{Accelerator, ClockPolicy, Machine, MachineIdentity, RunState};
+pub use page::{Page, PageContent, ZERO_PAGE, is_zero};
+pub use page_set::PageSet;
+pub use registers::{DescriptorTable, VcpuRegisters};
+pub use state::{DiskState, MachineState, StateSection};
+pub use view::{MemoryView, PageToken};

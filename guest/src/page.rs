@@ -1,0 +1,39 @@
+use crate::PAGE_SIZE;
+
+/// The bytes of one guest page.
+pub type Page = [u8; PAGE_SIZE];
+
+/// A page of zeros.
+pub static ZERO_PAGE: Page = [0; PAGE_SIZE];
+
+/// What stands in a frame. Zero and removed frames are states of their own, not the absence of data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageContent<'a> {
+    /// All bytes are zero.
+    Zero,
+    /// The guest gave the frame back (balloon, hot-unplug): it has no contents until it is used again.
+    Removed,
+    /// The bytes.
+    Data(&'a Page),
+}
+
+/// Whether every byte is zero. Compares words, so that the compiler makes vector code of it.
+#[must_use]
+pub fn is_zero(page: &Page) -> bool {
+    page.as_chunks::<64>().0.iter().all(|line| line.iter().fold(0, |any, byte| any | byte) == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_bit_anywhere_is_not_zero() {
+        assert!(is_zero(&ZERO_PAGE));
+        for at in [0, 1, 63, 64, 2047, PAGE_SIZE - 1] {
+            let mut page = ZERO_PAGE;
+            page[at] = 1;
+            assert!(!is_zero(&page), "byte {at}");
+        }
+    }
+}

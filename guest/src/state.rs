@@ -1,0 +1,35 @@
+use serde::{Deserialize, Serialize};
+
+use crate::VcpuRegisters;
+
+/// Everything of a machine at one instant but its memory.
+///
+/// Small parts are plain data; what only the driver understands travels as named sections of bytes,
+/// which a store keeps like any other content (hashed, deduplicated, compressed).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MachineState {
+    /// One entry a vCPU, in the order of their ids.
+    pub vcpus: Vec<VcpuRegisters>,
+    /// The driver's own state (vCPUs in full, interrupt controllers, clocks, devices).
+    pub sections: Vec<StateSection>,
+    /// Disks, each as a name for its contents at this instant.
+    pub disks: Vec<DiskState>,
+}
+
+/// Bytes that only the driver that wrote them understands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateSection {
+    /// The format and its version: `qemu-vmstate/7.2`, `kvm-vcpu/1`.
+    pub format: String,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// A disk's contents at one instant, by name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskState {
+    /// The disk's name in the machine: `d0`.
+    pub disk: String,
+    /// How the driver finds these contents again: for qcow2 the internal snapshot's name.
+    pub reference: String,
+}

@@ -1,0 +1,88 @@
+use crate::{Gfn, Gpa, MemoryError, MemoryLayout, PAGE_SIZE, Page};
+
+/// Names a frame's contents within one source of views: two equal tokens mean equal bytes.
+/// Unequal tokens say nothing. Lets a reader keep what it derived from frames that did not change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PageToken(pub u64);
+
+/// A guest's memory at one instant, to be read: a stored checkpoint, an imported dump, or a paused machine.
+///
+/// Everything in it was written by the guest: hostile until checked.
+pub trait MemoryView {
+    /// Which frames are RAM.
+    fn layout(&self) -> &MemoryLayout;
+
+    /// Reads one frame. A zero or removed frame reads as zeros.
+    fn read_page(&self, gfn: Gfn, into: &mut Page) -> Result<(), MemoryError>;
+
+    /// The name of the frame's contents, where this source has one.
+    fn token(&self, _gfn: Gfn) -> Option<PageToken> {
+        None
+    }
+
+    /// Whether the frame is known, without reading it, to hold zeros. `false` means "read it and see".
+    fn known_zero(&self, _gfn: Gfn) -> bool {
+        false
+    }
+
+    /// Fills `into` from `gpa` on, across page borders.
+    fn read(&self, gpa: Gpa, into: &mut [u8]) -> Result<(), MemoryError> {
+        let mut page = [0; PAGE_SIZE];
+        let mut done = 0;
+        while done < into.len() {
+            let at = gpa.checked_add(done as u64).ok_or(MemoryError::NotMemory { gpa })?;
+            let offset = at.offset_in_page();
+            let length = (PAGE_SIZE - offset).min(into.len() - done);
+            self.read_page(at.gfn(), &mut page)?;
+            into[done..done + length].copy_from_slice(&page[offset..offset + length]);
+            done += length;
+        }
+        Ok(())
+    }
+}
+
+impl<V: MemoryView + ?Sized> MemoryView for &V {
+    fn layout(&self) -> &MemoryLayout {
+        (**self).layout()
+    }
+    fn read_page(&self, gfn: Gfn, into: &mut Page) -> Result<(), MemoryError> {
+        (**self).read_page(gfn, into)
+    }
+    fn token(&self, gfn: Gfn) -> Option<PageToken> {
+        (**self).token(gfn)
+    }
+    fn known_zero(&self, gfn: Gfn) -> bool {
+        (**self).known_zero(gfn)
+    }
+    fn read(&self, gpa: Gpa, into: &mut [u8]) -> Result<(), MemoryError> {
+        (**self).read(gpa, into)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Counting(MemoryLayout);
+
+    impl MemoryView for Counting {
+        fn layout(&self) -> &MemoryLayout {
+            &self.0
+        }
+        fn read_page(&self, gfn: Gfn, into: &mut Page) -> Result<(), MemoryError> {
+            self.0.index(gfn).ok_or(MemoryError::NotMemory { gpa: gfn.gpa() })?;
+            into.fill(u8::try_from(gfn.0).unwrap());
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_read_crosses_pages_and_stops_at_the_end_of_memory() {
+        let view = Counting(MemoryLayout::flat(3 * 4096).unwrap());
+        let mut bytes = [9; 6];
+        view.read(Gpa(4096 * 2 - 3), &mut bytes).unwrap();
+        assert_eq!(bytes, [1, 1, 1, 2, 2, 2]);
+        assert!(matches!(view.read(Gpa(4096 * 3 - 3), &mut bytes), Err(MemoryError::NotMemory { .. })));
+        assert!(view.read(Gpa(u64::MAX), &mut bytes).is_err());
+    }
+}

@@ -1,0 +1,2 @@
+//! Reads a Linux guest from its memory alone.
+#![forbid(unsafe_code)]

@@ -1,0 +1,1 @@
+//! Drivers of virtual machines: stock QEMU, memory only.

@@ -1,0 +1,3 @@
+//! The command `retrovisor`.
+#![forbid(unsafe_code)]
+fn main() {}

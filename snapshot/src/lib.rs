@@ -1,0 +1,2 @@
+//! The snapshot store: packs, catalogue, timelines, capture and restore.
+#![forbid(unsafe_code)]

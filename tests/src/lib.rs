@@ -1,0 +1,2 @@
+//! End-to-end, crash and lab tests.
+#![forbid(unsafe_code)]
