@@ -24,6 +24,7 @@ impl Gpa {
 
     /// Bytes from the start of the frame; always below [`PAGE_SIZE`].
     #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "masked to twelve bits")]
     pub const fn offset_in_page(self) -> usize {
         (self.0 & (PAGE_SIZE as u64 - 1)) as usize
     }

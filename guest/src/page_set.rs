@@ -120,7 +120,7 @@ mod tests {
     use crate::{Gpa, MemorySlot};
 
     fn layout() -> MemoryLayout {
-        let slot = |gpa, pages| MemorySlot { gpa: Gpa(gpa), length_bytes: pages * 4096 };
+        let slot = |gpa, pages: u64| MemorySlot { gpa: Gpa(gpa), length_bytes: pages * 4096 };
         MemoryLayout::new(vec![slot(0, 70), slot(0x10_0000, 61)]).unwrap()
     }
 
