@@ -1,0 +1,151 @@
+use std::fs::File;
+
+use retrovisor_guest::{
+    Gfn, MachineError, MemoryError, MemoryLayout, MemoryView, PAGE_SIZE, Page, PageContent, ZERO_PAGE,
+};
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    MemoryRegionAddress,
+};
+
+/// A guest's RAM, mapped into this process.
+pub(crate) struct Ram {
+    layout: MemoryLayout,
+    map: GuestMemoryMmap<()>,
+}
+
+impl Ram {
+    /// Fresh memory of zeros that only this process sees.
+    pub(crate) fn anonymous(layout: MemoryLayout) -> Result<Self, MachineError> {
+        Self::map(layout, None)
+    }
+
+    /// A file that another process uses as the guest's RAM: the slots lie in it one after another.
+    pub(crate) fn shared(layout: MemoryLayout, file: File) -> Result<Self, MachineError> {
+        let length_bytes = file
+            .metadata()
+            .map_err(|source| MachineError::Io {
+                doing: "looking at the guest's memory file".into(),
+                source,
+            })?
+            .len();
+        // Touching a mapping past the end of its file kills the process.
+        if length_bytes < layout.bytes() {
+            return Err(MachineError::Driver {
+                doing: "mapping the guest's memory file".into(),
+                message: format!("it has {length_bytes} bytes and the guest {}", layout.bytes()),
+            });
+        }
+        Self::map(layout, Some(file))
+    }
+
+    fn map(layout: MemoryLayout, file: Option<File>) -> Result<Self, MachineError> {
+        let base = file.map(|file| FileOffset::new(file, 0));
+        let (mut ranges, mut offset) = (Vec::new(), 0);
+        for slot in layout.slots() {
+            let length = usize::try_from(slot.length_bytes).map_err(|_| too_large(&layout))?;
+            let part = base.as_ref().map(|base| FileOffset::from_arc(base.arc().clone(), offset));
+            ranges.push((GuestAddress(slot.gpa.0), length, part));
+            offset += slot.length_bytes;
+        }
+        let map = GuestMemoryMmap::from_ranges_with_files(ranges).map_err(|error| MachineError::Driver {
+            doing: format!("mapping {} bytes of guest memory", layout.bytes()),
+            message: error.to_string(),
+        })?;
+        Ok(Self { layout, map })
+    }
+
+    /// Puts the content into one frame. A removed frame reads as zeros until the guest uses it again.
+    pub(crate) fn write_page(&self, gfn: Gfn, content: PageContent<'_>) -> Result<(), MemoryError> {
+        let bytes = match content {
+            PageContent::Zero | PageContent::Removed => &ZERO_PAGE,
+            PageContent::Data(page) => page,
+        };
+        let (region, at) = self.region(gfn)?;
+        region.write_slice(bytes, at).map_err(host)
+    }
+
+    fn region(
+        &self,
+        gfn: Gfn,
+    ) -> Result<(&<GuestMemoryMmap<()> as GuestMemoryBackend>::R, MemoryRegionAddress), MemoryError> {
+        // A frame number past the layout would wrap when it becomes an address.
+        let not_memory = || MemoryError::NotMemory { gpa: gfn.gpa() };
+        self.layout.index(gfn).ok_or_else(not_memory)?;
+        let address = GuestAddress(gfn.gpa().0);
+        let region = self.map.find_region(address).ok_or_else(not_memory)?;
+        let at = region.to_region_addr(address).ok_or_else(not_memory)?;
+        Ok((region, at))
+    }
+}
+
+impl MemoryView for Ram {
+    fn layout(&self) -> &MemoryLayout {
+        &self.layout
+    }
+
+    fn read_page(&self, gfn: Gfn, into: &mut Page) -> Result<(), MemoryError> {
+        let (region, at) = self.region(gfn)?;
+        debug_assert_eq!(into.len(), PAGE_SIZE);
+        region.read_slice(into, at).map_err(host)
+    }
+}
+
+fn host(error: vm_memory::GuestMemoryError) -> MemoryError {
+    MemoryError::Host(std::io::Error::other(error))
+}
+
+fn too_large(layout: &MemoryLayout) -> MachineError {
+    MachineError::Config {
+        what: format!("{} bytes of memory do not fit this host's address space", layout.bytes()),
+        help: "Ask for less memory".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Seek, SeekFrom, Write};
+
+    use retrovisor_guest::{Gpa, MemorySlot};
+
+    use super::*;
+
+    fn split() -> MemoryLayout {
+        let slot = |gpa, pages: u64| MemorySlot { gpa: Gpa(gpa), length_bytes: pages * 4096 };
+        MemoryLayout::new(vec![slot(0, 2), slot(4 << 30, 3)]).unwrap()
+    }
+
+    #[test]
+    fn slots_lie_one_after_another_in_the_file() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.set_len(5 * 4096).unwrap();
+        let ram = Ram::shared(split(), file.try_clone().unwrap()).unwrap();
+        ram.write_page(Gfn(1), PageContent::Data(&[1; PAGE_SIZE])).unwrap();
+        ram.write_page(Gfn((4 << 18) + 2), PageContent::Data(&[2; PAGE_SIZE])).unwrap();
+        let mut bytes = Vec::new();
+        file.seek(SeekFrom::Start(0)).unwrap();
+        file.read_to_end(&mut bytes).unwrap();
+        assert_eq!((bytes[4095], bytes[4096], bytes[8192], bytes[4 * 4096]), (0, 1, 0, 2));
+        file.seek(SeekFrom::Start(4 * 4096)).unwrap();
+        file.write_all(&[7]).unwrap();
+        let mut page = ZERO_PAGE;
+        ram.read_page(Gfn((4 << 18) + 2), &mut page).unwrap();
+        assert_eq!((page[0], page[1]), (7, 2));
+    }
+
+    #[test]
+    fn a_short_file_and_a_frame_in_the_hole_are_refused() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4 * 4096).unwrap();
+        assert!(Ram::shared(split(), file).is_err());
+        let ram = Ram::anonymous(split()).unwrap();
+        let mut page = ZERO_PAGE;
+        for gfn in [2, 1 << 19, (4 << 18) + 3, 1 << 52, u64::MAX] {
+            assert!(
+                matches!(ram.read_page(Gfn(gfn), &mut page), Err(MemoryError::NotMemory { .. })),
+                "{gfn:#x}"
+            );
+            assert!(ram.write_page(Gfn(gfn), PageContent::Zero).is_err());
+        }
+    }
+}
