@@ -61,11 +61,11 @@ make_image() {
     pack_tree
     make_disk
     write_manifest >"$new/manifest.json"
-    # The manifest goes last: it vouches for the others.
+    # The manifest goes last: it vouches for the others. What did not change stays as it is, under the
+    # guests that run from it.
     local file
-    rm -f "$cache/manifest.json"
     for file in vmlinuz initramfs.cpio.gz disk.raw manifest.json; do
-        mv "$new/$file" "$cache/$file"
+        cmp -s "$new/$file" "$cache/$file" || mv "$new/$file" "$cache/$file"
     done
 }
 

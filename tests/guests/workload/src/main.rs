@@ -34,8 +34,14 @@ fn main() -> ExitCode {
         }
         Command::Steady(options) => steady::run(&options),
         Command::Runaway(options) => runaway::run(&options),
-        Command::Burn(options) => runaway::burn(&options),
-        Command::Linger(options) => runaway::linger(&options),
+        Command::Burn(options) => {
+            runaway::burn(&options);
+            Ok(())
+        }
+        Command::Linger(options) => {
+            runaway::linger(&options);
+            Ok(())
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

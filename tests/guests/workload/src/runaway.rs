@@ -44,7 +44,7 @@ pub(crate) fn run(options: &Runaway) -> io::Result<()> {
 }
 
 /// Burns CPU and grows up to the limit; from then on rewrites what it has.
-pub(crate) fn burn(options: &Runaway) -> io::Result<()> {
+pub(crate) fn burn(options: &Runaway) {
     let (end, limit_pages) = (end(options), options.memory_mib * 256);
     let mut pages: Vec<Page> = Vec::with_capacity(limit_pages);
     let mut round = 0;
@@ -62,18 +62,16 @@ pub(crate) fn burn(options: &Runaway) -> io::Result<()> {
             black_box((0..1000_u64).fold(0, |sum, word| sum ^ black_box(word)));
         }
     }
-    Ok(())
 }
 
 /// Touches some memory, stays a moment, and ends.
-pub(crate) fn linger(options: &Runaway) -> io::Result<()> {
+pub(crate) fn linger(options: &Runaway) {
     let mut pages = vec![Page::zero(); 64.min(options.memory_mib * 256)];
     for (number, page) in (0..).zip(&mut pages) {
         page.fill(number, u64::from(std::process::id()));
     }
     thread::sleep(LINGER);
     black_box(&pages);
-    Ok(())
 }
 
 fn start(options: &Runaway, verb: &str) -> io::Result<Child> {

@@ -28,8 +28,7 @@ pub(crate) fn run(options: &Steady) -> io::Result<()> {
         if tick % FILE_TICKS == 0
             && let Some(journal) = &mut journal
         {
-            let done =
-                journal.write(tick, buffer.sum()).and_then(|()| journal.check(tick, &mut complaints));
+            let done = journal.write(tick, buffer.sum()).and_then(|()| journal.check(tick, &mut complaints));
             if let Err(error) = done {
                 complaints.add("file", "readable and writable", error);
             }

@@ -1,0 +1,39 @@
+# Retrovisor. `make` lists the targets.
+
+# The lock file decides; CARGO_FLAGS= allows it to change.
+CARGO_FLAGS ?= --locked
+ARGS ?=
+export CARGO_FLAGS
+STEP = @setup/step.sh
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup demo test lint doc bench
+
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
+
+setup: ## get QEMU, a Debian kernel and busybox, and make the test guest
+	$(STEP) setup setup/guest.sh
+
+demo: setup ## watch the whole story happen to a Debian guest (ARGS=... for its options)
+	$(STEP) "build" cargo build --release -p retrovisor $(CARGO_FLAGS)
+	@cargo run --quiet --release -p retrovisor $(CARGO_FLAGS) -- demo $(ARGS)
+
+test: setup lint ## formatting, clippy, documentation and all tests
+	$(STEP) "build tests" cargo test --workspace --all-targets --no-run $(CARGO_FLAGS)
+	$(STEP) "documentation tests" cargo test --workspace --doc $(CARGO_FLAGS)
+	$(STEP) "tests" setup/test.sh
+
+lint: ## formatting, clippy, documentation, licences, shell scripts
+	$(STEP) "formatting" cargo fmt --all --check
+	$(STEP) "clippy" cargo clippy --workspace --all-targets $(CARGO_FLAGS) -- -D warnings
+	$(STEP) "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps $(CARGO_FLAGS)
+	$(STEP) "licences" setup/deny.sh
+	$(STEP) "shell scripts" setup/shellcheck.sh
+
+doc: ## make the documentation in target/doc
+	$(STEP) "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps $(CARGO_FLAGS)
+
+bench: setup ## measure; rows go to target/bench
+	$(STEP) "benchmarks" cargo bench -p retrovisor-tests $(CARGO_FLAGS)
