@@ -96,9 +96,9 @@ make_tree() {
     printf '%s\n' root:x:0:0:root:/root:/bin/sh daemon:x:1:1:daemon:/:/bin/false \
         work:x:1000:1000:work:/data:/bin/sh >"$tree/etc/passwd"
     printf '%s\n' root:x:0: daemon:x:1: work:x:1000: >"$tree/etc/group"
-    local name
-    while read -r name; do
-        add_module "$name"
+    local name optional
+    while read -r name optional; do
+        add_module "$name" "$optional"
     done < <(sed 's/#.*//; /^ *$/d' "$sources/linux/modules")
 }
 
@@ -113,6 +113,7 @@ add_module() {
     done | head -n 1)
     if [ -z "$file" ]; then
         if sed 's|.*/||; s|\.ko$||; s|-|_|g' "$modules/modules.builtin" | grep -qx "$name"; then return; fi
+        if [ "${2:-}" = "?" ]; then return; fi
         die "kernel $release has no module $1; take it out of tests/guests/linux/modules or choose another kernel"
     fi
     plain=$tree/lib/modules/$name.ko

@@ -59,7 +59,7 @@ with_kernel_parts() {
         while read -r part; do
             queue+=("$part")
         done < <(apt-cache "${apt_options[@]}" depends "$name" 2>/dev/null |
-            sed -nE 's/^[ |]*(Pre)?Depends: (linux-(image|binary|modules)-[^ ]*)$/\2/p')
+            sed -nE 's/^[ |]*(Pre)?Depends: (linux-(image|binary|modules|base)-[^ ]*)$/\2/p')
     done
     echo "$seen"
 }

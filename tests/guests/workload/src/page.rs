@@ -21,7 +21,8 @@ impl Page {
     /// The two words stand in front, so that a person who looks at a page sees what it is.
     pub(crate) fn fill(&mut self, number: u64, tick: u64) {
         let mut words = self.0.as_chunks_mut::<8>().0.iter_mut();
-        for (word, value) in words.by_ref().zip([number, tick]) {
+        // The array leads: a zip that ends by its second half has already taken a word from the first.
+        for (value, word) in [number, tick].into_iter().zip(words.by_ref()) {
             *word = value.to_le_bytes();
         }
         let mut generator = Generator::new(number, tick);
@@ -59,6 +60,14 @@ mod tests {
         assert_eq!((page.sum(), page.tick()), (expected_sum(3, 41), 41));
         assert_ne!(page.sum(), expected_sum(3, 42));
         assert_ne!(page.sum(), expected_sum(4, 41));
+    }
+
+    #[test]
+    fn every_word_is_written() {
+        let (mut over_zeros, mut over_ones) = (Page::zero(), Page([0xff; PAGE_BYTES]));
+        over_zeros.fill(3, 41);
+        over_ones.fill(3, 41);
+        assert_eq!(over_zeros.0, over_ones.0);
     }
 
     #[test]
