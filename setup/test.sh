@@ -9,7 +9,8 @@ if ! cargo nextest --version >/dev/null 2>&1; then
     exec cargo test --workspace --all-targets --no-fail-fast "${flags[@]}" -- --nocapture
 fi
 
-report=${CARGO_TARGET_DIR:-target}/nextest/default/junit.xml
+# nextest keeps its reports in the workspace, wherever the build is.
+report=target/nextest/default/junit.xml
 rm -f "$report"
 status=0
 cargo nextest run --workspace --no-fail-fast "${flags[@]}" || status=$?
