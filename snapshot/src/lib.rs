@@ -1,2 +1,32 @@
 //! The snapshot store: packs, catalogue, timelines, capture and restore.
+//!
+//! A [`Store`] is one directory. A [`Recorder`] takes checkpoints of one machine into it and brings the machine back;
+//! the [`Catalogue`] answers what there is; [`Store::view`] reads a checkpoint's memory.
 #![forbid(unsafe_code)]
+
+mod catalogue;
+mod clock;
+mod content;
+mod content_list;
+mod damage;
+mod error;
+mod id;
+mod key;
+mod page_map;
+mod recorder;
+mod store;
+mod varint;
+
+pub use catalogue::{
+    Catalogue, CheckpointKind, CheckpointRecord, IncidentRecord, MachineRecord, NewIncident, OperationKind,
+    OperationRecord, OperationStatus, PageVersion, Position, Rows, TimelineRecord, Verdict, VerdictRecord,
+};
+pub use content::{ContentId, ContentRef};
+pub use damage::Damage;
+pub use error::{Error, Result};
+pub use id::{CheckpointId, IncidentId, MachineId, OperationId, TimelineId};
+pub use recorder::{
+    CheckpointReport, CheckpointRequest, CheckpointTiming, Recorder, RollbackPlan, RollbackReport,
+    RollbackRequest, RollbackTiming,
+};
+pub use store::{Access, CheckpointView, PageChange, Store, VerifyProgress, VerifyReport, image_hash};

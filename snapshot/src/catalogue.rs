@@ -1,0 +1,36 @@
+//! The catalogue: everything of a store that people ask for, as tables.
+
+mod checkpoint;
+mod commit;
+mod connection;
+mod content;
+mod fact;
+mod incident;
+mod machine;
+mod operation;
+mod page_version;
+mod query;
+mod resolve;
+mod schema;
+mod setting;
+mod state;
+mod timeline;
+mod verdict;
+
+pub use checkpoint::{CheckpointKind, CheckpointRecord};
+pub use connection::Catalogue;
+pub use incident::{IncidentRecord, NewIncident};
+pub use machine::{MachineRecord, Position};
+pub use operation::{OperationKind, OperationRecord, OperationStatus};
+pub use page_version::PageVersion;
+pub use query::Rows;
+pub use timeline::TimelineRecord;
+pub use verdict::{Verdict, VerdictRecord};
+
+pub(crate) use checkpoint::NewCheckpoint;
+pub(crate) use commit::Commit;
+pub(crate) use connection::{Durability, lock};
+pub(crate) use content::{ContentPlace, NewContent, NewFrame, prefix};
+pub(crate) use operation::NewOperation;
+pub(crate) use page_version::{Keyframe, Link};
+pub(crate) use state::{StoredSection, StoredState};

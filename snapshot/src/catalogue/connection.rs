@@ -1,0 +1,211 @@
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+
+use super::schema;
+use crate::error::{Error, Result};
+
+/// How long one connection waits for another's write.
+const BUSY: Duration = Duration::from_secs(10);
+/// Connections for reading that are kept open when idle.
+const IDLE_MAX: usize = 4;
+
+/// The catalogue: an SQLite database of machines, timelines, checkpoints, page versions, operations, facts and
+/// verdicts. Shared between threads; one writes at a time, readers see what is committed.
+pub struct Catalogue {
+    dir: PathBuf,
+    path: PathBuf,
+    writer: Option<Mutex<Connection>>,
+    idle: Mutex<Vec<Connection>>,
+    immutable: bool,
+    /// Fact tables known to have all their columns, with the number of columns.
+    pub(super) fact_tables: Mutex<HashSet<(&'static str, usize)>>,
+}
+
+/// When a transaction must be on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Durability {
+    /// Before the call returns.
+    Full,
+    /// Survives the end of this process at once, a power cut only after the next full commit.
+    Process,
+}
+
+/// Why a transaction stops: SQLite's error, to be named by what was being done, or one that speaks for itself.
+pub(crate) enum Abort {
+    Sql(rusqlite::Error),
+    Named(Error),
+}
+
+impl From<rusqlite::Error> for Abort {
+    fn from(source: rusqlite::Error) -> Self {
+        Self::Sql(source)
+    }
+}
+
+impl From<Error> for Abort {
+    fn from(error: Error) -> Self {
+        Self::Named(error)
+    }
+}
+
+impl Catalogue {
+    /// Opens the catalogue for writing, making or migrating it when needed. The caller holds the store's lock.
+    pub(crate) fn open_for_writing(dir: &Path, path: &Path) -> Result<Self> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let doing = "opening it";
+        let mut connection =
+            Connection::open_with_flags(path, flags).map_err(|e| not_sqlite(path, doing, e))?;
+        connection.busy_timeout(BUSY).map_err(|e| Error::sql(doing, path, e))?;
+        connection
+            .execute_batch(
+                "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA cache_size = -32768;",
+            )
+            .map_err(|e| not_sqlite(path, doing, e))?;
+        connection.set_prepared_statement_cache_capacity(64);
+        schema::migrate(&mut connection, dir, path)?;
+        Ok(Self::new(dir, path, Some(connection), false))
+    }
+
+    /// Opens the catalogue for reading; another process may be writing.
+    pub(crate) fn open_for_reading(dir: &Path, path: &Path) -> Result<Self> {
+        let connection = match open_reader(path, false) {
+            Ok(connection) => Self::new(dir, path, None, false).keep(connection),
+            // A medium that cannot be written has no place for the index of the write-ahead log.
+            Err(first) => match open_reader(path, true) {
+                Ok(connection) if !wal_path(path).exists() => {
+                    Self::new(dir, path, None, true).keep(connection)
+                }
+                _ => return Err(not_sqlite(path, "opening it", first)),
+            },
+        };
+        connection.read("checking its format", |reader| schema::check(reader, dir, path))?;
+        Ok(connection)
+    }
+
+    fn new(dir: &Path, path: &Path, writer: Option<Connection>, immutable: bool) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            path: path.to_owned(),
+            writer: writer.map(Mutex::new),
+            idle: Mutex::default(),
+            immutable,
+            fact_tables: Mutex::default(),
+        }
+    }
+
+    fn keep(self, connection: Connection) -> Self {
+        lock(&self.idle).push(connection);
+        self
+    }
+
+    /// Runs `work` on a connection that only reads.
+    pub(crate) fn read<T>(
+        &self,
+        doing: &'static str,
+        work: impl FnOnce(&Connection) -> Result<T, Abort>,
+    ) -> Result<T> {
+        let kept = lock(&self.idle).pop();
+        let connection = match kept {
+            Some(connection) => connection,
+            None => self.reader().map_err(|e| Error::sql(doing, &self.path, e))?,
+        };
+        let answer = work(&connection);
+        let mut idle = lock(&self.idle);
+        if idle.len() < IDLE_MAX {
+            idle.push(connection);
+        }
+        drop(idle);
+        answer.map_err(|abort| self.name(doing, abort))
+    }
+
+    /// A new connection that only reads.
+    pub(super) fn reader(&self) -> rusqlite::Result<Connection> {
+        open_reader(&self.path, self.immutable)
+    }
+
+    /// Runs `work` in one transaction: all of it happens, or nothing.
+    pub(crate) fn write<T>(
+        &self,
+        doing: &'static str,
+        durability: Durability,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, Abort>,
+    ) -> Result<T> {
+        let Some(writer) = &self.writer else {
+            return Err(Error::ReadOnly { dir: self.dir.clone() });
+        };
+        let mut connection = lock(writer);
+        let answer = (|| {
+            let level = if durability == Durability::Full { "FULL" } else { "NORMAL" };
+            connection.pragma_update(None, "synchronous", level)?;
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let answer = work(&transaction)?;
+            transaction.commit()?;
+            Ok(answer)
+        })();
+        answer.map_err(|abort| self.name(doing, abort))
+    }
+
+    /// Whether this catalogue can be written.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.writer.is_some()
+    }
+
+    /// Bytes of the database file and its write-ahead log.
+    pub(crate) fn stored_bytes(&self) -> u64 {
+        [self.path.clone(), wal_path(&self.path)]
+            .iter()
+            .filter_map(|path| std::fs::metadata(path).ok())
+            .map(|meta| meta.len())
+            .sum()
+    }
+
+    fn name(&self, doing: &'static str, abort: Abort) -> Error {
+        match abort {
+            Abort::Sql(source) => Error::sql(doing, &self.path, source),
+            Abort::Named(error) => error,
+        }
+    }
+}
+
+/// The lock's guard, also when a thread panicked while holding it: SQLite's transactions keep the data whole.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn open_reader(path: &Path, immutable: bool) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = if immutable {
+        let flags = flags | OpenFlags::SQLITE_OPEN_URI;
+        Connection::open_with_flags(format!("file:{}?immutable=1", escaped(path)), flags)?
+    } else {
+        Connection::open_with_flags(path, flags)?
+    };
+    connection.busy_timeout(BUSY)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    // Opening is lazy: this touches the file, so that what is wrong with it is seen here.
+    connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+    Ok(connection)
+}
+
+/// The path as part of a URI.
+fn escaped(path: &Path) -> String {
+    path.to_string_lossy().replace('%', "%25").replace('?', "%3f").replace('#', "%23")
+}
+
+fn wal_path(path: &Path) -> PathBuf {
+    let mut wal = path.as_os_str().to_owned();
+    wal.push("-wal");
+    wal.into()
+}
+
+fn not_sqlite(path: &Path, doing: &'static str, source: rusqlite::Error) -> Error {
+    if source.sqlite_error_code() == Some(rusqlite::ErrorCode::NotADatabase) {
+        Error::NotAStore { path: path.to_owned(), what: "it is not an SQLite database".into() }
+    } else {
+        Error::sql(doing, path, source)
+    }
+}

@@ -1,0 +1,180 @@
+use retrovisor_guest::MachineIdentity;
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+
+use super::connection::{Abort, Catalogue, Durability};
+use crate::clock;
+use crate::damage::Damage;
+use crate::error::{Error, Result};
+use crate::id::{CheckpointId, MachineId, TimelineId};
+
+/// Longest name of a machine, in bytes.
+const NAME_MAX: usize = 64;
+
+/// A machine the store knows.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MachineRecord {
+    /// Its id in this store.
+    pub id: MachineId,
+    /// Its name.
+    pub name: String,
+    /// Its driver.
+    pub driver: String,
+    /// When it was added: milliseconds since 1970 UTC.
+    pub created_at_ms: i64,
+    /// What its states are checked against.
+    pub identity: MachineIdentity,
+    /// What the service keeps to find the VM again; the store does not read it.
+    pub runtime: String,
+    /// Where it stands, once it has a checkpoint.
+    pub position: Option<Position>,
+}
+
+/// Where a machine stands: it runs on from this checkpoint, in this timeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// The timeline that the next checkpoint will belong to.
+    pub timeline: TimelineId,
+    /// The checkpoint last taken or gone back to.
+    pub checkpoint: CheckpointId,
+}
+
+const COLUMNS: &str = "id, name, driver, created_at_ms, identity, runtime, timeline, checkpoint";
+
+impl Catalogue {
+    /// All machines, in the order in which they were added.
+    pub fn machines(&self) -> Result<Vec<MachineRecord>> {
+        self.read("reading machines", |reader| {
+            let mut statement =
+                reader.prepare_cached(&format!("SELECT {COLUMNS} FROM machine ORDER BY id"))?;
+            let mut rows = statement.query([])?;
+            let mut machines = Vec::new();
+            while let Some(row) = rows.next()? {
+                machines.push(record(row)?);
+            }
+            Ok(machines)
+        })
+    }
+
+    /// The machine of this name.
+    pub fn machine(&self, name: &str) -> Result<MachineRecord> {
+        self.read("reading a machine", |reader| one(reader, "name = ?1", name, name))
+    }
+
+    /// The machine of this id.
+    pub fn machine_by_id(&self, id: MachineId) -> Result<MachineRecord> {
+        self.read("reading a machine", |reader| one(reader, "id = ?1", id.0, &id.to_string()))
+    }
+
+    /// Adds a machine. Its name must be new: letters, digits, `-`, `_` and `.`, at most 64, not starting with `-` or `.`.
+    pub fn add_machine(&self, identity: &MachineIdentity) -> Result<MachineRecord> {
+        check_name(&identity.name)?;
+        let json = serde_json::to_string(identity)
+            .map_err(|e| Error::Invalid { what: "machine identity", why: e.to_string() })?;
+        let id = self.write("adding a machine", Durability::Full, |transaction| {
+            let added = transaction.execute(
+                "INSERT INTO machine (name, driver, created_at_ms, identity) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT (name) DO NOTHING",
+                params![identity.name, identity.driver, clock::now_ms(), json],
+            )?;
+            if added == 0 {
+                return Err(Error::Exists { what: "machine", name: identity.name.clone() }.into());
+            }
+            Ok(MachineId(transaction.last_insert_rowid()))
+        })?;
+        self.machine_by_id(id)
+    }
+
+    /// Keeps what the service needs to find the VM again.
+    pub fn set_runtime(&self, machine: MachineId, runtime: &str) -> Result<()> {
+        self.update_machine(machine, "UPDATE machine SET runtime = ?2 WHERE id = ?1", runtime)
+    }
+
+    /// Replaces the identity: after the machine was started anew by another version of its driver.
+    pub fn set_identity(&self, machine: MachineId, identity: &MachineIdentity) -> Result<()> {
+        let known = self.machine_by_id(machine)?;
+        if known.name != identity.name || known.identity.layout != identity.layout {
+            let why = "the name and the memory layout of a machine cannot change".to_owned();
+            return Err(Error::Invalid { what: "machine identity", why });
+        }
+        let json = serde_json::to_string(identity)
+            .map_err(|e| Error::Invalid { what: "machine identity", why: e.to_string() })?;
+        self.update_machine(machine, "UPDATE machine SET identity = ?2 WHERE id = ?1", &json)
+    }
+
+    /// Where the machine stands; `None` before its first checkpoint.
+    pub fn present(&self, machine: MachineId) -> Result<Option<Position>> {
+        Ok(self.machine_by_id(machine)?.position)
+    }
+
+    fn update_machine(&self, machine: MachineId, sql: &str, value: &str) -> Result<()> {
+        self.write("changing a machine", Durability::Full, |transaction| {
+            if transaction.execute(sql, params![machine.0, value])? == 0 {
+                return Err(not_found(&machine.to_string()).into());
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Moves a machine.
+pub(super) fn set_position(
+    transaction: &Transaction<'_>,
+    machine: MachineId,
+    position: Position,
+) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached("UPDATE machine SET timeline = ?2, checkpoint = ?3 WHERE id = ?1")?
+        .execute(params![machine.0, position.timeline.0, position.checkpoint.0])?;
+    Ok(())
+}
+
+fn one(
+    reader: &Connection,
+    condition: &str,
+    key: impl rusqlite::ToSql,
+    name: &str,
+) -> Result<MachineRecord, Abort> {
+    let mut statement = reader.prepare_cached(&format!("SELECT {COLUMNS} FROM machine WHERE {condition}"))?;
+    let record = statement.query_row([key], |row| Ok(record(row))).optional()?;
+    record.ok_or_else(|| not_found(name))?
+}
+
+fn record(row: &Row<'_>) -> Result<MachineRecord, Abort> {
+    let name: String = row.get(1)?;
+    let identity = serde_json::from_str(&row.get::<_, String>(4)?).map_err(|e| {
+        Error::Damaged(Box::new(Damage::catalogue(format!("identity of machine {name}: {e}"))))
+    })?;
+    let position = match (row.get(6)?, row.get(7)?) {
+        (Some(timeline), Some(checkpoint)) => {
+            Some(Position { timeline: TimelineId(timeline), checkpoint: CheckpointId(checkpoint) })
+        }
+        _ => None,
+    };
+    Ok(MachineRecord {
+        id: MachineId(row.get(0)?),
+        name,
+        driver: row.get(2)?,
+        created_at_ms: row.get(3)?,
+        identity,
+        runtime: row.get(5)?,
+        position,
+    })
+}
+
+fn not_found(name: &str) -> Error {
+    Error::NotFound { what: "machine", name: name.to_owned(), help: "`retrovisor list` names them all" }
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let fits = (1..=NAME_MAX).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        && !name.starts_with(['-', '.']);
+    if fits {
+        Ok(())
+    } else {
+        let why = format!(
+            "{name:?} is not usable: 1 to {NAME_MAX} letters, digits, '-', '_' or '.', not starting with '-' or '.'"
+        );
+        Err(Error::Invalid { what: "machine name", why })
+    }
+}

@@ -1,0 +1,144 @@
+use std::time::{Duration, Instant};
+
+use retrovisor_guest::fact::Value;
+use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
+use rusqlite::limits::Limit;
+use rusqlite::types::ValueRef;
+use rusqlite::{Connection, ErrorCode, Params, Statement, params_from_iter};
+
+use super::connection::Catalogue;
+use super::fact::Cell;
+use crate::error::{Error, Result};
+
+/// Longest time a query may take.
+const TIME_MAX: Duration = Duration::from_secs(30);
+/// Instructions of SQLite's machine between two looks at the clock.
+const CLOCK_STEPS: i32 = 10_000;
+/// Longest value and longest statement, in bytes.
+const LENGTH_MAX: i32 = 16 << 20;
+/// Longest statement, in bytes.
+const SQL_LENGTH_MAX: i32 = 1 << 20;
+/// Most bytes of one answer, so that one query cannot fill this process's memory.
+const ANSWER_BYTES_MAX: usize = 256 << 20;
+
+/// The answer to a query.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Rows {
+    /// The columns' names.
+    pub columns: Vec<String>,
+    /// The rows, a value a column. Blobs become text: `x'…'` in hexadecimal digits.
+    pub rows: Vec<Vec<Value>>,
+    /// Whether there would have been more rows.
+    pub truncated: bool,
+}
+
+impl Catalogue {
+    /// Answers one SELECT (WITH, EXPLAIN, PRAGMA table_info): at most `limit_rows` rows, within 30 s. Nothing can be
+    /// written, attached or read from elsewhere.
+    pub fn query(&self, sql: &str, params: &[Value], limit_rows: usize) -> Result<Rows> {
+        self.query_within(sql, params, limit_rows, TIME_MAX)
+    }
+
+    /// [`Catalogue::query`] with a time limit of its own.
+    pub fn query_within(
+        &self,
+        sql: &str,
+        params: &[Value],
+        limit_rows: usize,
+        limit: Duration,
+    ) -> Result<Rows> {
+        let mut connection = self.reader().map_err(|source| self.failed(source))?;
+        guard(&mut connection, limit).map_err(|source| self.failed(source))?;
+        let answer = (|| {
+            let mut statement = connection.prepare(sql)?;
+            if statement.column_count() == 0 || !statement.readonly() {
+                return Err(rusqlite::Error::InvalidQuery);
+            }
+            read_rows(&mut statement, params_from_iter(params.iter().map(Cell)), limit_rows)
+        })();
+        answer.map_err(|source| match source {
+            rusqlite::Error::InvalidQuery => Error::QueryRefused("it does not read".into()),
+            rusqlite::Error::MultipleStatement => Error::QueryRefused("it is more than one statement".into()),
+            other => match other.sqlite_error_code() {
+                Some(ErrorCode::OperationInterrupted) => {
+                    Error::QueryTimeout { limit_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX) }
+                }
+                Some(ErrorCode::AuthorizationForStatementDenied) => {
+                    Error::QueryRefused("it would write or reach outside the store".into())
+                }
+                Some(ErrorCode::ReadOnly) => Error::QueryRefused("it would write".into()),
+                _ => Error::QueryFailed(other.to_string()),
+            },
+        })
+    }
+
+    fn failed(&self, source: rusqlite::Error) -> Error {
+        Error::Catalogue { doing: "preparing a query", source }
+    }
+}
+
+/// Reads at most `limit` rows of a statement.
+pub(super) fn read_rows(
+    statement: &mut Statement<'_>,
+    params: impl Params,
+    limit: usize,
+) -> rusqlite::Result<Rows> {
+    let columns: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+    let mut answer = Rows { columns, ..Rows::default() };
+    let width = answer.columns.len();
+    let mut bytes = 0;
+    let mut rows = statement.query(params)?;
+    while let Some(row) = rows.next()? {
+        if answer.rows.len() >= limit || bytes > ANSWER_BYTES_MAX {
+            answer.truncated = true;
+            break;
+        }
+        let cells = (0..width).map(|at| row.get_ref(at).map(value)).collect::<rusqlite::Result<Vec<_>>>()?;
+        bytes += cells.iter().map(|cell| 32 + cell.as_str().map_or(0, str::len)).sum::<usize>();
+        answer.rows.push(cells);
+    }
+    Ok(answer)
+}
+
+fn value(cell: ValueRef<'_>) -> Value {
+    match cell {
+        ValueRef::Null => Value::Null,
+        ValueRef::Integer(number) => Value::Integer(number),
+        ValueRef::Real(number) => Value::Real(number),
+        ValueRef::Text(text) => Value::Text(String::from_utf8_lossy(text).into_owned()),
+        ValueRef::Blob(bytes) => {
+            let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            Value::Text(format!("x'{digits}'"))
+        }
+    }
+}
+
+/// Takes from a connection all that a question does not need.
+fn guard(connection: &mut Connection, limit: Duration) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "query_only", true)?;
+    connection.pragma_update(None, "trusted_schema", false)?;
+    connection.set_limit(Limit::SQLITE_LIMIT_ATTACHED, 0)?;
+    connection.set_limit(Limit::SQLITE_LIMIT_LENGTH, LENGTH_MAX)?;
+    connection.set_limit(Limit::SQLITE_LIMIT_SQL_LENGTH, SQL_LENGTH_MAX)?;
+    connection.authorizer(Some(authorize))?;
+    let start = Instant::now();
+    connection.progress_handler(CLOCK_STEPS, Some(move || start.elapsed() > limit))
+}
+
+fn authorize(context: AuthContext<'_>) -> Authorization {
+    const PRAGMAS: [&str; 7] = [
+        "table_info",
+        "table_xinfo",
+        "table_list",
+        "index_list",
+        "index_info",
+        "index_xinfo",
+        "function_list",
+    ];
+    match context.action {
+        AuthAction::Select | AuthAction::Recursive | AuthAction::Read { .. } => Authorization::Allow,
+        AuthAction::Function { function_name } if function_name != "load_extension" => Authorization::Allow,
+        AuthAction::Pragma { pragma_name, .. } if PRAGMAS.contains(&pragma_name) => Authorization::Allow,
+        _ => Authorization::Deny,
+    }
+}

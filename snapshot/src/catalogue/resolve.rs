@@ -1,0 +1,107 @@
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::checkpoint::{CheckpointRecord, matching, not_found, one};
+use super::connection::{Abort, Catalogue};
+use crate::error::{Error, Result};
+use crate::id::{CheckpointId, MachineId, is_name_prefix};
+
+/// Candidates named when a prefix is not unique.
+const CANDIDATES_MAX: usize = 8;
+
+impl Catalogue {
+    /// The checkpoint that a person means:
+    ///
+    /// - `present`: where the machine stands; `latest`: the one taken last, on any timeline;
+    /// - `last-good`: the newest with verdict good, back from the present;
+    /// - `-N`: N back from the present along parents; `@SEQ`: by its number;
+    /// - a label, an id, or the first letters of an id.
+    ///
+    /// Several that fit are an error that names them.
+    pub fn resolve(&self, machine: MachineId, spec: &str) -> Result<CheckpointRecord> {
+        self.read("looking for a checkpoint", |reader| {
+            match spec {
+                "present" => return one(reader, present(reader, machine, spec)?),
+                "latest" => {
+                    let newest = "c.machine = ?1 ORDER BY c.sequence DESC LIMIT 1";
+                    return first(matching(reader, newest, [machine.0])?, spec);
+                }
+                "last-good" => return one(reader, last_good(reader, machine)?),
+                _ => (),
+            }
+            if let Some(sequence) = spec.strip_prefix('@').and_then(|rest| rest.parse::<u64>().ok()) {
+                let by_sequence = "c.machine = ?1 AND c.sequence = ?2";
+                return first(matching(reader, by_sequence, params![machine.0, sequence])?, spec);
+            }
+            if let Some(steps) = spec.strip_prefix('-').and_then(|rest| rest.parse::<u32>().ok()) {
+                return back(reader, present(reader, machine, spec)?, steps, spec);
+            }
+            by_name(reader, machine, spec)
+        })
+    }
+}
+
+fn by_name(reader: &Connection, machine: MachineId, spec: &str) -> Result<CheckpointRecord, Abort> {
+    let labelled = "c.machine = ?1 AND c.label = ?2 ORDER BY c.sequence DESC";
+    let mut found = matching(reader, labelled, params![machine.0, spec])?;
+    if found.is_empty() && is_name_prefix(spec) {
+        // Ids hold the letters k to z only: nothing in them means anything to GLOB.
+        let prefixed = "c.name GLOB ?2 AND c.machine = ?1 ORDER BY c.sequence DESC";
+        found = matching(reader, prefixed, params![machine.0, format!("{spec}*")])?;
+    }
+    if found.len() > 1 {
+        let candidates = found
+            .iter()
+            .take(CANDIDATES_MAX)
+            .map(|c| match &c.label {
+                Some(label) => format!("{} (@{}, {label})", c.name, c.sequence),
+                None => format!("{} (@{})", c.name, c.sequence),
+            })
+            .collect();
+        return Err(Error::Ambiguous { spec: spec.to_owned(), candidates }.into());
+    }
+    first(found, spec)
+}
+
+fn present(reader: &Connection, machine: MachineId, spec: &str) -> Result<CheckpointId, Abort> {
+    let mut statement = reader.prepare_cached("SELECT checkpoint FROM machine WHERE id = ?1")?;
+    let present: Option<Option<i64>> = statement.query_row([machine.0], |row| row.get(0)).optional()?;
+    present.flatten().map(CheckpointId).ok_or_else(|| not_found(spec).into())
+}
+
+fn last_good(reader: &Connection, machine: MachineId) -> Result<CheckpointId, Abort> {
+    let from = present(reader, machine, "last-good")?;
+    // The recursion yields newest first and stops at the first row wanted.
+    let mut statement = reader.prepare_cached(
+        "WITH RECURSIVE line (id, parent) AS (
+             SELECT id, parent FROM checkpoint WHERE id = ?1
+             UNION ALL
+             SELECT c.id, c.parent FROM line JOIN checkpoint c ON c.id = line.parent AND c.id < line.id)
+         SELECT line.id FROM line JOIN verdict v ON v.checkpoint = line.id WHERE v.verdict = 'good' LIMIT 1",
+    )?;
+    let good = statement.query_row([from.0], |row| row.get(0)).optional()?;
+    good.map(CheckpointId).ok_or_else(|| {
+        Error::NotFound {
+            what: "checkpoint",
+            name: "last-good".into(),
+            help: "none of the checkpoints behind the present was judged good yet; name one yourself (-N, @SEQ, an id)",
+        }
+        .into()
+    })
+}
+
+fn back(reader: &Connection, from: CheckpointId, steps: u32, spec: &str) -> Result<CheckpointRecord, Abort> {
+    let mut statement = reader.prepare_cached(
+        "WITH RECURSIVE line (id, parent, step) AS (
+             SELECT id, parent, 0 FROM checkpoint WHERE id = ?1
+             UNION ALL
+             SELECT c.id, c.parent, step + 1 FROM line JOIN checkpoint c ON c.id = line.parent AND c.id < line.id
+             WHERE step < ?2)
+         SELECT id FROM line WHERE step = ?2",
+    )?;
+    let id = statement.query_row(params![from.0, steps], |row| row.get(0)).optional()?;
+    one(reader, CheckpointId(id.ok_or_else(|| not_found(spec))?))
+}
+
+fn first(found: Vec<CheckpointRecord>, spec: &str) -> Result<CheckpointRecord, Abort> {
+    found.into_iter().next().ok_or_else(|| not_found(spec).into())
+}

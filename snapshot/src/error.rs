@@ -1,0 +1,203 @@
+use std::io;
+use std::path::{Path, PathBuf};
+
+use retrovisor_guest::{MachineError, MemoryError};
+
+use crate::damage::Damage;
+
+/// Result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why the store could not do what it was asked. Every message says what to do next where there is something to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no store in this directory.
+    #[error("there is no store in {}. Create one by running a machine with this directory, or name another directory", dir.display())]
+    NoStore {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// Another process writes to the store.
+    #[error("the store {} is in use by process {}. Ask that process, or end it; reading is possible meanwhile", dir.display(), pid.map_or("of unknown id".to_owned(), |pid| pid.to_string()))]
+    InUse {
+        /// The store's directory.
+        dir: PathBuf,
+        /// The process that holds the lock, where it said so.
+        pid: Option<u32>,
+    },
+    /// The store was written by a newer version of this program.
+    #[error("the store {} has format {found}, this program knows up to {known}. Use the version of retrovisor that wrote it, or a newer one; nothing was changed", dir.display())]
+    NewerStore {
+        /// The store's directory.
+        dir: PathBuf,
+        /// The format found.
+        found: i64,
+        /// The newest format known here.
+        known: i64,
+    },
+    /// The store is older than this program and was opened for reading only, which cannot bring it up to date.
+    #[error("the store {} has format {found} and must be brought to {known} first. Open it once for writing (any command that changes something)", dir.display())]
+    OlderStore {
+        /// The store's directory.
+        dir: PathBuf,
+        /// The format found.
+        found: i64,
+        /// The format of this program.
+        known: i64,
+    },
+    /// A file in the directory is not what a store has there.
+    #[error("{} is not part of a retrovisor store: {what}", path.display())]
+    NotAStore {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The store was opened for reading only.
+    #[error("the store {} is open for reading only", dir.display())]
+    ReadOnly {
+        /// The store's directory.
+        dir: PathBuf,
+    },
+    /// The disk (or quota) is full.
+    #[error("no space left while {doing}. Free some space on the file system of {}; checkpoints taken before are safe, this one was not taken", path.display())]
+    Full {
+        /// What was being done.
+        doing: &'static str,
+        /// The store's directory, or the file.
+        path: PathBuf,
+    },
+    /// The host failed an operation on a file.
+    #[error("{doing} {}: {source}", path.display())]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The host's error.
+        source: io::Error,
+    },
+    /// The catalogue failed.
+    #[error("the catalogue failed while {doing}: {source}. Run `retrovisor verify` if this persists")]
+    Catalogue {
+        /// What was being done.
+        doing: &'static str,
+        /// SQLite's error.
+        source: rusqlite::Error,
+    },
+    /// Stored bytes are not what was written. They are never returned.
+    #[error("{0}. Run `retrovisor verify` to see all that is touched; other checkpoints stay readable")]
+    Damaged(Box<Damage>),
+    /// Nothing has this name.
+    #[error("{what} not found: {name}. {help}")]
+    NotFound {
+        /// `machine`, `checkpoint`…
+        what: &'static str,
+        /// What was asked for.
+        name: String,
+        /// The way out.
+        help: &'static str,
+    },
+    /// A name stands for several checkpoints.
+    #[error("`{spec}` stands for {} checkpoints: {}. Give more letters of the id", candidates.len(), candidates.join(", "))]
+    Ambiguous {
+        /// What was asked for.
+        spec: String,
+        /// The short ids that fit, with labels.
+        candidates: Vec<String>,
+    },
+    /// The name is taken.
+    #[error("{what} {name} exists already. Choose another name")]
+    Exists {
+        /// `machine`…
+        what: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// An argument is not usable.
+    #[error("{what}: {why}")]
+    Invalid {
+        /// Which argument.
+        what: &'static str,
+        /// What is wrong with it, and what would be right.
+        why: String,
+    },
+    /// There is nothing to undo or redo.
+    #[error("nothing to {what} on this machine")]
+    Nothing {
+        /// `undo` or `redo`.
+        what: &'static str,
+    },
+    /// A query was refused: it would write, is several statements, or reaches outside the store.
+    #[error("query refused: {0}. Only one SELECT, WITH, EXPLAIN or PRAGMA table_info is answered")]
+    QueryRefused(String),
+    /// A query is wrong.
+    #[error("query failed: {0}")]
+    QueryFailed(String),
+    /// A query took too long.
+    #[error("query stopped after {limit_ms} ms. Narrow it down with WHERE or LIMIT")]
+    QueryTimeout {
+        /// The limit.
+        limit_ms: u64,
+    },
+    /// The machine failed. The checkpoint or rollback was not done.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// Guest memory could not be read. The checkpoint or rollback was not done.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Applying the target failed, and the machine was put back to where it stood.
+    #[error(
+        "going back to {target} failed: {source}. The machine was put back to {present}, where it stood, and runs on from there"
+    )]
+    PutBack {
+        /// The short id of the target.
+        target: String,
+        /// The short id of the checkpoint of the present.
+        present: String,
+        /// Why it failed.
+        source: Box<Error>,
+    },
+    /// Applying the target failed, and so did putting the present back. The machine stays paused.
+    #[error(
+        "going back to {target} failed: {source}; putting {present} back failed as well: {second}. The machine stays paused. Nothing is lost: restore {present} into a new process"
+    )]
+    Stranded {
+        /// The short id of the target.
+        target: String,
+        /// The short id of the checkpoint of the present.
+        present: String,
+        /// Why going back failed.
+        source: Box<Error>,
+        /// Why putting back failed.
+        second: Box<Error>,
+    },
+    /// The checkpoint is done and durable, or the machine stands where it was wanted, but the guest could not be
+    /// set running again.
+    #[error("the machine could not be resumed: {0}")]
+    Resume(MachineError),
+}
+
+impl Error {
+    /// Wraps a host error; a full disk becomes [`Error::Full`].
+    pub(crate) fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| {
+            let full =
+                [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded, io::ErrorKind::FileTooLarge];
+            if full.contains(&source.kind()) {
+                Self::Full { doing, path: path.to_owned() }
+            } else {
+                Self::Io { doing, path: path.to_owned(), source }
+            }
+        }
+    }
+
+    /// Wraps an error of SQLite; a full disk becomes [`Error::Full`].
+    pub(crate) fn sql(doing: &'static str, path: &Path, source: rusqlite::Error) -> Self {
+        if source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull) {
+            Self::Full { doing, path: path.to_owned() }
+        } else {
+            Self::Catalogue { doing, source }
+        }
+    }
+}

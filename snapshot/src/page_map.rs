@@ -1,0 +1,106 @@
+use std::sync::Arc;
+
+use crate::content::ContentRef;
+use crate::content_list;
+
+/// Frames in a chunk. Small, so that scattered changes copy little; what did not change is shared between maps.
+const CHUNK: usize = 64;
+
+type Chunk = [ContentRef; CHUNK];
+
+/// What stands in every frame at one checkpoint, by index of frame. Clones share the chunks that do not differ.
+#[derive(Clone, Debug)]
+pub(crate) struct PageMap {
+    pages: usize,
+    chunks: Vec<Arc<Chunk>>,
+}
+
+impl PageMap {
+    /// All zero.
+    pub(crate) fn zero(pages: usize) -> Self {
+        Self { pages, chunks: vec![Arc::new([ContentRef::Zero; CHUNK]); pages.div_ceil(CHUNK)] }
+    }
+
+    /// What stands at an index; past the end: zero.
+    pub(crate) fn get(&self, index: usize) -> ContentRef {
+        self.chunks.get(index / CHUNK).map_or(ContentRef::Zero, |chunk| chunk[index % CHUNK])
+    }
+
+    /// Changes one frame; past the end nothing happens.
+    pub(crate) fn set(&mut self, index: usize, content: ContentRef) {
+        if index < self.pages && self.get(index) != content {
+            Arc::make_mut(&mut self.chunks[index / CHUNK])[index % CHUNK] = content;
+        }
+    }
+
+    /// All frames in order of index.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = ContentRef> + '_ {
+        self.chunks.iter().flat_map(|chunk| chunk.iter().copied()).take(self.pages)
+    }
+
+    /// The frames in which two maps of the same layout differ: index, here, there. Shared chunks cost nothing.
+    pub(crate) fn diff<'a>(
+        &'a self,
+        other: &'a Self,
+    ) -> impl Iterator<Item = (usize, ContentRef, ContentRef)> + 'a {
+        self.chunks
+            .iter()
+            .zip(&other.chunks)
+            .enumerate()
+            .filter(|(_, (here, there))| !Arc::ptr_eq(here, there))
+            .flat_map(|(at, (here, there))| {
+                here.iter()
+                    .zip(there.iter())
+                    .enumerate()
+                    .filter(|(_, (here, there))| here != there)
+                    .map(move |(slot, (here, there))| (at * CHUNK + slot, *here, *there))
+            })
+    }
+
+    /// The map as bytes, for a keyframe.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        content_list::encode(self.iter())
+    }
+
+    /// The reverse of [`PageMap::encode`]; `None` when the bytes are not a map of this many frames.
+    pub(crate) fn decode(bytes: &[u8], pages: usize) -> Option<Self> {
+        let list = content_list::decode(bytes, pages)?;
+        let mut map = Self { pages, chunks: Vec::with_capacity(pages.div_ceil(CHUNK)) };
+        let zero = Arc::new([ContentRef::Zero; CHUNK]);
+        for part in list.chunks(CHUNK) {
+            let mut chunk = [ContentRef::Zero; CHUNK];
+            chunk[..part.len()].copy_from_slice(part);
+            map.chunks.push(if chunk == *zero { Arc::clone(&zero) } else { Arc::new(chunk) });
+        }
+        Some(map)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_map_behaves_like_an_array(pages in 1_usize..300, changes in prop::collection::vec((0_usize..300, 0_u64..9), 0..200)) {
+            let first = PageMap::zero(pages);
+            let mut second = first.clone();
+            let mut model = vec![ContentRef::Zero; pages];
+            for (index, code) in changes {
+                second.set(index, ContentRef::from_code(code));
+                if let Some(slot) = model.get_mut(index) {
+                    *slot = ContentRef::from_code(code);
+                }
+            }
+            prop_assert!(second.iter().eq(model.iter().copied()));
+            let differ: Vec<_> = first.diff(&second).map(|(index, ..)| index).collect();
+            let expected: Vec<_> = (0..pages).filter(|at| model[*at] != ContentRef::Zero).collect();
+            prop_assert_eq!(differ, expected);
+            let back = PageMap::decode(&second.encode(), pages).unwrap();
+            prop_assert!(back.iter().eq(second.iter()));
+            prop_assert!(PageMap::decode(&second.encode(), pages + 1).is_none());
+        }
+    }
+}
