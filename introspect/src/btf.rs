@@ -1,0 +1,412 @@
+//! The kernel's own description of its types (BPF Type Format), from guest memory.
+
+use crate::{hash, hash::IntegerMap, printable::printable};
+
+/// Where a member lies in its structure.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Field {
+    /// From the start of the structure.
+    pub(crate) offset_bytes: u64,
+    /// Of the member; for a bit field the bytes that must be read.
+    pub(crate) size_bytes: u64,
+    /// First bit (from `offset_bytes`) and count of a bit field.
+    pub(crate) bits: Option<(u8, u8)>,
+    /// The type.
+    pub(crate) type_id: u32,
+}
+
+const KIND_INT: u8 = 1;
+const KIND_POINTER: u8 = 2;
+const KIND_ARRAY: u8 = 3;
+const KIND_STRUCT: u8 = 4;
+const KIND_UNION: u8 = 5;
+const KIND_ENUM: u8 = 6;
+const KIND_TYPEDEF: u8 = 8;
+const KIND_VOLATILE: u8 = 9;
+const KIND_CONST: u8 = 10;
+const KIND_RESTRICT: u8 = 11;
+const KIND_FUNCTION_PROTOTYPE: u8 = 13;
+const KIND_VARIABLE: u8 = 14;
+const KIND_DATA_SECTION: u8 = 15;
+const KIND_FLOAT: u8 = 16;
+const KIND_DECLARATION_TAG: u8 = 17;
+const KIND_TYPE_TAG: u8 = 18;
+const KIND_ENUM64: u8 = 19;
+
+/// Nested anonymous members, chains of typedefs: no real type comes near.
+const DEPTH_MAX: u32 = 32;
+/// Bytes of types and strings together; Debian's kernels have 4 to 8 MiB.
+pub(crate) const BYTES_MAX: usize = 64 << 20;
+
+/// A whole BTF blob whose every type was walked.
+pub(crate) struct Types {
+    types: Vec<u8>,
+    strings: Vec<u8>,
+    /// Type id − 1 → offset in `types`.
+    offsets: Vec<u32>,
+    /// Hash of the name of a struct, union, enum or typedef → ids (several kinds can share a name).
+    names: IntegerMap<u64, Vec<u32>>,
+    /// The enum (type id) in which an enumerator stands, by hash of the enumerator's name.
+    enumerators: IntegerMap<u64, u32>,
+}
+
+struct Header {
+    name: u32,
+    length: usize,
+    kind: u8,
+    bit_fields: bool,
+    size_or_type: u32,
+    /// Offset in `types` of what follows the header.
+    rest: usize,
+}
+
+impl Types {
+    /// Bytes of header, types and strings that a header announces, if it is one.
+    pub(crate) fn announced_bytes(header: &[u8]) -> Option<usize> {
+        let word = |at: usize| header.get(at..at + 4)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes));
+        let magic = header.first_chunk::<4>()? == &[0x9f, 0xeb, 1, 0];
+        let (header_length, type_at, type_length) = (word(4)?, word(8)?, word(12)?);
+        let (string_at, string_length) = (word(16)?, word(20)?);
+        let fits = magic && header_length >= 24 && type_at == 0 && string_at == type_length;
+        let total = u64::from(header_length) + u64::from(type_length) + u64::from(string_length);
+        usize::try_from(total).ok().filter(|total| fits && *total <= BYTES_MAX)
+    }
+
+    /// Parses a blob; `None` unless every type in it is well-formed.
+    pub(crate) fn parse(blob: &[u8]) -> Option<Self> {
+        let total = Self::announced_bytes(blob)?;
+        let word =
+            |at: usize| blob.get(at..at + 4)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes) as usize);
+        let (header_length, type_length) = (word(4)?, word(12)?);
+        let types = blob.get(header_length..header_length + type_length)?.to_vec();
+        let strings = blob.get(header_length + type_length..total)?.to_vec();
+        let mut all = Self {
+            types,
+            strings,
+            offsets: Vec::new(),
+            names: IntegerMap::default(),
+            enumerators: IntegerMap::default(),
+        };
+        all.index().then_some(all)
+    }
+
+    /// Walks every type, noting where each begins and what the named ones are called.
+    fn index(&mut self) -> bool {
+        let mut at = 0;
+        while at < self.types.len() {
+            let Some(header) = self.header_at(at) else { return false };
+            let Some(next) = header.end().filter(|next| *next <= self.types.len()) else { return false };
+            let (Ok(offset), Ok(id)) = (u32::try_from(at), u32::try_from(self.offsets.len() + 1)) else {
+                return false;
+            };
+            self.offsets.push(offset);
+            if self.name(header.name).is_none() {
+                return false;
+            }
+            if matches!(header.kind, KIND_STRUCT | KIND_UNION | KIND_ENUM | KIND_ENUM64 | KIND_TYPEDEF) {
+                let hash = hash::of_name(self.name(header.name).unwrap_or_default());
+                self.names.entry(hash).or_default().push(id);
+            }
+            if matches!(header.kind, KIND_ENUM | KIND_ENUM64) {
+                for item in 0..header.length {
+                    let name = self.word(header.rest + item * header.member_bytes());
+                    if let Some(name) = name.and_then(|name| self.name(name)) {
+                        self.enumerators.insert(hash::of_name(name), id);
+                    }
+                }
+            }
+            at = next;
+        }
+        !self.offsets.is_empty()
+    }
+
+    /// How many types there are.
+    pub(crate) fn len(&self) -> usize {
+        self.offsets.len()
+    }
+
+    /// The field of a structure by path: `comm`, or `se.sum_exec_runtime` through embedded structures.
+    /// Members of anonymous structs and unions are found as C finds them.
+    pub(crate) fn field(&self, structure: &str, path: &str) -> Option<Field> {
+        self.field_of(self.structure(structure)?, path)
+    }
+
+    /// Like [`Self::field`], of whatever structure another field has as its type (or points to).
+    pub(crate) fn field_through(&self, field: Field, path: &str) -> Option<Field> {
+        let id = self.resolve(field.type_id)?;
+        let header = self.header(id)?;
+        let target = if header.kind == KIND_POINTER { header.size_or_type } else { id };
+        self.field_of(target, path)
+    }
+
+    fn field_of(&self, mut id: u32, path: &str) -> Option<Field> {
+        let mut field = Field::default();
+        for part in path.split('.') {
+            let member = self.member(self.resolve(id)?, part.as_bytes(), 0)?;
+            field = Field { offset_bytes: field.offset_bytes.checked_add(member.offset_bytes)?, ..member };
+            id = member.type_id;
+        }
+        Some(field)
+    }
+
+    /// Bytes of a structure.
+    pub(crate) fn size_of(&self, structure: &str) -> Option<u64> {
+        self.size(self.structure(structure)?, 0)
+    }
+
+    /// For a field that is an array: bytes of an element, and their number.
+    pub(crate) fn array(&self, field: Field) -> Option<(u64, u64)> {
+        let header = self.header(self.resolve(field.type_id)?)?;
+        let element = (header.kind == KIND_ARRAY).then(|| self.word(header.rest))??;
+        Some((self.size(element, 0)?, u64::from(self.word(header.rest + 8)?)))
+    }
+
+    /// An element of a field that is an array, as a field of the same structure.
+    pub(crate) fn element(&self, field: Field, index: u64) -> Option<Field> {
+        let header = self.header(self.resolve(field.type_id)?)?;
+        let type_id = (header.kind == KIND_ARRAY).then(|| self.word(header.rest))??;
+        let size_bytes = self.size(type_id, 0)?;
+        let offset_bytes = field.offset_bytes.checked_add(size_bytes.checked_mul(index)?)?;
+        Some(Field { offset_bytes, size_bytes, bits: None, type_id })
+    }
+
+    /// All items of the enum in which the item `member` stands, in their order: name and value.
+    pub(crate) fn enum_with(&self, member: &str) -> Vec<(String, i64)> {
+        let id = self.enumerators.get(&hash::of_name(member.as_bytes()));
+        let Some(header) = id.and_then(|id| self.header(*id)) else { return Vec::new() };
+        let item = |item: usize| {
+            let at = header.rest + item * header.member_bytes();
+            let name = printable(self.name(self.word(at)?)?);
+            let low = self.word(at + 4)?;
+            let value = if header.kind == KIND_ENUM64 {
+                (u64::from(self.word(at + 8)?) << 32 | u64::from(low)).cast_signed()
+            } else {
+                i64::from(low.cast_signed())
+            };
+            Some((name, value))
+        };
+        (0..header.length).map_while(item).collect()
+    }
+
+    /// The value of one enumerator.
+    pub(crate) fn enumerator(&self, member: &str) -> Option<i64> {
+        self.enum_with(member).into_iter().find(|(name, _)| name == member).map(|(_, value)| value)
+    }
+
+    /// The id of a struct or union by name; a typedef of that name leads to what it names.
+    fn structure(&self, name: &str) -> Option<u32> {
+        let ids = self.names.get(&hash::of_name(name.as_bytes()))?;
+        let of = |wanted: fn(u8) -> bool| {
+            ids.iter().copied().find(|id| {
+                self.header(*id).is_some_and(|header| {
+                    wanted(header.kind) && self.name(header.name) == Some(name.as_bytes())
+                })
+            })
+        };
+        of(|kind| matches!(kind, KIND_STRUCT | KIND_UNION))
+            .or_else(|| self.resolve(of(|kind| kind == KIND_TYPEDEF)?))
+    }
+
+    /// Follows typedefs and qualifiers.
+    fn resolve(&self, mut id: u32) -> Option<u32> {
+        for _ in 0..DEPTH_MAX {
+            let header = self.header(id)?;
+            match header.kind {
+                KIND_TYPEDEF | KIND_VOLATILE | KIND_CONST | KIND_RESTRICT | KIND_TYPE_TAG => {
+                    id = header.size_or_type
+                }
+                _ => return Some(id),
+            }
+        }
+        None
+    }
+
+    fn member(&self, id: u32, name: &[u8], depth: u32) -> Option<Field> {
+        let header = self.header(id).filter(|header| matches!(header.kind, KIND_STRUCT | KIND_UNION))?;
+        for item in 0..header.length {
+            let at = header.rest + item * 12;
+            let (member_name, type_id, place) = (self.word(at)?, self.word(at + 4)?, self.word(at + 8)?);
+            let (bit, bit_count) =
+                if header.bit_fields { (place & 0xff_ffff, place >> 24) } else { (place, 0) };
+            if member_name == 0 && depth < DEPTH_MAX {
+                let inner = self.resolve(type_id).and_then(|inner| self.member(inner, name, depth + 1));
+                if let Some(inner) = inner {
+                    return Some(Field { offset_bytes: u64::from(bit / 8) + inner.offset_bytes, ..inner });
+                }
+            }
+            if member_name != 0 && self.name(member_name) == Some(name) {
+                let offset_bytes = u64::from(bit / 8);
+                let (size_bytes, bits) = if bit_count > 0 {
+                    let first = bit % 8;
+                    let bits = (u8::try_from(first).ok()?, u8::try_from(bit_count).ok()?);
+                    (u64::from((first + bit_count).div_ceil(8)), Some(bits))
+                } else {
+                    (self.size(type_id, 0).unwrap_or(0), None)
+                };
+                return Some(Field { offset_bytes, size_bytes, bits, type_id });
+            }
+        }
+        None
+    }
+
+    fn size(&self, id: u32, depth: u32) -> Option<u64> {
+        let header = self.header(self.resolve(id)?)?;
+        match header.kind {
+            KIND_POINTER => Some(8),
+            KIND_INT | KIND_STRUCT | KIND_UNION | KIND_ENUM | KIND_ENUM64 | KIND_FLOAT => {
+                Some(header.size_or_type.into())
+            }
+            KIND_ARRAY if depth < DEPTH_MAX => {
+                let element = self.size(self.word(header.rest)?, depth + 1)?;
+                element.checked_mul(self.word(header.rest + 8)?.into())
+            }
+            _ => None,
+        }
+    }
+
+    fn header(&self, id: u32) -> Option<Header> {
+        let index = usize::try_from(id.checked_sub(1)?).ok()?;
+        self.header_at(usize::try_from(*self.offsets.get(index)?).ok()?)
+    }
+
+    fn header_at(&self, at: usize) -> Option<Header> {
+        let info = self.word(at + 4)?;
+        Some(Header {
+            name: self.word(at)?,
+            length: (info & 0xffff) as usize,
+            kind: u8::try_from((info >> 24) & 31).ok()?,
+            bit_fields: info >> 31 == 1,
+            size_or_type: self.word(at + 8)?,
+            rest: at + 12,
+        })
+    }
+
+    fn word(&self, at: usize) -> Option<u32> {
+        self.types.get(at..at.checked_add(4)?)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes))
+    }
+
+    /// The string at an offset of the string section.
+    fn name(&self, at: u32) -> Option<&[u8]> {
+        let rest = self.strings.get(usize::try_from(at).ok()?..)?;
+        rest.iter().position(|byte| *byte == 0).map(|end| &rest[..end])
+    }
+}
+
+impl Header {
+    /// Bytes of one of the things that follow the header.
+    fn member_bytes(&self) -> usize {
+        match self.kind {
+            KIND_STRUCT | KIND_UNION | KIND_DATA_SECTION | KIND_ENUM64 => 12,
+            KIND_ENUM | KIND_FUNCTION_PROTOTYPE => 8,
+            _ => 0,
+        }
+    }
+
+    /// Where the next type begins; `None` for a kind that does not exist.
+    fn end(&self) -> Option<usize> {
+        let fixed = match self.kind {
+            KIND_INT | KIND_VARIABLE | KIND_DECLARATION_TAG => 4,
+            KIND_ARRAY => 12,
+            0 | 20.. => return None,
+            _ => 0,
+        };
+        Some(self.rest + fixed + self.length * self.member_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// `struct outer { int a; union { struct { int b; int c : 3; int d : 5; }; long e; }; char name[16]; }`,
+    /// `typedef struct outer outer_t`, `enum { RED, BLUE = 5 }`.
+    fn blob() -> Vec<u8> {
+        let strings = b"\0int\0outer\0a\0b\0c\0d\0e\0name\0outer_t\0RED\0BLUE\0char\0long\0";
+        let name = |wanted: &str| {
+            let wanted = format!("\0{wanted}\0");
+            u32::try_from(strings.windows(wanted.len()).position(|w| w == wanted.as_bytes()).unwrap() + 1)
+                .unwrap()
+        };
+        let info = |kind: u8, length: u32, flag: u32| u32::from(kind) << 24 | length | flag << 31;
+        let bits = |offset: u32, count: u32| count << 24 | offset;
+        let words: Vec<u32> = [
+            vec![name("int"), info(KIND_INT, 0, 0), 4, 32],
+            vec![name("char"), info(KIND_INT, 0, 0), 1, 8],
+            vec![name("long"), info(KIND_INT, 0, 0), 8, 64],
+            vec![0, info(KIND_ARRAY, 0, 0), 0, 2, 1, 16],
+            vec![
+                0,
+                info(KIND_STRUCT, 3, 1),
+                8,
+                name("b"),
+                1,
+                0,
+                name("c"),
+                1,
+                bits(32, 3),
+                name("d"),
+                1,
+                bits(35, 5),
+            ],
+            vec![0, info(KIND_UNION, 2, 0), 8, 0, 5, 0, name("e"), 3, 0],
+            vec![name("outer"), info(KIND_STRUCT, 3, 0), 32, name("a"), 1, 0, 0, 6, 64, name("name"), 4, 128],
+            vec![name("outer_t"), info(KIND_TYPEDEF, 0, 0), 7],
+            vec![0, info(KIND_ENUM, 2, 0), 4, name("RED"), 0, name("BLUE"), 5],
+        ]
+        .concat();
+        let type_length = u32::try_from(words.len() * 4).unwrap();
+        let header = [0x0001_eb9f, 24, 0, type_length, type_length, u32::try_from(strings.len()).unwrap()];
+        let words = header.iter().chain(&words).flat_map(|word| word.to_le_bytes());
+        words.chain(strings.iter().copied()).collect()
+    }
+
+    #[test]
+    fn members_are_found_through_anonymous_ones_and_typedefs() {
+        let types = Types::parse(&blob()).unwrap();
+        let place = |path| {
+            types.field("outer_t", path).map(|field| (field.offset_bytes, field.size_bytes, field.bits))
+        };
+        assert_eq!(place("a"), Some((0, 4, None)));
+        assert_eq!(place("b"), Some((8, 4, None)));
+        assert_eq!(place("d"), Some((12, 1, Some((3, 5)))));
+        assert_eq!(place("e"), Some((8, 8, None)));
+        assert_eq!(place("name"), Some((16, 16, None)));
+        assert_eq!(place("nothing"), None);
+        assert_eq!(types.array(types.field("outer", "name").unwrap()), Some((1, 16)));
+        assert_eq!(types.size_of("outer"), Some(32));
+        assert_eq!(types.enum_with("RED"), [("RED".to_owned(), 0), ("BLUE".to_owned(), 5)]);
+        assert_eq!(types.enumerator("BLUE"), Some(5));
+    }
+
+    #[test]
+    fn a_stale_copy_does_not_survive_the_walk() {
+        let mut stale = blob();
+        stale[24 + 4 + 3] = 31;
+        assert!(Types::parse(&stale).is_none());
+        assert!(Types::parse(&blob()[..90]).is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn mutated_blobs_never_panic(changes in prop::collection::vec((0_usize..400, any::<u8>()), 1..8)) {
+            let mut blob = blob();
+            for (at, byte) in changes {
+                let at = at % blob.len();
+                blob[at] = byte;
+            }
+            if let Some(types) = Types::parse(&blob) {
+                for path in ["a", "b", "c", "d", "e", "name", "a.b"] {
+                    if let Some(field) = types.field("outer", path) {
+                        types.array(field);
+                        types.element(field, 3);
+                        types.field_through(field, "a");
+                    }
+                }
+                types.enum_with("BLUE");
+                types.size_of("outer");
+            }
+        }
+    }
+}

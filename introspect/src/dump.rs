@@ -1,0 +1,91 @@
+use std::{
+    fs::File,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use retrovisor_guest::{Gfn, MemoryError, MemoryLayout, MemoryView, Page};
+
+use crate::Error;
+
+/// A raw memory image in a file: the byte at offset N is that at guest-physical address N.
+#[derive(Debug)]
+pub struct RawDump {
+    file: File,
+    path: PathBuf,
+    layout: MemoryLayout,
+}
+
+impl RawDump {
+    /// Opens an image whose memory is flat from address 0 (no hole below 4 GiB).
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let dump = |source| Error::Dump { path: path.to_owned(), source };
+        let file = File::open(path).map_err(dump)?;
+        let length = file.metadata().map_err(dump)?.len();
+        let layout =
+            MemoryLayout::flat(length).map_err(|source| Error::DumpSize { path: path.to_owned(), source })?;
+        Ok(Self { file, path: path.to_owned(), layout })
+    }
+
+    /// Opens an image that holds the slots of a layout one after the other, without the holes between them.
+    pub fn open_with_layout(path: &Path, layout: MemoryLayout) -> Result<Self, Error> {
+        let mut dump = Self::open(path)?;
+        if dump.layout.bytes() != layout.bytes() {
+            let message = format!("it has {} bytes, the layout {}", dump.layout.bytes(), layout.bytes());
+            let source = std::io::Error::new(std::io::ErrorKind::InvalidData, message);
+            return Err(Error::Dump { path: path.to_owned(), source });
+        }
+        dump.layout = layout;
+        Ok(dump)
+    }
+}
+
+impl MemoryView for RawDump {
+    fn layout(&self) -> &MemoryLayout {
+        &self.layout
+    }
+
+    fn read_page(&self, gfn: Gfn, into: &mut Page) -> Result<(), MemoryError> {
+        let index = self.layout.index(gfn).ok_or(MemoryError::NotMemory { gpa: gfn.gpa() })?;
+        self.file.read_exact_at(into, Gfn(index).gpa().0).map_err(|error| match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => {
+                MemoryError::Damaged(format!("the dump {} was cut short at frame {gfn}", self.path.display()))
+            }
+            _ => MemoryError::Host(error),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use retrovisor_guest::{Gpa, MemorySlot};
+
+    use super::*;
+
+    #[test]
+    fn a_dump_reads_flat_or_with_holes() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&[[1; 4096], [2; 4096]].concat()).unwrap();
+        let mut page = [0; 4096];
+        let flat = RawDump::open(file.path()).unwrap();
+        flat.read_page(Gfn(1), &mut page).unwrap();
+        assert_eq!(page[0], 2);
+        assert!(matches!(flat.read_page(Gfn(2), &mut page), Err(MemoryError::NotMemory { .. })));
+        let slot = |gpa| MemorySlot { gpa: Gpa(gpa), length_bytes: 4096 };
+        let layout = MemoryLayout::new(vec![slot(0), slot(1 << 32)]).unwrap();
+        let holed = RawDump::open_with_layout(file.path(), layout).unwrap();
+        holed.read_page(Gpa(1 << 32).gfn(), &mut page).unwrap();
+        assert_eq!(page[0], 2);
+        file.as_file().set_len(4096).unwrap();
+        assert!(matches!(holed.read_page(Gpa(1 << 32).gfn(), &mut page), Err(MemoryError::Damaged(_))));
+    }
+
+    #[test]
+    fn files_that_are_no_dumps_are_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(matches!(RawDump::open(file.path()), Err(Error::DumpSize { .. })));
+        assert!(matches!(RawDump::open(Path::new("/nonexistent")), Err(Error::Dump { .. })));
+    }
+}

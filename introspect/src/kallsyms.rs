@@ -1,0 +1,337 @@
+//! The kernel's symbol table as kallsyms keeps it: found by its structure, of any layout since 4.6.
+
+use crate::{
+    image::{Image, ImageRange},
+    symbols::Symbols,
+};
+
+/// Where kallsyms' tables begin in the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tables {
+    /// `kallsyms_num_syms`; the names follow 8 bytes on.
+    pub(crate) count_at: usize,
+    /// `kallsyms_token_table`.
+    pub(crate) tokens_at: usize,
+    /// `kallsyms_token_index`.
+    pub(crate) index_at: usize,
+}
+
+/// The tokens 0x30 to 0x39 stand for themselves in every kernel.
+const DIGITS: &[u8] = b"0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00";
+/// Names lie before the tokens by no more than this.
+const NAMES_BYTES_MAX: usize = 32 << 20;
+/// What a search may spend on walking through false tables.
+const WALK_BYTES_MAX: usize = 64 << 20;
+const SYMBOLS_MIN: u32 = 64;
+const NAMES_PER_MARKER: u32 = 256;
+
+impl Tables {
+    /// Finds the tables by their structure. Decoys are passed over.
+    pub(crate) fn scan(image: &Image) -> Option<Self> {
+        let digits = memchr::memmem::find_iter(&image.bytes, DIGITS);
+        digits.filter_map(|digits_at| Self::around(image, digits_at)).next()
+    }
+
+    /// The tables around a place where the ten digits stand.
+    fn around(image: &Image, digits_at: usize) -> Option<Self> {
+        let end = after_strings(&image.bytes, digits_at, 256 - 0x30)?;
+        let index_at = end.next_multiple_of(8);
+        let tokens_at = digits_at.checked_sub(image.u16(index_at + 2 * 0x30)?.into())?;
+        let token_index = TokenIndex { image, tokens_at, index_at };
+        if !token_index.is_cumulative() {
+            return None;
+        }
+        let mut budget = WALK_BYTES_MAX;
+        let first = tokens_at.saturating_sub(NAMES_BYTES_MAX) & !7;
+        let candidates = (first..tokens_at & !7).step_by(8).rev();
+        let count_at = candidates.into_iter().find(|count_at| {
+            let count = image.u64(*count_at).and_then(|count| u32::try_from(count).ok());
+            count.filter(|count| (SYMBOLS_MIN..=Symbols::COUNT_MAX).contains(count)).is_some_and(|count| {
+                names_agree_with_markers(image, count_at + 8, count, tokens_at, &mut budget)
+            })
+        })?;
+        Some(Self { count_at, tokens_at, index_at })
+    }
+
+    /// Checks tables whose places something else told (VMCOREINFO).
+    pub(crate) fn check(self, image: &Image) -> Option<Self> {
+        let count = image.u32(self.count_at)?;
+        let tokens = TokenIndex { image, tokens_at: self.tokens_at, index_at: self.index_at };
+        let agree = (SYMBOLS_MIN..=Symbols::COUNT_MAX).contains(&count)
+            && tokens.is_cumulative()
+            && names_agree_with_markers(
+                image,
+                self.count_at + 8,
+                count,
+                self.tokens_at,
+                &mut WALK_BYTES_MAX.clone(),
+            );
+        agree.then_some(self)
+    }
+
+    /// Expands all names and computes all addresses.
+    pub(crate) fn read(&self, image: &Image, range: &ImageRange) -> Option<Symbols> {
+        let count = image.u32(self.count_at)?;
+        let offsets_bytes = usize::try_from(count).ok()?.checked_mul(4)?.next_multiple_of(8);
+        let after = (self.index_at + 512).next_multiple_of(8);
+        let base = |at: usize| image.u64(at).filter(|base| range.contains(*base));
+        let before_base = self.count_at.checked_sub(8);
+        // 4.6: offsets, relative_base, num_syms… · 6.4: …token_index, offsets, relative_base.
+        let mut layouts = Vec::new();
+        if let Some((at, base)) = before_base.and_then(|at| Some((at.checked_sub(offsets_bytes)?, base(at)?)))
+        {
+            layouts.push((at, Some(base)));
+        }
+        if let Some(base) = base(after + offsets_bytes) {
+            layouts.push((after, Some(base)));
+        }
+        // 7.0: every offset is relative to its own place.
+        layouts.push((after, None));
+        layouts.extend(self.count_at.checked_sub(offsets_bytes).map(|at| (at, None)));
+        layouts.into_iter().find_map(|(offsets_at, base)| {
+            let symbols = self.expand(image, count, &addresses(image, offsets_at, count, base)?)?;
+            (symbols.percent_within(range) >= 80).then_some(symbols)
+        })
+    }
+
+    fn expand(&self, image: &Image, count: u32, addresses: &[u64]) -> Option<Symbols> {
+        let tokens = TokenIndex { image, tokens_at: self.tokens_at, index_at: self.index_at }.tokens()?;
+        let (mut text, mut ends) =
+            (Vec::with_capacity(addresses.len() * 24), Vec::with_capacity(addresses.len()));
+        let mut at = self.count_at + 8;
+        for _ in 0..count {
+            let (length, first) = name_length(&image.bytes, at)?;
+            for token in image.bytes.get(first..first + length)? {
+                text.extend_from_slice(tokens[usize::from(*token)]);
+            }
+            ends.push(text.len());
+            at = first + length;
+        }
+        let starts = std::iter::once(0).chain(ends.iter().copied());
+        let names = starts.zip(&ends).map(|(start, end)| &text[start..*end]);
+        let all = names.zip(addresses).filter_map(|(name, address)| {
+            let (kind, name) = name.split_first()?;
+            Some((*address, *kind, name))
+        });
+        Some(Symbols::new(all))
+    }
+}
+
+/// Offsets as addresses. With a base and negative offsets in the majority (`ABSOLUTE_PERCPU`), those count down
+/// from the base and the others are absolute.
+fn addresses(image: &Image, offsets_at: usize, count: u32, base: Option<u64>) -> Option<Vec<u64>> {
+    let bytes = image.bytes.get(offsets_at..offsets_at + count as usize * 4)?;
+    let offsets: Vec<u32> = bytes.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+    let Some(base) = base else {
+        let own = (image.virt + offsets_at as u64..).step_by(4);
+        return Some(own.zip(&offsets).map(|(own, offset)| own.wrapping_add(extend(*offset))).collect());
+    };
+    let negative = offsets.iter().filter(|offset| offset.cast_signed() < 0).count();
+    let percpu_absolute = negative * 2 > offsets.len();
+    let address = |offset: &u32| match offset.cast_signed() {
+        0.. if percpu_absolute => u64::from(*offset),
+        _ if percpu_absolute => base.wrapping_sub(1).wrapping_sub(extend(*offset)),
+        _ => base.wrapping_add(u64::from(*offset)),
+    };
+    Some(offsets.iter().map(address).collect())
+}
+
+fn extend(offset: u32) -> u64 {
+    i64::from(offset.cast_signed()).cast_unsigned()
+}
+
+/// Walks `count` names from `at`; behind them the markers must tell where every 256th begins.
+fn names_agree_with_markers(image: &Image, at: usize, count: u32, limit: usize, budget: &mut usize) -> bool {
+    let names_at = at;
+    let (mut at, mut starts) = (at, Vec::new());
+    for number in 0..count {
+        if number % NAMES_PER_MARKER == 0 {
+            starts.push(at - names_at);
+        }
+        match name_length(&image.bytes, at) {
+            Some((length, first)) if length > 0 && first + length <= limit => at = first + length,
+            _ => break,
+        }
+    }
+    *budget = budget.saturating_sub(at - names_at + 64);
+    let markers_at = at.next_multiple_of(8);
+    let whole =
+        starts.len() == count.div_ceil(NAMES_PER_MARKER) as usize && markers_at + starts.len() * 4 <= limit;
+    let marker = |number: usize| image.u32(markers_at + number * 4).map(|marker| marker as usize);
+    *budget > 0 && whole && starts.iter().enumerate().all(|(number, start)| marker(number) == Some(*start))
+}
+
+/// A name's length in tokens, and where they begin.
+fn name_length(bytes: &[u8], at: usize) -> Option<(usize, usize)> {
+    let first = *bytes.get(at)?;
+    if first & 0x80 == 0 {
+        return Some((first.into(), at + 1));
+    }
+    let second = *bytes.get(at + 1)?;
+    Some((usize::from(first & 0x7f) | usize::from(second) << 7, at + 2))
+}
+
+/// The end of the `count`-th NUL-terminated string from `at`; tokens are short.
+fn after_strings(bytes: &[u8], mut at: usize, count: usize) -> Option<usize> {
+    for _ in 0..count {
+        let window = bytes.get(at..bytes.len().min(at + 256))?;
+        at += window.iter().position(|byte| *byte == 0)? + 1;
+    }
+    Some(at)
+}
+
+struct TokenIndex<'i> {
+    image: &'i Image,
+    tokens_at: usize,
+    index_at: usize,
+}
+
+impl<'i> TokenIndex<'i> {
+    /// Whether each entry is where the token before it ends.
+    fn is_cumulative(&self) -> bool {
+        let mut at = self.tokens_at;
+        (0..256).all(|token| {
+            let start = self.image.u16(self.index_at + 2 * token);
+            let right = start.is_some_and(|start| self.tokens_at + usize::from(start) == at);
+            match after_strings(&self.image.bytes, at, 1) {
+                Some(next) if right => at = next,
+                _ => return false,
+            }
+            true
+        })
+    }
+
+    fn tokens(&self) -> Option<Vec<&'i [u8]>> {
+        let mut at = self.tokens_at;
+        (0..256)
+            .map(|_| {
+                let next = after_strings(&self.image.bytes, at, 1)?;
+                let token = self.image.bytes.get(at..next - 1);
+                at = next;
+                token
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use retrovisor_guest::Gpa;
+
+    use super::*;
+
+    const VIRT: u64 = 0xffff_ffff_8a00_0000;
+
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Layout {
+        Before,
+        After,
+        OwnPlace,
+    }
+
+    fn align(bytes: &mut Vec<u8>) {
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+    }
+
+    /// Tables of 300 symbols: `Tsym<number>`, 16 bytes apart; the token 0x80 is "Tsym", one name is 200 tokens long.
+    fn image(layout: Layout) -> Image {
+        let count = 300_u32;
+        let mut bytes = vec![0; 4096];
+        // A decoy: digits without tables.
+        bytes.extend_from_slice(DIGITS);
+        align(&mut bytes);
+        let offsets = |bytes: &mut Vec<u8>| {
+            for number in 0..count {
+                let offset = match layout {
+                    Layout::OwnPlace => {
+                        let own = u32::try_from(bytes.len()).unwrap();
+                        (number * 16).wrapping_sub(own)
+                    }
+                    _ => (-1 - (number * 16).cast_signed()).cast_unsigned(),
+                };
+                bytes.extend(offset.to_le_bytes());
+            }
+            align(bytes);
+            if layout != Layout::OwnPlace {
+                bytes.extend(VIRT.to_le_bytes());
+            }
+        };
+        if layout == Layout::Before {
+            offsets(&mut bytes);
+        }
+        bytes.extend(u64::from(count).to_le_bytes());
+        let (names_at, mut markers) = (bytes.len(), Vec::new());
+        for number in 0..count {
+            if number % 256 == 0 {
+                markers.extend(u32::try_from(bytes.len() - names_at).unwrap().to_le_bytes());
+            }
+            let mut name = vec![0x80];
+            name.extend(format!("{number}").bytes());
+            if number == 299 {
+                name.resize(200, b'x');
+                bytes.extend([0xc8, 1]);
+            } else {
+                bytes.push(u8::try_from(name.len()).unwrap());
+            }
+            bytes.extend(name);
+        }
+        align(&mut bytes);
+        bytes.extend(markers);
+        align(&mut bytes);
+        let (tokens_at, mut index) = (bytes.len(), Vec::new());
+        for token in 0..=255_u8 {
+            index.extend(u16::try_from(bytes.len() - tokens_at).unwrap().to_le_bytes());
+            match token {
+                0x80 => bytes.extend(b"Tsym"),
+                b'0'..=b'9' | b'x' => bytes.push(token),
+                _ => (),
+            }
+            bytes.push(0);
+        }
+        align(&mut bytes);
+        bytes.extend(index);
+        align(&mut bytes);
+        if layout != Layout::Before {
+            offsets(&mut bytes);
+        }
+        bytes.resize(bytes.len() + 4096, 0);
+        Image { virt: VIRT, bytes }
+    }
+
+    fn range(image: &Image) -> ImageRange {
+        ImageRange { virt: VIRT, gpa: Gpa(0), bytes: image.bytes.len() as u64 }
+    }
+
+    #[test]
+    fn every_layout_is_read() {
+        for layout in [Layout::Before, Layout::After, Layout::OwnPlace] {
+            let image = image(layout);
+            let tables = Tables::scan(&image).unwrap();
+            assert_eq!(tables.check(&image), Some(tables));
+            let symbols = tables.read(&image, &range(&image)).unwrap();
+            assert_eq!(symbols.len(), 300, "{layout:?}");
+            assert_eq!(symbols.address("sym0"), Some(VIRT), "{layout:?}");
+            assert_eq!(symbols.address("sym298"), Some(VIRT + 298 * 16), "{layout:?}");
+            let long = format!("sym299{}", "x".repeat(196));
+            assert_eq!(symbols.place(VIRT + 299 * 16 + 3).map(|place| place.name), Some(long.as_str()));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn mutated_tables_never_panic(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..20)) {
+            for layout in [Layout::Before, Layout::After] {
+                let mut image = image(layout);
+                let whole = Tables::scan(&image).unwrap();
+                for (at, byte) in &changes {
+                    let at = at.index(image.bytes.len());
+                    image.bytes[at] = *byte;
+                }
+                let range = range(&image);
+                let _ = whole.read(&image, &range);
+                let _ = Tables::scan(&image).and_then(|tables| tables.read(&image, &range));
+            }
+        }
+    }
+}

@@ -1,0 +1,306 @@
+use std::sync::Arc;
+
+use retrovisor_guest::{Gpa, MemoryView, VcpuRegisters};
+
+use crate::{
+    Error,
+    btf::{self, Types},
+    image::{Image, ImageRange},
+    kallsyms::Tables,
+    pages::Pages,
+    paging::AddressSpace,
+    reader::Reader,
+    symbols::{Place, Symbols},
+    vmcoreinfo::{Traces, VmcoreInfo},
+};
+
+/// A Linux kernel found in a guest's memory: its page tables, symbols and types.
+///
+/// Stays true for as long as that kernel runs; [`Kernel::is_still_there`] asks a later memory.
+#[derive(Clone)]
+pub struct Kernel {
+    space: AddressSpace,
+    image: ImageRange,
+    symbols: Arc<Symbols>,
+    types: Option<Arc<Types>>,
+    release: String,
+    banner: String,
+    /// Where the banner stands, for [`Kernel::is_still_there`].
+    banner_at: u64,
+}
+
+/// Where a kernel without KASLR has `_text`.
+const LINKED_TEXT: u64 = 0xffff_ffff_8100_0000;
+const BANNER_MAX: usize = 512;
+/// A kernel's own types are more than a module's.
+const TYPES_BYTES_MIN: usize = 1 << 20;
+
+impl Kernel {
+    /// Finds the kernel: through the vCPUs' page tables, or, with no registers or none that lead to a kernel, through
+    /// its VMCOREINFO note or by looking for its top page table in all of memory. What was found must agree with
+    /// itself: page tables, symbols, banner, types.
+    pub fn find(view: &dyn MemoryView, vcpus: &[VcpuRegisters]) -> Result<Self, Error> {
+        Self::find_in(&Pages::new(view), vcpus)
+    }
+
+    pub(crate) fn find_in(pages: &Pages, vcpus: &[VcpuRegisters]) -> Result<Self, Error> {
+        let mut spaces: Vec<AddressSpace> = Vec::new();
+        for space in vcpus.iter().filter_map(AddressSpace::of) {
+            // Under page-table isolation the root with bit 12 set is the user's half of a pair.
+            for root in [space.root, Gpa(space.root.0 & !0x1000)] {
+                let space = AddressSpace { root, ..space };
+                if !spaces.contains(&space) {
+                    spaces.push(space);
+                }
+            }
+        }
+        let mut reason = if vcpus.is_empty() {
+            "no registers were given".to_owned()
+        } else {
+            "no vCPU runs in long mode".to_owned()
+        };
+        for space in spaces {
+            match Self::at(pages, space, None) {
+                Ok(kernel) => return Ok(kernel),
+                Err(why) => reason = format!("the page tables at {} {why}", space.root),
+            }
+        }
+        let traces = Traces::scan(pages);
+        for note in &traces.notes {
+            if let Some(kernel) =
+                note.address_space().and_then(|space| Self::at(pages, space, Some(note)).ok())
+            {
+                return Ok(kernel);
+            }
+        }
+        for root in &traces.roots {
+            for levels in [5, 4] {
+                if let Ok(kernel) = Self::at(pages, AddressSpace { root: *root, levels }, None) {
+                    return Ok(kernel);
+                }
+            }
+        }
+        Err(Error::NoKernel(format!(
+            "{reason}; of {} VMCOREINFO notes and {} possible page-table roots in memory none leads to a kernel",
+            traces.notes.len(),
+            traces.roots.len()
+        )))
+    }
+
+    /// The kernel that these page tables map, or why there is none.
+    fn at(pages: &Pages, space: AddressSpace, note: Option<&VmcoreInfo>) -> Result<Self, String> {
+        let image_range = ImageRange::find(pages, space).ok_or("map no kernel image")?;
+        let image = image_range.read(pages);
+        let told = note.and_then(|note| tables_of(note, &image));
+        let tables = told.or_else(|| Tables::scan(&image)).ok_or("map an image without a symbol table")?;
+        let symbols =
+            tables.read(&image, &image_range).ok_or("map an image whose symbol table is damaged")?;
+        let text = symbols.address("_text").or_else(|| symbols.address("_stext"));
+        let start = text
+            .filter(|text| image_range.contains(*text))
+            .ok_or("map an image whose symbols lie elsewhere")?;
+        let image_range = ImageRange {
+            virt: start,
+            gpa: Gpa(image_range.gpa.0 + (start - image_range.virt)),
+            bytes: image_range.bytes - (start - image_range.virt),
+        };
+        let (banner_at, banner) = symbols
+            .address("linux_banner")
+            .and_then(|at| Some((at, Reader::new(pages, space).string(at, BANNER_MAX)?)))
+            .filter(|(_, banner)| banner.starts_with("Linux version "))
+            .ok_or("map an image without a banner where its symbols say")?;
+        let release = banner.split(' ').nth(2).unwrap_or_default().to_owned();
+        if note.and_then(VmcoreInfo::release).is_some_and(|told| told != release) {
+            return Err("map another kernel than the VMCOREINFO note names".into());
+        }
+        let types = read_types(&image, &symbols);
+        if types.is_none() {
+            tracing::warn!(release, "this kernel has no readable BTF: only symbols and syscalls can be read");
+        }
+        let mut kernel = Self {
+            space,
+            image: image_range,
+            symbols: Arc::new(symbols),
+            types: types.map(Arc::new),
+            release,
+            banner: banner.trim_end().to_owned(),
+            banner_at,
+        };
+        // A process's tables go when it exits: the kernel's own stay.
+        let own = kernel.symbol("init_top_pgt").or_else(|| kernel.symbol("swapper_pg_dir"));
+        if let Some(root) = own.and_then(|own| kernel.image_gpa(own)) {
+            let own = AddressSpace { root, ..space };
+            if own
+                .translate(pages, banner_at)
+                .is_some_and(|gpa| Some(gpa) == space.translate(pages, banner_at))
+            {
+                kernel.space = own;
+            }
+        }
+        Ok(kernel)
+    }
+
+    /// Whether this kernel is the one that runs in another memory (of the same guest, earlier or later).
+    pub fn is_still_there(&self, view: &dyn MemoryView) -> bool {
+        self.is_still_in(&Pages::new(view))
+    }
+
+    pub(crate) fn is_still_in(&self, pages: &Pages) -> bool {
+        let reader = Reader::new(pages, self.space);
+        reader.translate(self.banner_at) == self.image_gpa(self.banner_at)
+            && reader
+                .string(self.banner_at, BANNER_MAX)
+                .is_some_and(|banner| banner.trim_end() == self.banner)
+    }
+
+    /// The address of a symbol.
+    #[must_use]
+    pub fn symbol(&self, name: &str) -> Option<u64> {
+        self.symbols.address(name)
+    }
+
+    /// The symbol of the kernel's image that an address lies in, and how far.
+    #[must_use]
+    pub fn symbolize(&self, address: u64) -> Option<(String, u64)> {
+        let place = self.place(address)?;
+        Some((place.name.to_owned(), place.offset))
+    }
+
+    /// Like [`Self::symbolize`], as `name` or `name+0x1c`.
+    #[must_use]
+    pub fn label(&self, address: u64) -> Option<String> {
+        let Place { name, offset, .. } = self.place(address)?;
+        Some(if offset == 0 { name.to_owned() } else { format!("{name}+{offset:#x}") })
+    }
+
+    pub(crate) fn place(&self, address: u64) -> Option<Place<'_>> {
+        self.image.contains(address).then(|| self.symbols.place(address))?
+    }
+
+    /// The symbols in a range of addresses, ascending: address and name.
+    pub fn symbols_within(&self, range: std::ops::Range<u64>) -> impl Iterator<Item = (u64, &str)> {
+        self.symbols.within(range)
+    }
+
+    pub(crate) fn symbols(&self) -> &Symbols {
+        &self.symbols
+    }
+
+    /// Symbols known.
+    #[must_use]
+    pub fn symbol_count(&self) -> usize {
+        self.symbols.len()
+    }
+
+    /// Types known; 0 without BTF.
+    #[must_use]
+    pub fn type_count(&self) -> usize {
+        self.types.as_ref().map_or(0, |types| types.len())
+    }
+
+    pub(crate) fn types(&self) -> Option<&Types> {
+        self.types.as_deref()
+    }
+
+    /// `uname -r`.
+    #[must_use]
+    pub fn release(&self) -> &str {
+        &self.release
+    }
+
+    /// The line of /proc/version.
+    #[must_use]
+    pub fn banner(&self) -> &str {
+        &self.banner
+    }
+
+    /// The kernel's own page tables.
+    #[must_use]
+    pub fn address_space(&self) -> AddressSpace {
+        self.space
+    }
+
+    /// KASLR: where `_text` is, minus where it was linked.
+    #[must_use]
+    pub fn virtual_slide(&self) -> u64 {
+        self.image.virt.wrapping_sub(LINKED_TEXT)
+    }
+
+    /// The kernel's `phys_base`; wraps below zero.
+    #[must_use]
+    pub fn physical_base(&self) -> u64 {
+        self.image.gpa.0.wrapping_sub(self.image.virt - crate::image::KERNEL_MAP)
+    }
+
+    /// The addresses of the kernel's code.
+    #[must_use]
+    pub fn text(&self) -> std::ops::Range<u64> {
+        let start = self.symbol("_stext").unwrap_or(self.image.virt);
+        let end = self.symbol("_etext").filter(|end| *end > start && *end - start <= self.image.bytes);
+        start..end.unwrap_or(start)
+    }
+
+    pub(crate) fn image(&self) -> &ImageRange {
+        &self.image
+    }
+
+    /// The physical address of something in the image, without a look at the page tables.
+    pub(crate) fn image_gpa(&self, virt: u64) -> Option<Gpa> {
+        self.image.contains(virt).then(|| self.image.gpa.checked_add(virt - self.image.virt))?
+    }
+
+    /// The physical address of a kernel-virtual one.
+    pub fn translate(&self, view: &dyn MemoryView, virt: u64) -> Result<Gpa, Error> {
+        self.space.translate(&Pages::new(view), virt).ok_or(Error::Unmapped { virt })
+    }
+
+    /// Fills `into` from a kernel-virtual address on.
+    pub fn read_virtual(&self, view: &dyn MemoryView, virt: u64, into: &mut [u8]) -> Result<(), Error> {
+        let pages = Pages::new(view);
+        Reader::new(&pages, self.space).read(virt, into).ok_or(Error::Unmapped { virt })
+    }
+
+    /// The 64-bit word at a symbol.
+    pub fn word(&self, view: &dyn MemoryView, symbol: &str) -> Result<u64, Error> {
+        let virt = self.symbol(symbol).ok_or_else(|| Error::NoSymbol(symbol.to_owned()))?;
+        let mut word = [0; 8];
+        self.read_virtual(view, virt, &mut word)?;
+        Ok(u64::from_le_bytes(word))
+    }
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernel")
+            .field("release", &self.release)
+            .field("space", &self.space)
+            .field("image", &self.image)
+            .field("symbols", &self.symbol_count())
+            .field("types", &self.type_count())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where a VMCOREINFO note of 6.0 and later says that kallsyms is, if its tables are really there.
+fn tables_of(note: &VmcoreInfo, image: &Image) -> Option<Tables> {
+    let at = |name: &str| image.offset(note.symbol(name)?);
+    let tables = Tables {
+        count_at: at("kallsyms_num_syms")?,
+        tokens_at: at("kallsyms_token_table")?,
+        index_at: at("kallsyms_token_index")?,
+    };
+    tables.check(image)
+}
+
+/// The kernel's types: between the symbols that mark them, else by scan.
+fn read_types(image: &Image, symbols: &Symbols) -> Option<Types> {
+    let marked = symbols.address("__start_BTF").and_then(|start| image.offset(start));
+    if let Some(types) = marked.and_then(|at| Types::parse(image.bytes.get(at..)?)) {
+        return Some(types);
+    }
+    memchr::memmem::find_iter(&image.bytes, &[0x9f, 0xeb, 1, 0])
+        .filter_map(|at| image.bytes.get(at..))
+        .filter(|blob| btf::Types::announced_bytes(blob).is_some_and(|bytes| bytes > TYPES_BYTES_MIN))
+        .take(64)
+        .find_map(Types::parse)
+}

@@ -1,0 +1,148 @@
+use std::{
+    cell::{Cell, RefCell},
+    sync::Arc,
+};
+
+use retrovisor_guest::{Gfn, Gpa, MemoryError, MemoryView, PAGE_SIZE, Page, PageToken, ZERO_PAGE};
+
+use crate::hash::IntegerMap;
+
+/// The frames of a view that one observation touches, each read once.
+///
+/// With a [`PageShelf`] behind it, frames whose token an earlier observation met are not read at all.
+pub(crate) struct Pages<'v> {
+    view: &'v dyn MemoryView,
+    shelf: Option<&'v RefCell<PageShelf>>,
+    frames: RefCell<IntegerMap<u64, Option<Arc<Page>>>>,
+    read: Cell<u64>,
+    unreadable: Cell<u64>,
+}
+
+/// Frames kept between observations, by the name of their contents.
+pub(crate) type PageShelf = lru::LruCache<PageToken, Arc<Page>>;
+
+impl<'v> Pages<'v> {
+    /// Frames kept at once (64 MiB): a hostile guest cannot make us hold more.
+    const FRAMES_MAX: usize = 16_384;
+
+    pub(crate) fn new(view: &'v dyn MemoryView) -> Self {
+        Self { view, shelf: None, frames: RefCell::default(), read: Cell::new(0), unreadable: Cell::new(0) }
+    }
+
+    pub(crate) fn with_shelf(view: &'v dyn MemoryView, shelf: &'v RefCell<PageShelf>) -> Self {
+        Self { shelf: Some(shelf), ..Self::new(view) }
+    }
+
+    pub(crate) fn view(&self) -> &'v dyn MemoryView {
+        self.view
+    }
+
+    /// Frames read from the view.
+    pub(crate) fn read_count(&self) -> u64 {
+        self.read.get()
+    }
+
+    /// Frames of RAM that the view could not give.
+    pub(crate) fn unreadable_count(&self) -> u64 {
+        self.unreadable.get()
+    }
+
+    /// The frame, or `None` when it is no RAM or cannot be read.
+    pub(crate) fn frame(&self, gfn: Gfn) -> Option<Arc<Page>> {
+        if let Some(known) = self.frames.borrow().get(&gfn.0) {
+            return known.clone();
+        }
+        let token = self.shelf.and_then(|shelf| Some((shelf, self.view.token(gfn)?)));
+        let kept = token.and_then(|(shelf, token)| shelf.borrow_mut().get(&token).cloned());
+        let page = kept.or_else(|| {
+            let mut page = Arc::new(ZERO_PAGE);
+            self.read_into(gfn, Arc::make_mut(&mut page))?;
+            if let Some((shelf, token)) = token {
+                shelf.borrow_mut().put(token, Arc::clone(&page));
+            }
+            Some(page)
+        });
+        let mut frames = self.frames.borrow_mut();
+        if frames.len() >= Self::FRAMES_MAX {
+            frames.clear();
+        }
+        frames.insert(gfn.0, page.clone());
+        page
+    }
+
+    /// Reads a frame past the cache: for scans that look at each frame once.
+    pub(crate) fn read_into(&self, gfn: Gfn, into: &mut Page) -> Option<()> {
+        self.read.set(self.read.get() + 1);
+        match self.view.read_page(gfn, into) {
+            Ok(()) => Some(()),
+            Err(MemoryError::NotMemory { .. }) => None,
+            Err(error) => {
+                tracing::warn!(%gfn, %error, "a frame cannot be read: facts that need it will be missing");
+                self.unreadable.set(self.unreadable.get() + 1);
+                None
+            }
+        }
+    }
+
+    /// Fills `into` from `gpa` on, across frames.
+    pub(crate) fn read(&self, gpa: Gpa, into: &mut [u8]) -> Option<()> {
+        let mut done = 0;
+        while done < into.len() {
+            let at = gpa.checked_add(done as u64)?;
+            let offset = at.offset_in_page();
+            let length = (PAGE_SIZE - offset).min(into.len() - done);
+            let page = self.frame(at.gfn())?;
+            into[done..done + length].copy_from_slice(&page[offset..offset + length]);
+            done += length;
+        }
+        Some(())
+    }
+
+    /// The 64-bit word at `gpa`, which must be 8-aligned.
+    pub(crate) fn word(&self, gpa: Gpa) -> Option<u64> {
+        let page = self.frame(gpa.gfn())?;
+        let offset = gpa.offset_in_page();
+        page.get(offset..offset + 8)?.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use retrovisor_guest::MemoryLayout;
+
+    use super::*;
+
+    struct Tokens(MemoryLayout);
+
+    impl MemoryView for Tokens {
+        fn layout(&self) -> &MemoryLayout {
+            &self.0
+        }
+        fn read_page(&self, gfn: Gfn, into: &mut Page) -> Result<(), MemoryError> {
+            self.0.index(gfn).ok_or(MemoryError::NotMemory { gpa: gfn.gpa() })?;
+            if gfn.0 == 3 {
+                return Err(MemoryError::Damaged("gone".into()));
+            }
+            into.fill(1);
+            Ok(())
+        }
+        fn token(&self, _gfn: Gfn) -> Option<PageToken> {
+            Some(PageToken(7))
+        }
+    }
+
+    #[test]
+    fn equal_tokens_are_read_once_and_damage_is_counted() {
+        let view = Tokens(MemoryLayout::flat(4 * 4096).unwrap());
+        let shelf = RefCell::new(PageShelf::new(std::num::NonZero::new(4).unwrap()));
+        let pages = Pages::with_shelf(&view, &shelf);
+        let mut bytes = [0; 8192];
+        pages.read(Gpa(0), &mut bytes).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == 1));
+        assert_eq!(pages.read_count(), 1);
+        let pages = Pages::new(&view);
+        assert!(pages.frame(Gfn(3)).is_none() && pages.frame(Gfn(4)).is_none());
+        assert_eq!(pages.unreadable_count(), 1);
+        assert_eq!(pages.read(Gpa(u64::MAX), &mut bytes), None);
+    }
+}
