@@ -25,6 +25,11 @@ pub trait MemoryView {
         false
     }
 
+    /// Whether the guest gave the frame back (balloon, hot-unplug). `false` also where the source cannot tell.
+    fn removed(&self, _gfn: Gfn) -> bool {
+        false
+    }
+
     /// Fills `into` from `gpa` on, across page borders.
     fn read(&self, gpa: Gpa, into: &mut [u8]) -> Result<(), MemoryError> {
         let mut page = [0; PAGE_SIZE];
@@ -53,6 +58,9 @@ impl<V: MemoryView + ?Sized> MemoryView for &V {
     }
     fn known_zero(&self, gfn: Gfn) -> bool {
         (**self).known_zero(gfn)
+    }
+    fn removed(&self, gfn: Gfn) -> bool {
+        (**self).removed(gfn)
     }
     fn read(&self, gpa: Gpa, into: &mut [u8]) -> Result<(), MemoryError> {
         (**self).read(gpa, into)
