@@ -1,2 +1,30 @@
 //! Features, detectors, verdicts, root causes and reports.
+//!
+//! Everything here reads facts that were taken from checkpoints, fresh or a year old; nothing touches a machine.
+//! An [`Analyst`] judges checkpoints one after the other; [`explain`] says when it began and what is to blame;
+//! [`report`] puts it on one page; [`QUERIES`] are questions to the snapshot database that people can run and change.
 #![forbid(unsafe_code)]
+
+mod activity;
+mod analyst;
+mod calibration;
+mod config;
+mod counter;
+mod detector;
+mod error;
+mod feature;
+mod history;
+mod judgement;
+mod model;
+mod number;
+mod order;
+mod sample;
+mod scale;
+mod suspect;
+
+pub use analyst::Analyst;
+pub use config::Config;
+pub use error::{AnalyticsError, Result};
+pub use feature::{Direction, FEATURES, Feature, Shape, position};
+pub use judgement::{Judgement, Reason};
+pub use sample::{Log, LogLine, Sample, Task, Violation};

@@ -1,0 +1,189 @@
+//! What each family of tasks (those of one name) did between two checkpoints.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::sample::{Sample, Task, count_f64, family, u64_f64};
+
+/// What one family of tasks did in an interval, and held at its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Deed {
+    /// Tasks at the end.
+    pub(crate) tasks: f64,
+    /// Of them, how many the earlier checkpoint had not.
+    pub(crate) newcomers: f64,
+    /// Processor time per guest second: 1 is one processor fully used.
+    pub(crate) cpu_share: f64,
+    /// Resident memory at the end, in pages.
+    pub(crate) rss_pages: f64,
+    /// Tasks of any name that started in the interval and have a parent of this name, per guest second.
+    pub(crate) children_per_s: f64,
+    /// Whether these are threads of the kernel.
+    pub(crate) kernel: bool,
+}
+
+/// The deeds of all families in one interval.
+pub(crate) type Activity = BTreeMap<String, Deed>;
+
+/// The stretch of guest time between two checkpoints on a timeline.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Interval {
+    pub(crate) seconds: f64,
+}
+
+impl Interval {
+    /// Rates over less guest time than this are mostly rounding.
+    const SECONDS_MIN: f64 = 0.05;
+
+    /// `None` where no rate makes sense: no parent, no clock, or a clock that went back or hardly moved.
+    pub(crate) fn between(parent: &Sample, sample: &Sample) -> Option<Self> {
+        let seconds = u64_f64(sample.uptime_ns?.checked_sub(parent.uptime_ns?)?) / 1e9;
+        (seconds >= Self::SECONDS_MIN).then_some(Self { seconds })
+    }
+}
+
+/// One task's part in an interval.
+pub(crate) struct TaskDeed<'a> {
+    pub(crate) task: &'a Task,
+    pub(crate) new: bool,
+    /// Processors' worth of time used: 1 is one processor fully used.
+    pub(crate) cpu_share: f64,
+}
+
+/// What each task alive at the end did since `parent`.
+pub(crate) fn task_deeds<'a>(
+    sample: &'a Sample,
+    parent: Option<&Sample>,
+    interval: Option<Interval>,
+) -> Vec<TaskDeed<'a>> {
+    let before: HashMap<(i64, u64), u64> =
+        parent.map(|p| p.tasks.iter().map(|t| (t.identity(), t.cpu_ns)).collect()).unwrap_or_default();
+    sample
+        .tasks
+        .iter()
+        .map(|task| {
+            let then = before.get(&task.identity());
+            let used_ns = u64_f64(task.cpu_ns.saturating_sub(then.copied().unwrap_or(0)));
+            // A thread cannot use more than one processor: what exceeds it is a forged or torn number.
+            let cpu_share = interval.map_or(0.0, |i| (used_ns / 1e9 / i.seconds).min(1.0));
+            TaskDeed { task, new: parent.is_some() && then.is_none(), cpu_share }
+        })
+        .collect()
+}
+
+/// Sums the tasks' deeds by family.
+pub(crate) fn activity(deeds: &[TaskDeed<'_>], interval: Option<Interval>) -> Activity {
+    let mut families = Activity::new();
+    for deed in deeds {
+        let entry = families.entry(deed.task.family()).or_default();
+        entry.kernel = deed.task.kernel_thread;
+        entry.tasks += 1.0;
+        entry.newcomers += f64::from(u8::from(deed.new));
+        entry.cpu_share += deed.cpu_share;
+        if deed.task.leads() {
+            entry.rss_pages += u64_f64(deed.task.rss_pages);
+        }
+    }
+    let Some(interval) = interval else { return families };
+    for deed in deeds.iter().filter(|deed| deed.new && deed.task.leads()) {
+        if let Some(parent) = &deed.task.parent_comm {
+            // kthreadd's children are its business; only known families count as parents.
+            let parent = family(parent, deed.task.kernel_thread);
+            if let Some(entry) = families.get_mut(&parent) {
+                entry.children_per_s += 1.0 / interval.seconds;
+            }
+        }
+    }
+    families
+}
+
+/// What a family did over the clean checkpoints: the most it was ever seen to do, and how often it was there.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Habit {
+    /// Clean checkpoints in which it was alive.
+    pub(crate) seen: usize,
+    /// The most of everything.
+    pub(crate) most: Deed,
+}
+
+/// The habits of all families: how the guest behaves when it is well.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Habits {
+    families: BTreeMap<String, Habit>,
+    checkpoints: usize,
+}
+
+/// How far a family went beyond anything it did in a clean checkpoint.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Excess {
+    pub(crate) tasks: f64,
+    pub(crate) cpu_share: f64,
+    pub(crate) rss_pages: f64,
+    pub(crate) children_per_s: f64,
+}
+
+impl Habits {
+    pub(crate) fn learn<'a>(activities: impl Iterator<Item = &'a Activity>) -> Self {
+        let mut habits = Self::default();
+        for activity in activities {
+            habits.checkpoints += 1;
+            for (name, deed) in activity {
+                let habit = habits.families.entry(name.clone()).or_default();
+                habit.seen += 1;
+                let most = &mut habit.most;
+                most.tasks = most.tasks.max(deed.tasks);
+                most.newcomers = most.newcomers.max(deed.newcomers);
+                most.cpu_share = most.cpu_share.max(deed.cpu_share);
+                most.rss_pages = most.rss_pages.max(deed.rss_pages);
+                most.children_per_s = most.children_per_s.max(deed.children_per_s);
+            }
+        }
+        habits
+    }
+
+    /// Clean checkpoints these habits were learnt from.
+    pub(crate) fn checkpoints(&self) -> usize {
+        self.checkpoints
+    }
+
+    pub(crate) fn of(&self, name: &str) -> Habit {
+        self.families.get(name).copied().unwrap_or_default()
+    }
+
+    /// Families that were alive in every clean checkpoint and are not in `activity`.
+    pub(crate) fn missing<'a>(&'a self, activity: &'a Activity) -> impl Iterator<Item = &'a str> {
+        self.families
+            .iter()
+            .filter(move |(name, habit)| habit.seen == self.checkpoints && !activity.contains_key(*name))
+            .map(|(name, _)| name.as_str())
+    }
+
+    pub(crate) fn excess(&self, name: &str, deed: &Deed) -> Excess {
+        let most = self.of(name).most;
+        Excess {
+            tasks: (deed.tasks - most.tasks).max(0.0),
+            cpu_share: (deed.cpu_share - 1.1 * most.cpu_share).max(0.0),
+            rss_pages: (deed.rss_pages - 1.1 * most.rss_pages).max(0.0),
+            children_per_s: (deed.children_per_s - most.children_per_s).max(0.0),
+        }
+    }
+
+    /// The excess of all families of user tasks together.
+    pub(crate) fn total_excess(&self, activity: &Activity) -> Excess {
+        let mut total = Excess::default();
+        for (name, deed) in activity.iter().filter(|(_, deed)| !deed.kernel) {
+            let excess = self.excess(name, deed);
+            total.tasks += excess.tasks;
+            total.cpu_share += excess.cpu_share;
+            total.rss_pages += excess.rss_pages;
+            total.children_per_s += excess.children_per_s;
+        }
+        total
+    }
+
+    /// User families never seen in a clean checkpoint.
+    pub(crate) fn strangers(&self, activity: &Activity) -> f64 {
+        count_f64(
+            activity.iter().filter(|(name, deed)| !deed.kernel && !self.families.contains_key(*name)).count(),
+        )
+    }
+}

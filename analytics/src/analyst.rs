@@ -1,0 +1,375 @@
+//! Judges one checkpoint of a machine after the other.
+
+use std::collections::{HashMap, VecDeque};
+
+use retrovisor_snapshot::{Catalogue, CheckpointId, MachineId, TimelineId, Verdict};
+
+use crate::activity::{Activity, Habits, Interval, TaskDeed, activity, task_deeds};
+use crate::config::Config;
+use crate::error::Result;
+use crate::feature::{FEATURES, extract};
+use crate::history;
+use crate::judgement::{Judgement, Reason, score};
+use crate::model::{Assessment, Model, Observation};
+use crate::number::{probability, short};
+use crate::sample::Sample;
+use crate::scale::Moment;
+use crate::suspect::suspects;
+
+/// Learns how one machine behaves when it is well, and judges its checkpoints one after the other.
+///
+/// All it knows follows from the samples it was shown, in their order: shown the same ones again, from the snapshot
+/// database, it comes to the same verdicts. Time is the guest's own, so that rollbacks and uneven intervals do no harm.
+#[derive(Clone, Debug)]
+pub struct Analyst {
+    config: Config,
+    baseline: VecDeque<Observation>,
+    model: Option<Model>,
+    /// Observations that joined the baseline since the model was fitted.
+    unlearnt: usize,
+    seen: HashMap<CheckpointId, Seen>,
+    waiting: HashMap<CheckpointId, Observation>,
+    last: Option<CheckpointId>,
+    resumed_from: Option<CheckpointId>,
+}
+
+/// What became of a checkpoint that was judged.
+#[derive(Clone, Debug)]
+struct Seen {
+    parent: Option<CheckpointId>,
+    timeline: TimelineId,
+    state: State,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum State {
+    /// Nothing speaks against it; too few have followed it.
+    Clean,
+    Good,
+    /// Suspect or bad, for these features (positions).
+    Alarm(Vec<usize>),
+}
+
+/// A judgement with what it rests on.
+pub(crate) struct Judged {
+    pub(crate) judgement: Judgement,
+    pub(crate) observation: Observation,
+    pub(crate) assessment: Option<Assessment>,
+}
+
+/// Reasons given for one checkpoint, at most.
+const REASONS_MAX: usize = 12;
+/// Clean checkpoints kept that wait for successors; those of timelines nobody came back to are forgotten.
+const WAITING_MAX: usize = 256;
+
+impl Analyst {
+    /// One that knows nothing yet.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            baseline: VecDeque::new(),
+            model: None,
+            unlearnt: 0,
+            seen: HashMap::new(),
+            waiting: HashMap::new(),
+            last: None,
+            resumed_from: None,
+        }
+    }
+
+    /// One that knows all of a machine's checkpoints in the snapshot database that have facts.
+    pub fn load(catalogue: &Catalogue, machine: MachineId, config: Config) -> Result<Self> {
+        history::replay(catalogue, machine, config, None, |_| Ok(()))
+    }
+
+    /// Whether the baseline is still being learnt: only invariants are judged.
+    #[must_use]
+    pub fn is_learning(&self) -> bool {
+        self.model.is_none()
+    }
+
+    /// Clean checkpoints that the baseline rests on.
+    #[must_use]
+    pub fn baseline_len(&self) -> usize {
+        self.baseline.len()
+    }
+
+    pub(crate) fn model(&self) -> Option<&Model> {
+        self.model.as_ref()
+    }
+
+    /// Tells that the machine went back: the next checkpoint follows this one, not the one judged last.
+    /// Suspicions of what was left behind do not carry over. The next sample's parent says the same.
+    pub fn rolled_back_to(&mut self, checkpoint: CheckpointId) {
+        self.resumed_from = Some(checkpoint);
+    }
+
+    /// Judges a checkpoint. `parent` is the sample it came after on its timeline; without it there are no rates.
+    pub fn judge(&mut self, sample: &Sample, parent: Option<&Sample>) -> Judgement {
+        self.judge_in_full(sample, parent).judgement
+    }
+
+    pub(crate) fn judge_in_full(&mut self, sample: &Sample, parent: Option<&Sample>) -> Judged {
+        let parent = parent.filter(|parent| Some(parent.checkpoint) == sample.parent);
+        // A guest that was just put back catches up for a moment: one wild checkpoint there proves nothing.
+        let resumed = self.resumes(sample);
+        self.last = Some(sample.checkpoint);
+        self.resumed_from = None;
+
+        let view = View::new(sample, parent);
+        let observation = view.observation(self.model.as_ref().map(|model| &model.habits));
+        let assessment = self.model.as_ref().map(|model| model.assess(&observation));
+        let mut judgement = Judgement {
+            checkpoint: sample.checkpoint,
+            verdict: Verdict::Unknown,
+            score: assessment.as_ref().map_or(0.0, |a| score(a.p_value)),
+            p_value: assessment.as_ref().map(|a| a.p_value),
+            reasons: invariants(sample),
+            features: named(&observation),
+            detectors: assessment.as_ref().map(|a| a.detectors.clone()).unwrap_or_default(),
+            learning: self.model.is_none(),
+            settled: Vec::new(),
+        };
+        let mut alarmed = Vec::new();
+        if let (Some(model), Some(assessment)) = (&self.model, &assessment) {
+            alarmed = self.alarmed_features(assessment);
+            judgement.verdict = self.verdict(sample, assessment, &alarmed, resumed);
+            if judgement.verdict != Verdict::Unknown {
+                judgement.reasons.extend(statistical_reasons(
+                    &view,
+                    model,
+                    &observation,
+                    assessment,
+                    &alarmed,
+                ));
+            }
+        }
+        if !sample.violations.is_empty() {
+            judgement.verdict = Verdict::Bad;
+            judgement.score = Judgement::SCORE_MAX;
+        }
+        judgement.reasons.truncate(REASONS_MAX);
+        let state =
+            if judgement.is_clean() { State::Clean } else { State::Alarm(std::mem::take(&mut alarmed)) };
+        judgement.settled = self.take_note(sample, state, &observation, view.interval.is_some());
+        Judged { judgement, observation, assessment }
+    }
+
+    /// Whether the machine was put back between this checkpoint and its parent.
+    fn resumes(&self, sample: &Sample) -> bool {
+        let Some(parent) = sample.parent else { return false };
+        self.resumed_from == Some(parent)
+            || self.last.is_some_and(|last| last != parent)
+            || self.seen.get(&parent).is_some_and(|seen| seen.timeline != sample.timeline)
+    }
+
+    /// Features far enough out to be named, strongest first.
+    fn alarmed_features(&self, assessment: &Assessment) -> Vec<usize> {
+        let mut far: Vec<usize> = (0..FEATURES.len())
+            .filter(|at| assessment.evidence[*at].abs() >= self.config.deviation_min)
+            .collect();
+        far.sort_by(|a, b| assessment.evidence[*b].abs().total_cmp(&assessment.evidence[*a].abs()));
+        far
+    }
+
+    fn verdict(&self, sample: &Sample, assessment: &Assessment, alarmed: &[usize], resumed: bool) -> Verdict {
+        let Some(strongest) = alarmed.first().map(|at| assessment.evidence[*at].abs()) else {
+            return Verdict::Unknown;
+        };
+        if assessment.p_value >= self.config.alpha {
+            return Verdict::Unknown;
+        }
+        let extreme = strongest >= self.config.deviation_extreme
+            && assessment.p_value < self.config.alpha_extreme
+            && !resumed;
+        let confirmed =
+            sample.parent.and_then(|parent| self.seen.get(&parent)).is_some_and(|seen| match &seen.state {
+                State::Alarm(before) => before.is_empty() || before.iter().any(|at| alarmed.contains(at)),
+                _ => false,
+            });
+        if extreme || confirmed { Verdict::Bad } else { Verdict::Suspect }
+    }
+
+    /// Remembers a judged checkpoint, and settles those that enough clean ones have followed.
+    fn take_note(
+        &mut self,
+        sample: &Sample,
+        state: State,
+        observation: &Observation,
+        has_rates: bool,
+    ) -> Vec<CheckpointId> {
+        let clean = state == State::Clean;
+        let known = self
+            .seen
+            .insert(sample.checkpoint, Seen { parent: sample.parent, timeline: sample.timeline, state })
+            .is_some();
+        if !clean || known {
+            return Vec::new();
+        }
+        if self.model.is_some() {
+            self.wait(observation.clone());
+        } else if has_rates {
+            self.baseline.push_back(observation.clone());
+            if self.baseline.len() >= self.config.baseline() {
+                self.fit();
+            }
+        }
+        // Until there is a model nothing but invariants was checked: too little to call a checkpoint good.
+        if self.model.is_none() { Vec::new() } else { self.settle(sample.checkpoint) }
+    }
+
+    fn wait(&mut self, observation: Observation) {
+        self.waiting.insert(observation.checkpoint, observation);
+        if self.waiting.len() > WAITING_MAX
+            && let Some(oldest) = self.waiting.keys().min().copied()
+        {
+            self.waiting.remove(&oldest);
+        }
+    }
+
+    /// Walks back from a clean checkpoint for as long as everything is clean.
+    fn settle(&mut self, newest: CheckpointId) -> Vec<CheckpointId> {
+        let mut settled = Vec::new();
+        let (mut at, mut followers) = (newest, 0);
+        while let Some(seen) = self.seen.get_mut(&at) {
+            if seen.state != State::Clean {
+                break;
+            }
+            let parent = seen.parent;
+            if followers >= self.config.settle_checkpoints {
+                seen.state = State::Good;
+                settled.push(at);
+            }
+            followers += 1;
+            match parent {
+                // A parent is always older: damaged links cannot make a circle.
+                Some(parent) if parent < at => at = parent,
+                _ => break,
+            }
+        }
+        settled.reverse();
+        for checkpoint in &settled {
+            if let Some(observation) = self.waiting.remove(checkpoint)
+                && observation.moment.interval_s > 0.0
+            {
+                self.baseline.push_back(observation);
+                self.unlearnt += 1;
+            }
+        }
+        while self.baseline.len() > self.config.window() {
+            self.baseline.pop_front();
+        }
+        // Learning anew for every tenth part that is new keeps the cost of a checkpoint level.
+        if self.unlearnt > 0 && self.unlearnt * 10 >= self.baseline.len().min(40) {
+            self.fit();
+        }
+        settled
+    }
+
+    fn fit(&mut self) {
+        self.model = Some(Model::fit(&self.baseline.iter().collect::<Vec<_>>()));
+        self.unlearnt = 0;
+    }
+}
+
+/// A sample beside its parent, with what the tasks did in between.
+pub(crate) struct View<'a> {
+    sample: &'a Sample,
+    parent: Option<&'a Sample>,
+    pub(crate) interval: Option<Interval>,
+    pub(crate) deeds: Vec<TaskDeed<'a>>,
+    pub(crate) activity: Activity,
+}
+
+impl<'a> View<'a> {
+    pub(crate) fn new(sample: &'a Sample, parent: Option<&'a Sample>) -> Self {
+        let interval = parent.and_then(|parent| Interval::between(parent, sample));
+        let deeds = task_deeds(sample, parent, interval);
+        let activity = activity(&deeds, interval);
+        Self { sample, parent, interval, deeds, activity }
+    }
+
+    pub(crate) fn observation(&self, habits: Option<&Habits>) -> Observation {
+        Observation {
+            checkpoint: self.sample.checkpoint,
+            moment: Moment {
+                uptime_s: self.sample.uptime_s().unwrap_or(0.0),
+                interval_s: self.interval.map_or(0.0, |interval| interval.seconds),
+            },
+            vector: extract(self.sample, self.parent, self.interval, &self.deeds, &self.activity, habits),
+            activity: self.activity.clone(),
+            counters: crate::counter::rates(self.sample, self.parent, self.interval),
+        }
+    }
+}
+
+fn named(observation: &Observation) -> Vec<(String, f64)> {
+    FEATURES
+        .iter()
+        .zip(&observation.vector)
+        .filter_map(|(feature, value)| Some((feature.name.to_owned(), (*value)?)))
+        .collect()
+}
+
+fn invariants(sample: &Sample) -> Vec<Reason> {
+    sample
+        .violations
+        .iter()
+        .map(|violation| Reason {
+            text: violation.to_string(),
+            subject: format!("{} {}", violation.kind, violation.object),
+            invariant: true,
+            weight: Judgement::SCORE_MAX,
+        })
+        .collect()
+}
+
+fn statistical_reasons(
+    view: &View<'_>,
+    model: &Model,
+    observation: &Observation,
+    assessment: &Assessment,
+    alarmed: &[usize],
+) -> Vec<Reason> {
+    let tasks = suspects(&view.deeds, &view.activity, &model.habits, view.interval).into_iter().take(3).map(
+        |suspect| Reason {
+            text: format!("{} {}", suspect.title(), suspect.evidence.join("; ")),
+            subject: format!("task {}", suspect.family),
+            invariant: false,
+            weight: suspect.score,
+        },
+    );
+    let features = alarmed.iter().filter_map(|at| {
+        let (feature, scale) = (FEATURES.get(*at)?, model.scale(*at)?);
+        let (low, high) = scale.range();
+        let deviation = assessment.deviations[*at];
+        Some(Reason {
+            text: format!(
+                "{} {}: {} to {} when clean ({} robust deviations)",
+                feature.name,
+                short((*observation.vector.get(*at)?)?),
+                short(low),
+                short(high),
+                short(deviation)
+            ),
+            subject: feature.name.to_owned(),
+            invariant: false,
+            weight: deviation.abs(),
+        })
+    });
+    let mut reasons: Vec<Reason> = tasks.chain(features).collect();
+    if let Some((name, _, p)) = assessment.detectors.iter().min_by(|a, b| a.2.total_cmp(&b.2)) {
+        reasons.push(Reason {
+            text: format!(
+                "detector `{name}`: p {} against {} clean checkpoints",
+                probability(*p),
+                model.checkpoints
+            ),
+            subject: format!("detector {name}"),
+            invariant: false,
+            weight: 0.0,
+        });
+    }
+    reasons
+}

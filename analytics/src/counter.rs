@@ -1,0 +1,85 @@
+//! The kernel's own counters, all of them: too many to judge by, but they name what changed.
+
+use std::collections::BTreeMap;
+
+use crate::activity::Interval;
+use crate::order::{quantile, sorted, spread};
+use crate::sample::Sample;
+
+/// Counters taken of one checkpoint, at most.
+const COUNTERS_MAX: usize = 1024;
+
+/// Whether the counter is a level (so many now) and not a count of events since boot.
+fn is_level(name: &str) -> bool {
+    name.starts_with("nr_") || name.starts_with("load") || name.ends_with("_pages")
+}
+
+/// Events per guest second, and levels as they are.
+pub(crate) fn rates(
+    sample: &Sample,
+    parent: Option<&Sample>,
+    interval: Option<Interval>,
+) -> BTreeMap<String, f64> {
+    let rate = |name: &str, now: f64| {
+        let grown = now - parent?.counter(name)?;
+        (grown >= 0.0).then_some(grown / interval?.seconds)
+    };
+    sample
+        .counters
+        .iter()
+        .take(COUNTERS_MAX)
+        .filter_map(|(name, now)| {
+            let value = if is_level(name) { *now } else { rate(name, *now)? };
+            value.is_finite().then(|| (name.clone(), value))
+        })
+        .collect()
+}
+
+/// A counter that left its range.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Stray {
+    pub(crate) name: String,
+    /// Robust standard deviations on a logarithmic scale, signed.
+    pub(crate) deviation: f64,
+    pub(crate) now: f64,
+    pub(crate) low: f64,
+    pub(crate) high: f64,
+    pub(crate) level: bool,
+}
+
+/// Smallest standard deviation believed, on the logarithmic scale.
+const SPREAD_MIN: f64 = 0.35;
+
+/// All counters by how far they are from their median in clean checkpoints (BARO's robust scorer), farthest first.
+pub(crate) fn strays<'a>(
+    now: &BTreeMap<String, f64>,
+    clean: impl Iterator<Item = &'a BTreeMap<String, f64>>,
+) -> Vec<Stray> {
+    let mut seen: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    for (name, value) in clean.flatten() {
+        seen.entry(name).or_default().push(scaled(*value));
+    }
+    let mut strays: Vec<Stray> = now
+        .iter()
+        .filter_map(|(name, now)| {
+            let values = sorted(seen.get(name.as_str())?.iter().copied());
+            let center = quantile(&values, 0.5)?;
+            let spread = spread(&values)?.max(SPREAD_MIN);
+            Some(Stray {
+                name: name.clone(),
+                deviation: (scaled(*now) - center) / spread,
+                now: *now,
+                low: values.first()?.sinh(),
+                high: values.last()?.sinh(),
+                level: is_level(name),
+            })
+        })
+        .collect();
+    strays.sort_by(|a, b| b.deviation.abs().total_cmp(&a.deviation.abs()).then_with(|| a.name.cmp(&b.name)));
+    strays
+}
+
+/// Logarithmic far from zero, straight near it, either sign.
+fn scaled(value: f64) -> f64 {
+    value.asinh()
+}

@@ -1,0 +1,29 @@
+use retrovisor_snapshot::CheckpointId;
+
+/// Why a question about checkpoints could not be answered.
+#[derive(Debug, thiserror::Error)]
+pub enum AnalyticsError {
+    /// The snapshot database failed or refused.
+    #[error("cannot read the snapshot database: {0}")]
+    Store(#[from] retrovisor_snapshot::Error),
+    /// The checkpoint has no facts: it was never read by introspection.
+    #[error(
+        "checkpoint {checkpoint} has no facts; let introspection read it first (`retrovisor inspect --at {checkpoint}`)"
+    )]
+    NoFacts {
+        /// The checkpoint asked for.
+        checkpoint: CheckpointId,
+    },
+    /// The checkpoint is not among those of its machine.
+    #[error("checkpoint {checkpoint} is not in the history; `retrovisor log` lists those that are")]
+    NoCheckpoint {
+        /// The checkpoint asked for.
+        checkpoint: CheckpointId,
+    },
+    /// A report could not be written as JSON.
+    #[error("cannot write the report as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+/// The result of everything in this crate that can fail.
+pub type Result<T> = std::result::Result<T, AnalyticsError>;

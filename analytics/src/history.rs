@@ -1,0 +1,75 @@
+//! A machine's checkpoints shown to an analyst again, in the order in which they were taken.
+
+use std::collections::{BTreeMap, HashMap};
+
+use retrovisor_snapshot::{Catalogue, CheckpointId, CheckpointRecord, MachineId};
+
+use crate::analyst::{Analyst, Judged};
+use crate::config::Config;
+use crate::error::Result;
+use crate::sample::Sample;
+
+/// One checkpoint as the analyst saw it.
+pub(crate) struct Step<'a> {
+    pub(crate) record: &'a CheckpointRecord,
+    pub(crate) judged: Judged,
+}
+
+/// Samples kept at hand: parents are nearly always among the newest.
+const SAMPLES_MAX: usize = 16;
+
+/// Shows all checkpoints that have facts to a new analyst, up to and including `until`.
+pub(crate) fn replay(
+    catalogue: &Catalogue,
+    machine: MachineId,
+    config: Config,
+    until: Option<CheckpointId>,
+    mut visit: impl FnMut(Step<'_>) -> Result<()>,
+) -> Result<Analyst> {
+    let mut analyst = Analyst::new(config);
+    let mut shelf = Shelf::default();
+    let records = catalogue.checkpoints(machine)?;
+    let by_id: HashMap<CheckpointId, &CheckpointRecord> =
+        records.iter().map(|record| (record.id, record)).collect();
+    for record in &records {
+        if let Some(sample) = Sample::load_record(catalogue, record)? {
+            if let Some(parent) = record.parent.and_then(|parent| by_id.get(&parent)) {
+                shelf.fetch(catalogue, parent)?;
+            }
+            let parent = record.parent.and_then(|parent| shelf.samples.get(&parent));
+            let judged = analyst.judge_in_full(&sample, parent);
+            shelf.put(sample);
+            visit(Step { record, judged })?;
+        }
+        if until == Some(record.id) {
+            break;
+        }
+    }
+    Ok(analyst)
+}
+
+#[derive(Default)]
+struct Shelf {
+    samples: BTreeMap<CheckpointId, Sample>,
+}
+
+impl Shelf {
+    fn fetch(&mut self, catalogue: &Catalogue, record: &CheckpointRecord) -> Result<()> {
+        if !self.samples.contains_key(&record.id)
+            && let Some(sample) = Sample::load_record(catalogue, record)?
+        {
+            self.put(sample);
+        }
+        Ok(())
+    }
+
+    /// The sample just put is never the one that has to go, unless the one before it is newer.
+    fn put(&mut self, sample: Sample) {
+        let keep = sample.checkpoint;
+        self.samples.insert(keep, sample);
+        while self.samples.len() > SAMPLES_MAX {
+            let Some(oldest) = self.samples.keys().copied().find(|id| *id != keep) else { break };
+            self.samples.remove(&oldest);
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! A baseline: what clean checkpoints look like, and how surprising another one is.
+
+use std::collections::BTreeMap;
+
+use ndarray::{Array1, Array2};
+use retrovisor_snapshot::CheckpointId;
+
+use crate::activity::{Activity, Habits};
+use crate::calibration::Calibration;
+use crate::detector::{Detector, Kind};
+use crate::feature::{FEATURES, Vector};
+use crate::sample::count_f64;
+use crate::scale::{Moment, Scale};
+
+/// What one checkpoint adds to a baseline.
+#[derive(Clone, Debug)]
+pub(crate) struct Observation {
+    pub(crate) checkpoint: CheckpointId,
+    pub(crate) moment: Moment,
+    pub(crate) vector: Vector,
+    pub(crate) activity: Activity,
+    /// Raw kernel counters: events per guest second, levels as they are.
+    pub(crate) counters: BTreeMap<String, f64>,
+}
+
+/// What a model says of an observation.
+#[derive(Clone, Debug)]
+pub(crate) struct Assessment {
+    /// Robust standard deviations, one a feature, signed.
+    pub(crate) deviations: Vec<f64>,
+    /// The same divided by what the feature was seen to do in clean checkpoints: the evidence.
+    pub(crate) evidence: Vec<f64>,
+    /// All detectors together.
+    pub(crate) p_value: f64,
+    /// Each detector's score and p-value.
+    pub(crate) detectors: Vec<(&'static str, f64, f64)>,
+}
+
+/// A fitted baseline.
+#[derive(Clone, Debug)]
+pub(crate) struct Model {
+    scales: Vec<Option<Scale>>,
+    /// By how much a feature that is wild even in clean checkpoints is held back; 1 for the tame.
+    wildness: Vec<f64>,
+    detectors: Vec<(Kind, Detector, Calibration)>,
+    pub(crate) habits: Habits,
+    pub(crate) checkpoints: usize,
+}
+
+/// A clean deviation up to this many robust standard deviations is nothing to hold against a feature.
+const TAME: f64 = 4.0;
+/// Most parts the baseline is cut into to be judged by the rest of itself.
+const BLOCKS_MAX: usize = 10;
+
+impl Model {
+    pub(crate) fn fit(baseline: &[&Observation]) -> Self {
+        let scales = fit_scales(baseline);
+        let blocks = cut(baseline.len());
+        // Every block of neighbours in time is judged by scales, then by detectors, that know only the others.
+        let mut outside = Array2::zeros((baseline.len(), FEATURES.len()));
+        let mut inside = Vec::new();
+        for block in &blocks {
+            let rest = without(baseline, block);
+            let scales = fit_scales(&rest);
+            for at in block.clone() {
+                outside.row_mut(at).assign(&Array1::from(deviations(&scales, baseline[at])));
+            }
+            inside.push(matrix(&scales, &rest));
+        }
+        let wildness: Vec<f64> = outside
+            .columns()
+            .into_iter()
+            .map(|column| column.iter().fold(TAME, |most, z: &f64| most.max(z.abs())) / TAME)
+            .collect();
+        let tamed = |mut matrix: Array2<f64>| {
+            for (mut column, wildness) in matrix.columns_mut().into_iter().zip(&wildness) {
+                column /= *wildness;
+            }
+            matrix
+        };
+        let outside = tamed(outside);
+        let inside: Vec<Array2<f64>> = inside.into_iter().map(tamed).collect();
+        let whole = tamed(matrix(&scales, baseline));
+        let detectors = Kind::ALL
+            .into_iter()
+            .filter_map(|kind| {
+                let mut scores = Vec::with_capacity(baseline.len());
+                for (block, rest) in blocks.iter().zip(&inside) {
+                    let detector = kind.fit(rest)?;
+                    scores.extend(block.clone().map(|at| detector.score(outside.row(at))));
+                }
+                Some((kind, kind.fit(&whole)?, Calibration::fit(&scores)?))
+            })
+            .collect();
+        let habits = Habits::learn(baseline.iter().map(|observation| &observation.activity));
+        Self { scales, wildness, detectors, habits, checkpoints: baseline.len() }
+    }
+
+    pub(crate) fn assess(&self, observation: &Observation) -> Assessment {
+        let deviations = deviations(&self.scales, observation);
+        let evidence: Vec<f64> =
+            deviations.iter().zip(&self.wildness).map(|(z, wildness)| z / wildness).collect();
+        let row = ndarray::ArrayView1::from(&evidence[..]);
+        let detectors: Vec<_> = self
+            .detectors
+            .iter()
+            .map(|(kind, detector, calibration)| {
+                let score = detector.score(row);
+                (kind.name(), score, calibration.p_value(score))
+            })
+            .collect();
+        let least = detectors.iter().map(|(_, _, p)| *p).fold(1.0, f64::min);
+        // Bonferroni: holds however much the detectors depend on each other.
+        let p_value = (least * count_f64(detectors.len().max(1))).min(1.0);
+        Assessment { deviations, evidence, p_value, detectors }
+    }
+
+    pub(crate) fn scale(&self, feature: usize) -> Option<&Scale> {
+        self.scales.get(feature)?.as_ref()
+    }
+}
+
+fn fit_scales(baseline: &[&Observation]) -> Vec<Option<Scale>> {
+    FEATURES
+        .iter()
+        .enumerate()
+        .map(|(at, feature)| {
+            let seen: Vec<_> =
+                baseline.iter().filter_map(|o| Some((o.moment, (*o.vector.get(at)?)?))).collect();
+            Scale::fit(*feature, &seen)
+        })
+        .collect()
+}
+
+/// What is not known deviates by nothing.
+fn deviations(scales: &[Option<Scale>], observation: &Observation) -> Vec<f64> {
+    scales
+        .iter()
+        .zip(&observation.vector)
+        .map(|(scale, raw)| match (scale, raw) {
+            (Some(scale), Some(raw)) => scale.deviation(observation.moment, *raw),
+            _ => 0.0,
+        })
+        .collect()
+}
+
+fn matrix(scales: &[Option<Scale>], rows: &[&Observation]) -> Array2<f64> {
+    let mut matrix = Array2::zeros((rows.len(), scales.len()));
+    for (mut row, observation) in matrix.rows_mut().into_iter().zip(rows) {
+        row.assign(&Array1::from(deviations(scales, observation)));
+    }
+    matrix
+}
+
+/// Blocks of neighbours in time, as checkpoints resemble those beside them.
+fn cut(count: usize) -> Vec<std::ops::Range<usize>> {
+    let length = count.div_ceil(BLOCKS_MAX).max(4);
+    (0..count).step_by(length).map(|from| from..(from + length).min(count)).collect()
+}
+
+fn without<'a>(baseline: &[&'a Observation], block: &std::ops::Range<usize>) -> Vec<&'a Observation> {
+    baseline.iter().enumerate().filter(|(at, _)| !block.contains(at)).map(|(_, o)| *o).collect()
+}

@@ -1,0 +1,234 @@
+//! What statistics needs of one checkpoint's facts.
+
+mod grid;
+mod log;
+mod task;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use retrovisor_guest::fact::Table;
+use retrovisor_snapshot::{Catalogue, CheckpointId, CheckpointRecord, TimelineId};
+use serde::Serialize;
+
+use self::grid::Grid;
+pub use self::log::{Log, LogLine};
+pub use self::task::Task;
+pub(crate) use self::task::family;
+use crate::error::{AnalyticsError, Result};
+
+/// Something that is never so in a healthy guest, and was found.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Violation {
+    /// Which rule: `syscall`, `hidden task`…
+    pub kind: String,
+    /// What it is about.
+    pub object: String,
+    /// The symbol involved, where there is one.
+    pub symbol: Option<String>,
+    /// More, in words.
+    pub detail: Option<String>,
+    /// What should be there.
+    pub expected: Option<String>,
+    /// What is there.
+    pub found: Option<String>,
+}
+
+/// What taking the checkpoint itself told, in pages and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Capture {
+    pub(crate) dirty_pages: f64,
+    pub(crate) new_pages: f64,
+    pub(crate) zero_pages: f64,
+    pub(crate) stored_bytes: f64,
+}
+
+/// One checkpoint's facts, reduced to what statistics needs. The same whether it was made from fresh tables
+/// or read back from the snapshot database a year later.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sample {
+    pub(crate) checkpoint: CheckpointId,
+    pub(crate) parent: Option<CheckpointId>,
+    pub(crate) timeline: TimelineId,
+    pub(crate) capture: Capture,
+    pub(crate) uptime_ns: Option<u64>,
+    pub(crate) cpus: f64,
+    pub(crate) tasks: Vec<Task>,
+    pub(crate) modules: BTreeSet<String>,
+    pub(crate) syscalls: BTreeMap<(String, i64), String>,
+    pub(crate) log: Log,
+    pub(crate) counters: BTreeMap<String, f64>,
+    pub(crate) violations: BTreeSet<Violation>,
+}
+
+/// Tables a sample is made of.
+const TABLES: [&str; 7] =
+    ["fact_kernel", "fact_task", "fact_module", "fact_syscall", "fact_log", "fact_counter", "fact_integrity"];
+
+/// Most rows taken of one table: a guest that forges more tasks than this is anomalous long before.
+const ROWS_MAX: usize = 65_536;
+
+impl Sample {
+    /// Makes a sample of facts that were just read.
+    #[must_use]
+    pub fn from_tables(record: &CheckpointRecord, tables: &[Table]) -> Self {
+        let mut sample = Self::empty(record);
+        for name in TABLES {
+            if let Some(grid) = Grid::find(tables, name) {
+                sample.take(name, &grid);
+            }
+        }
+        sample
+    }
+
+    /// Reads a sample back from the snapshot database.
+    pub fn load(catalogue: &Catalogue, checkpoint: CheckpointId) -> Result<Self> {
+        let record = catalogue.checkpoint(checkpoint)?;
+        Self::load_record(catalogue, &record)?.ok_or(AnalyticsError::NoFacts { checkpoint })
+    }
+
+    /// As [`Sample::load`]; `None` when introspection never read the checkpoint.
+    pub(crate) fn load_record(catalogue: &Catalogue, record: &CheckpointRecord) -> Result<Option<Self>> {
+        let mut sample = Self::empty(record);
+        let mut any = false;
+        for name in TABLES {
+            let rows = catalogue.facts(record.id, name)?;
+            any |= !rows.rows.is_empty();
+            sample.take(name, &Grid::new(&rows.columns, &rows.rows));
+        }
+        Ok(any.then_some(sample))
+    }
+
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "page and byte counts of one checkpoint are far below 2^53"
+    )]
+    fn empty(record: &CheckpointRecord) -> Self {
+        Self {
+            checkpoint: record.id,
+            parent: record.parent,
+            timeline: record.timeline,
+            capture: Capture {
+                dirty_pages: record.dirty_pages as f64,
+                new_pages: record.new_pages as f64,
+                zero_pages: record.zero_pages as f64,
+                stored_bytes: record.stored_bytes as f64,
+            },
+            uptime_ns: None,
+            cpus: 1.0,
+            tasks: Vec::new(),
+            modules: BTreeSet::new(),
+            syscalls: BTreeMap::new(),
+            log: Log::default(),
+            counters: BTreeMap::new(),
+            violations: BTreeSet::new(),
+        }
+    }
+
+    fn take(&mut self, table: &str, grid: &Grid<'_>) {
+        match table {
+            "fact_kernel" => {
+                if let Some(row) = grid.rows(1).next() {
+                    self.uptime_ns = row.count("uptime_ns");
+                    self.cpus = row.number("cpus").unwrap_or(1.0).clamp(1.0, 4096.0);
+                }
+            }
+            "fact_task" => {
+                self.tasks = grid.rows(ROWS_MAX).filter_map(Task::read).collect();
+                self.tasks.sort_by_key(Task::identity);
+                self.tasks.dedup_by_key(|task| task.identity());
+            }
+            "fact_module" => self.modules = grid.rows(ROWS_MAX).filter_map(|row| row.text("name")).collect(),
+            "fact_syscall" => {
+                self.syscalls = grid
+                    .rows(ROWS_MAX)
+                    .filter_map(|row| {
+                        let number = i64::try_from(row.count("number")?).ok()?;
+                        Some(((row.text("via")?, number), row.text("target")?))
+                    })
+                    .collect();
+            }
+            "fact_log" => self.log = Log::read(grid),
+            "fact_counter" => {
+                self.counters = grid
+                    .rows(ROWS_MAX)
+                    .filter_map(|row| Some((row.text("name")?, row.number("value")?)))
+                    .collect();
+            }
+            "fact_integrity" => {
+                self.violations = grid
+                    .rows(ROWS_MAX)
+                    .map(|row| Violation {
+                        kind: row.text("kind").unwrap_or_default(),
+                        object: row.text("object").unwrap_or_default(),
+                        symbol: row.text("symbol"),
+                        detail: row.text("detail"),
+                        expected: row.text("expected"),
+                        found: row.text("found"),
+                    })
+                    .collect();
+            }
+            _ => {}
+        }
+    }
+
+    /// The checkpoint this is of.
+    #[must_use]
+    pub fn checkpoint(&self) -> CheckpointId {
+        self.checkpoint
+    }
+
+    /// The checkpoint it came after on its timeline.
+    #[must_use]
+    pub fn parent(&self) -> Option<CheckpointId> {
+        self.parent
+    }
+
+    /// The guest's own uptime, in seconds.
+    #[must_use]
+    pub fn uptime_s(&self) -> Option<f64> {
+        self.uptime_ns.map(|ns| u64_f64(ns) / 1e9)
+    }
+
+    /// The threads it had.
+    #[must_use]
+    pub fn tasks(&self) -> &[Task] {
+        &self.tasks
+    }
+
+    /// What is never so in a healthy guest, and was found.
+    pub fn violations(&self) -> impl Iterator<Item = &Violation> {
+        self.violations.iter()
+    }
+
+    /// A counter by its kernel name.
+    #[must_use]
+    pub fn counter(&self, name: &str) -> Option<f64> {
+        self.counters.get(name).copied()
+    }
+}
+
+/// Statistics work in `f64`; counters beyond 2^53 lose their last bits.
+#[expect(clippy::cast_precision_loss, reason = "stated above")]
+pub(crate) fn u64_f64(number: u64) -> f64 {
+    number as f64
+}
+
+/// A number of things held in memory, as `f64`.
+pub(crate) fn count_f64(number: usize) -> f64 {
+    u64_f64(number as u64)
+}
+
+impl std::fmt::Display for Violation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}", self.kind.replace('_', " "), self.object)?;
+        if let (Some(expected), Some(found)) = (&self.expected, &self.found)
+            && !(expected.is_empty() && found.is_empty())
+        {
+            write!(f, ": {found} where {expected} must be")?;
+        }
+        match &self.detail {
+            Some(detail) if !detail.is_empty() => write!(f, " ({detail})"),
+            _ => Ok(()),
+        }
+    }
+}
