@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use serde::{Deserialize, Serialize};
 
 use super::connection::{Abort, Catalogue, Durability};
-use super::machine::{Position, set_position};
+use super::position::{Position, set_position};
 use super::timeline;
 use super::verdict::Verdict;
 use crate::damage::Damage;

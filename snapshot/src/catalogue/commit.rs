@@ -1,9 +1,9 @@
 use super::checkpoint::{self, NewCheckpoint};
 use super::connection::{Abort, Catalogue, Durability};
 use super::content::{self, NewContent, NewFrame};
-use super::machine::Position;
 use super::operation::{self, NewOperation};
 use super::page_version::{self, Keyframe};
+use super::position::Position;
 use super::state::{self, StoredState};
 use crate::content::ContentRef;
 use crate::error::Result;

@@ -149,9 +149,17 @@ impl Catalogue {
         answer.map_err(|abort| self.name(doing, abort))
     }
 
-    /// Whether this catalogue can be written.
-    pub(crate) fn is_writable(&self) -> bool {
-        self.writer.is_some()
+    /// What SQLite finds wrong with its own structure; empty when nothing is.
+    pub(crate) fn integrity(&self) -> Result<Vec<String>> {
+        self.read("checking its structure", |reader| {
+            let mut statement = reader.prepare("PRAGMA integrity_check(20)")?;
+            let lines: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+            Ok(lines
+                .into_iter()
+                .filter(|line| line != "ok")
+                .map(|line| format!("catalogue: {line}"))
+                .collect())
+        })
     }
 
     /// Bytes of the database file and its write-ahead log.

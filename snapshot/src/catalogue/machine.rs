@@ -1,7 +1,8 @@
 use retrovisor_guest::MachineIdentity;
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::connection::{Abort, Catalogue, Durability};
+use super::position::Position;
 use crate::clock;
 use crate::damage::Damage;
 use crate::error::{Error, Result};
@@ -27,15 +28,6 @@ pub struct MachineRecord {
     pub runtime: String,
     /// Where it stands, once it has a checkpoint.
     pub position: Option<Position>,
-}
-
-/// Where a machine stands: it runs on from this checkpoint, in this timeline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Position {
-    /// The timeline that the next checkpoint will belong to.
-    pub timeline: TimelineId,
-    /// The checkpoint last taken or gone back to.
-    pub checkpoint: CheckpointId,
 }
 
 const COLUMNS: &str = "id, name, driver, created_at_ms, identity, runtime, timeline, checkpoint";
@@ -114,18 +106,6 @@ impl Catalogue {
             Ok(())
         })
     }
-}
-
-/// Moves a machine.
-pub(super) fn set_position(
-    transaction: &Transaction<'_>,
-    machine: MachineId,
-    position: Position,
-) -> rusqlite::Result<()> {
-    transaction
-        .prepare_cached("UPDATE machine SET timeline = ?2, checkpoint = ?3 WHERE id = ?1")?
-        .execute(params![machine.0, position.timeline.0, position.checkpoint.0])?;
-    Ok(())
 }
 
 fn one(

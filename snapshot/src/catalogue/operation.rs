@@ -5,7 +5,7 @@ use rusqlite::{Row, Transaction, params};
 use serde::{Deserialize, Serialize};
 
 use super::connection::{Abort, Catalogue, Durability};
-use super::machine::{Position, set_position};
+use super::position::{Position, set_position};
 use super::timeline;
 use crate::clock;
 use crate::damage::Damage;

@@ -72,16 +72,6 @@ impl Catalogue {
         })
     }
 
-    /// What changed in one frame at a checkpoint, if it did.
-    pub(crate) fn change_at(&self, checkpoint: CheckpointId, gfn: Gfn) -> Result<Option<ContentRef>> {
-        self.read("reading a changed page", |reader| {
-            let mut statement = reader
-                .prepare_cached("SELECT content FROM page_version WHERE checkpoint = ?1 AND gfn = ?2")?;
-            let code = statement.query_row(params![checkpoint.0, gfn.0], |row| row.get(0)).optional()?;
-            Ok(code.map(ContentRef::from_code))
-        })
-    }
-
     /// The links from a checkpoint back to the nearest one with a keyframe, which is the last.
     pub(crate) fn chain(&self, checkpoint: CheckpointId) -> Result<Vec<Link>> {
         self.read("reading the chain of a checkpoint", |reader| {

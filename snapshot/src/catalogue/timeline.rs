@@ -1,6 +1,7 @@
 use rusqlite::{Row, Transaction, params};
 
 use super::connection::Catalogue;
+use super::position::Position;
 use crate::clock;
 use crate::error::Result;
 use crate::id::{CheckpointId, MachineId, TimelineId};
@@ -27,6 +28,18 @@ impl Catalogue {
             )?;
             let rows = statement.query_map([machine.0], record)?;
             Ok(rows.collect::<Result<_, _>>()?)
+        })
+    }
+}
+
+impl Catalogue {
+    /// Whether nothing follows a checkpoint in this timeline.
+    pub(crate) fn is_tip(&self, position: Position) -> Result<bool> {
+        self.read("looking for the end of a timeline", |reader| {
+            let mut statement = reader.prepare_cached(
+                "SELECT NOT EXISTS (SELECT 1 FROM checkpoint WHERE parent = ?1 AND timeline = ?2)",
+            )?;
+            Ok(statement.query_row([position.checkpoint.0, position.timeline.0], |row| row.get(0))?)
         })
     }
 }

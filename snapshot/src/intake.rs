@@ -1,0 +1,218 @@
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use retrovisor_guest::{PAGE_SIZE, Page};
+
+use crate::catalogue::{Catalogue, NewContent, NewFrame, prefix};
+use crate::clock::since_us;
+use crate::content::{ContentId, ContentRef};
+use crate::error::{Error, Result};
+use crate::key::{Hash, Key};
+use crate::pack::{FRAME_PAGES, PackWriter, compressor, encode_frame};
+use crate::parallel;
+
+/// Contents that the catalogue's index does not have yet are kept in memory up to this many, then indexed in one go:
+/// hashes are random, and adding each by itself would rewrite a page of the index for each.
+const UNINDEXED_MAX: usize = 1 << 15;
+/// Fewest pages worth a thread of their own.
+const HASH_PAGES_MIN: usize = 128;
+/// Fewest frames worth a thread of their own.
+const ENCODE_FRAMES_MIN: usize = 4;
+/// Pages compressed at a time: bounds the memory for frames that wait to be written.
+const BATCH_PAGES: usize = 4096;
+
+/// Where contents come into a store: hashed, looked up, compressed if new, appended to a pack. One at a time.
+pub(crate) struct Intake {
+    packs: PackWriter,
+    /// Committed contents that are not in the catalogue's index of hashes.
+    recent: HashMap<Hash, ContentId>,
+    next_content: u64,
+    batch: Batch,
+}
+
+/// Contents on their way in, since the last commit.
+#[derive(Default)]
+struct Batch {
+    known: HashMap<Hash, ContentId>,
+    frames: Vec<NewFrame>,
+    contents: Vec<NewContent>,
+    fresh: Vec<(ContentId, Arc<Page>)>,
+    /// New pages that do not fill a frame yet.
+    tail: Vec<u8>,
+    stored_bytes: u64,
+    timing: IntakeTiming,
+}
+
+/// Where the time went, in microseconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct IntakeTiming {
+    pub(crate) hash_us: u64,
+    pub(crate) dedupe_us: u64,
+    pub(crate) compress_us: u64,
+    pub(crate) write_us: u64,
+    pub(crate) sync_us: u64,
+}
+
+/// What came in and is on the disk, for the catalogue to commit.
+pub(crate) struct Sealed {
+    pub(crate) frames: Vec<NewFrame>,
+    pub(crate) contents: Vec<NewContent>,
+    pub(crate) packs: Vec<(u32, u64)>,
+    pub(crate) stored_bytes: u64,
+    pub(crate) timing: IntakeTiming,
+    fresh: Vec<(ContentId, Arc<Page>)>,
+}
+
+impl Intake {
+    pub(crate) fn new(packs: PackWriter, catalogue: &Catalogue) -> Result<Self> {
+        Ok(Self {
+            packs,
+            recent: catalogue.unindexed()?.into_iter().map(|(id, hash)| (hash, id)).collect(),
+            next_content: catalogue.next_content()?,
+            batch: Batch::default(),
+        })
+    }
+
+    /// Takes pages in and gives each its name. None of them may be zero: zero is a state, not a content.
+    pub(crate) fn add(
+        &mut self,
+        key: &Key,
+        catalogue: &Catalogue,
+        pages: &[&Page],
+    ) -> Result<Vec<ContentRef>> {
+        let start = Instant::now();
+        let hashes = parallel::map(pages, HASH_PAGES_MIN, |page| key.page(page));
+        self.batch.timing.hash_us += since_us(start);
+
+        let start = Instant::now();
+        let (names, new) = self.name(catalogue, &hashes)?;
+        self.batch.timing.dedupe_us += since_us(start);
+
+        for part in new.chunks(BATCH_PAGES) {
+            self.store(pages, &hashes, part)?;
+        }
+        Ok(names)
+    }
+
+    /// Finds the names of known contents and gives new ones to the others: their positions, with their names.
+    #[expect(clippy::type_complexity, reason = "two lists")]
+    fn name(
+        &mut self,
+        catalogue: &Catalogue,
+        hashes: &[Hash],
+    ) -> Result<(Vec<ContentRef>, Vec<(usize, ContentId)>)> {
+        let mut names: Vec<Option<ContentId>> = hashes
+            .iter()
+            .map(|hash| self.recent.get(hash).or_else(|| self.batch.known.get(hash)).copied())
+            .collect();
+        let unknown: Vec<usize> = (0..names.len()).filter(|at| names[*at].is_none()).collect();
+        let prefixes: Vec<u64> = unknown.iter().map(|at| prefix(&hashes[*at])).collect();
+        catalogue.find_contents(&prefixes, |at, id, hash| {
+            if hash == hashes[unknown[at]] {
+                names[unknown[at]] = Some(id);
+            }
+        })?;
+        let mut new = Vec::new();
+        for at in unknown {
+            if names[at].is_none() {
+                // The same content may be in this very list twice.
+                names[at] = Some(*self.batch.known.entry(hashes[at]).or_insert_with(|| {
+                    let id = ContentId(self.next_content);
+                    self.next_content += 1;
+                    new.push((at, id));
+                    id
+                }));
+            }
+        }
+        let names = names.into_iter().map(|name| name.map_or(ContentRef::Zero, ContentRef::Stored)).collect();
+        Ok((names, new))
+    }
+
+    /// Puts new contents into frames and appends those that are full.
+    fn store(&mut self, pages: &[&Page], hashes: &[Hash], new: &[(usize, ContentId)]) -> Result<()> {
+        let batch = &mut self.batch;
+        for (at, id) in new {
+            let slot = batch.tail.len() / PAGE_SIZE;
+            #[expect(clippy::cast_possible_truncation, reason = "below 16")]
+            batch.contents.push(NewContent {
+                id: *id,
+                hash: hashes[*at],
+                frame: batch.frames.len() + slot / FRAME_PAGES,
+                slot: (slot % FRAME_PAGES) as u32,
+            });
+            batch.tail.extend_from_slice(pages[*at]);
+            batch.fresh.push((*id, Arc::new(*pages[*at])));
+        }
+        let full = batch.tail.len() / (FRAME_PAGES * PAGE_SIZE) * (FRAME_PAGES * PAGE_SIZE);
+        let rest = batch.tail.split_off(full);
+        let whole = std::mem::replace(&mut batch.tail, rest);
+        self.append(&whole)
+    }
+
+    fn append(&mut self, pages: &[u8]) -> Result<()> {
+        let start = Instant::now();
+        let raw: Vec<&[u8]> = pages.chunks(FRAME_PAGES * PAGE_SIZE).collect();
+        let frames = parallel::map_with(&raw, ENCODE_FRAMES_MIN, compressor, |compressor, pages| {
+            encode_frame(pages, compressor)
+        })
+        .map_err(|source| Error::Io {
+            doing: "starting compression for",
+            path: "packs".into(),
+            source,
+        })?;
+        self.batch.timing.compress_us += since_us(start);
+
+        let start = Instant::now();
+        for (frame, raw) in frames.into_iter().zip(raw) {
+            self.batch.stored_bytes += frame.len() as u64;
+            let placed = self.packs.append(frame, raw.len() / PAGE_SIZE)?;
+            self.batch.frames.push(placed);
+        }
+        self.batch.timing.write_us += since_us(start);
+        Ok(())
+    }
+
+    /// Writes what is left and waits until all is on the disk.
+    pub(crate) fn seal(&mut self) -> Result<Sealed> {
+        let tail = std::mem::take(&mut self.batch.tail);
+        if !tail.is_empty() {
+            self.append(&tail)?;
+        }
+        let start = Instant::now();
+        let packs = self.packs.sync()?;
+        self.batch.timing.sync_us += since_us(start);
+        let batch = std::mem::take(&mut self.batch);
+        Ok(Sealed {
+            frames: batch.frames,
+            contents: batch.contents,
+            packs,
+            stored_bytes: batch.stored_bytes,
+            timing: batch.timing,
+            fresh: batch.fresh,
+        })
+    }
+
+    /// The catalogue has committed: the contents can be found from now on. Gives back the new pages, for the cache.
+    pub(crate) fn committed(&mut self, catalogue: &Catalogue, sealed: Sealed) -> Vec<(ContentId, Arc<Page>)> {
+        self.packs.committed();
+        self.recent.extend(sealed.contents.iter().map(|content| (content.hash, content.id)));
+        if self.recent.len() > UNINDEXED_MAX {
+            let mut list: Vec<_> = self.recent.iter().map(|(hash, id)| (prefix(hash), *id)).collect();
+            let upto = list.iter().map(|(_, id)| *id).max().unwrap_or(ContentId(0));
+            match catalogue.index_contents(&mut list, upto) {
+                Ok(()) => self.recent.clear(),
+                // They stay in memory, and are tried again with the next commit.
+                Err(error) => tracing::warn!(%error, "contents could not be indexed"),
+            }
+        }
+        sealed.fresh
+    }
+
+    /// Forgets what came in since the last commit. Their names are not given again, so that nothing that was kept
+    /// by name can be taken for something else.
+    pub(crate) fn abandon(&mut self) {
+        self.packs.abandon();
+        self.batch = Batch::default();
+    }
+}

@@ -1,0 +1,116 @@
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex};
+
+use lru::LruCache;
+use retrovisor_guest::{PAGE_SIZE, Page};
+
+use super::format::{FRAME_MAX, PACK_HEADER, StoreId, check_pack_header, decode_frame};
+use super::storage::{PackFile, PackStorage};
+use crate::catalogue::lock;
+use crate::damage::Damage;
+use crate::error::{Error, Result};
+
+/// Decompressed frames kept: who reads one page often reads its neighbours.
+const FRAMES_KEPT: NonZeroUsize = NonZeroUsize::new(64).unwrap();
+/// Packs kept open.
+const FILES_KEPT: NonZeroUsize = NonZeroUsize::new(64).unwrap();
+
+/// Reads frames of packs.
+pub(crate) struct PackReader {
+    storage: Arc<dyn PackStorage>,
+    store: StoreId,
+    files: Mutex<LruCache<u32, Arc<dyn PackFile>>>,
+    frames: Mutex<LruCache<(u32, u64), Arc<Frame>>>,
+}
+
+/// The pages of a frame. They are not what was written until they are hashed.
+pub(crate) struct Frame(Vec<u8>);
+
+impl Frame {
+    /// A page by its place in the frame.
+    pub(crate) fn page(&self, slot: u32) -> Option<&Page> {
+        let from = (slot as usize).checked_mul(PAGE_SIZE)?;
+        self.0.get(from..)?.first_chunk()
+    }
+}
+
+impl PackReader {
+    pub(crate) fn new(storage: Arc<dyn PackStorage>, store: StoreId) -> Self {
+        Self {
+            storage,
+            store,
+            files: Mutex::new(LruCache::new(FILES_KEPT)),
+            frames: Mutex::new(LruCache::new(FRAMES_KEPT)),
+        }
+    }
+
+    /// A frame, through the cache.
+    pub(crate) fn frame(&self, pack: u32, offset: u64, stored_bytes: u32, pages: u32) -> Result<Arc<Frame>> {
+        if let Some(frame) = lock(&self.frames).get(&(pack, offset)) {
+            return Ok(Arc::clone(frame));
+        }
+        let frame = Arc::new(self.read_frame(pack, offset, stored_bytes, pages)?);
+        lock(&self.frames).put((pack, offset), Arc::clone(&frame));
+        Ok(frame)
+    }
+
+    /// A frame, from the disk.
+    pub(crate) fn read_frame(&self, pack: u32, offset: u64, stored_bytes: u32, pages: u32) -> Result<Frame> {
+        let damaged = |what: &str| {
+            let what = what.to_owned();
+            Error::Damaged(Box::new(Damage {
+                what,
+                pack: Some(pack),
+                offset: Some(offset),
+                ..Damage::default()
+            }))
+        };
+        if stored_bytes as usize > FRAME_MAX {
+            return Err(damaged("the catalogue speaks of a frame that is too long"));
+        }
+        let file = self.file(pack)?;
+        let mut bytes = vec![0; stored_bytes as usize];
+        file.read_exact_at(&mut bytes, offset).map_err(|error| {
+            if error.kind() == std::io::ErrorKind::UnexpectedEof {
+                damaged("the pack ends before this frame does")
+            } else {
+                Error::io("reading", &self.storage.path(pack))(error)
+            }
+        })?;
+        decode_frame(&bytes, pages as usize, &self.store, pack, offset).map(Frame).map_err(damaged)
+    }
+
+    /// The length of a pack in bytes; an error when it is missing or not a pack of this store.
+    pub(crate) fn pack_bytes(&self, pack: u32) -> Result<u64> {
+        let path = self.storage.path(pack);
+        self.file(pack)?.len().map_err(Error::io("measuring", &path))
+    }
+
+    fn file(&self, pack: u32) -> Result<Arc<dyn PackFile>> {
+        if let Some(file) = lock(&self.files).get(&pack) {
+            return Ok(Arc::clone(file));
+        }
+        let path = self.storage.path(pack);
+        let damaged = |what| Error::Damaged(Box::new(Damage { what, pack: Some(pack), ..Damage::default() }));
+        let file = self.storage.open(pack, false).map_err(|error| {
+            if error.kind() == std::io::ErrorKind::NotFound {
+                damaged(format!("the pack {} is missing", path.display()))
+            } else {
+                Error::io("opening", &path)(error)
+            }
+        })?;
+        let mut header = [0; PACK_HEADER];
+        file.read_exact_at(&mut header, 0).map_err(|error| {
+            if error.kind() == std::io::ErrorKind::UnexpectedEof {
+                damaged("the pack ends within its header".into())
+            } else {
+                Error::io("reading", &path)(error)
+            }
+        })?;
+        if let Some(what) = check_pack_header(&header, &self.store, pack) {
+            return Err(damaged(what));
+        }
+        lock(&self.files).put(pack, Arc::clone(&file));
+        Ok(file)
+    }
+}

@@ -1,0 +1,104 @@
+use std::time::Instant;
+
+use retrovisor_guest::{Gfn, Machine, PAGE_SIZE, PageContent, PageSet};
+
+use super::engine::{Recorder, Stand};
+use super::put::Put;
+use super::report::{RollbackReport, RollbackRequest, RollbackTiming};
+use crate::catalogue::{Durability, NewOperation, OperationKind, OperationStatus, Position};
+use crate::clock::since_us;
+use crate::content::ContentRef;
+use crate::error::Result;
+use crate::id::CheckpointId;
+
+impl Recorder {
+    /// Puts a checkpoint into a machine of which nothing is known (a new process, a second machine): compares every
+    /// frame and writes those that differ. Nothing of the machine's present is kept. It stays paused: resume it.
+    /// When it fails, the machine stays paused and must be restored before it may run.
+    pub fn restore(
+        &mut self,
+        machine: &mut dyn Machine,
+        target: CheckpointId,
+        request: &RollbackRequest,
+    ) -> Result<RollbackReport> {
+        self.check(machine)?;
+        let start = Instant::now();
+        let target = self.target(machine, target)?;
+        let mut timing = RollbackTiming { prefetch_us: since_us(start), ..RollbackTiming::default() };
+        let catalogue = self.store.catalogue();
+        let here = Position { timeline: target.record.timeline, checkpoint: target.record.id };
+        // At the end of a timeline of its own, the machine goes on in it: this is how it comes back after a crash.
+        let timeline =
+            (target.record.machine == self.machine && catalogue.is_tip(here)?).then_some(here.timeline);
+        let operation = catalogue.begin(&NewOperation {
+            machine: self.machine,
+            kind: OperationKind::Restore,
+            status: OperationStatus::Started,
+            before: self.stand.position,
+            after: Some(here),
+            undoes: None,
+            detail: &request.detail,
+        })?;
+
+        let start = Instant::now();
+        machine.pause()?;
+        timing.stop_us = since_us(start);
+        self.unsaved = PageSet::full(&self.layout);
+        let find = Instant::now();
+        // Whatever was written before does not matter: every frame is looked at below.
+        machine.take_dirty(&mut PageSet::empty(&self.layout))?;
+        timing.find_us = since_us(find);
+
+        let write = Instant::now();
+        let mut pages_written = 0;
+        let mut found = [0; PAGE_SIZE];
+        Put::new(target.map.iter().enumerate()).each(&self.store, |index, content, page| {
+            let gfn = self.layout.gfn(index as u64).unwrap_or(Gfn(0));
+            let view = machine.memory();
+            let is_there = match page {
+                Some(page) => {
+                    view.read_page(gfn, &mut found)?;
+                    found == *page
+                }
+                None if content == ContentRef::Removed => view.removed(gfn),
+                None if view.known_zero(gfn) => !view.removed(gfn),
+                None => {
+                    view.read_page(gfn, &mut found)?;
+                    retrovisor_guest::is_zero(&found) && !view.removed(gfn)
+                }
+            };
+            if !is_there {
+                let wanted = match (page, content) {
+                    (Some(page), _) => PageContent::Data(page),
+                    (None, ContentRef::Removed) => PageContent::Removed,
+                    (None, _) => PageContent::Zero,
+                };
+                machine.write_page(gfn, wanted)?;
+                pages_written += 1;
+            }
+            Ok(())
+        })?;
+        timing.write_us = since_us(write);
+
+        let apply = Instant::now();
+        machine.apply_state(&target.state, request.clock)?;
+        timing.apply_us = since_us(apply);
+        let note = Instant::now();
+        let position =
+            catalogue.finish(operation, self.machine, target.record.id, timeline, Durability::Full)?;
+        timing.note_us = since_us(note);
+        timing.rollback_us = since_us(start);
+        let operation = catalogue.operation(operation)?;
+        self.stand = Stand::at(&self.store, position)?;
+        self.unsaved.clear();
+        Ok(RollbackReport {
+            present: None,
+            target: target.record,
+            timeline: position.timeline,
+            new_timeline: timeline.is_none(),
+            pages_written,
+            timing,
+            operation,
+        })
+    }
+}

@@ -1,0 +1,150 @@
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use crossbeam_channel::bounded;
+use retrovisor_guest::Page;
+
+use super::opening::Store;
+use crate::catalogue::ContentPlace;
+use crate::content::ContentId;
+use crate::damage::Damage;
+use crate::error::{Error, Result};
+use crate::pack::Frame;
+
+/// Threads that decompress, at most.
+const THREADS_MAX: usize = 4;
+/// Fewest frames worth a thread.
+const FRAMES_MIN: usize = 8;
+/// Frames that wait to be used, for each thread.
+const WAITING_FRAMES: usize = 16;
+/// Contents looked up at a time.
+const LOOKUP: usize = 1 << 14;
+
+impl Store {
+    /// One content, from memory or from its pack; checked.
+    pub(crate) fn content(&self, id: ContentId) -> Result<Arc<Page>> {
+        if let Some(page) = self.cache.get(id) {
+            return Ok(page);
+        }
+        let place = self.catalogue().places(&[id])?.pop().ok_or_else(|| missing(id))?;
+        let frame = self.packs.frame(place.pack, place.offset, place.stored_bytes, place.pages)?;
+        let page = self.check(&place, &frame)?;
+        self.cache.put(id, Arc::clone(&page));
+        Ok(page)
+    }
+
+    /// Calls `each` with every one of `ids`, which is ascending and names each once, in any order. Large lists are
+    /// read and decompressed by several threads.
+    pub(crate) fn each_content(
+        &self,
+        ids: &[ContentId],
+        mut each: impl FnMut(ContentId, &Arc<Page>) -> Result<()>,
+    ) -> Result<()> {
+        for part in ids.chunks(LOOKUP) {
+            let mut cold = Vec::new();
+            for &id in part {
+                match self.cache.get(id) {
+                    Some(page) => each(id, &page)?,
+                    None => cold.push(id),
+                }
+            }
+            let places = self.catalogue().places(&cold)?;
+            if places.len() != cold.len() {
+                let gone = cold.iter().find(|id| places.binary_search_by_key(id, |place| &place.id).is_err());
+                return Err(missing(*gone.unwrap_or(&ContentId(0))));
+            }
+            self.each_place(places, &mut each)?;
+        }
+        Ok(())
+    }
+
+    /// Reads contents frame by frame.
+    fn each_place(
+        &self,
+        mut places: Vec<ContentPlace>,
+        mut each: impl FnMut(ContentId, &Arc<Page>) -> Result<()>,
+    ) -> Result<()> {
+        places.sort_unstable_by_key(|place| (place.pack, place.offset));
+        let groups: Vec<&[ContentPlace]> =
+            places.chunk_by(|a, b| (a.pack, a.offset) == (b.pack, b.offset)).collect();
+        let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(THREADS_MAX);
+        let threads = (groups.len() / FRAMES_MIN).clamp(1, cores);
+        if threads == 1 {
+            for group in groups {
+                for (id, page) in self.group(group)? {
+                    each(id, &page)?;
+                }
+            }
+            return Ok(());
+        }
+        let next = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            let (sender, receiver) = bounded(threads * WAITING_FRAMES);
+            for _ in 0..threads {
+                let (sender, next, groups) = (sender.clone(), &next, &groups);
+                scope.spawn(move || {
+                    while let Some(group) = groups.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        // The receiver is gone once it has had an error.
+                        if sender.send(self.group(group)).is_err() {
+                            break;
+                        }
+                    }
+                });
+            }
+            drop(sender);
+            for pages in receiver {
+                for (id, page) in pages? {
+                    each(id, &page)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// The contents of one frame, past the cache of frames: whole frames are wanted here.
+    fn group(&self, group: &[ContentPlace]) -> Result<Vec<(ContentId, Arc<Page>)>> {
+        let Some(first) = group.first() else { return Ok(Vec::new()) };
+        let named = |error| match error {
+            Error::Damaged(mut damage) => {
+                damage.content = Some(first.id.0);
+                Error::Damaged(damage)
+            }
+            other => other,
+        };
+        let frame = self
+            .packs
+            .read_frame(first.pack, first.offset, first.stored_bytes, first.pages)
+            .map_err(named)?;
+        group.iter().map(|place| Ok((place.id, self.check(place, &frame)?))).collect()
+    }
+
+    /// A content of a frame, if it is what was written.
+    pub(crate) fn check(&self, place: &ContentPlace, frame: &Frame) -> Result<Arc<Page>> {
+        let damaged = |what: &str| {
+            Error::Damaged(Box::new(Damage {
+                what: what.to_owned(),
+                content: Some(place.id.0),
+                pack: Some(place.pack),
+                offset: Some(place.offset),
+                ..Damage::default()
+            }))
+        };
+        let page = frame.page(place.slot).ok_or_else(|| damaged("the frame has no such page"))?;
+        if self.key.page(page) == place.hash {
+            Ok(Arc::new(*page))
+        } else {
+            Err(damaged("the page is not what was written"))
+        }
+    }
+}
+
+/// The catalogue has no such content.
+pub(crate) fn missing(id: ContentId) -> Error {
+    Error::Damaged(Box::new(Damage {
+        what: format!("content {} is not in the catalogue", id.0),
+        content: Some(id.0),
+        ..Damage::default()
+    }))
+}

@@ -1,0 +1,60 @@
+use retrovisor_guest::{MemoryError, MemoryView, PAGE_SIZE};
+
+use super::opening::Store;
+use crate::content::{ContentId, ContentRef};
+use crate::error::Result;
+use crate::id::CheckpointId;
+
+/// Pages hashed at a time: 4 MiB.
+const WINDOW: usize = 1024;
+
+/// The hash of all pages of a view in order of index, zero and removed ones as zeros. BLAKE3 without a key, so that it
+/// can be compared with any other copy of the memory.
+pub fn image_hash(view: &dyn MemoryView) -> Result<blake3::Hash, MemoryError> {
+    let mut hasher = blake3::Hasher::new();
+    let mut window = Vec::with_capacity(WINDOW * PAGE_SIZE);
+    let mut page = [0; PAGE_SIZE];
+    for gfn in view.layout().gfns() {
+        if view.known_zero(gfn) {
+            window.resize(window.len() + PAGE_SIZE, 0);
+        } else {
+            view.read_page(gfn, &mut page)?;
+            window.extend_from_slice(&page);
+        }
+        if window.len() == WINDOW * PAGE_SIZE {
+            hasher.update(&window);
+            window.clear();
+        }
+    }
+    hasher.update(&window);
+    Ok(hasher.finalize())
+}
+
+impl Store {
+    /// The hash of all pages of a checkpoint in order, the same that [`image_hash`] computes of a view. Reads every
+    /// page, and checks it.
+    pub fn image_hash(&self, checkpoint: CheckpointId) -> Result<blake3::Hash> {
+        let map = self.map(checkpoint)?;
+        let contents: Vec<ContentRef> = map.iter().collect();
+        let mut hasher = blake3::Hasher::new();
+        let mut window = Vec::with_capacity(WINDOW * PAGE_SIZE);
+        for part in contents.chunks(WINDOW) {
+            window.clear();
+            window.resize(part.len() * PAGE_SIZE, 0);
+            let mut wanted: Vec<(ContentId, usize)> =
+                part.iter().enumerate().filter_map(|(at, content)| Some((content.stored()?, at))).collect();
+            wanted.sort_unstable();
+            let mut ids: Vec<ContentId> = wanted.iter().map(|(id, _)| *id).collect();
+            ids.dedup();
+            self.each_content(&ids, |id, page| {
+                let first = wanted.partition_point(|(other, _)| *other < id);
+                for (_, at) in wanted[first..].iter().take_while(|(other, _)| *other == id) {
+                    window[at * PAGE_SIZE..(at + 1) * PAGE_SIZE].copy_from_slice(&page[..]);
+                }
+                Ok(())
+            })?;
+            hasher.update(&window);
+        }
+        Ok(hasher.finalize())
+    }
+}

@@ -1,0 +1,118 @@
+use std::sync::Arc;
+
+use retrovisor_guest::{Gfn, MemoryLayout};
+
+use super::opening::Store;
+use crate::catalogue::{Keyframe, Link, lock};
+use crate::content::ContentRef;
+use crate::damage::Damage;
+use crate::error::{Error, Result};
+use crate::id::CheckpointId;
+use crate::key::{Hash, Key};
+use crate::page_map::PageMap;
+
+/// Level of compression of full maps, which are written rarely.
+const LEVEL: i32 = 3;
+/// An encoded map has at most so many bytes a page: a run of one, and its number.
+const ENCODED_BYTES_MAX: usize = 20;
+
+impl Store {
+    /// What stands in every frame at a checkpoint. Costs the same however long its history: from the nearest full map
+    /// (or one in memory) on.
+    pub(crate) fn map(&self, checkpoint: CheckpointId) -> Result<Arc<PageMap>> {
+        if let Some(map) = self.kept_map(checkpoint) {
+            return Ok(map);
+        }
+        let chain = self.catalogue().chain(checkpoint)?;
+        let mut map = None;
+        let mut base = chain.len() - 1;
+        for (at, link) in chain.iter().enumerate().skip(1) {
+            if let Some(kept) = self.kept_map(link.checkpoint) {
+                map = Some((*kept).clone());
+                base = at;
+                break;
+            }
+        }
+        let machine = self.catalogue().machine_by_id(chain[0].machine)?;
+        let layout = &machine.identity.layout;
+        let mut map = match map {
+            Some(map) => map,
+            None => self.full_map(chain[base].checkpoint, layout)?,
+        };
+        for link in chain[..base].iter().rev() {
+            for (gfn, content) in self.changes(link)? {
+                let index = layout.index(gfn).and_then(|index| usize::try_from(index).ok());
+                let index = index.ok_or_else(|| damaged("a changed page is no memory", link.checkpoint))?;
+                map.set(index, content);
+            }
+        }
+        let map = Arc::new(map);
+        self.keep_map(checkpoint, Arc::clone(&map));
+        Ok(map)
+    }
+
+    /// Keeps a map in memory.
+    pub(crate) fn keep_map(&self, checkpoint: CheckpointId, map: Arc<PageMap>) {
+        lock(&self.maps).put(checkpoint, map);
+    }
+
+    fn kept_map(&self, checkpoint: CheckpointId) -> Option<Arc<PageMap>> {
+        lock(&self.maps).get(&checkpoint).map(Arc::clone)
+    }
+
+    /// The full map that is stored with a checkpoint, checked.
+    pub(crate) fn full_map(&self, checkpoint: CheckpointId, layout: &MemoryLayout) -> Result<PageMap> {
+        let keyframe = self.catalogue().keyframe(checkpoint)?;
+        let keyframe = keyframe.ok_or_else(|| damaged("the full page map is missing", checkpoint))?;
+        let pages = usize::try_from(layout.pages()).unwrap_or(usize::MAX);
+        let encoded = zstd::bulk::decompress(&keyframe.map, pages.saturating_mul(ENCODED_BYTES_MAX))
+            .map_err(|_| damaged("the full page map cannot be decompressed", checkpoint))?;
+        if map_hash(&self.key, &encoded) != keyframe.hash {
+            return Err(damaged("the full page map is not what was written", checkpoint));
+        }
+        PageMap::decode(&encoded, pages)
+            .ok_or_else(|| damaged("the full page map cannot be read", checkpoint))
+    }
+
+    /// The frames that changed at a checkpoint, checked.
+    pub(crate) fn changes(&self, link: &Link) -> Result<Vec<(Gfn, ContentRef)>> {
+        let changes = self.catalogue().changes_at(link.checkpoint)?;
+        if changes_hash(&self.key, link.parent, &changes) == link.changes_hash {
+            Ok(changes)
+        } else {
+            Err(damaged("the list of changed pages is not what was written", link.checkpoint))
+        }
+    }
+}
+
+/// A map as it is stored.
+pub(crate) fn keyframe(key: &Key, map: &PageMap) -> Result<Keyframe> {
+    let encoded = map.encode();
+    let compressed = zstd::bulk::compress(&encoded, LEVEL).map_err(|source| Error::Io {
+        doing: "compressing",
+        path: "the page map".into(),
+        source,
+    })?;
+    Ok(Keyframe { hash: map_hash(key, &encoded), map: compressed })
+}
+
+/// Tells whether the list of changed frames is the one that was written, and hangs at the same parent.
+pub(crate) fn changes_hash(key: &Key, parent: Option<CheckpointId>, changes: &[(Gfn, ContentRef)]) -> Hash {
+    let mut hasher = key.record("changes");
+    hasher.update(&parent.map_or(0, |id| id.0).to_le_bytes());
+    let bytes: Vec<u8> = changes
+        .iter()
+        .flat_map(|(gfn, content)| [gfn.0.to_le_bytes(), content.code().to_le_bytes()])
+        .flatten()
+        .collect();
+    hasher.update(&bytes);
+    *hasher.finalize().as_bytes()
+}
+
+fn map_hash(key: &Key, encoded: &[u8]) -> Hash {
+    *key.record("map").update(encoded).finalize().as_bytes()
+}
+
+fn damaged(what: &str, checkpoint: CheckpointId) -> Error {
+    Error::Damaged(Box::new(Damage::catalogue(format!("{what} (checkpoint number {checkpoint})"))))
+}

@@ -1,0 +1,156 @@
+use std::fs;
+use std::num::NonZeroUsize;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use lru::LruCache;
+
+use crate::catalogue::{Catalogue, lock};
+use crate::error::{Error, Result};
+use crate::id::CheckpointId;
+use crate::intake::Intake;
+use crate::key::Key;
+use crate::lock::StoreLock;
+use crate::pack::{Directory, PackReader, PackStorage, PackWriter};
+use crate::page_cache::PageCache;
+use crate::page_map::PageMap;
+
+/// Page maps kept in memory; those of one machine share what does not differ.
+const MAPS_KEPT: NonZeroUsize = NonZeroUsize::new(64).unwrap();
+
+const CATALOGUE: &str = "catalogue.sqlite";
+const PACKS: &str = "packs";
+const KEY: &str = "key";
+const LOCK: &str = "lock";
+/// Settings.
+const STORE_ID: &str = "store_id";
+const KEY_CHECK: &str = "key_check";
+
+/// How a store is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// For writing; made when there is none.
+    Create,
+    /// For writing. Only one process at a time can.
+    ReadWrite,
+    /// For reading, also while another process writes.
+    ReadOnly,
+}
+
+/// A snapshot store: one directory with the catalogue, the packs, the key and the lock. Shared between threads.
+pub struct Store {
+    pub(crate) dir: PathBuf,
+    catalogue: Catalogue,
+    pub(crate) key: Key,
+    pub(crate) packs: PackReader,
+    pub(crate) cache: PageCache,
+    pub(crate) maps: Mutex<LruCache<CheckpointId, Arc<PageMap>>>,
+    intake: Option<Mutex<Intake>>,
+    _lock: Option<StoreLock>,
+}
+
+impl Store {
+    /// Opens the store in a directory.
+    pub fn open(dir: &Path, access: Access) -> Result<Self> {
+        let catalogue_path = dir.join(CATALOGUE);
+        let write = access != Access::ReadOnly;
+        if access == Access::Create {
+            create_dir(dir)?;
+        } else if !catalogue_path.exists() {
+            return Err(Error::NoStore { dir: dir.to_owned() });
+        }
+        let lock = if write { Some(StoreLock::take(dir, &dir.join(LOCK))?) } else { None };
+        let key_path = dir.join(KEY);
+        if !catalogue_path.exists() {
+            create_file(&catalogue_path)?;
+        }
+        let (catalogue, key) = if write {
+            let catalogue = Catalogue::open_for_writing(dir, &catalogue_path)?;
+            // A store that has contents and no key is damaged: a new key would only hide that.
+            let is_new = catalogue.setting(KEY_CHECK)?.is_none();
+            (catalogue, if is_new { Key::open_or_create(&key_path)? } else { Key::open(&key_path)? })
+        } else {
+            (Catalogue::open_for_reading(dir, &catalogue_path)?, Key::open(&key_path)?)
+        };
+        let store_id = identify(&catalogue, &key, &key_path, write)?;
+        let pack_dir = dir.join(PACKS);
+        if write {
+            create_dir(&pack_dir)?;
+        }
+        let storage: Arc<dyn PackStorage> = Arc::new(Directory::new(&pack_dir));
+        let intake = if write {
+            let writer = PackWriter::open(Arc::clone(&storage), store_id, &catalogue.packs()?)?;
+            Some(Mutex::new(Intake::new(writer, &catalogue)?))
+        } else {
+            None
+        };
+        Ok(Self {
+            dir: dir.to_owned(),
+            catalogue,
+            key,
+            packs: PackReader::new(storage, store_id),
+            cache: PageCache::new(),
+            maps: Mutex::new(LruCache::new(MAPS_KEPT)),
+            intake,
+            _lock: lock,
+        })
+    }
+
+    /// The catalogue.
+    #[must_use]
+    pub fn catalogue(&self) -> &Catalogue {
+        &self.catalogue
+    }
+
+    /// The store's directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Bytes on the disk: packs and catalogue.
+    pub fn size(&self) -> Result<u64> {
+        let packs: u64 = self.catalogue.packs()?.iter().map(|(_, bytes)| bytes).sum();
+        Ok(packs + self.catalogue.stored_bytes())
+    }
+
+    /// The one place where contents come in.
+    pub(crate) fn intake(&self) -> Result<MutexGuard<'_, Intake>> {
+        self.intake.as_ref().map(lock).ok_or_else(|| Error::ReadOnly { dir: self.dir.clone() })
+    }
+}
+
+/// Reads the store's id, which says that the key is the right one; gives a new store one.
+fn identify(catalogue: &Catalogue, key: &Key, key_path: &Path, write: bool) -> Result<[u8; 16]> {
+    let wrong = |what: &str| Error::NotAStore { path: key_path.to_owned(), what: what.to_owned() };
+    match (catalogue.setting(STORE_ID)?, catalogue.setting(KEY_CHECK)?) {
+        (Some(id), Some(check)) => {
+            if check != key.check() {
+                return Err(wrong("it is the key of another store"));
+            }
+            id.try_into().map_err(|_| wrong("the catalogue's store id is damaged"))
+        }
+        (None, None) if write => {
+            let id: [u8; 16] = rand::random();
+            catalogue.set_settings(&[(STORE_ID, &id), (KEY_CHECK, &key.check())])?;
+            Ok(id)
+        }
+        _ => Err(wrong("the catalogue does not say which store this is")),
+    }
+}
+
+fn create_dir(dir: &Path) -> Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(Error::io("creating the directory", dir))
+}
+
+/// Makes an empty file that only its owner can read; SQLite gives its companions the same mode.
+fn create_file(path: &Path) -> Result<()> {
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600);
+    options.open(path).map(drop).map_err(Error::io("creating", path))
+}

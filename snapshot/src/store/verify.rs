@@ -1,0 +1,252 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use retrovisor_guest::Gfn;
+
+use super::contents::missing;
+use super::opening::Store;
+use super::states::pieces;
+use crate::catalogue::{ContentPlace, Link};
+use crate::content::{ContentId, ContentRef};
+use crate::damage::Damage;
+use crate::error::{Error, Result};
+use crate::id::CheckpointId;
+
+/// Contents read between two reports of progress.
+const STEP: usize = 4096;
+/// Page maps are compared with the stored full maps; a difference in more pages than this is not listed in full.
+const LISTED_MAX: usize = 1000;
+
+/// How far a verification is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VerifyProgress {
+    /// Contents checked.
+    pub pages_done: u64,
+    /// Contents in all.
+    pub pages_total: u64,
+}
+
+/// What a verification found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VerifyReport {
+    /// Contents read and hashed.
+    pub pages_checked: u64,
+    /// Bytes read from packs.
+    pub bytes: u64,
+    /// Checkpoints whose page maps and states were checked.
+    pub checkpoints_checked: u64,
+    /// All that is not what was written.
+    pub damaged: Vec<Damage>,
+}
+
+impl Store {
+    /// Checks the catalogue, every content in the packs, every page map and every state. Damage is an answer, not an
+    /// error: errors are what keeps it from looking.
+    pub fn verify(&self, progress: &mut dyn FnMut(VerifyProgress)) -> Result<VerifyReport> {
+        let mut report = VerifyReport::default();
+        report.damaged.extend(self.catalogue().integrity()?.into_iter().map(Damage::catalogue));
+        self.verify_packs(&mut report)?;
+        let mut bad = self.verify_contents(&mut report, progress)?;
+        self.verify_checkpoints(&mut report, &mut bad)?;
+        report.damaged.extend(bad.into_values());
+        Ok(report)
+    }
+
+    /// Every pack is there and as long as the catalogue says.
+    fn verify_packs(&self, report: &mut VerifyReport) -> Result<()> {
+        for (pack, committed) in self.catalogue().packs()? {
+            let found = damage_of(self.packs.pack_bytes(pack))?;
+            let short = |length| {
+                let what = format!("the pack has {length} bytes, {committed} belong to checkpoints");
+                Damage { what, pack: Some(pack), offset: Some(length), ..Damage::default() }
+            };
+            match found {
+                Ok(length) if length >= committed => (),
+                Ok(length) => report.damaged.push(short(length)),
+                Err(damage) => report.damaged.push(damage),
+            }
+        }
+        Ok(())
+    }
+
+    /// Every content is what was written. Answers those that are not.
+    fn verify_contents(
+        &self,
+        report: &mut VerifyReport,
+        progress: &mut dyn FnMut(VerifyProgress),
+    ) -> Result<BTreeMap<ContentId, Damage>> {
+        let mut bad = BTreeMap::new();
+        for id in self.catalogue().contents_without_frame()? {
+            bad.extend(damage_of::<()>(Err(missing(id)))?.err().map(|damage| (id, damage)));
+        }
+        let pages_total = self.catalogue().content_count()?;
+        let mut after = ContentId(0);
+        loop {
+            let places = self.catalogue().places_after(after, STEP)?;
+            let Some(last) = places.last() else { break };
+            after = last.id;
+            let frames: Vec<&[ContentPlace]> =
+                places.chunk_by(|a, b| (a.pack, a.offset) == (b.pack, b.offset)).collect();
+            for checked in crate::parallel::map(&frames, 4, |group| self.verify_frame(group)) {
+                let (bytes, damaged) = checked?;
+                report.bytes += bytes;
+                bad.extend(damaged);
+            }
+            report.pages_checked += places.len() as u64;
+            progress(VerifyProgress { pages_done: report.pages_checked, pages_total });
+        }
+        Ok(bad)
+    }
+
+    fn verify_frame(&self, group: &[ContentPlace]) -> Result<(u64, Vec<(ContentId, Damage)>)> {
+        let Some(first) = group.first() else { return Ok((0, Vec::new())) };
+        let frame = self.packs.read_frame(first.pack, first.offset, first.stored_bytes, first.pages);
+        let frame = match damage_of(frame)? {
+            Ok(frame) => frame,
+            Err(damage) => {
+                let of = |place: &ContentPlace| Damage { content: Some(place.id.0), ..damage.clone() };
+                return Ok((0, group.iter().map(|place| (place.id, of(place))).collect()));
+            }
+        };
+        let mut damaged = Vec::new();
+        for place in group {
+            if let Err(damage) = damage_of(self.check(place, &frame))? {
+                damaged.push((place.id, damage));
+            }
+        }
+        Ok((first.stored_bytes.into(), damaged))
+    }
+
+    /// Every checkpoint has a page map, whose contents exist, and a state. Adds to the bad contents what they touch.
+    fn verify_checkpoints(
+        &self,
+        report: &mut VerifyReport,
+        bad: &mut BTreeMap<ContentId, Damage>,
+    ) -> Result<()> {
+        let links = self.catalogue().links()?;
+        let newest = ContentId(self.catalogue().next_content()?);
+        // For each checkpoint that is touched: the frames that hold a bad content, its own and inherited ones.
+        let mut touched: BTreeMap<CheckpointId, BTreeMap<Gfn, ContentId>> = BTreeMap::new();
+        for link in &links {
+            report.checkpoints_checked += 1;
+            let changes = match damage_of(self.changes(link))? {
+                Ok(changes) => changes,
+                Err(damage) => {
+                    self.report(report, link, damage)?;
+                    continue;
+                }
+            };
+            let mut frames = link.parent.and_then(|parent| touched.get(&parent)).cloned().unwrap_or_default();
+            for (gfn, content) in &changes {
+                frames.remove(gfn);
+                let Some(id) = content.stored() else { continue };
+                if id >= newest {
+                    bad.extend(damage_of::<()>(Err(missing(id)))?.err().map(|damage| (id, damage)));
+                }
+                if bad.contains_key(&id) {
+                    frames.insert(*gfn, id);
+                }
+            }
+            let name = self.catalogue().checkpoint(link.checkpoint)?.name;
+            for (gfn, id) in &frames {
+                if let Some(damage) = bad.get_mut(id) {
+                    note(&mut damage.checkpoints, &name);
+                    if !damage.gfns.contains(gfn) {
+                        damage.gfns.push(*gfn);
+                    }
+                }
+            }
+            if !frames.is_empty() {
+                touched.insert(link.checkpoint, frames);
+            }
+            self.verify_full_map(report, link)?;
+            self.verify_state(report, link, &name, bad)?;
+        }
+        Ok(())
+    }
+
+    /// A stored full map says the same as the changes that lead to it.
+    fn verify_full_map(&self, report: &mut VerifyReport, link: &Link) -> Result<()> {
+        if link.keyframe_distance > 0 {
+            return Ok(());
+        }
+        let layout = self.catalogue().machine_by_id(link.machine)?.identity.layout;
+        let stored = match damage_of(self.full_map(link.checkpoint, &layout))? {
+            Ok(map) => map,
+            Err(damage) => return self.report(report, link, damage),
+        };
+        let mut computed = match link.parent {
+            None => crate::page_map::PageMap::zero(usize::try_from(layout.pages()).unwrap_or(usize::MAX)),
+            // A parent that cannot be read is reported by itself.
+            Some(parent) => match damage_of(self.map(parent))? {
+                Ok(map) => (*map).clone(),
+                Err(_) => return Ok(()),
+            },
+        };
+        for (gfn, content) in self.changes(link)? {
+            if let Some(index) = layout.index(gfn).and_then(|index| usize::try_from(index).ok()) {
+                computed.set(index, content);
+            }
+        }
+        let differ: BTreeSet<Gfn> = computed
+            .diff(&stored)
+            .take(LISTED_MAX)
+            .filter_map(|(index, ..)| layout.gfn(index as u64))
+            .collect();
+        if differ.is_empty() {
+            return Ok(());
+        }
+        let damage = Damage {
+            gfns: differ.into_iter().collect(),
+            ..Damage::catalogue("the full page map is not what the changes lead to")
+        };
+        self.report(report, link, damage)
+    }
+
+    fn verify_state(
+        &self,
+        report: &mut VerifyReport,
+        link: &Link,
+        name: &str,
+        bad: &mut BTreeMap<ContentId, Damage>,
+    ) -> Result<()> {
+        let state = match damage_of(self.stored_state(link.checkpoint))? {
+            Ok(state) => state,
+            Err(damage) => return self.report(report, link, damage),
+        };
+        for section in &state.sections {
+            let Some(pieces) = pieces(section) else {
+                let what = format!("the list of contents of section {} cannot be read", section.format);
+                self.report(report, link, Damage::catalogue(what))?;
+                continue;
+            };
+            for id in pieces.into_iter().filter_map(ContentRef::stored) {
+                if let Some(damage) = bad.get_mut(&id) {
+                    note(&mut damage.sections, &format!("{name}/{}", section.format));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds damage of one checkpoint.
+    fn report(&self, report: &mut VerifyReport, link: &Link, mut damage: Damage) -> Result<()> {
+        note(&mut damage.checkpoints, &self.catalogue().checkpoint(link.checkpoint)?.name);
+        report.damaged.push(damage);
+        Ok(())
+    }
+}
+
+fn note(list: &mut Vec<String>, name: &str) {
+    if list.last().is_none_or(|last| last != name) {
+        list.push(name.to_owned());
+    }
+}
+
+/// Tells damage, which is an answer here, from errors.
+fn damage_of<T>(result: Result<T>) -> Result<Result<T, Damage>> {
+    match result {
+        Ok(value) => Ok(Ok(value)),
+        Err(Error::Damaged(damage)) => Ok(Err(*damage)),
+        Err(other) => Err(other),
+    }
+}
