@@ -95,6 +95,19 @@ impl Analyst {
         self.baseline.len()
     }
 
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub(crate) fn baseline(&self) -> impl Iterator<Item = &Observation> {
+        self.baseline.iter()
+    }
+
+    /// Whether enough clean checkpoints followed this one.
+    pub(crate) fn called_good(&self, checkpoint: CheckpointId) -> bool {
+        self.seen.get(&checkpoint).is_some_and(|seen| seen.state == State::Good)
+    }
+
     pub(crate) fn model(&self) -> Option<&Model> {
         self.model.as_ref()
     }

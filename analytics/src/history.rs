@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use retrovisor_snapshot::{Catalogue, CheckpointId, CheckpointRecord, MachineId};
+use retrovisor_snapshot::{Catalogue, CheckpointId, CheckpointRecord, MachineId, Verdict};
 
 use crate::analyst::{Analyst, Judged};
 use crate::config::Config;
@@ -14,6 +14,9 @@ pub(crate) struct Step<'a> {
     pub(crate) record: &'a CheckpointRecord,
     pub(crate) judged: Judged,
 }
+
+/// Checkpoints shown again, the newest: enough for any baseline, and the time it takes stays bounded.
+const CHECKPOINTS_MAX: usize = 1000;
 
 /// Samples kept at hand: parents are nearly always among the newest.
 const SAMPLES_MAX: usize = 16;
@@ -28,10 +31,19 @@ pub(crate) fn replay(
 ) -> Result<Analyst> {
     let mut analyst = Analyst::new(config);
     let mut shelf = Shelf::default();
-    let records = catalogue.checkpoints(machine)?;
+    let mut records = catalogue.checkpoints(machine)?;
+    if let Some(until) = until {
+        records.retain(|record| record.id <= until);
+    }
+    let shortened = records.len() > CHECKPOINTS_MAX;
+    records.drain(..records.len().saturating_sub(CHECKPOINTS_MAX));
     let by_id: HashMap<CheckpointId, &CheckpointRecord> =
         records.iter().map(|record| (record.id, record)).collect();
     for record in &records {
+        // Without its beginning a history may start in the middle of trouble: that must not be taken for normal.
+        if shortened && analyst.is_learning() && matches!(record.verdict, Verdict::Suspect | Verdict::Bad) {
+            continue;
+        }
         if let Some(sample) = Sample::load_record(catalogue, record)? {
             if let Some(parent) = record.parent.and_then(|parent| by_id.get(&parent)) {
                 shelf.fetch(catalogue, parent)?;
@@ -40,9 +52,6 @@ pub(crate) fn replay(
             let judged = analyst.judge_in_full(&sample, parent);
             shelf.put(sample);
             visit(Step { record, judged })?;
-        }
-        if until == Some(record.id) {
-            break;
         }
     }
     Ok(analyst)

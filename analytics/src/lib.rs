@@ -8,23 +8,28 @@
 mod activity;
 mod analyst;
 mod calibration;
+mod cause;
 mod config;
 mod counter;
 mod detector;
 mod error;
+mod explain;
 mod feature;
 mod history;
 mod judgement;
 mod model;
 mod number;
+mod onset;
 mod order;
 mod sample;
 mod scale;
 mod suspect;
 
 pub use analyst::Analyst;
+pub use cause::{Cause, CauseKind};
 pub use config::Config;
 pub use error::{AnalyticsError, Result};
+pub use explain::{Explanation, explain, explain_with};
 pub use feature::{Direction, FEATURES, Feature, Shape, position};
 pub use judgement::{Judgement, Reason};
 pub use sample::{Log, LogLine, Sample, Task, Violation};

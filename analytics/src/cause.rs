@@ -1,0 +1,191 @@
+//! What may be to blame, best candidate first.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::activity::Activity;
+use crate::analyst::View;
+use crate::counter::{Stray, strays};
+use crate::feature::FEATURES;
+use crate::judgement::Judgement;
+use crate::model::{Assessment, Model, Observation};
+use crate::number::short;
+use crate::sample::{Violation, count_f64};
+use crate::suspect::suspects;
+
+/// What a candidate is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CauseKind {
+    /// Something that is never so in a healthy guest. Certain: these come first.
+    Invariant,
+    /// A family of tasks beyond its habits, or gone.
+    Task,
+    /// A counter or feature out of its range: a symptom, of use where nothing better was found.
+    Counter,
+}
+
+impl fmt::Display for CauseKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Invariant => "invariant",
+            Self::Task => "task",
+            Self::Counter => "counter",
+        })
+    }
+}
+
+/// One candidate for the cause.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Cause {
+    /// Its place, from 1.
+    pub rank: usize,
+    /// What it is.
+    pub kind: CauseKind,
+    /// Its name: of the redirected call, of the task, of the counter. Chosen by the guest: hostile.
+    pub object: String,
+    /// How far out of the ordinary, in robust deviations or steps that count as news. Comparable within a kind.
+    pub score: f64,
+    /// One line for people.
+    pub text: String,
+    /// What speaks for it.
+    pub evidence: Vec<String>,
+}
+
+/// Causes, and from how many candidates they were picked.
+pub(crate) struct Ranking {
+    pub(crate) causes: Vec<Cause>,
+    pub(crate) candidates: usize,
+}
+
+/// Candidates of one kind that are listed.
+const LISTED_MAX: usize = 8;
+/// Robust deviations from which on a counter is listed.
+const DEVIATION_MIN: f64 = 4.0;
+/// What the absence of a task weighs that no clean checkpoint was without.
+const MISSING_SCORE: f64 = 20.0;
+
+/// Ranks what may be to blame for the state at the end of `view`.
+pub(crate) fn rank(
+    view: &View<'_>,
+    observation: &Observation,
+    known: Option<(&Model, &Assessment)>,
+    clean: &[&Observation],
+    violations: &[(&Violation, String)],
+) -> Ranking {
+    let mut causes: Vec<Cause> = violations.iter().map(|(violation, since)| invariant(violation, since)).collect();
+    let mut candidates = violations.len() + view.activity.len();
+    if let Some((model, assessment)) = known {
+        causes.extend(tasks(view, model));
+        let strays = strays(&observation.counters, clean.iter().map(|o| &o.counters));
+        candidates += strays.len() + FEATURES.len();
+        causes.extend(counters(strays, observation, model, assessment));
+    }
+    for (at, cause) in causes.iter_mut().enumerate() {
+        cause.rank = at + 1;
+    }
+    Ranking { causes, candidates: candidates.max(1) }
+}
+
+fn invariant(violation: &Violation, since: &str) -> Cause {
+    let mut evidence = vec![format!("first seen in checkpoint {since}")];
+    evidence.extend(violation.symbol.as_ref().map(|symbol| format!("concerns the kernel symbol {symbol}")));
+    Cause {
+        rank: 0,
+        kind: CauseKind::Invariant,
+        object: violation.object.clone(),
+        score: Judgement::SCORE_MAX,
+        text: violation.to_string(),
+        evidence,
+    }
+}
+
+fn tasks(view: &View<'_>, model: &Model) -> Vec<Cause> {
+    let beyond = suspects(&view.deeds, &view.activity, &model.habits, view.interval).into_iter().map(|suspect| {
+        let first = suspect.evidence.first().cloned().unwrap_or_default();
+        let mut evidence = suspect.evidence.clone();
+        evidence.extend(origin(view, &suspect.family));
+        Cause {
+            rank: 0,
+            kind: CauseKind::Task,
+            text: format!("{} {first}", suspect.title()),
+            object: suspect.family,
+            score: suspect.score,
+            evidence,
+        }
+    });
+    let mut causes: Vec<Cause> = beyond.chain(gone(&view.activity, model)).collect();
+    causes.sort_by(|a, b| b.score.total_cmp(&a.score).then_with(|| a.object.cmp(&b.object)));
+    causes.truncate(LISTED_MAX);
+    causes
+}
+
+fn gone<'a>(activity: &'a Activity, model: &'a Model) -> impl Iterator<Item = Cause> + 'a {
+    // Threads of the kernel come and go with what there is to do.
+    model.habits.missing(activity).filter(|name| !name.starts_with('[')).map(|name| Cause {
+        rank: 0,
+        kind: CauseKind::Task,
+        object: name.to_owned(),
+        score: MISSING_SCORE,
+        text: format!("task `{name}` is gone"),
+        evidence: vec![format!("alive in every one of {} clean checkpoints", model.habits.checkpoints())],
+    })
+}
+
+/// Who started the family: the parents of its tasks, the most frequent first.
+fn origin(view: &View<'_>, family: &str) -> Option<String> {
+    let mut parents: Vec<(&str, usize)> = Vec::new();
+    for deed in view.deeds.iter().filter(|deed| deed.task.family() == family) {
+        let parent = deed.task.parent_comm.as_deref().filter(|parent| !parent.is_empty() && *parent != family);
+        let Some(parent) = parent else { continue };
+        match parents.iter_mut().find(|(name, _)| *name == parent) {
+            Some((_, count)) => *count += 1,
+            None => parents.push((parent, 1)),
+        }
+    }
+    parents.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
+    parents.first().map(|(parent, _)| format!("started by `{parent}`"))
+}
+
+fn counters(strays: Vec<Stray>, observation: &Observation, model: &Model, assessment: &Assessment) -> Vec<Cause> {
+    let raw = strays.into_iter().filter(|stray| stray.deviation.abs() >= DEVIATION_MIN).map(|stray| {
+        let unit = if stray.level { "" } else { " a second" };
+        Cause {
+            rank: 0,
+            kind: CauseKind::Counter,
+            score: stray.deviation.abs(),
+            text: format!(
+                "{} is {}{unit}: {} to {} when clean",
+                stray.name,
+                short(stray.now),
+                short(stray.low),
+                short(stray.high)
+            ),
+            object: stray.name,
+            evidence: vec![format!("{} robust deviations", short(stray.deviation))],
+        }
+    });
+    let features = FEATURES.iter().enumerate().filter_map(|(at, feature)| {
+        let deviation = *assessment.evidence.get(at)?;
+        let (low, high) = model.scale(at)?.range();
+        let now = (*observation.vector.get(at)?)?;
+        (deviation.abs() >= DEVIATION_MIN).then(|| Cause {
+            rank: 0,
+            kind: CauseKind::Counter,
+            object: feature.name.to_owned(),
+            score: deviation.abs(),
+            text: format!("{} is {}: {} to {} when clean", feature.name, short(now), short(low), short(high)),
+            evidence: vec![feature.meaning.to_owned(), format!("{} robust deviations", short(deviation))],
+        })
+    });
+    let mut causes: Vec<Cause> = raw.chain(features).collect();
+    causes.sort_by(|a, b| b.score.total_cmp(&a.score).then_with(|| a.object.cmp(&b.object)));
+    causes.truncate(LISTED_MAX);
+    causes
+}
+
+/// How often a ranking that knows nothing puts the right candidate first.
+pub(crate) fn chance_level(candidates: usize) -> f64 {
+    1.0 / count_f64(candidates.max(1))
+}

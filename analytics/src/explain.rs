@@ -1,0 +1,235 @@
+//! From an alarm back to its beginning, and to what may be to blame.
+
+use retrovisor_snapshot::{Catalogue, CheckpointId, CheckpointKind, CheckpointRecord, Verdict};
+use serde::Serialize;
+
+use crate::analyst::{Analyst, View};
+use crate::cause::{Cause, chance_level, rank};
+use crate::config::Config;
+use crate::error::{AnalyticsError, Result};
+use crate::feature::FEATURES;
+use crate::history;
+use crate::judgement::Judgement;
+use crate::model::{Assessment, Observation};
+use crate::number::short;
+use crate::onset::{likeness, onset};
+use crate::sample::{Log, Sample, Violation};
+
+/// When it began, where to go back to, and what may be to blame.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Explanation {
+    /// The checkpoint that was asked about.
+    pub alarm: CheckpointId,
+    /// The first bad checkpoint: from it on the deviation persists up to the alarm.
+    pub onset: CheckpointId,
+    /// The newest good checkpoint before the onset on the way to the alarm. Where none was called good, the newest
+    /// one with nothing against it that lies clear of the onset; `None` where there is none.
+    pub last_good: Option<CheckpointId>,
+    /// What was seen, in words.
+    pub evidence: Vec<String>,
+    /// Candidates, the best first.
+    pub causes: Vec<Cause>,
+    /// How many candidates there were.
+    pub candidates: usize,
+    /// How often a ranking that knows nothing would put the right candidate first.
+    pub chance_level: f64,
+    /// The features that raised the alarm, strongest first.
+    pub leads: Vec<&'static str>,
+}
+
+/// Checkpoints looked back over.
+const PATH_MAX: usize = 64;
+/// Features that say when it began.
+const LEADS_MAX: usize = 5;
+/// Lines of the kernel log shown as evidence.
+const LOG_LINES_MAX: usize = 5;
+
+/// Explains an alarm from the snapshot database alone, with the default configuration.
+pub fn explain(catalogue: &Catalogue, first_alarm: CheckpointId) -> Result<Explanation> {
+    explain_with(catalogue, first_alarm, Config::default())
+}
+
+/// Explains an alarm from the snapshot database alone.
+pub fn explain_with(catalogue: &Catalogue, first_alarm: CheckpointId, config: Config) -> Result<Explanation> {
+    let machine = catalogue.checkpoint(first_alarm)?.machine;
+    let analyst = history::replay(catalogue, machine, config, Some(first_alarm), |_| Ok(()))?;
+    analyst.explain(catalogue, first_alarm)
+}
+
+/// One checkpoint on the way to the alarm.
+struct Stage {
+    record: CheckpointRecord,
+    sample: Sample,
+    observation: Option<Observation>,
+    assessment: Option<Assessment>,
+}
+
+impl Analyst {
+    /// Explains an alarm by what this analyst knows: as [`explain`], without learning everything again.
+    pub fn explain(&self, catalogue: &Catalogue, first_alarm: CheckpointId) -> Result<Explanation> {
+        let path = self.path(catalogue, first_alarm)?;
+        let Some(alarm) = path.last() else {
+            return Err(AnalyticsError::NoFacts { checkpoint: first_alarm });
+        };
+        let leads = self.leads(alarm);
+        let violations: Vec<(&Violation, usize)> =
+            alarm.sample.violations.iter().map(|violation| (violation, since(&path, violation))).collect();
+        let deviation_onset = deviation_onset(&path, &leads);
+        let began = violations.iter().map(|(_, at)| *at).chain(deviation_onset).min().unwrap_or(path.len() - 1);
+        let last_good = self.last_good(catalogue, &path, began)?;
+
+        // What happened since just before it began is what the causes are sought in.
+        let before = began.checked_sub(1).and_then(|at| path.get(at)).map(|stage| &stage.sample);
+        let view = View::new(&alarm.sample, before);
+        let observation = view.observation(self.model().map(|model| &model.habits));
+        let assessment = self.model().map(|model| model.assess(&observation));
+        let clean: Vec<&Observation> = self.baseline().collect();
+        let named: Vec<_> = violations.iter().map(|(v, at)| (*v, path[*at].record.name.clone())).collect();
+        let ranking = rank(&view, &observation, self.model().zip(assessment.as_ref()), &clean, &named);
+        Ok(Explanation {
+            alarm: first_alarm,
+            onset: path[began].record.id,
+            last_good: last_good.as_ref().map(|record| record.id),
+            evidence: self.evidence(&path, began, &leads, last_good.as_ref()),
+            causes: ranking.causes,
+            candidates: ranking.candidates,
+            chance_level: chance_level(ranking.candidates),
+            leads: leads.iter().map(|at| FEATURES[*at].name).collect(),
+        })
+    }
+
+    /// The checkpoints that led to the alarm and have facts, oldest first.
+    fn path(&self, catalogue: &Catalogue, alarm: CheckpointId) -> Result<Vec<Stage>> {
+        let mut line = catalogue.ancestry_within(alarm, PATH_MAX)?;
+        line.reverse();
+        let mut path: Vec<Stage> = Vec::with_capacity(line.len());
+        for record in line {
+            let Some(sample) = Sample::load_record(catalogue, &record)? else {
+                if record.id == alarm {
+                    return Err(AnalyticsError::NoFacts { checkpoint: alarm });
+                }
+                continue;
+            };
+            let parent = path.last().map(|stage| &stage.sample).filter(|parent| Some(parent.checkpoint) == record.parent);
+            let observation = View::new(&sample, parent).observation(self.model().map(|model| &model.habits));
+            let assessment = self.model().map(|model| model.assess(&observation));
+            path.push(Stage { record, sample, observation: Some(observation), assessment });
+        }
+        Ok(path)
+    }
+
+    /// The features that tell this state from clean ones.
+    fn leads(&self, alarm: &Stage) -> Vec<usize> {
+        let Some(assessment) = &alarm.assessment else { return Vec::new() };
+        let mut leads: Vec<usize> = (0..FEATURES.len())
+            .filter(|at| FEATURES[*at].name != "violations")
+            .filter(|at| assessment.evidence[*at].abs() >= self.config().deviation_min)
+            .collect();
+        leads.sort_by(|a, b| assessment.evidence[*b].abs().total_cmp(&assessment.evidence[*a].abs()));
+        leads.truncate(LEADS_MAX);
+        leads
+    }
+
+    fn last_good(
+        &self,
+        catalogue: &Catalogue,
+        path: &[Stage],
+        began: usize,
+    ) -> Result<Option<CheckpointRecord>> {
+        let Some(onset) = path.get(began) else { return Ok(None) };
+        let mut line = catalogue.ancestry(onset.record.id)?.into_iter().skip(1);
+        let mut clear = Vec::new();
+        for record in line.by_ref() {
+            if record.verdict == Verdict::Good || self.called_good(record.id) {
+                return Ok(Some(record));
+            }
+            clear.push(record);
+        }
+        // Nothing was called good: one that lies clear of the onset, with nothing against it, has to do.
+        Ok(clear
+            .into_iter()
+            .skip(self.config().settle_checkpoints)
+            .find(|record| record.verdict == Verdict::Unknown && record.kind != CheckpointKind::BeforeRollback))
+    }
+
+    fn evidence(
+        &self,
+        path: &[Stage],
+        began: usize,
+        leads: &[usize],
+        last_good: Option<&CheckpointRecord>,
+    ) -> Vec<String> {
+        let mut lines = Vec::new();
+        let (Some(onset), Some(alarm)) = (path.get(began), path.last()) else { return lines };
+        let later = path.len() - 1 - began;
+        lines.push(match later {
+            0 => format!("it shows first in checkpoint {}, which raised the alarm", onset.record.name),
+            _ => format!(
+                "it shows first in checkpoint {}, {later} before the alarm in {}",
+                onset.record.name, alarm.record.name
+            ),
+        });
+        lines.extend(alarm.sample.violations.iter().map(ToString::to_string));
+        for at in leads {
+            let value = |stage: &Stage| stage.observation.as_ref().and_then(|o| *o.vector.get(*at)?);
+            let Some((low, high)) = self.model().and_then(|model| model.scale(*at)).map(|scale| scale.range()) else {
+                continue;
+            };
+            let shown = |stage: &Stage| value(stage).map_or("unknown".to_owned(), short);
+            lines.push(format!(
+                "{} was {} to {} when clean, {} in {}, {} in {}",
+                FEATURES[*at].name,
+                short(low),
+                short(high),
+                shown(onset),
+                onset.record.name,
+                shown(alarm),
+                alarm.record.name
+            ));
+        }
+        let quiet = began.checked_sub(1).and_then(|at| path.get(at)).map(|stage| &stage.sample.log);
+        if let Some(quiet) = quiet {
+            let errors = alarm.sample.log.since(quiet).filter(|line| line.level <= Log::ERROR_LEVEL);
+            lines.extend(errors.take(LOG_LINES_MAX).map(|line| format!("kernel log: {}", line.text)));
+        }
+        lines.push(match last_good {
+            Some(record) => format!("checkpoint {} is the last good one before it", record.name),
+            None => "no checkpoint before it is known to be good".to_owned(),
+        });
+        lines
+    }
+}
+
+/// From where on an invariant was broken without a break.
+fn since(path: &[Stage], violation: &Violation) -> usize {
+    let held = path.iter().rposition(|stage| {
+        !stage.sample.violations.iter().any(|other| other.kind == violation.kind && other.object == violation.object)
+    });
+    held.map_or(0, |at| (at + 1).min(path.len() - 1))
+}
+
+fn deviation_onset(path: &[Stage], leads: &[usize]) -> Option<usize> {
+    if leads.is_empty() {
+        return None;
+    }
+    let alarm = &path.last()?.assessment.as_ref()?.evidence;
+    let values: Vec<f64> = path
+        .iter()
+        .map(|stage| stage.assessment.as_ref().map_or(0.0, |then| likeness(alarm, &then.evidence, leads)))
+        .collect();
+    onset(&values)
+}
+
+impl Explanation {
+    /// The best candidate.
+    #[must_use]
+    pub fn top_cause(&self) -> Option<&Cause> {
+        self.causes.first()
+    }
+
+    /// Whether a broken invariant is the best candidate: then there is no chance in it.
+    #[must_use]
+    pub fn is_certain(&self) -> bool {
+        self.top_cause().is_some_and(|cause| cause.score >= Judgement::SCORE_MAX && cause.kind == crate::CauseKind::Invariant)
+    }
+}
