@@ -1,17 +1,113 @@
 //! Prints what can be read of a raw memory dump.
 //!
-//! `cargo run --release -p retrovisor-introspect --example inspect_dump -- memory.raw [registers.txt]`
-//! where `registers.txt` holds QEMU's answer to `info registers -a`.
+//! `cargo run --release -p retrovisor-introspect --example inspect_dump -- memory.raw [registers.txt] [second.raw …]`
+//! where `registers.txt` holds QEMU's answer to `info registers -a` (`-` for none). Further dumps are of the same
+//! guest, later: they show what a next observation costs and finds.
 
 use std::{path::Path, process::ExitCode, time::Instant};
 
-use retrovisor_introspect::{Kernel, RawDump};
+use retrovisor_guest::{DescriptorTable, VcpuRegisters};
+use retrovisor_introspect::{Introspector, Observation, RawDump};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let dump = RawDump::open(Path::new(&arguments[0])).unwrap();
-    let start = Instant::now();
-    let kernel = Kernel::find(&dump, &[]);
-    println!("{kernel:?} {:?}", start.elapsed());
+    let Some((first, rest)) = arguments.split_first() else {
+        eprintln!("usage: inspect_dump memory.raw [registers.txt|-] [second.raw …]");
+        return ExitCode::from(2);
+    };
+    let (registers, later) = rest.split_first().map_or((None, rest), |(registers, later)| (Some(registers), later));
+    let vcpus = registers.filter(|path| *path != "-").map(std::fs::read_to_string).transpose();
+    let vcpus = match vcpus {
+        Ok(text) => text.as_deref().map(parse_registers).unwrap_or_default(),
+        Err(error) => {
+            eprintln!("cannot read the registers: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut introspector = Introspector::new();
+    for path in std::iter::once(first).chain(later) {
+        let dump = match RawDump::open(Path::new(path)) {
+            Ok(dump) => dump,
+            Err(error) => {
+                eprintln!("{error}");
+                return ExitCode::FAILURE;
+            }
+        };
+        let start = Instant::now();
+        let observation = introspector.observe(&dump, &vcpus);
+        println!("{path}: read in {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
+        print(&observation);
+    }
     ExitCode::SUCCESS
+}
+
+fn print(observation: &Observation) {
+    if let Some(reason) = &observation.reason {
+        println!("  {reason}");
+    }
+    println!("  {:?}", observation.memory);
+    let Some(linux) = &observation.linux else { return };
+    println!("  {:?}", linux.kernel);
+    for task in linux.tasks.iter().take(200) {
+        println!(
+            "  task {:5} {:5} {} {:16} {:?}:{:?} start {} ns, user {} ns, system {} ns, rss {} [{}]",
+            task.pid,
+            task.ppid,
+            task.state,
+            task.comm,
+            task.uid,
+            task.gid,
+            task.start_time_ns,
+            task.utime_ns,
+            task.stime_ns,
+            task.rss_pages,
+            task.views
+        );
+    }
+    for module in &linux.modules {
+        println!("  {module:?}");
+    }
+    println!("  {} system calls", linux.syscalls.len());
+    for line in linux.log.iter().rev().take(5).rev() {
+        println!("  log {:?}", line);
+    }
+    println!("  {} log lines", linux.log.len());
+    for counter in &linux.counters {
+        print!("  {}={}", counter.name, counter.value);
+    }
+    println!();
+    for violation in &linux.integrity {
+        println!("  VIOLATION {violation:?}");
+    }
+}
+
+/// Reads what QEMU's monitor prints of each CPU.
+fn parse_registers(text: &str) -> Vec<VcpuRegisters> {
+    let number = |text: &str| u64::from_str_radix(text, 16).unwrap_or(0);
+    let of_cpu = |text: &str| {
+        let named = |name: &str| {
+            let after = text.split(['\n', ' ']).find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+            after.map_or(0, number)
+        };
+        let table = |name: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+            let mut words = line.unwrap_or_default().split_whitespace();
+            DescriptorTable {
+                base: words.next().map_or(0, number),
+                limit: u16::try_from(words.next().map_or(0, number)).unwrap_or(u16::MAX),
+            }
+        };
+        VcpuRegisters {
+            rip: named("RIP"),
+            cr0: named("CR0"),
+            cr2: named("CR2"),
+            cr3: named("CR3"),
+            cr4: named("CR4"),
+            efer: named("EFER"),
+            idt: table("IDT"),
+            gdt: table("GDT"),
+            ..VcpuRegisters::default()
+        }
+    };
+    text.split("CPU#").skip(1).map(of_cpu).collect()
 }

@@ -36,9 +36,10 @@ const BANNER_MAX: usize = 512;
 const TYPES_BYTES_MIN: usize = 1 << 20;
 
 impl Kernel {
-    /// Finds the kernel: through the vCPUs' page tables, or, with no registers or none that lead to a kernel, through
-    /// its VMCOREINFO note or by looking for its top page table in all of memory. What was found must agree with
-    /// itself: page tables, symbols, banner, types.
+    /// Finds the kernel: through the vCPUs' page tables, or, when no registers are given (a raw dump), through its
+    /// VMCOREINFO note or by looking for its top page table in all of memory. What was found must agree with itself:
+    /// page tables, symbols, banner, types. With registers that lead to no kernel there is none: what an earlier
+    /// boot left in memory is not looked for.
     pub fn find(view: &dyn MemoryView, vcpus: &[VcpuRegisters]) -> Result<Self, Error> {
         Self::find_in(&Pages::new(view), vcpus)
     }
@@ -54,16 +55,16 @@ impl Kernel {
                 }
             }
         }
-        let mut reason = if vcpus.is_empty() {
-            "no registers were given".to_owned()
-        } else {
-            "no vCPU runs in long mode".to_owned()
-        };
+        let mut reason =
+            "no vCPU runs in long mode: the guest is in its firmware or has not started".to_owned();
         for space in spaces {
             match Self::at(pages, space, None) {
                 Ok(kernel) => return Ok(kernel),
                 Err(why) => reason = format!("the page tables at {} {why}", space.root),
             }
+        }
+        if !vcpus.is_empty() {
+            return Err(Error::NoKernel(reason));
         }
         let traces = Traces::scan(pages);
         for note in &traces.notes {
@@ -81,7 +82,7 @@ impl Kernel {
             }
         }
         Err(Error::NoKernel(format!(
-            "{reason}; of {} VMCOREINFO notes and {} possible page-table roots in memory none leads to a kernel",
+            "no registers were given, and of {} VMCOREINFO notes and {} possible page-table roots in memory none leads to a kernel",
             traces.notes.len(),
             traces.roots.len()
         )))

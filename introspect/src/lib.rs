@@ -5,24 +5,33 @@
 //! counts; loops are bounded, cycles end.
 #![forbid(unsafe_code)]
 
+mod boot;
 mod btf;
 mod dump;
 mod error;
 pub mod fact;
 mod hash;
 mod image;
+mod introspector;
 mod kallsyms;
 mod kernel;
+mod linux;
+mod observation;
 mod pages;
 mod paging;
 mod printable;
+mod probe;
 mod reader;
 mod symbols;
 #[cfg(test)]
 mod synthetic;
+mod syscall_sites;
 mod vmcoreinfo;
 
 pub use dump::RawDump;
 pub use error::Error;
+pub use introspector::Introspector;
 pub use kernel::Kernel;
+pub use observation::{Linux, Observation};
 pub use paging::AddressSpace;
+pub use syscall_sites::{CallSite, Site, SyscallSites};

@@ -1,0 +1,244 @@
+use std::sync::Arc;
+
+use retrovisor_guest::VcpuRegisters;
+
+use crate::{
+    Kernel,
+    fact::{KernelFact, MemoryStatistics, Syscall, SyscallRoute, Task, Violation, ViolationKind},
+    linux::{
+        counters,
+        identity::BootIdentity,
+        log::SeenLines,
+        modules::Modules,
+        protections::{self, Controls, told},
+        syscalls::Syscalls,
+        tasks::Tasks,
+        text::{Change, TextChanges, TextReference},
+        time::Clock,
+    },
+    observation::Linux,
+    probe::Probe,
+    reader::Reader,
+};
+
+/// One boot of one kernel, and what its first observations showed: later ones are compared with it.
+pub(crate) struct Boot {
+    pub(crate) kernel: Arc<Kernel>,
+    identity: BootIdentity,
+    syscalls: Option<Syscalls>,
+    text: Option<TextReference>,
+    controls: Controls,
+    seen_lines: SeenLines,
+}
+
+impl Boot {
+    pub(crate) fn new(kernel: Arc<Kernel>, reader: &Reader) -> Self {
+        let identity =
+            Probe::new(&kernel, reader).map(|probe| BootIdentity::read(&probe)).unwrap_or_default();
+        Self {
+            kernel,
+            identity,
+            syscalls: None,
+            text: None,
+            controls: Controls::new(),
+            seen_lines: SeenLines::default(),
+        }
+    }
+
+    /// Whether a memory is of this boot.
+    pub(crate) fn is_in(&self, reader: &Reader) -> bool {
+        self.kernel.is_still_in(reader.pages())
+            && Probe::new(&self.kernel, reader)
+                .is_none_or(|probe| self.identity.is_same_boot(&BootIdentity::read(&probe)))
+    }
+
+    /// Reads everything. The statistics get what the reading of the kernel's code found.
+    pub(crate) fn observe(
+        &mut self,
+        reader: &Reader,
+        vcpus: &[VcpuRegisters],
+        memory: &mut MemoryStatistics,
+    ) -> Linux {
+        let kernel = Arc::clone(&self.kernel);
+        let (syscalls, mut integrity) = self.syscalls(&kernel, reader);
+        let Some(probe) = Probe::new(&kernel, reader) else {
+            return Linux { kernel: kernel_fact(&kernel, vcpus), syscalls, integrity, ..Linux::default() };
+        };
+        let tasks = Tasks::read(&probe).unwrap_or_default();
+        let modules = Modules::read(&probe).unwrap_or_default();
+        // Until it starts its first process a kernel still changes its code and tables at will.
+        if is_running(&probe) {
+            integrity.extend(hidden_tasks(&tasks));
+            integrity.extend(hidden_modules(&modules));
+            integrity.extend(protections::control_registers(vcpus, &mut self.controls));
+            integrity.extend(protections::system_call_entry(&probe, vcpus));
+            integrity.extend(protections::interrupt_gates(&probe, vcpus));
+            let changes = match &self.text {
+                Some(reference) => reference.compare(&probe),
+                None => {
+                    self.text = TextReference::take(&probe);
+                    TextChanges::default()
+                }
+            };
+            memory.kernel_text_pages = self.text.as_ref().map_or(0, TextReference::frame_count);
+            memory.kernel_text_pages_changed = changes.frames;
+            integrity.extend(text_changes(&probe, &changes));
+        } else {
+            integrity.clear();
+        }
+        let log = self.seen_lines.read_new(&probe).unwrap_or_default();
+        let counters = counters::read(&probe);
+        let clock = Clock::read(&probe);
+        let kernel = KernelFact {
+            uptime_ns: clock.uptime_ns,
+            boot_time_s: clock.boot_time_s,
+            jiffies: probe.word("jiffies_64").or_else(|| probe.word("jiffies")),
+            tainted: probe.word("tainted_mask"),
+            cpus: probe.half("__num_online_cpus").unwrap_or(0),
+            torn: probe.is_torn(),
+            ..kernel_fact(&kernel, vcpus)
+        };
+        Linux { kernel, tasks: tasks.tasks, modules: modules.modules, syscalls, log, counters, integrity }
+    }
+
+    /// The system calls to report, and those that lead elsewhere than they must.
+    fn syscalls(&mut self, kernel: &Kernel, reader: &Reader) -> (Vec<Syscall>, Vec<Violation>) {
+        let Some(now) = Syscalls::read(kernel, reader) else { return Default::default() };
+        let Some(first) = &self.syscalls else {
+            let violations = now.calls.iter().filter_map(|call| redirected(kernel, call, None)).collect();
+            self.syscalls = Some(now.clone());
+            return (now.calls, violations);
+        };
+        let before = |call: &Syscall| {
+            first.calls.iter().find(|first| (first.via, first.number) == (call.via, call.number))
+        };
+        let mut calls = Vec::new();
+        let mut violations = Vec::new();
+        for (at, call) in now.calls.iter().enumerate() {
+            let first = first
+                .calls
+                .get(at)
+                .filter(|first| (first.via, first.number) == (call.via, call.number))
+                .or_else(|| before(call));
+            violations.extend(redirected(kernel, call, first));
+            if first.is_none_or(|first| first.target != call.target) {
+                let expected = call.expected.clone().or_else(|| first.and_then(|first| first.symbol.clone()));
+                calls.push(Syscall { expected, ..call.clone() });
+            }
+        }
+        (calls, violations)
+    }
+}
+
+/// The facts that the kernel itself and the registers tell.
+fn kernel_fact(kernel: &Kernel, vcpus: &[VcpuRegisters]) -> KernelFact {
+    let first = vcpus.first();
+    KernelFact {
+        release: kernel.release().to_owned(),
+        banner: kernel.banner().to_owned(),
+        virtual_slide: kernel.virtual_slide(),
+        physical_base: kernel.physical_base(),
+        page_levels: kernel.address_space().levels,
+        cr0: first.map(|vcpu| vcpu.cr0),
+        cr4: first.map(|vcpu| vcpu.cr4),
+        efer: first.map(|vcpu| vcpu.efer),
+        idt_base: first.map(|vcpu| vcpu.idt.base),
+        ..KernelFact::default()
+    }
+}
+
+/// Whether the kernel has finished booting; `true` where that cannot be told.
+fn is_running(probe: &Probe) -> bool {
+    let running = probe.types.enumerator("SYSTEM_RUNNING");
+    let state = probe.half("system_state").map(i64::from);
+    state.zip(running).is_none_or(|(state, running)| state >= running)
+}
+
+/// A system call that leads out of the kernel's code, past the symbol its name asks for, or elsewhere than at first.
+fn redirected(kernel: &Kernel, call: &Syscall, first: Option<&Syscall>) -> Option<Violation> {
+    let by_name = call.expected.as_ref().filter(|name| call.symbol.as_ref() != Some(name));
+    let moved = first.filter(|first| first.target != call.target && call.expected.is_none());
+    if call.in_text && by_name.is_none() && moved.is_none() {
+        return None;
+    }
+    let symbol = call.expected.clone().or_else(|| first.and_then(|first| first.symbol.clone()));
+    let name = symbol.as_deref().and_then(|symbol| symbol.strip_prefix("__x64_sys_"));
+    let expected = symbol.as_ref().map_or("a function of the kernel".to_owned(), |symbol| {
+        kernel.symbol(symbol).map_or_else(|| symbol.clone(), |address| format!("{address:#018x} {symbol}"))
+    });
+    let found = call
+        .symbol
+        .as_ref()
+        .map_or_else(|| format!("{:#018x}", call.target), |symbol| format!("{:#018x} {symbol}", call.target));
+    let place = match call.via {
+        SyscallRoute::Table => "entry of sys_call_table",
+        SyscallRoute::Dispatch => "branch in x64_sys_call",
+    };
+    let wrong = if call.in_text { "leads to another function" } else { "leads out of the kernel's code" };
+    Some(Violation {
+        kind: ViolationKind::SyscallRedirected,
+        object: name.map_or_else(|| format!("syscall {}", call.number), str::to_owned),
+        symbol,
+        detail: format!("the {place} for call {} {wrong}", call.number),
+        expected,
+        found,
+    })
+}
+
+fn hidden_tasks(tasks: &Tasks) -> impl Iterator<Item = Violation> {
+    tasks.hidden.iter().filter_map(|hidden| {
+        let Task { pid, comm, views, .. } = tasks.tasks.get(hidden.task)?;
+        Some(Violation {
+            kind: ViolationKind::HiddenTask,
+            object: format!("task {pid} ({comm})"),
+            symbol: None,
+            detail: format!("a view of the tasks lacks it: {}", hidden.missing),
+            expected: hidden.missing.to_owned(),
+            found: views.clone(),
+        })
+    })
+}
+
+fn hidden_modules(modules: &Modules) -> impl Iterator<Item = Violation> {
+    modules.hidden.iter().filter_map(|(at, missing)| {
+        let module = modules.modules.get(*at)?;
+        Some(Violation {
+            kind: ViolationKind::HiddenModule,
+            object: format!("module {}", module.name),
+            symbol: None,
+            detail: format!("a view of the modules lacks it: {missing}"),
+            expected: (*missing).to_owned(),
+            found: module.views.clone(),
+        })
+    })
+}
+
+/// One violation for each symbol whose code changed.
+fn text_changes(probe: &Probe, changes: &TextChanges) -> Vec<Violation> {
+    let symbol = |change: &Change| probe.kernel.place(change.virt).map(|place| place.name.to_owned());
+    changes
+        .unexplained
+        .chunk_by(|one, other| symbol(one) == symbol(other))
+        .filter_map(|chunk| {
+            let (first, more) = chunk.split_first()?;
+            let symbol = symbol(first);
+            let more =
+                if more.is_empty() { String::new() } else { format!(" and {} places more", more.len()) };
+            Some(Violation {
+                kind: ViolationKind::TextChanged,
+                object: symbol.clone().unwrap_or_else(|| "kernel text".to_owned()),
+                symbol,
+                detail: format!("{} bytes of code at {}{more}", first.now.len(), told(probe, first.virt)),
+                expected: hexadecimal(&first.before),
+                found: hexadecimal(&first.now),
+            })
+        })
+        .collect()
+}
+
+/// Bytes as `e8 00 11`; of many the first few.
+fn hexadecimal(bytes: &[u8]) -> String {
+    const SHOWN: usize = 16;
+    let shown: Vec<_> = bytes.iter().take(SHOWN).map(|byte| format!("{byte:02x}")).collect();
+    shown.join(" ") + if bytes.len() > SHOWN { " …" } else { "" }
+}

@@ -1,0 +1,106 @@
+use std::{cell::RefCell, num::NonZero, sync::Arc};
+
+use retrovisor_guest::{MemoryView, VcpuRegisters};
+
+use crate::{
+    Kernel,
+    boot::Boot,
+    fact::MemoryStatistics,
+    observation::Observation,
+    pages::{PageShelf, Pages},
+    reader::Reader,
+};
+
+/// Reads one guest again and again, and keeps what it learnt between observations: kernels with their symbols and
+/// types, the first observation of each boot to compare later ones with, frames by the name of their contents.
+///
+/// The views of one introspector must be of one guest and name contents alike (one store).
+pub struct Introspector {
+    /// The boots met, the last used first.
+    boots: Vec<Boot>,
+    shelf: RefCell<PageShelf>,
+}
+
+/// A rollback across a reboot comes back to an earlier boot.
+const BOOTS_MAX: usize = 3;
+/// Frames kept between observations: 32 MiB.
+const SHELF_FRAMES: NonZero<usize> = NonZero::new(8192).unwrap();
+
+impl Introspector {
+    /// Knows nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { boots: Vec::new(), shelf: RefCell::new(PageShelf::new(SHELF_FRAMES)) }
+    }
+
+    /// Reads a guest. A guest that is no Linux, or from which nothing can be read, gives its registers, page
+    /// statistics and the reason.
+    pub fn observe(&mut self, view: &dyn MemoryView, vcpus: &[VcpuRegisters]) -> Observation {
+        let pages = Pages::with_shelf(view, &self.shelf);
+        let mut memory = page_statistics(view);
+        let (mut linux, mut reason) = (None, None);
+        match select_boot(&mut self.boots, &pages, vcpus) {
+            Ok(boot) => {
+                let reader = Reader::new(&pages, boot.kernel.address_space());
+                linux = Some(boot.observe(&reader, vcpus, &mut memory));
+                if boot.kernel.type_count() == 0 {
+                    reason = Some(
+                        "the kernel has no BTF: only its symbols and system calls can be read".to_owned(),
+                    );
+                }
+            }
+            Err(error) => reason = Some(error.to_string()),
+        }
+        memory.pages_read = pages.read_count();
+        memory.pages_unreadable = pages.unreadable_count();
+        Observation { linux, reason, memory, registers: vcpus.to_vec() }
+    }
+
+    /// The kernel of the last observation that had one.
+    #[must_use]
+    pub fn kernel(&self) -> Option<Arc<Kernel>> {
+        self.boots.first().map(|boot| Arc::clone(&boot.kernel))
+    }
+}
+
+impl Default for Introspector {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Puts the boot that a memory is of to the front, and finds it if it is new.
+fn select_boot<'b>(
+    boots: &'b mut Vec<Boot>,
+    pages: &Pages,
+    vcpus: &[VcpuRegisters],
+) -> Result<&'b mut Boot, crate::Error> {
+    // After a reset, the old kernel lies in memory until it is overwritten: the vCPUs say whether one runs.
+    let running = vcpus.is_empty() || vcpus.iter().any(|vcpu| crate::AddressSpace::of(vcpu).is_some());
+    let known =
+        boots.iter().position(|boot| running && boot.is_in(&Reader::new(pages, boot.kernel.address_space())));
+    let boot = match known {
+        Some(at) => boots.remove(at),
+        None => {
+            let kernel = Arc::new(Kernel::find_in(pages, vcpus)?);
+            let reader = Reader::new(pages, kernel.address_space());
+            Boot::new(Arc::clone(&kernel), &reader)
+        }
+    };
+    boots.insert(0, boot);
+    boots.truncate(BOOTS_MAX);
+    // One was just put there.
+    boots.first_mut().ok_or_else(|| crate::Error::NoKernel("no boot is known".into()))
+}
+
+fn page_statistics(view: &dyn MemoryView) -> MemoryStatistics {
+    let pages = view.layout().pages();
+    let zero = view.layout().gfns().filter(|gfn| view.known_zero(*gfn)).count() as u64;
+    let known = (zero > 0).then_some(zero);
+    MemoryStatistics {
+        pages,
+        zero_pages: known,
+        data_pages: known.map(|zero| pages - zero),
+        ..MemoryStatistics::default()
+    }
+}

@@ -1,0 +1,71 @@
+use retrovisor_guest::{VcpuRegisters, fact::Table};
+
+use crate::fact::{Counter, KernelFact, LogLine, MemoryStatistics, Module, Syscall, Task, Violation, table};
+
+/// What was read of a guest at one instant.
+#[derive(Clone, Debug, Default)]
+pub struct Observation {
+    /// The Linux guest, if there is one.
+    pub linux: Option<Linux>,
+    /// Why there is none, or why only a part of it could be read.
+    pub reason: Option<String>,
+    /// Page statistics.
+    pub memory: MemoryStatistics,
+    /// The vCPUs' registers as given.
+    pub registers: Vec<VcpuRegisters>,
+}
+
+/// A Linux guest at one instant.
+#[derive(Clone, Debug, Default)]
+pub struct Linux {
+    /// The kernel.
+    pub kernel: KernelFact,
+    /// Every process and thread, ascending by process.
+    pub tasks: Vec<Task>,
+    /// Every module.
+    pub modules: Vec<Module>,
+    /// Every system call in the first observation of a boot; later those that lead elsewhere than then.
+    pub syscalls: Vec<Syscall>,
+    /// The kernel log's lines that no observation had before.
+    pub log: Vec<LogLine>,
+    /// The kernel's counters.
+    pub counters: Vec<Counter>,
+    /// Invariants that do not hold. A healthy guest has none.
+    pub integrity: Vec<Violation>,
+}
+
+impl Observation {
+    /// All facts as tables, in the same order always.
+    #[must_use]
+    pub fn tables(&self) -> Vec<Table> {
+        let mut tables = vec![table([&self.memory])];
+        if let Some(linux) = &self.linux {
+            tables.extend([
+                table([&linux.kernel]),
+                table(&linux.tasks),
+                table(&linux.modules),
+                table(&linux.syscalls),
+                table(&linux.log),
+                table(&linux.counters),
+                table(&linux.integrity),
+            ]);
+        }
+        tables
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_strange_guest_still_has_its_page_statistics() {
+        let observation = Observation::default();
+        let names: Vec<_> = observation.tables().iter().map(|table| table.schema.table).collect();
+        assert_eq!(names, ["fact_memory"]);
+        let linux = Some(Linux::default());
+        let tables = Observation { linux, ..Observation::default() }.tables();
+        assert_eq!(tables.len(), 8);
+        assert_eq!(tables[1].rows.len(), 1);
+    }
+}

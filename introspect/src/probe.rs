@@ -1,0 +1,85 @@
+use std::cell::Cell;
+
+use crate::{
+    Kernel,
+    btf::{Field, Types},
+    reader::Reader,
+};
+
+/// One kernel in one memory: what every reader of its structures needs.
+pub(crate) struct Probe<'a> {
+    pub(crate) kernel: &'a Kernel,
+    pub(crate) types: &'a Types,
+    pub(crate) reader: &'a Reader<'a, 'a>,
+    /// Where each possible CPU's variables lie from their symbols.
+    cpu_offsets: Vec<(u32, u64)>,
+    torn: Cell<bool>,
+}
+
+const CPUS_MAX: u32 = 8192;
+
+impl<'a> Probe<'a> {
+    /// `None` when the kernel has no types: then no structure of it can be read.
+    pub(crate) fn new(kernel: &'a Kernel, reader: &'a Reader<'a, 'a>) -> Option<Self> {
+        let types = kernel.types()?;
+        let mut probe = Self { kernel, types, reader, cpu_offsets: Vec::new(), torn: Cell::new(false) };
+        probe.cpu_offsets = probe.possible_cpus();
+        Some(probe)
+    }
+
+    fn possible_cpus(&self) -> Vec<(u32, u64)> {
+        let offsets = self.kernel.symbol("__per_cpu_offset");
+        let possible = self.kernel.symbol("__cpu_possible_mask");
+        let count = self.kernel.symbol("nr_cpu_ids").and_then(|at| self.reader.u32(at)).unwrap_or(1);
+        let offset = |cpu: u32| {
+            let set = possible.and_then(|mask| self.reader.u8(mask + u64::from(cpu / 8)));
+            // Without a mask every CPU below the count is taken.
+            let possible = set.is_none_or(|byte| byte >> (cpu % 8) & 1 == 1);
+            offsets.filter(|_| possible).and_then(|at| self.reader.u64(at + u64::from(cpu) * 8))
+        };
+        (0..count.min(CPUS_MAX)).filter_map(|cpu| Some((cpu, offset(cpu)?))).collect()
+    }
+
+    pub(crate) fn symbol(&self, name: &str) -> Option<u64> {
+        self.kernel.symbol(name)
+    }
+
+    pub(crate) fn field(&self, structure: &str, path: &str) -> Option<Field> {
+        self.types.field(structure, path)
+    }
+
+    /// The 64-bit variable of this name.
+    pub(crate) fn word(&self, symbol: &str) -> Option<u64> {
+        self.reader.u64(self.symbol(symbol)?)
+    }
+
+    /// The 32-bit variable of this name.
+    pub(crate) fn half(&self, symbol: &str) -> Option<u32> {
+        self.reader.u32(self.symbol(symbol)?)
+    }
+
+    /// A field of the variable of this name.
+    pub(crate) fn number(&self, symbol: &str, structure: &str, path: &str) -> Option<u64> {
+        self.reader.number(self.symbol(symbol)?, self.field(structure, path)?)
+    }
+
+    /// The addresses of a per-CPU variable, by CPU.
+    pub(crate) fn each_cpu(&self, symbol: &str) -> impl Iterator<Item = (u32, u64)> {
+        let symbol = self.symbol(symbol);
+        self.cpu_offsets.iter().filter_map(move |(cpu, offset)| Some((*cpu, symbol?.wrapping_add(*offset))))
+    }
+
+    /// Where each possible CPU's variables lie from their symbols.
+    pub(crate) fn cpu_offsets(&self) -> &[(u32, u64)] {
+        &self.cpu_offsets
+    }
+
+    /// Notes that a structure was met in the middle of an update, or did not make sense.
+    pub(crate) fn mark_torn(&self) {
+        self.torn.set(true);
+    }
+
+    pub(crate) fn is_torn(&self) -> bool {
+        self.torn.get()
+    }
+}
