@@ -4,10 +4,10 @@
 //! where `registers.txt` holds QEMU's answer to `info registers -a` (`-` for none). Further dumps are of the same
 //! guest, later: they show what a next observation costs and finds.
 
-use std::{path::Path, process::ExitCode, time::Instant};
+use std::{collections::BTreeMap, path::Path, process::ExitCode, time::Instant};
 
-use retrovisor_guest::{DescriptorTable, VcpuRegisters};
-use retrovisor_introspect::{Introspector, Observation, RawDump};
+use retrovisor_guest::{DescriptorTable, MemoryView, VcpuRegisters};
+use retrovisor_introspect::{Introspector, Kernel, Observation, OwnerMap, RawDump};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -15,7 +15,8 @@ fn main() -> ExitCode {
         eprintln!("usage: inspect_dump memory.raw [registers.txt|-] [second.raw …]");
         return ExitCode::from(2);
     };
-    let (registers, later) = rest.split_first().map_or((None, rest), |(registers, later)| (Some(registers), later));
+    let (registers, later) =
+        rest.split_first().map_or((None, rest), |(registers, later)| (Some(registers), later));
     let vcpus = registers.filter(|path| *path != "-").map(std::fs::read_to_string).transpose();
     let vcpus = match vcpus {
         Ok(text) => text.as_deref().map(parse_registers).unwrap_or_default(),
@@ -37,6 +38,9 @@ fn main() -> ExitCode {
         let observation = introspector.observe(&dump, &vcpus);
         println!("{path}: read in {:.1} ms", start.elapsed().as_secs_f64() * 1e3);
         print(&observation);
+        if let Some(kernel) = introspector.kernel() {
+            owners(&kernel, &dump, &observation);
+        }
     }
     ExitCode::SUCCESS
 }
@@ -69,7 +73,7 @@ fn print(observation: &Observation) {
     }
     println!("  {} system calls", linux.syscalls.len());
     for line in linux.log.iter().rev().take(5).rev() {
-        println!("  log {:?}", line);
+        println!("  log {line:?}");
     }
     println!("  {} log lines", linux.log.len());
     for counter in &linux.counters {
@@ -81,12 +85,29 @@ fn print(observation: &Observation) {
     }
 }
 
+/// Counts the frames by the first word of their owner.
+fn owners(kernel: &Kernel, dump: &RawDump, observation: &Observation) {
+    let start = Instant::now();
+    let map = OwnerMap::build(kernel, dump, observation);
+    let elapsed = start.elapsed();
+    let mut counts: BTreeMap<String, (u64, String)> = BTreeMap::new();
+    for gfn in dump.layout().gfns() {
+        let owner = map.explain(gfn).to_string();
+        let first = owner.split(' ').take(2).collect::<Vec<_>>().join(" ");
+        counts.entry(first).or_insert((0, owner)).0 += 1;
+    }
+    println!("  owners of all frames in {:.1} ms:", elapsed.as_secs_f64() * 1e3);
+    for (first, (count, example)) in counts {
+        println!("    {count:7} {first:32} such as: {example}");
+    }
+}
+
 /// Reads what QEMU's monitor prints of each CPU.
 fn parse_registers(text: &str) -> Vec<VcpuRegisters> {
     let number = |text: &str| u64::from_str_radix(text, 16).unwrap_or(0);
     let of_cpu = |text: &str| {
         let named = |name: &str| {
-            let after = text.split(['\n', ' ']).find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+            let after = text.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
             after.map_or(0, number)
         };
         let table = |name: &str| {

@@ -73,13 +73,10 @@ impl Boot {
             integrity.extend(protections::control_registers(vcpus, &mut self.controls));
             integrity.extend(protections::system_call_entry(&probe, vcpus));
             integrity.extend(protections::interrupt_gates(&probe, vcpus));
-            let changes = match &self.text {
-                Some(reference) => reference.compare(&probe),
-                None => {
-                    self.text = TextReference::take(&probe);
-                    TextChanges::default()
-                }
-            };
+            let changes = self.text.as_ref().map(|reference| reference.compare(&probe)).unwrap_or_default();
+            if self.text.is_none() {
+                self.text = TextReference::take(&probe);
+            }
             memory.kernel_text_pages = self.text.as_ref().map_or(0, TextReference::frame_count);
             memory.kernel_text_pages_changed = changes.frames;
             integrity.extend(text_changes(&probe, &changes));
@@ -98,7 +95,7 @@ impl Boot {
             torn: probe.is_torn(),
             ..kernel_fact(&kernel, vcpus)
         };
-        Linux { kernel, tasks: tasks.tasks, modules: modules.modules, syscalls, log, counters, integrity }
+        Linux { kernel, tasks: tasks.all, modules: modules.all, syscalls, log, counters, integrity }
     }
 
     /// The system calls to report, and those that lead elsewhere than they must.
@@ -187,7 +184,7 @@ fn redirected(kernel: &Kernel, call: &Syscall, first: Option<&Syscall>) -> Optio
 
 fn hidden_tasks(tasks: &Tasks) -> impl Iterator<Item = Violation> {
     tasks.hidden.iter().filter_map(|hidden| {
-        let Task { pid, comm, views, .. } = tasks.tasks.get(hidden.task)?;
+        let Task { pid, comm, views, .. } = tasks.all.get(hidden.task)?;
         Some(Violation {
             kind: ViolationKind::HiddenTask,
             object: format!("task {pid} ({comm})"),
@@ -201,7 +198,7 @@ fn hidden_tasks(tasks: &Tasks) -> impl Iterator<Item = Violation> {
 
 fn hidden_modules(modules: &Modules) -> impl Iterator<Item = Violation> {
     modules.hidden.iter().filter_map(|(at, missing)| {
-        let module = modules.modules.get(*at)?;
+        let module = modules.all.get(*at)?;
         Some(Violation {
             kind: ViolationKind::HiddenModule,
             object: format!("module {}", module.name),

@@ -40,9 +40,9 @@ pub(crate) const BYTES_MAX: usize = 64 << 20;
 
 /// A whole BTF blob whose every type was walked.
 pub(crate) struct Types {
-    types: Vec<u8>,
+    bytes: Vec<u8>,
     strings: Vec<u8>,
-    /// Type id − 1 → offset in `types`.
+    /// Type id − 1 → offset in `bytes`.
     offsets: Vec<u32>,
     /// Hash of the name of a struct, union, enum or typedef → ids (several kinds can share a name).
     names: IntegerMap<u64, Vec<u32>>,
@@ -56,7 +56,7 @@ struct Header {
     kind: u8,
     bit_fields: bool,
     size_or_type: u32,
-    /// Offset in `types` of what follows the header.
+    /// Offset in `bytes` of what follows the header.
     rest: usize,
 }
 
@@ -81,7 +81,7 @@ impl Types {
         let types = blob.get(header_length..header_length + type_length)?.to_vec();
         let strings = blob.get(header_length + type_length..total)?.to_vec();
         let mut all = Self {
-            types,
+            bytes: types,
             strings,
             offsets: Vec::new(),
             names: IntegerMap::default(),
@@ -93,9 +93,9 @@ impl Types {
     /// Walks every type, noting where each begins and what the named ones are called.
     fn index(&mut self) -> bool {
         let mut at = 0;
-        while at < self.types.len() {
+        while at < self.bytes.len() {
             let Some(header) = self.header_at(at) else { return false };
-            let Some(next) = header.end().filter(|next| *next <= self.types.len()) else { return false };
+            let Some(next) = header.end().filter(|next| *next <= self.bytes.len()) else { return false };
             let (Ok(offset), Ok(id)) = (u32::try_from(at), u32::try_from(self.offsets.len() + 1)) else {
                 return false;
             };
@@ -129,14 +129,6 @@ impl Types {
     /// Members of anonymous structs and unions are found as C finds them.
     pub(crate) fn field(&self, structure: &str, path: &str) -> Option<Field> {
         self.field_of(self.structure(structure)?, path)
-    }
-
-    /// Like [`Self::field`], of whatever structure another field has as its type (or points to).
-    pub(crate) fn field_through(&self, field: Field, path: &str) -> Option<Field> {
-        let id = self.resolve(field.type_id)?;
-        let header = self.header(id)?;
-        let target = if header.kind == KIND_POINTER { header.size_or_type } else { id };
-        self.field_of(target, path)
     }
 
     fn field_of(&self, mut id: u32, path: &str) -> Option<Field> {
@@ -213,7 +205,7 @@ impl Types {
             let header = self.header(id)?;
             match header.kind {
                 KIND_TYPEDEF | KIND_VOLATILE | KIND_CONST | KIND_RESTRICT | KIND_TYPE_TAG => {
-                    id = header.size_or_type
+                    id = header.size_or_type;
                 }
                 _ => return Some(id),
             }
@@ -282,7 +274,7 @@ impl Types {
     }
 
     fn word(&self, at: usize) -> Option<u32> {
-        self.types.get(at..at.checked_add(4)?)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes))
+        self.bytes.get(at..at.checked_add(4)?)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes))
     }
 
     /// The string at an offset of the string section.
@@ -401,7 +393,6 @@ mod tests {
                     if let Some(field) = types.field("outer", path) {
                         types.array(field);
                         types.element(field, 3);
-                        types.field_through(field, "a");
                     }
                 }
                 types.enum_with("BLUE");

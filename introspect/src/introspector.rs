@@ -79,13 +79,12 @@ fn select_boot<'b>(
     let running = vcpus.is_empty() || vcpus.iter().any(|vcpu| crate::AddressSpace::of(vcpu).is_some());
     let known =
         boots.iter().position(|boot| running && boot.is_in(&Reader::new(pages, boot.kernel.address_space())));
-    let boot = match known {
-        Some(at) => boots.remove(at),
-        None => {
-            let kernel = Arc::new(Kernel::find_in(pages, vcpus)?);
-            let reader = Reader::new(pages, kernel.address_space());
-            Boot::new(Arc::clone(&kernel), &reader)
-        }
+    let boot = if let Some(at) = known {
+        boots.remove(at)
+    } else {
+        let kernel = Arc::new(Kernel::find_in(pages, vcpus)?);
+        let reader = Reader::new(pages, kernel.address_space());
+        Boot::new(Arc::clone(&kernel), &reader)
     };
     boots.insert(0, boot);
     boots.truncate(BOOTS_MAX);

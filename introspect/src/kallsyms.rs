@@ -7,6 +7,7 @@ use crate::{
 
 /// Where kallsyms' tables begin in the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::struct_field_names, reason = "they are places, not what stands there")]
 pub(crate) struct Tables {
     /// `kallsyms_num_syms`; the names follow 8 bytes on.
     pub(crate) count_at: usize,
@@ -29,7 +30,7 @@ impl Tables {
     /// Finds the tables by their structure. Decoys are passed over.
     pub(crate) fn scan(image: &Image) -> Option<Self> {
         let digits = memchr::memmem::find_iter(&image.bytes, DIGITS);
-        digits.filter_map(|digits_at| Self::around(image, digits_at)).next()
+        digits.into_iter().find_map(|digits_at| Self::around(image, digits_at))
     }
 
     /// The tables around a place where the ten digits stand.

@@ -2,6 +2,7 @@
 
 pub(crate) mod counters;
 pub(crate) mod dispatch;
+pub(crate) mod frames;
 pub(crate) mod identity;
 pub(crate) mod log;
 pub(crate) mod modules;

@@ -3,7 +3,7 @@ use std::{
     sync::Arc,
 };
 
-use retrovisor_guest::{Gfn, Gpa, MemoryError, MemoryView, PAGE_SIZE, Page, PageToken, ZERO_PAGE};
+use retrovisor_guest::{Gfn, Gpa, MemoryError, MemoryView, Page, PageToken, ZERO_PAGE};
 
 use crate::hash::IntegerMap;
 
@@ -84,20 +84,6 @@ impl<'v> Pages<'v> {
         }
     }
 
-    /// Fills `into` from `gpa` on, across frames.
-    pub(crate) fn read(&self, gpa: Gpa, into: &mut [u8]) -> Option<()> {
-        let mut done = 0;
-        while done < into.len() {
-            let at = gpa.checked_add(done as u64)?;
-            let offset = at.offset_in_page();
-            let length = (PAGE_SIZE - offset).min(into.len() - done);
-            let page = self.frame(at.gfn())?;
-            into[done..done + length].copy_from_slice(&page[offset..offset + length]);
-            done += length;
-        }
-        Some(())
-    }
-
     /// The 64-bit word at `gpa`, which must be 8-aligned.
     pub(crate) fn word(&self, gpa: Gpa) -> Option<u64> {
         let page = self.frame(gpa.gfn())?;
@@ -136,13 +122,12 @@ mod tests {
         let view = Tokens(MemoryLayout::flat(4 * 4096).unwrap());
         let shelf = RefCell::new(PageShelf::new(std::num::NonZero::new(4).unwrap()));
         let pages = Pages::with_shelf(&view, &shelf);
-        let mut bytes = [0; 8192];
-        pages.read(Gpa(0), &mut bytes).unwrap();
-        assert!(bytes.iter().all(|byte| *byte == 1));
+        assert_eq!(pages.word(Gpa(0x1008)), Some(0x0101_0101_0101_0101));
+        assert!(pages.frame(Gfn(0)).unwrap().iter().all(|byte| *byte == 1));
         assert_eq!(pages.read_count(), 1);
         let pages = Pages::new(&view);
         assert!(pages.frame(Gfn(3)).is_none() && pages.frame(Gfn(4)).is_none());
         assert_eq!(pages.unreadable_count(), 1);
-        assert_eq!(pages.read(Gpa(u64::MAX), &mut bytes), None);
+        assert_eq!(pages.word(Gpa(!7)), None);
     }
 }

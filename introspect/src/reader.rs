@@ -30,10 +30,6 @@ impl<'p, 'v> Reader<'p, 'v> {
         self.pages
     }
 
-    pub(crate) fn space(&self) -> AddressSpace {
-        self.space
-    }
-
     pub(crate) fn translate(&self, virt: u64) -> Option<Gpa> {
         let number = virt >> 12;
         let known = self.translations.borrow().get(&number).copied();

@@ -63,11 +63,11 @@ pub(crate) fn follow(code: &[u8], base: u64, number: u32) -> Option<Exit> {
 /// The prefix and operand bytes that all instructions here share.
 struct Operands {
     wide: bool,
-    /// The register in the middle of the ModRM byte, or the operation.
+    /// The register in the middle of the `ModRM` byte, or the operation.
     middle: usize,
     /// The register operand; `None` when it is memory.
     register: Option<usize>,
-    /// Length of ModRM, SIB and displacement.
+    /// Length of `ModRM`, SIB and displacement.
     length: usize,
 }
 
@@ -106,14 +106,14 @@ impl Machine<'_> {
     }
 
     /// A direct branch: inside the code it is followed, outside it is the exit.
-    fn branch(&mut self, length: usize, displacement: i64) -> Option<Step> {
+    fn branch(&mut self, length: usize, displacement: i64) -> Step {
         let target = (self.base + (self.at + length) as u64).wrapping_add_signed(displacement);
         let inside = target.checked_sub(self.base).and_then(|offset| usize::try_from(offset).ok());
         if let Some(offset) = inside.filter(|offset| *offset < self.code.len()) {
             self.at = offset;
-            return Some(Step::Next);
+            return Step::Next;
         }
-        Some(Step::Leave(Exit { at: self.at, length, target }))
+        Step::Leave(Exit { at: self.at, length, target })
     }
 
     fn set(&mut self, register: Option<usize>, value: Option<u64>, wide: bool) {
@@ -144,17 +144,17 @@ impl Machine<'_> {
             0xe8 if start == 0 || self.code.starts_with(&[0xf3, 0x0f, 0x1e, 0xfa]) && start == 4 => {
                 self.skip(5)
             }
-            0xe8 | 0xe9 => self.branch(ahead + 4, self.displacement(ahead)?),
-            0xeb => self.branch(ahead + 1, self.byte(ahead)?.cast_signed().into()),
-            0x70..0x80 => {
+            0xe8 | 0xe9 => Some(self.branch(ahead + 4, self.displacement(ahead)?)),
+            0xeb => Some(self.branch(ahead + 1, self.byte(ahead)?.cast_signed().into())),
+            0x70..=0x7f => {
                 let displacement = self.byte(ahead)?.cast_signed();
                 self.conditional(opcode & 15, ahead + 1, displacement.into())
             }
             0x0f => self.two_byte(ahead, rex),
             // push, pop, nop
-            0x50..0x60 | 0x90 => self.skip(ahead),
+            0x50..=0x5f | 0x90 => self.skip(ahead),
             // mov r, imm32
-            0xb8..0xc0 if rex & 8 == 0 => {
+            0xb8..=0xbf if rex & 8 == 0 => {
                 let register = usize::from(opcode & 7) + usize::from(rex & 1) * 8;
                 let value = self.displacement(ahead)?.cast_unsigned();
                 self.set(Some(register), Some(value), false);
@@ -195,7 +195,7 @@ impl Machine<'_> {
     fn two_byte(&mut self, ahead: usize, rex: u8) -> Option<Step> {
         let opcode = self.byte(ahead)?;
         match opcode {
-            0x80..0x90 => {
+            0x80..=0x8f => {
                 let displacement = self.displacement(ahead + 1)?;
                 self.conditional(opcode & 15, ahead + 5, displacement)
             }
@@ -263,7 +263,7 @@ impl Machine<'_> {
     }
 
     fn conditional(&mut self, condition: u8, length: usize, displacement: i64) -> Option<Step> {
-        if self.flags.meet(condition)? { self.branch(length, displacement) } else { self.skip(length) }
+        if self.flags.meet(condition)? { Some(self.branch(length, displacement)) } else { self.skip(length) }
     }
 }
 

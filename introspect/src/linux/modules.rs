@@ -5,7 +5,7 @@ use crate::{btf::Field, fact::Module, hash::IntegerSet, probe::Probe};
 /// All modules, by every view that leads to some.
 #[derive(Default)]
 pub(crate) struct Modules {
-    pub(crate) modules: Vec<Module>,
+    pub(crate) all: Vec<Module>,
     /// Index of each live module that one view has and another lacks, and which lacks it.
     pub(crate) hidden: Vec<(usize, &'static str)>,
     /// The memory of every module: start and bytes, with the module's index.
@@ -71,15 +71,15 @@ impl Modules {
         for link in &list.links {
             *seen.entry(link.wrapping_sub(fields.list.offset_bytes)).or_default() |= LIST;
         }
-        for (view, found) in [(KSET, &kset), (TREE, &tree)] {
-            for module in found.iter().flatten() {
+        for (view, members) in [(KSET, &kset), (TREE, &tree)] {
+            for module in members.iter().flatten() {
                 *seen.entry(*module).or_default() |= view;
             }
         }
         if !list.whole {
             probe.mark_torn();
         }
-        let mut all = Self::default();
+        let mut found = Self::default();
         for (address, views) in seen {
             let Some((module, areas)) = read_module(probe, &fields, address, views) else { continue };
             let lacks = |view: u8, usable: bool| usable && views & view == 0;
@@ -91,12 +91,12 @@ impl Modules {
                 () if lacks(TREE, tree.is_some()) => Some("tree"),
                 () => None,
             };
-            all.hidden.extend(missing.map(|view| (all.modules.len(), view)));
-            all.areas.extend(areas.into_iter().map(|(start, bytes)| (start, bytes, all.modules.len())));
-            all.modules.push(module);
+            found.hidden.extend(missing.map(|view| (found.all.len(), view)));
+            found.areas.extend(areas.into_iter().map(|(start, bytes)| (start, bytes, found.all.len())));
+            found.all.push(module);
         }
-        all.areas.sort_unstable();
-        Some(all)
+        found.areas.sort_unstable();
+        Some(found)
     }
 }
 

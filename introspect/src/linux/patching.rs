@@ -1,7 +1,7 @@
 //! Where the kernel rewrites its own code lawfully, as its own tables say: jump labels, static calls, the function
 //! tracer, kprobes.
 
-use crate::{hash::IntegerMap, probe::Probe};
+use crate::{hash::IntegerSet, probe::Probe};
 
 /// Every address at which the code may change, with what may stand there. Read once a boot, while the tables can
 /// still be trusted.
@@ -22,7 +22,7 @@ enum Site {
 }
 
 /// An instruction that is patched is at most this long: a conditional jump with a 32-bit displacement.
-const SITE_BYTES: u64 = 6;
+const SITE_BYTES: usize = 6;
 const SITES_MAX: u64 = 1 << 20;
 const KPROBES_MAX: usize = 1 << 16;
 const BREAKPOINT: u8 = 0xcc;
@@ -49,16 +49,16 @@ impl LawfulSites {
     }
 
     /// Whether changed bytes lie at a lawful site and what stands there now is lawful.
-    pub(crate) fn explain(&self, probe: &Probe, virt: &u64, now: &[u8], probed: &Probed) -> bool {
+    pub(crate) fn explain(&self, probe: &Probe, virt: u64, now: &[u8], probed: &Probed) -> bool {
         let last = virt + now.len() as u64;
-        let (mut at, mut covered) = (*virt, true);
+        let (mut at, mut covered) = (virt, true);
         // One run can hold several sites side by side.
         while at < last && covered {
-            let first = self.sites.partition_point(|(site, _)| site + SITE_BYTES <= at);
+            let first = self.sites.partition_point(|(site, _)| site + SITE_BYTES as u64 <= at);
             let near = self.sites[first..].iter().take_while(|(site, _)| *site <= at);
             let site_end = near
                 .filter_map(|(site, kind)| {
-                    let mut code = [0; SITE_BYTES as usize];
+                    let mut code = [0; SITE_BYTES];
                     probe.reader.read(*site, &mut code)?;
                     let length = lawful_length(probe, *site, *kind, &code)?;
                     Some(site + length).filter(|end| *end > at)
@@ -74,13 +74,13 @@ impl LawfulSites {
 }
 
 /// How many bytes of a site are accounted for by what stands there; `None` when that is not lawful there.
-fn lawful_length(probe: &Probe, site: u64, kind: Site, code: &[u8; SITE_BYTES as usize]) -> Option<u64> {
+fn lawful_length(probe: &Probe, site: u64, kind: Site, code: &[u8]) -> Option<u64> {
     let text = probe.kernel.text();
     let leads_to = |length: u64, displacement: i64| (site + length).wrapping_add_signed(displacement);
     let near = |at: usize| code.get(at..)?.first_chunk().map(|bytes| i64::from(i32::from_le_bytes(*bytes)));
     if code[0] == BREAKPOINT {
         // In the middle of being patched.
-        return Some(SITE_BYTES);
+        return Some(SITE_BYTES as u64);
     }
     if NOPS.iter().any(|nop| code.starts_with(nop)) {
         return Some(5);
@@ -92,10 +92,9 @@ fn lawful_length(probe: &Probe, site: u64, kind: Site, code: &[u8; SITE_BYTES as
         (Site::StaticCall, 0x0f) if code[1] & 0xf0 == 0x80 => {
             text.contains(&leads_to(6, near(2)?)).then_some(6)
         }
-        (Site::StaticCall, 0xc3) => Some(5),
-        (Site::StaticCall, _) => RETURN_ZERO.iter().any(|zero| code.starts_with(zero)).then_some(5),
         // Who traces is another question: the tracer's own code is made at run time.
-        (Site::Tracer, 0xe8) => Some(5),
+        (Site::StaticCall, 0xc3) | (Site::Tracer, 0xe8) => Some(5),
+        (Site::StaticCall, _) => RETURN_ZERO.iter().any(|zero| code.starts_with(zero)).then_some(5),
         _ => None,
     }
 }
@@ -168,7 +167,7 @@ fn tracer_sites(probe: &Probe) -> Option<Vec<(u64, Site)>> {
 /// Where kprobes stand at this instant: they come and go.
 #[derive(Default)]
 pub(crate) struct Probed {
-    addresses: IntegerMap<u64, ()>,
+    addresses: IntegerSet<u64>,
 }
 
 impl Probed {
@@ -176,16 +175,16 @@ impl Probed {
         Self { addresses: Self::addresses(probe).unwrap_or_default() }
     }
 
-    fn addresses(probe: &Probe) -> Option<IntegerMap<u64, ()>> {
+    fn addresses(probe: &Probe) -> Option<IntegerSet<u64>> {
         const BUCKETS: u64 = 64;
         let table = probe.symbol("kprobe_table")?;
         let (node, address) = (probe.field("kprobe", "hlist")?, probe.field("kprobe", "addr")?);
-        let mut addresses = IntegerMap::default();
+        let mut addresses = IntegerSet::default();
         for bucket in 0..BUCKETS {
             let mut link = probe.reader.u64(table + bucket * 8)?;
             while link != 0 && addresses.len() < KPROBES_MAX {
                 let at = probe.reader.pointer(link.wrapping_sub(node.offset_bytes), address)?;
-                if addresses.insert(at, ()).is_some() {
+                if !addresses.insert(at) {
                     break;
                 }
                 link = probe.reader.u64(link)?;
@@ -198,7 +197,7 @@ impl Probed {
     fn end_of_site(&self, at: u64) -> Option<u64> {
         (0..5)
             .map(|back| at.wrapping_sub(back))
-            .find(|start| self.addresses.contains_key(start))
+            .find(|start| self.addresses.contains(start))
             .map(|start| start + 5)
     }
 }

@@ -6,14 +6,14 @@ use crate::{btf::Field, fact::Task, hash::IntegerMap, probe::Probe};
 /// All tasks, by every view that leads to some.
 #[derive(Default)]
 pub(crate) struct Tasks {
-    pub(crate) tasks: Vec<Task>,
+    pub(crate) all: Vec<Task>,
     /// The tasks that one view has and another lacks, and which lacks them; empty when a view is not whole.
     pub(crate) hidden: Vec<Hidden>,
 }
 
 /// A task that some view does not show.
 pub(crate) struct Hidden {
-    /// Index in `tasks`.
+    /// Index in `all`.
     pub(crate) task: usize,
     /// The view that lacks it.
     pub(crate) missing: &'static str,
@@ -174,7 +174,7 @@ impl Tasks {
             .enumerate()
             .filter_map(|(at, (views, task))| Some(Hidden { task: at, missing: lacks(*views, task)? }))
             .collect();
-        Some(Self { tasks: tasks.into_iter().map(|(_, task)| task).collect(), hidden })
+        Some(Self { all: tasks.into_iter().map(|(_, task)| task).collect(), hidden })
     }
 }
 
@@ -265,7 +265,8 @@ fn read_task(
     };
     let state = number(fields.state).unwrap_or(0);
     let parent = reader.pointer(address, fields.real_parent).unwrap_or(0);
-    let (ppid, parent_comm) = comms.entry(parent).or_insert_with(|| name_of(probe, fields, parent)).clone();
+    let (parent_tgid, parent_comm) =
+        comms.entry(parent).or_insert_with(|| name_of(probe, fields, parent)).clone();
     let cred = fields.real_cred.and_then(|cred| reader.pointer(address, cred)).filter(|cred| *cred != 0);
     let id = |field: Option<Field>| u32::try_from(reader.number(cred?, field?)?).ok();
     let memory = reader.pointer(address, fields.memory).filter(|memory| *memory != 0);
@@ -275,7 +276,7 @@ fn read_task(
     Some(Task {
         pid,
         tgid: signed(fields.tgid)?,
-        ppid,
+        ppid: parent_tgid,
         comm: reader.string(address.checked_add(fields.comm.offset_bytes)?, COMM_MAX)?,
         parent_comm,
         state: if dead { 'X' } else { state_letter(state, exit_state) },

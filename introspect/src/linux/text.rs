@@ -80,7 +80,7 @@ impl TextReference {
                 let (virt, before, now) = (at + run.start as u64, &before[run.clone()], &page[run]);
                 if virt < self.range.end && changes.unexplained.len() < CHANGES_MAX {
                     let change = Change { virt, before: before.to_vec(), now: now.to_vec() };
-                    if !self.sites.explain(probe, &change.virt, &change.now, probed) {
+                    if !self.sites.explain(probe, change.virt, &change.now, probed) {
                         changes.unexplained.push(change);
                     }
                 }

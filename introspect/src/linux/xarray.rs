@@ -20,7 +20,7 @@ impl Entries {
         let mut nodes = 0;
         let mut pending = vec![(head, 0)];
         while let Some((entry, depth)) = pending.pop() {
-            if entry & 3 == 0 {
+            if entry.is_multiple_of(4) {
                 if entry != 0 {
                     entries.pointers.push(entry);
                 }
