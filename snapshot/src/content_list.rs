@@ -67,16 +67,16 @@ pub(crate) fn decode(mut bytes: &[u8], length: usize) -> Option<Vec<ContentRef>>
             REMOVED => list.resize(list.len() + count, ContentRef::Removed),
             tag => {
                 let first = expected.checked_add_signed(varint::unzigzag(varint::take(&mut bytes)?))?;
-                let last = if tag == ROW { first.checked_add(count as u64 - 1)? } else { first };
-                if first < FIRST_CONTENT || last >= i64::MAX as u64 {
+                let end = if tag == ROW { first.checked_add(count as u64 - 1)? } else { first };
+                if first < FIRST_CONTENT || end >= i64::MAX as u64 {
                     return None;
                 }
                 if tag == ROW {
-                    list.extend((first..=last).map(|id| ContentRef::Stored(ContentId(id))));
+                    list.extend((first..=end).map(|id| ContentRef::Stored(ContentId(id))));
                 } else {
                     list.resize(list.len() + count, ContentRef::Stored(ContentId(first)));
                 }
-                expected = last + 1;
+                expected = end + 1;
             }
         }
     }

@@ -46,6 +46,7 @@ struct Batch {
 
 /// Where the time went, in microseconds.
 #[derive(Clone, Copy, Debug, Default)]
+#[expect(clippy::struct_field_names, reason = "the unit stands last in names")]
 pub(crate) struct IntakeTiming {
     pub(crate) hash_us: u64,
     pub(crate) dedupe_us: u64,

@@ -18,7 +18,8 @@ pub(crate) struct PageMap {
 impl PageMap {
     /// All zero.
     pub(crate) fn zero(pages: usize) -> Self {
-        Self { pages, chunks: vec![Arc::new([ContentRef::Zero; CHUNK]); pages.div_ceil(CHUNK)] }
+        let zero = Arc::new([ContentRef::Zero; CHUNK]);
+        Self { pages, chunks: std::iter::repeat_n(zero, pages.div_ceil(CHUNK)).collect() }
     }
 
     /// What stands at an index; past the end: zero.

@@ -56,7 +56,7 @@ impl Catalogue {
     /// Records an operation that comes without a checkpoint of its own.
     pub(crate) fn begin(&self, new: &NewOperation<'_>) -> Result<OperationId> {
         self.write("recording an operation", Durability::Full, |transaction| {
-            Ok(operation::insert(transaction, new).map_err(Abort::from)?)
+            operation::insert(transaction, new).map_err(Abort::from)
         })
     }
 

@@ -48,6 +48,8 @@ words!(
         Redo = "redo",
         /// A checkpoint was put into a new process.
         Restore = "restore",
+        /// The machine was hurt on purpose.
+        Inject = "inject",
     }
 );
 
@@ -67,7 +69,7 @@ impl OperationKind {
     /// Whether it moves the machine to another checkpoint.
     #[must_use]
     pub fn moves(self) -> bool {
-        self != Self::Checkpoint
+        !matches!(self, Self::Checkpoint | Self::Inject)
     }
 }
 
@@ -92,7 +94,7 @@ pub struct OperationRecord {
     pub after: Option<Position>,
     /// The operation that this one undoes or redoes.
     pub undoes: Option<OperationId>,
-    /// What the caller wants to keep with it (reason, who): JSON.
+    /// What the caller wants to keep with it (reason, who): a JSON object.
     pub detail: serde_json::Value,
 }
 
@@ -123,6 +125,30 @@ impl Catalogue {
             }
             Ok(operations)
         })
+    }
+
+    /// Notes something that was done to the machine where it stands, without moving it.
+    pub fn note_operation(
+        &self,
+        machine: MachineId,
+        kind: OperationKind,
+        detail: &serde_json::Value,
+    ) -> Result<OperationRecord> {
+        if kind.moves() {
+            let why = format!("{kind} moves the machine: the recorder notes it");
+            return Err(Error::Invalid { what: "kind of operation", why });
+        }
+        let position = self.present(machine)?;
+        let id = self.begin(&NewOperation {
+            machine,
+            kind,
+            status: OperationStatus::Done,
+            before: position,
+            after: position,
+            undoes: None,
+            detail,
+        })?;
+        self.operation(id)
     }
 
     /// One operation.
@@ -206,7 +232,7 @@ pub(crate) fn insert(transaction: &Transaction<'_>, new: &NewOperation<'_>) -> r
             new.after.map(|position| position.checkpoint.0),
             new.after.map(|position| position.timeline.0),
             new.undoes.map(|id| id.0),
-            new.detail.to_string(),
+            if new.detail.is_null() { "{}".to_owned() } else { new.detail.to_string() },
         ])?;
     Ok(OperationId(transaction.last_insert_rowid()))
 }

@@ -33,7 +33,7 @@ pub struct Rows {
 }
 
 impl Catalogue {
-    /// Answers one SELECT (WITH, EXPLAIN, PRAGMA table_info): at most `limit_rows` rows, within 30 s. Nothing can be
+    /// Answers one SELECT (`WITH`, `EXPLAIN`, `PRAGMA table_info`): at most `limit_rows` rows, within 30 s. Nothing can be
     /// written, attached or read from elsewhere.
     pub fn query(&self, sql: &str, params: &[Value], limit_rows: usize) -> Result<Rows> {
         self.query_within(sql, params, limit_rows, TIME_MAX)
@@ -47,8 +47,8 @@ impl Catalogue {
         limit_rows: usize,
         limit: Duration,
     ) -> Result<Rows> {
-        let mut connection = self.reader().map_err(|source| self.failed(source))?;
-        guard(&mut connection, limit).map_err(|source| self.failed(source))?;
+        let mut connection = self.reader().map_err(failed)?;
+        guard(&mut connection, limit).map_err(failed)?;
         let answer = (|| {
             let mut statement = connection.prepare(sql)?;
             if statement.column_count() == 0 || !statement.readonly() {
@@ -71,10 +71,10 @@ impl Catalogue {
             },
         })
     }
+}
 
-    fn failed(&self, source: rusqlite::Error) -> Error {
-        Error::Catalogue { doing: "preparing a query", source }
-    }
+fn failed(source: rusqlite::Error) -> Error {
+    Error::Catalogue { doing: "preparing a query", source }
 }
 
 /// Reads at most `limit` rows of a statement.
@@ -83,7 +83,7 @@ pub(super) fn read_rows(
     params: impl Params,
     limit: usize,
 ) -> rusqlite::Result<Rows> {
-    let columns: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+    let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
     let mut answer = Rows { columns, ..Rows::default() };
     let width = answer.columns.len();
     let mut bytes = 0;
@@ -107,8 +107,15 @@ fn value(cell: ValueRef<'_>) -> Value {
         ValueRef::Real(number) => Value::Real(number),
         ValueRef::Text(text) => Value::Text(String::from_utf8_lossy(text).into_owned()),
         ValueRef::Blob(bytes) => {
-            let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            Value::Text(format!("x'{digits}'"))
+            let mut text = String::with_capacity(bytes.len() * 2 + 3);
+            text.push_str("x'");
+            for byte in bytes {
+                for digit in [byte >> 4, byte & 15] {
+                    text.extend(char::from_digit(digit.into(), 16));
+                }
+            }
+            text.push('\'');
+            Value::Text(text)
         }
     }
 }

@@ -70,13 +70,13 @@ fn present(reader: &Connection, machine: MachineId, spec: &str) -> Result<Checkp
 
 fn last_good(reader: &Connection, machine: MachineId) -> Result<CheckpointId, Abort> {
     let from = present(reader, machine, "last-good")?;
-    // The recursion yields newest first and stops at the first row wanted.
     let mut statement = reader.prepare_cached(
         "WITH RECURSIVE line (id, parent) AS (
              SELECT id, parent FROM checkpoint WHERE id = ?1
              UNION ALL
              SELECT c.id, c.parent FROM line JOIN checkpoint c ON c.id = line.parent AND c.id < line.id)
-         SELECT line.id FROM line JOIN verdict v ON v.checkpoint = line.id WHERE v.verdict = 'good' LIMIT 1",
+         SELECT line.id FROM line JOIN verdict v ON v.checkpoint = line.id WHERE v.verdict = 'good'
+         ORDER BY line.id DESC LIMIT 1",
     )?;
     let good = statement.query_row([from.0], |row| row.get(0)).optional()?;
     good.map(CheckpointId).ok_or_else(|| {

@@ -57,12 +57,11 @@ pub(crate) fn encode_frame(pages: &[u8], compressor: &mut zstd::bulk::Compressor
     let mut frame = vec![0; FRAME_MAX];
     // A payload that does not get smaller does not fit, and is stored as it is.
     let space = FRAME_HEADER..FRAME_HEADER + pages.len() - 1;
-    let (codec, length) = match compressor.compress_to_buffer(pages, &mut frame[space]) {
-        Ok(length) => (ZSTD, length),
-        Err(_) => {
-            frame[FRAME_HEADER..FRAME_HEADER + pages.len()].copy_from_slice(pages);
-            (RAW, pages.len())
-        }
+    let (codec, length) = if let Ok(length) = compressor.compress_to_buffer(pages, &mut frame[space]) {
+        (ZSTD, length)
+    } else {
+        frame[FRAME_HEADER..FRAME_HEADER + pages.len()].copy_from_slice(pages);
+        (RAW, pages.len())
     };
     frame.truncate(FRAME_HEADER + length);
     frame[..4].copy_from_slice(FRAME_MAGIC);

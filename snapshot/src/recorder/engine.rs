@@ -46,7 +46,7 @@ pub(super) struct Stand {
 /// What is known of a checkpoint when it is committed.
 pub(super) struct Taken<'a> {
     pub(super) request: &'a CheckpointRequest,
-    pub(super) taken_at_ms: i64,
+    pub(super) at_ms: i64,
     pub(super) state: &'a MachineState,
     /// The names of the staged pages that hold data.
     pub(super) names: Vec<ContentRef>,
@@ -61,15 +61,22 @@ impl Recorder {
         let pages = usize::try_from(layout.pages()).unwrap_or(usize::MAX);
         let stand = match record.position {
             Some(position) => Stand::at(&store, position)?,
-            None => Stand {
-                position: None,
-                map: Arc::new(PageMap::zero(pages)),
-                keyframe_distance: 0,
-                keyframe_rows: 0,
-            },
+            None => Stand::nowhere(pages),
         };
         let unsaved = PageSet::full(&layout);
         Ok(Self { store, machine, name: record.name, layout, stand, unsaved, staging: Staging::default() })
+    }
+
+    /// A recorder for a machine that was started afresh: its first checkpoint has no parent and begins a timeline.
+    pub fn fresh(store: Arc<Store>, machine: MachineId) -> Result<Self> {
+        let mut recorder = Self::new(store, machine)?;
+        recorder.stand = Stand::nowhere(usize::try_from(recorder.layout.pages()).unwrap_or(usize::MAX));
+        Ok(recorder)
+    }
+
+    /// Tells of frames that somebody but the guest wrote (a fault that was injected): they are in the next checkpoint.
+    pub fn note_written(&mut self, frames: &PageSet) {
+        self.unsaved.union(frames);
     }
 
     /// Where the machine stands.
@@ -136,7 +143,7 @@ impl Recorder {
         let mut intake = store.intake()?;
         let names = intake.add(&store.key, store.catalogue(), &self.staging.data());
         let committed = names.and_then(|names| {
-            let taken = Taken { request, taken_at_ms, state, names };
+            let taken = Taken { request, at_ms: taken_at_ms, state, names };
             let (machine, before, kind) = (self.machine, self.stand.position, request.kind);
             self.commit(&mut intake, &taken, timing, |after| {
                 // Automatic checkpoints are no operations: their own list is their log.
@@ -209,7 +216,7 @@ impl Recorder {
             parent,
             label: taken.request.label.clone(),
             kind: taken.request.kind,
-            taken_at_ms: taken.taken_at_ms,
+            taken_at_ms: taken.at_ms,
             pause_us: timing.pause_us,
             dirty_pages: self.staging.frames().len() as u64,
             changed_pages: changes.len() as u64,
@@ -259,6 +266,11 @@ impl Recorder {
 }
 
 impl Stand {
+    /// Before the first checkpoint: the store has nothing in any frame.
+    fn nowhere(pages: usize) -> Self {
+        Self { position: None, map: Arc::new(PageMap::zero(pages)), keyframe_distance: 0, keyframe_rows: 0 }
+    }
+
     /// At a checkpoint of the store.
     pub(super) fn at(store: &Store, position: Position) -> Result<Self> {
         let link = store.catalogue().link(position.checkpoint)?;

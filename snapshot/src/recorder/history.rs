@@ -25,7 +25,10 @@ impl<'a> History<'a> {
                     history.redo.pop();
                     history.undo.push(operation);
                 }
-                OperationKind::Checkpoint | OperationKind::Rollback | OperationKind::Restore => {
+                OperationKind::Checkpoint
+                | OperationKind::Inject
+                | OperationKind::Rollback
+                | OperationKind::Restore => {
                     history.undo.push(operation);
                     history.redo.clear();
                 }

@@ -155,7 +155,7 @@ impl Recorder {
         };
         let request = CheckpointRequest { label: None, kind: CheckpointKind::BeforeRollback };
         let committed = read.and(names).and_then(|names: Vec<ContentRef>| {
-            let taken = Taken { request: &request, taken_at_ms, state: &state, names };
+            let taken = Taken { request: &request, at_ms: taken_at_ms, state: &state, names };
             let machine = self.machine;
             let after = Position { timeline: target.record.timeline, checkpoint: target.record.id };
             self.commit(&mut intake, &taken, &mut took, |before| {

@@ -33,19 +33,19 @@ impl Store {
     pub(crate) fn stored_state(&self, checkpoint: CheckpointId) -> Result<StoredState> {
         let Some(stored) = self.catalogue().stored_state(checkpoint)? else {
             self.catalogue().link(checkpoint)?;
-            return Err(damaged("the machine state is missing".into(), checkpoint));
+            return Err(damaged("the machine state is missing", checkpoint));
         };
         if state_hash(&self.key, &stored) == stored.hash {
             Ok(stored)
         } else {
-            Err(damaged("the machine state is not what was written".into(), checkpoint))
+            Err(damaged("the machine state is not what was written", checkpoint))
         }
     }
 
     fn section(&self, checkpoint: CheckpointId, section: &StoredSection) -> Result<StateSection> {
         let mut bytes = Vec::new();
         for content in pieces(section).ok_or_else(|| {
-            damaged(format!("the list of contents of section {} cannot be read", section.format), checkpoint)
+            damaged(&format!("the list of contents of section {} cannot be read", section.format), checkpoint)
         })? {
             match content.stored() {
                 None => bytes.extend_from_slice(&ZERO_PAGE),
@@ -128,9 +128,9 @@ fn state_hash(key: &Key, state: &StoredState) -> Hash {
 }
 
 fn json<T: serde::de::DeserializeOwned>(text: &str, what: &str, checkpoint: CheckpointId) -> Result<T> {
-    serde_json::from_str(text).map_err(|e| damaged(format!("{what} cannot be read: {e}"), checkpoint))
+    serde_json::from_str(text).map_err(|e| damaged(&format!("{what} cannot be read: {e}"), checkpoint))
 }
 
-fn damaged(what: String, checkpoint: CheckpointId) -> Error {
+fn damaged(what: &str, checkpoint: CheckpointId) -> Error {
     Error::Damaged(Box::new(Damage::catalogue(format!("{what} (checkpoint number {checkpoint})"))))
 }

@@ -38,6 +38,36 @@ pub struct VerifyReport {
     pub damaged: Vec<Damage>,
 }
 
+/// What is known of the contents once all are read.
+#[derive(Default)]
+struct Contents {
+    /// Those that are in the catalogue: a bit each.
+    there: Vec<u64>,
+    /// Those that are not what was written, or not there though something refers to them.
+    bad: BTreeMap<ContentId, Damage>,
+}
+
+impl Contents {
+    fn add(&mut self, id: ContentId) {
+        let word = usize::try_from(id.0 / 64).unwrap_or(usize::MAX);
+        if self.there.len() <= word {
+            self.there.resize(word + 1, 0);
+        }
+        self.there[word] |= 1 << (id.0 % 64);
+    }
+
+    /// The damage of a content that something refers to, if it has any.
+    fn damage(&mut self, id: ContentId) -> Option<&mut Damage> {
+        let word = usize::try_from(id.0 / 64).ok().and_then(|word| self.there.get(word));
+        if word.is_none_or(|word| word >> (id.0 % 64) & 1 == 0)
+            && let Error::Damaged(damage) = missing(id)
+        {
+            self.bad.entry(id).or_insert(*damage);
+        }
+        self.bad.get_mut(&id)
+    }
+}
+
 impl Store {
     /// Checks the catalogue, every content in the packs, every page map and every state. Damage is an answer, not an
     /// error: errors are what keeps it from looking.
@@ -45,9 +75,9 @@ impl Store {
         let mut report = VerifyReport::default();
         report.damaged.extend(self.catalogue().integrity()?.into_iter().map(Damage::catalogue));
         self.verify_packs(&mut report)?;
-        let mut bad = self.verify_contents(&mut report, progress)?;
-        self.verify_checkpoints(&mut report, &mut bad)?;
-        report.damaged.extend(bad.into_values());
+        let mut contents = self.verify_contents(&mut report, progress)?;
+        self.verify_checkpoints(&mut report, &mut contents)?;
+        report.damaged.extend(contents.bad.into_values());
         Ok(report)
     }
 
@@ -73,10 +103,10 @@ impl Store {
         &self,
         report: &mut VerifyReport,
         progress: &mut dyn FnMut(VerifyProgress),
-    ) -> Result<BTreeMap<ContentId, Damage>> {
-        let mut bad = BTreeMap::new();
+    ) -> Result<Contents> {
+        let mut contents = Contents::default();
         for id in self.catalogue().contents_without_frame()? {
-            bad.extend(damage_of::<()>(Err(missing(id)))?.err().map(|damage| (id, damage)));
+            contents.damage(id);
         }
         let pages_total = self.catalogue().content_count()?;
         let mut after = ContentId(0);
@@ -89,12 +119,15 @@ impl Store {
             for checked in crate::parallel::map(&frames, 4, |group| self.verify_frame(group)) {
                 let (bytes, damaged) = checked?;
                 report.bytes += bytes;
-                bad.extend(damaged);
+                contents.bad.extend(damaged);
+            }
+            for place in &places {
+                contents.add(place.id);
             }
             report.pages_checked += places.len() as u64;
             progress(VerifyProgress { pages_done: report.pages_checked, pages_total });
         }
-        Ok(bad)
+        Ok(contents)
     }
 
     fn verify_frame(&self, group: &[ContentPlace]) -> Result<(u64, Vec<(ContentId, Damage)>)> {
@@ -117,13 +150,8 @@ impl Store {
     }
 
     /// Every checkpoint has a page map, whose contents exist, and a state. Adds to the bad contents what they touch.
-    fn verify_checkpoints(
-        &self,
-        report: &mut VerifyReport,
-        bad: &mut BTreeMap<ContentId, Damage>,
-    ) -> Result<()> {
+    fn verify_checkpoints(&self, report: &mut VerifyReport, contents: &mut Contents) -> Result<()> {
         let links = self.catalogue().links()?;
-        let newest = ContentId(self.catalogue().next_content()?);
         // For each checkpoint that is touched: the frames that hold a bad content, its own and inherited ones.
         let mut touched: BTreeMap<CheckpointId, BTreeMap<Gfn, ContentId>> = BTreeMap::new();
         for link in &links {
@@ -139,16 +167,13 @@ impl Store {
             for (gfn, content) in &changes {
                 frames.remove(gfn);
                 let Some(id) = content.stored() else { continue };
-                if id >= newest {
-                    bad.extend(damage_of::<()>(Err(missing(id)))?.err().map(|damage| (id, damage)));
-                }
-                if bad.contains_key(&id) {
+                if contents.damage(id).is_some() {
                     frames.insert(*gfn, id);
                 }
             }
             let name = self.catalogue().checkpoint(link.checkpoint)?.name;
             for (gfn, id) in &frames {
-                if let Some(damage) = bad.get_mut(id) {
+                if let Some(damage) = contents.bad.get_mut(id) {
                     note(&mut damage.checkpoints, &name);
                     if !damage.gfns.contains(gfn) {
                         damage.gfns.push(*gfn);
@@ -159,7 +184,7 @@ impl Store {
                 touched.insert(link.checkpoint, frames);
             }
             self.verify_full_map(report, link)?;
-            self.verify_state(report, link, &name, bad)?;
+            self.verify_state(report, link, &name, contents)?;
         }
         Ok(())
     }
@@ -207,7 +232,7 @@ impl Store {
         report: &mut VerifyReport,
         link: &Link,
         name: &str,
-        bad: &mut BTreeMap<ContentId, Damage>,
+        contents: &mut Contents,
     ) -> Result<()> {
         let state = match damage_of(self.stored_state(link.checkpoint))? {
             Ok(state) => state,
@@ -220,7 +245,7 @@ impl Store {
                 continue;
             };
             for id in pieces.into_iter().filter_map(ContentRef::stored) {
-                if let Some(damage) = bad.get_mut(&id) {
+                if let Some(damage) = contents.damage(id) {
                     note(&mut damage.sections, &format!("{name}/{}", section.format));
                 }
             }

@@ -1,0 +1,13 @@
+//! The store from outside: histories, damage, crashes, full disks, and what people ask.
+#![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
+
+mod ask;
+mod damage;
+mod failures;
+mod full_disk;
+mod history;
+mod kill;
+mod long_chain;
+mod opening;
+mod toy;
+mod travel;
