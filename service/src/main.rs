@@ -1,3 +1,36 @@
-//! The command `retrovisor`.
+//! The command `retrovisor`: daemon, command line, and the demo that tells the whole story.
 #![forbid(unsafe_code)]
-fn main() {}
+
+mod care;
+mod cli;
+mod demo;
+mod place;
+mod rpc;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    let filter = EnvFilter::try_from_env("RETROVISOR_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start the async runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(cli::run(cli)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            if !error.help.is_empty() {
+                eprintln!("{}", error.help);
+            }
+            ExitCode::from(error.exit_code)
+        }
+    }
+}

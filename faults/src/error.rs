@@ -1,0 +1,32 @@
+use retrovisor_guest::{Gpa, MachineError, MemoryError};
+
+/// Why a fault could not be made. The guest is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel has no such system call.
+    #[error("the guest's kernel has no system call `{0}`. Name one as in `man 2 syscalls`: getppid, getuid, openat")]
+    NoSuchSyscall(String),
+    /// The replacement lies too far away for a near call.
+    #[error("the call at {at:#x} cannot reach {target:#x}")]
+    OutOfReach {
+        /// Guest-virtual address of the call.
+        at: u64,
+        /// Guest-virtual address of the replacement.
+        target: u64,
+    },
+    /// The call's operand lies on two frames.
+    #[error("the call at {0:#x} lies across two pages; redirect another system call")]
+    Split(u64),
+    /// The memory is no longer what the plan was made for.
+    #[error("the bytes at {0} changed since the fault was planned; try again")]
+    Changed(Gpa),
+    /// The guest's kernel could not be read.
+    #[error("the guest's kernel cannot be read: {0}")]
+    Kernel(#[from] retrovisor_introspect::Error),
+    /// Guest memory could not be read.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The machine failed.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+}

@@ -1,0 +1,182 @@
+//! Machines under care: one keeper thread each, commands to it, events from it.
+
+mod command;
+mod deeds;
+mod error;
+mod event;
+mod held;
+mod inject;
+mod judge;
+mod keeper;
+mod spec;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use retrovisor_guest::{Machine as _, RunState};
+use retrovisor_machine::qemu::QemuMachine;
+use retrovisor_snapshot::{CheckpointId, MachineRecord, Store};
+use tokio::sync::{broadcast, oneshot};
+
+pub(crate) use command::{Command, Journey, Vitals};
+pub(crate) use error::CareError;
+pub(crate) use event::{Event, Happening};
+pub(crate) use inject::Fault;
+use keeper::{Arrival, Keeper, KeeperHandle};
+pub(crate) use spec::{Origin, Spec};
+
+use crate::place;
+
+/// Events that a slow watcher may be behind before it misses some.
+const EVENTS_MAX: usize = 1024;
+
+/// All machines of one store.
+pub(crate) struct Care {
+    store: Arc<Store>,
+    root: PathBuf,
+    keepers: Mutex<BTreeMap<String, KeeperHandle>>,
+    events: broadcast::Sender<Event>,
+}
+
+impl Care {
+    pub(crate) fn new(store: Arc<Store>, root: &Path) -> Self {
+        let (events, _) = broadcast::channel(EVENTS_MAX);
+        Self { store, root: root.to_owned(), keepers: Mutex::default(), events }
+    }
+
+    pub(crate) fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    pub(crate) fn watch(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
+    /// What is known of a live machine, or `None` when nobody keeps it.
+    pub(crate) fn vitals(&self, name: &str) -> Option<Vitals> {
+        self.keepers().get(name).filter(|keeper| keeper.alive()).map(KeeperHandle::vitals)
+    }
+
+    /// Starts a virtual machine and its keeper. Blocks until the first checkpoint is durable.
+    pub(crate) fn run(&self, name: &str, spec: &Spec) -> Result<(), CareError> {
+        self.run_when(name, spec, |_| Ok(()))
+    }
+
+    /// Like [`Self::run`], but takes the first checkpoint only when `ready` says so; returns its answer.
+    pub(crate) fn run_when<T>(
+        &self,
+        name: &str,
+        spec: &Spec,
+        ready: impl FnOnce(&QemuMachine) -> Result<T, CareError>,
+    ) -> Result<T, CareError> {
+        self.must_be_free(name)?;
+        let machine = spec.launch(name, &self.runtime_dir(name), false)?;
+        let answer = ready(&machine)?;
+        self.keep(name, machine, spec, Arrival::Fresh)?;
+        Ok(answer)
+    }
+
+    /// Takes a running QEMU into care. Blocks until the first checkpoint is durable.
+    pub(crate) fn attach(&self, name: &str, spec: &Spec) -> Result<(), CareError> {
+        self.must_be_free(name)?;
+        let machine = spec.attach(name, &self.runtime_dir(name))?;
+        self.keep(name, machine, spec, Arrival::Fresh)
+    }
+
+    /// Starts a machine whose process is gone again, from a checkpoint.
+    pub(crate) fn restore(&self, name: &str, target: CheckpointId) -> Result<Journey, CareError> {
+        let record = self.store.catalogue().machine(name)?;
+        let spec = Spec::from_runtime(name, &record.runtime)?;
+        if !matches!(spec.origin, Origin::Launched { .. }) {
+            return Err(CareError::Refused {
+                what: format!("{name} is gone, and it was not started by Retrovisor"),
+                help: "Start its QEMU again as before and attach it under a new name.".to_owned(),
+            });
+        }
+        let machine = spec.launch(name, &self.runtime_dir(name), true)?;
+        let (arrived, journey) = oneshot::channel();
+        self.keep(name, machine, &spec, Arrival::Restore { target, arrived })?;
+        journey.blocking_recv().map_err(|_| CareError::Gone { machine: name.to_owned() })
+    }
+
+    /// After a restart of the daemon: takes the machines that still run into care again. One line each for the user.
+    pub(crate) fn find_again(&self) -> Vec<String> {
+        let records = match self.store.catalogue().machines() {
+            Ok(records) => records,
+            Err(error) => return vec![format!("cannot list the machines: {error}")],
+        };
+        let mut lines = Vec::new();
+        for record in records {
+            let Ok(mut spec) = Spec::from_runtime(&record.name, &record.runtime) else { continue };
+            spec.qmp.get_or_insert_with(|| self.runtime_dir(&record.name).join("qmp"));
+            let Ok(mut machine) = spec.attach(&record.name, &self.runtime_dir(&record.name)) else { continue };
+            if machine.run_state() == RunState::Gone {
+                continue;
+            }
+            lines.push(match self.again(&record, machine, &spec) {
+                Ok(()) => format!("{} still runs and is under care again", record.name),
+                Err(error) => format!("{} still runs, but cannot be taken into care: {error}", record.name),
+            });
+        }
+        lines
+    }
+
+    /// A machine whose last move was cut off is half written: it is brought to where it was going.
+    fn again(&self, record: &MachineRecord, machine: QemuMachine, spec: &Spec) -> Result<(), CareError> {
+        let arrival = match self.store.catalogue().interrupted(record.id)?.and_then(|operation| operation.after) {
+            Some(position) => Arrival::Restore { target: position.checkpoint, arrived: oneshot::channel().0 },
+            None => Arrival::Again,
+        };
+        self.keep(&record.name, machine, spec, arrival)
+    }
+
+    /// Ends all keepers; the guests that outlive us go on.
+    pub(crate) fn let_go(&self) {
+        let keepers = std::mem::take(&mut *self.keepers());
+        keepers.into_values().for_each(KeeperHandle::let_go);
+    }
+
+    /// Sends a command to a machine's keeper and waits for the answer.
+    pub(crate) async fn ask<T>(
+        &self,
+        name: &str,
+        command: impl FnOnce(oneshot::Sender<Result<T, CareError>>) -> Command,
+    ) -> Result<T, CareError> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || CareError::Gone { machine: name.to_owned() };
+        {
+            let keepers = self.keepers();
+            let Some(keeper) = keepers.get(name).filter(|keeper| keeper.alive()) else {
+                self.store.catalogue().machine(name)?;
+                return Err(gone());
+            };
+            keeper.send(command(reply)).map_err(|()| gone())?;
+        }
+        answer.await.map_err(|_| gone())?
+    }
+
+    fn keep(&self, name: &str, machine: QemuMachine, spec: &Spec, arrival: Arrival) -> Result<(), CareError> {
+        let keeper = Keeper::new(Arc::clone(&self.store), machine, spec, &arrival, self.events.clone())?;
+        let handle = keeper.start(arrival)?;
+        self.keepers().insert(name.to_owned(), handle);
+        Ok(())
+    }
+
+    fn must_be_free(&self, name: &str) -> Result<(), CareError> {
+        spec::check_name(name)?;
+        if self.keepers().get(name).is_some_and(KeeperHandle::alive) {
+            return Err(CareError::Exists { machine: name.to_owned() });
+        }
+        Ok(())
+    }
+
+    fn runtime_dir(&self, name: &str) -> PathBuf {
+        place::machine(&self.root, name)
+    }
+
+    fn keepers(&self) -> MutexGuard<'_, BTreeMap<String, KeeperHandle>> {
+        // The map is only inserted into and looked up: a thread that panicked left it whole.
+        self.keepers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

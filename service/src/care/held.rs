@@ -1,0 +1,40 @@
+use retrovisor_guest::{
+    ClockPolicy, Gfn, Machine, MachineError, MachineIdentity, MachineState, MemoryView, PageContent, PageSet, RunState,
+};
+
+/// A machine that does not run on when it is told to: lets something be looked at between a rollback and the
+/// guest's first instruction after it.
+pub(super) struct Held<'a>(pub(super) &'a mut dyn Machine);
+
+impl Machine for Held<'_> {
+    fn identity(&self) -> &MachineIdentity {
+        self.0.identity()
+    }
+    fn run_state(&mut self) -> RunState {
+        self.0.run_state()
+    }
+    fn pause(&mut self) -> Result<(), MachineError> {
+        self.0.pause()
+    }
+    fn resume(&mut self) -> Result<(), MachineError> {
+        Ok(())
+    }
+    fn take_dirty(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
+        self.0.take_dirty(into)
+    }
+    fn memory(&self) -> &dyn MemoryView {
+        self.0.memory()
+    }
+    fn capture_state(&mut self) -> Result<MachineState, MachineError> {
+        self.0.capture_state()
+    }
+    fn write_page(&mut self, gfn: Gfn, content: PageContent<'_>) -> Result<(), MachineError> {
+        self.0.write_page(gfn, content)
+    }
+    fn apply_state(&mut self, state: &MachineState, clock: ClockPolicy) -> Result<(), MachineError> {
+        self.0.apply_state(state, clock)
+    }
+    fn release_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
+        self.0.release_state(state)
+    }
+}

@@ -1,0 +1,106 @@
+//! Reading and judging a checkpoint: facts, verdict, incident.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use retrovisor_analytics::{Analyst, Config, Judgement, Sample, explain};
+use retrovisor_guest::fact::{Column, Kind, Schema, Table, Value};
+use retrovisor_introspect::{Introspector, Observation};
+use retrovisor_snapshot::{CheckpointId, CheckpointRecord, IncidentRecord, MachineId, NewIncident, Store, Verdict};
+
+use super::CareError;
+
+/// What reading a checkpoint cost: a fact about us, beside those about the guest.
+static READING: Schema = Schema {
+    table: "fact_reading",
+    columns: &[Column { name: "introspect_us", kind: Kind::Integer }, Column { name: "reason", kind: Kind::Text }],
+};
+
+/// What stays between the checkpoints of one machine.
+pub(super) struct Judge {
+    store: Arc<Store>,
+    machine: MachineId,
+    introspector: Introspector,
+    analyst: Analyst,
+    last: Option<(CheckpointId, Sample)>,
+    incident_open: bool,
+}
+
+/// What came of judging one checkpoint.
+pub(super) struct Judged {
+    pub(super) record: CheckpointRecord,
+    pub(super) reasons: Vec<String>,
+    pub(super) incident: Option<IncidentRecord>,
+}
+
+impl Judge {
+    pub(super) fn new(store: Arc<Store>, machine: MachineId) -> Result<Self, CareError> {
+        let analyst = Analyst::load(store.catalogue(), machine, Config::default())?;
+        Ok(Self { store, machine, introspector: Introspector::new(), analyst, last: None, incident_open: false })
+    }
+
+    /// Reads the checkpoint's memory, records facts and verdict, opens an incident when it is the first bad one.
+    pub(super) fn judge(&mut self, record: &CheckpointRecord) -> Result<Judged, CareError> {
+        let began = Instant::now();
+        let observation = self.observe(record.id)?;
+        let introspect_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let mut tables = observation.tables();
+        let reading = vec![introspect_us.into(), Value::from(observation.reason.clone())];
+        tables.push(Table { schema: &READING, rows: vec![reading] });
+        let store = Arc::clone(&self.store);
+        let catalogue = store.catalogue();
+        catalogue.record_facts(record.id, &tables)?;
+        let sample = Sample::from_tables(record, &tables);
+        let parent = match (record.parent, self.last.take()) {
+            (Some(parent), Some((last, sample))) if last == parent => Some(sample),
+            (Some(parent), _) => Some(Sample::load(catalogue, parent)?),
+            (None, _) => None,
+        };
+        let judgement = self.analyst.judge(&sample, parent.as_ref());
+        self.last = Some((record.id, sample));
+        catalogue.set_verdict(record.id, &judgement.record())?;
+        for settled in &judgement.settled {
+            catalogue.change_verdict(*settled, Verdict::Good)?;
+        }
+        let incident = self.incident(record, &judgement)?;
+        Ok(Judged {
+            record: catalogue.checkpoint(record.id)?,
+            reasons: judgement.reasons.iter().map(|reason| reason.text.clone()).collect(),
+            incident,
+        })
+    }
+
+    /// The present moved: rates go on from there, and what was suspected is the other timeline's.
+    pub(super) fn moved_to(&mut self, target: CheckpointId) {
+        self.analyst.rolled_back_to(target);
+        self.last = None;
+        self.incident_open = false;
+    }
+
+    fn observe(&mut self, checkpoint: CheckpointId) -> Result<Observation, CareError> {
+        let view = self.store.view(checkpoint)?;
+        let registers = self.store.registers(checkpoint)?;
+        Ok(self.introspector.observe(&view, &registers))
+    }
+
+    fn incident(&mut self, record: &CheckpointRecord, judgement: &Judgement) -> Result<Option<IncidentRecord>, CareError> {
+        if judgement.verdict != Verdict::Bad || self.incident_open {
+            return Ok(None);
+        }
+        self.incident_open = true;
+        let explanation = explain(self.store.catalogue(), record.id)?;
+        let summary = explanation.causes.first().map_or_else(
+            || judgement.reasons.first().map_or_else(String::new, |reason| reason.text.clone()),
+            |cause| cause.text.clone(),
+        );
+        let incident = NewIncident {
+            first_bad: explanation.onset,
+            last_good: explanation.last_good,
+            kind: explanation.causes.first().map_or_else(String::new, |cause| cause.kind.to_string()),
+            summary,
+            detail: serde_json::to_value(&explanation).unwrap_or_default(),
+            action: None,
+        };
+        Ok(Some(self.store.catalogue().add_incident(self.machine, &incident)?))
+    }
+}

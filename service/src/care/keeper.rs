@@ -1,0 +1,198 @@
+//! The thread that cares for one machine: checkpoints at the interval, commands in between.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use retrovisor_guest::{Machine as _, RunState};
+use retrovisor_machine::qemu::QemuMachine;
+use retrovisor_snapshot::{CheckpointId, CheckpointKind, MachineId, Recorder, Store};
+use tokio::sync::{broadcast, oneshot};
+
+use super::deeds::Way;
+use super::judge::Judge;
+use super::{CareError, Command, Event, Happening, Journey, Spec, Vitals};
+
+/// Without an interval the keeper still looks after the guest this often.
+const IDLE_LOOK: Duration = Duration::from_secs(1);
+
+/// How a machine came into care.
+pub(super) enum Arrival {
+    /// Started, or attached for the first time.
+    Fresh,
+    /// Found again after the daemon's restart.
+    Again,
+    /// A new process, waiting to be given the state of a checkpoint.
+    Restore { target: CheckpointId, arrived: oneshot::Sender<Journey> },
+}
+
+/// One machine, its recorder and its judge.
+pub(super) struct Keeper {
+    pub(super) name: String,
+    pub(super) id: MachineId,
+    pub(super) store: Arc<Store>,
+    pub(super) machine: QemuMachine,
+    pub(super) recorder: Recorder,
+    pub(super) judge: Judge,
+    pub(super) paused: bool,
+    pub(super) events: broadcast::Sender<Event>,
+    interval: Option<Duration>,
+    vitals: Arc<Mutex<Vitals>>,
+}
+
+/// The way to a keeper.
+pub(crate) struct KeeperHandle {
+    commands: Sender<Command>,
+    thread: JoinHandle<()>,
+    vitals: Arc<Mutex<Vitals>>,
+}
+
+impl KeeperHandle {
+    pub(super) fn alive(&self) -> bool {
+        !self.thread.is_finished()
+    }
+
+    pub(super) fn vitals(&self) -> Vitals {
+        self.vitals.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn send(&self, command: Command) -> Result<(), ()> {
+        self.commands.send(command).map_err(|_| ())
+    }
+
+    /// Ends the keeper and waits for it, so that a checkpoint under way is finished.
+    pub(super) fn let_go(self) {
+        if self.send(Command::LetGo).is_ok() && self.thread.join().is_err() {
+            tracing::error!("a keeper panicked");
+        }
+    }
+}
+
+impl Keeper {
+    pub(super) fn new(
+        store: Arc<Store>,
+        machine: QemuMachine,
+        spec: &Spec,
+        arrival: &Arrival,
+        events: broadcast::Sender<Event>,
+    ) -> Result<Self, CareError> {
+        let identity = machine.identity().clone();
+        let known = store.catalogue().machines()?.into_iter().find(|known| known.name == identity.name);
+        let id = match known {
+            Some(known) => known.id,
+            None => store.catalogue().add_machine(&identity)?.id,
+        };
+        let runtime = serde_json::to_string(spec).map_err(|error| CareError::Invalid(error.to_string()))?;
+        store.catalogue().set_runtime(id, &runtime)?;
+        let recorder = match arrival {
+            Arrival::Fresh => Recorder::fresh(Arc::clone(&store), id)?,
+            Arrival::Again | Arrival::Restore { .. } => Recorder::new(Arc::clone(&store), id)?,
+        };
+        let vitals = Vitals {
+            run_state: RunState::Running,
+            every_ms: spec.every_ms,
+            console: machine.console(),
+            console_log: machine.console_log(),
+            finder: machine.finder().0.to_owned(),
+        };
+        Ok(Self {
+            name: identity.name,
+            id,
+            judge: Judge::new(Arc::clone(&store), id)?,
+            store,
+            machine,
+            recorder,
+            interval: spec.interval(),
+            paused: false,
+            vitals: Arc::new(Mutex::new(vitals)),
+            events,
+        })
+    }
+
+    /// Takes the first checkpoint (or restores the one asked for), then goes on in a thread of its own.
+    pub(super) fn start(mut self, arrival: Arrival) -> Result<KeeperHandle, CareError> {
+        match arrival {
+            Arrival::Fresh | Arrival::Again => {
+                self.checkpoint(None, CheckpointKind::Automatic)?;
+                // An earlier self may have died in the middle of a pause.
+                self.machine.resume()?;
+            }
+            Arrival::Restore { target, arrived } => {
+                let journey = self.restore(target)?;
+                // Nobody waits any more: the machine is back all the same.
+                let _ = arrived.send(journey);
+            }
+        }
+        let (commands, inbox) = unbounded();
+        let vitals = Arc::clone(&self.vitals);
+        let thread = std::thread::Builder::new()
+            .name(format!("keeper-{}", self.name))
+            .spawn(move || self.keep(&inbox))
+            .map_err(|source| CareError::Io { doing: "cannot start a keeper thread".to_owned(), source })?;
+        Ok(KeeperHandle { commands, thread, vitals })
+    }
+
+    fn keep(mut self, inbox: &Receiver<Command>) {
+        let mut next = Instant::now() + self.interval.unwrap_or(IDLE_LOOK);
+        loop {
+            match inbox.recv_deadline(next) {
+                Ok(Command::LetGo) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(Command::Stop { reply }) => {
+                    let ended = self.stop();
+                    // A caller that went away does not keep the machine running.
+                    let _ = reply.send(ended);
+                    return;
+                }
+                Ok(command) => self.obey(command),
+                Err(RecvTimeoutError::Timeout) => {
+                    if !self.look_after() {
+                        return;
+                    }
+                    // A slow disk stretches the interval: checkpoints that were due meanwhile are not made up for.
+                    let step = self.interval.unwrap_or(IDLE_LOOK);
+                    next = (next + step).max(Instant::now() + step / 4);
+                }
+            }
+        }
+    }
+
+    /// The regular checkpoint. `false` when the machine is gone.
+    fn look_after(&mut self) -> bool {
+        if self.machine.run_state() == RunState::Gone {
+            self.set_run_state(RunState::Gone);
+            self.say(Happening::Trouble(format!(
+                "the guest or its process ended. Bring it back: retrovisor rollback {}",
+                self.name
+            )));
+            return false;
+        }
+        if self.interval.is_some() && !self.paused {
+            if let Err(error) = self.checkpoint(None, CheckpointKind::Automatic) {
+                tracing::warn!(machine = self.name, %error, "checkpoint failed");
+                self.say(Happening::Trouble(format!("checkpoint failed, the guest runs on: {error}")));
+            }
+        }
+        true
+    }
+
+    fn obey(&mut self, command: Command) {
+        // An answer that nobody waits for any more is dropped: the deed is in the catalogue.
+        match command {
+            Command::Checkpoint { label, reply } => drop(reply.send(self.checkpoint(label, CheckpointKind::Manual))),
+            Command::Rollback { target, verify_image, reply } => {
+                drop(reply.send(self.travel(&Way::Rollback(target), verify_image)));
+            }
+            Command::Undo { verify_image, reply } => drop(reply.send(self.travel(&Way::Undo, verify_image))),
+            Command::Redo { reply } => drop(reply.send(self.travel(&Way::Redo, false))),
+            Command::Pause { reply } => drop(reply.send(self.pause())),
+            Command::Resume { reply } => drop(reply.send(self.resume())),
+            Command::Inject { fault, reply } => drop(reply.send(self.inject(&fault))),
+            Command::Stop { .. } | Command::LetGo => {}
+        }
+    }
+
+    pub(super) fn set_run_state(&self, run_state: RunState) {
+        self.vitals.lock().unwrap_or_else(PoisonError::into_inner).run_state = run_state;
+    }
+}

@@ -1,0 +1,108 @@
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use retrovisor_guest::Accelerator;
+use retrovisor_machine::qemu::{AttachConfig, DiskConfig, LaunchConfig, QemuMachine};
+use serde::{Deserialize, Serialize};
+
+use super::CareError;
+
+/// How a machine is found or started again: kept in the catalogue beside it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Spec {
+    /// Interval between automatic checkpoints; 0 for none.
+    pub(crate) every_ms: u32,
+    /// QMP socket, when it is not at its place in the runtime directory.
+    pub(crate) qmp: Option<PathBuf>,
+    /// Where it came from.
+    pub(crate) origin: Origin,
+    /// Whether the VM outlives the process that cares for it.
+    pub(crate) detached: bool,
+}
+
+/// Where a machine came from.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Origin {
+    /// We started it.
+    Launched {
+        kernel: PathBuf,
+        initrd: Option<PathBuf>,
+        append: String,
+        disks: Vec<PathBuf>,
+        memory_bytes: u64,
+        vcpus: u32,
+        /// `None`: KVM where it can run Linux, else TCG.
+        accelerator: Option<Accelerator>,
+    },
+    /// Somebody else started it.
+    Attached,
+}
+
+impl Spec {
+    /// Reads back what the catalogue kept.
+    pub(crate) fn from_runtime(name: &str, runtime: &str) -> Result<Self, CareError> {
+        serde_json::from_str(runtime).map_err(|_| CareError::Refused {
+            what: format!("the store does not say how {name} is started"),
+            help: "Start it with `retrovisor run`, or take it over with `retrovisor attach`.".to_owned(),
+        })
+    }
+
+    pub(crate) fn interval(&self) -> Option<Duration> {
+        (self.every_ms > 0).then(|| Duration::from_millis(self.every_ms.into()))
+    }
+
+    /// Starts the VM, running or paused before its first instruction.
+    pub(crate) fn launch(&self, name: &str, runtime_dir: &Path, paused: bool) -> Result<QemuMachine, CareError> {
+        let Origin::Launched { kernel, initrd, append, disks, memory_bytes, vcpus, accelerator } = &self.origin
+        else {
+            return Err(CareError::Invalid(format!("{name} was not started by Retrovisor")));
+        };
+        let disks = disks.iter().enumerate().map(|(at, path)| DiskConfig { name: format!("d{at}"), path: path.clone() });
+        Ok(QemuMachine::launch(&LaunchConfig {
+            name: name.to_owned(),
+            kernel: kernel.clone(),
+            initrd: initrd.clone(),
+            append: append.clone(),
+            disks: disks.collect(),
+            memory_bytes: *memory_bytes,
+            vcpus: *vcpus,
+            accelerator: *accelerator,
+            runtime_dir: runtime_dir.to_owned(),
+            binary: None,
+            paused,
+            detached: self.detached,
+        })?)
+    }
+
+    /// Takes a running VM over.
+    pub(crate) fn attach(&self, name: &str, runtime_dir: &Path) -> Result<QemuMachine, CareError> {
+        let qmp = self.qmp.clone().ok_or_else(|| CareError::Invalid("no QMP socket is named".to_owned()))?;
+        Ok(QemuMachine::attach(&AttachConfig { name: name.to_owned(), qmp, runtime_dir: runtime_dir.to_owned() })?)
+    }
+}
+
+/// Names become folder names and are typed by people.
+pub(crate) fn check_name(name: &str) -> Result<(), CareError> {
+    let fits = (1..=63).contains(&name.len())
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+    if fits {
+        return Ok(());
+    }
+    Err(CareError::Invalid(format!(
+        "`{}` cannot name a machine: use letters, digits, `-` and `_`, at most 63, a letter or digit first",
+        name.escape_debug()
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_could_leave_their_folder_are_refused() {
+        assert!(["web", "a", "web-1_x", &"x".repeat(63)].iter().all(|name| check_name(name).is_ok()));
+        assert!(["", ".", "..", "a/b", "-rf", "a b", "ä", &"x".repeat(64)].iter().all(|name| check_name(name).is_err()));
+    }
+}

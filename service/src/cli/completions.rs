@@ -1,0 +1,14 @@
+use clap::{Args, CommandFactory as _};
+use clap_complete::Shell;
+
+/// Prints a completion script for a shell.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  retrovisor completions bash > /etc/bash_completion.d/retrovisor")]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    shell: Shell,
+}
+
+pub(super) fn run(args: &CompletionsArgs) {
+    clap_complete::generate(args.shell, &mut super::Cli::command(), "retrovisor", &mut std::io::stdout());
+}

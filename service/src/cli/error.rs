@@ -1,0 +1,42 @@
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+/// Why a verb failed, and the exit code that says so.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct CliError {
+    /// 1 failed, 2 wrong usage, 3 not found, 4 refused.
+    pub(crate) exit_code: u8,
+    message: String,
+    /// What to do next; empty when the message says it all.
+    pub(crate) help: String,
+}
+
+impl CliError {
+    pub(crate) fn failed(message: impl Into<String>) -> Self {
+        Self { exit_code: 1, message: message.into(), help: String::new() }
+    }
+
+    pub(crate) fn refused(message: impl Into<String>, help: impl Into<String>) -> Self {
+        Self { exit_code: 4, message: message.into(), help: help.into() }
+    }
+
+    pub(crate) fn not_found(message: impl Into<String>, help: impl Into<String>) -> Self {
+        Self { exit_code: 3, message: message.into(), help: help.into() }
+    }
+}
+
+impl From<Status> for CliError {
+    fn from(status: Status) -> Self {
+        let exit_code = match status.code() {
+            Code::InvalidArgument => 2,
+            Code::NotFound => 3,
+            Code::FailedPrecondition | Code::AlreadyExists | Code::Aborted => 4,
+            _ => 1,
+        };
+        let help = status.get_details_help().map_or_else(String::new, |help| {
+            help.links.iter().map(|link| link.description.as_str()).collect::<Vec<_>>().join("\n")
+        });
+        Self { exit_code, message: status.message().to_owned(), help }
+    }
+}

@@ -1,0 +1,47 @@
+use clap::{Args, Subcommand};
+use retrovisor_proto::v1::inject_request::Fault;
+use retrovisor_proto::v1::{ConsoleCommand, InjectRequest, SyscallRedirect};
+
+use super::{CliError, Global, connect, print_json};
+
+/// Hurts a machine on purpose: to see whether it is noticed, and to drill going back.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  retrovisor inject web syscall-redirect --syscall getppid --to getuid\n  retrovisor inject web command 'runaway &'")]
+pub(crate) struct InjectArgs {
+    /// The machine
+    name: String,
+    #[command(subcommand)]
+    fault: FaultArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum FaultArgs {
+    /// Guest memory: makes a system call run another kernel function
+    SyscallRedirect {
+        /// The system call to redirect
+        #[arg(long, default_value = "getppid")]
+        syscall: String,
+        /// The one that runs in its place
+        #[arg(long, default_value = "getuid")]
+        to: String,
+    },
+    /// Behaviour: types a command into the guest's control shell (second serial port)
+    Command {
+        /// One line
+        line: String,
+    },
+}
+
+pub(super) async fn run(args: InjectArgs, global: &Global) -> Result<(), CliError> {
+    let fault = match args.fault {
+        FaultArgs::SyscallRedirect { syscall, to } => Fault::SyscallRedirect(SyscallRedirect { syscall, to }),
+        FaultArgs::Command { line } => Fault::ConsoleCommand(ConsoleCommand { line }),
+    };
+    let request = InjectRequest { machine: args.name.clone(), fault: Some(fault) };
+    let answer = connect::daemon(global).await?.faults().inject(request).await?.into_inner();
+    if global.json {
+        return print_json(&answer);
+    }
+    println!("{}\nHeal it: retrovisor rollback {}", answer.done, args.name);
+    Ok(())
+}

@@ -1,0 +1,32 @@
+use clap::Args;
+use retrovisor_proto::v1::InspectRequest;
+
+use super::{CliError, Global, checkpoint, connect, print_json, table};
+
+/// Shows what was read from a checkpoint's memory.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  retrovisor inspect web tasks\n  retrovisor inspect web log --at last-good\n  retrovisor inspect web integrity --at -1")]
+pub(crate) struct InspectArgs {
+    /// The machine
+    name: String,
+    /// What to show
+    #[arg(default_value = "summary", value_parser = ["summary", "tasks", "modules", "syscalls", "log", "counters", "integrity", "memory", "registers"])]
+    what: String,
+    /// Which checkpoint
+    #[arg(long, default_value = "latest", allow_hyphen_values = true, value_name = "CHECKPOINT")]
+    at: String,
+}
+
+pub(super) async fn run(args: InspectArgs, global: &Global) -> Result<(), CliError> {
+    let request = InspectRequest { machine: args.name, checkpoint: args.at, what: args.what };
+    let answer = connect::reader(global).await?.checkpoints().inspect(request).await?.into_inner();
+    if global.json {
+        return print_json(&answer);
+    }
+    println!("{}", checkpoint::line(&answer.checkpoint.unwrap_or_default()));
+    for facts in &answer.tables {
+        println!();
+        table::print_facts(facts);
+    }
+    Ok(())
+}

@@ -1,0 +1,108 @@
+use clap::Args;
+use retrovisor_proto::v1::{Move, RedoRequest, RollbackRequest, UndoRequest};
+
+use super::{CliError, Global, connect, print_json, style};
+
+/// Takes a machine back to a checkpoint.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The present is checkpointed first: `retrovisor undo NAME` brings it back.
+Examples:
+  retrovisor rollback web                    to the last good checkpoint
+  retrovisor rollback web --to -3 --dry-run  what going back three checkpoints would do
+  retrovisor rollback web --to before-upgrade")]
+pub(crate) struct RollbackArgs {
+    /// The machine
+    name: String,
+    /// last-good, latest, a label, the beginning of a name, @SEQUENCE, or -N for N checkpoints back
+    #[arg(long, default_value = "last-good", allow_hyphen_values = true, value_name = "CHECKPOINT")]
+    to: String,
+    /// Only say what would happen
+    #[arg(long)]
+    dry_run: bool,
+    /// Compare the whole restored memory with the checkpoint's hash before the guest runs on
+    #[arg(long)]
+    verify_image: bool,
+}
+
+/// Undoes the last operation that moved a machine.
+#[derive(Debug, Args)]
+pub(crate) struct UndoArgs {
+    /// The machine
+    name: String,
+    /// Compare the whole restored memory with the checkpoint's hash before the guest runs on
+    #[arg(long)]
+    verify_image: bool,
+}
+
+/// Takes the last undo back.
+#[derive(Debug, Args)]
+pub(crate) struct RedoArgs {
+    /// The machine
+    name: String,
+}
+
+pub(super) async fn rollback(args: RollbackArgs, global: &Global) -> Result<(), CliError> {
+    let request = RollbackRequest {
+        machine: args.name.clone(),
+        checkpoint: args.to,
+        dry_run: args.dry_run,
+        verify_image: args.verify_image,
+    };
+    let client = if args.dry_run { connect::reader(global).await? } else { connect::daemon(global).await? };
+    let answer = client.checkpoints().rollback(request).await?.into_inner();
+    if global.json {
+        return print_json(&answer);
+    }
+    let journey = answer.r#move.unwrap_or_default();
+    if answer.dry_run {
+        let target = journey.target.clone().unwrap_or_default();
+        println!("Would take {} back {} checkpoints to {} #{} ({}, {}).",
+            args.name, journey.steps, target.name, target.sequence, style::ago(target.taken_at_ms), style::verdict(target.verdict()));
+        println!("{} pages are known to differ. The present would be kept on its own timeline. Nothing was changed.", journey.pages_written);
+        return Ok(());
+    }
+    told(&args.name, &journey, "Undo it", "undo");
+    Ok(())
+}
+
+pub(super) async fn undo(args: UndoArgs, global: &Global) -> Result<(), CliError> {
+    let request = UndoRequest { machine: args.name.clone(), verify_image: args.verify_image };
+    let answer = connect::daemon(global).await?.checkpoints().undo(request).await?.into_inner();
+    if global.json {
+        return print_json(&answer);
+    }
+    told(&args.name, &answer.r#move.unwrap_or_default(), "Take that back", "redo");
+    Ok(())
+}
+
+pub(super) async fn redo(args: RedoArgs, global: &Global) -> Result<(), CliError> {
+    let request = RedoRequest { machine: args.name.clone() };
+    let answer = connect::daemon(global).await?.checkpoints().redo(request).await?.into_inner();
+    if global.json {
+        return print_json(&answer);
+    }
+    told(&args.name, &answer.r#move.unwrap_or_default(), "Undo it", "undo");
+    Ok(())
+}
+
+/// What was done, where the machine stands, and the way back.
+fn told(name: &str, journey: &Move, back: &str, verb: &str) {
+    let present = journey.present.clone().unwrap_or_default();
+    let target = journey.target.clone().unwrap_or_default();
+    println!(
+        "{name} stands on {} #{} now, {} checkpoints back ({} pages in {}{}).",
+        target.name,
+        target.sequence,
+        journey.steps,
+        journey.pages_written,
+        style::duration(journey.rollback_us),
+        if journey.new_process { ", in a new process" } else { "" },
+    );
+    match journey.image_matches {
+        Some(true) => println!("Its memory matches the checkpoint bit for bit."),
+        Some(false) => println!("Its memory does NOT match the checkpoint's hash."),
+        None => {}
+    }
+    println!("The present was kept as {} #{}. {back}: retrovisor {verb} {name}", present.name, present.sequence);
+}

@@ -1,0 +1,40 @@
+use clap::Args;
+use retrovisor_proto::v1::{GetMachineRequest, Machine};
+
+use super::{CliError, Global, connect, list, print_json, style};
+
+#[derive(Debug, Args)]
+pub(crate) struct ShowArgs {
+    /// The machine
+    name: String,
+}
+
+pub(super) async fn run(args: ShowArgs, global: &Global) -> Result<(), CliError> {
+    let request = GetMachineRequest { machine: args.name };
+    let answer = connect::reader(global).await?.machines().get_machine(request).await?.into_inner();
+    let machine = answer.machine.unwrap_or_default();
+    if global.json {
+        return print_json(&machine);
+    }
+    print(&machine);
+    Ok(())
+}
+
+/// One machine, a line a property.
+pub(super) fn print(machine: &Machine) {
+    let line = |name: &str, value: &str| {
+        if !value.is_empty() {
+            println!("{name:<12} {value}");
+        }
+    };
+    line("machine", &style::bold(&machine.name));
+    line("state", list::state(machine.run_state()));
+    line("driver", &format!("{} {} on {}", machine.driver, machine.driver_version, machine.accelerator));
+    line("shape", &format!("{} vCPU, {}", machine.vcpus, style::bytes(machine.memory_bytes)));
+    line("dirty pages", &machine.dirty_finder);
+    let every = if machine.every_ms == 0 { String::new() } else { format!(", one every {} ms", machine.every_ms) };
+    line("checkpoints", &format!("{}{every}", machine.checkpoints));
+    line("present", &format!("{} ({})", machine.present, style::verdict(machine.verdict())));
+    line("console", &machine.console);
+    line("console log", &machine.console_log);
+}

@@ -1,0 +1,186 @@
+//! The whole story on one screen: a stock guest is checkpointed, hurt twice, noticed, taken back, explained.
+
+mod act;
+mod console;
+mod screen;
+mod summary;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use retrovisor_analytics::QUERIES;
+use retrovisor_proto::v1::{Cell, GetReportRequest, QueryRequest, StopMachineRequest, cell};
+use retrovisor_snapshot::{Access, Store};
+
+use crate::care::{Care, CareError, Origin, Spec};
+use crate::cli::{CliError, connect, style, table};
+use crate::place;
+use act::Stage;
+use console::Console;
+use screen::Screen;
+use summary::Summary;
+
+/// Name of the machine in the demo's store.
+const MACHINE: &str = "demo";
+/// A guest that does not say anything for so long did not boot.
+const BOOT_PATIENCE: Duration = Duration::from_secs(60);
+/// Ticks of the guest's workload before the first checkpoint: its start-up is not part of the baseline.
+const SETTLED_TICK: u64 = 30;
+/// The root-cause questions that are asked at the end.
+const QUESTIONS: [&str; 3] = ["broken-invariants", "cpu-since", "new-tasks"];
+
+/// What the user chose.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) dir: PathBuf,
+    pub(crate) kernel: PathBuf,
+    pub(crate) initrd: PathBuf,
+    pub(crate) disk: PathBuf,
+    pub(crate) every_ms: u32,
+}
+
+/// Tells the story. On success the store, the report and the summary stay in the plan's folder.
+pub(crate) async fn tell(plan: &Plan) -> Result<(), CliError> {
+    let begun = Instant::now();
+    let store_dir = fresh_store(&plan.dir)?;
+    let mut screen = Screen::new();
+    screen.title("Retrovisor: the undo history and rear-view mirror of virtual machines");
+    let detected = retrovisor_machine::accelerator::detect();
+    screen.say(&format!("Guests run under {}: {}", detected.accelerator, detected.reason));
+
+    let store = Store::open(&store_dir, Access::Create).map_err(|error| CliError::failed(error.to_string()))?;
+    let care = Arc::new(Care::new(Arc::new(store), &store_dir));
+    let client = connect::in_process(Arc::clone(&care)).await?;
+    boot(&care, plan, &mut screen).await?;
+
+    let console = Console::new(place::machine(&store_dir, MACHINE).join("console.log"));
+    let mut stage = Stage::new(client.clone(), console, screen, Summary::default()).await?;
+    let told = act::play(&mut stage).await;
+    let stopped = client.machines().stop_machine(StopMachineRequest { machine: MACHINE.to_owned() }).await;
+    told?;
+    stopped?;
+
+    stage.screen.title("Root-cause questions, answered from the snapshot database");
+    let (last_good, first_bad) = stage.incidents.last().cloned().unwrap_or_default();
+    for name in QUESTIONS {
+        ask(&client, name, &last_good, &first_bad).await?;
+    }
+    let report = client.anomalies().get_report(GetReportRequest { machine: MACHINE.to_owned() }).await?.into_inner();
+    let report_path = plan.dir.join("report.html");
+    write(&report_path, report.html.as_bytes())?;
+    stage.summary.finish(begun.elapsed());
+    let summary_path = plan.dir.join("summary.json");
+    let text = serde_json::to_string_pretty(&stage.summary).map_err(|error| CliError::failed(error.to_string()))?;
+    write(&summary_path, text.as_bytes())?;
+
+    stage.screen.title("Done");
+    stage.screen.say(&stage.summary.in_words());
+    let store = store_dir.display();
+    println!("\nReport: {}   Summary: {}", report_path.display(), summary_path.display());
+    println!("Look around in what was recorded (no daemon needed):");
+    println!("  retrovisor --store {store} log {MACHINE}");
+    println!("  retrovisor --store {store} anomalies {MACHINE}");
+    println!("  retrovisor --store {store} inspect {MACHINE} tasks --at last-good");
+    println!("  retrovisor --store {store} query --list");
+    println!("Bring the guest back to life:");
+    println!("  retrovisor --store {store} serve &");
+    println!("  retrovisor --store {store} rollback {MACHINE}");
+    if stage.summary.all_goals_met() {
+        Ok(())
+    } else {
+        Err(CliError::failed(format!("the story did not go as it should: see {}", summary_path.display())))
+    }
+}
+
+/// Starts the guest and waits until its workload has settled.
+async fn boot(care: &Arc<Care>, plan: &Plan, screen: &mut Screen) -> Result<(), CliError> {
+    for (file, what) in [(&plan.kernel, "kernel"), (&plan.initrd, "initramfs"), (&plan.disk, "disk image")] {
+        if !file.exists() {
+            return Err(CliError::not_found(
+                format!("the demo guest's {what} is not at {}", file.display()),
+                "Make it with `make setup` in Retrovisor's source folder, or name one with --kernel, --initrd, --disk.",
+            ));
+        }
+    }
+    screen.status("booting a stock Debian guest");
+    let origin = Origin::Launched {
+        kernel: plan.kernel.clone(),
+        initrd: Some(plan.initrd.clone()),
+        append: "console=ttyS0 quiet panic=-1".to_owned(),
+        disks: vec![plan.disk.clone()],
+        memory_bytes: 512 << 20,
+        vcpus: 2,
+        accelerator: None,
+    };
+    let spec = Spec { every_ms: plan.every_ms, qmp: None, origin, detached: false };
+    let began = Instant::now();
+    let booted = tokio::task::spawn_blocking({
+        let care = Arc::clone(care);
+        move || care.run_when(MACHINE, &spec, |machine| wait_for_workload(machine.console_log().unwrap_or_default()))
+    });
+    let tick = booted
+        .await
+        .map_err(|error| CliError::failed(error.to_string()))?
+        .map_err(|error| CliError::failed(format!("the guest did not start: {error}")))?;
+    screen.say(&format!(
+        "A stock Debian kernel with its workload runs (512 MiB, 2 vCPUs), booted in {:.1} s; it stands at tick {tick}.",
+        began.elapsed().as_secs_f64()
+    ));
+    Ok(())
+}
+
+fn wait_for_workload(console_log: PathBuf) -> Result<u64, CareError> {
+    let console = Console::new(console_log.clone());
+    let began = Instant::now();
+    while began.elapsed() < BOOT_PATIENCE {
+        if let Some(tick) = console.last_tick(0).filter(|tick| *tick >= SETTLED_TICK) {
+            return Ok(tick);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Err(CareError::Refused {
+        what: format!("the guest did not report a tick within {} s", BOOT_PATIENCE.as_secs()),
+        help: format!("What it wrote: {}", console_log.display()),
+    })
+}
+
+async fn ask(client: &connect::Client, name: &str, last_good: &str, first_bad: &str) -> Result<(), CliError> {
+    let query = QUERIES
+        .iter()
+        .find(|query| query.name == name)
+        .ok_or_else(|| CliError::failed(format!("the named question `{name}` is not there")))?;
+    println!("\n{}", style::bold(query.question));
+    // These questions are about a machine, or about two checkpoints of it.
+    let values = if query.parameters.len() == 2 { vec![last_good, first_bad] } else { vec![MACHINE] };
+    println!("  retrovisor query --named {name} {}", values.join(" "));
+    let parameters = values.iter().map(|value| Cell { value: Some(cell::Value::Text((*value).to_owned())) }).collect();
+    let request = QueryRequest { sql: query.sql.to_owned(), parameters, limit: 6 };
+    let answer = client.queries().query(request).await?.into_inner();
+    table::print_facts(&answer.table.unwrap_or_default());
+    Ok(())
+}
+
+/// An empty folder for the demo's store; what an earlier demo left there is removed, nothing else ever is.
+fn fresh_store(dir: &Path) -> Result<PathBuf, CliError> {
+    let failed = |path: &Path, error: std::io::Error| CliError::failed(format!("{}: {error}", path.display()));
+    let marker = dir.join(".retrovisor-demo");
+    let store = dir.join("store");
+    if store.exists() {
+        if !marker.exists() {
+            return Err(CliError::refused(
+                format!("{} is not an earlier demo's", store.display()),
+                "Name another folder with --dir.",
+            ));
+        }
+        std::fs::remove_dir_all(&store).map_err(|error| failed(&store, error))?;
+    }
+    std::fs::create_dir_all(dir).map_err(|error| failed(dir, error))?;
+    std::fs::write(&marker, "").map_err(|error| failed(&marker, error))?;
+    // Absolute, so that what is printed at the end works from everywhere.
+    std::path::absolute(&store).map_err(|error| failed(&store, error))
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
+    std::fs::write(path, bytes).map_err(|error| CliError::failed(format!("cannot write {}: {error}", path.display())))
+}

@@ -1,0 +1,124 @@
+//! The demo in figures: `summary.json`.
+
+use std::time::Duration;
+
+use retrovisor_proto::v1::{Checkpoint, Verdict};
+use serde::Serialize;
+
+/// Faults must be noticed within so many checkpoints.
+const DELAY_CHECKPOINTS_MAX: u64 = 4;
+
+/// What was seen.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Summary {
+    pub(super) checkpoints: u64,
+    /// Suspect or bad checkpoints while nothing was wrong.
+    pub(super) false_alarms: u64,
+    pub(super) faults: Vec<FaultSummary>,
+    pub(super) pause_ms_p50: f64,
+    pub(super) pause_ms_p99: f64,
+    pub(super) rollback_ms: f64,
+    pub(super) stored_bytes_per_checkpoint: u64,
+    pub(super) introspect_ms_p50: f64,
+    pub(super) undo_image_matches: bool,
+    /// Lines in which the guest complained of itself.
+    pub(super) guest_complaints: Vec<String>,
+    pub(super) elapsed_s: f64,
+    #[serde(skip)]
+    pauses_us: Vec<u64>,
+    #[serde(skip)]
+    stored_bytes: Vec<u64>,
+    #[serde(skip)]
+    pub(super) rollbacks_us: Vec<u64>,
+    #[serde(skip)]
+    pub(super) introspect_us: Vec<u64>,
+}
+
+/// One fault, from injection to healing.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct FaultSummary {
+    /// What was broken.
+    pub(super) kind: String,
+    /// Sequence of the last checkpoint before the injection.
+    pub(super) injected_at: u64,
+    /// Sequence of the first checkpoint that shows it.
+    pub(super) first_bad: u64,
+    /// Checkpoints from the injection until the verdict `bad` was given.
+    pub(super) delay_checkpoints: u64,
+    /// Sequence of the checkpoint that the machine was taken back to.
+    pub(super) rolled_back_to: u64,
+    /// The guest's own counter just before and just after going back.
+    pub(super) guest_counter_before: u64,
+    pub(super) guest_counter_after: u64,
+    /// Whether the restored memory had the checkpoint's hash.
+    pub(super) restored_image_matches: bool,
+    /// What stood on top of the ranking.
+    pub(super) top_cause: String,
+    /// What should.
+    pub(super) expected_cause: String,
+}
+
+impl Summary {
+    /// Takes a checkpoint into the figures.
+    pub(super) fn count(&mut self, taken: &Checkpoint, hurt: bool) {
+        self.checkpoints += 1;
+        self.pauses_us.push(taken.pause_us);
+        // The first one holds the whole memory.
+        if taken.sequence > 1 {
+            self.stored_bytes.push(taken.stored_bytes);
+        }
+        if !hurt && matches!(taken.verdict(), Verdict::Suspect | Verdict::Bad) {
+            self.false_alarms += 1;
+        }
+    }
+
+    pub(super) fn finish(&mut self, elapsed: Duration) {
+        self.pause_ms_p50 = quantile_ms(&mut self.pauses_us, 50);
+        self.pause_ms_p99 = quantile_ms(&mut self.pauses_us, 99);
+        self.rollback_ms = quantile_ms(&mut self.rollbacks_us, 50);
+        self.introspect_ms_p50 = quantile_ms(&mut self.introspect_us, 50);
+        let count = self.stored_bytes.len().max(1) as u64;
+        self.stored_bytes_per_checkpoint = self.stored_bytes.iter().sum::<u64>() / count;
+        self.elapsed_s = (elapsed.as_secs_f64() * 10.0).round() / 10.0;
+    }
+
+    /// Everything that the demo promises, held.
+    pub(super) fn all_goals_met(&self) -> bool {
+        self.false_alarms == 0
+            && self.guest_complaints.is_empty()
+            && self.undo_image_matches
+            && self.faults.len() == 2
+            && self.faults.iter().all(FaultSummary::goals_met)
+    }
+
+    pub(super) fn in_words(&self) -> String {
+        format!(
+            "{} checkpoints, pause {:.1} ms (p99 {:.1}), {} KiB each; rollback {:.1} ms; reading a checkpoint {:.1} ms; \
+             {} false alarms; guest complaints: {}.",
+            self.checkpoints,
+            self.pause_ms_p50,
+            self.pause_ms_p99,
+            self.stored_bytes_per_checkpoint / 1024,
+            self.rollback_ms,
+            self.introspect_ms_p50,
+            self.false_alarms,
+            self.guest_complaints.len(),
+        )
+    }
+}
+
+impl FaultSummary {
+    fn goals_met(&self) -> bool {
+        self.delay_checkpoints <= DELAY_CHECKPOINTS_MAX
+            && self.restored_image_matches
+            && self.guest_counter_after <= self.guest_counter_before
+            && self.top_cause.contains(&self.expected_cause)
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "microseconds of a demo fit in 52 bits")]
+fn quantile_ms(values_us: &mut [u64], percent: usize) -> f64 {
+    values_us.sort_unstable();
+    let at = (values_us.len() * percent / 100).min(values_us.len().saturating_sub(1));
+    values_us.get(at).map_or(0.0, |us| *us as f64 / 1000.0)
+}

@@ -1,0 +1,110 @@
+//! The gRPC services: thin, one file a service; the work is done in `care`, the store and the analytics.
+
+mod anomalies;
+mod checkpoints;
+mod convert;
+mod faults;
+mod inspect;
+mod machines;
+mod query;
+mod status;
+mod watch;
+
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use retrovisor_proto::v1::anomaly_service_server::AnomalyServiceServer;
+use retrovisor_proto::v1::checkpoint_service_server::CheckpointServiceServer;
+use retrovisor_proto::v1::fault_service_server::FaultServiceServer;
+use retrovisor_proto::v1::machine_service_server::MachineServiceServer;
+use retrovisor_proto::v1::query_service_server::QueryServiceServer;
+use retrovisor_proto::v1::watch_service_server::WatchServiceServer;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tonic::server::NamedService;
+use tonic::transport::Server;
+use tonic::transport::server::Router;
+
+use crate::care::Care;
+use crate::cli::CliError;
+
+/// Every service answers over the same machines.
+#[derive(Clone)]
+struct Services {
+    care: Arc<Care>,
+}
+
+/// All services, health and reflection, ready to be served on some transport.
+pub(crate) async fn routes(care: Arc<Care>) -> Router {
+    let services = Services { care };
+    let (health, health_service) = tonic_health::server::health_reporter();
+    for name in [
+        <MachineServiceServer<Services> as NamedService>::NAME,
+        <CheckpointServiceServer<Services> as NamedService>::NAME,
+        <AnomalyServiceServer<Services> as NamedService>::NAME,
+        <QueryServiceServer<Services> as NamedService>::NAME,
+        <FaultServiceServer<Services> as NamedService>::NAME,
+        <WatchServiceServer<Services> as NamedService>::NAME,
+    ] {
+        health.set_service_status(name, tonic_health::ServingStatus::Serving).await;
+    }
+    let mut server = Server::builder();
+    let router = server
+        .add_service(health_service)
+        .add_service(MachineServiceServer::new(services.clone()))
+        .add_service(CheckpointServiceServer::new(services.clone()))
+        .add_service(AnomalyServiceServer::new(services.clone()))
+        .add_service(QueryServiceServer::new(services.clone()))
+        .add_service(FaultServiceServer::new(services.clone()))
+        .add_service(WatchServiceServer::new(services));
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(retrovisor_proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1();
+    match reflection {
+        Ok(reflection) => router.add_service(reflection),
+        Err(error) => {
+            tracing::error!(%error, "serving without reflection");
+            router
+        }
+    }
+}
+
+/// Binds the daemon's socket for its owner alone. Call it only while holding the store's lock: a socket
+/// found at the path is a dead daemon's.
+pub(crate) fn bind(socket: &Path) -> Result<UnixListener, CliError> {
+    let failed = |error: std::io::Error| CliError::failed(format!("cannot listen at {}: {error}", socket.display()));
+    match std::fs::remove_file(socket) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket).map_err(failed)?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Serves until SIGINT or SIGTERM.
+pub(crate) async fn serve(care: Arc<Care>, unix: UnixListener, tcp: Option<SocketAddr>) -> Result<(), CliError> {
+    let failed = |error: &dyn std::fmt::Display| CliError::failed(format!("the server ended: {error}"));
+    let on_unix = routes(Arc::clone(&care)).await.serve_with_incoming_shutdown(UnixListenerStream::new(unix), end());
+    let Some(address) = tcp else {
+        return on_unix.await.map_err(|error| failed(&error));
+    };
+    let listener = TcpListener::bind(address).await.map_err(|error| failed(&format!("{address}: {error}")))?;
+    let on_tcp = routes(care).await.serve_with_incoming_shutdown(TcpListenerStream::new(listener), end());
+    tokio::try_join!(on_unix, on_tcp).map(|_| ()).map_err(|error| failed(&error))
+}
+
+async fn end() {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}

@@ -1,0 +1,216 @@
+use std::pin::Pin;
+use std::sync::Arc;
+
+use retrovisor_proto::v1::checkpoint_service_server::CheckpointService;
+use retrovisor_proto::v1::{
+    CreateCheckpointRequest, CreateCheckpointResponse, DiffRequest, DiffResponse, GetCheckpointRequest,
+    GetCheckpointResponse, InspectRequest, InspectResponse, ListCheckpointsRequest, ListCheckpointsResponse,
+    ListOperationsRequest, ListOperationsResponse, RedoRequest, RedoResponse, RollbackRequest, RollbackResponse,
+    UndoRequest, UndoResponse, VerifyRequest, VerifyResponse,
+};
+use retrovisor_snapshot::{CheckpointRecord, Recorder, VerifyProgress};
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::{Services, convert, inspect, status};
+use crate::care::{CareError, Command, Journey};
+
+/// The target of a rollback that names none.
+const TARGET_DEFAULT: &str = "last-good";
+
+impl Services {
+    /// Finds a checkpoint by what the user calls it.
+    pub(super) fn resolve(&self, machine: &str, wanted: &str) -> Result<CheckpointRecord, CareError> {
+        let catalogue = self.care.store().catalogue();
+        let machine = catalogue.machine(machine)?.id;
+        Ok(catalogue.resolve(machine, wanted)?)
+    }
+
+    fn plan(&self, machine: &str, target: CheckpointRecord) -> Result<Journey, CareError> {
+        let store = self.care.store();
+        let machine = store.catalogue().machine(machine)?.id;
+        let plan = Recorder::new(Arc::clone(store), machine)?.plan_rollback(target.id)?;
+        Ok(Journey {
+            operation: String::new(),
+            present: Some(plan.present),
+            target,
+            steps: u32::try_from(plan.left_behind.len()).unwrap_or(u32::MAX),
+            pages_written: plan.pages,
+            rollback_us: 0,
+            new_process: false,
+            image_matches: None,
+        })
+    }
+
+    async fn moved(&self, journey: Journey) -> Result<Option<retrovisor_proto::v1::Move>, Status> {
+        self.blocking(move |services| Ok(Some(convert::journey(services.care.store(), &journey)?))).await
+    }
+}
+
+#[tonic::async_trait]
+impl CheckpointService for Services {
+    type VerifyStream = Pin<Box<dyn Stream<Item = Result<VerifyResponse, Status>> + Send>>;
+
+    async fn create_checkpoint(
+        &self,
+        request: Request<CreateCheckpointRequest>,
+    ) -> Result<Response<CreateCheckpointResponse>, Status> {
+        let CreateCheckpointRequest { machine, label } = request.into_inner();
+        let label = (!label.is_empty()).then_some(label);
+        let record = self
+            .care
+            .ask(&machine, |reply| Command::Checkpoint { label, reply })
+            .await
+            .map_err(|error| status::of(&error))?;
+        let checkpoint =
+            self.blocking(move |services| Ok(Some(convert::checkpoint(services.care.store(), &record)?))).await?;
+        Ok(Response::new(CreateCheckpointResponse { checkpoint }))
+    }
+
+    async fn list_checkpoints(
+        &self,
+        request: Request<ListCheckpointsRequest>,
+    ) -> Result<Response<ListCheckpointsResponse>, Status> {
+        let ListCheckpointsRequest { machine, newest } = request.into_inner();
+        let checkpoints = self
+            .blocking(move |services| {
+                let store = services.care.store();
+                let records = store.catalogue().checkpoints(store.catalogue().machine(&machine)?.id)?;
+                let skip = if newest == 0 { 0 } else { records.len().saturating_sub(newest as usize) };
+                records.iter().skip(skip).map(|record| convert::checkpoint(store, record)).collect()
+            })
+            .await?;
+        Ok(Response::new(ListCheckpointsResponse { checkpoints }))
+    }
+
+    async fn get_checkpoint(
+        &self,
+        request: Request<GetCheckpointRequest>,
+    ) -> Result<Response<GetCheckpointResponse>, Status> {
+        let GetCheckpointRequest { machine, checkpoint } = request.into_inner();
+        let checkpoint = self
+            .blocking(move |services| {
+                let record = services.resolve(&machine, &checkpoint)?;
+                Ok(Some(convert::checkpoint(services.care.store(), &record)?))
+            })
+            .await?;
+        Ok(Response::new(GetCheckpointResponse { checkpoint }))
+    }
+
+    async fn rollback(&self, request: Request<RollbackRequest>) -> Result<Response<RollbackResponse>, Status> {
+        let RollbackRequest { machine, checkpoint, dry_run, verify_image } = request.into_inner();
+        let wanted = if checkpoint.is_empty() { TARGET_DEFAULT.to_owned() } else { checkpoint };
+        let target = self
+            .blocking({
+                let machine = machine.clone();
+                move |services| services.resolve(&machine, &wanted)
+            })
+            .await?;
+        let journey = if dry_run {
+            self.blocking(move |services| services.plan(&machine, target)).await?
+        } else if self.care.vitals(&machine).is_some() {
+            let command = |reply| Command::Rollback { target: target.id, verify_image, reply };
+            self.care.ask(&machine, command).await.map_err(|error| status::of(&error))?
+        } else {
+            self.blocking(move |services| services.care.restore(&machine, target.id)).await?
+        };
+        Ok(Response::new(RollbackResponse { r#move: self.moved(journey).await?, dry_run }))
+    }
+
+    async fn undo(&self, request: Request<UndoRequest>) -> Result<Response<UndoResponse>, Status> {
+        let UndoRequest { machine, verify_image } = request.into_inner();
+        let command = |reply| Command::Undo { verify_image, reply };
+        let journey = self.care.ask(&machine, command).await.map_err(|error| status::of(&error))?;
+        Ok(Response::new(UndoResponse { r#move: self.moved(journey).await? }))
+    }
+
+    async fn redo(&self, request: Request<RedoRequest>) -> Result<Response<RedoResponse>, Status> {
+        let machine = request.into_inner().machine;
+        let journey =
+            self.care.ask(&machine, |reply| Command::Redo { reply }).await.map_err(|error| status::of(&error))?;
+        Ok(Response::new(RedoResponse { r#move: self.moved(journey).await? }))
+    }
+
+    async fn list_operations(
+        &self,
+        request: Request<ListOperationsRequest>,
+    ) -> Result<Response<ListOperationsResponse>, Status> {
+        let name = request.into_inner().machine;
+        let operations = self
+            .blocking(move |services| {
+                let store = services.care.store();
+                let records = store.catalogue().operations(store.catalogue().machine(&name)?.id)?;
+                records.iter().map(|record| convert::operation(store, record)).collect()
+            })
+            .await?;
+        Ok(Response::new(ListOperationsResponse { operations }))
+    }
+
+    async fn inspect(&self, request: Request<InspectRequest>) -> Result<Response<InspectResponse>, Status> {
+        let InspectRequest { machine, checkpoint, what } = request.into_inner();
+        let answer = self
+            .blocking(move |services| {
+                let wanted = if checkpoint.is_empty() { "latest" } else { &checkpoint };
+                let record = services.resolve(&machine, wanted)?;
+                let store = services.care.store();
+                Ok(InspectResponse {
+                    tables: inspect::tables(store, &record, &what)?,
+                    checkpoint: Some(convert::checkpoint(store, &record)?),
+                })
+            })
+            .await?;
+        Ok(Response::new(answer))
+    }
+
+    async fn diff(&self, request: Request<DiffRequest>) -> Result<Response<DiffResponse>, Status> {
+        let DiffRequest { machine, from, to } = request.into_inner();
+        let answer = self
+            .blocking(move |services| {
+                let (from, to) = (services.resolve(&machine, &from)?, services.resolve(&machine, &to)?);
+                let store = services.care.store();
+                let (tables, pages) = inspect::differences(store, &from, &to)?;
+                Ok(DiffResponse {
+                    from: Some(convert::checkpoint(store, &from)?),
+                    to: Some(convert::checkpoint(store, &to)?),
+                    tables,
+                    pages,
+                })
+            })
+            .await?;
+        Ok(Response::new(answer))
+    }
+
+    async fn verify(&self, _: Request<VerifyRequest>) -> Result<Response<Self::VerifyStream>, Status> {
+        let (to, stream) = mpsc::channel(16);
+        let services = self.clone();
+        tokio::task::spawn_blocking(move || {
+            let store = services.care.store();
+            let mut total_pages = 0;
+            let report = store.verify(&mut |progress: VerifyProgress| {
+                total_pages = progress.pages_total;
+                let message = VerifyResponse {
+                    checked_pages: progress.pages_done,
+                    total_pages: progress.pages_total,
+                    ..VerifyResponse::default()
+                };
+                // Progress that nobody takes is dropped; the report below is not.
+                let _ = to.try_send(Ok(message));
+            });
+            let last = report.map_err(CareError::from).and_then(|report| {
+                Ok(VerifyResponse {
+                    checked_pages: report.pages_checked,
+                    total_pages,
+                    finished: true,
+                    damaged: report.damaged.iter().map(ToString::to_string).collect(),
+                    checkpoints: report.checkpoints_checked,
+                    stored_bytes: store.size()?,
+                })
+            });
+            // The caller may have gone: then nobody wants the report.
+            let _ = to.blocking_send(last.map_err(|error| status::of(&error)));
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+}

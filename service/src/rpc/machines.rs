@@ -1,0 +1,131 @@
+use std::path::PathBuf;
+
+use retrovisor_proto::v1::machine_service_server::MachineService;
+use retrovisor_proto::v1::{
+    AttachMachineRequest, AttachMachineResponse, GetMachineRequest, GetMachineResponse, ListMachinesRequest,
+    ListMachinesResponse, Machine, PauseMachineRequest, PauseMachineResponse, ResumeMachineRequest,
+    ResumeMachineResponse, RunMachineRequest, RunMachineResponse, StopMachineRequest, StopMachineResponse,
+};
+use tonic::{Request, Response, Status};
+
+use super::{Services, convert, status};
+use crate::care::{CareError, Command, Origin, Spec};
+
+const MEMORY_BYTES_DEFAULT: u64 = 512 << 20;
+
+impl Services {
+    /// Runs blocking work on a thread of its own and turns its error into a status.
+    pub(super) async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> Result<T, CareError> + Send + 'static,
+    ) -> Result<T, Status> {
+        let services = self.clone();
+        tokio::task::spawn_blocking(move || work(&services))
+            .await
+            .map_err(|error| Status::internal(format!("the work was cut short: {error}")))?
+            .map_err(|error| status::of(&error))
+    }
+
+    async fn machine(&self, name: String) -> Result<Option<Machine>, Status> {
+        self.blocking(move |services| {
+            let record = services.care.store().catalogue().machine(&name)?;
+            Ok(Some(convert::machine(&services.care, &record)?))
+        })
+        .await
+    }
+}
+
+#[tonic::async_trait]
+impl MachineService for Services {
+    async fn list_machines(
+        &self,
+        _: Request<ListMachinesRequest>,
+    ) -> Result<Response<ListMachinesResponse>, Status> {
+        let machines = self
+            .blocking(|services| {
+                let records = services.care.store().catalogue().machines()?;
+                records.iter().map(|record| convert::machine(&services.care, record)).collect()
+            })
+            .await?;
+        Ok(Response::new(ListMachinesResponse { machines }))
+    }
+
+    async fn get_machine(
+        &self,
+        request: Request<GetMachineRequest>,
+    ) -> Result<Response<GetMachineResponse>, Status> {
+        let machine = self.machine(request.into_inner().machine).await?;
+        Ok(Response::new(GetMachineResponse { machine }))
+    }
+
+    async fn run_machine(
+        &self,
+        request: Request<RunMachineRequest>,
+    ) -> Result<Response<RunMachineResponse>, Status> {
+        let request = request.into_inner();
+        let name = request.machine.clone();
+        self.blocking(move |services| {
+            let (name, spec) = launch_spec(request)?;
+            services.care.run(&name, &spec)
+        })
+        .await?;
+        Ok(Response::new(RunMachineResponse { machine: self.machine(name).await? }))
+    }
+
+    async fn attach_machine(
+        &self,
+        request: Request<AttachMachineRequest>,
+    ) -> Result<Response<AttachMachineResponse>, Status> {
+        let AttachMachineRequest { machine: name, qmp, every_ms } = request.into_inner();
+        let spec = Spec { every_ms, qmp: Some(PathBuf::from(qmp)), origin: Origin::Attached, detached: true };
+        self.blocking({
+            let name = name.clone();
+            move |services| services.care.attach(&name, &spec)
+        })
+        .await?;
+        Ok(Response::new(AttachMachineResponse { machine: self.machine(name).await? }))
+    }
+
+    async fn pause_machine(
+        &self,
+        request: Request<PauseMachineRequest>,
+    ) -> Result<Response<PauseMachineResponse>, Status> {
+        let name = request.into_inner().machine;
+        self.care.ask(&name, |reply| Command::Pause { reply }).await.map_err(|error| status::of(&error))?;
+        Ok(Response::new(PauseMachineResponse { machine: self.machine(name).await? }))
+    }
+
+    async fn resume_machine(
+        &self,
+        request: Request<ResumeMachineRequest>,
+    ) -> Result<Response<ResumeMachineResponse>, Status> {
+        let name = request.into_inner().machine;
+        self.care.ask(&name, |reply| Command::Resume { reply }).await.map_err(|error| status::of(&error))?;
+        Ok(Response::new(ResumeMachineResponse { machine: self.machine(name).await? }))
+    }
+
+    async fn stop_machine(
+        &self,
+        request: Request<StopMachineRequest>,
+    ) -> Result<Response<StopMachineResponse>, Status> {
+        let name = request.into_inner().machine;
+        self.care.ask(&name, |reply| Command::Stop { reply }).await.map_err(|error| status::of(&error))?;
+        Ok(Response::new(StopMachineResponse { machine: self.machine(name).await? }))
+    }
+}
+
+fn launch_spec(request: RunMachineRequest) -> Result<(String, Spec), CareError> {
+    if !["", "auto", "qemu"].contains(&request.driver.as_str()) {
+        return Err(CareError::Invalid(format!("there is no driver `{}`: use qemu or auto", request.driver.escape_debug())));
+    }
+    let origin = Origin::Launched {
+        kernel: PathBuf::from(request.kernel),
+        initrd: (!request.initrd.is_empty()).then(|| PathBuf::from(request.initrd)),
+        append: request.append,
+        disks: request.disks.into_iter().map(PathBuf::from).collect(),
+        memory_bytes: if request.memory_bytes == 0 { MEMORY_BYTES_DEFAULT } else { request.memory_bytes },
+        vcpus: request.vcpus.max(1),
+        accelerator: None,
+    };
+    Ok((request.machine, Spec { every_ms: request.every_ms, qmp: None, origin, detached: true }))
+}

@@ -1,0 +1,184 @@
+//! Wrong arguments, dead peers, damaged and foreign stores: a clear word, and nothing lost.
+
+use std::os::unix::fs::FileExt as _;
+use std::process::Command;
+
+use retrovisor_tests::{Daemon, GuestImage, retrovisor, wait_until};
+
+#[test]
+fn a_missing_kernel_is_named() {
+    let store = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(store.path());
+    let ran = daemon.run(&["run", "g", "--kernel", "/nonexistent/vmlinuz"]);
+    assert_eq!(ran.code, 4, "{ran:?}");
+    assert!(ran.stderr.contains("/nonexistent/vmlinuz"), "{ran:?}");
+    assert_eq!(daemon.json(&["list"]), serde_json::json!([]));
+}
+
+#[test]
+fn a_qmp_socket_that_is_gone_is_named() {
+    let store = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(store.path());
+    let ran = daemon.run(&["attach", "g", "--qmp", "/nonexistent/qmp.sock"]);
+    assert!(ran.code == 4 || ran.code == 1, "{ran:?}");
+    assert!(ran.stderr.contains("/nonexistent/qmp.sock"), "{ran:?}");
+}
+
+#[test]
+fn a_second_daemon_on_the_same_store_is_refused() {
+    let store = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(store.path());
+    let ran = retrovisor(store.path(), &["serve"]);
+    assert_eq!(ran.code, 4, "{ran:?}");
+    assert!(ran.stderr.contains("in use by process"), "{ran:?}");
+    let _list = daemon.run(&["list"]).ok();
+}
+
+#[test]
+fn a_store_from_a_newer_version_is_left_alone() {
+    let store = tempfile::tempdir().unwrap();
+    drop(Daemon::start(store.path()));
+    let catalogue = store.path().join("catalogue.sqlite");
+    // SQLite keeps `user_version` big-endian at byte 60 of the file.
+    let file = std::fs::OpenOptions::new().write(true).open(&catalogue).unwrap();
+    file.write_all_at(&9999_u32.to_be_bytes(), 60).unwrap();
+    drop(file);
+    let before = std::fs::read(&catalogue).unwrap();
+    for arguments in [&["serve"][..], &["list"]] {
+        let ran = retrovisor(store.path(), arguments);
+        assert!(ran.code != 0 && ran.stderr.contains("9999"), "{ran:?}");
+    }
+    assert!(std::fs::read(&catalogue).unwrap() == before, "the store was changed");
+}
+
+#[test]
+fn a_damaged_pack_is_named_and_the_rest_stays_readable() {
+    let Some(image) = GuestImage::find() else { return };
+    let store = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(store.path());
+    daemon.run_guest(&image, "300ms");
+    let _stopped = daemon.run(&["stop", "g"]).ok();
+    drop(daemon);
+    let packs = std::fs::read_dir(store.path().join("packs")).unwrap();
+    let pack = packs.map(|pack| pack.unwrap().path()).max_by_key(|pack| pack.metadata().unwrap().len()).unwrap();
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(&pack).unwrap();
+    let at = file.metadata().unwrap().len() / 2;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
+    drop(file);
+    let ran = retrovisor(store.path(), &["verify"]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    let name = pack.file_name().unwrap().to_str().unwrap();
+    assert!(ran.stdout.contains("damaged:") && ran.stdout.contains(name), "{ran:?}");
+    let _log = retrovisor(store.path(), &["log", "g"]).ok();
+    let _query = retrovisor(store.path(), &["query", "SELECT count(*) FROM checkpoint"]).ok();
+}
+
+#[test]
+fn a_guest_that_dies_is_told_and_can_be_brought_back() {
+    let Some(image) = GuestImage::find() else { return };
+    let store = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(store.path());
+    daemon.run_guest(&image, "100ms");
+    let _made = daemon.json(&["checkpoint", "g", "--label", "alive"]);
+    let tick = daemon.next_tick();
+    let qemu = qemu_of(&daemon);
+    nix::sys::signal::kill(qemu, nix::sys::signal::Signal::SIGKILL).unwrap();
+    wait_until("the loss to be noticed", std::time::Duration::from_secs(20), || {
+        daemon.json(&["show", "g"])["run_state"] == "gone"
+    });
+    let ran = daemon.run(&["checkpoint", "g"]);
+    assert_eq!(ran.code, 4, "{ran:?}");
+    assert!(ran.stderr.contains("retrovisor rollback g"), "{ran:?}");
+    let back = daemon.json(&["rollback", "g", "--to", "alive"]);
+    assert_eq!(back["move"]["new_process"], true);
+    assert!(daemon.next_tick() <= tick + 20);
+}
+
+#[test]
+fn a_guest_that_is_not_linux_is_kept_and_the_reason_is_said() {
+    if Command::new("qemu-system-x86_64").arg("--version").output().is_err() {
+        eprintln!("SKIPPED: qemu-system-x86_64 is not installed: `make setup` does it");
+        return;
+    }
+    let store = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(store.path());
+    // Firmware without anything to boot, started by somebody else.
+    let qmp = store.path().join("other.qmp");
+    let memory = format!("/dev/shm/retrovisor-test-{}", std::process::id());
+    let mut qemu = Command::new("qemu-system-x86_64")
+        .args(["-nodefaults", "-display", "none", "-m", "64", "-M", "q35,memory-backend=ram", "-accel", "tcg"])
+        .args(["-object", &format!("memory-backend-file,id=ram,size=64M,mem-path={memory},share=on")])
+        .args(["-qmp", &format!("unix:{},server=on,wait=off", qmp.display())])
+        .spawn()
+        .unwrap();
+    wait_until("the socket of the other QEMU", std::time::Duration::from_secs(20), || qmp.exists());
+    let attached = daemon.run(&["attach", "g", "--qmp", qmp.to_str().unwrap(), "--every", "200ms"]);
+    let inspected = daemon.run(&["inspect", "g", "memory"]);
+    let moved = daemon.run(&["rollback", "g", "--to", "@1", "--verify-image", "--json"]);
+    qemu.kill().unwrap();
+    qemu.wait().unwrap();
+    let _gone = std::fs::remove_file(&memory);
+    let (_attached, inspected, moved) = (attached.ok(), inspected.ok(), moved.ok());
+    assert!(inspected.stdout.to_lowercase().contains("linux"), "the reason is missing: {inspected:?}");
+    assert_eq!(moved.json()["move"]["image_matches"], true);
+}
+
+#[test]
+fn a_full_disk_stops_checkpoints_and_loses_nothing() {
+    let Some(image) = GuestImage::find() else { return };
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED: a small file system can be mounted by root only");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=60m", "tmpfs"])
+        .arg(dir.path())
+        .status()
+        .is_ok_and(|status| status.success());
+    if !mounted {
+        eprintln!("SKIPPED: mounting a tmpfs is not permitted here");
+        return;
+    }
+    let outcome = std::panic::catch_unwind(|| fill_up(dir.path(), &image));
+    let unmounted = Command::new("umount").arg("-l").arg(dir.path()).status().unwrap();
+    assert!(unmounted.success());
+    outcome.unwrap();
+}
+
+fn fill_up(dir: &std::path::Path, image: &GuestImage) {
+    let store = dir.join("store");
+    let daemon = Daemon::start(&store);
+    daemon.run_guest(image, "300ms");
+    let whole = daemon.json(&["checkpoint", "g", "--label", "whole"])["name"].clone();
+    let ballast = dir.join("ballast");
+    let mut filled = std::fs::File::create(&ballast).unwrap();
+    // Until nothing more fits.
+    let _full = std::io::copy(&mut std::io::repeat(1), &mut filled);
+    wait_until("a checkpoint that does not fit", std::time::Duration::from_secs(20), || {
+        let ran = daemon.run(&["checkpoint", "g"]);
+        ran.code == 1 && ran.stderr.contains("no space left")
+    });
+    let _tick = daemon.next_tick();
+    drop(filled);
+    std::fs::remove_file(&ballast).unwrap();
+    let _made = daemon.json(&["checkpoint", "g", "--label", "again"]);
+    let verified = daemon.json(&["verify"]);
+    assert_eq!(verified["damaged"], serde_json::json!([]));
+    let went = daemon.json(&["rollback", "g", "--to", "whole", "--verify-image"]);
+    assert_eq!((&went["move"]["image_matches"], &went["move"]["target"]["name"]), (&serde_json::json!(true), &whole));
+    let _tick = daemon.next_tick();
+}
+
+/// The process id of the guest's QEMU, by its command line.
+fn qemu_of(daemon: &Daemon) -> nix::unistd::Pid {
+    let mark = daemon.runtime_dir().to_str().unwrap().to_owned();
+    let pids = std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    let found = pids.into_iter().find(|pid| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.starts_with(b"qemu-system") && String::from_utf8_lossy(&line).contains(&mark)
+    });
+    nix::unistd::Pid::from_raw(found.expect("the guest's QEMU runs"))
+}

@@ -1,0 +1,9 @@
+//! The whole path on real guests: the command, the daemon over its socket, stock QEMU, the store on disk.
+#![forbid(unsafe_code)]
+
+mod bad_input;
+mod crash;
+mod daemon;
+mod demo;
+mod disk;
+mod restore;

@@ -1,0 +1,153 @@
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use hyper_util::rt::TokioIo;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::{GuestImage, Ran, command_path, retrovisor, wait_until};
+
+/// A running daemon and the guests it started.
+pub struct Daemon {
+    child: Child,
+    store: PathBuf,
+}
+
+impl Daemon {
+    /// Starts a daemon on the store and waits until it answers.
+    #[must_use]
+    pub fn start(store: &Path) -> Self {
+        let child = Command::new(command_path())
+            .arg("--store")
+            .arg(store)
+            .arg("serve")
+            .stderr(Stdio::inherit())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("the daemon starts");
+        let mut daemon = Self { child, store: store.to_owned() };
+        wait_until("the daemon's socket", Duration::from_secs(30), || {
+            if let Some(status) = daemon.child.try_wait().expect("the daemon's status") {
+                panic!("the daemon ended: {status}");
+            }
+            UnixStream::connect(store.join("daemon.sock")).is_ok()
+        });
+        daemon
+    }
+
+    /// Runs a verb against it.
+    #[must_use]
+    pub fn run(&self, arguments: &[&str]) -> Ran {
+        retrovisor(&self.store, arguments)
+    }
+
+    /// Runs a verb with `--json` that must work.
+    #[must_use]
+    pub fn json(&self, arguments: &[&str]) -> serde_json::Value {
+        self.run(&[arguments, &["--json"]].concat()).ok().json()
+    }
+
+    /// Starts the test guest under the name `g` and waits until its workload ticks.
+    pub fn run_guest(&self, image: &GuestImage, every: &str) {
+        let path = |path: &Path| path.to_str().expect("a printable path").to_owned();
+        let (kernel, initrd, disk) = (path(&image.kernel), path(&image.initrd), path(&image.disk));
+        let arguments = ["run", "g", "--kernel", &kernel, "--initrd", &initrd, "--disk", &disk, "--vcpus", "2", "--every", every];
+        let _ran = self.run(&arguments).ok();
+        wait_until("the guest's first tick", Duration::from_secs(60), || self.last_tick(0).is_some());
+    }
+
+    /// Everything the guest `g` wrote to its console.
+    #[must_use]
+    pub fn console(&self) -> String {
+        // Not there before the guest's first word.
+        let bytes = std::fs::read(self.runtime_dir().join("console.log")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The newest tick in the console after the first `skip` bytes.
+    #[must_use]
+    pub fn last_tick(&self, skip: usize) -> Option<u64> {
+        let console = self.console();
+        let lines: Vec<&str> = console.get(skip..)?.lines().collect();
+        lines.iter().rev().find_map(|line| line.strip_prefix("tick ")?.split(' ').next()?.parse().ok())
+    }
+
+    /// Waits for a tick after what is on the console now, and checks that the guest never complained.
+    #[must_use]
+    pub fn next_tick(&self) -> u64 {
+        let skip = self.console().len();
+        wait_until("the guest's next tick", Duration::from_secs(30), || self.last_tick(skip).is_some());
+        let console = self.console();
+        assert!(!console.contains("CORRUPT"), "the guest complains:\n{console}");
+        self.last_tick(skip).expect("just seen")
+    }
+
+    /// Runs a command in the guest's control shell and returns what it printed.
+    #[must_use]
+    pub fn shell(&self, command: &str) -> String {
+        let mut port = UnixStream::connect(self.runtime_dir().join("control")).expect("the control port");
+        port.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+        port.write_all(format!("{command}; echo E''ND\n").as_bytes()).expect("the command is written");
+        let mut lines = Vec::new();
+        for line in BufReader::new(port).lines() {
+            let line = line.expect("the guest's answer");
+            if line.trim_end() == "END" {
+                break;
+            }
+            lines.push(line);
+        }
+        lines.join("\n")
+    }
+
+    /// Kills the daemon without warning; its guests go on.
+    pub fn kill(mut self) -> PathBuf {
+        self.end();
+        let store = self.store.clone();
+        // The guests must outlive this.
+        std::mem::forget(self);
+        store
+    }
+
+    /// A gRPC channel over the daemon's socket.
+    pub async fn channel(&self) -> Channel {
+        let socket = self.store.join("daemon.sock");
+        let connector = tower::service_fn(move |_: Uri| {
+            let socket = socket.clone();
+            async move { tokio::net::UnixStream::connect(socket).await.map(TokioIo::new) }
+        });
+        Endpoint::from_static("http://daemon").connect_with_connector(connector).await.expect("the daemon answers")
+    }
+
+    /// The guest's sockets and logs.
+    #[must_use]
+    pub fn runtime_dir(&self) -> PathBuf {
+        self.store.join("machines/g")
+    }
+
+    fn end(&mut self) {
+        // Ended already: then there is nothing to kill, and the wait says so at once.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.end();
+        quit(&self.runtime_dir().join("qmp"));
+    }
+}
+
+/// Asks a QEMU to end, and waits until it did.
+fn quit(qmp: &Path) {
+    let Ok(mut socket) = UnixStream::connect(qmp) else { return };
+    let _ = socket.set_read_timeout(Some(Duration::from_secs(5)));
+    if socket.write_all(b"{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"quit\"}\n").is_err() {
+        return;
+    }
+    let began = Instant::now();
+    let mut rest = [0; 4096];
+    while began.elapsed() < Duration::from_secs(5) && socket.read(&mut rest).is_ok_and(|bytes| bytes > 0) {}
+}
