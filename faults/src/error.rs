@@ -4,7 +4,9 @@ use retrovisor_guest::{Gpa, MachineError, MemoryError};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The kernel has no such system call.
-    #[error("the guest's kernel has no system call `{0}`. Name one as in `man 2 syscalls`: getppid, getuid, openat")]
+    #[error(
+        "the guest's kernel has no system call `{0}`. Name one as in `man 2 syscalls`: getppid, getuid, openat"
+    )]
     NoSuchSyscall(String),
     /// The replacement lies too far away for a near call.
     #[error("the call at {at:#x} cannot reach {target:#x}")]

@@ -8,7 +8,7 @@ mod json;
 
 /// Package `retrovisor.v1`.
 pub mod v1 {
-    #![expect(clippy::pedantic, clippy::derive_partial_eq_without_eq, reason = "generated code")]
+    #![expect(clippy::pedantic, clippy::large_enum_variant, reason = "generated code")]
     tonic::include_proto!("retrovisor.v1");
 }
 

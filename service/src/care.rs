@@ -110,7 +110,9 @@ impl Care {
         for record in records {
             let Ok(mut spec) = Spec::from_runtime(&record.name, &record.runtime) else { continue };
             spec.qmp.get_or_insert_with(|| self.runtime_dir(&record.name).join("qmp"));
-            let Ok(mut machine) = spec.attach(&record.name, &self.runtime_dir(&record.name)) else { continue };
+            let Ok(mut machine) = spec.attach(&record.name, &self.runtime_dir(&record.name)) else {
+                continue;
+            };
             if machine.run_state() == RunState::Gone {
                 continue;
             }
@@ -124,10 +126,13 @@ impl Care {
 
     /// A machine whose last move was cut off is half written: it is brought to where it was going.
     fn again(&self, record: &MachineRecord, machine: QemuMachine, spec: &Spec) -> Result<(), CareError> {
-        let arrival = match self.store.catalogue().interrupted(record.id)?.and_then(|operation| operation.after) {
-            Some(position) => Arrival::Restore { target: position.checkpoint, arrived: oneshot::channel().0 },
-            None => Arrival::Again,
-        };
+        let arrival =
+            match self.store.catalogue().interrupted(record.id)?.and_then(|operation| operation.after) {
+                Some(position) => {
+                    Arrival::Restore { target: position.checkpoint, arrived: oneshot::channel().0 }
+                }
+                None => Arrival::Again,
+            };
         self.keep(&record.name, machine, spec, arrival)
     }
 

@@ -152,6 +152,9 @@ pub(crate) async fn run(cli: Cli) -> Result<(), CliError> {
 
 /// Prints a message as JSON.
 pub(crate) fn print_json<T: serde::Serialize>(message: &T) -> Result<(), CliError> {
-    println!("{}", serde_json::to_string_pretty(message).map_err(|error| CliError::failed(error.to_string()))?);
+    println!(
+        "{}",
+        serde_json::to_string_pretty(message).map_err(|error| CliError::failed(error.to_string()))?
+    );
     Ok(())
 }

@@ -24,7 +24,7 @@ use summary::Summary;
 /// Name of the machine in the demo's store.
 const MACHINE: &str = "demo";
 /// A guest that does not say anything for so long did not boot.
-const BOOT_PATIENCE: Duration = Duration::from_secs(60);
+const BOOT_PATIENCE: Duration = Duration::from_mins(1);
 /// Ticks of the guest's workload before the first checkpoint: its start-up is not part of the baseline.
 const SETTLED_TICK: u64 = 30;
 /// The root-cause questions that are asked at the end.
@@ -49,7 +49,8 @@ pub(crate) async fn tell(plan: &Plan) -> Result<(), CliError> {
     let detected = retrovisor_machine::accelerator::detect();
     screen.say(&format!("Guests run under {}: {}", detected.accelerator, detected.reason));
 
-    let store = Store::open(&store_dir, Access::Create).map_err(|error| CliError::failed(error.to_string()))?;
+    let store =
+        Store::open(&store_dir, Access::Create).map_err(|error| CliError::failed(error.to_string()))?;
     let care = Arc::new(Care::new(Arc::new(store), &store_dir));
     let client = connect::in_process(Arc::clone(&care)).await?;
     boot(&care, plan, &mut screen).await?;
@@ -66,12 +67,14 @@ pub(crate) async fn tell(plan: &Plan) -> Result<(), CliError> {
     for name in QUESTIONS {
         ask(&client, name, &last_good, &first_bad).await?;
     }
-    let report = client.anomalies().get_report(GetReportRequest { machine: MACHINE.to_owned() }).await?.into_inner();
+    let report =
+        client.anomalies().get_report(GetReportRequest { machine: MACHINE.to_owned() }).await?.into_inner();
     let report_path = plan.dir.join("report.html");
     write(&report_path, report.html.as_bytes())?;
     stage.summary.finish(begun.elapsed());
     let summary_path = plan.dir.join("summary.json");
-    let text = serde_json::to_string_pretty(&stage.summary).map_err(|error| CliError::failed(error.to_string()))?;
+    let text =
+        serde_json::to_string_pretty(&stage.summary).map_err(|error| CliError::failed(error.to_string()))?;
     write(&summary_path, text.as_bytes())?;
 
     stage.screen.title("Done");
@@ -117,7 +120,11 @@ async fn boot(care: &Arc<Care>, plan: &Plan, screen: &mut Screen) -> Result<(), 
     let began = Instant::now();
     let booted = tokio::task::spawn_blocking({
         let care = Arc::clone(care);
-        move || care.run_when(MACHINE, &spec, |machine| wait_for_workload(machine.console_log().unwrap_or_default()))
+        move || {
+            care.run_when(MACHINE, &spec, |machine| {
+                wait_for_workload(machine.console_log().unwrap_or_default())
+            })
+        }
     });
     let tick = booted
         .await
@@ -154,7 +161,8 @@ async fn ask(client: &connect::Client, name: &str, last_good: &str, first_bad: &
     // These questions are about a machine, or about two checkpoints of it.
     let values = if query.parameters.len() == 2 { vec![last_good, first_bad] } else { vec![MACHINE] };
     println!("  retrovisor query --named {name} {}", values.join(" "));
-    let parameters = values.iter().map(|value| Cell { value: Some(cell::Value::Text((*value).to_owned())) }).collect();
+    let parameters =
+        values.iter().map(|value| Cell { value: Some(cell::Value::Text((*value).to_owned())) }).collect();
     let request = QueryRequest { sql: query.sql.to_owned(), parameters, limit: 6 };
     let answer = client.queries().query(request).await?.into_inner();
     table::print_facts(&answer.table.unwrap_or_default());
@@ -163,7 +171,8 @@ async fn ask(client: &connect::Client, name: &str, last_good: &str, first_bad: &
 
 /// An empty folder for the demo's store; what an earlier demo left there is removed, nothing else ever is.
 fn fresh_store(dir: &Path) -> Result<PathBuf, CliError> {
-    let failed = |path: &Path, error: std::io::Error| CliError::failed(format!("{}: {error}", path.display()));
+    let failed =
+        |path: &Path, error: std::io::Error| CliError::failed(format!("{}: {error}", path.display()));
     let marker = dir.join(".retrovisor-demo");
     let store = dir.join("store");
     if store.exists() {
@@ -182,5 +191,6 @@ fn fresh_store(dir: &Path) -> Result<PathBuf, CliError> {
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), CliError> {
-    std::fs::write(path, bytes).map_err(|error| CliError::failed(format!("cannot write {}: {error}", path.display())))
+    std::fs::write(path, bytes)
+        .map_err(|error| CliError::failed(format!("cannot write {}: {error}", path.display())))
 }

@@ -76,7 +76,8 @@ pub(crate) async fn routes(care: Arc<Care>) -> Router {
 /// Binds the daemon's socket for its owner alone. Call it only while holding the store's lock: a socket
 /// found at the path is a dead daemon's.
 pub(crate) fn bind(socket: &Path) -> Result<UnixListener, CliError> {
-    let failed = |error: std::io::Error| CliError::failed(format!("cannot listen at {}: {error}", socket.display()));
+    let failed =
+        |error: std::io::Error| CliError::failed(format!("cannot listen at {}: {error}", socket.display()));
     match std::fs::remove_file(socket) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
         _ => {}
@@ -87,19 +88,26 @@ pub(crate) fn bind(socket: &Path) -> Result<UnixListener, CliError> {
 }
 
 /// Serves until SIGINT or SIGTERM.
-pub(crate) async fn serve(care: Arc<Care>, unix: UnixListener, tcp: Option<SocketAddr>) -> Result<(), CliError> {
+pub(crate) async fn serve(
+    care: Arc<Care>,
+    unix: UnixListener,
+    tcp: Option<SocketAddr>,
+) -> Result<(), CliError> {
     let failed = |error: &dyn std::fmt::Display| CliError::failed(format!("the server ended: {error}"));
-    let on_unix = routes(Arc::clone(&care)).await.serve_with_incoming_shutdown(UnixListenerStream::new(unix), end());
+    let on_unix =
+        routes(Arc::clone(&care)).await.serve_with_incoming_shutdown(UnixListenerStream::new(unix), end());
     let Some(address) = tcp else {
         return on_unix.await.map_err(|error| failed(&error));
     };
-    let listener = TcpListener::bind(address).await.map_err(|error| failed(&format!("{address}: {error}")))?;
+    let listener =
+        TcpListener::bind(address).await.map_err(|error| failed(&format!("{address}: {error}")))?;
     let on_tcp = routes(care).await.serve_with_incoming_shutdown(TcpListenerStream::new(listener), end());
     tokio::try_join!(on_unix, on_tcp).map(|_| ()).map_err(|error| failed(&error))
 }
 
 async fn end() {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
     else {
         return std::future::pending().await;
     };

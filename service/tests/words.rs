@@ -1,5 +1,6 @@
 //! What the user reads when nothing runs yet: exact words and exit codes.
 #![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -15,7 +16,9 @@ fn stderr(output: &Output) -> String {
 #[test]
 fn verbs_that_change_something_name_the_daemon_they_need() {
     let dir = tempfile::tempdir().unwrap();
-    for arguments in [&["checkpoint", "web"][..], &["undo", "web"], &["run", "web", "--kernel", "k"], &["stop", "web"]] {
+    for arguments in
+        [&["checkpoint", "web"][..], &["undo", "web"], &["run", "web", "--kernel", "k"], &["stop", "web"]]
+    {
         let output = retrovisor(dir.path(), arguments);
         assert_eq!(output.status.code(), Some(4));
         assert_eq!(
@@ -43,7 +46,12 @@ fn verbs_that_read_say_when_there_is_no_store() {
 #[test]
 fn wrong_usage_exits_with_2() {
     let dir = tempfile::tempdir().unwrap();
-    for arguments in [&["frobnicate"][..], &["run", "web"], &["run", "web", "--kernel", "k", "--memory", "1K"], &["serve", "--listen", "0.0.0.0:1"]] {
+    for arguments in [
+        &["frobnicate"][..],
+        &["run", "web"],
+        &["run", "web", "--kernel", "k", "--memory", "1K"],
+        &["serve", "--listen", "0.0.0.0:1"],
+    ] {
         assert_eq!(retrovisor(dir.path(), arguments).status.code(), Some(2), "{arguments:?}");
     }
 }

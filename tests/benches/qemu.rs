@@ -3,6 +3,7 @@
 //! `make bench` runs it. Rows go to `target/bench/qemu.json`.
 #![forbid(unsafe_code)]
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a benchmark that cannot go on panics")]
+#![expect(clippy::cast_precision_loss, reason = "counts of a benchmark fit in 52 bits")]
 
 mod peer;
 
@@ -10,14 +11,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use retrovisor_analytics::{Analyst, Config, Sample};
-use retrovisor_guest::{Machine as _, MemoryView as _};
+use retrovisor_guest::Machine as _;
 use retrovisor_introspect::Introspector;
 use retrovisor_machine::qemu::QemuMachine;
 use retrovisor_snapshot::{Access, CheckpointRequest, Recorder, RollbackRequest, Store};
 use retrovisor_tests::{GuestImage, Measured, launch_config, wait_until};
 
 /// The workload dirties about 1,000 pages in this time.
-const INTERVAL: Duration = Duration::from_millis(1000);
+const INTERVAL: Duration = Duration::from_secs(1);
 const CHECKPOINTS: usize = 40;
 const ROLLBACKS: usize = 15;
 const NEW_PROCESSES: usize = 8;
@@ -31,8 +32,14 @@ fn main() {
     measured.finish("qemu").unwrap();
     println!();
     let ratio = |theirs: &str, ours: &str| measured.p50(theirs) / measured.p50(ours);
-    println!("pause:          {:>6.1} × shorter than QEMU's own snapshot-save (goal ≥ 10)", ratio("peer.save_ms", "qemu.pause_ms"));
-    println!("rollback:       {:>6.1} × shorter than QEMU's own snapshot-load", ratio("peer.load_ms", "qemu.rollback_ms/in-place"));
+    println!(
+        "pause:          {:>6.1} × shorter than QEMU's own snapshot-save (goal ≥ 10)",
+        ratio("peer.save_ms", "qemu.pause_ms")
+    );
+    println!(
+        "rollback:       {:>6.1} × shorter than QEMU's own snapshot-load",
+        ratio("peer.load_ms", "qemu.rollback_ms/in-place")
+    );
     println!("bytes a point:  {:>6.1} × fewer (goal ≥ 50)", ratio("peer.stored_bytes", "qemu.stored_bytes"));
     println!("goals: pause ≤ 15 ms, rollback in place ≤ 30 ms (p50)");
 }
@@ -43,7 +50,7 @@ fn ours(image: &GuestImage, dir: &std::path::Path, measured: &mut Measured) {
     let mut machine = QemuMachine::launch(&launch_config(image, "bench", &runtime, false)).unwrap();
     println!("guest under {}; dirty pages by {}", machine.identity().accelerator, machine.finder().0);
     let log = machine.console_log().unwrap();
-    wait_until("the guest's third tick line", Duration::from_secs(60), || {
+    wait_until("the guest's third tick line", Duration::from_mins(1), || {
         std::fs::read_to_string(&log).is_ok_and(|text| text.matches("tick ").count() >= 3)
     });
     let id = store.catalogue().add_machine(machine.identity()).unwrap().id;
@@ -100,7 +107,6 @@ fn ours(image: &GuestImage, dir: &std::path::Path, measured: &mut Measured) {
         recorder.restore(&mut machine, newest, &RollbackRequest::default()).unwrap();
         machine.resume().unwrap();
         measured.add_us("qemu.rollback_ms/new-process", us(began));
-        assert!(machine.memory().layout().pages() > 0);
         machine.quit();
     }
 }

@@ -60,7 +60,8 @@ fn a_damaged_pack_is_named_and_the_rest_stays_readable() {
     let _stopped = daemon.run(&["stop", "g"]).ok();
     drop(daemon);
     let packs = std::fs::read_dir(store.path().join("packs")).unwrap();
-    let pack = packs.map(|pack| pack.unwrap().path()).max_by_key(|pack| pack.metadata().unwrap().len()).unwrap();
+    let pack =
+        packs.map(|pack| pack.unwrap().path()).max_by_key(|pack| pack.metadata().unwrap().len()).unwrap();
     let file = std::fs::OpenOptions::new().read(true).write(true).open(&pack).unwrap();
     let at = file.metadata().unwrap().len() / 2;
     let mut byte = [0];
@@ -108,7 +109,17 @@ fn a_guest_that_is_not_linux_is_kept_and_the_reason_is_said() {
     let qmp = store.path().join("other.qmp");
     let memory = format!("/dev/shm/retrovisor-test-{}", std::process::id());
     let mut qemu = Command::new("qemu-system-x86_64")
-        .args(["-nodefaults", "-display", "none", "-m", "64", "-M", "q35,memory-backend=ram", "-accel", "tcg"])
+        .args([
+            "-nodefaults",
+            "-display",
+            "none",
+            "-m",
+            "64",
+            "-M",
+            "q35,memory-backend=ram",
+            "-accel",
+            "tcg",
+        ])
         .args(["-object", &format!("memory-backend-file,id=ram,size=64M,mem-path={memory},share=on")])
         .args(["-qmp", &format!("unix:{},server=on,wait=off", qmp.display())])
         .spawn()
@@ -168,14 +179,19 @@ fn fill_up(dir: &std::path::Path, image: &GuestImage) {
     let verified = daemon.json(&["verify"]);
     assert_eq!(verified["damaged"], serde_json::json!([]));
     let went = daemon.json(&["rollback", "g", "--to", "whole", "--verify-image"]);
-    assert_eq!((&went["move"]["image_matches"], &went["move"]["target"]["name"]), (&serde_json::json!(true), &whole));
+    assert_eq!(
+        (&went["move"]["image_matches"], &went["move"]["target"]["name"]),
+        (&serde_json::json!(true), &whole)
+    );
     let _tick = daemon.next_tick();
 }
 
 /// The process id of the guest's QEMU, by its command line.
 fn qemu_of(daemon: &Daemon) -> nix::unistd::Pid {
     let mark = daemon.runtime_dir().to_str().unwrap().to_owned();
-    let pids = std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    let pids = std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
     let found = pids.into_iter().find(|pid| {
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         line.starts_with(b"qemu-system") && String::from_utf8_lossy(&line).contains(&mark)

@@ -8,8 +8,8 @@ use retrovisor_proto::v1::query_service_client::QueryServiceClient;
 use retrovisor_proto::v1::watch_response::Event;
 use retrovisor_proto::v1::watch_service_client::WatchServiceClient;
 use retrovisor_proto::v1::{
-    CreateCheckpointRequest, GetMachineRequest, ListMachinesRequest, ListOperationsRequest, QueryRequest, RollbackRequest,
-    RunState, UndoRequest, WatchRequest, cell,
+    CreateCheckpointRequest, GetMachineRequest, ListMachinesRequest, ListOperationsRequest, QueryRequest,
+    RollbackRequest, RunState, UndoRequest, WatchRequest, cell,
 };
 use retrovisor_tests::{Daemon, GuestImage};
 use tokio_stream::StreamExt as _;
@@ -34,11 +34,21 @@ async fn a_program_drives_the_daemon() {
     assert_eq!(unknown.code(), Code::NotFound);
 
     daemon.run_guest(&image, "300ms");
-    let machine = machines.get_machine(GetMachineRequest { machine: "g".into() }).await.unwrap().into_inner().machine.unwrap();
+    let machine = machines
+        .get_machine(GetMachineRequest { machine: "g".into() })
+        .await
+        .unwrap()
+        .into_inner()
+        .machine
+        .unwrap();
     assert_eq!(machine.run_state(), RunState::Running);
     assert_eq!((machine.vcpus, machine.memory_bytes), (2, 512 << 20));
 
-    let mut events = WatchServiceClient::new(channel.clone()).watch(WatchRequest { machine: "g".into() }).await.unwrap().into_inner();
+    let mut events = WatchServiceClient::new(channel.clone())
+        .watch(WatchRequest { machine: "g".into() })
+        .await
+        .unwrap()
+        .into_inner();
     let mut checkpoints = CheckpointServiceClient::new(channel.clone());
     let request = CreateCheckpointRequest { machine: "g".into(), label: "here".into() };
     let made = checkpoints.create_checkpoint(request).await.unwrap().into_inner().checkpoint.unwrap();
@@ -55,21 +65,43 @@ async fn a_program_drives_the_daemon() {
     assert!(seen.await.expect("an event within 20 s"));
 
     let later = daemon.next_tick();
-    let request = RollbackRequest { machine: "g".into(), checkpoint: "here".into(), dry_run: false, verify_image: true };
+    let request = RollbackRequest {
+        machine: "g".into(),
+        checkpoint: "here".into(),
+        dry_run: false,
+        verify_image: true,
+    };
     let went = checkpoints.rollback(request).await.unwrap().into_inner().r#move.unwrap();
     assert_eq!(went.image_matches, Some(true));
     assert_eq!(went.target.unwrap().name, made.name);
     assert!(daemon.next_tick() <= later + 20, "the guest goes on from its past");
-    let undone = checkpoints.undo(UndoRequest { machine: "g".into(), verify_image: true }).await.unwrap().into_inner().r#move.unwrap();
+    let undone = checkpoints
+        .undo(UndoRequest { machine: "g".into(), verify_image: true })
+        .await
+        .unwrap()
+        .into_inner()
+        .r#move
+        .unwrap();
     assert_eq!(undone.image_matches, Some(true));
     assert_eq!(undone.target.unwrap().name, went.present.unwrap().name);
-    let operations = checkpoints.list_operations(ListOperationsRequest { machine: "g".into() }).await.unwrap().into_inner().operations;
+    let operations = checkpoints
+        .list_operations(ListOperationsRequest { machine: "g".into() })
+        .await
+        .unwrap()
+        .into_inner()
+        .operations;
     let kinds: Vec<&str> = operations.iter().map(|operation| operation.kind.as_str()).collect();
     assert!(kinds.ends_with(&["rollback", "undo"]), "{kinds:?}");
 
     let mut queries = QueryServiceClient::new(channel.clone());
     let sql = "SELECT count(*) FROM v_checkpoint WHERE machine = 'g'".to_owned();
-    let answer = queries.query(QueryRequest { sql, parameters: vec![], limit: 0 }).await.unwrap().into_inner().table.unwrap();
+    let answer = queries
+        .query(QueryRequest { sql, parameters: vec![], limit: 0 })
+        .await
+        .unwrap()
+        .into_inner()
+        .table
+        .unwrap();
     assert!(matches!(answer.rows[0].cells[0].value, Some(cell::Value::Integer(count)) if count > 3));
     let sql = "DELETE FROM checkpoint".to_owned();
     let refused = queries.query(QueryRequest { sql, parameters: vec![], limit: 0 }).await.unwrap_err();

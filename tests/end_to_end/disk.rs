@@ -12,7 +12,9 @@ fn a_file_written_after_the_checkpoint_is_gone_after_the_rollback() {
     let disk = "dd if=/dev/vda bs=1M iflag=direct 2>/dev/null | sha256sum";
     let _said = daemon.shell("echo before > /data/letter; sync");
     let _made = daemon.json(&["checkpoint", "g", "--label", "before"]);
-    let _said = daemon.shell("echo after > /data/letter; dd if=/dev/urandom of=/data/noise bs=1M count=8 2>/dev/null; sync");
+    let _said = daemon.shell(
+        "echo after > /data/letter; dd if=/dev/urandom of=/data/noise bs=1M count=8 2>/dev/null; sync",
+    );
     assert_eq!(daemon.shell("cat /data/letter").trim(), "after");
     let after = daemon.shell(disk);
     let went = daemon.json(&["rollback", "g", "--to", "before", "--verify-image"]);

@@ -1,5 +1,6 @@
 //! The whole path on real guests: the command, the daemon over its socket, stock QEMU, the store on disk.
 #![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics")]
 
 mod bad_input;
 mod crash;

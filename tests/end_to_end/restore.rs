@@ -20,7 +20,7 @@ fn twenty_checkpoints_under_load_come_back_in_new_processes() {
     let mut machine = QemuMachine::launch(&launch_config(&image, "g", &runtime, false)).unwrap();
     let log = machine.console_log().unwrap();
     let console = move || String::from_utf8_lossy(&std::fs::read(&log).unwrap_or_default()).into_owned();
-    wait_until("the guest's first tick", Duration::from_secs(60), || console().contains("tick "));
+    wait_until("the guest's first tick", Duration::from_mins(1), || console().contains("tick "));
 
     let id = store.catalogue().add_machine(machine.identity()).unwrap().id;
     let mut recorder = Recorder::new(Arc::clone(&store), id).unwrap();

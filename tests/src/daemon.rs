@@ -53,9 +53,12 @@ impl Daemon {
     pub fn run_guest(&self, image: &GuestImage, every: &str) {
         let path = |path: &Path| path.to_str().expect("a printable path").to_owned();
         let (kernel, initrd, disk) = (path(&image.kernel), path(&image.initrd), path(&image.disk));
-        let arguments = ["run", "g", "--kernel", &kernel, "--initrd", &initrd, "--disk", &disk, "--vcpus", "2", "--every", every];
+        let arguments = [
+            "run", "g", "--kernel", &kernel, "--initrd", &initrd, "--disk", &disk, "--vcpus", "2", "--every",
+            every,
+        ];
         let _ran = self.run(&arguments).ok();
-        wait_until("the guest's first tick", Duration::from_secs(60), || self.last_tick(0).is_some());
+        wait_until("the guest's first tick", Duration::from_mins(1), || self.last_tick(0).is_some());
     }
 
     /// Everything the guest `g` wrote to its console.
@@ -102,6 +105,7 @@ impl Daemon {
     }
 
     /// Kills the daemon without warning; its guests go on.
+    #[must_use]
     pub fn kill(mut self) -> PathBuf {
         self.end();
         let store = self.store.clone();
@@ -117,7 +121,10 @@ impl Daemon {
             let socket = socket.clone();
             async move { tokio::net::UnixStream::connect(socket).await.map(TokioIo::new) }
         });
-        Endpoint::from_static("http://daemon").connect_with_connector(connector).await.expect("the daemon answers")
+        Endpoint::from_static("http://daemon")
+            .connect_with_connector(connector)
+            .await
+            .expect("the daemon answers")
     }
 
     /// The guest's sockets and logs.

@@ -19,9 +19,14 @@ impl GuestImage {
     pub fn find() -> Option<Self> {
         let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/"), PathBuf::from);
         let base = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| home.join(".cache"), PathBuf::from);
-        let cache = std::env::var_os("RETROVISOR_CACHE").map_or_else(|| base.join("retrovisor"), PathBuf::from);
+        let cache =
+            std::env::var_os("RETROVISOR_CACHE").map_or_else(|| base.join("retrovisor"), PathBuf::from);
         let dir = cache.join("guest");
-        let image = Self { kernel: dir.join("vmlinuz"), initrd: dir.join("initramfs.cpio.gz"), disk: dir.join("disk.raw") };
+        let image = Self {
+            kernel: dir.join("vmlinuz"),
+            initrd: dir.join("initramfs.cpio.gz"),
+            disk: dir.join("disk.raw"),
+        };
         if ![&image.kernel, &image.initrd, &image.disk].into_iter().all(|file| file.exists()) {
             eprintln!("SKIPPED: there is no guest at {}: make it with `make setup`", dir.display());
             return None;

@@ -26,7 +26,10 @@ impl Measured {
     /// The median of a row.
     #[must_use]
     pub fn p50(&self, name: &str) -> f64 {
-        self.rows.iter().find(|(known, _, _)| known == name).map_or(f64::NAN, |(_, _, samples)| quantile(samples, 0.5))
+        self.rows
+            .iter()
+            .find(|(known, _, _)| known == name)
+            .map_or(f64::NAN, |(_, _, samples)| quantile(samples, 0.5))
     }
 
     /// Prints the table and writes the rows to `target/bench/FILE.json` of the workspace.

@@ -2,8 +2,8 @@
 
 use retrovisor_guest::{Machine, RunState};
 use retrovisor_snapshot::{
-    CheckpointId, CheckpointKind, CheckpointRecord, CheckpointRequest, OperationKind, RollbackReport, RollbackRequest,
-    image_hash,
+    CheckpointId, CheckpointKind, CheckpointRecord, CheckpointRequest, OperationKind, RollbackReport,
+    RollbackRequest, image_hash,
 };
 
 use super::event::{Event, Happening, now_ms};
@@ -28,23 +28,26 @@ impl Keeper {
         let request = CheckpointRequest { label, kind };
         let report = self.recorder.checkpoint(&mut self.machine, &request)?;
         tracing::debug!(machine = self.name, timing = ?report.timing, "checkpoint");
-        self.judged(report.record)
+        Ok(self.judged(report.record))
     }
 
     /// Reads and judges a checkpoint. One that cannot be judged is a checkpoint all the same.
-    fn judged(&mut self, record: CheckpointRecord) -> Result<CheckpointRecord, CareError> {
+    fn judged(&mut self, record: CheckpointRecord) -> CheckpointRecord {
         let judged = match self.judge.judge(&record) {
             Ok(judged) => judged,
             Err(error) => {
-                self.say(Happening::Trouble(format!("checkpoint {} is kept, but cannot be judged: {error}", record.name)));
-                return Ok(record);
+                self.say(Happening::Trouble(format!(
+                    "checkpoint {} is kept, but cannot be judged: {error}",
+                    record.name
+                )));
+                return record;
             }
         };
         self.say(Happening::Checkpoint(Box::new(judged.record.clone()), judged.reasons));
         if let Some(incident) = judged.incident {
             self.say(Happening::Incident(Box::new(incident)));
         }
-        Ok(judged.record)
+        judged.record
     }
 
     /// Goes to another checkpoint; with `verify_image` the memory is hashed before the guest runs on.
@@ -65,7 +68,7 @@ impl Keeper {
             Self::go(&mut self.recorder, &mut self.machine, way, &request)?
         };
         if let Some(present) = &report.present {
-            self.judged(present.clone())?;
+            self.judged(present.clone());
         }
         self.judge.moved_to(report.target.id);
         self.arrived(report, false, image_matches)
@@ -148,18 +151,23 @@ impl Keeper {
     pub(super) fn inject(&mut self, fault: &Fault) -> Result<(String, String), CareError> {
         let done = match fault {
             Fault::SyscallRedirect { syscall, to } => {
-                let newest = self.recorder.position().ok_or_else(|| CareError::Gone { machine: self.name.clone() })?;
-                let written = inject::redirect(&mut self.machine, &self.store, newest.checkpoint, syscall, to);
+                let newest =
+                    self.recorder.position().ok_or_else(|| CareError::Gone { machine: self.name.clone() })?;
+                let written =
+                    inject::redirect(&mut self.machine, &self.store, newest.checkpoint, syscall, to);
                 if !self.paused {
                     self.machine.resume()?;
                 }
                 self.recorder.note_written(&written?);
-                format!("Injected: system call `{syscall}` of the guest runs the kernel function of `{to}` now.")
+                format!(
+                    "Injected: system call `{syscall}` of the guest runs the kernel function of `{to}` now."
+                )
             }
             Fault::ConsoleCommand { line } => {
                 let control = self.machine.control().ok_or_else(|| CareError::Refused {
                     what: format!("{} has no control shell on a second serial port", self.name),
-                    help: "Start it with `retrovisor run`, from a guest that serves a shell on ttyS1.".to_owned(),
+                    help: "Start it with `retrovisor run`, from a guest that serves a shell on ttyS1."
+                        .to_owned(),
                 })?;
                 inject::type_line(&control, line)?;
                 format!("Injected: `{line}` was typed into the guest's control shell.")

@@ -1,5 +1,6 @@
 use retrovisor_guest::{
-    ClockPolicy, Gfn, Machine, MachineError, MachineIdentity, MachineState, MemoryView, PageContent, PageSet, RunState,
+    ClockPolicy, Gfn, Machine, MachineError, MachineIdentity, MachineState, MemoryView, PageContent, PageSet,
+    RunState,
 };
 
 /// A machine that does not run on when it is told to: lets something be looked at between a rollback and the

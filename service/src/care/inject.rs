@@ -44,9 +44,14 @@ pub(super) fn redirect(
 /// Types one line into the guest's control shell.
 pub(super) fn type_line(control: &Path, line: &str) -> Result<(), CareError> {
     if line.is_empty() || line.len() > LINE_BYTES_MAX || line.chars().any(char::is_control) {
-        return Err(CareError::Invalid(format!("a command is one printable line of at most {LINE_BYTES_MAX} bytes")));
+        return Err(CareError::Invalid(format!(
+            "a command is one printable line of at most {LINE_BYTES_MAX} bytes"
+        )));
     }
-    let failed = |source| CareError::Io { doing: format!("cannot write to the guest's serial port {}", control.display()), source };
+    let failed = |source| CareError::Io {
+        doing: format!("cannot write to the guest's serial port {}", control.display()),
+        source,
+    };
     let mut port = UnixStream::connect(control).map_err(failed)?;
     port.set_write_timeout(Some(CONSOLE_PATIENCE)).map_err(failed)?;
     port.write_all(format!("{line}\n").as_bytes()).map_err(failed)

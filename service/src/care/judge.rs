@@ -6,14 +6,19 @@ use std::time::Instant;
 use retrovisor_analytics::{Analyst, Config, Judgement, Sample, explain};
 use retrovisor_guest::fact::{Column, Kind, Schema, Table, Value};
 use retrovisor_introspect::{Introspector, Observation};
-use retrovisor_snapshot::{CheckpointId, CheckpointRecord, IncidentRecord, MachineId, NewIncident, Store, Verdict};
+use retrovisor_snapshot::{
+    CheckpointId, CheckpointRecord, IncidentRecord, MachineId, NewIncident, Store, Verdict,
+};
 
 use super::CareError;
 
 /// What reading a checkpoint cost: a fact about us, beside those about the guest.
 static READING: Schema = Schema {
     table: "fact_reading",
-    columns: &[Column { name: "introspect_us", kind: Kind::Integer }, Column { name: "reason", kind: Kind::Text }],
+    columns: &[
+        Column { name: "introspect_us", kind: Kind::Integer },
+        Column { name: "reason", kind: Kind::Text },
+    ],
 };
 
 /// What stays between the checkpoints of one machine.
@@ -24,6 +29,7 @@ pub(super) struct Judge {
     analyst: Analyst,
     last: Option<(CheckpointId, Sample)>,
     incident_open: bool,
+    moves: u64,
 }
 
 /// What came of judging one checkpoint.
@@ -36,7 +42,15 @@ pub(super) struct Judged {
 impl Judge {
     pub(super) fn new(store: Arc<Store>, machine: MachineId) -> Result<Self, CareError> {
         let analyst = Analyst::load(store.catalogue(), machine, Config::default())?;
-        Ok(Self { store, machine, introspector: Introspector::new(), analyst, last: None, incident_open: false })
+        Ok(Self {
+            store,
+            machine,
+            introspector: Introspector::new(),
+            analyst,
+            last: None,
+            incident_open: false,
+            moves: 0,
+        })
     }
 
     /// Reads the checkpoint's memory, records facts and verdict, opens an incident when it is the first bad one.
@@ -75,6 +89,12 @@ impl Judge {
         self.analyst.rolled_back_to(target);
         self.last = None;
         self.incident_open = false;
+        self.moves += 1;
+    }
+
+    /// How often the present moved.
+    pub(super) fn moves(&self) -> u64 {
+        self.moves
     }
 
     fn observe(&mut self, checkpoint: CheckpointId) -> Result<Observation, CareError> {
@@ -83,7 +103,11 @@ impl Judge {
         Ok(self.introspector.observe(&view, &registers))
     }
 
-    fn incident(&mut self, record: &CheckpointRecord, judgement: &Judgement) -> Result<Option<IncidentRecord>, CareError> {
+    fn incident(
+        &mut self,
+        record: &CheckpointRecord,
+        judgement: &Judgement,
+    ) -> Result<Option<IncidentRecord>, CareError> {
         if judgement.verdict != Verdict::Bad || self.incident_open {
             return Ok(None);
         }

@@ -134,7 +134,8 @@ impl Keeper {
     }
 
     fn keep(mut self, inbox: &Receiver<Command>) {
-        let mut next = Instant::now() + self.interval.unwrap_or(IDLE_LOOK);
+        let step = self.interval.unwrap_or(IDLE_LOOK);
+        let mut next = Instant::now() + step;
         loop {
             match inbox.recv_deadline(next) {
                 Ok(Command::LetGo) | Err(RecvTimeoutError::Disconnected) => return,
@@ -144,13 +145,17 @@ impl Keeper {
                     let _ = reply.send(ended);
                     return;
                 }
-                Ok(command) => self.obey(command),
+                Ok(command) => {
+                    // A machine that just went somewhere is given a whole interval there.
+                    if self.obey(command) {
+                        next = Instant::now() + step;
+                    }
+                }
                 Err(RecvTimeoutError::Timeout) => {
                     if !self.look_after() {
                         return;
                     }
                     // A slow disk stretches the interval: checkpoints that were due meanwhile are not made up for.
-                    let step = self.interval.unwrap_or(IDLE_LOOK);
                     next = (next + step).max(Instant::now() + step / 4);
                 }
             }
@@ -167,19 +172,24 @@ impl Keeper {
             )));
             return false;
         }
-        if self.interval.is_some() && !self.paused {
-            if let Err(error) = self.checkpoint(None, CheckpointKind::Automatic) {
-                tracing::warn!(machine = self.name, %error, "checkpoint failed");
-                self.say(Happening::Trouble(format!("checkpoint failed, the guest runs on: {error}")));
-            }
+        if self.interval.is_some()
+            && !self.paused
+            && let Err(error) = self.checkpoint(None, CheckpointKind::Automatic)
+        {
+            tracing::warn!(machine = self.name, %error, "checkpoint failed");
+            self.say(Happening::Trouble(format!("checkpoint failed, the guest runs on: {error}")));
         }
         true
     }
 
-    fn obey(&mut self, command: Command) {
+    /// Does what was asked. Whether the machine moved to another checkpoint.
+    fn obey(&mut self, command: Command) -> bool {
+        let before = self.judge.moves();
         // An answer that nobody waits for any more is dropped: the deed is in the catalogue.
         match command {
-            Command::Checkpoint { label, reply } => drop(reply.send(self.checkpoint(label, CheckpointKind::Manual))),
+            Command::Checkpoint { label, reply } => {
+                drop(reply.send(self.checkpoint(label, CheckpointKind::Manual)))
+            }
             Command::Rollback { target, verify_image, reply } => {
                 drop(reply.send(self.travel(&Way::Rollback(target), verify_image)));
             }
@@ -190,6 +200,7 @@ impl Keeper {
             Command::Inject { fault, reply } => drop(reply.send(self.inject(&fault))),
             Command::Stop { .. } | Command::LetGo => {}
         }
+        self.judge.moves() != before
     }
 
     pub(super) fn set_run_state(&self, run_state: RunState) {

@@ -53,12 +53,21 @@ impl Spec {
     }
 
     /// Starts the VM, running or paused before its first instruction.
-    pub(crate) fn launch(&self, name: &str, runtime_dir: &Path, paused: bool) -> Result<QemuMachine, CareError> {
-        let Origin::Launched { kernel, initrd, append, disks, memory_bytes, vcpus, accelerator } = &self.origin
+    pub(crate) fn launch(
+        &self,
+        name: &str,
+        runtime_dir: &Path,
+        paused: bool,
+    ) -> Result<QemuMachine, CareError> {
+        let Origin::Launched { kernel, initrd, append, disks, memory_bytes, vcpus, accelerator } =
+            &self.origin
         else {
             return Err(CareError::Invalid(format!("{name} was not started by Retrovisor")));
         };
-        let disks = disks.iter().enumerate().map(|(at, path)| DiskConfig { name: format!("d{at}"), path: path.clone() });
+        let disks = disks
+            .iter()
+            .enumerate()
+            .map(|(at, path)| DiskConfig { name: format!("d{at}"), path: path.clone() });
         Ok(QemuMachine::launch(&LaunchConfig {
             name: name.to_owned(),
             kernel: kernel.clone(),
@@ -78,7 +87,11 @@ impl Spec {
     /// Takes a running VM over.
     pub(crate) fn attach(&self, name: &str, runtime_dir: &Path) -> Result<QemuMachine, CareError> {
         let qmp = self.qmp.clone().ok_or_else(|| CareError::Invalid("no QMP socket is named".to_owned()))?;
-        Ok(QemuMachine::attach(&AttachConfig { name: name.to_owned(), qmp, runtime_dir: runtime_dir.to_owned() })?)
+        Ok(QemuMachine::attach(&AttachConfig {
+            name: name.to_owned(),
+            qmp,
+            runtime_dir: runtime_dir.to_owned(),
+        })?)
     }
 }
 
@@ -103,6 +116,10 @@ mod tests {
     #[test]
     fn names_that_could_leave_their_folder_are_refused() {
         assert!(["web", "a", "web-1_x", &"x".repeat(63)].iter().all(|name| check_name(name).is_ok()));
-        assert!(["", ".", "..", "a/b", "-rf", "a b", "ä", &"x".repeat(64)].iter().all(|name| check_name(name).is_err()));
+        assert!(
+            ["", ".", "..", "a/b", "-rf", "a b", "ä", &"x".repeat(64)]
+                .iter()
+                .all(|name| check_name(name).is_err())
+        );
     }
 }

@@ -44,7 +44,11 @@ pub(super) async fn run(args: AnomaliesArgs, global: &Global) -> Result<(), CliE
 
 /// An incident with its evidence and ranked causes.
 pub(crate) fn print_incident(incident: &Incident) {
-    println!("{} {}", style::bold(&format!("Incident {:.6}:", incident.name)), style::printable(&incident.summary));
+    println!(
+        "{} {}",
+        style::bold(&format!("Incident {:.6}:", incident.name)),
+        style::printable(&incident.summary)
+    );
     println!("  first bad {:.6}, last good {:.6}", incident.first_bad, incident.last_good);
     for evidence in incident.evidence.iter().take(4) {
         println!("  · {}", style::printable(evidence));
@@ -53,7 +57,10 @@ pub(crate) fn print_incident(incident: &Incident) {
         println!("  {}. {}", cause.rank, style::printable(&cause.text));
     }
     if !incident.causes.is_empty() {
-        println!("  (by chance the right cause would be on top in {:.1} % of cases)", incident.chance_level * 100.0);
+        println!(
+            "  (by chance the right cause would be on top in {:.1} % of cases)",
+            incident.chance_level * 100.0
+        );
     }
     if !incident.action.is_empty() {
         println!("  done: {}", style::printable(&incident.action));

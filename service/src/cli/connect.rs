@@ -76,8 +76,9 @@ pub(crate) async fn reader(global: &Global) -> Result<Client, CliError> {
             "Name one with --store, see the story with `retrovisor demo`, or start the daemon with `retrovisor serve`.",
         ));
     }
-    let store = Store::open(&global.store, Access::ReadOnly).map_err(|error| CliError::failed(error.to_string()))?;
-    Ok(in_process(Arc::new(Care::new(Arc::new(store), &global.store))).await?)
+    let store =
+        Store::open(&global.store, Access::ReadOnly).map_err(|error| CliError::failed(error.to_string()))?;
+    in_process(Arc::new(Care::new(Arc::new(store), &global.store))).await
 }
 
 /// A server of our own, in this process, and a client of it.

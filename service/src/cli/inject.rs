@@ -6,7 +6,9 @@ use super::{CliError, Global, connect, print_json};
 
 /// Hurts a machine on purpose: to see whether it is noticed, and to drill going back.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  retrovisor inject web syscall-redirect --syscall getppid --to getuid\n  retrovisor inject web command 'runaway &'")]
+#[command(
+    after_help = "Examples:\n  retrovisor inject web syscall-redirect --syscall getppid --to getuid\n  retrovisor inject web command 'runaway &'"
+)]
 pub(crate) struct InjectArgs {
     /// The machine
     name: String,

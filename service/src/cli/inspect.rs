@@ -5,7 +5,9 @@ use super::{CliError, Global, checkpoint, connect, print_json, table};
 
 /// Shows what was read from a checkpoint's memory.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  retrovisor inspect web tasks\n  retrovisor inspect web log --at last-good\n  retrovisor inspect web integrity --at -1")]
+#[command(
+    after_help = "Examples:\n  retrovisor inspect web tasks\n  retrovisor inspect web log --at last-good\n  retrovisor inspect web integrity --at -1"
+)]
 pub(crate) struct InspectArgs {
     /// The machine
     name: String,

@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 
 use clap::Args;
-use retrovisor_proto::v1::{Checkpoint, GetMachineRequest, ListCheckpointsRequest};
+use retrovisor_proto::v1::{Checkpoint, GetMachineRequest, ListCheckpointsRequest, Verdict};
 
 use super::{CliError, Global, connect, print_json, style, table};
 
@@ -22,65 +22,93 @@ pub(super) async fn run(args: LogArgs, global: &Global) -> Result<(), CliError> 
     if global.json {
         return print_json(&checkpoints);
     }
-    let machine = client.machines().get_machine(GetMachineRequest { machine: args.name }).await?.into_inner().machine;
+    let machine =
+        client.machines().get_machine(GetMachineRequest { machine: args.name }).await?.into_inner().machine;
     let present = machine.map(|machine| machine.present).unwrap_or_default();
+    println!(
+        "Newest first: name, number, age, pause, dirty pages, bytes stored, verdict. @ is the present, ⟲ where a"
+    );
+    println!("timeline began. ○ is not judged yet: a checkpoint is good once those after it are clean, too.");
     for line in tree(&checkpoints, &present) {
         println!("{line}");
     }
     Ok(())
 }
 
-/// The tree, newest first: a column a timeline, `@` where the machine stands, `×` for bad, `?` for suspect.
+/// A timeline in the picture: it reaches from the checkpoint it came from to its newest one.
+struct Branch {
+    timeline: i64,
+    from: u64,
+    newest: u64,
+    column: usize,
+}
+
+/// The tree, newest first: `@` where the machine stands, `×` for bad, `?` for suspect, `●` good, `○` not judged yet.
 fn tree(checkpoints: &[Checkpoint], present: &str) -> Vec<String> {
-    let mut columns: Vec<i64> = Vec::new();
-    for checkpoint in checkpoints {
-        if !columns.contains(&checkpoint.timeline) {
-            columns.push(checkpoint.timeline);
-        }
-    }
+    let branches = branches(checkpoints);
+    let columns = branches.iter().map(|branch| branch.column + 1).max().unwrap_or(0);
     let timeline_of: HashMap<&str, i64> =
         checkpoints.iter().map(|checkpoint| (checkpoint.name.as_str(), checkpoint.timeline)).collect();
-    // A timeline's line is drawn between its newest checkpoint and the one it came from.
-    let span = |timeline: i64| {
-        let own = checkpoints.iter().filter(|checkpoint| checkpoint.timeline == timeline);
-        let newest = own.clone().map(|checkpoint| checkpoint.sequence).max().unwrap_or(0);
-        let oldest = own.min_by_key(|checkpoint| checkpoint.sequence);
-        let from = oldest.and_then(|oldest| checkpoints.iter().find(|c| c.name == oldest.parent)).map_or(0, |c| c.sequence);
-        (from, newest)
-    };
-    let spans: Vec<(u64, u64)> = columns.iter().map(|timeline| span(*timeline)).collect();
     let mut lines = Vec::new();
     for checkpoint in checkpoints.iter().rev() {
-        let mut graph = String::new();
-        for (timeline, (from, newest)) in columns.iter().zip(&spans) {
-            graph.push(if *timeline == checkpoint.timeline {
-                mark(checkpoint, present)
-            } else if checkpoint.sequence > *from && checkpoint.sequence < *newest {
-                '│'
-            } else {
-                ' '
-            });
-            graph.push(' ');
+        let mut graph = vec![' '; 2 * columns];
+        for branch in &branches {
+            if branch.timeline == checkpoint.timeline {
+                graph[2 * branch.column] = mark(checkpoint, present);
+            } else if checkpoint.sequence > branch.from && checkpoint.sequence < branch.newest {
+                graph[2 * branch.column] = '│';
+            }
         }
-        let branched = timeline_of.get(checkpoint.parent.as_str()).is_some_and(|from| *from != checkpoint.timeline);
-        lines.push(fit(&format!("{graph}{}", text(checkpoint, branched)), checkpoint));
+        let begins =
+            timeline_of.get(checkpoint.parent.as_str()).is_some_and(|from| *from != checkpoint.timeline);
+        let graph: String = graph.into_iter().collect();
+        lines.push(fit(&format!("{graph}{}", text(checkpoint, begins)), checkpoint));
     }
     lines
 }
 
+/// The timelines, each in the first column that is free over its whole reach.
+fn branches(checkpoints: &[Checkpoint]) -> Vec<Branch> {
+    let sequence_of: HashMap<&str, u64> =
+        checkpoints.iter().map(|checkpoint| (checkpoint.name.as_str(), checkpoint.sequence)).collect();
+    let mut branches: Vec<Branch> = Vec::new();
+    for checkpoint in checkpoints {
+        match branches.iter_mut().find(|branch| branch.timeline == checkpoint.timeline) {
+            Some(branch) => branch.newest = checkpoint.sequence,
+            None => branches.push(Branch {
+                timeline: checkpoint.timeline,
+                from: sequence_of.get(checkpoint.parent.as_str()).copied().unwrap_or(0),
+                newest: checkpoint.sequence,
+                column: 0,
+            }),
+        }
+    }
+    for at in 1..branches.len() {
+        let (placed, rest) = branches.split_at_mut(at);
+        let this = &mut rest[0];
+        let taken = |column: usize| {
+            placed.iter().any(|other| {
+                other.column == column && other.from.max(this.from) < other.newest.min(this.newest)
+            })
+        };
+        this.column = (0..at).find(|column| !taken(*column)).unwrap_or(at);
+    }
+    branches
+}
+
 fn mark(checkpoint: &Checkpoint, present: &str) -> char {
-    use retrovisor_proto::v1::Verdict;
     match checkpoint.verdict() {
         _ if checkpoint.name == present => '@',
         Verdict::Bad => '×',
         Verdict::Suspect => '?',
-        Verdict::Good | Verdict::Unspecified => '●',
+        Verdict::Good => '●',
+        Verdict::Unspecified => '○',
     }
 }
 
-fn text(checkpoint: &Checkpoint, branched: bool) -> String {
-    let mut text = format!(
-        "{:.6} #{:<4} {:>9} pause {:>8} {:>6} pages {:>10} {:<7}",
+fn text(checkpoint: &Checkpoint, begins: bool) -> String {
+    let text = format!(
+        "{:.6} #{:<4} {:>10} {:>8} {:>6} {:>10} {:<7}",
         checkpoint.name,
         checkpoint.sequence,
         style::ago(checkpoint.taken_at_ms),
@@ -89,21 +117,21 @@ fn text(checkpoint: &Checkpoint, branched: bool) -> String {
         style::bytes(checkpoint.stored_bytes),
         style::verdict(checkpoint.verdict()),
     );
-    if !checkpoint.label.is_empty() {
-        text += &format!(" `{}`", style::printable(&checkpoint.label));
-    } else if checkpoint.kind != "automatic" {
-        text += &format!(" {}", checkpoint.kind);
-    }
-    if branched {
-        text += &format!(" ⟲ from {:.6}", checkpoint.parent);
-    }
-    text
+    let why = if !checkpoint.label.is_empty() {
+        format!(" `{}`", style::printable(&checkpoint.label))
+    } else if checkpoint.kind == "automatic" {
+        String::new()
+    } else {
+        format!(" {}", checkpoint.kind)
+    };
+    let origin = if begins { format!(" ⟲ {:.6}", checkpoint.parent) } else { String::new() };
+    text + &why + &origin
 }
 
 fn fit(line: &str, checkpoint: &Checkpoint) -> String {
     let width = table::terminal_width();
     let cut: String = line.chars().take(width).collect();
-    style::painted(checkpoint.verdict(), &cut)
+    style::painted(checkpoint.verdict(), cut.trim_end())
 }
 
 #[cfg(test)]
@@ -112,6 +140,19 @@ mod tests {
 
     fn checkpoint(name: &str, sequence: u64, timeline: i64, parent: &str) -> Checkpoint {
         Checkpoint { name: name.into(), sequence, timeline, parent: parent.into(), ..Checkpoint::default() }
+    }
+
+    #[test]
+    fn timelines_that_do_not_meet_share_a_column() {
+        let mut all = vec![checkpoint("a", 1, 1, "")];
+        for turn in 0..20 {
+            let name = |at: u64| format!("t{turn}-{at}");
+            let parent = if turn == 0 { "a".to_owned() } else { format!("t{}-1", turn - 1) };
+            all.push(checkpoint(&name(1), 2 + 2 * turn, 2 + turn.cast_signed(), &parent));
+            all.push(checkpoint(&name(2), 3 + 2 * turn, 2 + turn.cast_signed(), &name(1)));
+        }
+        let columns = branches(&all).iter().map(|branch| branch.column).max().unwrap() + 1;
+        assert!(columns <= 3, "{columns} columns");
     }
 
     #[test]
@@ -124,7 +165,7 @@ mod tests {
         ];
         let graph: Vec<String> =
             tree(&all, "ddd").iter().map(|line| line.chars().take(3).collect()).collect();
-        assert_eq!(graph, ["  @", "  ●", "● │", "●  "]);
-        assert!(tree(&all, "ddd")[1].contains("from aaa"));
+        assert_eq!(graph, ["  @", "  ○", "○ │", "○  "]);
+        assert!(tree(&all, "ddd")[1].contains("⟲ aaa"));
     }
 }

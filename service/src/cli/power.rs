@@ -24,7 +24,11 @@ pub(super) async fn resume(args: PowerArgs, global: &Global) -> Result<(), CliEr
 pub(super) async fn stop(args: PowerArgs, global: &Global) -> Result<(), CliError> {
     let request = StopMachineRequest { machine: args.name };
     let answer = connect::daemon(global).await?.machines().stop_machine(request).await?.into_inner();
-    done(answer.machine, global, "ended; its last state is kept. Bring it back: retrovisor rollback --to latest")
+    done(
+        answer.machine,
+        global,
+        "ended; its last state is kept. Bring it back: retrovisor rollback --to latest",
+    )
 }
 
 fn done(machine: Option<Machine>, global: &Global, what: &str) -> Result<(), CliError> {

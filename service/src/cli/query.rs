@@ -29,10 +29,13 @@ pub(crate) struct QueryArgs {
 
 pub(super) async fn run(args: QueryArgs, global: &Global) -> Result<(), CliError> {
     if args.list {
-        let rows: Vec<_> = QUERIES.iter().map(|query| vec![query.name.to_owned(), query.question.to_owned()]).collect();
+        let rows: Vec<_> =
+            QUERIES.iter().map(|query| vec![query.name.to_owned(), query.question.to_owned()]).collect();
         table::print(&["name", "question"], &rows);
         println!("\nTheir values (see --help) are:");
-        QUERIES.iter().for_each(|query| println!("  {} {}", query.name, query.parameters.join(", ")));
+        for query in QUERIES {
+            println!("  {} {}", query.name, query.parameters.join(", "));
+        }
         return Ok(());
     }
     let mut words = args.words.into_iter();

@@ -26,8 +26,9 @@ pub(super) async fn run(args: ReportArgs, global: &Global) -> Result<(), CliErro
         }
     }
     let path = args.html.unwrap_or_else(|| PathBuf::from(format!("{}-report.html", args.name)));
-    std::fs::write(&path, answer.html)
-        .map_err(|error| CliError::failed(format!("cannot write the report to {}: {error}", path.display())))?;
+    std::fs::write(&path, answer.html).map_err(|error| {
+        CliError::failed(format!("cannot write the report to {}: {error}", path.display()))
+    })?;
     eprintln!("Wrote {}", path.display());
     Ok(())
 }

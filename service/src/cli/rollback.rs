@@ -57,9 +57,19 @@ pub(super) async fn rollback(args: RollbackArgs, global: &Global) -> Result<(), 
     let journey = answer.r#move.unwrap_or_default();
     if answer.dry_run {
         let target = journey.target.clone().unwrap_or_default();
-        println!("Would take {} back {} checkpoints to {} #{} ({}, {}).",
-            args.name, journey.steps, target.name, target.sequence, style::ago(target.taken_at_ms), style::verdict(target.verdict()));
-        println!("{} pages are known to differ. The present would be kept on its own timeline. Nothing was changed.", journey.pages_written);
+        println!(
+            "Would take {} back {} checkpoints to {} #{} ({}, {}).",
+            args.name,
+            journey.steps,
+            target.name,
+            target.sequence,
+            style::ago(target.taken_at_ms),
+            style::verdict(target.verdict())
+        );
+        println!(
+            "{} pages are known to differ. The present would be kept on its own timeline. Nothing was changed.",
+            journey.pages_written
+        );
         return Ok(());
     }
     told(&args.name, &journey, "Undo it", "undo");
@@ -104,5 +114,8 @@ fn told(name: &str, journey: &Move, back: &str, verb: &str) {
         Some(false) => println!("Its memory does NOT match the checkpoint's hash."),
         None => {}
     }
-    println!("The present was kept as {} #{}. {back}: retrovisor {verb} {name}", present.name, present.sequence);
+    println!(
+        "The present was kept as {} #{}. {back}: retrovisor {verb} {name}",
+        present.name, present.sequence
+    );
 }

@@ -64,7 +64,10 @@ pub(super) async fn run(args: RunArgs, global: &Global) -> Result<(), CliError> 
         return print_json(&machine);
     }
     show::print(&machine);
-    println!("Next: retrovisor log {0} · retrovisor inspect {0} · retrovisor rollback {0} --dry-run", machine.name);
+    println!(
+        "Next: retrovisor log {0} · retrovisor inspect {0} · retrovisor rollback {0} --dry-run",
+        machine.name
+    );
     Ok(())
 }
 
@@ -93,7 +96,8 @@ fn parse_size(text: &str) -> Result<u64, String> {
 pub(super) fn parse_interval(text: &str) -> Result<Duration, String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(split);
-    let number: u64 = digits.parse().map_err(|_| format!("`{text}` is not an interval: write 200ms, 2s or 1m"))?;
+    let number: u64 =
+        digits.parse().map_err(|_| format!("`{text}` is not an interval: write 200ms, 2s or 1m"))?;
     let interval = match unit {
         "ms" => Duration::from_millis(number),
         "" if number == 0 => Duration::ZERO,
@@ -116,7 +120,11 @@ mod tests {
     fn sizes_and_intervals_are_read_and_nonsense_is_refused() {
         assert_eq!(parse_size("512M"), Ok(512 << 20));
         assert_eq!(parse_size("2GiB"), Ok(2 << 30));
-        assert!(["", "M", "-1M", "1M", "99999999999999999999G", "18446744073709551615K"].iter().all(|s| parse_size(s).is_err()));
+        assert!(
+            ["", "M", "-1M", "1M", "99999999999999999999G", "18446744073709551615K"]
+                .iter()
+                .all(|s| parse_size(s).is_err())
+        );
         assert_eq!(parse_interval("200ms"), Ok(Duration::from_millis(200)));
         assert_eq!(parse_interval("0"), Ok(Duration::ZERO));
         assert!(["", "5", "1ms", "s", "3 parsecs"].iter().all(|s| parse_interval(s).is_err()));

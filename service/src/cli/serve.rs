@@ -10,7 +10,9 @@ use crate::{place, rpc};
 
 /// Runs the daemon until it is told to end. Guests that it started go on without it and are found again.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  retrovisor serve\n  retrovisor --store /srv/retrovisor serve --listen 127.0.0.1:7070")]
+#[command(
+    after_help = "Examples:\n  retrovisor serve\n  retrovisor --store /srv/retrovisor serve --listen 127.0.0.1:7070"
+)]
 pub(crate) struct ServeArgs {
     /// Listens on TCP, too; loopback only: whoever reaches the port controls the guests
     #[arg(long, value_name = "ADDRESS", value_parser = parse_loopback)]
@@ -18,7 +20,8 @@ pub(crate) struct ServeArgs {
 }
 
 pub(super) async fn run(args: ServeArgs, global: &Global) -> Result<(), CliError> {
-    let store = Store::open(&global.store, Access::Create).map_err(|error| CliError::refused(error.to_string(), ""))?;
+    let store = Store::open(&global.store, Access::Create)
+        .map_err(|error| CliError::refused(error.to_string(), ""))?;
     let care = Arc::new(Care::new(Arc::new(store), &global.store));
     let socket = place::socket(&global.store);
     let listener = rpc::bind(&socket)?;
@@ -40,11 +43,15 @@ pub(super) async fn run(args: ServeArgs, global: &Global) -> Result<(), CliError
 }
 
 fn parse_loopback(text: &str) -> Result<SocketAddr, String> {
-    let address: SocketAddr = text.parse().map_err(|_| format!("`{text}` is not an address: write 127.0.0.1:7070"))?;
+    let address: SocketAddr =
+        text.parse().map_err(|_| format!("`{text}` is not an address: write 127.0.0.1:7070"))?;
     if address.ip().is_loopback() {
         Ok(address)
     } else {
-        Err(format!("{} is not a loopback address; others would need TLS, which is not there yet", address.ip()))
+        Err(format!(
+            "{} is not a loopback address; others would need TLS, which is not there yet",
+            address.ip()
+        ))
     }
 }
 

@@ -32,7 +32,8 @@ pub(super) fn print(machine: &Machine) {
     line("driver", &format!("{} {} on {}", machine.driver, machine.driver_version, machine.accelerator));
     line("shape", &format!("{} vCPU, {}", machine.vcpus, style::bytes(machine.memory_bytes)));
     line("dirty pages", &machine.dirty_finder);
-    let every = if machine.every_ms == 0 { String::new() } else { format!(", one every {} ms", machine.every_ms) };
+    let every =
+        if machine.every_ms == 0 { String::new() } else { format!(", one every {} ms", machine.every_ms) };
     line("checkpoints", &format!("{}{every}", machine.checkpoints));
     line("present", &format!("{} ({})", machine.present, style::verdict(machine.verdict())));
     line("console", &machine.console);

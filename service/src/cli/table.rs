@@ -74,7 +74,8 @@ fn lines(headings: &[&str], rows: &[Vec<String>], width: usize) -> Vec<String> {
                 cell.to_owned()
             };
             let pad = " ".repeat(width - count(&shown).min(*width));
-            line += &if *numeric { format!("{pad}{shown}  ") } else { format!("{shown}{pad}  ") };
+            let (left, right) = if *numeric { (pad, shown) } else { (shown, pad) };
+            line.extend([left.as_str(), right.as_str(), "  "]);
         }
         line
     };
@@ -84,7 +85,9 @@ fn lines(headings: &[&str], rows: &[Vec<String>], width: usize) -> Vec<String> {
 }
 
 fn is_number(cell: &str) -> bool {
-    cell == "-" || cell.parse::<f64>().is_ok() || cell.split_once(' ').is_some_and(|(n, _)| n.parse::<f64>().is_ok())
+    cell == "-"
+        || cell.parse::<f64>().is_ok()
+        || cell.split_once(' ').is_some_and(|(n, _)| n.parse::<f64>().is_ok())
 }
 
 #[cfg(test)]

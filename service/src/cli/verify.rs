@@ -5,7 +5,8 @@ use retrovisor_proto::v1::VerifyRequest;
 use super::{CliError, Global, connect, print_json, style};
 
 pub(super) async fn run(global: &Global) -> Result<(), CliError> {
-    let mut stream = connect::reader(global).await?.checkpoints().verify(VerifyRequest {}).await?.into_inner();
+    let mut stream =
+        connect::reader(global).await?.checkpoints().verify(VerifyRequest {}).await?.into_inner();
     let live = std::io::stderr().is_terminal() && !global.json;
     let mut last = None;
     while let Some(progress) = stream.message().await? {
@@ -20,7 +21,8 @@ pub(super) async fn run(global: &Global) -> Result<(), CliError> {
     if live {
         eprintln!();
     }
-    let report = last.filter(|last| last.finished).ok_or_else(|| CliError::failed("the check was cut short"))?;
+    let report =
+        last.filter(|last| last.finished).ok_or_else(|| CliError::failed("the check was cut short"))?;
     if global.json {
         print_json(&report)?;
     } else {
@@ -30,7 +32,9 @@ pub(super) async fn run(global: &Global) -> Result<(), CliError> {
             report.checked_pages,
             style::bytes(report.stored_bytes)
         );
-        report.damaged.iter().for_each(|damage| println!("damaged: {damage}"));
+        for damage in &report.damaged {
+            println!("damaged: {damage}");
+        }
     }
     if report.damaged.is_empty() {
         if !global.json {
@@ -38,6 +42,9 @@ pub(super) async fn run(global: &Global) -> Result<(), CliError> {
         }
         Ok(())
     } else {
-        Err(CliError::failed(format!("{} places are damaged; what is not named above is intact", report.damaged.len())))
+        Err(CliError::failed(format!(
+            "{} places are damaged; what is not named above is intact",
+            report.damaged.len()
+        )))
     }
 }

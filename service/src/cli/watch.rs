@@ -16,7 +16,10 @@ pub(super) async fn run(args: WatchArgs, global: &Global) -> Result<(), CliError
     let mut events = connect::daemon(global).await?.watch().watch(request).await?.into_inner();
     while let Some(event) = events.message().await? {
         if global.json {
-            println!("{}", serde_json::to_string(&event).map_err(|error| CliError::failed(error.to_string()))?);
+            println!(
+                "{}",
+                serde_json::to_string(&event).map_err(|error| CliError::failed(error.to_string()))?
+            );
             continue;
         }
         match event.event {
@@ -24,7 +27,13 @@ pub(super) async fn run(args: WatchArgs, global: &Global) -> Result<(), CliError
             Some(Event::Incident(incident)) => anomalies::print_incident(&incident),
             Some(Event::Move(journey)) => {
                 let target = journey.target.unwrap_or_default();
-                println!("{} went to {} #{} in {}", event.machine, target.name, target.sequence, style::duration(journey.rollback_us));
+                println!(
+                    "{} went to {} #{} in {}",
+                    event.machine,
+                    target.name,
+                    target.sequence,
+                    style::duration(journey.rollback_us)
+                );
             }
             Some(Event::Injected(done)) => println!("{} injected: {done}", event.machine),
             Some(Event::Trouble(what)) => println!("{} trouble: {what}", event.machine),

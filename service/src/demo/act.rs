@@ -6,15 +6,15 @@ use retrovisor_analytics::Config;
 use retrovisor_proto::v1::inject_request::Fault;
 use retrovisor_proto::v1::watch_response::Event;
 use retrovisor_proto::v1::{
-    Checkpoint, ConsoleCommand, Incident, InjectRequest, Move, QueryRequest, RedoRequest, RollbackRequest, SyscallRedirect,
-    UndoRequest, Verdict, WatchRequest, WatchResponse, cell,
+    Checkpoint, ConsoleCommand, Incident, InjectRequest, Move, QueryRequest, RedoRequest, RollbackRequest,
+    SyscallRedirect, UndoRequest, Verdict, WatchRequest, WatchResponse, cell,
 };
 use tonic::Streaming;
 
+use super::MACHINE;
 use super::console::Console;
 use super::screen::Screen;
 use super::summary::{FaultSummary, Summary};
-use super::MACHINE;
 use crate::cli::{CliError, connect::Client, style};
 
 /// Checkpoints after the baseline before the first fault, and between the faults.
@@ -42,30 +42,43 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    pub(super) async fn new(client: Client, console: Console, screen: Screen, summary: Summary) -> Result<Self, CliError> {
+    pub(super) async fn new(
+        client: Client,
+        console: Console,
+        screen: Screen,
+        summary: Summary,
+    ) -> Result<Self, CliError> {
         let request = WatchRequest { machine: MACHINE.to_owned() };
         let events = client.watch().watch(request).await?.into_inner();
-        Ok(Self { client, events, console, screen, summary, newest: Checkpoint::default(), incidents: Vec::new(), hurt: false })
+        Ok(Self {
+            client,
+            events,
+            console,
+            screen,
+            summary,
+            newest: Checkpoint::default(),
+            incidents: Vec::new(),
+            hurt: false,
+        })
     }
 
     /// The next event; checkpoints are shown and counted on the way.
     async fn next(&mut self) -> Result<Event, CliError> {
         let quiet = || CliError::failed("nothing happened for 30 s: the guest or its keeper hangs");
-        loop {
-            let event = tokio::time::timeout(EVENT_PATIENCE, self.events.message()).await.map_err(|_| quiet())??;
-            match event.and_then(|event| event.event) {
-                Some(Event::Checkpoint(taken)) => {
-                    if taken.kind != "before-rollback" {
-                        self.summary.count(&taken, self.hurt);
-                    }
-                    self.screen.checkpoint(&taken);
-                    self.newest = taken.clone();
-                    return Ok(Event::Checkpoint(taken));
+        let event =
+            tokio::time::timeout(EVENT_PATIENCE, self.events.message()).await.map_err(|_| quiet())??;
+        match event.and_then(|event| event.event) {
+            Some(Event::Checkpoint(taken)) => {
+                if taken.kind != "before-rollback" {
+                    self.summary.count(&taken, self.hurt);
                 }
-                Some(Event::Trouble(what)) => return Err(CliError::failed(what)),
-                Some(event) => return Ok(event),
-                None => return Err(CliError::failed("the stream of events ended")),
+                self.screen.checkpoint(&taken);
+                self.newest = taken.clone();
+                Ok(Event::Checkpoint(taken))
             }
+            Some(Event::Trouble(what)) => Err(CliError::failed(what)),
+            Some(event) => Ok(event),
+            None => Err(CliError::failed("the stream of events ended")),
         }
     }
 
@@ -85,7 +98,9 @@ impl Stage {
         loop {
             match self.next().await? {
                 Event::Checkpoint(_) if delay >= NOTICE_CHECKPOINTS_MAX => {
-                    return Err(CliError::failed(format!("the fault was not noticed within {delay} checkpoints")));
+                    return Err(CliError::failed(format!(
+                        "the fault was not noticed within {delay} checkpoints"
+                    )));
                 }
                 Event::Checkpoint(_) => delay += 1,
                 Event::Incident(incident) => return Ok((incident, delay)),
@@ -119,13 +134,16 @@ impl Stage {
 pub(super) async fn play(stage: &mut Stage) -> Result<(), CliError> {
     let baseline = Config::default().baseline_checkpoints as u64;
     stage.screen.title("1. Learning what is normal, one checkpoint after the other, while the guest runs");
+    stage.screen.say(&format!(
+        "The first {baseline} teach the baseline. · is not judged yet: a checkpoint is good once those after it are clean."
+    ));
     stage.screen.status("learning the baseline");
     stage.checkpoints(baseline + CALM_CHECKPOINTS).await?;
 
     stage.screen.title("2. A fault in guest memory: the system call `kill` is made to run another function");
     let redirect = SyscallRedirect { syscall: "kill".to_owned(), to: "getuid".to_owned() };
-    let mark = hurt(stage, "syscall_redirected", "kill", Fault::SyscallRedirect(redirect)).await?;
-    undo_once(stage, mark).await?;
+    hurt(stage, "syscall_redirected", "kill", Fault::SyscallRedirect(redirect)).await?;
+    undo_once(stage).await?;
     stage.screen.title("3. Calm again");
     stage.checkpoints(CALM_CHECKPOINTS).await?;
 
@@ -139,8 +157,8 @@ pub(super) async fn play(stage: &mut Stage) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Injects a fault, waits for it to be noticed, goes back. Returns the console's mark at the journey.
-async fn hurt(stage: &mut Stage, kind: &str, expected: &str, fault: Fault) -> Result<usize, CliError> {
+/// Injects a fault, waits for it to be noticed, goes back.
+async fn hurt(stage: &mut Stage, kind: &str, expected: &str, fault: Fault) -> Result<(), CliError> {
     let injected_at = stage.newest.sequence;
     stage.inject(fault).await?;
     stage.screen.status("waiting for it to be noticed");
@@ -153,7 +171,9 @@ async fn hurt(stage: &mut Stage, kind: &str, expected: &str, fault: Fault) -> Re
     for cause in incident.causes.iter().take(3) {
         stage.screen.say(&format!("  {}. {}", cause.rank, style::printable(&cause.text)));
     }
-    stage.screen.say(&format!("  (a ranking by chance is right in {:.1} % of cases)", incident.chance_level * 100.0));
+    stage
+        .screen
+        .say(&format!("  (a ranking by chance is right in {:.1} % of cases)", incident.chance_level * 100.0));
 
     stage.incidents.push((incident.last_good.clone(), incident.first_bad.clone()));
     let before = stage.console.last_tick(0).unwrap_or(0);
@@ -168,7 +188,9 @@ async fn hurt(stage: &mut Stage, kind: &str, expected: &str, fault: Fault) -> Re
     stage.hurt = false;
     arrived(stage, "Rolled back", &moved);
     let (after, line) = stage.first_tick(mark).await?;
-    stage.screen.say(&format!("The guest stood at tick {before}; now it goes on from its past, and knows nothing of it:"));
+    stage.screen.say(&format!(
+        "The guest stood at tick {before}; now it goes on from its past, and knows nothing of it:"
+    ));
     stage.screen.guest(&line);
     let first_bad = sequence_of(stage, &incident.first_bad).await?;
     stage.summary.rollbacks_us.push(moved.rollback_us);
@@ -184,11 +206,11 @@ async fn hurt(stage: &mut Stage, kind: &str, expected: &str, fault: Fault) -> Re
         top_cause: top.object,
         expected_cause: expected.to_owned(),
     });
-    Ok(mark)
+    Ok(())
 }
 
 /// Shows that the other future is not lost: brings it back once, and returns.
-async fn undo_once(stage: &mut Stage, _mark: usize) -> Result<(), CliError> {
+async fn undo_once(stage: &mut Stage) -> Result<(), CliError> {
     stage.screen.say("Nothing is lost by going back: `undo` brings the other future back, fault and all.");
     stage.hurt = true;
     let request = UndoRequest { machine: MACHINE.to_owned(), verify_image: true };
@@ -225,7 +247,9 @@ fn arrived(stage: &mut Stage, how: &str, moved: &Move) {
 }
 
 async fn sequence_of(stage: &Stage, name: &str) -> Result<u64, CliError> {
-    let numbers = ask(stage, &format!("SELECT sequence FROM v_checkpoint WHERE name = '{}'", name.replace('\'', ""))).await?;
+    let numbers =
+        ask(stage, &format!("SELECT sequence FROM v_checkpoint WHERE name = '{}'", name.replace('\'', "")))
+            .await?;
     Ok(numbers.first().copied().unwrap_or(0))
 }
 

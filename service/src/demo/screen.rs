@@ -66,12 +66,13 @@ impl Screen {
             self.headed = true;
         }
         let score = taken.score.map_or_else(|| "-".to_owned(), |score| format!("{score:.1}"));
-        let reason = taken.reasons.first().map_or(String::new(), |reason| format!("  {}", style::printable(reason)));
+        let reason =
+            taken.reasons.first().map_or(String::new(), |reason| format!("  {}", style::printable(reason)));
         let line = format!(
             "{:>3}  {:.6}  {:>8}  {:>6}  {:>10}  {:>6}  {:<7}{reason}",
             taken.sequence,
             taken.name,
-            style::duration(taken.pause_us),
+            if taken.kind == "before-rollback" { "kept".to_owned() } else { style::duration(taken.pause_us) },
             taken.dirty_pages,
             style::bytes(taken.stored_bytes),
             score,

@@ -1,6 +1,8 @@
 use retrovisor_analytics::report;
 use retrovisor_proto::v1::anomaly_service_server::AnomalyService;
-use retrovisor_proto::v1::{GetReportRequest, GetReportResponse, ListAnomaliesRequest, ListAnomaliesResponse};
+use retrovisor_proto::v1::{
+    GetReportRequest, GetReportResponse, ListAnomaliesRequest, ListAnomaliesResponse,
+};
 use retrovisor_snapshot::Verdict;
 use tonic::{Request, Response, Status};
 
@@ -18,18 +20,28 @@ impl AnomalyService for Services {
                 let store = services.care.store();
                 let machine = store.catalogue().machine(&name)?.id;
                 let checkpoints = store.catalogue().checkpoints(machine)?;
-                let odd = checkpoints.iter().filter(|record| matches!(record.verdict, Verdict::Suspect | Verdict::Bad));
+                let odd = checkpoints
+                    .iter()
+                    .filter(|record| matches!(record.verdict, Verdict::Suspect | Verdict::Bad));
                 let incidents = store.catalogue().incidents(machine)?;
                 Ok(ListAnomaliesResponse {
-                    checkpoints: odd.map(|record| convert::checkpoint(store, record)).collect::<Result<_, _>>()?,
-                    incidents: incidents.iter().map(|record| convert::incident(store, record)).collect::<Result<_, _>>()?,
+                    checkpoints: odd
+                        .map(|record| convert::checkpoint(store, record))
+                        .collect::<Result<_, _>>()?,
+                    incidents: incidents
+                        .iter()
+                        .map(|record| convert::incident(store, record))
+                        .collect::<Result<_, _>>()?,
                 })
             })
             .await?;
         Ok(Response::new(answer))
     }
 
-    async fn get_report(&self, request: Request<GetReportRequest>) -> Result<Response<GetReportResponse>, Status> {
+    async fn get_report(
+        &self,
+        request: Request<GetReportRequest>,
+    ) -> Result<Response<GetReportResponse>, Status> {
         let name = request.into_inner().machine;
         let answer = self
             .blocking(move |services| {

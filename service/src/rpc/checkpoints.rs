@@ -5,8 +5,8 @@ use retrovisor_proto::v1::checkpoint_service_server::CheckpointService;
 use retrovisor_proto::v1::{
     CreateCheckpointRequest, CreateCheckpointResponse, DiffRequest, DiffResponse, GetCheckpointRequest,
     GetCheckpointResponse, InspectRequest, InspectResponse, ListCheckpointsRequest, ListCheckpointsResponse,
-    ListOperationsRequest, ListOperationsResponse, RedoRequest, RedoResponse, RollbackRequest, RollbackResponse,
-    UndoRequest, UndoResponse, VerifyRequest, VerifyResponse,
+    ListOperationsRequest, ListOperationsResponse, RedoRequest, RedoResponse, RollbackRequest,
+    RollbackResponse, UndoRequest, UndoResponse, VerifyRequest, VerifyResponse,
 };
 use retrovisor_snapshot::{CheckpointRecord, Recorder, VerifyProgress};
 use tokio::sync::mpsc;
@@ -64,8 +64,9 @@ impl CheckpointService for Services {
             .ask(&machine, |reply| Command::Checkpoint { label, reply })
             .await
             .map_err(|error| status::of(&error))?;
-        let checkpoint =
-            self.blocking(move |services| Ok(Some(convert::checkpoint(services.care.store(), &record)?))).await?;
+        let checkpoint = self
+            .blocking(move |services| Ok(Some(convert::checkpoint(services.care.store(), &record)?)))
+            .await?;
         Ok(Response::new(CreateCheckpointResponse { checkpoint }))
     }
 
@@ -99,7 +100,10 @@ impl CheckpointService for Services {
         Ok(Response::new(GetCheckpointResponse { checkpoint }))
     }
 
-    async fn rollback(&self, request: Request<RollbackRequest>) -> Result<Response<RollbackResponse>, Status> {
+    async fn rollback(
+        &self,
+        request: Request<RollbackRequest>,
+    ) -> Result<Response<RollbackResponse>, Status> {
         let RollbackRequest { machine, checkpoint, dry_run, verify_image } = request.into_inner();
         let wanted = if checkpoint.is_empty() { TARGET_DEFAULT.to_owned() } else { checkpoint };
         let target = self
@@ -128,8 +132,11 @@ impl CheckpointService for Services {
 
     async fn redo(&self, request: Request<RedoRequest>) -> Result<Response<RedoResponse>, Status> {
         let machine = request.into_inner().machine;
-        let journey =
-            self.care.ask(&machine, |reply| Command::Redo { reply }).await.map_err(|error| status::of(&error))?;
+        let journey = self
+            .care
+            .ask(&machine, |reply| Command::Redo { reply })
+            .await
+            .map_err(|error| status::of(&error))?;
         Ok(Response::new(RedoResponse { r#move: self.moved(journey).await? }))
     }
 

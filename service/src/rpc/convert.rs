@@ -17,10 +17,14 @@ use crate::care::{Care, CareError, Journey};
 
 pub(super) fn machine(care: &Care, record: &MachineRecord) -> Result<Machine, CareError> {
     let catalogue = care.store().catalogue();
-    let present = catalogue.present(record.id)?.map(|position| catalogue.checkpoint(position.checkpoint)).transpose()?;
+    let present = catalogue
+        .present(record.id)?
+        .map(|position| catalogue.checkpoint(position.checkpoint))
+        .transpose()?;
     let vitals = care.vitals(&record.name);
     let identity = &record.identity;
-    let path = |path: Option<&PathBuf>| path.map_or_else(String::new, |path| path.to_string_lossy().into_owned());
+    let path =
+        |path: Option<&PathBuf>| path.map_or_else(String::new, |path| path.to_string_lossy().into_owned());
     Ok(Machine {
         name: record.name.clone(),
         driver: identity.driver.clone(),
@@ -48,7 +52,9 @@ pub(super) fn machine(care: &Care, record: &MachineRecord) -> Result<Machine, Ca
 pub(super) fn checkpoint(store: &Store, record: &CheckpointRecord) -> Result<Checkpoint, CareError> {
     let catalogue = store.catalogue();
     let reasons = match record.verdict {
-        Judged::Suspect | Judged::Bad => catalogue.verdict(record.id)?.map(|verdict| verdict.reasons).unwrap_or_default(),
+        Judged::Suspect | Judged::Bad => {
+            catalogue.verdict(record.id)?.map(|verdict| verdict.reasons).unwrap_or_default()
+        }
         Judged::Unknown | Judged::Good => Vec::new(),
     };
     let machine = catalogue.machine_by_id(record.machine)?.name;

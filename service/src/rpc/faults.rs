@@ -11,7 +11,9 @@ impl FaultService for Services {
     async fn inject(&self, request: Request<InjectRequest>) -> Result<Response<InjectResponse>, Status> {
         let InjectRequest { machine, fault } = request.into_inner();
         let fault = match fault {
-            Some(Asked::SyscallRedirect(redirect)) => Fault::SyscallRedirect { syscall: redirect.syscall, to: redirect.to },
+            Some(Asked::SyscallRedirect(redirect)) => {
+                Fault::SyscallRedirect { syscall: redirect.syscall, to: redirect.to }
+            }
             Some(Asked::ConsoleCommand(command)) => Fault::ConsoleCommand { line: command.line },
             None => return Err(Status::invalid_argument("no fault is named")),
         };

@@ -45,7 +45,9 @@ fn question(what: &str) -> Option<&'static [(&'static str, &'static str)]> {
              WHERE checkpoint IN (WITH RECURSIVE line(id) AS (SELECT ?1 UNION ALL SELECT parent FROM checkpoint \
              JOIN line USING (id) WHERE parent IS NOT NULL) SELECT id FROM line) ORDER BY sequence",
         )],
-        "counters" => &[("Counters", "SELECT name, value FROM fact_counter WHERE checkpoint = ?1 ORDER BY name")],
+        "counters" => {
+            &[("Counters", "SELECT name, value FROM fact_counter WHERE checkpoint = ?1 ORDER BY name")]
+        }
         "integrity" => &[INTEGRITY],
         "memory" => &[
             ("Memory", "SELECT * FROM fact_memory WHERE checkpoint = ?1"),
@@ -62,7 +64,8 @@ pub(super) fn tables(store: &Store, record: &CheckpointRecord, what: &str) -> Re
         "syscalls" => return syscalls(store, record),
         _ => {}
     }
-    let questions = question(what).ok_or_else(|| CareError::Invalid(format!("there is no `{}` to inspect", what.escape_debug())))?;
+    let questions = question(what)
+        .ok_or_else(|| CareError::Invalid(format!("there is no `{}` to inspect", what.escape_debug())))?;
     questions.iter().map(|(title, sql)| ask(store, record, title, sql)).collect()
 }
 
@@ -218,6 +221,7 @@ fn owners(
     if rest > 0 {
         rows.push(("others".to_owned(), rest));
     }
-    let rows: Vec<_> = rows.into_iter().map(|(owner, pages)| vec![Value::from(owner), Value::from(pages)]).collect();
+    let rows: Vec<_> =
+        rows.into_iter().map(|(owner, pages)| vec![Value::from(owner), Value::from(pages)]).collect();
     Ok(Some(convert::table("Whose pages changed", &["owner", "pages"].map(str::to_owned), &rows)))
 }

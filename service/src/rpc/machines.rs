@@ -116,7 +116,10 @@ impl MachineService for Services {
 
 fn launch_spec(request: RunMachineRequest) -> Result<(String, Spec), CareError> {
     if !["", "auto", "qemu"].contains(&request.driver.as_str()) {
-        return Err(CareError::Invalid(format!("there is no driver `{}`: use qemu or auto", request.driver.escape_debug())));
+        return Err(CareError::Invalid(format!(
+            "there is no driver `{}`: use qemu or auto",
+            request.driver.escape_debug()
+        )));
     }
     let origin = Origin::Launched {
         kernel: PathBuf::from(request.kernel),

@@ -16,7 +16,9 @@ impl QueryService for Services {
         let limit = if limit == 0 { ROWS_DEFAULT } else { limit.min(ROWS_MAX) };
         let parameters: Vec<_> = parameters.iter().map(convert::value).collect();
         let rows = self
-            .blocking(move |services| Ok(services.care.store().catalogue().query(&sql, &parameters, limit as usize)?))
+            .blocking(move |services| {
+                Ok(services.care.store().catalogue().query(&sql, &parameters, limit as usize)?)
+            })
             .await?;
         let table = convert::table("", &rows.columns, &rows.rows);
         Ok(Response::new(QueryResponse { table: Some(table), truncated: rows.truncated }))

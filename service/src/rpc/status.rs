@@ -13,13 +13,15 @@ const DOMAIN: &str = "retrovisor";
 pub(super) fn of(error: &CareError) -> Status {
     let (code, reason) = match error {
         CareError::Exists { .. } => (Code::AlreadyExists, "MACHINE_EXISTS"),
-        CareError::Gone { .. } | CareError::Machine(MachineError::Gone { .. }) => (Code::FailedPrecondition, "MACHINE_GONE"),
+        CareError::Gone { .. } | CareError::Machine(MachineError::Gone { .. }) => {
+            (Code::FailedPrecondition, "MACHINE_GONE")
+        }
         CareError::Refused { .. } => (Code::FailedPrecondition, "REFUSED"),
         CareError::Invalid(_) => (Code::InvalidArgument, "INVALID"),
         CareError::Store(error) => of_store(error),
-        CareError::Machine(MachineError::Config { .. } | MachineError::Unsupported { .. } | MachineError::Mismatch { .. }) => {
-            (Code::FailedPrecondition, "MACHINE_UNFIT")
-        }
+        CareError::Machine(
+            MachineError::Config { .. } | MachineError::Unsupported { .. } | MachineError::Mismatch { .. },
+        ) => (Code::FailedPrecondition, "MACHINE_UNFIT"),
         CareError::Machine(_) => (Code::Internal, "MACHINE_FAILED"),
         CareError::Fault(_) => (Code::FailedPrecondition, "FAULT_NOT_POSSIBLE"),
         CareError::Analytics(_) => (Code::Internal, "ANALYTICS_FAILED"),
@@ -44,7 +46,9 @@ pub(super) fn of(error: &CareError) -> Status {
 fn help(error: &CareError) -> Option<String> {
     match error {
         CareError::Refused { help, .. } => Some(help.clone()),
-        CareError::Gone { machine } => Some(format!("Bring it back: retrovisor rollback {machine} --to latest")),
+        CareError::Gone { machine } => {
+            Some(format!("Bring it back: retrovisor rollback {machine} --to latest"))
+        }
         CareError::Exists { machine } => Some(format!("Look at it: retrovisor show {machine}")),
         _ => None,
     }

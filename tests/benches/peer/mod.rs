@@ -57,7 +57,10 @@ impl Peer {
             .args(["-accel", accelerator, "-cpu", cpu])
             .args(["-serial", &format!("file:{}", console.display())])
             .args(["-qmp", &format!("unix:{},server=on,wait=off", qmp.display())])
-            .args(["-blockdev", &format!("driver=qcow2,node-name=d0,file.driver=file,file.filename={}", disk.display())])
+            .args([
+                "-blockdev",
+                &format!("driver=qcow2,node-name=d0,file.driver=file,file.filename={}", disk.display()),
+            ])
             .args(["-device", "virtio-blk-pci,drive=d0"])
             .args(["-append", "console=ttyS0 quiet panic=-1"])
             .arg("-kernel")
@@ -67,7 +70,7 @@ impl Peer {
             .stdout(Stdio::null())
             .spawn()
             .expect("QEMU starts");
-        wait_until("the peer's third tick line", Duration::from_secs(60), || {
+        wait_until("the peer's third tick line", Duration::from_mins(1), || {
             std::fs::read_to_string(&console).is_ok_and(|text| text.matches("tick ").count() >= 3)
         });
         let mut peer = Self { child, qmp: BufReader::new(UnixStream::connect(qmp).unwrap()), jobs: 0 };
