@@ -3,5 +3,7 @@
 //! A driver implements [`retrovisor_guest::Machine`]. All unsafe code of the project lives in this crate.
 
 pub mod accelerator;
+mod error;
 pub mod memory;
+pub mod qemu;
 mod ram;

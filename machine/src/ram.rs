@@ -1,7 +1,8 @@
 use std::fs::File;
 
 use retrovisor_guest::{
-    Gfn, MachineError, MemoryError, MemoryLayout, MemoryView, PAGE_SIZE, Page, PageContent, ZERO_PAGE,
+    Gfn, MachineError, MemoryError, MemoryLayout, MemoryView, PAGE_SIZE, Page, PageContent, PageSet,
+    ZERO_PAGE,
 };
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
@@ -17,11 +18,11 @@ pub(crate) struct Ram {
 impl Ram {
     /// Fresh memory of zeros that only this process sees.
     pub(crate) fn anonymous(layout: MemoryLayout) -> Result<Self, MachineError> {
-        Self::map(layout, None)
+        Self::map(layout, None, 0)
     }
 
-    /// A file that another process uses as the guest's RAM: the slots lie in it one after another.
-    pub(crate) fn shared(layout: MemoryLayout, file: File) -> Result<Self, MachineError> {
+    /// A file that another process uses as the guest's RAM: the slots lie in it one after another from `offset` on.
+    pub(crate) fn shared(layout: MemoryLayout, file: File, offset: u64) -> Result<Self, MachineError> {
         let length_bytes = file
             .metadata()
             .map_err(|source| MachineError::Io {
@@ -30,18 +31,18 @@ impl Ram {
             })?
             .len();
         // Touching a mapping past the end of its file kills the process.
-        if length_bytes < layout.bytes() {
+        if length_bytes.checked_sub(offset).is_none_or(|rest| rest < layout.bytes()) {
             return Err(MachineError::Driver {
                 doing: "mapping the guest's memory file".into(),
                 message: format!("it has {length_bytes} bytes and the guest {}", layout.bytes()),
             });
         }
-        Self::map(layout, Some(file))
+        Self::map(layout, Some(file), offset)
     }
 
-    fn map(layout: MemoryLayout, file: Option<File>) -> Result<Self, MachineError> {
+    fn map(layout: MemoryLayout, file: Option<File>, mut offset: u64) -> Result<Self, MachineError> {
         let base = file.map(|file| FileOffset::new(file, 0));
-        let (mut ranges, mut offset) = (Vec::new(), 0);
+        let mut ranges = Vec::new();
         for slot in layout.slots() {
             let length = usize::try_from(slot.length_bytes).map_err(|_| too_large(&layout))?;
             let part = base.as_ref().map(|base| FileOffset::from_arc(base.arc().clone(), offset));
@@ -53,6 +54,50 @@ impl Ram {
             message: error.to_string(),
         })?;
         Ok(Self { layout, map })
+    }
+
+    /// Adds to `changed` every frame whose bytes differ from `shadow`, and brings `shadow` up to date.
+    /// An empty shadow is filled, and every frame is reported.
+    pub(crate) fn compare(&self, shadow: &mut Vec<u8>, changed: &mut PageSet) -> Result<(), MemoryError> {
+        let length = usize::try_from(self.layout.bytes()).map_err(std::io::Error::other)?;
+        let first = shadow.len() != length;
+        if first {
+            shadow.clear();
+            shadow.try_reserve_exact(length).map_err(std::io::Error::other)?;
+            shadow.resize(length, 0);
+            *changed = PageSet::full(&self.layout);
+        }
+        // One thread does not use all of the memory's bandwidth.
+        let threads = std::thread::available_parallelism().map_or(1, |count| count.get().min(4));
+        let part_pages = (length / PAGE_SIZE).div_ceil(threads);
+        let found = std::thread::scope(|scope| {
+            let parts = shadow.chunks_mut(part_pages * PAGE_SIZE).enumerate().map(|(part, shadow)| {
+                scope.spawn(move || self.compare_part((part * part_pages) as u64, shadow))
+            });
+            parts.collect::<Vec<_>>().into_iter().map(std::thread::ScopedJoinHandle::join).collect::<Vec<_>>()
+        });
+        for part in found {
+            let indices = part.map_err(|_| std::io::Error::other("a comparing thread panicked"))??;
+            for index in indices {
+                changed.insert_index(index);
+            }
+        }
+        Ok(())
+    }
+
+    /// The indices of the frames from `first` on that differ from `shadow`, which is brought up to date.
+    fn compare_part(&self, first: u64, shadow: &mut [u8]) -> Result<Vec<u64>, MemoryError> {
+        let mut changed = Vec::new();
+        let mut page = ZERO_PAGE;
+        for (index, old) in (first..).zip(shadow.chunks_exact_mut(PAGE_SIZE)) {
+            let Some(gfn) = self.layout.gfn(index) else { break };
+            self.read_page(gfn, &mut page)?;
+            if *old != page {
+                old.copy_from_slice(&page);
+                changed.push(index);
+            }
+        }
+        Ok(changed)
     }
 
     /// Puts the content into one frame. A removed frame reads as zeros until the guest uses it again.
@@ -119,7 +164,7 @@ mod tests {
     fn slots_lie_one_after_another_in_the_file() {
         let mut file = tempfile::tempfile().unwrap();
         file.set_len(5 * 4096).unwrap();
-        let ram = Ram::shared(split(), file.try_clone().unwrap()).unwrap();
+        let ram = Ram::shared(split(), file.try_clone().unwrap(), 0).unwrap();
         ram.write_page(Gfn(1), PageContent::Data(&[1; PAGE_SIZE])).unwrap();
         ram.write_page(Gfn((4 << 18) + 2), PageContent::Data(&[2; PAGE_SIZE])).unwrap();
         let mut bytes = Vec::new();
@@ -134,10 +179,30 @@ mod tests {
     }
 
     #[test]
+    fn comparing_finds_what_changed() {
+        let ram = Ram::anonymous(split()).unwrap();
+        let mut shadow = Vec::new();
+        let mut changed = PageSet::empty(&split());
+        ram.compare(&mut shadow, &mut changed).unwrap();
+        assert_eq!(changed.len(), 5);
+        for gfn in [1, (4 << 18) + 2] {
+            let mut page = ZERO_PAGE;
+            page[4095] = 1;
+            ram.write_page(Gfn(gfn), PageContent::Data(&page)).unwrap();
+            changed.clear();
+            ram.compare(&mut shadow, &mut changed).unwrap();
+            assert_eq!(changed.iter().collect::<Vec<_>>(), [Gfn(gfn)]);
+        }
+        changed.clear();
+        ram.compare(&mut shadow, &mut changed).unwrap();
+        assert!(changed.is_empty());
+    }
+
+    #[test]
     fn a_short_file_and_a_frame_in_the_hole_are_refused() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(4 * 4096).unwrap();
-        assert!(Ram::shared(split(), file).is_err());
+        assert!(Ram::shared(split(), file, 0).is_err());
         let ram = Ram::anonymous(split()).unwrap();
         let mut page = ZERO_PAGE;
         for gfn in [2, 1 << 19, (4 << 18) + 3, 1 << 52, u64::MAX] {

@@ -1,0 +1,158 @@
+//! Getting hold of a QEMU that runs: whose it is makes no difference.
+
+use std::path::PathBuf;
+
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use retrovisor_guest::{Accelerator, MachineError};
+use serde_json::{Value, json};
+
+use super::device_state::DeviceState;
+use super::disk;
+use super::finder::Finder;
+use super::layout;
+use super::mapping::Mapping;
+use super::message::Version;
+use super::monitor::{Monitor, text};
+use super::process::Process;
+use super::qmp::Qmp;
+use super::runtime::RuntimeDir;
+use super::shape::Shape;
+use crate::error::QmpError;
+use crate::ram::Ram;
+
+/// The first version with everything that is needed here.
+const VERSION_MIN: Version = Version { major: 7, minor: 2, micro: 0 };
+/// How to start QEMU so that it can be taken over.
+const OPTIONS: &str = "Start QEMU with `-object memory-backend-file,id=ram,size=512M,mem-path=/dev/shm/NAME,share=on \
+                       -machine q35,memory-backend=ram -m 512M` (the three sizes being the guest's memory)";
+
+/// A QEMU to be taken over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachConfig {
+    /// The machine's name.
+    pub name: String,
+    /// The socket of its monitor (QMP), at which nobody else may be connected.
+    pub qmp: PathBuf,
+    /// Where an earlier launch of ours had its sockets and logs; any directory for a QEMU of others.
+    pub runtime_dir: PathBuf,
+}
+
+/// Connects to a monitor and finds the process behind it.
+pub(super) fn connect(config: &AttachConfig) -> Result<Monitor, MachineError> {
+    let refuse = |what: String, help: &str| MachineError::Config { what, help: help.into() };
+    let qmp = Qmp::connect(&config.qmp).map_err(|error| match error {
+        QmpError::Connect { .. } => refuse(
+            error.to_string(),
+            "Is QEMU running? Start it with `-qmp unix:PATH,server=on,wait=off` and name that path",
+        ),
+        QmpError::Busy { .. } => refuse(
+            error.to_string(),
+            "A monitor socket serves one program at a time: end the other, or give QEMU a second -qmp",
+        ),
+        other => {
+            refuse(format!("{}: {other}", config.qmp.display()), "Name the socket of a QEMU's -qmp option")
+        }
+    })?;
+    let pid = getsockopt(qmp.stream(), PeerCredentials).map_or(0, |peer| peer.pid());
+    let log = Some(RuntimeDir::new(&config.runtime_dir).log()).filter(|path| path.exists());
+    let process = Process::find(pid, log).map_err(|error| {
+        refuse(
+            format!("the process behind {} cannot be seen: {error}", config.qmp.display()),
+            "Attach on the host and in the container where QEMU runs, as its user or root",
+        )
+    })?;
+    Monitor::new(&config.name, qmp, process)
+}
+
+/// What is found out about a running QEMU, and set up in it.
+pub(super) struct Parts {
+    pub(super) shape: Shape,
+    pub(super) ram: Ram,
+    pub(super) finder: Finder,
+    pub(super) device_state: DeviceState,
+    pub(super) disks: Vec<String>,
+}
+
+impl Parts {
+    pub(super) fn of(monitor: &mut Monitor) -> Result<Self, MachineError> {
+        let version = monitor.version();
+        if version < VERSION_MIN {
+            return Err(MachineError::Unsupported {
+                what: format!("QEMU {version}"),
+                help: format!("Use QEMU {}.{} or later", VERSION_MIN.major, VERSION_MIN.minor),
+            });
+        }
+        let (backend, length_bytes) = memory(monitor)?;
+        let tree = monitor.human("info mtree -f")?;
+        // Old machine types name the region after the backend's whole path.
+        let id = backend.rsplit('/').next().unwrap_or_default();
+        let layout = layout::parse(&tree, id, length_bytes)
+            .or_else(|_| layout::parse(&tree, &backend, length_bytes))
+            .map_err(|message| unreadable("finding the guest's memory in its address space", message))?;
+
+        let pid = monitor.process().pid();
+        let doing = "opening the guest's memory file";
+        let mappings = Mapping::find(pid, length_bytes).map_err(|error| denied(doing, &error))?;
+        let mapping =
+            mappings.first().ok_or_else(|| unreadable(doing, "QEMU has mapped no such file".into()))?;
+        let file = mapping.open(pid).map_err(|error| denied(doing, &error))?;
+        let ram = Ram::shared(layout.clone(), file, mapping.offset)?;
+        let finder = Finder::new(pid, mapping, &ram);
+
+        let vcpus = monitor.execute("query-cpus-fast", &json!({}))?;
+        let vcpus = vcpus.as_array().map_or(0, Vec::len);
+        let kvm = monitor.execute("query-kvm", &json!({}))?;
+        let board = monitor.execute("qom-get", &json!({ "path": "/machine", "property": "type" }))?;
+        let shape = Shape {
+            version: format!("{}.{}", version.major, version.minor),
+            board: board.as_str().unwrap_or_default().to_owned(),
+            accelerator: match kvm.get("enabled") {
+                Some(Value::Bool(true)) => Accelerator::Kvm,
+                _ => Accelerator::Tcg,
+            },
+            vcpus: u32::try_from(vcpus).unwrap_or(u32::MAX),
+            layout,
+        };
+        let disks = disk::list(monitor)?;
+        let device_state = DeviceState::set_up(monitor)?;
+        Ok(Self { shape, ram, finder, device_state, disks })
+    }
+}
+
+/// The object that is the guest's memory (`/objects/ram`), and its length. Refuses memory that cannot be shared.
+fn memory(monitor: &mut Monitor) -> Result<(String, u64), MachineError> {
+    let refuse = |what: &str| MachineError::Unsupported { what: what.into(), help: OPTIONS.into() };
+    let size = monitor.execute("query-memory-size-summary", &json!({}))?;
+    if size.get("plugged-memory").and_then(Value::as_u64).unwrap_or(0) > 0 {
+        return Err(refuse("memory that was plugged in (DIMMs)"));
+    }
+    let property = json!({ "path": "/machine", "property": "memory-backend" });
+    let backend = monitor.execute("qom-get", &property)?;
+    let backends = monitor.execute("query-memdev", &json!({}))?;
+    let backend = backend.as_str().unwrap_or_default();
+    let own = backends.as_array().into_iter().flatten();
+    let own = own
+        .into_iter()
+        .find(|entry| text(entry, "id").is_some_and(|id| backend.rsplit('/').next() == Some(id)));
+    let Some(own) = own else {
+        return Err(refuse("a guest whose memory is private to QEMU, or in several objects,"));
+    };
+    if own.get("share") != Some(&Value::Bool(true)) {
+        return Err(refuse("a guest whose memory file is not shared (share=on)"));
+    }
+    let length_bytes = own.get("size").and_then(Value::as_u64);
+    let length_bytes =
+        length_bytes.ok_or_else(|| refuse("a guest whose memory's size QEMU does not tell"))?;
+    Ok((backend.to_owned(), length_bytes))
+}
+
+fn unreadable(doing: &str, message: String) -> MachineError {
+    MachineError::Driver { doing: doing.into(), message }
+}
+
+fn denied(doing: &str, error: &std::io::Error) -> MachineError {
+    MachineError::Config {
+        what: format!("{doing} failed: {error}"),
+        help: "Run this as the user QEMU runs as, or as root".into(),
+    }
+}

@@ -1,0 +1,202 @@
+//! QEMU's process: started here, or found.
+
+use std::io::{Read, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{F_SETFD, FdFlag, fcntl};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+/// Last words that are quoted.
+const LAST_WORDS_BYTES_MAX: u64 = 1500;
+
+/// A process by its descriptor: never another one that got its number later.
+pub(super) struct Process {
+    pid: i32,
+    descriptor: OwnedFd,
+    /// Waits for our own child; absent when the process is not.
+    watch: Option<JoinHandle<Option<ExitStatus>>>,
+    exit: Option<ExitStatus>,
+    /// Where its standard error goes, when that is known.
+    log: Option<PathBuf>,
+}
+
+impl Process {
+    /// A process that somebody else started.
+    pub(super) fn find(pid: i32, log: Option<PathBuf>) -> std::io::Result<Self> {
+        Ok(Self { pid, descriptor: open(pid)?, watch: None, exit: None, log })
+    }
+
+    /// Starts the command in a session of its own, with `inherited` open in it under the same numbers.
+    /// Unless `detached`, the kernel ends it when this process ends, however that happens.
+    pub(super) fn spawn(
+        mut command: Command,
+        inherited: Vec<OwnedFd>,
+        detached: bool,
+        log: PathBuf,
+    ) -> std::io::Result<Self> {
+        let parent = nix::unistd::getpid();
+        let in_child = move || {
+            nix::unistd::setsid()?;
+            if !detached {
+                nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL)?;
+                // This process may have ended before that took effect.
+                if nix::unistd::getppid() != parent {
+                    return Err(Errno::ESRCH.into());
+                }
+            }
+            for fd in &inherited {
+                fcntl(fd, F_SETFD(FdFlag::empty()))?;
+            }
+            Ok(())
+        };
+        // SAFETY: between fork and exec the closure makes plain system calls only (setsid, prctl, getppid, fcntl);
+        // it takes no lock, allocates nothing and touches no memory but its own captures.
+        unsafe { command.pre_exec(in_child) };
+
+        // The kernel's signal at a parent's death is tied to the thread that forked: one is kept for it,
+        // which also collects the exit status.
+        let (sender, started) = mpsc::sync_channel(1);
+        let watch = std::thread::Builder::new().name("qemu-watch".into()).spawn(move || {
+            let mut child = match command.spawn() {
+                Ok(child) => child,
+                Err(error) => {
+                    let _ = sender.send(Err(error));
+                    return None;
+                }
+            };
+            let pid = i32::try_from(child.id()).map_err(std::io::Error::other);
+            let _ = sender.send(pid.and_then(|pid| Ok((pid, open(pid)?))));
+            drop(command);
+            child.wait().ok()
+        })?;
+        let started = started.recv().map_err(|_| std::io::Error::other("the starting thread ended"))?;
+        let (pid, descriptor) = started?;
+        Ok(Self { pid, descriptor, watch: Some(watch), exit: None, log: Some(log) })
+    }
+
+    pub(super) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Whether it runs no more.
+    pub(super) fn ended(&mut self) -> bool {
+        if self.exit.is_some() {
+            return true;
+        }
+        if let Some(watch) = self.watch.take_if(|watch| watch.is_finished()) {
+            self.exit = watch.join().ok().flatten();
+            return true;
+        }
+        if self.watch.is_some() {
+            return false;
+        }
+        // A zombie still takes signals; its descriptor is readable all the same.
+        let mut polled = [rustix::event::PollFd::new(&self.descriptor, rustix::event::PollFlags::IN)];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::event::poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0)
+    }
+
+    /// Waits for its end. Returns whether it came.
+    pub(super) fn wait(&mut self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        while !self.ended() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        true
+    }
+
+    /// Ends it at once, and waits until it is gone.
+    pub(super) fn kill(&mut self) {
+        if !self.ended() {
+            let _ = pidfd_send_signal(&self.descriptor, Signal::KILL);
+            self.wait(Duration::from_secs(10));
+        }
+    }
+
+    /// How it ended and what it said last, for a message.
+    pub(super) fn obituary(&mut self) -> String {
+        let mut text = if self.ended() {
+            match self.exit {
+                Some(status) => match (status.code(), status.signal()) {
+                    (Some(code), _) => format!("QEMU ended with status {code}"),
+                    (_, Some(signal)) => format!("QEMU was ended by signal {signal}"),
+                    _ => "QEMU ended".into(),
+                },
+                None => "QEMU ended".into(),
+            }
+        } else {
+            format!("QEMU (process {}) does not answer", self.pid)
+        };
+        if let Some(words) = self.log.as_deref().and_then(last_words) {
+            text += "; its last words: ";
+            text += &words;
+        }
+        text
+    }
+}
+
+fn open(pid: i32) -> std::io::Result<OwnedFd> {
+    // The constructor panics on negative numbers.
+    let pid = Some(pid).filter(|pid| *pid > 0).and_then(Pid::from_raw).ok_or(std::io::ErrorKind::NotFound)?;
+    Ok(pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+/// The end of a log, on one line.
+fn last_words(path: &Path) -> Option<String> {
+    let mut file = std::fs::File::open(path).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(LAST_WORDS_BYTES_MAX))).ok()?;
+    let mut bytes = Vec::new();
+    file.take(LAST_WORDS_BYTES_MAX).read_to_end(&mut bytes).ok()?;
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let last = lines[lines.len().saturating_sub(4)..].join(" / ");
+    let printable = last.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>();
+    (!printable.is_empty()).then_some(printable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str, log: &Path) -> Process {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]).stderr(std::fs::File::create(log).unwrap());
+        Process::spawn(command, Vec::new(), false, log.to_path_buf()).unwrap()
+    }
+
+    #[test]
+    fn the_end_is_told_with_status_and_last_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let mut process = shell("echo one >&2; printf 'tw\\033o\\n' >&2; exit 3", &log);
+        assert!(process.wait(Duration::from_secs(10)));
+        assert_eq!(process.obituary(), "QEMU ended with status 3; its last words: one / tw o");
+        let mut process = shell("sleep 100", &log);
+        assert!(!process.ended());
+        let mut found = Process::find(process.pid(), None).unwrap();
+        assert!(!found.ended());
+        process.kill();
+        assert_eq!(process.obituary(), "QEMU was ended by signal 9");
+        assert!(found.wait(Duration::from_secs(10)));
+        assert_eq!(found.obituary(), "QEMU ended");
+    }
+
+    #[test]
+    fn a_process_that_is_not_there_is_an_error() {
+        let missing = Process::spawn(Command::new("/nonexistent/qemu"), Vec::new(), false, PathBuf::new());
+        assert_eq!(missing.err().unwrap().kind(), std::io::ErrorKind::NotFound);
+        assert!(Process::find(0, None).is_err());
+        assert!(Process::find(-1, None).is_err());
+    }
+}

@@ -1,0 +1,69 @@
+use std::path::{Path, PathBuf};
+
+use retrovisor_guest::MachineError;
+
+/// Longest path of a Unix socket, without its final zero byte.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// The directory in which one machine has its sockets, logs and disk overlays.
+#[derive(Clone, Debug)]
+pub(super) struct RuntimeDir(PathBuf);
+
+impl RuntimeDir {
+    pub(super) fn new(path: &Path) -> Self {
+        Self(path.to_path_buf())
+    }
+
+    /// QEMU's monitor.
+    pub(super) fn monitor(&self) -> PathBuf {
+        self.0.join("qmp")
+    }
+
+    /// The guest's first serial port.
+    pub(super) fn console(&self) -> PathBuf {
+        self.0.join("console")
+    }
+
+    /// All that the guest ever wrote there.
+    pub(super) fn console_log(&self) -> PathBuf {
+        self.0.join("console.log")
+    }
+
+    /// The guest's second serial port.
+    pub(super) fn control(&self) -> PathBuf {
+        self.0.join("control")
+    }
+
+    /// QEMU's own messages.
+    pub(super) fn log(&self) -> PathBuf {
+        self.0.join("qemu.log")
+    }
+
+    /// The overlays.
+    pub(super) fn disks(&self) -> PathBuf {
+        self.0.join("disks")
+    }
+
+    /// Takes away what is of no use without a running QEMU. Logs and overlays stay.
+    pub(super) fn remove_sockets(&self) {
+        for path in [self.monitor(), self.console(), self.control()] {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
+    /// Refuses a directory whose sockets would have names that are too long.
+    pub(super) fn check_room(&self) -> Result<(), MachineError> {
+        let longest = self.console().as_os_str().len();
+        if longest <= SOCKET_PATH_BYTES_MAX {
+            return Ok(());
+        }
+        Err(MachineError::Config {
+            what: format!(
+                "the path of {} is {} bytes too long for sockets",
+                self.0.display(),
+                longest - SOCKET_PATH_BYTES_MAX
+            ),
+            help: "Use a runtime directory with a shorter path, such as one below /run or /tmp".into(),
+        })
+    }
+}

@@ -1,0 +1,117 @@
+//! What a machine must have in common with a state that is to be put into it.
+
+use retrovisor_guest::{Accelerator, MachineError, MachineState, MemoryLayout, StateSection};
+use serde::{Deserialize, Serialize};
+
+/// The format of the section that carries a [`Shape`], as JSON.
+const FORMAT: &str = "qemu-machine/1";
+
+/// Everything about a machine that its device state does not itself say, or says too late.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Shape {
+    /// QEMU's version, without the part that does not change formats: `7.2`.
+    pub(super) version: String,
+    /// QEMU's name for the board, with its version: `pc-q35-7.2-machine`.
+    pub(super) board: String,
+    pub(super) accelerator: Accelerator,
+    pub(super) vcpus: u32,
+    pub(super) layout: MemoryLayout,
+}
+
+impl Shape {
+    /// The two sections of a state: this, and the stream of the devices.
+    pub(super) fn sections(&self, stream: Vec<u8>) -> Result<Vec<StateSection>, MachineError> {
+        let bytes = serde_json::to_vec(self).map_err(|error| MachineError::Driver {
+            doing: "describing the machine".into(),
+            message: error.to_string(),
+        })?;
+        let own = StateSection { format: FORMAT.into(), bytes };
+        Ok(vec![own, StateSection { format: self.stream_format(), bytes: stream }])
+    }
+
+    fn stream_format(&self) -> String {
+        format!("qemu-vmstate/{}", self.version)
+    }
+
+    /// The stream of a state that was taken from a machine of this shape. Any other is refused with the difference.
+    pub(super) fn stream_of<'a>(&self, state: &'a MachineState) -> Result<&'a [u8], MachineError> {
+        let mismatch = |what: &str, found: &dyn ToString, expected: &dyn ToString| MachineError::Mismatch {
+            what: what.into(),
+            expected: expected.to_string(),
+            found: found.to_string(),
+        };
+        let formats =
+            || state.sections.iter().map(|section| section.format.as_str()).collect::<Vec<_>>().join(", ");
+        let section = |wanted: &str| {
+            let found = state.sections.iter().find(|section| section.format == wanted);
+            found.ok_or_else(|| mismatch("the state format", &wanted, &formats()))
+        };
+        let taken = serde_json::from_slice::<Self>(&section(FORMAT)?.bytes)
+            .map_err(|error| mismatch("the machine's description", &FORMAT, &error))?;
+        let text = |layout: &MemoryLayout| {
+            let slots = layout.slots().iter();
+            slots
+                .map(|slot| format!("{} bytes at {}", slot.length_bytes, slot.gpa))
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        if taken.version != self.version {
+            return Err(mismatch("QEMU's version", &self.version, &taken.version));
+        }
+        if taken.board != self.board {
+            return Err(mismatch("the board", &self.board, &taken.board));
+        }
+        if taken.accelerator != self.accelerator {
+            return Err(mismatch("the accelerator", &self.accelerator, &taken.accelerator));
+        }
+        if taken.vcpus != self.vcpus {
+            return Err(mismatch("the number of vCPUs", &self.vcpus, &taken.vcpus));
+        }
+        if taken.layout != self.layout {
+            return Err(mismatch("the memory", &text(&self.layout), &text(&taken.layout)));
+        }
+        Ok(&section(&self.stream_format())?.bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape() -> Shape {
+        Shape {
+            version: "7.2".into(),
+            board: "pc-q35-7.2-machine".into(),
+            accelerator: Accelerator::Tcg,
+            vcpus: 2,
+            layout: MemoryLayout::flat(1 << 20).unwrap(),
+        }
+    }
+
+    #[test]
+    fn only_a_state_of_the_same_shape_fits() {
+        let state = |shape: Shape| MachineState {
+            sections: shape.sections(b"QEVM".to_vec()).unwrap(),
+            ..MachineState::default()
+        };
+        assert_eq!(shape().stream_of(&state(shape())).unwrap(), b"QEVM");
+        for (other, words) in [
+            (Shape { version: "9.0".into(), ..shape() }, "QEMU's version is 7.2, the state has 9.0"),
+            (Shape { board: "pc".into(), ..shape() }, "the board"),
+            (Shape { accelerator: Accelerator::Kvm, ..shape() }, "accelerator is tcg, the state has kvm"),
+            (Shape { vcpus: 1, ..shape() }, "vCPUs is 2, the state has 1"),
+            (
+                Shape { layout: MemoryLayout::flat(4096).unwrap(), ..shape() },
+                "1048576 bytes at 0x0, the state has 4096",
+            ),
+        ] {
+            let error = shape().stream_of(&state(other)).unwrap_err();
+            assert!(error.to_string().contains(words), "{error}");
+        }
+        let mut damaged = state(shape());
+        damaged.sections[0].bytes.truncate(9);
+        assert!(shape().stream_of(&damaged).is_err());
+        damaged.sections.remove(0);
+        assert!(shape().stream_of(&damaged).is_err());
+    }
+}
