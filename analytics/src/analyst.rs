@@ -54,7 +54,6 @@ enum State {
 pub(crate) struct Judged {
     pub(crate) judgement: Judgement,
     pub(crate) observation: Observation,
-    pub(crate) assessment: Option<Assessment>,
 }
 
 /// Reasons given for one checkpoint, at most.
@@ -166,7 +165,7 @@ impl Analyst {
         let state =
             if judgement.is_clean() { State::Clean } else { State::Alarm(std::mem::take(&mut alarmed)) };
         judgement.settled = self.take_note(sample, state, &observation, view.interval.is_some());
-        Judged { judgement, observation, assessment }
+        Judged { judgement, observation }
     }
 
     /// Whether the machine was put back between this checkpoint and its parent.

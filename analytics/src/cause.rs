@@ -74,7 +74,8 @@ pub(crate) fn rank(
     clean: &[&Observation],
     violations: &[(&Violation, String)],
 ) -> Ranking {
-    let mut causes: Vec<Cause> = violations.iter().map(|(violation, since)| invariant(violation, since)).collect();
+    let mut causes: Vec<Cause> =
+        violations.iter().map(|(violation, since)| invariant(violation, since)).collect();
     let mut candidates = violations.len() + view.activity.len();
     if let Some((model, assessment)) = known {
         causes.extend(tasks(view, model));
@@ -102,19 +103,20 @@ fn invariant(violation: &Violation, since: &str) -> Cause {
 }
 
 fn tasks(view: &View<'_>, model: &Model) -> Vec<Cause> {
-    let beyond = suspects(&view.deeds, &view.activity, &model.habits, view.interval).into_iter().map(|suspect| {
-        let first = suspect.evidence.first().cloned().unwrap_or_default();
-        let mut evidence = suspect.evidence.clone();
-        evidence.extend(origin(view, &suspect.family));
-        Cause {
-            rank: 0,
-            kind: CauseKind::Task,
-            text: format!("{} {first}", suspect.title()),
-            object: suspect.family,
-            score: suspect.score,
-            evidence,
-        }
-    });
+    let beyond =
+        suspects(&view.deeds, &view.activity, &model.habits, view.interval).into_iter().map(|suspect| {
+            let first = suspect.evidence.first().cloned().unwrap_or_default();
+            let mut evidence = suspect.evidence.clone();
+            evidence.extend(origin(view, &suspect.family));
+            Cause {
+                rank: 0,
+                kind: CauseKind::Task,
+                text: format!("{} {first}", suspect.title()),
+                object: suspect.family,
+                score: suspect.score,
+                evidence,
+            }
+        });
     let mut causes: Vec<Cause> = beyond.chain(gone(&view.activity, model)).collect();
     causes.sort_by(|a, b| b.score.total_cmp(&a.score).then_with(|| a.object.cmp(&b.object)));
     causes.truncate(LISTED_MAX);
@@ -137,7 +139,8 @@ fn gone<'a>(activity: &'a Activity, model: &'a Model) -> impl Iterator<Item = Ca
 fn origin(view: &View<'_>, family: &str) -> Option<String> {
     let mut parents: Vec<(&str, usize)> = Vec::new();
     for deed in view.deeds.iter().filter(|deed| deed.task.family() == family) {
-        let parent = deed.task.parent_comm.as_deref().filter(|parent| !parent.is_empty() && *parent != family);
+        let parent =
+            deed.task.parent_comm.as_deref().filter(|parent| !parent.is_empty() && *parent != family);
         let Some(parent) = parent else { continue };
         match parents.iter_mut().find(|(name, _)| *name == parent) {
             Some((_, count)) => *count += 1,
@@ -148,7 +151,12 @@ fn origin(view: &View<'_>, family: &str) -> Option<String> {
     parents.first().map(|(parent, _)| format!("started by `{parent}`"))
 }
 
-fn counters(strays: Vec<Stray>, observation: &Observation, model: &Model, assessment: &Assessment) -> Vec<Cause> {
+fn counters(
+    strays: Vec<Stray>,
+    observation: &Observation,
+    model: &Model,
+    assessment: &Assessment,
+) -> Vec<Cause> {
     let raw = strays.into_iter().filter(|stray| stray.deviation.abs() >= DEVIATION_MIN).map(|stray| {
         let unit = if stray.level { "" } else { " a second" };
         Cause {

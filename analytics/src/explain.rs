@@ -14,6 +14,7 @@ use crate::model::{Assessment, Observation};
 use crate::number::short;
 use crate::onset::{likeness, onset};
 use crate::sample::{Log, Sample, Violation};
+use crate::scale::Scale;
 
 /// When it began, where to go back to, and what may be to blame.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -75,7 +76,8 @@ impl Analyst {
         let violations: Vec<(&Violation, usize)> =
             alarm.sample.violations.iter().map(|violation| (violation, since(&path, violation))).collect();
         let deviation_onset = deviation_onset(&path, &leads);
-        let began = violations.iter().map(|(_, at)| *at).chain(deviation_onset).min().unwrap_or(path.len() - 1);
+        let began =
+            violations.iter().map(|(_, at)| *at).chain(deviation_onset).min().unwrap_or(path.len() - 1);
         let last_good = self.last_good(catalogue, &path, began)?;
 
         // What happened since just before it began is what the causes are sought in.
@@ -110,7 +112,10 @@ impl Analyst {
                 }
                 continue;
             };
-            let parent = path.last().map(|stage| &stage.sample).filter(|parent| Some(parent.checkpoint) == record.parent);
+            let parent = path
+                .last()
+                .map(|stage| &stage.sample)
+                .filter(|parent| Some(parent.checkpoint) == record.parent);
             let observation = View::new(&sample, parent).observation(self.model().map(|model| &model.habits));
             let assessment = self.model().map(|model| model.assess(&observation));
             path.push(Stage { record, sample, observation: Some(observation), assessment });
@@ -146,10 +151,9 @@ impl Analyst {
             clear.push(record);
         }
         // Nothing was called good: one that lies clear of the onset, with nothing against it, has to do.
-        Ok(clear
-            .into_iter()
-            .skip(self.config().settle_checkpoints)
-            .find(|record| record.verdict == Verdict::Unknown && record.kind != CheckpointKind::BeforeRollback))
+        Ok(clear.into_iter().skip(self.config().settle_checkpoints).find(|record| {
+            record.verdict == Verdict::Unknown && record.kind != CheckpointKind::BeforeRollback
+        }))
     }
 
     fn evidence(
@@ -172,7 +176,7 @@ impl Analyst {
         lines.extend(alarm.sample.violations.iter().map(ToString::to_string));
         for at in leads {
             let value = |stage: &Stage| stage.observation.as_ref().and_then(|o| *o.vector.get(*at)?);
-            let Some((low, high)) = self.model().and_then(|model| model.scale(*at)).map(|scale| scale.range()) else {
+            let Some((low, high)) = self.model().and_then(|model| model.scale(*at)).map(Scale::range) else {
                 continue;
             };
             let shown = |stage: &Stage| value(stage).map_or("unknown".to_owned(), short);
@@ -203,7 +207,11 @@ impl Analyst {
 /// From where on an invariant was broken without a break.
 fn since(path: &[Stage], violation: &Violation) -> usize {
     let held = path.iter().rposition(|stage| {
-        !stage.sample.violations.iter().any(|other| other.kind == violation.kind && other.object == violation.object)
+        !stage
+            .sample
+            .violations
+            .iter()
+            .any(|other| other.kind == violation.kind && other.object == violation.object)
     });
     held.map_or(0, |at| (at + 1).min(path.len() - 1))
 }
@@ -230,6 +238,8 @@ impl Explanation {
     /// Whether a broken invariant is the best candidate: then there is no chance in it.
     #[must_use]
     pub fn is_certain(&self) -> bool {
-        self.top_cause().is_some_and(|cause| cause.score >= Judgement::SCORE_MAX && cause.kind == crate::CauseKind::Invariant)
+        self.top_cause().is_some_and(|cause| {
+            cause.score >= Judgement::SCORE_MAX && cause.kind == crate::CauseKind::Invariant
+        })
     }
 }

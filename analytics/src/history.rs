@@ -16,7 +16,7 @@ pub(crate) struct Step<'a> {
 }
 
 /// Checkpoints shown again, the newest: enough for any baseline, and the time it takes stays bounded.
-const CHECKPOINTS_MAX: usize = 1000;
+pub(crate) const CHECKPOINTS_MAX: usize = 1000;
 
 /// Samples kept at hand: parents are nearly always among the newest.
 const SAMPLES_MAX: usize = 16;

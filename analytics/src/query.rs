@@ -75,8 +75,7 @@ LIMIT 50",
         parameters: MACHINE,
         sql: "\
 SELECT f.kind, f.object, min(c.sequence) AS first_sequence,
-       (SELECT name FROM checkpoint WHERE machine = c.machine AND sequence = min(c.sequence)) AS first_checkpoint,
-       count(*) AS checkpoints, f.expected, f.found
+       c.name AS first_checkpoint, count(*) AS checkpoints, f.expected, f.found
 FROM fact_integrity f
 JOIN checkpoint c ON c.id = f.checkpoint
 JOIN machine m ON m.id = c.machine

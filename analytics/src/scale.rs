@@ -76,11 +76,6 @@ impl Scale {
     pub(crate) fn range(&self) -> (f64, f64) {
         (self.feature.shape.undo(self.low), self.feature.shape.undo(self.high))
     }
-
-    /// The raw value in the middle of the baseline.
-    pub(crate) fn usual(&self) -> f64 {
-        self.feature.shape.undo(self.center)
-    }
 }
 
 /// The slope between the medians of the earlier and the later half.

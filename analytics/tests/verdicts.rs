@@ -6,8 +6,8 @@ use retrovisor_analytics::Judgement;
 use retrovisor_snapshot::Verdict;
 use synthetic::{Fault, Run};
 
-fn learnt(seed: u64) -> Run {
-    let mut run = Run::new(seed);
+fn learnt(seed: u32) -> Run {
+    let mut run = Run::new(seed.into());
     while run.analyst.is_learning() {
         run.step();
     }
@@ -21,7 +21,7 @@ fn describe(judgement: &Judgement) -> String {
 
 #[test]
 fn clean_guests_are_hardly_ever_called_bad() {
-    let (seeds, clean) = (200, 40);
+    let (seeds, clean) = (200_u32, 40);
     let (mut bad_seeds, mut suspects) = (0, 0);
     for seed in 0..seeds {
         let mut run = learnt(seed);
@@ -37,8 +37,8 @@ fn clean_guests_are_hardly_ever_called_bad() {
         bad_seeds += u32::from(bad);
     }
     eprintln!("bad in {bad_seeds} of {seeds} runs of {clean} clean checkpoints, {suspects} suspects in all");
-    assert!(bad_seeds * 100 <= seeds as u32, "{bad_seeds} of {seeds} clean runs had a bad checkpoint");
-    assert!(suspects * 100 <= seeds as u32 * clean, "{suspects} suspects");
+    assert!(bad_seeds * 100 <= seeds, "{bad_seeds} of {seeds} clean runs had a bad checkpoint");
+    assert!(suspects * 100 <= seeds * clean, "{suspects} suspects");
 }
 
 #[test]

@@ -91,12 +91,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::sample::count_f64;
 
     fn cloud(rows: usize, columns: usize) -> Array2<f64> {
         // A fixed, well spread pattern; correlated through its second factor.
         Array2::from_shape_fn((rows, columns), |(i, j)| {
-            let common = (i as f64 * 0.9).sin();
-            common + 0.3 * ((i * 31 + j * 17) as f64 * 1.7).sin()
+            let common = (count_f64(i) * 0.9).sin();
+            common + 0.3 * (count_f64(i * 31 + j * 17) * 1.7).sin()
         })
     }
 
@@ -129,8 +130,8 @@ mod tests {
         ) {
             let baseline = Array2::from_shape_fn((rows, columns), |(i, j)| match rank {
                 0 => 1.0,
-                1 => size * (i as f64) * (j as f64 + 1.0),
-                _ => size * ((i * 7 + j * 3) as f64).sin(),
+                1 => size * count_f64(i) * count_f64(j + 1),
+                _ => size * count_f64(i * 7 + j * 3).sin(),
             });
             for kind in Kind::ALL {
                 if let Some(detector) = kind.fit(&baseline) {

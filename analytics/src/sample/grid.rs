@@ -23,11 +23,6 @@ impl<'a> Grid<'a> {
         Self { columns: columns.iter().map(String::as_str).collect(), rows }
     }
 
-    /// Number of rows.
-    pub(crate) fn len(&self) -> usize {
-        self.rows.len()
-    }
-
     /// Each row, at most `limit` of them.
     pub(crate) fn rows(&self, limit: usize) -> impl Iterator<Item = Row<'_>> {
         self.rows.iter().take(limit).map(|cells| Row { columns: &self.columns, cells })

@@ -2,7 +2,16 @@
 //!
 //! Counters follow autocorrelated rates, the host slows it down and speeds it up, bursts come and go, memory drifts,
 //! short-lived commands are sometimes caught alive, and the intervals are uneven.
-#![allow(dead_code, reason = "each test uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    clippy::missing_panics_doc,
+    reason = "the numbers are small and made here"
+)]
+
+pub mod stored;
 
 use retrovisor_guest::fact::{Column, Kind, Schema, Table, Value};
 use retrovisor_snapshot::{CheckpointId, CheckpointKind, CheckpointRecord, MachineId, TimelineId, Verdict};
@@ -43,7 +52,7 @@ pub static INTEGRITY: Schema = Schema {
     columns: &[text("kind"), text("object"), text("symbol"), text("detail"), text("expected"), text("found")],
 };
 
-/// SplitMix64: the same numbers on every machine.
+/// `SplitMix64`: the same numbers on every machine.
 #[derive(Clone, Copy)]
 struct Dice(u64);
 
@@ -126,7 +135,7 @@ impl Guest {
     pub fn new(seed: u64) -> Self {
         let mut guest = Self {
             rng: Dice(seed),
-            cpus: if seed % 2 == 0 { 1.0 } else { 2.0 },
+            cpus: if seed.is_multiple_of(2) { 1.0 } else { 2.0 },
             uptime_s: 6.0,
             processes: Vec::new(),
             counters: [
@@ -235,7 +244,7 @@ impl Guest {
     /// Begins a fault by processes of this name.
     pub fn inject(&mut self, fault: Fault, comm: &str) {
         self.fault = fault;
-        self.fault_comm = comm.to_owned();
+        comm.clone_into(&mut self.fault_comm);
         self.start(comm, "shell-on-port", 200.0, 0.02, false, None);
         for _ in 0..fault.burners {
             self.start(comm, comm, 300.0, 1.0, false, None);
@@ -332,7 +341,7 @@ impl Guest {
         *self.level("nr_file_pages") += file_growth;
         *self.level("nr_slab_unreclaimable") += 0.2 * jitter + 6.0 * children;
         self.load = 0.96 * self.load + 0.04 * used / seconds;
-        let lines = if self.uniform() < 0.1 { 1 } else { 0 };
+        let lines = u64::from(self.uniform() < 0.1);
         self.log_sequence += lines;
         self.dirty = (self.events(450.0 * seconds * busy * burst) + grown + 30.0 * children).max(20.0);
     }

@@ -1,0 +1,354 @@
+//! A machine's history and incidents on one page.
+
+mod chart;
+mod page;
+mod text;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use retrovisor_snapshot::{
+    Catalogue, CheckpointId, CheckpointRecord, IncidentRecord, MachineId, OperationRecord, OperationStatus,
+    Verdict,
+};
+use serde::Serialize;
+
+use crate::analyst::Analyst;
+use crate::config::Config;
+use crate::error::Result;
+use crate::explain::Explanation;
+use crate::feature::{FEATURES, Feature, Vector, position};
+use crate::history;
+use crate::scale::Scale;
+
+/// Everything a report says; as HTML by [`Report::to_html`], as JSON by serde.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The machine's name.
+    pub machine: String,
+    /// What drives it.
+    pub driver: String,
+    /// The configuration the verdicts were made with.
+    pub config: Config,
+    /// Clean checkpoints that the baseline rests on; none while it is being learnt.
+    pub baseline_checkpoints: Option<usize>,
+    /// The checkpoints, oldest first; at most the newest thousand.
+    pub checkpoints: Vec<Point>,
+    /// What went wrong, oldest first.
+    pub incidents: Vec<Incident>,
+    /// What was done to the machine, oldest first.
+    pub operations: Vec<Operation>,
+    /// What the features are.
+    pub features: &'static [Feature],
+}
+
+/// One checkpoint on the page.
+#[derive(Clone, Debug, Serialize)]
+pub struct Point {
+    /// Its short name.
+    pub name: String,
+    /// Its number on the machine.
+    pub sequence: u64,
+    /// The number of the checkpoint it came after.
+    pub parent: Option<u64>,
+    /// Its timeline.
+    pub timeline: i64,
+    /// A label a person gave.
+    pub label: Option<String>,
+    /// Why it was taken.
+    pub kind: String,
+    /// When: milliseconds since 1970 UTC.
+    pub taken_at_ms: i64,
+    /// Guest uptime, in seconds.
+    pub uptime_s: Option<f64>,
+    /// What was said of it.
+    pub verdict: Verdict,
+    /// Minus the decimal logarithm of the p-value.
+    pub score: f64,
+    /// Whether the baseline was still being learnt.
+    pub learning: bool,
+    /// Why, where something spoke against it.
+    pub reasons: Vec<String>,
+    /// How long the guest stood still for it.
+    pub pause_us: u64,
+    /// Pages the guest had written.
+    pub dirty_pages: u64,
+    /// Bytes it added to the store.
+    pub stored_bytes: u64,
+}
+
+/// One incident on the page.
+#[derive(Clone, Debug, Serialize)]
+pub struct Incident {
+    /// Its short id, where the service opened one.
+    pub name: Option<String>,
+    /// One line for people.
+    pub summary: String,
+    /// What was done about it, where that was recorded.
+    pub action: Option<String>,
+    /// Sequence of the checkpoint that raised the alarm.
+    pub alarm: u64,
+    /// Sequence of the first bad checkpoint.
+    pub onset: u64,
+    /// Sequence of the last good one before.
+    pub last_good: Option<u64>,
+    /// Checkpoints from the first bad one to the alarm: zero when the first bad one raised it.
+    pub delay_checkpoints: usize,
+    /// Evidence and causes.
+    pub explanation: Explanation,
+    /// The strongest features over time.
+    pub series: Vec<Series>,
+}
+
+/// One feature over time.
+#[derive(Clone, Debug, Serialize)]
+pub struct Series {
+    /// The feature's name.
+    pub feature: &'static str,
+    /// Its range in the baseline.
+    pub usual: Option<(f64, f64)>,
+    /// Sequence and raw value.
+    pub values: Vec<(u64, f64)>,
+}
+
+/// One operation on the page.
+#[derive(Clone, Debug, Serialize)]
+pub struct Operation {
+    /// Its short id.
+    pub name: String,
+    /// What was done.
+    pub kind: String,
+    /// When: milliseconds since 1970 UTC.
+    pub at_ms: i64,
+    /// Where the machine stood, by sequence.
+    pub from: Option<u64>,
+    /// Where it stood afterwards.
+    pub to: Option<u64>,
+}
+
+/// Checkpoints shown of an incident's features, before the onset and after the alarm.
+const SERIES_BEFORE: u64 = 30;
+const SERIES_AFTER: u64 = 12;
+/// Features drawn of one incident.
+const SERIES_MAX: usize = 6;
+/// Incidents explained in one report, the newest.
+const INCIDENTS_MAX: usize = 20;
+
+/// Reports on a machine from the snapshot database alone, with the default configuration.
+pub fn report(catalogue: &Catalogue, machine: MachineId) -> Result<Report> {
+    report_with(catalogue, machine, Config::default())
+}
+
+/// Reports on a machine from the snapshot database alone.
+pub fn report_with(catalogue: &Catalogue, machine: MachineId, config: Config) -> Result<Report> {
+    let record = catalogue.machine_by_id(machine)?;
+    let mut past = Past::default();
+    let analyst = history::replay(catalogue, machine, config.clone(), None, |step| {
+        let judgement = step.judged.judgement;
+        let mut point = point(step.record);
+        point.uptime_s = Some(step.judged.observation.moment.uptime_s).filter(|uptime| *uptime > 0.0);
+        point.learning = judgement.learning;
+        // What was said at the time stands; only what was never judged is judged now.
+        if step.record.score.is_none() {
+            point.verdict = judgement.verdict;
+            point.score = judgement.score;
+            point.reasons = judgement.reasons.into_iter().map(|reason| reason.text).collect();
+        }
+        past.vectors.insert(step.record.id, step.judged.observation.vector);
+        past.points.insert(step.record.id, point);
+        Ok(())
+    })?;
+    past.complete(catalogue, machine, &analyst)?;
+    let incidents = past.incidents(catalogue, machine, &analyst)?;
+    let operations = past.operations(catalogue.operations(machine)?);
+    Ok(Report {
+        machine: record.name,
+        driver: record.driver,
+        config,
+        baseline_checkpoints: (!analyst.is_learning()).then(|| analyst.baseline_len()),
+        checkpoints: past.points.into_values().collect(),
+        incidents,
+        operations,
+        features: FEATURES,
+    })
+}
+
+impl Report {
+    /// One file, without anything from elsewhere: to be kept, mailed, printed.
+    #[must_use]
+    pub fn to_html(&self) -> String {
+        page::html(self)
+    }
+
+    /// The same as JSON.
+    pub fn to_json(&self) -> Result<String> {
+        Ok(serde_json::to_string_pretty(self)?)
+    }
+
+    /// The point of a sequence number.
+    pub(crate) fn point(&self, sequence: u64) -> Option<&Point> {
+        let at = self.checkpoints.binary_search_by_key(&sequence, |point| point.sequence).ok()?;
+        self.checkpoints.get(at)
+    }
+}
+
+/// What is gathered of a machine's checkpoints.
+#[derive(Default)]
+struct Past {
+    records: HashMap<CheckpointId, CheckpointRecord>,
+    points: BTreeMap<CheckpointId, Point>,
+    vectors: HashMap<CheckpointId, Vector>,
+}
+
+impl Past {
+    /// Adds the checkpoints without facts, the parents, and what was said at the time.
+    fn complete(&mut self, catalogue: &Catalogue, machine: MachineId, analyst: &Analyst) -> Result<()> {
+        let records = catalogue.recent_checkpoints(machine, history::CHECKPOINTS_MAX)?;
+        let sequences: HashMap<CheckpointId, u64> =
+            records.iter().map(|record| (record.id, record.sequence)).collect();
+        for record in &records {
+            let point = self.points.entry(record.id).or_insert_with(|| point(record));
+            point.parent = record.parent.and_then(|parent| sequences.get(&parent).copied());
+            if point.verdict == Verdict::Unknown && record.score.is_none() && analyst.called_good(record.id) {
+                point.verdict = Verdict::Good;
+            }
+            if matches!(record.verdict, Verdict::Suspect | Verdict::Bad) {
+                point.reasons =
+                    catalogue.verdict(record.id)?.map(|verdict| verdict.reasons).unwrap_or_default();
+            }
+        }
+        self.points.retain(|id, _| sequences.contains_key(id));
+        self.records = records.into_iter().map(|record| (record.id, record)).collect();
+        Ok(())
+    }
+
+    fn sequence(&self, checkpoint: CheckpointId) -> Option<u64> {
+        self.points.get(&checkpoint).map(|point| point.sequence)
+    }
+
+    fn is_bad(&self, checkpoint: CheckpointId) -> bool {
+        self.points.get(&checkpoint).is_some_and(|point| point.verdict == Verdict::Bad)
+    }
+
+    /// The incidents that were opened; where none was, every first bad checkpoint of a line is one.
+    fn incidents(
+        &self,
+        catalogue: &Catalogue,
+        machine: MachineId,
+        analyst: &Analyst,
+    ) -> Result<Vec<Incident>> {
+        let mut opened: Vec<(CheckpointId, Option<IncidentRecord>)> = catalogue
+            .incidents(machine)?
+            .into_iter()
+            .filter_map(|record| Some((self.alarm(record.first_bad)?, Some(record))))
+            .collect();
+        if opened.is_empty() {
+            let parent_is_bad =
+                |id: &CheckpointId| self.records[id].parent.is_some_and(|parent| self.is_bad(parent));
+            let first = self.points.keys().filter(|id| self.is_bad(**id) && !parent_is_bad(id));
+            opened = first.map(|id| (*id, None)).collect();
+        }
+        let mut seen = HashSet::new();
+        opened.retain(|(alarm, _)| seen.insert(*alarm));
+        let newest = opened.split_off(opened.len().saturating_sub(INCIDENTS_MAX));
+        newest
+            .into_iter()
+            .filter_map(|(alarm, record)| self.incident(catalogue, analyst, alarm, record).transpose())
+            .collect()
+    }
+
+    /// The earliest bad checkpoint at or after `first_bad` on its line; itself where none was called bad.
+    fn alarm(&self, first_bad: CheckpointId) -> Option<CheckpointId> {
+        let mut line = HashSet::from([first_bad]);
+        for (id, record) in self.points.keys().filter_map(|id| Some((*id, self.records.get(id)?))) {
+            if id == first_bad || record.parent.is_some_and(|parent| line.contains(&parent)) {
+                line.insert(id);
+                if self.is_bad(id) {
+                    return Some(id);
+                }
+            }
+        }
+        self.points.contains_key(&first_bad).then_some(first_bad)
+    }
+
+    fn incident(
+        &self,
+        catalogue: &Catalogue,
+        analyst: &Analyst,
+        alarm: CheckpointId,
+        record: Option<IncidentRecord>,
+    ) -> Result<Option<Incident>> {
+        if !self.vectors.contains_key(&alarm) {
+            return Ok(None);
+        }
+        let explanation = analyst.explain(catalogue, alarm)?;
+        let (Some(alarm_at), Some(onset)) = (self.sequence(alarm), self.sequence(explanation.onset)) else {
+            return Ok(None);
+        };
+        let delay =
+            catalogue.ancestry(alarm)?.iter().take_while(|record| record.id != explanation.onset).count();
+        let top = explanation.top_cause().map_or("no cause found".to_owned(), |cause| cause.text.clone());
+        Ok(Some(Incident {
+            name: record.as_ref().map(|record| record.name.clone()),
+            summary: record.as_ref().map_or(top, |record| record.summary.clone()),
+            action: record.and_then(|record| record.action),
+            alarm: alarm_at,
+            onset,
+            last_good: explanation.last_good.and_then(|id| self.sequence(id)),
+            delay_checkpoints: delay,
+            series: self.series(analyst, &explanation, onset, alarm_at),
+            explanation,
+        }))
+    }
+
+    fn series(&self, analyst: &Analyst, explanation: &Explanation, onset: u64, alarm: u64) -> Vec<Series> {
+        let span = onset.saturating_sub(SERIES_BEFORE)..=alarm + SERIES_AFTER;
+        explanation
+            .leads
+            .iter()
+            .take(SERIES_MAX)
+            .filter_map(|name| {
+                let at = position(name)?;
+                let values = self.points.iter().filter(|(_, point)| span.contains(&point.sequence));
+                let values = values
+                    .filter_map(|(id, point)| Some((point.sequence, (*self.vectors.get(id)?.get(at)?)?)))
+                    .collect();
+                let usual = analyst.model().and_then(|model| model.scale(at)).map(Scale::range);
+                Some(Series { feature: name, usual, values })
+            })
+            .collect()
+    }
+
+    fn operations(&self, records: Vec<OperationRecord>) -> Vec<Operation> {
+        let done = records
+            .into_iter()
+            .filter(|record| record.status == OperationStatus::Done && record.kind.moves());
+        done.map(|record| Operation {
+            name: record.name,
+            kind: record.kind.to_string(),
+            at_ms: record.at_ms,
+            from: record.before.and_then(|position| self.sequence(position.checkpoint)),
+            to: record.after.and_then(|position| self.sequence(position.checkpoint)),
+        })
+        .collect()
+    }
+}
+
+fn point(record: &CheckpointRecord) -> Point {
+    Point {
+        name: record.name.clone(),
+        sequence: record.sequence,
+        parent: None,
+        timeline: record.timeline.0,
+        label: record.label.clone(),
+        kind: record.kind.to_string(),
+        taken_at_ms: record.taken_at_ms,
+        uptime_s: None,
+        verdict: record.verdict,
+        score: record.score.unwrap_or(0.0),
+        learning: false,
+        reasons: Vec::new(),
+        pause_us: record.pause_us,
+        dirty_pages: record.dirty_pages,
+        stored_bytes: record.stored_bytes,
+    }
+}
