@@ -127,6 +127,6 @@ mod tests {
         };
         assert_eq!(site.displacement_to(at), Some(-5));
         assert_eq!(site.displacement_to(at + 0x105), Some(0x100));
-        assert_eq!(site.displacement_to(0x1000), None);
+        assert_eq!(site.displacement_to(0xffff_8880_0000_0000), None);
     }
 }

@@ -17,7 +17,7 @@ enum Site {
     JumpLabel(u64),
     /// A call or jump to a function of the kernel, a return, or nothing.
     StaticCall,
-    /// A call of the tracer, or nothing.
+    /// A call or jump of the tracer, or nothing.
     Tracer,
 }
 
@@ -43,6 +43,9 @@ impl LawfulSites {
         let mut sites = jump_labels(probe);
         sites.extend(static_calls(probe));
         sites.extend(tracer_sites(probe).unwrap_or_default());
+        // The calls in the tracer's own entry code.
+        let own = ["ftrace_call", "ftrace_regs_call", "ftrace_graph_call"].map(|name| probe.symbol(name));
+        sites.extend(own.into_iter().flatten().map(|at| (at, Site::Tracer)));
         sites.sort_unstable();
         sites.dedup();
         Self { sites }
@@ -93,7 +96,7 @@ fn lawful_length(probe: &Probe, site: u64, kind: Site, code: &[u8]) -> Option<u6
             text.contains(&leads_to(6, near(2)?)).then_some(6)
         }
         // Who traces is another question: the tracer's own code is made at run time.
-        (Site::StaticCall, 0xc3) | (Site::Tracer, 0xe8) => Some(5),
+        (Site::StaticCall, 0xc3) | (Site::Tracer, 0xe8 | 0xe9) => Some(5),
         (Site::StaticCall, _) => RETURN_ZERO.iter().any(|zero| code.starts_with(zero)).then_some(5),
         _ => None,
     }

@@ -4,9 +4,11 @@
 //! where `registers.txt` holds QEMU's answer to `info registers -a` (`-` for none). Further dumps are of the same
 //! guest, later: they show what a next observation costs and finds.
 
+mod registers;
+
 use std::{collections::BTreeMap, path::Path, process::ExitCode, time::Instant};
 
-use retrovisor_guest::{DescriptorTable, MemoryView, VcpuRegisters};
+use retrovisor_guest::MemoryView;
 use retrovisor_introspect::{Introspector, Kernel, Observation, OwnerMap, RawDump};
 
 fn main() -> ExitCode {
@@ -19,7 +21,7 @@ fn main() -> ExitCode {
         rest.split_first().map_or((None, rest), |(registers, later)| (Some(registers), later));
     let vcpus = registers.filter(|path| *path != "-").map(std::fs::read_to_string).transpose();
     let vcpus = match vcpus {
-        Ok(text) => text.as_deref().map(parse_registers).unwrap_or_default(),
+        Ok(text) => text.as_deref().map(registers::parse).unwrap_or_default(),
         Err(error) => {
             eprintln!("cannot read the registers: {error}");
             return ExitCode::FAILURE;
@@ -100,35 +102,4 @@ fn owners(kernel: &Kernel, dump: &RawDump, observation: &Observation) {
     for (first, (count, example)) in counts {
         println!("    {count:7} {first:32} such as: {example}");
     }
-}
-
-/// Reads what QEMU's monitor prints of each CPU.
-fn parse_registers(text: &str) -> Vec<VcpuRegisters> {
-    let number = |text: &str| u64::from_str_radix(text, 16).unwrap_or(0);
-    let of_cpu = |text: &str| {
-        let named = |name: &str| {
-            let after = text.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
-            after.map_or(0, number)
-        };
-        let table = |name: &str| {
-            let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-            let mut words = line.unwrap_or_default().split_whitespace();
-            DescriptorTable {
-                base: words.next().map_or(0, number),
-                limit: u16::try_from(words.next().map_or(0, number)).unwrap_or(u16::MAX),
-            }
-        };
-        VcpuRegisters {
-            rip: named("RIP"),
-            cr0: named("CR0"),
-            cr2: named("CR2"),
-            cr3: named("CR3"),
-            cr4: named("CR4"),
-            efer: named("EFER"),
-            idt: table("IDT"),
-            gdt: table("GDT"),
-            ..VcpuRegisters::default()
-        }
-    };
-    text.split("CPU#").skip(1).map(of_cpu).collect()
 }

@@ -1,0 +1,221 @@
+//! A real guest in QEMU: boots the test image, runs commands in it, stops it, reads and writes its memory.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader, Read, Write},
+    os::unix::{fs::FileExt, net::UnixStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use retrovisor_guest::{Gpa, VcpuRegisters};
+use retrovisor_introspect::RawDump;
+
+#[path = "../../examples/inspect_dump/registers.rs"]
+mod registers;
+
+const MEMORY_MIB: u64 = 512;
+const PATIENCE: Duration = Duration::from_mins(5);
+
+pub(crate) struct Guest {
+    process: Child,
+    monitor: BufReader<UnixStream>,
+    shell: UnixStream,
+    directory: tempfile::TempDir,
+}
+
+impl Guest {
+    /// Boots the guest, or says why that cannot be.
+    pub(crate) fn boot() -> Option<Self> {
+        let cache = std::env::var_os("RETROVISOR_CACHE")
+            .map(PathBuf::from)
+            .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/retrovisor")))?;
+        let (kernel, image) = (cache.join("guest/vmlinuz"), cache.join("guest/initramfs.cpio.gz"));
+        for file in [&kernel, &image] {
+            if !file.is_file() {
+                eprintln!("SKIPPED: no guest image at {}: `make test` fetches and builds it", file.display());
+                return None;
+            }
+        }
+        let directory = tempfile::Builder::new().prefix("retrovisor-live").tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let memory = format!(
+            "memory-backend-file,id=ram,size={MEMORY_MIB}M,mem-path={},share=on",
+            path("memory").display()
+        );
+        let socket = |name: &str| format!("unix:{},server=on,wait=off", path(name).display());
+        let process = Command::new("qemu-system-x86_64")
+            .args([
+                "-nodefaults",
+                "-display",
+                "none",
+                "-no-reboot",
+                "-accel",
+                "tcg,thread=multi",
+                "-cpu",
+                "max",
+            ])
+            .args([
+                "-M",
+                "q35,memory-backend=ram",
+                "-m",
+                &MEMORY_MIB.to_string(),
+                "-smp",
+                "2",
+                "-object",
+                &memory,
+            ])
+            .arg("-kernel")
+            .arg(&kernel)
+            .arg("-initrd")
+            .arg(&image)
+            .args(["-append", "console=ttyS0 panic=-1 quiet"])
+            .args(["-serial", &format!("file:{}", path("console").display())])
+            .args(["-serial", &socket("shell"), "-qmp", &socket("monitor")])
+            .stdin(Stdio::null())
+            .spawn();
+        let process = match process {
+            Ok(process) => process,
+            Err(error) => {
+                eprintln!("SKIPPED: cannot start qemu-system-x86_64 (package qemu-system-x86): {error}");
+                return None;
+            }
+        };
+        let mut guest = Starting { process: Some(process) };
+        let monitor = BufReader::new(connect(&path("monitor")));
+        let shell = connect(&path("shell"));
+        shell.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        let mut guest = Self { process: guest.process.take().unwrap(), monitor, shell, directory };
+        guest.answer();
+        guest.ask(r#"{"execute":"qmp_capabilities"}"#);
+        guest.wait_for_shell();
+        Some(guest)
+    }
+
+    fn wait_for_shell(&mut self) {
+        let start = Instant::now();
+        loop {
+            let _ = self.shell.write_all(b"echo up$((40+2))\n");
+            let mut text = Vec::new();
+            let mut buffer = [0; 4096];
+            while let Ok(length @ 1..) = self.shell.read(&mut buffer) {
+                text.extend_from_slice(&buffer[..length]);
+                if text.windows(4).any(|window| window == b"up42") {
+                    // Leave no answer to an earlier question behind.
+                    std::thread::sleep(Duration::from_secs(1));
+                    while let Ok(1..) = self.shell.read(&mut buffer) {}
+                    return;
+                }
+            }
+            assert!(start.elapsed() < PATIENCE, "the guest's shell does not answer");
+        }
+    }
+
+    /// Runs a command in the guest; its output.
+    pub(crate) fn run(&mut self, command: &str) -> String {
+        self.shell.write_all(format!("{command}; echo 'E''ND'$?\n").as_bytes()).unwrap();
+        let (mut text, mut buffer, start) = (Vec::new(), vec![0; 65536], Instant::now());
+        loop {
+            if let Ok(length) = self.shell.read(&mut buffer) {
+                text.extend_from_slice(&buffer[..length]);
+            }
+            let all = String::from_utf8_lossy(&text);
+            if let Some(end) = all.rfind("END").filter(|end| all[*end..].ends_with('\n')) {
+                return all[..end].replace('\r', "");
+            }
+            assert!(start.elapsed() < PATIENCE, "the guest does not finish {command:?}: {all}");
+        }
+    }
+
+    fn answer(&mut self) -> serde_json::Value {
+        let mut line = String::new();
+        self.monitor.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+
+    fn ask(&mut self, question: &str) -> serde_json::Value {
+        self.monitor.get_mut().write_all(question.as_bytes()).unwrap();
+        loop {
+            let answer = self.answer();
+            if answer.get("return").is_some() || answer.get("error").is_some() {
+                return answer;
+            }
+        }
+    }
+
+    pub(crate) fn stop(&mut self) {
+        self.ask(r#"{"execute":"stop"}"#);
+    }
+
+    pub(crate) fn resume(&mut self) {
+        self.ask(r#"{"execute":"cont"}"#);
+    }
+
+    pub(crate) fn registers(&mut self) -> Vec<VcpuRegisters> {
+        let question =
+            r#"{"execute":"human-monitor-command","arguments":{"command-line":"info registers -a"}}"#;
+        let answer = self.ask(question);
+        registers::parse(answer["return"].as_str().unwrap())
+    }
+
+    fn memory_path(&self) -> PathBuf {
+        self.directory.path().join("memory")
+    }
+
+    /// The guest's memory as it stands.
+    pub(crate) fn memory(&self) -> RawDump {
+        RawDump::open(&self.memory_path()).unwrap()
+    }
+
+    /// Overwrites memory while `during` runs, then puts the old bytes back.
+    pub(crate) fn with_changed<T>(&self, changes: &[(Gpa, Vec<u8>)], during: impl FnOnce() -> T) -> T {
+        let file = File::options().read(true).write(true).open(self.memory_path()).unwrap();
+        let mut before = Vec::new();
+        for (gpa, bytes) in changes {
+            let mut old = vec![0; bytes.len()];
+            file.read_exact_at(&mut old, gpa.0).unwrap();
+            file.write_all_at(bytes, gpa.0).unwrap();
+            before.push((gpa, old));
+        }
+        let result = during();
+        for (gpa, old) in before.into_iter().rev() {
+            file.write_all_at(&old, gpa.0).unwrap();
+        }
+        result
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Ends QEMU when starting it panics.
+struct Starting {
+    process: Option<Child>,
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        if let Some(process) = &mut self.process {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+fn connect(path: &Path) -> UnixStream {
+    let start = Instant::now();
+    loop {
+        match UnixStream::connect(path) {
+            Ok(stream) => return stream,
+            Err(error) => {
+                assert!(start.elapsed() < PATIENCE, "cannot connect to {}: {error}", path.display());
+            }
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
