@@ -82,7 +82,9 @@ impl Truth {
 
 #[test]
 fn a_real_guest_is_read_as_it_says_of_itself() {
-    let Some(mut guest) = Guest::boot() else { return };
+    let Some(mut guest) = Guest::start() else { return };
+    let mut from_the_start = boot_is_no_violation(&mut guest);
+    guest.wait_for_shell();
     let mut introspector = Introspector::new();
 
     let before = Truth::ask(&mut guest);
@@ -124,9 +126,12 @@ fn a_real_guest_is_read_as_it_says_of_itself() {
     attacks_are_named(&guest, &kernel, &mut introspector, &registers, linux);
     mutations_are_survived(&memory, &registers, &mut introspector);
     observations_are_quick(&memory, &registers);
+    let late = from_the_start.observe(&memory, &registers).linux.unwrap();
+    assert_eq!((late.integrity.as_slice(), late.syscalls.as_slice()), ([].as_slice(), [].as_slice()));
     guest.resume();
 
     lawful_changes_are_no_violations(&mut guest, &mut introspector);
+    moments_of_a_busy_guest_are_no_violations(&mut guest, &mut introspector);
 }
 
 fn tasks_agree(linux: &Linux, before: &Truth, after: &Truth) {
@@ -568,4 +573,51 @@ fn lawful_changes_are_no_violations(guest: &mut Guest, introspector: &mut Intros
         );
     }
     assert!(changed > 0, "tracing changes code, or this test proves nothing");
+}
+
+/// Processes come and go by the hundred: whatever instant a checkpoint falls into, nothing is hidden.
+fn moments_of_a_busy_guest_are_no_violations(guest: &mut Guest, introspector: &mut Introspector) {
+    guest.run("(for n in 1 2 3; do (while :; do /bin/true; insmod /nothing; done) & done) >/dev/null 2>&1");
+    let (mut torn, mut forks) = (0, BTreeSet::new());
+    for moment in 0..60 {
+        std::thread::sleep(Duration::from_millis(7 + moment * 13 % 31));
+        guest.stop();
+        let (memory, registers) = (guest.memory(), guest.registers());
+        let linux = introspector.observe(&memory, &registers).linux.expect("a Linux guest");
+        guest.resume();
+        assert_eq!(linux.integrity, [], "at moment {moment}");
+        torn += u32::from(linux.kernel.torn);
+        forks.extend(
+            linux.counters.iter().filter(|counter| counter.name == "forks").map(|counter| counter.value),
+        );
+    }
+    let (first, last) = (forks.first().unwrap(), forks.last().unwrap());
+    assert!(last - first > 30, "only {} forks", last - first);
+    eprintln!("60 moments with {} forks between them, {torn} torn", last - first);
+}
+
+/// From the firmware to the first process: no kernel, half a kernel, a whole one.
+fn boot_is_no_violation(guest: &mut Guest) -> Introspector {
+    let mut introspector = Introspector::new();
+    let (mut without, mut with) = (0, 0);
+    for moment in 0..400 {
+        std::thread::sleep(Duration::from_millis(20));
+        guest.stop();
+        let (memory, registers) = (guest.memory(), guest.registers());
+        let observation = introspector.observe(&memory, &registers);
+        guest.resume();
+        let Some(linux) = observation.linux else {
+            assert!(observation.reason.is_some());
+            without += 1;
+            continue;
+        };
+        assert_eq!(linux.integrity, [], "at moment {moment}");
+        with += 1;
+        if linux.tasks.iter().any(|task| task.comm == "workload") {
+            break;
+        }
+    }
+    eprintln!("boot: {without} moments without a kernel, {with} with one");
+    assert!(without > 0 && with > 0);
+    introspector
 }

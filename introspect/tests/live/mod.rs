@@ -26,8 +26,8 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    /// Boots the guest, or says why that cannot be.
-    pub(crate) fn boot() -> Option<Self> {
+    /// Starts the guest, or says why that cannot be.
+    pub(crate) fn start() -> Option<Self> {
         let cache = std::env::var_os("RETROVISOR_CACHE")
             .map(PathBuf::from)
             .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/retrovisor")))?;
@@ -89,11 +89,10 @@ impl Guest {
         let mut guest = Self { process: guest.process.take().unwrap(), monitor, shell, directory };
         guest.answer();
         guest.ask(r#"{"execute":"qmp_capabilities"}"#);
-        guest.wait_for_shell();
         Some(guest)
     }
 
-    fn wait_for_shell(&mut self) {
+    pub(crate) fn wait_for_shell(&mut self) {
         let start = Instant::now();
         loop {
             let _ = self.shell.write_all(b"echo up$((40+2))\n");
