@@ -1,3 +1,4 @@
+use super::time::Clock;
 use crate::{fact::Counter, probe::Probe, reader::Reader};
 
 /// An array of counters longer than this is no array of counters.
@@ -12,9 +13,9 @@ pub(crate) fn read(probe: &Probe) -> Vec<Counter> {
     processor_times(probe, &mut counters);
     run_queues(probe, &mut counters);
     let plain = [
-        ("forks", probe.word("total_forks")),
-        ("threads", probe.half("nr_threads").map(u64::from)),
-        ("processes", sum(probe, "process_counts")),
+        ("total_forks", probe.word("total_forks")),
+        ("nr_threads", probe.half("nr_threads").map(u64::from)),
+        ("nr_processes", sum(probe, "process_counts")),
         ("interrupts", interrupts(probe)),
         ("total_pages", probe.word("_totalram_pages")),
         ("tainted", probe.word("tainted_mask")),
@@ -119,16 +120,16 @@ fn enum_names(probe: &Probe, member: &str, end: &str) -> Vec<String> {
     names
 }
 
-/// Load averages in hundredths.
+/// Load averages, in hundredths.
 fn load(probe: &Probe, counters: &mut Vec<Counter>) {
     const FIXED_POINT_BITS: u32 = 11;
     let Some(loads) = probe.symbol("avenrun").and_then(|at| words(probe.reader, at, 3)) else { return };
-    for (name, load) in ["load1_x100", "load5_x100", "load15_x100"].into_iter().zip(loads) {
+    for (name, load) in ["load1", "load5", "load15"].into_iter().zip(loads) {
         counters.push(counter(name, load.saturating_mul(100) >> FIXED_POINT_BITS));
     }
 }
 
-/// CPU time by kind, over all CPUs. An idle CPU's idle time is added when it wakes.
+/// CPU time by kind, over all CPUs.
 fn processor_times(probe: &Probe, counters: &mut Vec<Counter>) {
     let Some(field) = probe.field("kernel_cpustat", "cpustat") else { return };
     let items = probe.types.enum_with("CPUTIME_USER");
@@ -140,22 +141,40 @@ fn processor_times(probe: &Probe, counters: &mut Vec<Counter>) {
         let Some(kind) = name.strip_prefix("CPUTIME_").map(str::to_lowercase) else { continue };
         let Ok(index) = usize::try_from(index) else { continue };
         if each.iter().any(|words| words.len() > index) {
-            let total = each
+            let ticks = each
                 .iter()
                 .filter_map(|words| words.get(index))
                 .fold(0, |sum: u64, word| sum.wrapping_add(*word));
-            counters.push(counter(format!("cpu_{kind}_ns"), total));
+            let precise = (kind == "idle").then(|| idle_time(probe)).flatten();
+            counters.push(counter(format!("cpu_{kind}_ns"), precise.unwrap_or(ticks)));
         }
     }
+}
+
+/// Idle time over all CPUs as /proc/stat has it: a CPU that sleeps without ticks is counted up to now. `None` where
+/// CPUs tick while they sleep.
+fn idle_time(probe: &Probe) -> Option<u64> {
+    probe.half("tick_nohz_active").filter(|active| *active != 0)?;
+    let now = Clock::read(probe).monotonic_ns?;
+    let field = |path: &str| probe.field("tick_sched", path);
+    let (active, entry, slept) = (field("idle_active")?, field("idle_entrytime")?, field("idle_sleeptime")?);
+    let of_cpu = |cpu: u64| {
+        let since = probe.reader.number(cpu, active).filter(|active| *active != 0);
+        let since =
+            since.and_then(|_| probe.reader.number(cpu, entry)).map_or(0, |entry| now.saturating_sub(entry));
+        Some(probe.reader.number(cpu, slept)?.wrapping_add(since))
+    };
+    probe.symbol("tick_cpu_sched")?;
+    Some(probe.each_cpu("tick_cpu_sched").filter_map(|(_, cpu)| of_cpu(cpu)).fold(0, u64::wrapping_add))
 }
 
 /// What the run queues count, over all CPUs.
 fn run_queues(probe: &Probe, counters: &mut Vec<Counter>) {
     let fields = [
         ("context_switches", "nr_switches"),
-        ("running", "nr_running"),
-        ("uninterruptible", "nr_uninterruptible"),
-        ("waiting_for_io", "nr_iowait.counter"),
+        ("nr_running", "nr_running"),
+        ("nr_uninterruptible", "nr_uninterruptible"),
+        ("nr_iowait", "nr_iowait.counter"),
     ];
     for (name, path) in fields {
         let Some(field) = probe.field("rq", path) else { continue };

@@ -3,6 +3,8 @@ use crate::probe::Probe;
 /// The guest's clocks, as of its last timer tick.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Clock {
+    /// Since boot, without suspend.
+    pub(crate) monotonic_ns: Option<u64>,
     /// Since boot, suspend included.
     pub(crate) uptime_ns: Option<u64>,
     /// Wall-clock second of the boot.
@@ -16,14 +18,15 @@ impl Clock {
     pub(crate) fn read(probe: &Probe) -> Self {
         let Some(keeper) = keeper(probe) else { return Self::default() };
         let number = |path: &str| probe.reader.number(keeper, probe.field("timekeeper", path)?);
-        let uptime = || {
+        let monotonic = || {
             let shift = u32::try_from(number("tkr_mono.shift")?).ok()?;
             let fraction = number("tkr_mono.xtime_nsec")?.checked_shr(shift)?;
-            let uptime = number("tkr_mono.base")?.checked_add(fraction)?.checked_add(number("offs_boot")?)?;
-            (uptime < CENTURY_NS).then_some(uptime)
+            number("tkr_mono.base")?.checked_add(fraction).filter(|time| *time < CENTURY_NS)
         };
+        let monotonic_ns = monotonic();
+        let uptime = || monotonic_ns?.checked_add(number("offs_boot")?).filter(|time| *time < CENTURY_NS);
         let boot = || number("offs_real")?.cast_signed().checked_sub(number("offs_boot")?.cast_signed());
-        Self { uptime_ns: uptime(), boot_time_s: boot().map(|boot| boot.div_euclid(SECOND_NS)) }
+        Self { monotonic_ns, uptime_ns: uptime(), boot_time_s: boot().map(|boot| boot.div_euclid(SECOND_NS)) }
     }
 }
 
