@@ -122,7 +122,7 @@ async fn boot(care: &Arc<Care>, plan: &Plan, screen: &mut Screen) -> Result<(), 
         let care = Arc::clone(care);
         move || {
             care.run_when(MACHINE, &spec, |machine| {
-                wait_for_workload(machine.console_log().unwrap_or_default())
+                wait_for_workload(&machine.console_log().unwrap_or_default())
             })
         }
     });
@@ -137,8 +137,8 @@ async fn boot(care: &Arc<Care>, plan: &Plan, screen: &mut Screen) -> Result<(), 
     Ok(())
 }
 
-fn wait_for_workload(console_log: PathBuf) -> Result<u64, CareError> {
-    let console = Console::new(console_log.clone());
+fn wait_for_workload(console_log: &Path) -> Result<u64, CareError> {
+    let console = Console::new(console_log.to_owned());
     let began = Instant::now();
     while began.elapsed() < BOOT_PATIENCE {
         if let Some(tick) = console.last_tick(0).filter(|tick| *tick >= SETTLED_TICK) {

@@ -188,7 +188,7 @@ impl Keeper {
         // An answer that nobody waits for any more is dropped: the deed is in the catalogue.
         match command {
             Command::Checkpoint { label, reply } => {
-                drop(reply.send(self.checkpoint(label, CheckpointKind::Manual)))
+                drop(reply.send(self.checkpoint(label, CheckpointKind::Manual)));
             }
             Command::Rollback { target, verify_image, reply } => {
                 drop(reply.send(self.travel(&Way::Rollback(target), verify_image)));

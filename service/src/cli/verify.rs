@@ -33,7 +33,7 @@ pub(super) async fn run(global: &Global) -> Result<(), CliError> {
             style::bytes(report.stored_bytes)
         );
         for damage in &report.damaged {
-            println!("damaged: {damage}");
+            println!("{damage}");
         }
     }
     if report.damaged.is_empty() {
