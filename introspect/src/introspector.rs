@@ -103,3 +103,34 @@ fn page_statistics(view: &dyn MemoryView) -> MemoryStatistics {
         ..MemoryStatistics::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::synthetic::Memory;
+
+    #[test]
+    fn a_guest_that_is_no_linux_gives_a_reason() {
+        fn can_move_to_another_thread(_: &impl Send) {}
+        let mut introspector = Introspector::new();
+        can_move_to_another_thread(&introspector);
+        let mut memory = Memory::new(64);
+        for word in 0..4096 {
+            memory.put_word(word * 8, word.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        }
+        let long = VcpuRegisters { cr0: 1 << 31, efer: 1 << 10, cr3: 0x2000, ..VcpuRegisters::default() };
+        for (vcpus, reason) in [
+            (vec![], "no registers were given"),
+            (vec![VcpuRegisters::default()], "long mode"),
+            (vec![long], "the page tables at 0x"),
+        ] {
+            let observation = introspector.observe(&memory, &vcpus);
+            assert!(observation.linux.is_none() && introspector.kernel().is_none());
+            assert!(
+                observation.reason.as_deref().is_some_and(|said| said.contains(reason)),
+                "{observation:?}"
+            );
+            assert_eq!((observation.memory.pages, observation.registers), (64, vcpus));
+        }
+    }
+}
