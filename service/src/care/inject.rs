@@ -1,6 +1,6 @@
 //! Hurting a machine on purpose.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,8 +14,13 @@ use super::CareError;
 
 /// Longest command line that the guest's shell is given.
 const LINE_BYTES_MAX: usize = 512;
-/// A guest that does not read its serial port is not waited for longer.
-const CONSOLE_PATIENCE: Duration = Duration::from_secs(2);
+/// A guest whose shell does not answer is not waited for longer.
+const SHELL_PATIENCE: Duration = Duration::from_secs(5);
+/// Output of a command that is read while waiting for its end.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
+/// What the shell says once it has taken the command, in two halves.
+const TAKEN_HEAD: &str = "retrovisor-";
+const TAKEN_TAIL: &str = "typed";
 
 /// What to break.
 #[derive(Clone, Debug)]
@@ -41,7 +46,8 @@ pub(super) fn redirect(
     Ok(retrovisor_faults::apply(machine, &patches)?)
 }
 
-/// Types one line into the guest's control shell.
+/// Types one line into the guest's control shell and waits until the shell has taken it: QEMU drops what the guest
+/// had not read when the connection ends.
 pub(super) fn type_line(control: &Path, line: &str) -> Result<(), CareError> {
     if line.is_empty() || line.len() > LINE_BYTES_MAX || line.chars().any(char::is_control) {
         return Err(CareError::Invalid(format!(
@@ -49,12 +55,25 @@ pub(super) fn type_line(control: &Path, line: &str) -> Result<(), CareError> {
         )));
     }
     let failed = |source| CareError::Io {
-        doing: format!("cannot write to the guest's serial port {}", control.display()),
+        doing: format!("the guest's shell at {} does not take the command", control.display()),
         source,
     };
     let mut port = UnixStream::connect(control).map_err(failed)?;
-    port.set_write_timeout(Some(CONSOLE_PATIENCE)).map_err(failed)?;
-    port.write_all(format!("{line}\n").as_bytes()).map_err(failed)
+    port.set_write_timeout(Some(SHELL_PATIENCE)).map_err(failed)?;
+    port.set_read_timeout(Some(SHELL_PATIENCE)).map_err(failed)?;
+    // Split in the command, so that an echo of the command is not taken for the answer.
+    port.write_all(format!("{line}\necho {TAKEN_HEAD}''{TAKEN_TAIL}\n").as_bytes()).map_err(failed)?;
+    let taken = format!("{TAKEN_HEAD}{TAKEN_TAIL}");
+    let mut said = Vec::new();
+    let mut bytes = [0; 512];
+    while !said.windows(taken.len()).any(|window| window == taken.as_bytes()) {
+        let count = port.read(&mut bytes).map_err(failed)?;
+        if count == 0 || said.len() > ANSWER_BYTES_MAX {
+            return Err(failed(std::io::ErrorKind::UnexpectedEof.into()));
+        }
+        said.extend_from_slice(&bytes[..count]);
+    }
+    Ok(())
 }
 
 #[cfg(test)]
