@@ -1,8 +1,11 @@
 //! Stock QEMU, 7.2 and later, unpatched, over its monitor.
 //!
-//! The guest's memory is a file that QEMU and this process share. Device state leaves QEMU as bytes and can be put
-//! back into the same process or a new one. Disks go back by internal snapshots of qcow2 overlays.
-//! `docs/qemu.md` tells how, and what was measured.
+//! - The guest's memory is a file that QEMU and this process share (`-object memory-backend-file,share=on`). Dirty
+//!   pages are noted by the kernel for QEMU's process, or found by comparing.
+//! - Device state leaves QEMU as bytes, by the job `snapshot-save` into a small qcow2 file in shared memory, and is
+//!   put back by `snapshot-load` from another one made around the bytes: into the same process or a new one.
+//!   `x-ignore-shared` keeps the guest's memory out of both.
+//! - Disks are qcow2 overlays over the user's images; the same two jobs keep and put back their contents.
 
 mod attach;
 mod device_state;
@@ -47,6 +50,9 @@ use shape::Shape;
 use stream::RegisterFinder;
 
 use crate::ram::Ram;
+
+/// What the names of all disk snapshots of ours begin with.
+const TAG_PREFIX: &str = "rv-";
 
 /// A QEMU process and the guest in it.
 pub struct QemuMachine {
@@ -183,6 +189,18 @@ impl QemuMachine {
         self.finder.describe()
     }
 
+    /// The disks' contents that are set aside, of all states that were captured and not released, also by earlier
+    /// processes. What no stored state refers to can be released.
+    pub fn kept_disks(&mut self) -> Result<Vec<DiskState>, MachineError> {
+        let nodes = self.monitor.execute("query-named-block-nodes", &json!({ "flat": true }))?;
+        let mut kept = Vec::new();
+        for disk in &self.disks {
+            let own = disk::snapshots(&nodes, disk).filter(|tag| tag.starts_with(TAG_PREFIX));
+            kept.extend(own.map(|tag| DiskState { disk: disk.clone(), reference: tag.to_owned() }));
+        }
+        Ok(kept)
+    }
+
     /// Ends QEMU, also a detached one. Logs and disk overlays stay in the runtime directory.
     pub fn quit(mut self) {
         self.monitor.quit();
@@ -199,7 +217,7 @@ impl QemuMachine {
     fn new_tag(&mut self) -> String {
         self.tags += 1;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        format!("rv-{:x}-{}-{}", now.as_nanos(), std::process::id(), self.tags)
+        format!("{TAG_PREFIX}{:x}-{}-{}", now.as_nanos(), std::process::id(), self.tags)
     }
 
     /// The one snapshot name of a state's disks, after checking that it is in every disk of the machine.
@@ -227,7 +245,7 @@ impl QemuMachine {
             ));
         }
         let nodes = self.monitor.execute("query-named-block-nodes", &json!({ "flat": true }))?;
-        match self.disks.iter().find(|disk| !disk::has_snapshot(&nodes, disk, &tag)) {
+        match self.disks.iter().find(|disk| !disk::snapshots(&nodes, disk).any(|own| own == tag)) {
             Some(disk) => Err(mismatch(format!("{disk} at {tag}"), "a disk without that snapshot".into())),
             None => Ok(tag),
         }

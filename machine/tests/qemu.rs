@@ -1,4 +1,5 @@
 //! The QEMU driver on the real test guest.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod guest;
 
@@ -80,9 +81,11 @@ fn twenty_checkpoints_under_load_restore_bit_exactly_in_place_and_in_a_new_proce
     sleep_ms(1500);
     let seen = ticks(&console(&machine)[from..]);
     assert!(!seen.is_empty(), "{}", &console(&machine)[from..]);
+    assert_eq!(machine.kept_disks().unwrap().len(), checkpoints.len());
     for checkpoint in &checkpoints {
         machine.release_state(&checkpoint.state).unwrap();
     }
+    assert_eq!(machine.kept_disks().unwrap(), []);
     machine.pause().unwrap();
     let error = machine.apply_state(&checkpoints[5].state, ClockPolicy::StandStill).unwrap_err();
     assert!(matches!(error, MachineError::Mismatch { .. }), "{error}");
@@ -125,7 +128,9 @@ fn a_guest_that_switched_itself_off_is_taken_back() {
     wait_console(&machine, 0, "tick 00010");
     let checkpoint = capture(&mut machine, Vec::new());
     machine.resume().unwrap();
-    Shell::open(&machine).send("echo o >/proc/sysrq-trigger");
+    // The shell stays connected: what was sent is lost when the socket closes before QEMU reads it.
+    let mut shell = Shell::open(&machine);
+    shell.send("echo o >/proc/sysrq-trigger");
     let deadline = std::time::Instant::now() + Duration::from_mins(1);
     while machine.run_state() != RunState::Gone {
         assert!(std::time::Instant::now() < deadline, "the guest did not switch itself off");
@@ -174,8 +179,11 @@ fn a_detached_machine_is_attached_again_by_a_later_self() {
     let (pid, finder) = (machine.pid(), machine.finder().0.to_owned());
     let again =
         AttachConfig { name: "again".into(), qmp: dir.path().join("qmp"), runtime_dir: dir.path().into() };
-    let error = QemuMachine::attach(&again).err().unwrap();
-    assert!(error.to_string().contains("one program at a time"), "{error}");
+    // The second try meets the queue that the first one filled.
+    for _ in 0..3 {
+        let error = QemuMachine::attach(&again).err().unwrap();
+        assert!(error.to_string().contains("one program at a time"), "{error}");
+    }
     let error = QemuMachine::launch(&detached).err().unwrap();
     assert!(error.to_string().contains("runs in"), "{error}");
     drop(machine);
@@ -194,6 +202,143 @@ fn a_detached_machine_is_attached_again_by_a_later_self() {
     ticks(&console(&machine));
     machine.quit();
     assert!(!dir.path().join("qmp").exists());
+}
+
+/// Set in the process that [`qemu_ends_with_the_process_that_launched_it`] starts and ends.
+const CHILD: &str = "RETROVISOR_TEST_LAUNCH_IN";
+
+#[test]
+fn qemu_ends_with_the_process_that_launched_it() {
+    let Some(image) = image() else { return };
+    if let Some(dir) = std::env::var_os(CHILD) {
+        let mut machine = QemuMachine::launch(&config(&image, dir.as_ref())).unwrap();
+        std::fs::write(std::path::Path::new(&dir).join("pid"), machine.pid().to_string()).unwrap();
+        loop {
+            sleep_ms(1000);
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "qemu_ends_with_the_process_that_launched_it"])
+        .env(CHILD, dir.path())
+        .spawn()
+        .unwrap();
+    let within = |what: &str, done: &dyn Fn() -> bool| {
+        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        while !done() {
+            assert!(std::time::Instant::now() < deadline, "{what} did not come");
+            sleep_ms(20);
+        }
+    };
+    let pid = || std::fs::read_to_string(dir.path().join("pid")).unwrap_or_default();
+    within("the launch", &|| !pid().is_empty());
+    let process = format!("/proc/{}/cmdline", pid());
+    assert!(std::fs::read_to_string(&process).unwrap().contains("guest=test"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // A zombie that nobody collects has no command line.
+    within("QEMU's end", &|| std::fs::read(&process).map_or(true, |line| line.is_empty()));
+}
+
+/// A QEMU as others start it. Ended when dropped.
+struct Foreign(std::process::Child, std::path::PathBuf);
+
+impl Foreign {
+    fn start(dir: &std::path::Path, arguments: &[&str]) -> Self {
+        let qmp = dir.join("foreign-qmp");
+        let _ = std::fs::remove_file(&qmp);
+        let child = std::process::Command::new("qemu-system-x86_64")
+            .args(["-nodefaults", "-display", "none", "-accel", "tcg", "-S", "-qmp"])
+            .arg(format!("unix:{},server=on,wait=off", qmp.display()))
+            .args(arguments)
+            .spawn()
+            .unwrap();
+        while std::os::unix::net::UnixStream::connect(&qmp).is_err() {
+            sleep_ms(10);
+        }
+        Self(child, qmp)
+    }
+
+    fn attach(&self) -> Result<QemuMachine, MachineError> {
+        let runtime_dir = self.1.parent().unwrap().into();
+        QemuMachine::attach(&AttachConfig { name: "foreign".into(), qmp: self.1.clone(), runtime_dir })
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_qemu_of_others_is_taken_over_by_comparing_or_refused_with_the_way_out() {
+    let Some(image) = image() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let kernel = image.join("vmlinuz").display().to_string();
+    let initrd = image.join("initramfs.cpio.gz").display().to_string();
+    let console = format!("file:{}", dir.path().join("console.log").display());
+    let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let memory =
+        format!("memory-backend-file,id=mem0,size=256M,mem-path={}/ram,share=on", memory.path().display());
+    let guest = [
+        "-kernel",
+        &kernel,
+        "-initrd",
+        &initrd,
+        "-append",
+        "console=ttyS0 quiet",
+        "-serial",
+        &console,
+        "-m",
+        "256M",
+    ];
+    let shared = ["-object", &memory, "-machine", "q35,memory-backend=mem0", "-cpu", "max"];
+
+    let foreign = Foreign::start(dir.path(), &[&guest[..], &shared].concat());
+    let mut machine = foreign.attach().unwrap();
+    assert_eq!((machine.finder().0, machine.run_state()), ("compare", RunState::Paused));
+    assert_eq!(machine.identity().layout.bytes(), 256 << 20);
+    machine.resume().unwrap();
+    wait_console(&machine, 0, "tick 00010");
+    let first = capture(&mut machine, Vec::new());
+    machine.resume().unwrap();
+    sleep_ms(500);
+    let second = capture(&mut machine, first.memory.clone());
+    assert!(guest::differing(machine.memory(), &second.memory).is_empty());
+    assert!(second.dirty > 0 && second.dirty < 30_000, "{}", second.dirty);
+    let from = self::console(&machine).len();
+    restore(&mut machine, &first);
+    machine.resume().unwrap();
+    wait_console(&machine, from, "tick ");
+    ticks(&self::console(&machine));
+    // Letting go leaves the guest running.
+    drop(machine);
+    assert_eq!(foreign.attach().unwrap().run_state(), RunState::Running);
+    drop(foreign);
+
+    let error = Foreign::start(dir.path(), &guest).attach().err().unwrap();
+    assert!(error.to_string().contains("share=on"), "{error}");
+    let private = memory.replace(",share=on", "");
+    let private = ["-object", &private, "-machine", "q35,memory-backend=mem0"];
+    let error = Foreign::start(dir.path(), &[&guest[..], &private].concat()).attach().err().unwrap();
+    assert!(
+        matches!(error, MachineError::Unsupported { .. }) && error.to_string().contains("not shared"),
+        "{error}"
+    );
+    let raw = dir.path().join("disk.raw");
+    std::fs::write(&raw, vec![0; 1 << 20]).unwrap();
+    let raw = format!("file={},format=raw,if=virtio", raw.display());
+    let error = Foreign::start(dir.path(), &[&guest[..], &shared, &["-drive", &raw]].concat())
+        .attach()
+        .err()
+        .unwrap();
+    assert!(error.to_string().contains("qemu-img create"), "{error}");
+    let absent =
+        AttachConfig { name: "x".into(), qmp: dir.path().join("absent"), runtime_dir: dir.path().into() };
+    let error = QemuMachine::attach(&absent).err().unwrap();
+    assert!(error.to_string().contains("Is QEMU running?"), "{error}");
 }
 
 #[test]

@@ -133,12 +133,12 @@ pub(super) fn list(monitor: &mut Monitor) -> Result<Vec<String>, MachineError> {
     Ok(nodes)
 }
 
-/// Whether the node has an internal snapshot of that name.
-pub(super) fn has_snapshot(nodes: &Value, node: &str, tag: &str) -> bool {
+/// The names of the node's internal snapshots, from QEMU's list of nodes.
+pub(super) fn snapshots<'a>(nodes: &'a Value, node: &'a str) -> impl Iterator<Item = &'a str> {
     let nodes = nodes.as_array().into_iter().flatten();
-    let own = nodes.filter(|entry| text(entry, "node-name") == Some(node));
+    let own = nodes.filter(move |entry| text(entry, "node-name") == Some(node));
     let snapshots = own.filter_map(|entry| entry.get("image")?.get("snapshots")?.as_array()).flatten();
-    snapshots.into_iter().any(|snapshot| text(snapshot, "name") == Some(tag))
+    snapshots.filter_map(|snapshot| text(snapshot, "name"))
 }
 
 #[cfg(test)]
@@ -196,11 +196,7 @@ mod tests {
     #[test]
     fn snapshots_are_looked_up_by_node() {
         let nodes = json!([{ "node-name": "d0", "image": { "snapshots": [{ "name": "t" }] } }, { "node-name": "d1", "image": {} }]);
-        assert!(has_snapshot(&nodes, "d0", "t"));
-        assert!(
-            !has_snapshot(&nodes, "d0", "u")
-                && !has_snapshot(&nodes, "d1", "t")
-                && !has_snapshot(&json!(3), "d0", "t")
-        );
+        assert!(snapshots(&nodes, "d0").eq(["t"]));
+        assert!(snapshots(&nodes, "d1").chain(snapshots(&json!(3), "d0")).eq([""; 0]));
     }
 }

@@ -182,7 +182,7 @@ mod tests {
         let mut process = shell("echo one >&2; printf 'tw\\033o\\n' >&2; exit 3", &log);
         assert!(process.wait(Duration::from_secs(10)));
         assert_eq!(process.obituary(), "QEMU ended with status 3; its last words: one / tw o");
-        let mut process = shell("sleep 100", &log);
+        let mut process = shell("exec sleep 100", &log);
         assert!(!process.ended());
         let mut found = Process::find(process.pid(), None).unwrap();
         assert!(!found.ended());

@@ -5,7 +5,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sendmsg, socket,
+};
 use serde_json::{Value, json};
 
 use super::message::{Message, Version};
@@ -42,8 +45,7 @@ pub(super) struct Qmp {
 impl Qmp {
     /// Connects, reads the greeting and leaves the negotiation.
     pub(super) fn connect(path: &Path) -> Result<Self, QmpError> {
-        let stream = UnixStream::connect(path)
-            .map_err(|source| QmpError::Connect { path: path.to_path_buf(), source })?;
+        let stream = connect(path)?;
         let mut qmp = Self {
             stream,
             buffer: Vec::new(),
@@ -256,6 +258,24 @@ impl Qmp {
         self.searched = 0;
         Some(std::mem::replace(&mut self.buffer, rest))
     }
+}
+
+/// Connects without waiting. QEMU's queue of clients is one long: a second one in it would wait for ever.
+fn connect(path: &Path) -> Result<UnixStream, QmpError> {
+    let failed = |errno: Errno| match errno {
+        Errno::EAGAIN => QmpError::Busy { path: path.to_path_buf() },
+        other => QmpError::Connect { path: path.to_path_buf(), source: other.into() },
+    };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(failed)?;
+    let address = UnixAddr::new(path).map_err(failed)?;
+    nix::sys::socket::connect(socket.as_raw_fd(), &address).map_err(failed)?;
+    let stream = UnixStream::from(socket);
+    stream
+        .set_nonblocking(false)
+        .and_then(|()| stream.set_write_timeout(Some(ANSWER_WAIT)))
+        .map_err(|source| QmpError::Connect { path: path.to_path_buf(), source })?;
+    Ok(stream)
 }
 
 fn broken(error: &std::io::Error) -> QmpError {

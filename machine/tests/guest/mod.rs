@@ -1,5 +1,4 @@
 //! The project's test guest, and what the tests do with it.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
