@@ -11,7 +11,8 @@ use crate::feature::{FEATURES, extract};
 use crate::history;
 use crate::judgement::{Judgement, Reason, score};
 use crate::model::{Assessment, Model, Observation};
-use crate::number::{probability, short};
+use crate::number::{probability, range, short};
+use crate::order::median;
 use crate::sample::Sample;
 use crate::scale::Moment;
 use crate::suspect::suspects;
@@ -29,6 +30,8 @@ pub struct Analyst {
     unlearnt: usize,
     seen: HashMap<CheckpointId, Seen>,
     waiting: HashMap<CheckpointId, Observation>,
+    /// The newest clean checkpoints' intervals, in guest seconds.
+    intervals_s: VecDeque<f64>,
     last: Option<CheckpointId>,
     resumed_from: Option<CheckpointId>,
 }
@@ -56,6 +59,9 @@ pub(crate) struct Judged {
     pub(crate) observation: Observation,
 }
 
+/// Intervals that say what is usual: at least, and at most.
+const INTERVALS_MIN: usize = 5;
+const INTERVALS_MAX: usize = 15;
 /// Reasons given for one checkpoint, at most.
 const REASONS_MAX: usize = 12;
 /// Clean checkpoints kept that wait for successors; those of timelines nobody came back to are forgotten.
@@ -72,6 +78,7 @@ impl Analyst {
             unlearnt: 0,
             seen: HashMap::new(),
             waiting: HashMap::new(),
+            intervals_s: VecDeque::new(),
             last: None,
             resumed_from: None,
         }
@@ -192,7 +199,8 @@ impl Analyst {
         if assessment.p_value >= self.config.alpha {
             return Verdict::Unknown;
         }
-        let extreme = strongest >= self.config.deviation_extreme
+        let extreme = alarmed.len() >= self.config.extreme_features
+            && strongest >= self.config.deviation_extreme
             && assessment.p_value < self.config.alpha_extreme
             && !resumed;
         let confirmed =
@@ -219,9 +227,13 @@ impl Analyst {
         if !clean || known {
             return Vec::new();
         }
+        // Only checkpoints at the usual interval teach: those taken by hand, or by a rollback, are mostly noise.
+        let teaches = has_rates && self.is_usual_interval(observation.moment.interval_s);
         if self.model.is_some() {
-            self.wait(observation.clone());
-        } else if has_rates {
+            if teaches {
+                self.wait(observation.clone());
+            }
+        } else if teaches {
             self.baseline.push_back(observation.clone());
             if self.baseline.len() >= self.config.baseline() {
                 self.fit();
@@ -229,6 +241,20 @@ impl Analyst {
         }
         // Until there is a model nothing but invariants was checked: too little to call a checkpoint good.
         if self.model.is_none() { Vec::new() } else { self.settle(sample.checkpoint) }
+    }
+
+    /// Whether an interval is not much shorter than the newest ones; follows when they become shorter.
+    fn is_usual_interval(&mut self, interval_s: f64) -> bool {
+        let usual = if self.intervals_s.len() < INTERVALS_MIN {
+            0.0
+        } else {
+            median(self.intervals_s.iter().copied()).unwrap_or(0.0)
+        };
+        self.intervals_s.push_back(interval_s);
+        if self.intervals_s.len() > INTERVALS_MAX {
+            self.intervals_s.pop_front();
+        }
+        interval_s >= usual / 2.0
     }
 
     fn wait(&mut self, observation: Observation) {
@@ -262,9 +288,7 @@ impl Analyst {
         }
         settled.reverse();
         for checkpoint in &settled {
-            if let Some(observation) = self.waiting.remove(checkpoint)
-                && observation.moment.interval_s > 0.0
-            {
+            if let Some(observation) = self.waiting.remove(checkpoint) {
                 self.baseline.push_back(observation);
                 self.unlearnt += 1;
             }
@@ -358,11 +382,10 @@ fn statistical_reasons(
         let deviation = assessment.deviations[*at];
         Some(Reason {
             text: format!(
-                "{} {}: {} to {} when clean ({} robust deviations)",
+                "{} {}: {} when clean ({} robust deviations)",
                 feature.name,
                 short((*observation.vector.get(*at)?)?),
-                short(low),
-                short(high),
+                range(low, high),
                 short(deviation)
             ),
             subject: feature.name.to_owned(),

@@ -10,7 +10,7 @@ use crate::counter::{Stray, strays};
 use crate::feature::FEATURES;
 use crate::judgement::Judgement;
 use crate::model::{Assessment, Model, Observation};
-use crate::number::short;
+use crate::number::{range, short};
 use crate::sample::{Violation, count_f64};
 use crate::suspect::suspects;
 
@@ -164,11 +164,10 @@ fn counters(
             kind: CauseKind::Counter,
             score: stray.deviation.abs(),
             text: format!(
-                "{} is {}{unit}: {} to {} when clean",
+                "{} is {}{unit}: {} when clean",
                 stray.name,
                 short(stray.now),
-                short(stray.low),
-                short(stray.high)
+                range(stray.low, stray.high)
             ),
             object: stray.name,
             evidence: vec![format!("{} robust deviations", short(stray.deviation))],
@@ -183,7 +182,7 @@ fn counters(
             kind: CauseKind::Counter,
             object: feature.name.to_owned(),
             score: deviation.abs(),
-            text: format!("{} is {}: {} to {} when clean", feature.name, short(now), short(low), short(high)),
+            text: format!("{} is {}: {} when clean", feature.name, short(now), range(low, high)),
             evidence: vec![feature.meaning.to_owned(), format!("{} robust deviations", short(deviation))],
         })
     });

@@ -14,12 +14,14 @@ pub struct Config {
     pub window_checkpoints: usize,
     /// A checkpoint whose p-value lies below this, with a feature to name, is suspect.
     pub alpha: f64,
-    /// A checkpoint whose p-value lies below this, with a feature far out, is bad at once.
+    /// A checkpoint whose p-value lies below this, with several features far out, is bad at once.
     pub alpha_extreme: f64,
     /// Robust standard deviations from which on a feature counts as evidence.
     pub deviation_min: f64,
-    /// Robust standard deviations that make a checkpoint bad without a second one to confirm it.
+    /// Robust standard deviations that, in one feature, make a checkpoint bad without a second one to confirm it.
     pub deviation_extreme: f64,
+    /// Features that must be out by `deviation_min` as well for that: one alone may be a fault of reading.
+    pub extreme_features: usize,
 }
 
 impl Default for Config {
@@ -29,9 +31,10 @@ impl Default for Config {
             settle_checkpoints: 3,
             window_checkpoints: 200,
             alpha: 0.01,
-            alpha_extreme: 1e-4,
+            alpha_extreme: 1e-3,
             deviation_min: 5.0,
             deviation_extreme: 12.0,
+            extreme_features: 3,
         }
     }
 }

@@ -9,9 +9,31 @@ use crate::sample::Sample;
 /// Counters taken of one checkpoint, at most.
 const COUNTERS_MAX: usize = 1024;
 
-/// Whether the counter is a level (so many now) and not a count of events since boot.
+/// Counts of events that are named like levels.
+const EVENTS: [&str; 7] = [
+    "nr_dirtied",
+    "nr_written",
+    "nr_throttled_written",
+    "nr_vmscan_write",
+    "nr_vmscan_immediate_reclaim",
+    "nr_foll_pin_acquired",
+    "nr_foll_pin_released",
+];
+/// Levels (so many now) that are not named like one.
+const LEVELS: [&str; 8] = [
+    "processes",
+    "threads",
+    "running",
+    "uninterruptible",
+    "waiting_for_io",
+    "total_pages",
+    "tainted",
+    "workingset_nodes",
+];
+
+/// Whether the counter is a level and not a count of events since boot.
 fn is_level(name: &str) -> bool {
-    name.starts_with("nr_") || name.starts_with("load") || name.ends_with("_pages")
+    LEVELS.contains(&name) || name.ends_with("_x100") || (name.starts_with("nr_") && !EVENTS.contains(&name))
 }
 
 /// Events per guest second, and levels as they are.
@@ -21,7 +43,9 @@ pub(crate) fn rates(
     interval: Option<Interval>,
 ) -> BTreeMap<String, f64> {
     let rate = |name: &str, now: f64| {
-        let grown = now - parent?.counter(name)?;
+        // Time used per time passed: processors, not nanoseconds.
+        let unit = if name.ends_with("_ns") { 1e9 } else { 1.0 };
+        let grown = (now - parent?.counter(name)?) / unit;
         (grown >= 0.0).then_some(grown / interval?.seconds)
     };
     sample

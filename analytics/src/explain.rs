@@ -1,5 +1,7 @@
 //! From an alarm back to its beginning, and to what may be to blame.
 
+use std::fmt::Write as _;
+
 use retrovisor_snapshot::{Catalogue, CheckpointId, CheckpointKind, CheckpointRecord, Verdict};
 use serde::Serialize;
 
@@ -11,7 +13,7 @@ use crate::feature::FEATURES;
 use crate::history;
 use crate::judgement::Judgement;
 use crate::model::{Assessment, Observation};
-use crate::number::short;
+use crate::number::{range, short};
 use crate::onset::{likeness, onset};
 use crate::sample::{Log, Sample, Violation};
 use crate::scale::Scale;
@@ -127,7 +129,6 @@ impl Analyst {
     fn leads(&self, alarm: &Stage) -> Vec<usize> {
         let Some(assessment) = &alarm.assessment else { return Vec::new() };
         let mut leads: Vec<usize> = (0..FEATURES.len())
-            .filter(|at| FEATURES[*at].name != "violations")
             .filter(|at| assessment.evidence[*at].abs() >= self.config().deviation_min)
             .collect();
         leads.sort_by(|a, b| assessment.evidence[*b].abs().total_cmp(&assessment.evidence[*a].abs()));
@@ -180,16 +181,11 @@ impl Analyst {
                 continue;
             };
             let shown = |stage: &Stage| value(stage).map_or("unknown".to_owned(), short);
-            lines.push(format!(
-                "{} was {} to {} when clean, {} in {}, {} in {}",
-                FEATURES[*at].name,
-                short(low),
-                short(high),
-                shown(onset),
-                onset.record.name,
-                shown(alarm),
-                alarm.record.name
-            ));
+            let mut line = format!("{} was {} when clean", FEATURES[*at].name, range(low, high));
+            for stage in if later == 0 { vec![alarm] } else { vec![onset, alarm] } {
+                let _ = write!(line, ", {} in {}", shown(stage), stage.record.name);
+            }
+            lines.push(line);
         }
         let quiet = began.checked_sub(1).and_then(|at| path.get(at)).map(|stage| &stage.sample.log);
         if let Some(quiet) = quiet {

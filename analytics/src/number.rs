@@ -25,6 +25,12 @@ fn trimmed(number: f64, size: f64) -> String {
     if text == "-0" { "0".to_owned() } else { text.to_owned() }
 }
 
+/// A range; one number where both ends read the same.
+pub(crate) fn range(low: f64, high: f64) -> String {
+    let (low, high) = (short(low), short(high));
+    if low == high { low } else { format!("{low} to {high}") }
+}
+
 /// A p-value.
 pub(crate) fn probability(p: f64) -> String {
     if p >= 0.001 { trimmed_probability(p) } else { format!("{p:.0e}") }

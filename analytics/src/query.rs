@@ -117,15 +117,19 @@ WITH pair AS (
     LEFT JOIN verdict v ON v.checkpoint = c.id
     WHERE c.machine = (SELECT machine FROM checkpoint WHERE name = ?1)
       AND (v.verdict = 'good' OR c.name = ?1)),
-rate AS (
+reading AS (
     SELECT p.name AS checkpoint, p.verdict, now.name AS counter,
-           CASE WHEN now.name GLOB 'nr_*' OR now.name GLOB 'load*' THEN 'level' ELSE 'per second' END AS unit,
-           CASE WHEN now.name GLOB 'nr_*' OR now.name GLOB 'load*' THEN now.value
-                ELSE (now.value - then_.value) / p.seconds END AS value
+           now.name IN ('processes', 'threads', 'running', 'uninterruptible', 'waiting_for_io', 'workingset_nodes')
+               OR now.name GLOB '*_x100' OR (now.name GLOB 'nr_*' AND now.name NOT IN ('nr_dirtied', 'nr_written')) AS is_level,
+           now.value, (now.value - then_.value) / p.seconds AS per_second
     FROM pair p
     CROSS JOIN fact_counter now ON now.checkpoint = p.id
     JOIN fact_counter then_ ON then_.checkpoint = p.parent AND then_.name = now.name
     WHERE p.seconds > 0.05),
+rate AS (
+    SELECT checkpoint, verdict, counter, iif(is_level, 'level', 'per second') AS unit,
+           iif(is_level, value, per_second) AS value
+    FROM reading),
 usual AS (
     SELECT counter, min(value) AS low, max(value) AS high, avg(value) AS mean
     FROM rate WHERE verdict = 'good' GROUP BY counter)

@@ -2,6 +2,13 @@ use crate::feature::{Direction, Feature, Shape};
 use crate::order::{median, quantile, sorted, spread};
 use crate::sample::count_f64;
 
+/// Processor time that is spent, or booked, at once: a tick, a wake-up with its work.
+pub(crate) const BURST_S: f64 = 0.03;
+/// Events that come at once.
+const CLUMP_EVENTS: f64 = 4.0;
+/// Pages that come or go at once.
+const CLUMP_PAGES: f64 = 32.0;
+
 /// Where and when a value was seen: what its noise depends on.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Moment {
@@ -27,48 +34,71 @@ pub(crate) struct Scale {
 impl Scale {
     /// Learns from raw values; `None` when the feature was hardly ever there.
     pub(crate) fn fit(feature: Feature, seen: &[(Moment, f64)]) -> Option<Self> {
-        let scaled: Vec<(f64, f64)> = seen
+        let seen: Vec<(Moment, f64)> = seen
             .iter()
-            .filter(|(_, raw)| raw.is_finite())
-            .map(|(moment, raw)| (moment.uptime_s, feature.shape.apply(*raw)))
-            .filter(|(time, value)| time.is_finite() && value.is_finite())
+            .filter(|(moment, raw)| moment.uptime_s.is_finite() && raw.is_finite())
+            .copied()
             .collect();
-        let values = sorted(scaled.iter().map(|(_, value)| *value));
+        let in_time: Vec<(f64, f64)> =
+            seen.iter().map(|(moment, raw)| (moment.uptime_s, feature.shape.apply(*raw))).collect();
+        let values = sorted(in_time.iter().map(|(_, value)| *value));
         if values.len() < 4 {
             return None;
         }
-        let center = quantile(&values, 0.5)?;
-        // A spread learnt from few values is itself uncertain.
-        let spread = spread(&values)? * (1.0 + 2.0 / count_f64(values.len()));
-        Some(Self {
+        let mut scale = Self {
             feature,
-            center,
-            spread: spread.max(feature.floor),
+            center: quantile(&values, 0.5)?,
+            spread: feature.floor,
             low: *values.first()?,
             high: *values.last()?,
-            drift_per_s: drift(&scaled),
-            newest_s: scaled.iter().map(|(time, _)| *time).fold(f64::MIN, f64::max),
-        })
+            drift_per_s: drift(&in_time),
+            newest_s: in_time.iter().map(|(time, _)| *time).fold(f64::MIN, f64::max),
+        };
+        let residuals = sorted(seen.iter().map(|(moment, raw)| scale.residual(*moment, *raw)));
+        // A spread learnt from few values is itself uncertain.
+        let spread = spread(&residuals)? * (1.0 + 2.0 / count_f64(values.len()));
+        scale.spread = spread.max(feature.floor);
+        Some(scale)
     }
 
     /// Robust standard deviations from the usual, signed. Wider where the interval was short, and further
     /// from the baseline in time when the feature was drifting.
     pub(crate) fn deviation(&self, moment: Moment, raw: f64) -> f64 {
-        let value = self.feature.shape.apply(raw);
-        if !(raw.is_finite() && value.is_finite()) {
+        let residual = self.residual(moment, raw);
+        if !(raw.is_finite() && residual.is_finite()) {
             return 0.0;
         }
         let ahead = self.drift_per_s * (moment.uptime_s - self.newest_s).max(0.0);
-        let mut variance = self.spread * self.spread + ahead * ahead;
-        if self.feature.shape == Shape::Rate {
-            // Events come in clumps: twice the variance of a Poisson count, on the logarithmic scale.
-            let expected = self.center.exp_m1().max(0.0) * moment.interval_s;
-            variance += 2.0 / (2.0 + expected);
-        }
-        let deviation = (value - self.center) / variance.sqrt();
+        let variance = self.spread.powi(2) + ahead.powi(2) + self.short_interval_variance(moment.interval_s);
+        let deviation = residual / variance.sqrt();
         match self.feature.direction {
             Direction::Both => deviation,
             Direction::High => deviation.max(0.0),
+            Direction::Recorded => 0.0,
+        }
+    }
+
+    /// The distance from the usual, on the feature's scale.
+    fn residual(&self, moment: Moment, raw: f64) -> f64 {
+        if self.feature.shape == Shape::Rate && moment.interval_s > 0.0 {
+            // Compared as counts: in a short interval a few events more or less are a high rate or none.
+            let expected = self.center.exp_m1().max(0.0) * moment.interval_s;
+            return ((raw.max(0.0) * moment.interval_s + CLUMP_EVENTS) / (expected + CLUMP_EVENTS)).ln();
+        }
+        self.feature.shape.apply(raw) - self.center
+    }
+
+    /// What an interval adds by being short, on the feature's scale.
+    fn short_interval_variance(&self, interval_s: f64) -> f64 {
+        if interval_s <= 0.0 {
+            return 0.0;
+        }
+        match self.feature.shape {
+            Shape::Linear | Shape::Log | Shape::Signed(_) => 0.0,
+            Shape::Share => (BURST_S / interval_s).powi(2),
+            // Events come in clumps: twice the variance of a Poisson count, on the logarithmic scale.
+            Shape::Rate => 2.0 / (2.0 + self.center.exp_m1().max(0.0) * interval_s),
+            Shape::Change(unit) => (CLUMP_PAGES / interval_s / unit).powi(2),
         }
     }
 
@@ -117,6 +147,15 @@ mod tests {
         let scale = Scale::fit(named("forks_per_s"), &seen).unwrap();
         let short = Moment { interval_s: 0.1, ..at(20) };
         assert!(scale.deviation(short, 20.0) < scale.deviation(at(20), 20.0));
+    }
+
+    #[test]
+    fn a_burst_of_work_in_a_short_interval_is_no_news() {
+        let seen: Vec<_> = (0..20).map(|i| (at(i), 0.05)).collect();
+        let scale = Scale::fit(named("top_task_cpu_share"), &seen).unwrap();
+        let short = Moment { interval_s: 0.06, ..at(20) };
+        assert!(scale.deviation(short, 0.5) < 2.0);
+        assert!(scale.deviation(at(20), 0.95) > 8.0);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use crate::activity::{Activity, Habits, Interval, TaskDeed};
 use crate::number::short;
 use crate::sample::count_f64;
+use crate::scale::BURST_S;
 
 /// One family under suspicion.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,13 +34,16 @@ pub(crate) fn suspects(
     habits: &Habits,
     interval: Option<Interval>,
 ) -> Vec<Suspect> {
+    // A short interval sees all of a burst.
+    let burst = interval.map_or(0.0, |interval| BURST_S / interval.seconds);
+    let cpu_share_step = CPU_SHARE_STEP.hypot(burst);
     let mut found: Vec<Suspect> = activity
         .iter()
         .filter_map(|(family, deed)| {
             let (excess, habit) = (habits.excess(family, deed), habits.of(family));
             let mut pieces = vec![
                 (
-                    excess.cpu_share / CPU_SHARE_STEP,
+                    excess.cpu_share / cpu_share_step,
                     format!(
                         "used {} processors, at most {} when clean",
                         short(deed.cpu_share),

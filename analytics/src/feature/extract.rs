@@ -69,7 +69,7 @@ fn tasks(
     values.set("new_tasks_per_s", per_second(parent.map(|_| new), interval));
     let kept = count_f64(sample.tasks.len()) - new;
     values.set("exits_per_s", per_second(parent.map(|p| count_f64(p.tasks.len()) - kept), interval));
-    values.set("forks_per_s", per_second(growth(sample, parent, &["total_forks"]), interval));
+    values.set("forks_per_s", per_second(growth(sample, parent, &["forks"]), interval));
 }
 
 fn against_habits(values: &mut Values, activity: &Activity, habits: Option<&Habits>) {
@@ -97,7 +97,7 @@ fn processor(
     values.set("cpu_idle_share", share(&["cpu_idle_ns", "cpu_iowait_ns"]));
     let top = deeds.iter().map(|deed| deed.cpu_share).fold(0.0, f64::max);
     values.set("top_task_cpu_share", parent.and(interval).map(|_| top));
-    values.set("load1", sample.counter("load1"));
+    values.set("load1", sample.counter("load1_x100").map(|load| load / 100.0));
     values.set("context_switches_per_s", per_second(growth(sample, parent, &["context_switches"]), interval));
     values.set("interrupts_per_s", per_second(growth(sample, parent, &["interrupts"]), interval));
 }
@@ -129,12 +129,18 @@ fn memory(values: &mut Values, sample: &Sample, parent: Option<&Sample>, interva
     values.set("largest_rss_pages", largest.map(u64_f64));
 }
 
+/// Least that a ratio of pages is taken of.
+const RATIO_SECONDS_MIN: f64 = 0.2;
+const RATIO_PAGES_MIN: f64 = 64.0;
+
 fn capture(values: &mut Values, sample: &Sample, interval: Option<Interval>) {
     let capture = sample.capture;
     values.set("dirty_pages_per_s", per_second(Some(capture.dirty_pages), interval));
     values.set("stored_bytes_per_s", per_second(Some(capture.stored_bytes), interval));
-    // The ratio of very few pages says nothing.
-    if interval.is_some() && capture.dirty_pages >= 16.0 {
+    // The ratio of few pages says nothing.
+    if interval.is_some_and(|interval| interval.seconds >= RATIO_SECONDS_MIN)
+        && capture.dirty_pages >= RATIO_PAGES_MIN
+    {
         values.set("new_content_ratio", (capture.new_pages / capture.dirty_pages).min(1.0));
         values.set("zero_ratio", (capture.zero_pages / capture.dirty_pages).min(1.0));
     }

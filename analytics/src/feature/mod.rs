@@ -12,30 +12,34 @@ pub(crate) use self::extract::extract;
 pub enum Shape {
     /// As it is: shares and small counts.
     Linear,
+    /// As it is: a share of processor time, of which short intervals see all of a burst or nothing.
+    Share,
     /// `ln(1 + x)`: sizes and counts with a heavy tail.
     Log,
     /// `ln(1 + x)` of events per guest second: as [`Shape::Log`], and short intervals are known to be noisy.
     Rate,
-    /// `asinh(x / unit)`: changes that may go either way.
+    /// `asinh(x / unit)`: levels and changes of either sign.
     Signed(f64),
+    /// `asinh(x / unit)` of a change per guest second; short intervals are known to be noisy.
+    Change(f64),
 }
 
 impl Shape {
     /// The value on its scale.
     pub(crate) fn apply(self, raw: f64) -> f64 {
         match self {
-            Self::Linear => raw,
+            Self::Linear | Self::Share => raw,
             Self::Log | Self::Rate => raw.max(0.0).ln_1p(),
-            Self::Signed(unit) => (raw / unit).asinh(),
+            Self::Signed(unit) | Self::Change(unit) => (raw / unit).asinh(),
         }
     }
 
     /// The raw value at a place on the scale.
     pub(crate) fn undo(self, scaled: f64) -> f64 {
         match self {
-            Self::Linear => scaled,
+            Self::Linear | Self::Share => scaled,
             Self::Log | Self::Rate => scaled.exp_m1(),
-            Self::Signed(unit) => scaled.sinh() * unit,
+            Self::Signed(unit) | Self::Change(unit) => scaled.sinh() * unit,
         }
     }
 }
@@ -48,6 +52,8 @@ pub enum Direction {
     Both,
     /// Only more does.
     High,
+    /// Recorded, and judged by a rule of its own instead of by statistics.
+    Recorded,
 }
 
 /// One number a checkpoint is judged by.
@@ -75,8 +81,8 @@ const fn feature(
     Feature { name, meaning, shape, floor, direction }
 }
 
-use Direction::{Both, High};
-use Shape::{Linear, Log, Rate, Signed};
+use Direction::{Both, High, Recorded};
+use Shape::{Change, Linear, Log, Rate, Share, Signed};
 
 /// Every feature, in the order in which vectors hold them.
 pub const FEATURES: &[Feature] = &[
@@ -100,13 +106,13 @@ pub const FEATURES: &[Feature] = &[
         "names that every clean checkpoint had and this one has not",
     ),
     // Processor time.
-    feature("cpu_user_share", Linear, 0.08, Both, "processor time in user space, of all there is"),
-    feature("cpu_system_share", Linear, 0.08, Both, "processor time in the kernel, of all there is"),
-    feature("cpu_idle_share", Linear, 0.08, Both, "idle processor time, of all there is"),
-    feature("top_task_cpu_share", Linear, 0.08, Both, "of one processor, what the busiest thread used"),
+    feature("cpu_user_share", Share, 0.08, Both, "processor time in user space, of all there is"),
+    feature("cpu_system_share", Share, 0.08, Both, "processor time in the kernel, of all there is"),
+    feature("cpu_idle_share", Share, 0.08, Both, "idle processor time, of all there is"),
+    feature("top_task_cpu_share", Share, 0.08, Both, "of one processor, what the busiest thread used"),
     feature(
         "excess_cpu_share",
-        Linear,
+        Share,
         0.06,
         High,
         "processors used beyond what each name ever used when clean",
@@ -120,9 +126,9 @@ pub const FEATURES: &[Feature] = &[
     feature("allocations_per_s", Rate, 0.4, Both, "pages allocated"),
     feature("frees_per_s", Rate, 0.4, Both, "pages freed"),
     feature("free_pages", Log, 0.25, Both, "pages free"),
-    feature("free_pages_change_per_s", Signed(500.0), 0.4, Both, "growth of free memory"),
+    feature("free_pages_change_per_s", Change(500.0), 0.4, Both, "growth of free memory"),
     feature("anon_pages", Log, 0.2, Both, "pages of processes' own memory"),
-    feature("anon_pages_change_per_s", Signed(500.0), 0.4, High, "growth of processes' own memory"),
+    feature("anon_pages_change_per_s", Change(500.0), 0.4, High, "growth of processes' own memory"),
     feature("file_pages", Log, 0.2, Both, "pages that hold files"),
     feature("slab_pages", Log, 0.2, Both, "pages of the kernel's own objects"),
     feature("page_table_pages", Log, 0.2, Both, "pages that hold page tables"),
@@ -143,17 +149,18 @@ pub const FEATURES: &[Feature] = &[
         High,
         "tasks killed for want of memory since the checkpoint before",
     ),
-    // Seen from outside, when the checkpoint was taken.
+    // Seen from outside, when the checkpoint was taken. A guest that was put back repeats itself, and its contents are
+    // known already: only more than usual means anything.
     feature("dirty_pages_per_s", Rate, 0.4, Both, "guest pages written"),
     feature(
         "new_content_ratio",
         Linear,
         0.15,
-        Both,
+        High,
         "of the pages written, those with contents never stored before",
     ),
     feature("zero_ratio", Linear, 0.15, Both, "of the pages written, those that hold zeros"),
-    feature("stored_bytes_per_s", Rate, 0.5, Both, "bytes the checkpoint added to the store"),
+    feature("stored_bytes_per_s", Rate, 0.5, High, "bytes the checkpoint added to the store"),
     // The kernel.
     feature("modules", Linear, 0.3, Both, "modules loaded"),
     feature("module_changes", Linear, 0.15, High, "modules loaded or gone since the checkpoint before"),
@@ -166,7 +173,7 @@ pub const FEATURES: &[Feature] = &[
     ),
     feature("log_lines_per_s", Rate, 0.5, High, "lines written to the kernel log"),
     feature("log_errors_per_s", Rate, 0.3, High, "of them, errors and worse"),
-    feature("violations", Linear, 0.1, High, "things found that are never so in a healthy guest"),
+    feature("violations", Linear, 0.1, Recorded, "things found that are never so in a healthy guest"),
 ];
 
 /// Where a feature stands in a vector.
@@ -191,7 +198,7 @@ mod tests {
 
     #[test]
     fn a_shape_can_be_undone() {
-        for shape in [Linear, Log, Rate, Signed(500.0)] {
+        for shape in [Linear, Share, Log, Rate, Signed(500.0), Change(500.0)] {
             for raw in [0.0, 0.4, 7.0, 1e6] {
                 assert!((shape.undo(shape.apply(raw)) - raw).abs() < 1e-6 * (1.0 + raw));
             }

@@ -13,7 +13,7 @@ use crate::number::short;
 use crate::sample::count_f64;
 
 const WIDTH: f64 = 1000.0;
-const MARGIN_LEFT: f64 = 64.0;
+const MARGIN_LEFT: f64 = 84.0;
 const MARGIN_RIGHT: f64 = 16.0;
 const LANE_HEIGHT: f64 = 26.0;
 const SCORE_HEIGHT: f64 = 130.0;

@@ -207,9 +207,8 @@ fn cause(page: &mut String, cause: &Cause, all: &[Cause]) {
     }
     let _ = write!(
         page,
-        "</td><td><meter min=\"0\" max=\"1\" value=\"{:.3}\">{}</meter> {}</td></tr>",
-        (cause.score / highest).clamp(0.0, 1.0),
-        escape(&short(cause.score)),
+        "</td><td><span class=\"meter {class}\"><i style=\"width:{:.0}%\"></i></span> {}</td></tr>",
+        100.0 * (cause.score / highest).clamp(0.0, 1.0),
         escape(&short(cause.score))
     );
 }

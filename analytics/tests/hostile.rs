@@ -1,0 +1,72 @@
+//! A guest writes what it likes into its own facts: nothing may panic, and every number stays finite.
+
+mod synthetic;
+
+use proptest::prelude::*;
+use retrovisor_analytics::Sample;
+use retrovisor_guest::fact::{Table, Value};
+use synthetic::Run;
+
+fn value() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        Just(Value::Null),
+        any::<i64>().prop_map(Value::Integer),
+        prop_oneof![Just(0), Just(-1), Just(i64::MAX), Just(i64::MIN)].prop_map(Value::Integer),
+        any::<f64>().prop_map(Value::Real),
+        "\\PC{0,20}".prop_map(Value::Text),
+        Just(Value::Text("x".repeat(100_000))),
+    ]
+}
+
+/// Replaces cells of a guest's tables, drops rows and columns' worth of cells, repeats rows.
+fn spoil(tables: &mut [Table], wounds: &[(usize, usize, usize, Value, u8)]) {
+    for (table, row, cell, value, how) in wounds {
+        let count = tables.len();
+        let rows = &mut tables[table % count].rows;
+        if rows.is_empty() {
+            continue;
+        }
+        let at = row % rows.len();
+        match how % 4 {
+            0 => rows.push(rows[at].clone()),
+            1 => rows[at].truncate(cell % 4),
+            2 => {
+                rows.remove(at);
+            }
+            _ => {
+                if let Some(slot) = rows[at].get_mut(cell % 12) {
+                    *slot = value.clone();
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+    #[test]
+    fn spoilt_facts_never_panic(
+        wounds in prop::collection::vec(
+            prop::collection::vec((0_usize..8, any::<usize>(), any::<usize>(), value(), any::<u8>()), 0..30), 6..34),
+        seed in 0_u64..50,
+    ) {
+        let mut run = Run::new(seed);
+        while run.analyst.is_learning() && seed % 2 == 0 {
+            run.step();
+        }
+        let mut before: Option<Sample> = run.samples.values().max_by_key(|sample| sample.checkpoint()).cloned();
+        for wounds in &wounds {
+            run.guest.run(0.5);
+            let mut tables = run.guest.tables();
+            spoil(&mut tables, wounds);
+            let record = run.records.take(&run.guest);
+            let sample = Sample::from_tables(&record, &tables);
+            let judgement = run.analyst.judge(&sample, before.as_ref());
+            prop_assert!(judgement.score.is_finite());
+            prop_assert!(judgement.p_value.is_none_or(|p| (0.0..=1.0).contains(&p)));
+            prop_assert!(judgement.features.iter().all(|(_, value)| value.is_finite()));
+            prop_assert!(judgement.reasons.iter().all(|reason| reason.weight.is_finite()));
+            before = Some(sample);
+        }
+    }
+}
