@@ -1,7 +1,9 @@
 use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Instant;
 
+use lru::LruCache;
 use retrovisor_guest::{PAGE_SIZE, Page};
 
 use crate::catalogue::{Catalogue, NewContent, NewFrame, prefix};
@@ -15,10 +17,12 @@ use crate::parallel;
 /// Contents that the catalogue's index does not have yet are kept in memory up to this many, then indexed in one go:
 /// hashes are random, and adding each by itself would rewrite a page of the index for each.
 const UNINDEXED_MAX: usize = 1 << 15;
+/// Contents that came again, kept with their hashes: about 10 MiB.
+const FAMILIAR_MAX: NonZeroUsize = NonZeroUsize::new(1 << 17).unwrap();
 /// Fewest pages worth a thread of their own.
 const HASH_PAGES_MIN: usize = 128;
 /// Fewest frames worth a thread of their own.
-const ENCODE_FRAMES_MIN: usize = 4;
+const ENCODE_FRAMES_MIN: usize = 16;
 /// Pages compressed at a time: bounds the memory for frames that wait to be written.
 const BATCH_PAGES: usize = 4096;
 
@@ -27,6 +31,8 @@ pub(crate) struct Intake {
     packs: PackWriter,
     /// Committed contents that are not in the catalogue's index of hashes.
     recent: HashMap<Hash, ContentId>,
+    /// Contents that came again lately: those that come again once, do so often.
+    familiar: LruCache<Hash, ContentId>,
     next_content: u64,
     batch: Batch,
 }
@@ -69,6 +75,7 @@ impl Intake {
     pub(crate) fn new(packs: PackWriter, catalogue: &Catalogue) -> Result<Self> {
         Ok(Self {
             packs,
+            familiar: LruCache::new(FAMILIAR_MAX),
             recent: catalogue.unindexed()?.into_iter().map(|(id, hash)| (hash, id)).collect(),
             next_content: catalogue.next_content()?,
             batch: Batch::default(),
@@ -103,15 +110,15 @@ impl Intake {
         catalogue: &Catalogue,
         hashes: &[Hash],
     ) -> Result<(Vec<ContentRef>, Vec<(usize, ContentId)>)> {
-        let mut names: Vec<Option<ContentId>> = hashes
-            .iter()
-            .map(|hash| self.recent.get(hash).or_else(|| self.batch.known.get(hash)).copied())
-            .collect();
+        let known = |hash| self.recent.get(hash).or_else(|| self.batch.known.get(hash)).copied();
+        let mut names: Vec<Option<ContentId>> =
+            hashes.iter().map(|hash| known(hash).or_else(|| self.familiar.get(hash).copied())).collect();
         let unknown: Vec<usize> = (0..names.len()).filter(|at| names[*at].is_none()).collect();
         let prefixes: Vec<u64> = unknown.iter().map(|at| prefix(&hashes[*at])).collect();
         catalogue.find_contents(&prefixes, |at, id, hash| {
             if hash == hashes[unknown[at]] {
                 names[unknown[at]] = Some(id);
+                self.familiar.put(hash, id);
             }
         })?;
         let mut new = Vec::new();
@@ -135,7 +142,7 @@ impl Intake {
         let batch = &mut self.batch;
         for (at, id) in new {
             let slot = batch.tail.len() / PAGE_SIZE;
-            #[expect(clippy::cast_possible_truncation, reason = "below 16")]
+            #[expect(clippy::cast_possible_truncation, reason = "below the pages of a frame")]
             batch.contents.push(NewContent {
                 id: *id,
                 hash: hashes[*at],
@@ -152,6 +159,9 @@ impl Intake {
     }
 
     fn append(&mut self, pages: &[u8]) -> Result<()> {
+        if pages.is_empty() {
+            return Ok(());
+        }
         let start = Instant::now();
         let raw: Vec<&[u8]> = pages.chunks(FRAME_PAGES * PAGE_SIZE).collect();
         let frames = parallel::map_with(&raw, ENCODE_FRAMES_MIN, compressor, |compressor, pages| {
@@ -165,21 +175,26 @@ impl Intake {
         self.batch.timing.compress_us += since_us(start);
 
         let start = Instant::now();
-        for (frame, raw) in frames.into_iter().zip(raw) {
-            self.batch.stored_bytes += frame.len() as u64;
-            let placed = self.packs.append(frame, raw.len() / PAGE_SIZE)?;
-            self.batch.frames.push(placed);
-        }
+        self.batch.stored_bytes += frames.iter().map(|frame| frame.len() as u64).sum::<u64>();
+        #[expect(clippy::cast_possible_truncation, reason = "few pages make a frame")]
+        let frames = frames.into_iter().zip(raw).map(|(frame, raw)| (frame, (raw.len() / PAGE_SIZE) as u32));
+        self.batch.frames.extend(self.packs.append(frames.collect())?);
         self.batch.timing.write_us += since_us(start);
+        Ok(())
+    }
+
+    /// Waits until what was appended so far is on the disk, so that less is left to wait for later.
+    pub(crate) fn flush(&mut self) -> Result<()> {
+        let start = Instant::now();
+        self.packs.sync()?;
+        self.batch.timing.sync_us += since_us(start);
         Ok(())
     }
 
     /// Writes what is left and waits until all is on the disk.
     pub(crate) fn seal(&mut self) -> Result<Sealed> {
         let tail = std::mem::take(&mut self.batch.tail);
-        if !tail.is_empty() {
-            self.append(&tail)?;
-        }
+        self.append(&tail)?;
         let start = Instant::now();
         let packs = self.packs.sync()?;
         self.batch.timing.sync_us += since_us(start);

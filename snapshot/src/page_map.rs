@@ -6,7 +6,8 @@ use crate::content_list;
 /// Frames in a chunk. Small, so that scattered changes copy little; what did not change is shared between maps.
 const CHUNK: usize = 64;
 
-type Chunk = [ContentRef; CHUNK];
+/// Codes of contents: half the size of the contents themselves.
+type Chunk = [u64; CHUNK];
 
 /// What stands in every frame at one checkpoint, by index of frame. Clones share the chunks that do not differ.
 #[derive(Clone, Debug)]
@@ -18,25 +19,27 @@ pub(crate) struct PageMap {
 impl PageMap {
     /// All zero.
     pub(crate) fn zero(pages: usize) -> Self {
-        let zero = Arc::new([ContentRef::Zero; CHUNK]);
+        let zero = Arc::new([0; CHUNK]);
         Self { pages, chunks: std::iter::repeat_n(zero, pages.div_ceil(CHUNK)).collect() }
     }
 
     /// What stands at an index; past the end: zero.
     pub(crate) fn get(&self, index: usize) -> ContentRef {
-        self.chunks.get(index / CHUNK).map_or(ContentRef::Zero, |chunk| chunk[index % CHUNK])
+        self.chunks
+            .get(index / CHUNK)
+            .map_or(ContentRef::Zero, |chunk| ContentRef::from_code(chunk[index % CHUNK]))
     }
 
     /// Changes one frame; past the end nothing happens.
     pub(crate) fn set(&mut self, index: usize, content: ContentRef) {
         if index < self.pages && self.get(index) != content {
-            Arc::make_mut(&mut self.chunks[index / CHUNK])[index % CHUNK] = content;
+            Arc::make_mut(&mut self.chunks[index / CHUNK])[index % CHUNK] = content.code();
         }
     }
 
     /// All frames in order of index.
     pub(crate) fn iter(&self) -> impl Iterator<Item = ContentRef> + '_ {
-        self.chunks.iter().flat_map(|chunk| chunk.iter().copied()).take(self.pages)
+        self.chunks.iter().flat_map(|chunk| chunk.iter().copied()).take(self.pages).map(ContentRef::from_code)
     }
 
     /// The frames in which two maps of the same layout differ: index, here, there. Shared chunks cost nothing.
@@ -50,11 +53,11 @@ impl PageMap {
             .enumerate()
             .filter(|(_, (here, there))| !Arc::ptr_eq(here, there))
             .flat_map(|(at, (here, there))| {
-                here.iter()
-                    .zip(there.iter())
-                    .enumerate()
-                    .filter(|(_, (here, there))| here != there)
-                    .map(move |(slot, (here, there))| (at * CHUNK + slot, *here, *there))
+                here.iter().zip(there.iter()).enumerate().filter(|(_, (here, there))| here != there).map(
+                    move |(slot, (here, there))| {
+                        (at * CHUNK + slot, ContentRef::from_code(*here), ContentRef::from_code(*there))
+                    },
+                )
             })
     }
 
@@ -67,10 +70,12 @@ impl PageMap {
     pub(crate) fn decode(bytes: &[u8], pages: usize) -> Option<Self> {
         let list = content_list::decode(bytes, pages)?;
         let mut map = Self { pages, chunks: Vec::with_capacity(pages.div_ceil(CHUNK)) };
-        let zero = Arc::new([ContentRef::Zero; CHUNK]);
+        let zero = Arc::new([0; CHUNK]);
         for part in list.chunks(CHUNK) {
-            let mut chunk = [ContentRef::Zero; CHUNK];
-            chunk[..part.len()].copy_from_slice(part);
+            let mut chunk = [0; CHUNK];
+            for (slot, content) in chunk.iter_mut().zip(part) {
+                *slot = content.code();
+            }
             map.chunks.push(if chunk == *zero { Arc::clone(&zero) } else { Arc::new(chunk) });
         }
         Some(map)

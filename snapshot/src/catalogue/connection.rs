@@ -127,6 +127,19 @@ impl Catalogue {
         open_reader(&self.path, self.immutable)
     }
 
+    /// Runs `work`, which only reads, on the connection that writes: it keeps in memory what others must read anew
+    /// after each commit.
+    pub(crate) fn read_warm<T>(
+        &self,
+        doing: &'static str,
+        work: impl FnOnce(&Connection) -> Result<T, Abort>,
+    ) -> Result<T> {
+        match &self.writer {
+            Some(writer) => work(&lock(writer)).map_err(|abort| self.name(doing, abort)),
+            None => self.read(doing, work),
+        }
+    }
+
     /// Runs `work` in one transaction: all of it happens, or nothing.
     pub(crate) fn write<T>(
         &self,
@@ -194,6 +207,7 @@ fn open_reader(path: &Path, immutable: bool) -> rusqlite::Result<Connection> {
     };
     connection.busy_timeout(BUSY)?;
     connection.set_prepared_statement_cache_capacity(64);
+    connection.pragma_update(None, "cache_size", -8192)?;
     // Opening is lazy: this touches the file, so that what is wrong with it is seen here.
     connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
     Ok(connection)

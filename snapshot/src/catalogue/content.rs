@@ -119,7 +119,7 @@ impl Catalogue {
         prefixes: &[u64],
         mut each: impl FnMut(usize, ContentId, Hash),
     ) -> Result<()> {
-        self.read("looking for known contents", |reader| {
+        self.read_warm("looking for known contents", |reader| {
             let mut statement = reader.prepare_cached(
                 "SELECT c.id, c.hash FROM content_index i JOIN content c ON c.id = i.content WHERE i.prefix = ?1",
             )?;

@@ -75,8 +75,8 @@ impl PackWriter {
         Ok(())
     }
 
-    /// Appends a frame of `pages` pages. It is not safe before [`PackWriter::sync`].
-    pub(crate) fn append(&mut self, mut frame: Vec<u8>, pages: usize) -> Result<NewFrame> {
+    /// Appends frames, each with its number of pages, in one write. They are not safe before [`PackWriter::sync`].
+    pub(crate) fn append(&mut self, frames: Vec<(Vec<u8>, u32)>) -> Result<Vec<NewFrame>> {
         if self.current.as_ref().is_some_and(|open| open.end >= self.pack_bytes_max) {
             self.full.extend(self.current.take());
         }
@@ -84,20 +84,18 @@ impl PackWriter {
             Some(open) => open,
             none => none.insert(begin(&*self.storage, &self.store, &mut self.next_number)?),
         };
-        seal(&mut frame, &self.store, open.number, open.end);
+        let mut placed = Vec::with_capacity(frames.len());
+        let mut bytes = Vec::with_capacity(frames.iter().map(|(frame, _)| frame.len()).sum());
+        for (mut frame, pages) in frames {
+            let offset = open.end + bytes.len() as u64;
+            seal(&mut frame, &self.store, open.number, offset);
+            #[expect(clippy::cast_possible_truncation, reason = "a frame has little over 64 KiB at most")]
+            placed.push(NewFrame { pack: open.number, offset, stored_bytes: frame.len() as u32, pages });
+            bytes.extend_from_slice(&frame);
+        }
         let path = self.storage.path(open.number);
-        open.file.write_all_at(&frame, open.end).map_err(Error::io("appending to", &path))?;
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "a frame has at most 16 pages and little over 64 KiB"
-        )]
-        let placed = NewFrame {
-            pack: open.number,
-            offset: open.end,
-            stored_bytes: frame.len() as u32,
-            pages: pages as u32,
-        };
-        open.end += frame.len() as u64;
+        open.file.write_all_at(&bytes, open.end).map_err(Error::io("appending to", &path))?;
+        open.end += bytes.len() as u64;
         Ok(placed)
     }
 

@@ -25,6 +25,8 @@ pub struct CheckpointReport {
 /// Where the time of a checkpoint went, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CheckpointTiming {
+    /// Copying and storing frames before the pause, while the guest still ran; 0 when there were too few for that.
+    pub precopy_us: u64,
     /// From before the pause until after the resume: how long the guest stood still at most.
     pub pause_us: u64,
     /// Stopping the guest.
@@ -88,6 +90,8 @@ pub struct RollbackTiming {
     pub rollback_us: u64,
     /// Reading the target's pages before the pause, while the guest still ran.
     pub prefetch_us: u64,
+    /// Copying and storing dirty frames before the pause.
+    pub precopy_us: u64,
     /// Stopping the guest.
     pub stop_us: u64,
     /// Finding the dirty frames.

@@ -1,23 +1,23 @@
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 use std::thread;
 use std::time::Instant;
 
-use retrovisor_guest::{ClockPolicy, Machine, MachineState, RunState};
+use retrovisor_guest::{Machine, MachineState, RunState};
 
-use super::engine::{Recorder, Stand, Taken, release, run_on};
+use super::capture::{Draft, release, run_on};
+use super::checkpoint::Taken;
+use super::engine::{Recorder, Stand};
 use super::put::{Put, Ready};
 use super::report::{
     CheckpointRequest, CheckpointTiming, RollbackPlan, RollbackReport, RollbackRequest, RollbackTiming,
 };
 use super::staging::StagedFrame;
-use crate::catalogue::{
-    CheckpointKind, CheckpointRecord, Durability, NewOperation, OperationKind, OperationStatus, Position,
-};
+use super::target::Target;
+use crate::catalogue::{CheckpointKind, Durability, NewOperation, OperationKind, OperationStatus, Position};
 use crate::clock::{now_ms, since_us};
-use crate::content::ContentRef;
 use crate::error::{Error, Result};
 use crate::id::{CheckpointId, OperationId, TimelineId};
-use crate::page_map::PageMap;
+use crate::intake::Intake;
 
 /// Where to go, and how it is to be recorded.
 pub(super) struct Journey<'a> {
@@ -29,25 +29,36 @@ pub(super) struct Journey<'a> {
     pub(super) request: &'a RollbackRequest,
 }
 
-/// A target, read before the guest is stopped.
-pub(super) struct Target {
-    pub(super) record: CheckpointRecord,
-    pub(super) map: Arc<PageMap>,
+/// What was made ready while the guest still ran.
+struct Prepared<'s> {
+    intake: MutexGuard<'s, Intake>,
+    draft: Draft,
+    ready: Ready,
+}
+
+/// The present, safe on the disk.
+pub(super) struct Present {
+    pub(super) position: Position,
     pub(super) state: MachineState,
+    pub(super) operation: OperationId,
 }
 
 impl Recorder {
     /// What [`Recorder::rollback`] would do.
     pub fn plan_rollback(&self, target: CheckpointId) -> Result<RollbackPlan> {
         let catalogue = self.store.catalogue();
-        let present = self.stand.position.ok_or_else(|| self.no_checkpoint())?.checkpoint;
+        let present = self.stand.position.ok_or_else(|| Error::NotFound {
+            what: "checkpoint",
+            name: format!("of {}", self.name),
+            help: "the machine has none yet; take one with `retrovisor checkpoint`",
+        })?;
         let target = self.target_record(target)?;
         let kept: std::collections::HashSet<_> =
             catalogue.ancestry(target.id)?.into_iter().map(|record| record.id).collect();
-        let mut left_behind = catalogue.ancestry(present)?;
+        let mut left_behind = catalogue.ancestry(present.checkpoint)?;
         left_behind.retain(|record| !kept.contains(&record.id));
         Ok(RollbackPlan {
-            present: catalogue.checkpoint(present)?,
+            present: catalogue.checkpoint(present.checkpoint)?,
             pages: Put::difference(&self.stand.map, &*self.store.map(target.id)?).pages(),
             target,
             left_behind,
@@ -73,17 +84,14 @@ impl Recorder {
         journey: &Journey<'_>,
     ) -> Result<RollbackReport> {
         self.check(machine)?;
-        let start = Instant::now();
         let target = self.target(machine, journey.target)?;
-        let mut ready = Ready::new();
-        // The pages that differ from the last checkpoint are read while the guest still runs.
-        Put::difference(&self.stand.map, &target.map).make_ready(&self.store, &mut ready)?;
-        let mut timing = RollbackTiming { prefetch_us: since_us(start), ..RollbackTiming::default() };
-        let was_running = machine.run_state() == RunState::Running;
+        let mut timing = RollbackTiming::default();
+        let store = Arc::clone(&self.store);
+        let prepared = self.prepare(machine, &store, &target, &mut timing)?;
 
+        let was_running = machine.run_state() == RunState::Running;
         let start = Instant::now();
-        let taken = self.take_present(machine, journey, &target, &mut ready, &mut timing);
-        let (present, present_state, operation) = match taken {
+        let (present, ready) = match self.take_present(machine, journey, &target, prepared, &mut timing) {
             Ok(taken) => taken,
             Err(error) => {
                 // The present could not be kept: nothing was overwritten, and the guest runs on.
@@ -92,56 +100,84 @@ impl Recorder {
                 return Err(error);
             }
         };
-        let moved = self.put(machine, &target, &ready, journey, operation, &mut timing);
+        let moved = self.put(machine, &target, &ready, journey, &present, &mut timing);
         let (pages_written, position) = match moved {
             Ok(moved) => moved,
-            Err(error) => {
-                let failure = Failure { error, present, present_state, operation };
-                return Err(self.put_back(machine, &target, failure, was_running));
-            }
+            Err(error) => return Err(self.put_back(machine, &target, &present, error, was_running)),
         };
         // The machine stands at the target now, whether or not it can be set running.
+        let resumed = run_on(machine, was_running, &mut timing.resume_us);
+        timing.rollback_us = since_us(start);
         self.stand = Stand::at(&self.store, position)?;
         self.unsaved.clear();
-        run_on(machine, was_running, &mut timing.resume_us).map_err(Error::Resume)?;
-        timing.rollback_us = since_us(start);
+        resumed.map_err(Error::Resume)?;
         let catalogue = self.store.catalogue();
         Ok(RollbackReport {
-            present: Some(catalogue.checkpoint(present.checkpoint)?),
+            present: Some(catalogue.checkpoint(present.position.checkpoint)?),
             target: target.record,
             timeline: position.timeline,
             new_timeline: journey.timeline.is_none(),
             pages_written,
             timing,
-            operation: catalogue.operation(operation)?,
+            operation: catalogue.operation(present.operation)?,
         })
     }
 
+    /// Does all that can be done while the guest still runs: most of the present is stored, and most of what it will
+    /// be replaced with is read.
+    fn prepare<'s>(
+        &mut self,
+        machine: &mut dyn Machine,
+        store: &'s Arc<crate::store::Store>,
+        target: &Target,
+        timing: &mut RollbackTiming,
+    ) -> Result<Prepared<'s>> {
+        let mut prepared = Prepared { intake: store.intake()?, draft: self.draft(), ready: Ready::new() };
+        let start = Instant::now();
+        let done = self.precopy(machine, &mut prepared.intake, &mut prepared.draft).and_then(|()| {
+            timing.precopy_us = since_us(start);
+            let start = Instant::now();
+            Put::difference(&prepared.draft.map, &target.map).make_ready(store, &mut prepared.ready)?;
+            timing.prefetch_us = since_us(start);
+            Ok(())
+        });
+        match done {
+            Ok(()) => Ok(prepared),
+            Err(error) => {
+                prepared.intake.abandon();
+                Err(error)
+            }
+        }
+    }
+
     /// Stops the guest and checkpoints the present, with the operation as begun. While the driver captures the state,
-    /// the pages are taken in already, and what they will be replaced with is read.
+    /// the last pages are taken in, and what they will be replaced with is read.
     fn take_present(
         &mut self,
         machine: &mut dyn Machine,
         journey: &Journey<'_>,
         target: &Target,
-        ready: &mut Ready,
+        prepared: Prepared<'_>,
         timing: &mut RollbackTiming,
-    ) -> Result<(Position, MachineState, OperationId)> {
+    ) -> Result<(Present, Ready)> {
         let store = Arc::clone(&self.store);
-        let mut intake = store.intake()?;
-        let taken_at_ms = now_ms();
+        let Prepared { mut intake, mut draft, mut ready } = prepared;
+        let at_ms = now_ms();
         let mut took = CheckpointTiming::default();
-        let frozen = self.freeze(machine, &mut took);
+        let frozen = self.freeze(machine, &mut draft, &mut took);
         (timing.stop_us, timing.find_us, timing.copy_us) = (took.stop_us, took.find_us, took.copy_us);
-        frozen?;
+        if let Err(error) = frozen {
+            intake.abandon();
+            return Err(error);
+        }
 
         let begun = Instant::now();
-        let (intake_half, staging) = (&mut *intake, &self.staging);
+        let (intake_half, staging, ready_half) = (&mut *intake, &self.staging, &mut ready);
         let overwritten = |frame: &StagedFrame| (frame.index, target.map.get(frame.index));
         let (state, names, read) = thread::scope(|scope| {
             let names = scope.spawn(|| intake_half.add(&store.key, store.catalogue(), &staging.data()));
-            let read =
-                scope.spawn(|| Put::new(staging.frames().iter().map(overwritten)).make_ready(&store, ready));
+            let read = scope
+                .spawn(|| Put::new(staging.frames().iter().map(overwritten)).make_ready(&store, ready_half));
             let state = machine.capture_state();
             timing.state_us = since_us(begun);
             (state, join(names.join()), join(read.join()))
@@ -154,11 +190,12 @@ impl Recorder {
             }
         };
         let request = CheckpointRequest { label: None, kind: CheckpointKind::BeforeRollback };
-        let committed = read.and(names).and_then(|names: Vec<ContentRef>| {
-            let taken = Taken { request: &request, at_ms: taken_at_ms, state: &state, names };
+        let committed = read.and(names).and_then(|names| {
+            self.absorb(&names, &mut draft);
+            let taken = Taken { request: &request, at_ms, state: &state, draft };
             let machine = self.machine;
             let after = Position { timeline: target.record.timeline, checkpoint: target.record.id };
-            self.commit(&mut intake, &taken, &mut took, |before| {
+            self.commit(&mut intake, taken, &mut took, |before| {
                 Some(NewOperation {
                     machine,
                     kind: journey.kind,
@@ -173,7 +210,7 @@ impl Recorder {
         self.staging.clear();
         timing.durable_us = since_us(begun).saturating_sub(timing.state_us);
         match committed {
-            Ok((position, Some(operation))) => Ok((position, state, operation)),
+            Ok((position, Some(operation))) => Ok((Present { position, state, operation }, ready)),
             Ok((_, None)) => unreachable!("the operation was given with the commit"),
             Err(error) => {
                 intake.abandon();
@@ -190,7 +227,7 @@ impl Recorder {
         target: &Target,
         ready: &Ready,
         journey: &Journey<'_>,
-        operation: OperationId,
+        present: &Present,
         timing: &mut RollbackTiming,
     ) -> Result<(u64, Position)> {
         let start = Instant::now();
@@ -203,7 +240,7 @@ impl Recorder {
         let start = Instant::now();
         // Needs no waiting for the disk: should the host lose power now, the guest is gone as well.
         let position = self.store.catalogue().finish(
-            operation,
+            present.operation,
             self.machine,
             target.record.id,
             journey.timeline,
@@ -212,79 +249,6 @@ impl Recorder {
         timing.note_us = since_us(start);
         Ok((put.pages(), position))
     }
-
-    /// Undoes a half-done journey. The answer is the error to report.
-    fn put_back(
-        &mut self,
-        machine: &mut dyn Machine,
-        target: &Target,
-        failure: Failure,
-        was_running: bool,
-    ) -> Error {
-        // What the memory holds now is not certain: the next checkpoint looks at every frame.
-        self.unsaved = retrovisor_guest::PageSet::full(&self.layout);
-        let name = |id| self.store.catalogue().checkpoint(id).map_or_else(|_| id.to_string(), |c| c.name);
-        let (to, present) = (target.record.name.clone(), name(failure.present.checkpoint));
-        let source = Box::new(failure.error);
-        let back = Put::difference(&target.map, &self.stand.map)
-            .write(&self.store, &Ready::new(), machine, &self.layout)
-            .and_then(|()| Ok(machine.apply_state(&failure.present_state, ClockPolicy::StandStill)?))
-            .and_then(|()| run_on(machine, was_running, &mut 0).map_err(Error::Resume));
-        if let Err(second) = back {
-            return Error::Stranded { target: to, present, source, second: Box::new(second) };
-        }
-        if let Err(error) = self.store.catalogue().fail(failure.operation, &source.to_string()) {
-            tracing::warn!(%error, "a failed rollback could not be noted");
-        }
-        Error::PutBack { target: to, present, source }
-    }
-
-    /// Reads a target.
-    pub(super) fn target(&self, machine: &dyn Machine, id: CheckpointId) -> Result<Target> {
-        let record = self.target_record(id)?;
-        let state = self.store.state(id)?;
-        let vcpus = machine.identity().vcpus;
-        if state.vcpus.len() != vcpus as usize {
-            return Err(Error::Machine(retrovisor_guest::MachineError::Mismatch {
-                what: "number of vCPUs".into(),
-                expected: state.vcpus.len().to_string(),
-                found: vcpus.to_string(),
-            }));
-        }
-        Ok(Target { record, map: self.store.map(id)?, state })
-    }
-
-    /// The record of a target, which must be of a machine with the same memory.
-    fn target_record(&self, id: CheckpointId) -> Result<CheckpointRecord> {
-        let record = self.store.catalogue().checkpoint(id)?;
-        if record.machine != self.machine {
-            let other = self.store.catalogue().machine_by_id(record.machine)?;
-            if other.identity.layout != self.layout {
-                let why = format!(
-                    "{record} belongs to machine {}, whose memory lies differently from that of {}",
-                    other.name, self.name
-                );
-                return Err(Error::Invalid { what: "target", why });
-            }
-        }
-        Ok(record)
-    }
-
-    fn no_checkpoint(&self) -> Error {
-        Error::NotFound {
-            what: "checkpoint",
-            name: format!("of {}", self.name),
-            help: "the machine has none yet; take one with `retrovisor checkpoint`",
-        }
-    }
-}
-
-/// A journey that failed after the present was kept.
-struct Failure {
-    error: Error,
-    present: Position,
-    present_state: MachineState,
-    operation: OperationId,
 }
 
 fn join<T>(joined: thread::Result<T>) -> T {

@@ -1,4 +1,4 @@
-use retrovisor_guest::{Gfn, MemoryError, MemoryView, Page, PageSet, ZERO_PAGE, is_zero};
+use retrovisor_guest::{MemoryError, MemoryView, Page, ZERO_PAGE, is_zero};
 
 /// Pages allocated at a time: 1 MiB.
 const CHUNK: usize = 256;
@@ -17,7 +17,6 @@ pub(super) struct Staging {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct StagedFrame {
     pub(super) index: usize,
-    pub(super) gfn: Gfn,
     pub(super) content: StagedContent,
 }
 
@@ -31,11 +30,15 @@ pub(super) enum StagedContent {
 }
 
 impl Staging {
-    /// Copies the frames of a set. Zeros take no room.
-    pub(super) fn fill(&mut self, view: &dyn MemoryView, set: &PageSet) -> Result<(), MemoryError> {
+    /// Copies frames, given by ascending index. Zeros take no room.
+    pub(super) fn fill(
+        &mut self,
+        view: &dyn MemoryView,
+        indices: impl Iterator<Item = u64>,
+    ) -> Result<(), MemoryError> {
         self.clear();
-        let layout = set.layout();
-        for index in set.indices() {
+        let layout = view.layout();
+        for index in indices {
             let (Some(gfn), Ok(index)) = (layout.gfn(index), usize::try_from(index)) else { continue };
             let content = if view.removed(gfn) {
                 StagedContent::Removed
@@ -53,7 +56,7 @@ impl Staging {
                     StagedContent::Data(slot)
                 }
             };
-            self.frames.push(StagedFrame { index, gfn, content });
+            self.frames.push(StagedFrame { index, content });
         }
         Ok(())
     }
@@ -66,11 +69,6 @@ impl Staging {
     /// The pages that hold data, in the order of the frames that do.
     pub(super) fn data(&self) -> Vec<&Page> {
         self.chunks.iter().flat_map(|chunk| chunk.iter()).take(self.used).collect()
-    }
-
-    /// Frames without data.
-    pub(super) fn zeros(&self) -> usize {
-        self.frames.len() - self.used
     }
 
     /// Empties it, and gives back memory beyond what is kept.

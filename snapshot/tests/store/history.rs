@@ -26,6 +26,7 @@ enum Step {
     Restore(usize),
     Reopen,
     FailedCheckpoint(u8),
+    Restless(u64),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -43,6 +44,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<usize>().prop_map(Step::Restore),
         1 => Just(Step::Reopen),
         1 => (0_u8..2).prop_map(Step::FailedCheckpoint),
+        1 => (0_u64..3).prop_map(Step::Restless),
     ]
 }
 
@@ -70,7 +72,7 @@ fn layout() -> MemoryLayout {
 }
 
 fn run(steps: Vec<Step>) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = crate::toy::quick_dir();
     let mut store = crate::toy::open(dir.path());
     let mut toy = Toy::new(&layout());
     let machine = store.catalogue().add_machine(&toy.identity).unwrap().id;
@@ -84,9 +86,10 @@ fn run(steps: Vec<Step>) {
             Step::Remove(page) => toy.set(page, Frame::Removed),
             Step::Registers(rip) => toy.image.registers.rip = rip,
             Step::Device(bytes) => toy.image.device = bytes,
+            Step::Restless(seed) => toy.restless = seed,
             Step::Checkpoint => {
                 let report = recorder.checkpoint(&mut toy, &CheckpointRequest::default()).unwrap();
-                model.kept.push((report.record.id, toy.image.clone()));
+                model.kept.push((report.record.id, toy.captured.clone().unwrap()));
             }
             Step::FailedCheckpoint(which) => {
                 if which == 0 {
@@ -98,17 +101,15 @@ fn run(steps: Vec<Step>) {
             }
             Step::Rollback(any) => {
                 let Some(target) = model.pick(any) else { continue };
-                let before = toy.image.clone();
                 let report = recorder.rollback(&mut toy, target, &request).unwrap();
                 let present = report.present.unwrap().id;
-                model.kept.push((present, before));
+                model.kept.push((present, toy.captured.clone().unwrap()));
                 model.undo.push(present);
                 model.redo.clear();
                 assert_eq!(&toy.image, model.image(target));
             }
             Step::Undo | Step::Redo => {
                 let is_undo = matches!(step, Step::Undo);
-                let before = toy.image.clone();
                 let (from, to) = if is_undo {
                     (&mut model.undo, &mut model.redo)
                 } else {
@@ -128,7 +129,7 @@ fn run(steps: Vec<Step>) {
                 assert_eq!(report.target.id, target);
                 let present = report.present.unwrap().id;
                 to.push(present);
-                model.kept.push((present, before));
+                model.kept.push((present, toy.captured.clone().unwrap()));
                 assert_eq!(&toy.image, model.image(target));
             }
             Step::Restore(any) => {
@@ -200,4 +201,31 @@ fn more_than_one_keyframe_in_a_chain() {
         [Step::Write(page, at), Step::Write(page + 7, at / 3), Step::Checkpoint]
     });
     run(steps.collect());
+}
+
+#[test]
+fn a_big_machine_that_never_rests_is_copied_before_the_pause() {
+    const PAGES: u64 = 9_000;
+    let mut lab = crate::toy::Lab::new(PAGES);
+    for page in (0..9_000).step_by(3) {
+        lab.toy.scribble(page, page as u64);
+    }
+    lab.toy.restless = 5;
+    let report = lab.recorder.checkpoint(&mut lab.toy, &CheckpointRequest::default()).unwrap();
+    assert!(report.timing.precopy_us > 0);
+    assert_eq!(report.record.dirty_pages, PAGES);
+    lab.toy.image = lab.toy.captured.clone().unwrap();
+    assert_eq!(lab.store.image_hash(report.record.id).unwrap(), image_hash(&lab.toy).unwrap());
+
+    // What was stored before a capture that failed is gone, and nothing of the guest's is.
+    let mut recorder = Recorder::new(lab.store.clone(), lab.machine).unwrap();
+    lab.toy.scribble(1, 77);
+    let packs = std::fs::metadata(lab.dir.path().join("packs/000001.pack")).unwrap().len();
+    lab.toy.faults.capture_state = 1;
+    recorder.checkpoint(&mut lab.toy, &CheckpointRequest::default()).unwrap_err();
+    assert_eq!(std::fs::metadata(lab.dir.path().join("packs/000001.pack")).unwrap().len(), packs);
+    let next = recorder.checkpoint(&mut lab.toy, &CheckpointRequest::default()).unwrap().record;
+    lab.toy.image = lab.toy.captured.clone().unwrap();
+    assert_eq!(lab.store.image_hash(next.id).unwrap(), image_hash(&lab.toy).unwrap());
+    assert_eq!(lab.store.verify(&mut |_| ()).unwrap().damaged, []);
 }

@@ -42,6 +42,11 @@ pub(crate) struct Toy {
     pub(crate) faults: Faults,
     /// States captured and not released.
     pub(crate) held: i64,
+    /// While this is above zero, the guest writes whenever it can: right after dirty pages were taken, and until the
+    /// very moment it is stopped.
+    pub(crate) restless: u64,
+    /// What stood there when the state was captured last.
+    pub(crate) captured: Option<Image>,
 }
 
 impl Toy {
@@ -64,6 +69,8 @@ impl Toy {
             paused: false,
             faults: Faults::default(),
             held: 0,
+            restless: 0,
+            captured: None,
         }
     }
 
@@ -71,6 +78,17 @@ impl Toy {
     pub(crate) fn set(&mut self, index: usize, frame: Frame) {
         self.image.frames[index] = frame;
         self.dirty.insert_index(index as u64);
+    }
+
+    fn fidget(&mut self) {
+        if self.restless > 0 && !self.paused {
+            for _ in 0..7 {
+                self.restless =
+                    self.restless.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(12_345) | 1;
+                let index = usize::try_from(self.restless >> 33).unwrap() % self.image.frames.len();
+                self.scribble(index, self.restless);
+            }
+        }
     }
 
     /// The guest fills a page with numbers that follow from a seed.
@@ -129,6 +147,7 @@ impl Machine for Toy {
         if self.paused { RunState::Paused } else { RunState::Running }
     }
     fn pause(&mut self) -> Result<(), MachineError> {
+        self.fidget();
         self.paused = true;
         Ok(())
     }
@@ -140,6 +159,7 @@ impl Machine for Toy {
         due(&mut self.faults.take_dirty, "taking dirty pages")?;
         into.union(&self.dirty);
         self.dirty.clear();
+        self.fidget();
         Ok(())
     }
     fn memory(&self) -> &dyn MemoryView {
@@ -149,6 +169,7 @@ impl Machine for Toy {
         assert!(self.paused);
         due(&mut self.faults.capture_state, "capturing the state")?;
         self.held += 1;
+        self.captured = Some(self.image.clone());
         Ok(MachineState {
             vcpus: vec![self.image.registers.clone()],
             sections: vec![StateSection { format: "toy/1".into(), bytes: self.image.device.clone() }],
@@ -194,7 +215,7 @@ impl Lab {
     }
 
     pub(crate) fn with(layout: &MemoryLayout) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = quick_dir();
         let store = open(dir.path());
         let toy = Toy::new(layout);
         let machine = store.catalogue().add_machine(&toy.identity).unwrap().id;
@@ -210,6 +231,12 @@ impl Lab {
         let request = CheckpointRequest { label: Some(label.into()), kind: CheckpointKind::Manual };
         self.recorder.checkpoint(&mut self.toy, &request).unwrap().record
     }
+}
+
+/// A directory in memory where there is one: most tests have nothing to learn from waiting for a disk.
+pub(crate) fn quick_dir() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
 }
 
 pub(crate) fn open(dir: &Path) -> Arc<Store> {

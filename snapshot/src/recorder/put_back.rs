@@ -1,0 +1,38 @@
+use retrovisor_guest::{ClockPolicy, Machine, PageSet};
+
+use super::capture::run_on;
+use super::engine::Recorder;
+use super::put::{Put, Ready};
+use super::rollback::Present;
+use super::target::Target;
+use crate::error::Error;
+
+impl Recorder {
+    /// Undoes a half-done journey after `error`. The answer is the error to report.
+    pub(super) fn put_back(
+        &mut self,
+        machine: &mut dyn Machine,
+        target: &Target,
+        present: &Present,
+        error: Error,
+        was_running: bool,
+    ) -> Error {
+        // What the memory holds now is not certain: the next checkpoint looks at every frame.
+        self.unsaved = PageSet::full(&self.layout);
+        let source = Box::new(error);
+        let id = present.position.checkpoint;
+        let name = self.store.catalogue().checkpoint(id).map_or_else(|_| id.to_string(), |c| c.name);
+        let to = target.record.name.clone();
+        let back = Put::difference(&target.map, &self.stand.map)
+            .write(&self.store, &Ready::new(), machine, &self.layout)
+            .and_then(|()| Ok(machine.apply_state(&present.state, ClockPolicy::StandStill)?))
+            .and_then(|()| run_on(machine, was_running, &mut 0).map_err(Error::Resume));
+        if let Err(second) = back {
+            return Error::Stranded { target: to, present: name, source, second: Box::new(second) };
+        }
+        if let Err(error) = self.store.catalogue().fail(present.operation, &source.to_string()) {
+            tracing::warn!(%error, "a failed rollback could not be noted");
+        }
+        Error::PutBack { target: to, present: name, source }
+    }
+}
