@@ -4,10 +4,9 @@ mod anomalies;
 mod attach;
 mod checkpoint;
 mod completions;
-pub(crate) mod connect;
 mod demo;
 mod diff;
-mod error;
+mod global;
 mod inject;
 mod inspect;
 mod list;
@@ -19,18 +18,13 @@ mod rollback;
 mod run;
 mod serve;
 mod show;
-pub(crate) mod style;
-pub(crate) mod table;
 mod verify;
 mod watch;
 
-use std::path::PathBuf;
+use clap::{Parser, Subcommand};
+use global::Global;
 
-use clap::{Args, Parser, Subcommand};
-
-pub(crate) use error::CliError;
-
-use crate::place;
+use crate::error::CliError;
 
 /// The undo history and rear-view mirror of virtual machines.
 ///
@@ -55,17 +49,6 @@ Examples:
   retrovisor undo web
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 refused.";
-
-/// Options of every verb.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct Global {
-    /// The store: checkpoints, catalogue, and the daemon's socket
-    #[arg(long, global = true, env = "RETROVISOR_STORE", value_name = "DIR", default_value_os_t = place::default_store())]
-    pub(crate) store: PathBuf,
-    /// Print JSON instead of words
-    #[arg(long, global = true)]
-    pub(crate) json: bool,
-}
 
 #[derive(Debug, Subcommand)]
 enum Verb {
@@ -148,13 +131,4 @@ pub(crate) async fn run(cli: Cli) -> Result<(), CliError> {
             Ok(())
         }
     }
-}
-
-/// Prints a message as JSON.
-pub(crate) fn print_json<T: serde::Serialize>(message: &T) -> Result<(), CliError> {
-    println!(
-        "{}",
-        serde_json::to_string_pretty(message).map_err(|error| CliError::failed(error.to_string()))?
-    );
-    Ok(())
 }

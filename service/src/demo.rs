@@ -14,8 +14,10 @@ use retrovisor_proto::v1::{Cell, GetReportRequest, QueryRequest, StopMachineRequ
 use retrovisor_snapshot::{Access, Store};
 
 use crate::care::{Care, CareError, Origin, Spec};
-use crate::cli::{CliError, connect, style, table};
+use crate::client;
+use crate::error::CliError;
 use crate::place;
+use crate::terminal::{style, table};
 use act::Stage;
 use console::Console;
 use screen::Screen;
@@ -52,7 +54,7 @@ pub(crate) async fn tell(plan: &Plan) -> Result<(), CliError> {
     let store =
         Store::open(&store_dir, Access::Create).map_err(|error| CliError::failed(error.to_string()))?;
     let care = Arc::new(Care::new(Arc::new(store), &store_dir));
-    let client = connect::in_process(Arc::clone(&care)).await?;
+    let client = client::in_process(Arc::clone(&care)).await?;
     boot(&care, plan, &mut screen).await?;
 
     let console = Console::new(place::machine(&store_dir, MACHINE).join("console.log"));
@@ -152,7 +154,7 @@ fn wait_for_workload(console_log: &Path) -> Result<u64, CareError> {
     })
 }
 
-async fn ask(client: &connect::Client, name: &str, last_good: &str, first_bad: &str) -> Result<(), CliError> {
+async fn ask(client: &client::Client, name: &str, last_good: &str, first_bad: &str) -> Result<(), CliError> {
     let query = QUERIES
         .iter()
         .find(|query| query.name == name)

@@ -3,9 +3,12 @@
 
 mod care;
 mod cli;
+mod client;
 mod demo;
+mod error;
 mod place;
 mod rpc;
+mod terminal;
 
 use std::process::ExitCode;
 

@@ -28,8 +28,7 @@ use tonic::server::NamedService;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 
-use crate::care::Care;
-use crate::cli::CliError;
+use crate::care::{Care, CareError};
 
 /// Every service answers over the same machines.
 #[derive(Clone)]
@@ -75,9 +74,8 @@ pub(crate) async fn routes(care: Arc<Care>) -> Router {
 
 /// Binds the daemon's socket for its owner alone. Call it only while holding the store's lock: a socket
 /// found at the path is a dead daemon's.
-pub(crate) fn bind(socket: &Path) -> Result<UnixListener, CliError> {
-    let failed =
-        |error: std::io::Error| CliError::failed(format!("cannot listen at {}: {error}", socket.display()));
+pub(crate) fn bind(socket: &Path) -> Result<UnixListener, CareError> {
+    let failed = |source| CareError::Io { doing: format!("cannot listen at {}", socket.display()), source };
     match std::fs::remove_file(socket) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
         _ => {}
@@ -92,17 +90,21 @@ pub(crate) async fn serve(
     care: Arc<Care>,
     unix: UnixListener,
     tcp: Option<SocketAddr>,
-) -> Result<(), CliError> {
-    let failed = |error: &dyn std::fmt::Display| CliError::failed(format!("the server ended: {error}"));
+) -> Result<(), CareError> {
+    let failed = |doing: &str| {
+        let doing = doing.to_owned();
+        |error: tonic::transport::Error| CareError::Io { doing, source: std::io::Error::other(error) }
+    };
     let on_unix =
         routes(Arc::clone(&care)).await.serve_with_incoming_shutdown(UnixListenerStream::new(unix), end());
     let Some(address) = tcp else {
-        return on_unix.await.map_err(|error| failed(&error));
+        return on_unix.await.map_err(failed("the server ended"));
     };
-    let listener =
-        TcpListener::bind(address).await.map_err(|error| failed(&format!("{address}: {error}")))?;
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|source| CareError::Io { doing: format!("cannot listen at {address}"), source })?;
     let on_tcp = routes(care).await.serve_with_incoming_shutdown(TcpListenerStream::new(listener), end());
-    tokio::try_join!(on_unix, on_tcp).map(|_| ()).map_err(|error| failed(&error))
+    tokio::try_join!(on_unix, on_tcp).map(|_| ()).map_err(failed("the server ended"))
 }
 
 async fn end() {

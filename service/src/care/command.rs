@@ -4,7 +4,8 @@ use retrovisor_guest::RunState;
 use retrovisor_snapshot::{CheckpointId, CheckpointRecord};
 use tokio::sync::oneshot::Sender;
 
-use super::{CareError, Fault};
+use super::error::CareError;
+use super::inject::Fault;
 
 type Reply<T> = Sender<Result<T, CareError>>;
 
@@ -28,6 +29,13 @@ pub(crate) enum Command {
     Inject { fault: Fault, reply: Reply<(String, String)> },
     /// End the keeper, not the VM.
     LetGo,
+}
+
+/// Which way to go.
+pub(super) enum Way {
+    Rollback(CheckpointId),
+    Undo,
+    Redo,
 }
 
 /// A machine's way from one checkpoint to another.

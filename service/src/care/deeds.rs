@@ -6,17 +6,12 @@ use retrovisor_snapshot::{
     RollbackRequest, image_hash,
 };
 
+use super::command::{Journey, Way};
+use super::error::CareError;
 use super::event::{Event, Happening, now_ms};
 use super::held::Held;
+use super::inject::{self, Fault};
 use super::keeper::Keeper;
-use super::{CareError, Fault, Journey, inject};
-
-/// Which way to go.
-pub(super) enum Way {
-    Rollback(CheckpointId),
-    Undo,
-    Redo,
-}
 
 impl Keeper {
     /// Takes a checkpoint, reads and judges it, and tells.

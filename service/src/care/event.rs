@@ -1,6 +1,6 @@
 use retrovisor_snapshot::{CheckpointRecord, IncidentRecord};
 
-use super::Journey;
+use super::command::Journey;
 
 /// Something that happened to a machine.
 #[derive(Clone, Debug)]

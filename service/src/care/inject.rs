@@ -10,7 +10,7 @@ use retrovisor_guest::{Machine, PageSet};
 use retrovisor_introspect::Kernel;
 use retrovisor_snapshot::{CheckpointId, Store};
 
-use super::CareError;
+use super::error::CareError;
 
 /// Longest command line that the guest's shell is given.
 const LINE_BYTES_MAX: usize = 512;

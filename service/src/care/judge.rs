@@ -10,7 +10,7 @@ use retrovisor_snapshot::{
     CheckpointId, CheckpointRecord, IncidentRecord, MachineId, NewIncident, Store, Verdict,
 };
 
-use super::CareError;
+use super::error::CareError;
 
 /// What reading a checkpoint cost: a fact about us, beside those about the guest.
 static READING: Schema = Schema {

@@ -10,9 +10,11 @@ use retrovisor_machine::qemu::QemuMachine;
 use retrovisor_snapshot::{CheckpointId, CheckpointKind, MachineId, Recorder, Store};
 use tokio::sync::{broadcast, oneshot};
 
-use super::deeds::Way;
+use super::command::{Command, Journey, Vitals, Way};
+use super::error::CareError;
+use super::event::{Event, Happening};
 use super::judge::Judge;
-use super::{CareError, Command, Event, Happening, Journey, Spec, Vitals};
+use super::spec::Spec;
 
 /// Without an interval the keeper still looks after the guest this often.
 const IDLE_LOOK: Duration = Duration::from_secs(1);

@@ -5,7 +5,7 @@ use retrovisor_guest::Accelerator;
 use retrovisor_machine::qemu::{AttachConfig, DiskConfig, LaunchConfig, QemuMachine};
 use serde::{Deserialize, Serialize};
 
-use super::CareError;
+use super::error::CareError;
 
 /// How a machine is found or started again: kept in the catalogue beside it.
 #[derive(Clone, Debug, Serialize, Deserialize)]

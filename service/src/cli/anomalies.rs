@@ -1,7 +1,10 @@
 use clap::Args;
 use retrovisor_proto::v1::{Incident, ListAnomaliesRequest};
 
-use super::{CliError, Global, connect, print_json, style, table};
+use super::global::{Global, print_json};
+use crate::client;
+use crate::error::CliError;
+use crate::terminal::{style, table};
 
 /// Lists the checkpoints that are not good, and the incidents they form.
 #[derive(Debug, Args)]
@@ -12,7 +15,7 @@ pub(crate) struct AnomaliesArgs {
 
 pub(super) async fn run(args: AnomaliesArgs, global: &Global) -> Result<(), CliError> {
     let request = ListAnomaliesRequest { machine: args.name.clone() };
-    let answer = connect::reader(global).await?.anomalies().list_anomalies(request).await?.into_inner();
+    let answer = client::reader(&global.store).await?.anomalies().list_anomalies(request).await?.into_inner();
     if global.json {
         return print_json(&answer);
     }

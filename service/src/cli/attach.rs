@@ -4,8 +4,11 @@ use std::time::Duration;
 use clap::Args;
 use retrovisor_proto::v1::AttachMachineRequest;
 
+use super::global::{Global, print_json};
 use super::run::{interval_ms, parse_interval};
-use super::{CliError, Global, connect, print_json, show};
+use super::show;
+use crate::client;
+use crate::error::CliError;
 
 /// Takes a running QEMU into care.
 #[derive(Debug, Args)]
@@ -34,7 +37,7 @@ pub(super) async fn run(args: AttachArgs, global: &Global) -> Result<(), CliErro
         qmp: qmp.to_string_lossy().into_owned(),
         every_ms: interval_ms(args.every),
     };
-    let answer = connect::daemon(global).await?.machines().attach_machine(request).await?.into_inner();
+    let answer = client::daemon(&global.store).await?.machines().attach_machine(request).await?.into_inner();
     let machine = answer.machine.unwrap_or_default();
     if global.json {
         return print_json(&machine);

@@ -1,7 +1,10 @@
 use clap::Args;
 use retrovisor_proto::v1::{Checkpoint, CreateCheckpointRequest};
 
-use super::{CliError, Global, connect, print_json, style};
+use super::global::{Global, print_json};
+use crate::client;
+use crate::error::CliError;
+use crate::terminal::style;
 
 /// Takes a checkpoint now.
 #[derive(Debug, Args)]
@@ -16,7 +19,8 @@ pub(crate) struct CheckpointArgs {
 
 pub(super) async fn run(args: CheckpointArgs, global: &Global) -> Result<(), CliError> {
     let request = CreateCheckpointRequest { machine: args.name, label: args.label.unwrap_or_default() };
-    let answer = connect::daemon(global).await?.checkpoints().create_checkpoint(request).await?.into_inner();
+    let answer =
+        client::daemon(&global.store).await?.checkpoints().create_checkpoint(request).await?.into_inner();
     let checkpoint = answer.checkpoint.unwrap_or_default();
     if global.json {
         return print_json(&checkpoint);

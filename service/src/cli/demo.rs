@@ -2,8 +2,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::global::Global;
 use super::run::{interval_ms, parse_interval};
-use super::{CliError, Global};
+use crate::error::CliError;
 use crate::{demo, place};
 
 /// Shows the whole story on one screen: a stock guest is checkpointed, hurt twice, noticed, taken back, explained.

@@ -1,7 +1,11 @@
 use clap::Args;
 use retrovisor_proto::v1::DiffRequest;
 
-use super::{CliError, Global, checkpoint, connect, print_json, table};
+use super::checkpoint;
+use super::global::{Global, print_json};
+use crate::client;
+use crate::error::CliError;
+use crate::terminal::table;
 
 /// Shows what changed between two checkpoints: structures first, pages last.
 #[derive(Debug, Args)]
@@ -19,7 +23,7 @@ pub(crate) struct DiffArgs {
 
 pub(super) async fn run(args: DiffArgs, global: &Global) -> Result<(), CliError> {
     let request = DiffRequest { machine: args.name, from: args.from, to: args.to };
-    let answer = connect::reader(global).await?.checkpoints().diff(request).await?.into_inner();
+    let answer = client::reader(&global.store).await?.checkpoints().diff(request).await?.into_inner();
     if global.json {
         return print_json(&answer);
     }

@@ -2,7 +2,9 @@ use clap::{Args, Subcommand};
 use retrovisor_proto::v1::inject_request::Fault;
 use retrovisor_proto::v1::{ConsoleCommand, InjectRequest, SyscallRedirect};
 
-use super::{CliError, Global, connect, print_json};
+use super::global::{Global, print_json};
+use crate::client;
+use crate::error::CliError;
 
 /// Hurts a machine on purpose: to see whether it is noticed, and to drill going back.
 #[derive(Debug, Args)]
@@ -40,7 +42,7 @@ pub(super) async fn run(args: InjectArgs, global: &Global) -> Result<(), CliErro
         FaultArgs::Command { line } => Fault::ConsoleCommand(ConsoleCommand { line }),
     };
     let request = InjectRequest { machine: args.name.clone(), fault: Some(fault) };
-    let answer = connect::daemon(global).await?.faults().inject(request).await?.into_inner();
+    let answer = client::daemon(&global.store).await?.faults().inject(request).await?.into_inner();
     if global.json {
         return print_json(&answer);
     }

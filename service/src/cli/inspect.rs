@@ -1,7 +1,11 @@
 use clap::Args;
 use retrovisor_proto::v1::InspectRequest;
 
-use super::{CliError, Global, checkpoint, connect, print_json, table};
+use super::checkpoint;
+use super::global::{Global, print_json};
+use crate::client;
+use crate::error::CliError;
+use crate::terminal::table;
 
 /// Shows what was read from a checkpoint's memory.
 #[derive(Debug, Args)]
@@ -21,7 +25,7 @@ pub(crate) struct InspectArgs {
 
 pub(super) async fn run(args: InspectArgs, global: &Global) -> Result<(), CliError> {
     let request = InspectRequest { machine: args.name, checkpoint: args.at, what: args.what };
-    let answer = connect::reader(global).await?.checkpoints().inspect(request).await?.into_inner();
+    let answer = client::reader(&global.store).await?.checkpoints().inspect(request).await?.into_inner();
     if global.json {
         return print_json(&answer);
     }

@@ -1,10 +1,17 @@
 use retrovisor_proto::v1::{ListMachinesRequest, Machine, RunState};
 
-use super::{CliError, Global, connect, print_json, style, table};
+use super::global::{Global, print_json};
+use crate::client;
+use crate::error::CliError;
+use crate::terminal::{style, table};
 
 pub(super) async fn run(global: &Global) -> Result<(), CliError> {
-    let answer =
-        connect::reader(global).await?.machines().list_machines(ListMachinesRequest {}).await?.into_inner();
+    let answer = client::reader(&global.store)
+        .await?
+        .machines()
+        .list_machines(ListMachinesRequest {})
+        .await?
+        .into_inner();
     if global.json {
         return print_json(&answer.machines);
     }

@@ -3,7 +3,10 @@ use std::collections::HashMap;
 use clap::Args;
 use retrovisor_proto::v1::{Checkpoint, GetMachineRequest, ListCheckpointsRequest, Verdict};
 
-use super::{CliError, Global, connect, print_json, style, table};
+use super::global::{Global, print_json};
+use crate::client;
+use crate::error::CliError;
+use crate::terminal::{style, table};
 
 /// Shows a machine's timelines, newest first.
 #[derive(Debug, Args)]
@@ -16,7 +19,7 @@ pub(crate) struct LogArgs {
 }
 
 pub(super) async fn run(args: LogArgs, global: &Global) -> Result<(), CliError> {
-    let client = connect::reader(global).await?;
+    let client = client::reader(&global.store).await?;
     let request = ListCheckpointsRequest { machine: args.name.clone(), newest: args.newest };
     let checkpoints = client.checkpoints().list_checkpoints(request).await?.into_inner().checkpoints;
     if global.json {

@@ -1,7 +1,9 @@
 use clap::Args;
 use retrovisor_proto::v1::{Machine, PauseMachineRequest, ResumeMachineRequest, StopMachineRequest};
 
-use super::{CliError, Global, connect, print_json};
+use super::global::{Global, print_json};
+use crate::client;
+use crate::error::CliError;
 
 #[derive(Debug, Args)]
 pub(crate) struct PowerArgs {
@@ -11,19 +13,19 @@ pub(crate) struct PowerArgs {
 
 pub(super) async fn pause(args: PowerArgs, global: &Global) -> Result<(), CliError> {
     let request = PauseMachineRequest { machine: args.name };
-    let answer = connect::daemon(global).await?.machines().pause_machine(request).await?.into_inner();
+    let answer = client::daemon(&global.store).await?.machines().pause_machine(request).await?.into_inner();
     done(answer.machine, global, "paused. Let it run on: retrovisor resume")
 }
 
 pub(super) async fn resume(args: PowerArgs, global: &Global) -> Result<(), CliError> {
     let request = ResumeMachineRequest { machine: args.name };
-    let answer = connect::daemon(global).await?.machines().resume_machine(request).await?.into_inner();
+    let answer = client::daemon(&global.store).await?.machines().resume_machine(request).await?.into_inner();
     done(answer.machine, global, "runs. Pause it: retrovisor pause")
 }
 
 pub(super) async fn stop(args: PowerArgs, global: &Global) -> Result<(), CliError> {
     let request = StopMachineRequest { machine: args.name };
-    let answer = connect::daemon(global).await?.machines().stop_machine(request).await?.into_inner();
+    let answer = client::daemon(&global.store).await?.machines().stop_machine(request).await?.into_inner();
     done(
         answer.machine,
         global,

@@ -2,7 +2,10 @@ use clap::Args;
 use retrovisor_analytics::{NamedQuery, QUERIES};
 use retrovisor_proto::v1::{Cell, QueryRequest, cell};
 
-use super::{CliError, Global, connect, print_json, table};
+use super::global::{Global, print_json};
+use crate::client;
+use crate::error::CliError;
+use crate::terminal::table;
 
 /// Asks the snapshot database in SQL. Reads only; works without a daemon, too.
 #[derive(Debug, Args)]
@@ -45,7 +48,7 @@ pub(super) async fn run(args: QueryArgs, global: &Global) -> Result<(), CliError
     };
     let parameters = words.map(|word| Cell { value: Some(cell::Value::Text(word)) }).collect();
     let request = QueryRequest { sql, parameters, limit: args.limit };
-    let answer = connect::reader(global).await?.queries().query(request).await?.into_inner();
+    let answer = client::reader(&global.store).await?.queries().query(request).await?.into_inner();
     if global.json {
         return print_json(&answer);
     }

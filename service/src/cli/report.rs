@@ -3,7 +3,9 @@ use std::path::PathBuf;
 use clap::Args;
 use retrovisor_proto::v1::GetReportRequest;
 
-use super::{CliError, Global, connect};
+use super::global::Global;
+use crate::client;
+use crate::error::CliError;
 
 /// Writes the report of a machine: one HTML file that needs nothing else.
 #[derive(Debug, Args)]
@@ -18,7 +20,7 @@ pub(crate) struct ReportArgs {
 
 pub(super) async fn run(args: ReportArgs, global: &Global) -> Result<(), CliError> {
     let request = GetReportRequest { machine: args.name.clone() };
-    let answer = connect::reader(global).await?.anomalies().get_report(request).await?.into_inner();
+    let answer = client::reader(&global.store).await?.anomalies().get_report(request).await?.into_inner();
     if global.json {
         println!("{}", answer.json);
         if args.html.is_none() {

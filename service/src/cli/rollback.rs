@@ -1,7 +1,10 @@
 use clap::Args;
 use retrovisor_proto::v1::{Move, RedoRequest, RollbackRequest, UndoRequest};
 
-use super::{CliError, Global, connect, print_json, style};
+use super::global::{Global, print_json};
+use crate::client;
+use crate::error::CliError;
+use crate::terminal::style;
 
 /// Takes a machine back to a checkpoint.
 #[derive(Debug, Args)]
@@ -49,7 +52,11 @@ pub(super) async fn rollback(args: RollbackArgs, global: &Global) -> Result<(), 
         dry_run: args.dry_run,
         verify_image: args.verify_image,
     };
-    let client = if args.dry_run { connect::reader(global).await? } else { connect::daemon(global).await? };
+    let client = if args.dry_run {
+        client::reader(&global.store).await?
+    } else {
+        client::daemon(&global.store).await?
+    };
     let answer = client.checkpoints().rollback(request).await?.into_inner();
     if global.json {
         return print_json(&answer);
@@ -78,7 +85,7 @@ pub(super) async fn rollback(args: RollbackArgs, global: &Global) -> Result<(), 
 
 pub(super) async fn undo(args: UndoArgs, global: &Global) -> Result<(), CliError> {
     let request = UndoRequest { machine: args.name.clone(), verify_image: args.verify_image };
-    let answer = connect::daemon(global).await?.checkpoints().undo(request).await?.into_inner();
+    let answer = client::daemon(&global.store).await?.checkpoints().undo(request).await?.into_inner();
     if global.json {
         return print_json(&answer);
     }
@@ -88,7 +95,7 @@ pub(super) async fn undo(args: UndoArgs, global: &Global) -> Result<(), CliError
 
 pub(super) async fn redo(args: RedoArgs, global: &Global) -> Result<(), CliError> {
     let request = RedoRequest { machine: args.name.clone() };
-    let answer = connect::daemon(global).await?.checkpoints().redo(request).await?.into_inner();
+    let answer = client::daemon(&global.store).await?.checkpoints().redo(request).await?.into_inner();
     if global.json {
         return print_json(&answer);
     }

@@ -4,7 +4,10 @@ use std::time::Duration;
 use clap::Args;
 use retrovisor_proto::v1::RunMachineRequest;
 
-use super::{CliError, Global, connect, print_json, show};
+use super::global::{Global, print_json};
+use super::show;
+use crate::client;
+use crate::error::CliError;
 
 /// Starts a virtual machine under care.
 #[derive(Debug, Args)]
@@ -58,7 +61,7 @@ pub(super) async fn run(args: RunArgs, global: &Global) -> Result<(), CliError> 
         every_ms: interval_ms(args.every),
         driver: args.driver,
     };
-    let answer = connect::daemon(global).await?.machines().run_machine(request).await?.into_inner();
+    let answer = client::daemon(&global.store).await?.machines().run_machine(request).await?.into_inner();
     let machine = answer.machine.unwrap_or_default();
     if global.json {
         return print_json(&machine);

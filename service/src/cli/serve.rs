@@ -4,8 +4,9 @@ use std::sync::Arc;
 use clap::Args;
 use retrovisor_snapshot::{Access, Store};
 
-use super::{CliError, Global};
+use super::global::Global;
 use crate::care::Care;
+use crate::error::CliError;
 use crate::{place, rpc};
 
 /// Runs the daemon until it is told to end. Guests that it started go on without it and are found again.
@@ -39,7 +40,7 @@ pub(super) async fn run(args: ServeArgs, global: &Global) -> Result<(), CliError
     care.let_go();
     // The lock of the store says who serves; a socket left behind is replaced at the next start.
     let _ = std::fs::remove_file(&socket);
-    ended
+    Ok(ended?)
 }
 
 fn parse_loopback(text: &str) -> Result<SocketAddr, String> {

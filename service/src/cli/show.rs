@@ -1,7 +1,11 @@
 use clap::Args;
 use retrovisor_proto::v1::{GetMachineRequest, Machine};
 
-use super::{CliError, Global, connect, list, print_json, style};
+use super::global::{Global, print_json};
+use super::list;
+use crate::client;
+use crate::error::CliError;
+use crate::terminal::style;
 
 #[derive(Debug, Args)]
 pub(crate) struct ShowArgs {
@@ -11,7 +15,7 @@ pub(crate) struct ShowArgs {
 
 pub(super) async fn run(args: ShowArgs, global: &Global) -> Result<(), CliError> {
     let request = GetMachineRequest { machine: args.name };
-    let answer = connect::reader(global).await?.machines().get_machine(request).await?.into_inner();
+    let answer = client::reader(&global.store).await?.machines().get_machine(request).await?.into_inner();
     let machine = answer.machine.unwrap_or_default();
     if global.json {
         return print_json(&machine);

@@ -2,11 +2,14 @@ use std::io::{IsTerminal as _, Write as _};
 
 use retrovisor_proto::v1::VerifyRequest;
 
-use super::{CliError, Global, connect, print_json, style};
+use super::global::{Global, print_json};
+use crate::client;
+use crate::error::CliError;
+use crate::terminal::style;
 
 pub(super) async fn run(global: &Global) -> Result<(), CliError> {
     let mut stream =
-        connect::reader(global).await?.checkpoints().verify(VerifyRequest {}).await?.into_inner();
+        client::reader(&global.store).await?.checkpoints().verify(VerifyRequest {}).await?.into_inner();
     let live = std::io::stderr().is_terminal() && !global.json;
     let mut last = None;
     while let Some(progress) = stream.message().await? {

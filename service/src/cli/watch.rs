@@ -2,7 +2,11 @@ use clap::Args;
 use retrovisor_proto::v1::WatchRequest;
 use retrovisor_proto::v1::watch_response::Event;
 
-use super::{CliError, Global, anomalies, checkpoint, connect, style};
+use super::global::Global;
+use super::{anomalies, checkpoint};
+use crate::client;
+use crate::error::CliError;
+use crate::terminal::style;
 
 /// Follows what happens, as it happens. Ends with Ctrl-C.
 #[derive(Debug, Args)]
@@ -13,7 +17,7 @@ pub(crate) struct WatchArgs {
 
 pub(super) async fn run(args: WatchArgs, global: &Global) -> Result<(), CliError> {
     let request = WatchRequest { machine: args.name.unwrap_or_default() };
-    let mut events = connect::daemon(global).await?.watch().watch(request).await?.into_inner();
+    let mut events = client::daemon(&global.store).await?.watch().watch(request).await?.into_inner();
     while let Some(event) = events.message().await? {
         if global.json {
             println!(

@@ -15,7 +15,9 @@ use super::MACHINE;
 use super::console::Console;
 use super::screen::Screen;
 use super::summary::{FaultSummary, Summary};
-use crate::cli::{CliError, connect::Client, style};
+use crate::client::Client;
+use crate::error::CliError;
+use crate::terminal::style;
 
 /// Checkpoints after the baseline before the first fault, and between the faults.
 const CALM_CHECKPOINTS: u64 = 8;

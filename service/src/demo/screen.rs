@@ -4,7 +4,7 @@ use std::io::{IsTerminal as _, Write as _};
 
 use retrovisor_proto::v1::Checkpoint;
 
-use crate::cli::style;
+use crate::terminal::{style, table};
 
 /// The terminal, or a plain stream of lines.
 pub(super) struct Screen {
@@ -28,7 +28,7 @@ impl Screen {
     /// A line of the story, broken at the terminal's width.
     pub(super) fn say(&mut self, text: &str) {
         self.wipe();
-        let width = crate::cli::table::terminal_width().min(100);
+        let width = table::terminal_width().min(100);
         let mut line = String::new();
         for word in text.split(' ') {
             if !line.is_empty() && line.chars().count() + 1 + word.chars().count() > width {
@@ -78,7 +78,7 @@ impl Screen {
             score,
             style::verdict(taken.verdict()),
         );
-        let width = crate::cli::table::terminal_width();
+        let width = table::terminal_width();
         let cut: String = line.chars().take(width).collect();
         println!("{}", style::painted(taken.verdict(), cut.trim_end()));
         self.redraw();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use retrovisor_guest::fact::Value;
-use retrovisor_introspect::{Kernel, OwnerMap};
+use retrovisor_introspect::{Introspector, OwnerMap};
 use retrovisor_proto::v1::Table;
 use retrovisor_snapshot::{CheckpointRecord, Store};
 
@@ -207,8 +207,9 @@ fn owners(
 ) -> Result<Option<Table>, CareError> {
     let view = store.view(at.id)?;
     let vcpus = store.registers(at.id)?;
-    let Ok(kernel) = Kernel::find(&view, &vcpus) else { return Ok(None) };
-    let observation = retrovisor_introspect::Introspector::new().observe(&view, &vcpus);
+    let mut introspector = Introspector::new();
+    let observation = introspector.observe(&view, &vcpus);
+    let Some(kernel) = introspector.kernel() else { return Ok(None) };
     let map = OwnerMap::build(&kernel, &view, &observation);
     let mut count: BTreeMap<String, u64> = BTreeMap::new();
     for gfn in changed.take(PAGES_EXPLAINED_MAX) {

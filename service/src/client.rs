@@ -15,8 +15,8 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
-use super::{CliError, Global};
 use crate::care::Care;
+use crate::error::CliError;
 use crate::{place, rpc};
 
 /// Reports hold inline charts, and tables of facts can be long.
@@ -55,30 +55,29 @@ impl Client {
 }
 
 /// Connects to the daemon of this store.
-pub(crate) async fn daemon(global: &Global) -> Result<Client, CliError> {
-    let socket = place::socket(&global.store);
+pub(crate) async fn daemon(store: &Path) -> Result<Client, CliError> {
+    let socket = place::socket(store);
     over_socket(&socket).await.ok_or_else(|| {
         CliError::refused(
             format!("no daemon answers at {}", socket.display()),
-            format!("Start it with: retrovisor --store {} serve", global.store.display()),
+            format!("Start it with: retrovisor --store {} serve", store.display()),
         )
     })
 }
 
 /// Connects to the daemon, or, when none runs, reads the store without one.
-pub(crate) async fn reader(global: &Global) -> Result<Client, CliError> {
-    if let Some(client) = over_socket(&place::socket(&global.store)).await {
+pub(crate) async fn reader(store: &Path) -> Result<Client, CliError> {
+    if let Some(client) = over_socket(&place::socket(store)).await {
         return Ok(client);
     }
-    if !global.store.join("catalogue.sqlite").exists() {
+    if !store.join("catalogue.sqlite").exists() {
         return Err(CliError::not_found(
-            format!("there is no store at {}", global.store.display()),
+            format!("there is no store at {}", store.display()),
             "Name one with --store, see the story with `retrovisor demo`, or start the daemon with `retrovisor serve`.",
         ));
     }
-    let store =
-        Store::open(&global.store, Access::ReadOnly).map_err(|error| CliError::failed(error.to_string()))?;
-    in_process(Arc::new(Care::new(Arc::new(store), &global.store))).await
+    let opened = Store::open(store, Access::ReadOnly).map_err(|error| CliError::failed(error.to_string()))?;
+    in_process(Arc::new(Care::new(Arc::new(opened), store))).await
 }
 
 /// A server of our own, in this process, and a client of it.

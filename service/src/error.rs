@@ -1,6 +1,8 @@
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+use crate::care::CareError;
+
 /// Why a verb failed, and the exit code that says so.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
@@ -23,6 +25,12 @@ impl CliError {
 
     pub(crate) fn not_found(message: impl Into<String>, help: impl Into<String>) -> Self {
         Self { exit_code: 3, message: message.into(), help: help.into() }
+    }
+}
+
+impl From<CareError> for CliError {
+    fn from(error: CareError) -> Self {
+        Self::failed(error.to_string())
     }
 }
 

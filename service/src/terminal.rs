@@ -1,0 +1,4 @@
+//! What people see: quantities in words, colours, tables that fit.
+
+pub(crate) mod style;
+pub(crate) mod table;
