@@ -3,7 +3,7 @@
 //! `cargo run --release -p retrovisor-machine --example measure [-- CHECKPOINTS [MEMORY_MIB]]`
 #![allow(clippy::unwrap_used, reason = "a measurement that cannot go on stops")]
 
-#[path = "../tests/guest/mod.rs"]
+#[path = "../tests/qemu/guest.rs"]
 #[allow(dead_code, reason = "shared with the tests")]
 mod guest;
 
