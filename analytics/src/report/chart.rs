@@ -136,11 +136,12 @@ fn class(point: &Point) -> &'static str {
 }
 
 fn scores(svg: &mut String, report: &Report, axis: &Axis, top: f64, bottom: f64) {
-    let height = |score: f64| (bottom - top) * (score / Judgement::SCORE_MAX).clamp(0.0, 1.0);
+    // The root leaves room to tell small scores apart, which most are.
+    let height = |score: f64| (bottom - top) * (score / Judgement::SCORE_MAX).clamp(0.0, 1.0).sqrt();
     label(svg, "axis end", MARGIN_LEFT - 12.0, top + 10.0, "score");
-    for (score, name) in [
-        (crate::judgement::score(report.config.alpha), "suspect"),
-        (crate::judgement::score(report.config.alpha_extreme), "bad at once"),
+    for (score, name, below) in [
+        (crate::judgement::score(report.config.alpha), "suspect", 9.0),
+        (crate::judgement::score(report.config.alpha_extreme), "bad at once", 1.0),
     ] {
         let y = bottom - height(score);
         let _ = write!(
@@ -148,7 +149,7 @@ fn scores(svg: &mut String, report: &Report, axis: &Axis, top: f64, bottom: f64)
             r#"<path class="threshold" d="M{MARGIN_LEFT:.1} {y:.1}H{:.1}"/>"#,
             WIDTH - MARGIN_RIGHT
         );
-        label(svg, "axis end", MARGIN_LEFT - 12.0, y + 4.0, name);
+        label(svg, "axis end", MARGIN_LEFT - 12.0, y + below, name);
     }
     let width = (axis.step * 0.7).clamp(0.8, 14.0);
     for point in &report.checkpoints {

@@ -93,7 +93,7 @@ fn legend(page: &mut String) {
         "<p class=\"legend\"><span class=\"is-good\">●</span> good <span class=\"is-unknown\">○</span> unknown ",
         "<span class=\"is-suspect\">▲</span> suspect <span class=\"is-bad\">■</span> bad. ",
         "A dashed curve leaves the checkpoint that the machine went back to; what it left stays on its own line. ",
-        "The score is minus the decimal logarithm of the p-value; a broken invariant scores 16.</p>\n"
+        "The score is minus the decimal logarithm of the p-value, drawn as its root; a broken invariant scores 16.</p>\n"
     ));
 }
 
@@ -124,7 +124,9 @@ fn incident(page: &mut String, report: &Report, incident: &Incident, number: usi
     page.push_str("</dl>\n");
     causes(page, incident);
     page.push_str("<h3>Evidence</h3>\n<ul>");
-    for line in &incident.explanation.evidence {
+    // A broken invariant is a candidate already.
+    let told = |line: &&String| !incident.explanation.causes.iter().any(|cause| cause.text == **line);
+    for line in incident.explanation.evidence.iter().filter(told) {
         let _ = write!(page, "<li>{}</li>", escape(line));
     }
     page.push_str("</ul>\n");
