@@ -133,9 +133,8 @@ impl PackWriter {
                 }
                 continue;
             }
-            if open.end > open.committed
-                && let Err(error) = open.file.set_len(open.committed)
-            {
+            // Also when nothing was appended: a write that fails may have written a part.
+            if let Err(error) = open.file.set_len(open.committed) {
                 tracing::warn!(pack = open.number, %error, "unfinished frames could not be cut off");
                 continue;
             }
@@ -155,4 +154,148 @@ fn begin(storage: &dyn PackStorage, store: &StoreId, next_number: &mut u32) -> R
         return Err(Error::io("writing the header of", &path)(error));
     }
     Ok(Open { number, file, committed: 0, end: PACK_HEADER as u64, named: false })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::io;
+    use std::path::PathBuf;
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+    use crate::catalogue::lock;
+    use crate::pack::{PackReader, compressor, encode_frame};
+
+    /// Packs in memory; a call that is counted down to zero fails.
+    #[derive(Default)]
+    struct Flaky {
+        files: Mutex<BTreeMap<u32, Arc<Bytes>>>,
+        calls_left: Arc<AtomicU32>,
+    }
+
+    struct Bytes(Mutex<Vec<u8>>, Arc<AtomicU32>);
+
+    fn call(left: &AtomicU32) -> io::Result<()> {
+        if left.load(Ordering::Relaxed) > 0 && left.fetch_sub(1, Ordering::Relaxed) == 1 {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(())
+    }
+
+    impl PackStorage for Flaky {
+        fn list(&self) -> io::Result<Vec<u32>> {
+            Ok(lock(&self.files).keys().copied().collect())
+        }
+        fn create(&self, number: u32) -> io::Result<Arc<dyn PackFile>> {
+            call(&self.calls_left)?;
+            let file = Arc::new(Bytes(Mutex::default(), Arc::clone(&self.calls_left)));
+            assert!(lock(&self.files).insert(number, Arc::clone(&file)).is_none());
+            Ok(file)
+        }
+        fn open(&self, number: u32, _write: bool) -> io::Result<Arc<dyn PackFile>> {
+            let file = lock(&self.files).get(&number).map(Arc::clone);
+            Ok(file.ok_or(io::ErrorKind::NotFound)?)
+        }
+        fn remove(&self, number: u32) -> io::Result<()> {
+            lock(&self.files).remove(&number).map(drop).ok_or(io::ErrorKind::NotFound.into())
+        }
+        fn sync_names(&self) -> io::Result<()> {
+            call(&self.calls_left)
+        }
+        fn path(&self, number: u32) -> PathBuf {
+            PathBuf::from(format!("/packs/{number}"))
+        }
+    }
+
+    impl PackFile for Bytes {
+        fn read_exact_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
+            let bytes = lock(&self.0);
+            let from = usize::try_from(offset).unwrap();
+            into.copy_from_slice(bytes.get(from..from + into.len()).ok_or(io::ErrorKind::UnexpectedEof)?);
+            Ok(())
+        }
+        fn write_all_at(&self, new: &[u8], offset: u64) -> io::Result<()> {
+            let mut bytes = lock(&self.0);
+            let from = usize::try_from(offset).unwrap();
+            let end = bytes.len().max(from + new.len());
+            bytes.resize(end, 0);
+            if let Err(error) = call(&self.1) {
+                // A write that fails may have written a part.
+                bytes[from..from + new.len() / 2].copy_from_slice(&new[..new.len() / 2]);
+                return Err(error);
+            }
+            bytes[from..from + new.len()].copy_from_slice(new);
+            Ok(())
+        }
+        fn set_len(&self, length: u64) -> io::Result<()> {
+            lock(&self.0).truncate(usize::try_from(length).unwrap());
+            Ok(())
+        }
+        fn len(&self) -> io::Result<u64> {
+            Ok(lock(&self.0).len() as u64)
+        }
+        fn sync(&self) -> io::Result<()> {
+            call(&self.1)
+        }
+    }
+
+    fn frame(seed: u64) -> (Vec<u8>, u32) {
+        let noise: Vec<u8> = (0..256_u64)
+            .flat_map(|at| blake3::hash(&(seed << 32 | at).to_le_bytes()).as_bytes()[..16].to_vec())
+            .collect();
+        (encode_frame(&noise, &mut compressor().unwrap()), 1)
+    }
+
+    fn readable(storage: &Arc<dyn PackStorage>, frames: &[NewFrame]) {
+        let reader = PackReader::new(Arc::clone(storage), [1; 16]);
+        for frame in frames {
+            reader.read_frame(frame.pack, frame.offset, frame.stored_bytes, frame.pages).unwrap();
+        }
+    }
+
+    #[test]
+    fn whichever_call_fails_what_was_committed_stays_and_nothing_else() {
+        // Packs of two frames, so that every commit of three begins a new one.
+        for failing in 1..60 {
+            let flaky = Arc::new(Flaky::default());
+            let left = Arc::clone(&flaky.calls_left);
+            let storage: Arc<dyn PackStorage> = flaky;
+            let mut writer = PackWriter::open(Arc::clone(&storage), [1; 16], &[]).unwrap();
+            writer.pack_bytes_max = 8_000;
+            left.store(failing, Ordering::Relaxed);
+            let (mut kept, mut lengths) = (Vec::new(), BTreeMap::new());
+            let mut failures = 0;
+            for round in 0..6 {
+                let frames = (0..3).map(|at| writer.append(vec![frame(round * 3 + at)]));
+                let done = frames.collect::<Result<Vec<_>>>().and_then(|placed| Ok((placed, writer.sync()?)));
+                match done {
+                    Ok((placed, packs)) => {
+                        writer.committed();
+                        kept.extend(placed.into_iter().flatten());
+                        lengths.extend(packs);
+                    }
+                    Err(error) => {
+                        assert!(matches!(error, Error::Full { .. }), "{error}");
+                        writer.abandon();
+                        failures += 1;
+                    }
+                }
+                readable(&storage, &kept);
+                for number in storage.list().unwrap() {
+                    let length = storage.open(number, false).unwrap().len().unwrap();
+                    assert_eq!(lengths.get(&number), Some(&length), "call {failing}, pack {number}");
+                }
+            }
+            let failed = left.swap(0, Ordering::Relaxed) == 0;
+            assert_eq!(failures, u32::from(failed), "call {failing}");
+            // The next process takes up there.
+            let packs: Vec<_> = lengths.into_iter().collect();
+            let mut writer = PackWriter::open(Arc::clone(&storage), [1; 16], &packs).unwrap();
+            kept.extend(writer.append(vec![frame(99)]).unwrap());
+            writer.sync().unwrap();
+            readable(&storage, &kept);
+        }
+    }
 }
