@@ -147,6 +147,7 @@ pub(super) async fn play(stage: &mut Stage) -> Result<(), CliError> {
     hurt(stage, "syscall_redirected", "kill", Fault::SyscallRedirect(redirect)).await?;
     undo_once(stage).await?;
     stage.screen.title("3. Calm again");
+    stage.screen.status("letting the guest run");
     stage.checkpoints(CALM_CHECKPOINTS).await?;
 
     stage.screen.title("4. A fault of behaviour: a program runs away inside the guest");
@@ -178,6 +179,7 @@ async fn hurt(stage: &mut Stage, kind: &str, expected: &str, fault: Fault) -> Re
         .say(&format!("  (a ranking by chance is right in {:.1} % of cases)", incident.chance_level * 100.0));
 
     stage.incidents.push((incident.last_good.clone(), incident.first_bad.clone()));
+    stage.screen.status("going back");
     let before = stage.console.last_tick(0).unwrap_or(0);
     let mark = stage.console.mark();
     let request = RollbackRequest {
@@ -218,7 +220,9 @@ async fn undo_once(stage: &mut Stage) -> Result<(), CliError> {
     let request = UndoRequest { machine: MACHINE.to_owned(), verify_image: true };
     let moved = stage.client.checkpoints().undo(request).await?.into_inner().r#move.unwrap_or_default();
     stage.summary.undo_image_matches = moved.image_matches == Some(true);
+    stage.summary.rollbacks_us.push(moved.rollback_us);
     arrived(stage, "Undone", &moved);
+    stage.screen.status("waiting for the fault to be noticed again");
     loop {
         match stage.next().await? {
             Event::Checkpoint(taken) if taken.kind == "automatic" && taken.verdict() == Verdict::Bad => break,
@@ -228,6 +232,7 @@ async fn undo_once(stage: &mut Stage) -> Result<(), CliError> {
     let request = RedoRequest { machine: MACHINE.to_owned() };
     let moved = stage.client.checkpoints().redo(request).await?.into_inner().r#move.unwrap_or_default();
     stage.hurt = false;
+    stage.summary.rollbacks_us.push(moved.rollback_us);
     arrived(stage, "And `redo` takes the undo back", &moved);
     Ok(())
 }

@@ -21,26 +21,20 @@ impl Screen {
     /// A heading.
     pub(super) fn title(&mut self, text: &str) {
         self.wipe();
-        println!("\n{}", style::bold(text));
+        self.status.clear();
+        println!();
+        for line in wrapped(text) {
+            println!("{}", style::bold(&line));
+        }
         self.headed = false;
     }
 
     /// A line of the story, broken at the terminal's width.
     pub(super) fn say(&mut self, text: &str) {
         self.wipe();
-        let width = table::terminal_width().min(100);
-        let mut line = String::new();
-        for word in text.split(' ') {
-            if !line.is_empty() && line.chars().count() + 1 + word.chars().count() > width {
-                println!("{line}");
-                line.clear();
-            }
-            if !line.is_empty() {
-                line.push(' ');
-            }
-            line += word;
+        for line in wrapped(text) {
+            println!("{line}");
         }
-        println!("{line}");
         self.redraw();
     }
 
@@ -97,6 +91,21 @@ impl Screen {
             let _ = std::io::stdout().flush();
         }
     }
+}
+
+/// Lines that fit the terminal, broken between words.
+fn wrapped(text: &str) -> Vec<String> {
+    let width = table::terminal_width().min(100);
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let line = lines.last_mut().filter(|line| line.chars().count() + 1 + word.chars().count() <= width);
+        match line {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) => line.extend([" ", word]),
+            None => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }
 
 impl Drop for Screen {
