@@ -61,6 +61,9 @@ fn main() {
         table.one(&format!("store.bytes_a_checkpoint/{DIRTY}/{variant}"), "B", grown);
     }
 
+    let keyframes = store.catalogue().query("SELECT max(length(map)) FROM keyframe", &[], 1).unwrap();
+    table.one("store.keyframe_bytes/512MiB", "B", keyframes.rows[0][0].as_f64().unwrap());
+
     going_back(&mut table, &store, &mut recorder, &mut machine, &mut guest);
     reading(&mut table, &store, &dir, &layout, &mut machine);
     table.finish();

@@ -18,8 +18,9 @@ const IDLE_MAX: usize = 4;
 pub struct Catalogue {
     dir: PathBuf,
     path: PathBuf,
-    writer: Option<Mutex<Connection>>,
     idle: Mutex<Vec<Connection>>,
+    /// After the readers, so that it is closed last: SQLite then leaves no write-ahead log behind.
+    writer: Option<Mutex<Connection>>,
     immutable: bool,
     /// Fact tables known to have all their columns, with the number of columns.
     pub(super) fact_tables: Mutex<HashSet<(&'static str, usize)>>,

@@ -29,6 +29,28 @@ impl Drop for Mounted<'_> {
 }
 
 #[test]
+fn a_store_on_a_medium_that_cannot_be_written_can_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(_mounted) = Mounted::tmpfs(dir.path(), "8m") else {
+        eprintln!("SKIPPED: a small tmpfs cannot be mounted here (needs root)");
+        return;
+    };
+    let at = dir.path().join("store");
+    let mut toy = Toy::new(&MemoryLayout::flat(16 * PAGE_SIZE as u64).unwrap());
+    toy.scribble(3, 3);
+    let store = Arc::new(Store::open(&at, Access::Create).unwrap());
+    let machine = store.catalogue().add_machine(&toy.identity).unwrap().id;
+    let mut recorder = Recorder::new(Arc::clone(&store), machine).unwrap();
+    let record = recorder.checkpoint(&mut toy, &CheckpointRequest::default()).unwrap().record;
+    drop((recorder, store));
+    let fixed = Command::new("mount").args(["-o", "remount,ro"]).arg(dir.path()).status().unwrap();
+    assert!(fixed.success());
+    let store = Arc::new(Store::open(&at, Access::ReadOnly).unwrap());
+    assert_eq!(store.image_hash(record.id).unwrap(), image_hash(&toy).unwrap());
+    assert_eq!(store.verify(&mut |_| ()).unwrap().damaged, []);
+}
+
+#[test]
 fn a_full_disk_loses_nothing_and_the_guest_runs_on() {
     let dir = tempfile::tempdir().unwrap();
     let Some(_mounted) = Mounted::tmpfs(dir.path(), "3m") else {

@@ -9,5 +9,6 @@ mod history;
 mod kill;
 mod long_chain;
 mod opening;
+mod together;
 mod toy;
 mod travel;
