@@ -46,6 +46,7 @@ fn main() {
 
     let first = recorder.checkpoint(&mut machine, &plain).unwrap();
     table.one("capture.first.pause_ms/512MiB", "ms", first.timing.pause_us as f64 / 1e3);
+    table.one("capture.first.precopy_ms/512MiB", "ms", first.timing.precopy_us as f64 / 1e3);
     table.one("capture.first.durable_ms/512MiB", "ms", first.timing.durable_us as f64 / 1e3);
     table.one("capture.first.stored_bytes/512MiB", "B", first.record.stored_bytes as f64);
 
@@ -114,6 +115,7 @@ fn going_back(
         };
         add("rollback.total_us", "us", &|r| r.timing.rollback_us);
         add("rollback.prefetch_us", "us", &|r| r.timing.prefetch_us);
+        add("rollback.precopy_us", "us", &|r| r.timing.precopy_us);
         add("rollback.copy_us", "us", &|r| r.timing.copy_us);
         add("rollback.durable_us", "us", &|r| r.timing.durable_us);
         add("rollback.write_us", "us", &|r| r.timing.write_us);

@@ -74,6 +74,7 @@ impl Recorder {
 
         let start = Instant::now();
         let stored = captured.and_then(|state| {
+            machine.sync_state(&state).inspect_err(|_| release(machine, &state))?;
             let mut intake = match early.take() {
                 Some(intake) => intake,
                 None => store.intake().inspect_err(|_| release(machine, &state))?,

@@ -190,7 +190,8 @@ impl Recorder {
             }
         };
         let request = CheckpointRequest { label: None, kind: CheckpointKind::BeforeRollback };
-        let committed = read.and(names).and_then(|names| {
+        let synced = machine.sync_state(&state).map_err(Error::from);
+        let committed = synced.and(read).and(names).and_then(|names| {
             self.absorb(&names, &mut draft);
             let taken = Taken { request: &request, at_ms, state: &state, draft };
             let machine = self.machine;
