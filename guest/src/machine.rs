@@ -67,7 +67,8 @@ pub enum ClockPolicy {
 
 /// One virtual machine under care. A driver implements it; the capture engine drives it.
 ///
-/// Order of a checkpoint: `pause` → `take_dirty` → copy pages through `memory` → `capture_state` → `resume`.
+/// Order of a checkpoint: `pause` → `take_dirty` → copy pages through `memory` → `capture_state` → `resume` →
+/// `sync_state`.
 /// Order of a rollback: `pause` → `write_page` for every page that differs → `apply_state` → `resume`.
 /// A method that fails leaves the machine as it was, unless its comment says otherwise.
 pub trait Machine: Send {
@@ -96,6 +97,10 @@ pub trait Machine: Send {
     /// Everything but memory at this instant. Needs the machine paused.
     /// What the driver had to set aside for it (disk snapshots) stays until [`Machine::release_state`].
     fn capture_state(&mut self) -> Result<MachineState, MachineError>;
+
+    /// Makes what the driver set aside for a captured state (disk snapshots) durable on the host, so that a checkpoint
+    /// may be committed that needs it. Called while the guest runs, where that can be.
+    fn sync_state(&mut self, state: &MachineState) -> Result<(), MachineError>;
 
     /// Writes one frame. Needs the machine paused; takes effect for the guest at the next `apply_state`
     /// (a translator may hold on to old code until then) or, for data, at the next `resume`.

@@ -172,6 +172,10 @@ impl Machine for MemoryMachine {
         Ok(())
     }
 
+    fn sync_state(&mut self, _state: &MachineState) -> Result<(), MachineError> {
+        Ok(())
+    }
+
     fn release_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
         for disk in &state.disks {
             self.disk_snapshots.remove(&disk.reference);

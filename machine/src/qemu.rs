@@ -27,6 +27,7 @@ mod runtime;
 mod shape;
 mod stream;
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -64,6 +65,7 @@ pub struct QemuMachine {
     registers: RegisterFinder,
     device_state: DeviceState,
     disks: Vec<String>,
+    disk_files: Vec<PathBuf>,
     runtime: RuntimeDir,
     /// QEMU lives on when this is dropped.
     detached: bool,
@@ -115,7 +117,7 @@ impl QemuMachine {
     }
 
     fn assemble(name: &str, monitor: Monitor, parts: Parts, runtime: RuntimeDir, detached: bool) -> Self {
-        let Parts { shape, ram, finder, device_state, disks } = parts;
+        let Parts { shape, ram, finder, device_state, disks, disk_files } = parts;
         let identity = MachineIdentity {
             name: name.to_owned(),
             driver: "qemu".into(),
@@ -141,6 +143,7 @@ impl QemuMachine {
             registers: RegisterFinder::default(),
             device_state,
             disks,
+            disk_files,
             runtime,
             detached,
             half_applied: false,
@@ -332,6 +335,21 @@ impl Machine for QemuMachine {
         let state = MachineState { vcpus, sections: self.shape.sections(stream)?, disks: disks.collect() };
         self.timing.state_us = microseconds(begin);
         Ok(state)
+    }
+
+    /// QEMU does not wait for the host's disk while the guest stands still: this does, from outside, while it runs.
+    fn sync_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
+        if state.disks.is_empty() {
+            return Ok(());
+        }
+        for path in &self.disk_files {
+            let synced = File::open(path).and_then(|file| file.sync_data());
+            synced.map_err(|source| MachineError::Io {
+                doing: format!("making the disk {} durable", path.display()),
+                source,
+            })?;
+        }
+        Ok(())
     }
 
     fn write_page(&mut self, gfn: Gfn, content: PageContent<'_>) -> Result<(), MachineError> {

@@ -71,6 +71,7 @@ pub(super) struct Parts {
     pub(super) finder: Finder,
     pub(super) device_state: DeviceState,
     pub(super) disks: Vec<String>,
+    pub(super) disk_files: Vec<PathBuf>,
 }
 
 impl Parts {
@@ -113,9 +114,9 @@ impl Parts {
             vcpus: u32::try_from(vcpus).unwrap_or(u32::MAX),
             layout,
         };
-        let disks = disk::list(monitor)?;
+        let (disks, disk_files) = disk::list(monitor)?;
         let device_state = DeviceState::set_up(monitor)?;
-        Ok(Self { shape, ram, finder, device_state, disks })
+        Ok(Self { shape, ram, finder, device_state, disks, disk_files })
     }
 }
 

@@ -24,8 +24,9 @@ pub struct DiskConfig {
     /// The image: qcow2 when its name ends in `.qcow2`, else raw. It is only ever read: what the guest writes
     /// goes to an overlay in the runtime directory, which the next launch there uses again.
     ///
-    /// The overlay is written through the host's page cache without waiting for the host's disk: it survives
-    /// the end of QEMU, but a power failure may damage it.
+    /// The overlay is written through the host's page cache without waiting for the host's disk: it survives the
+    /// end of QEMU. What a checkpoint needs of it is on the host's disk before that is committed (`sync_state`); after
+    /// a power failure `qemu-img check -r all` may have to put its counts in order.
     pub path: PathBuf,
 }
 
@@ -103,10 +104,11 @@ impl DiskConfig {
     }
 }
 
-/// The writable disks of the running machine, by node. Refuses what cannot go back with the memory.
-pub(super) fn list(monitor: &mut Monitor) -> Result<Vec<String>, MachineError> {
+/// The writable disks of the running machine, by node, and the host files under them. Refuses what cannot go back
+/// with the memory.
+pub(super) fn list(monitor: &mut Monitor) -> Result<(Vec<String>, Vec<PathBuf>), MachineError> {
     let answer = monitor.execute("query-block", &json!({}))?;
-    let mut nodes = Vec::new();
+    let (mut nodes, mut files) = (Vec::new(), Vec::new());
     for device in answer.as_array().into_iter().flatten() {
         let Some(inserted) = device.get("inserted") else { continue };
         if inserted.get("ro") == Some(&Value::Bool(true)) {
@@ -114,7 +116,11 @@ pub(super) fn list(monitor: &mut Monitor) -> Result<Vec<String>, MachineError> {
         }
         let Some(node) = text(inserted, "node-name") else { continue };
         match text(inserted, "drv") {
-            Some("qcow2") => nodes.push(node.to_owned()),
+            Some("qcow2") => {
+                nodes.push(node.to_owned());
+                // A disk that is no file of this host (a network's) keeps its own promises.
+                files.extend(text(inserted, "file").map(PathBuf::from).filter(|path| path.is_file()));
+            }
             driver => {
                 return Err(MachineError::Unsupported {
                     what: format!(
@@ -130,7 +136,7 @@ pub(super) fn list(monitor: &mut Monitor) -> Result<Vec<String>, MachineError> {
             }
         }
     }
-    Ok(nodes)
+    Ok((nodes, files))
 }
 
 /// The names of the node's internal snapshots, from QEMU's list of nodes.

@@ -29,6 +29,9 @@ impl Machine for Held<'_> {
     fn capture_state(&mut self) -> Result<MachineState, MachineError> {
         self.0.capture_state()
     }
+    fn sync_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
+        self.0.sync_state(state)
+    }
     fn write_page(&mut self, gfn: Gfn, content: PageContent<'_>) -> Result<(), MachineError> {
         self.0.write_page(gfn, content)
     }

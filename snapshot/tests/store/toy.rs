@@ -194,6 +194,10 @@ impl Machine for Toy {
         self.image.device.clone_from(&state.sections[0].bytes);
         Ok(())
     }
+    fn sync_state(&mut self, _state: &MachineState) -> Result<(), MachineError> {
+        Ok(())
+    }
+
     fn release_state(&mut self, _state: &MachineState) -> Result<(), MachineError> {
         self.held -= 1;
         Ok(())
