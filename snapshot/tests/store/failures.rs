@@ -27,6 +27,21 @@ fn dirty_pages_of_a_failed_capture_are_in_the_next_checkpoint() {
 }
 
 #[test]
+fn a_checkpoint_whose_disks_are_not_durable_is_not_there() {
+    let (mut lab, first) = lab();
+    let before = lab.toy.image.clone();
+    lab.toy.faults.sync_state = 1;
+    let failed = lab.recorder.checkpoint(&mut lab.toy, &CheckpointRequest::default());
+    assert!(matches!(failed, Err(Error::Machine(_))));
+    lab.toy.faults.sync_state = 1;
+    let failed = lab.recorder.rollback(&mut lab.toy, first.id, &RollbackRequest::default());
+    assert!(matches!(failed, Err(Error::Machine(_))));
+    assert_eq!((&lab.toy.image, lab.toy.paused, lab.toy.held), (&before, false, 1));
+    assert_eq!(lab.store.catalogue().checkpoints(lab.machine).unwrap().len(), 1);
+    assert_eq!(lab.checkpoint().changed_pages, 2);
+}
+
+#[test]
 fn a_rollback_that_cannot_keep_the_present_overwrites_nothing() {
     let (mut lab, first) = lab();
     let before = lab.toy.image.clone();

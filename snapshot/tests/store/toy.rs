@@ -30,6 +30,7 @@ pub(crate) struct Image {
 pub(crate) struct Faults {
     pub(crate) take_dirty: u32,
     pub(crate) capture_state: u32,
+    pub(crate) sync_state: u32,
     pub(crate) write_page: u32,
     pub(crate) apply_state: u32,
 }
@@ -195,7 +196,7 @@ impl Machine for Toy {
         Ok(())
     }
     fn sync_state(&mut self, _state: &MachineState) -> Result<(), MachineError> {
-        Ok(())
+        due(&mut self.faults.sync_state, "making the disks durable")
     }
 
     fn release_state(&mut self, _state: &MachineState) -> Result<(), MachineError> {
