@@ -59,6 +59,8 @@ pub(crate) struct Judged {
     pub(crate) observation: Observation,
 }
 
+/// How much longer than usual the first interval after a rollback may be.
+const RESUMED_MAX: f64 = 1.5;
 /// Intervals that say what is usual: at least, and at most.
 const INTERVALS_MIN: usize = 5;
 const INTERVALS_MAX: usize = 15;
@@ -136,7 +138,13 @@ impl Analyst {
         self.last = Some(sample.checkpoint);
         self.resumed_from = None;
 
-        let view = View::new(sample, parent);
+        let mut view = View::new(sample, parent);
+        if resumed
+            && view.interval.is_some_and(|interval| interval.seconds > RESUMED_MAX * self.usual_interval_s())
+        {
+            // The guest's clock went on while the guest was not: what happened in that time happened elsewhere.
+            view = View::without_rates(sample, parent);
+        }
         let observation = view.observation(self.model.as_ref().map(|model| &model.habits));
         let assessment = self.model.as_ref().map(|model| model.assess(&observation));
         let mut judgement = Judgement {
@@ -245,16 +253,20 @@ impl Analyst {
 
     /// Whether an interval is not much shorter than the newest ones; follows when they become shorter.
     fn is_usual_interval(&mut self, interval_s: f64) -> bool {
-        let usual = if self.intervals_s.len() < INTERVALS_MIN {
-            0.0
-        } else {
-            median(self.intervals_s.iter().copied()).unwrap_or(0.0)
-        };
+        let usual = self.usual_interval_s();
         self.intervals_s.push_back(interval_s);
         if self.intervals_s.len() > INTERVALS_MAX {
             self.intervals_s.pop_front();
         }
-        interval_s >= usual / 2.0
+        usual.is_infinite() || interval_s >= usual / 2.0
+    }
+
+    /// The usual guest time between checkpoints; infinite while too few are known.
+    fn usual_interval_s(&self) -> f64 {
+        if self.intervals_s.len() < INTERVALS_MIN {
+            return f64::INFINITY;
+        }
+        median(self.intervals_s.iter().copied()).unwrap_or(f64::INFINITY)
     }
 
     fn wait(&mut self, observation: Observation) {
@@ -296,8 +308,8 @@ impl Analyst {
         while self.baseline.len() > self.config.window() {
             self.baseline.pop_front();
         }
-        // Learning anew for every tenth part that is new keeps the cost of a checkpoint level.
-        if self.unlearnt > 0 && self.unlearnt * 10 >= self.baseline.len().min(40) {
+        // Learning anew for every tenth part that is new, and for every tenth checkpoint at the latest.
+        if self.unlearnt > 0 && self.unlearnt * 10 >= self.baseline.len().min(100) {
             self.fit();
         }
         settled
@@ -321,6 +333,15 @@ pub(crate) struct View<'a> {
 impl<'a> View<'a> {
     pub(crate) fn new(sample: &'a Sample, parent: Option<&'a Sample>) -> Self {
         let interval = parent.and_then(|parent| Interval::between(parent, sample));
+        Self::over(sample, parent, interval)
+    }
+
+    /// As [`View::new`], where the time that passed is not to be trusted.
+    fn without_rates(sample: &'a Sample, parent: Option<&'a Sample>) -> Self {
+        Self::over(sample, parent, None)
+    }
+
+    fn over(sample: &'a Sample, parent: Option<&'a Sample>, interval: Option<Interval>) -> Self {
         let deeds = task_deeds(sample, parent, interval);
         let activity = activity(&deeds, interval);
         Self { sample, parent, interval, deeds, activity }
