@@ -1,5 +1,6 @@
 //! The catalogue: everything of a store that people ask for, as tables.
 
+mod abort;
 mod checkpoint;
 mod commit;
 mod connection;

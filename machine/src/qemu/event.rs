@@ -1,6 +1,6 @@
 use serde_json::Value;
 
-use super::qmp::Event;
+use super::message::Event;
 
 /// Something that happened to the guest, as QEMU told it.
 #[derive(Clone, Debug, PartialEq, Eq)]

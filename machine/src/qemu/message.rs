@@ -2,8 +2,14 @@ use std::fmt;
 
 use serde_json::Value;
 
-use super::qmp::Event;
 use crate::error::QmpError;
+
+/// An event QEMU told of.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Event {
+    pub(super) name: String,
+    pub(super) data: Value,
+}
 
 /// QEMU's version, from the greeting.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]

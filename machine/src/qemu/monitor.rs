@@ -6,9 +6,10 @@ use retrovisor_guest::MachineError;
 use serde_json::{Value, json};
 
 use super::event::GuestEvent;
+use super::message::Event;
 use super::message::Version;
 use super::process::Process;
-use super::qmp::{Event, Qmp};
+use super::qmp::Qmp;
 use crate::error::QmpError;
 
 /// How long saving or loading a state may take.

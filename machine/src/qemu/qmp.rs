@@ -11,7 +11,7 @@ use nix::sys::socket::{
 };
 use serde_json::{Value, json};
 
-use super::message::{Message, Version};
+use super::message::{Event, Message, Version};
 use crate::error::QmpError;
 
 /// Longest line that is believed to be an answer. `query-named-block-nodes` with thousands of snapshots is long.
@@ -22,13 +22,6 @@ const EVENTS_MAX: usize = 4096;
 const GREETING_WAIT: Duration = Duration::from_secs(5);
 /// How long a command may take.
 const ANSWER_WAIT: Duration = Duration::from_secs(20);
-
-/// An event QEMU told of.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Event {
-    pub(super) name: String,
-    pub(super) data: Value,
-}
 
 /// One connection to QEMU's monitor, one command at a time.
 pub(super) struct Qmp {

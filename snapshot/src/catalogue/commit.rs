@@ -1,5 +1,6 @@
+use super::abort::Abort;
 use super::checkpoint::{self, NewCheckpoint};
-use super::connection::{Abort, Catalogue, Durability};
+use super::connection::{Catalogue, Durability};
 use super::content::{self, NewContent, NewFrame};
 use super::operation::{self, NewOperation};
 use super::page_version::{self, Keyframe};

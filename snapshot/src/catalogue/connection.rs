@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
+use super::abort::Abort;
 use super::schema;
 use crate::error::{Error, Result};
 
@@ -33,24 +34,6 @@ pub(crate) enum Durability {
     Full,
     /// Survives the end of this process at once, a power cut only after the next full commit.
     Process,
-}
-
-/// Why a transaction stops: SQLite's error, to be named by what was being done, or one that speaks for itself.
-pub(crate) enum Abort {
-    Sql(rusqlite::Error),
-    Named(Error),
-}
-
-impl From<rusqlite::Error> for Abort {
-    fn from(source: rusqlite::Error) -> Self {
-        Self::Sql(source)
-    }
-}
-
-impl From<Error> for Abort {
-    fn from(error: Error) -> Self {
-        Self::Named(error)
-    }
 }
 
 impl Catalogue {

@@ -1,6 +1,7 @@
 use rusqlite::{Connection, Transaction, params};
 
-use super::connection::{Abort, Catalogue, Durability};
+use super::abort::Abort;
+use super::connection::{Catalogue, Durability};
 use super::setting;
 use crate::content::{ContentId, FIRST_CONTENT};
 use crate::error::Result;

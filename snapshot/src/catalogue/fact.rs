@@ -1,11 +1,11 @@
 use std::collections::HashSet;
 
 use retrovisor_guest::fact::{Kind, Schema, Table, Value};
-use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{OptionalExtension, ToSql, Transaction, params_from_iter};
+use rusqlite::{OptionalExtension, Transaction, params_from_iter};
 
-use super::connection::{Abort, Catalogue, Durability, lock};
-use super::query::{Rows, read_rows};
+use super::abort::Abort;
+use super::connection::{Catalogue, Durability, lock};
+use super::query::{Cell, Rows, read_rows};
 use crate::error::{Error, Result};
 use crate::id::CheckpointId;
 
@@ -73,21 +73,6 @@ impl Catalogue {
             let names = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
             Ok(names)
         })
-    }
-}
-
-/// A cell on its way into SQLite.
-pub(super) struct Cell<'a>(pub(super) &'a Value);
-
-impl ToSql for Cell<'_> {
-    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok(ToSqlOutput::Borrowed(match self.0 {
-            Value::Null => ValueRef::Null,
-            Value::Integer(number) => ValueRef::Integer(*number),
-            // SQLite has no NaN and would make it null by itself; infinities are kept.
-            Value::Real(number) => ValueRef::Real(*number),
-            Value::Text(text) => ValueRef::Text(text.as_bytes()),
-        }))
     }
 }
 

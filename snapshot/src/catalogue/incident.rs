@@ -1,6 +1,7 @@
 use rusqlite::{Row, params};
 
-use super::connection::{Abort, Catalogue, Durability};
+use super::abort::Abort;
+use super::connection::{Catalogue, Durability};
 use crate::clock;
 use crate::damage::Damage;
 use crate::error::{Error, Result};

@@ -1,7 +1,8 @@
 use retrovisor_guest::MachineIdentity;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::connection::{Abort, Catalogue, Durability};
+use super::abort::Abort;
+use super::connection::{Catalogue, Durability};
 use super::position::Position;
 use crate::clock;
 use crate::damage::Damage;

@@ -4,7 +4,8 @@ use std::str::FromStr;
 use rusqlite::{Row, Transaction, params};
 use serde::{Deserialize, Serialize};
 
-use super::connection::{Abort, Catalogue, Durability};
+use super::abort::Abort;
+use super::connection::{Catalogue, Durability};
 use super::position::{Position, set_position};
 use super::timeline;
 use crate::clock;

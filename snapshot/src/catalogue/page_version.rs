@@ -1,7 +1,8 @@
 use retrovisor_guest::Gfn;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
-use super::connection::{Abort, Catalogue};
+use super::abort::Abort;
+use super::connection::Catalogue;
 use crate::content::ContentRef;
 use crate::damage::Damage;
 use crate::error::{Error, Result};

@@ -3,11 +3,10 @@ use std::time::{Duration, Instant};
 use retrovisor_guest::fact::Value;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::limits::Limit;
-use rusqlite::types::ValueRef;
-use rusqlite::{Connection, ErrorCode, Params, Statement, params_from_iter};
+use rusqlite::types::{ToSqlOutput, ValueRef};
+use rusqlite::{Connection, ErrorCode, Params, Statement, ToSql, params_from_iter};
 
 use super::connection::Catalogue;
-use super::fact::Cell;
 use crate::error::{Error, Result};
 
 /// Longest time a query may take.
@@ -147,5 +146,19 @@ fn authorize(context: AuthContext<'_>) -> Authorization {
         AuthAction::Function { function_name } if function_name != "load_extension" => Authorization::Allow,
         AuthAction::Pragma { pragma_name, .. } if PRAGMAS.contains(&pragma_name) => Authorization::Allow,
         _ => Authorization::Deny,
+    }
+}
+/// A cell on its way into SQLite.
+pub(super) struct Cell<'a>(pub(super) &'a Value);
+
+impl ToSql for Cell<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(match self.0 {
+            Value::Null => ValueRef::Null,
+            Value::Integer(number) => ValueRef::Integer(*number),
+            // SQLite has no NaN and would make it null by itself; infinities are kept.
+            Value::Real(number) => ValueRef::Real(*number),
+            Value::Text(text) => ValueRef::Text(text.as_bytes()),
+        }))
     }
 }

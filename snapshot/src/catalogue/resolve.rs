@@ -1,7 +1,8 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::abort::Abort;
 use super::checkpoint::{CheckpointRecord, matching, not_found, one};
-use super::connection::{Abort, Catalogue};
+use super::connection::Catalogue;
 use crate::error::{Error, Result};
 use crate::id::{CheckpointId, MachineId, is_name_prefix};
 

@@ -2,7 +2,7 @@ use std::path::Path;
 
 use rusqlite::{Connection, TransactionBehavior};
 
-use super::connection::Abort;
+use super::abort::Abort;
 use crate::error::{Error, Result};
 
 /// `RVRS`: names the file as ours to `file(1)` and to ourselves.

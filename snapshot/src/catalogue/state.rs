@@ -1,6 +1,7 @@
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::connection::{Abort, Catalogue};
+use super::abort::Abort;
+use super::connection::Catalogue;
 use crate::error::Result;
 use crate::id::CheckpointId;
 use crate::key::Hash;

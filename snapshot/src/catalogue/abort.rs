@@ -1,0 +1,19 @@
+use crate::error::Error;
+
+/// Why a transaction stops: SQLite's error, to be named by what was being done, or one that speaks for itself.
+pub(crate) enum Abort {
+    Sql(rusqlite::Error),
+    Named(Error),
+}
+
+impl From<rusqlite::Error> for Abort {
+    fn from(source: rusqlite::Error) -> Self {
+        Self::Sql(source)
+    }
+}
+
+impl From<Error> for Abort {
+    fn from(error: Error) -> Self {
+        Self::Named(error)
+    }
+}
