@@ -36,4 +36,5 @@ doc: ## make the documentation in target/doc
 	$(STEP) "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps $(CARGO_FLAGS)
 
 bench: setup ## measure; rows go to target/bench
-	$(STEP) "benchmarks" cargo bench -p retrovisor-tests $(CARGO_FLAGS)
+	$(STEP) "store" cargo bench -p retrovisor-snapshot --bench store $(CARGO_FLAGS)
+	$(STEP) "QEMU, introspection, verdicts" cargo bench -p retrovisor-tests --bench qemu $(CARGO_FLAGS)

@@ -1,8 +1,10 @@
 use std::fs::File;
 
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
 use retrovisor_guest::{
-    Gfn, MachineError, MemoryError, MemoryLayout, MemoryView, PAGE_SIZE, Page, PageContent, PageSet,
-    ZERO_PAGE,
+    Gfn, MachineError, MemoryError, MemoryLayout, MemoryView, PAGE_SHIFT, PAGE_SIZE, Page, PageContent,
+    PageSet, ZERO_PAGE,
 };
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
@@ -134,6 +136,17 @@ impl MemoryView for Ram {
         debug_assert_eq!(into.len(), PAGE_SIZE);
         region.read_slice(into, at).map_err(host)
     }
+
+    /// Holes of the memory file: nobody ever wrote there. Reading them instead would fill them with pages of zeros.
+    fn known_zero(&self, gfn: Gfn) -> bool {
+        let Ok((region, at)) = self.region(gfn) else { return false };
+        let Some(file) = region.file_offset() else { return false };
+        let Ok(offset) = i64::try_from(file.start() + at.0) else { return false };
+        match lseek(file.file(), offset, Whence::SeekData) {
+            Ok(data) => data - offset >= 1 << PAGE_SHIFT,
+            Err(errno) => errno == Errno::ENXIO,
+        }
+    }
 }
 
 fn host(error: vm_memory::GuestMemoryError) -> MemoryError {
@@ -151,6 +164,7 @@ fn too_large(layout: &MemoryLayout) -> MachineError {
 mod tests {
     use std::io::{Read, Seek, SeekFrom, Write};
 
+    use nix::sys::memfd::{MFdFlags, memfd_create};
     use retrovisor_guest::{Gpa, MemorySlot};
 
     use super::*;
@@ -176,6 +190,17 @@ mod tests {
         let mut page = ZERO_PAGE;
         ram.read_page(Gfn((4 << 18) + 2), &mut page).unwrap();
         assert_eq!((page[0], page[1]), (7, 2));
+    }
+
+    #[test]
+    fn holes_are_known_to_be_zero_and_stay_holes() {
+        let file = File::from(memfd_create(c"ram", MFdFlags::MFD_CLOEXEC).unwrap());
+        file.set_len(5 * 4096).unwrap();
+        let ram = Ram::shared(split(), file, 0).unwrap();
+        ram.write_page(Gfn(1), PageContent::Data(&[1; PAGE_SIZE])).unwrap();
+        let known: Vec<bool> = split().gfns().map(|gfn| ram.known_zero(gfn)).collect();
+        assert_eq!(known, [true, false, true, true, true]);
+        assert!(!ram.known_zero(Gfn(2)), "not memory");
     }
 
     #[test]
