@@ -1,4 +1,5 @@
 //! What people see: quantities in words, colours, tables that fit.
 
+pub(crate) mod paragraph;
 pub(crate) mod style;
 pub(crate) mod table;

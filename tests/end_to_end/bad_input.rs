@@ -1,5 +1,6 @@
 //! Wrong arguments, dead peers, damaged and foreign stores: a clear word, and nothing lost.
 
+use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::process::Command;
 
@@ -22,6 +23,28 @@ fn a_qmp_socket_that_is_gone_is_named() {
     let ran = daemon.run(&["attach", "g", "--qmp", "/nonexistent/qmp.sock"]);
     assert!(ran.code == 4 || ran.code == 1, "{ran:?}");
     assert!(ran.stderr.contains("/nonexistent/qmp.sock"), "{ran:?}");
+}
+
+#[test]
+fn a_qemu_that_is_too_old_is_refused() {
+    let store = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(store.path());
+    let qmp = store.path().join("old.qmp");
+    let listener = std::os::unix::net::UnixListener::bind(&qmp).unwrap();
+    let greeting = serde_json::json!({ "QMP": {
+        "version": { "qemu": { "micro": 0, "minor": 2, "major": 6 }, "package": "" }, "capabilities": ["oob"],
+    } });
+    let old = std::thread::spawn(move || {
+        let (mut peer, _) = listener.accept().unwrap();
+        writeln!(peer, "{greeting}").unwrap();
+        // Until the other side has seen enough.
+        let _heard = std::io::copy(&mut peer, &mut std::io::sink());
+    });
+    let ran = daemon.run(&["attach", "g", "--qmp", qmp.to_str().unwrap()]);
+    old.join().unwrap();
+    assert_eq!(ran.code, 4, "{ran:?}");
+    assert!(ran.stderr.contains("6.2") && ran.stderr.contains("7.2"), "{ran:?}");
+    assert_eq!(daemon.json(&["list"]), serde_json::json!([]));
 }
 
 #[test]

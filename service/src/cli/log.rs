@@ -6,7 +6,7 @@ use retrovisor_proto::v1::{Checkpoint, GetMachineRequest, ListCheckpointsRequest
 use super::global::{Global, print_json};
 use crate::client;
 use crate::error::CliError;
-use crate::terminal::{style, table};
+use crate::terminal::{paragraph, style, table};
 
 /// Shows a machine's timelines, newest first.
 #[derive(Debug, Args)]
@@ -28,10 +28,10 @@ pub(super) async fn run(args: LogArgs, global: &Global) -> Result<(), CliError> 
     let machine =
         client.machines().get_machine(GetMachineRequest { machine: args.name }).await?.into_inner().machine;
     let present = machine.map(|machine| machine.present).unwrap_or_default();
-    println!(
-        "Newest first: name, number, age, pause, dirty pages, bytes stored, verdict. @ is the present, ⟲ where a"
+    paragraph::print(
+        "Newest first: name, number, age, pause, dirty pages, bytes stored, verdict. @ is the present, ⟲ where a \
+         timeline began. ○ is not judged yet: a checkpoint is good once those after it are clean, too.",
     );
-    println!("timeline began. ○ is not judged yet: a checkpoint is good once those after it are clean, too.");
     for line in tree(&checkpoints, &present) {
         println!("{line}");
     }

@@ -4,7 +4,7 @@ use retrovisor_proto::v1::{Move, RedoRequest, RollbackRequest, UndoRequest};
 use super::global::{Global, print_json};
 use crate::client;
 use crate::error::CliError;
-use crate::terminal::style;
+use crate::terminal::{paragraph, style};
 
 /// Takes a machine back to a checkpoint.
 #[derive(Debug, Args)]
@@ -64,19 +64,17 @@ pub(super) async fn rollback(args: RollbackArgs, global: &Global) -> Result<(), 
     let journey = answer.r#move.unwrap_or_default();
     if answer.dry_run {
         let target = journey.target.clone().unwrap_or_default();
-        println!(
-            "Would take {} back {} checkpoints to {} #{} ({}, {}).",
+        paragraph::print(&format!(
+            "Would take {} back {} checkpoints to {} #{} ({}, {}). {} pages are known to differ. The present would be \
+             kept on its own timeline. Nothing was changed.",
             args.name,
             journey.steps,
             target.name,
             target.sequence,
             style::ago(target.taken_at_ms),
-            style::verdict(target.verdict())
-        );
-        println!(
-            "{} pages are known to differ. The present would be kept on its own timeline. Nothing was changed.",
+            style::verdict(target.verdict()),
             journey.pages_written
-        );
+        ));
         return Ok(());
     }
     told(&args.name, &journey, "Undo it", "undo");
@@ -105,24 +103,27 @@ pub(super) async fn redo(args: RedoArgs, global: &Global) -> Result<(), CliError
 
 /// What was done, where the machine stands, and the way back.
 fn told(name: &str, journey: &Move, back: &str, verb: &str) {
-    let present = journey.present.clone().unwrap_or_default();
     let target = journey.target.clone().unwrap_or_default();
-    println!(
-        "{name} stands on {} #{} now, {} checkpoints back ({} pages in {}{}).",
+    let steps =
+        if journey.steps == 0 { String::new() } else { format!(", {} checkpoints back", journey.steps) };
+    paragraph::print(&format!(
+        "{name} stands on {} #{} now{steps} ({} pages in {}{}).",
         target.name,
         target.sequence,
-        journey.steps,
         journey.pages_written,
         style::duration(journey.rollback_us),
         if journey.new_process { ", in a new process" } else { "" },
-    );
+    ));
     match journey.image_matches {
         Some(true) => println!("Its memory matches the checkpoint bit for bit."),
         Some(false) => println!("Its memory does NOT match the checkpoint's hash."),
         None => {}
     }
-    println!(
-        "The present was kept as {} #{}. {back}: retrovisor {verb} {name}",
-        present.name, present.sequence
-    );
+    match &journey.present {
+        Some(present) => paragraph::print(&format!(
+            "The present was kept as {} #{}. {back}: retrovisor {verb} {name}",
+            present.name, present.sequence
+        )),
+        None => paragraph::print("Its process was gone: what it did after its last checkpoint is lost."),
+    }
 }

@@ -4,7 +4,7 @@ use std::io::{IsTerminal as _, Write as _};
 
 use retrovisor_proto::v1::Checkpoint;
 
-use crate::terminal::{style, table};
+use crate::terminal::{paragraph, style, table};
 
 /// The terminal, or a plain stream of lines.
 pub(super) struct Screen {
@@ -23,7 +23,7 @@ impl Screen {
         self.wipe();
         self.status.clear();
         println!();
-        for line in wrapped(text) {
+        for line in paragraph::lines(text) {
             println!("{}", style::bold(&line));
         }
         self.headed = false;
@@ -32,7 +32,7 @@ impl Screen {
     /// A line of the story, broken at the terminal's width.
     pub(super) fn say(&mut self, text: &str) {
         self.wipe();
-        for line in wrapped(text) {
+        for line in paragraph::lines(text) {
             println!("{line}");
         }
         self.redraw();
@@ -91,21 +91,6 @@ impl Screen {
             let _ = std::io::stdout().flush();
         }
     }
-}
-
-/// Lines that fit the terminal, broken between words.
-fn wrapped(text: &str) -> Vec<String> {
-    let width = table::terminal_width().min(100);
-    let mut lines = vec![String::new()];
-    for word in text.split(' ') {
-        let line = lines.last_mut().filter(|line| line.chars().count() + 1 + word.chars().count() <= width);
-        match line {
-            Some(line) if line.is_empty() => line.push_str(word),
-            Some(line) => line.extend([" ", word]),
-            None => lines.push(word.to_owned()),
-        }
-    }
-    lines
 }
 
 impl Drop for Screen {
