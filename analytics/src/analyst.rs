@@ -2,20 +2,16 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use retrovisor_snapshot::{Catalogue, CheckpointId, MachineId, TimelineId, Verdict};
+use retrovisor_snapshot::{CheckpointId, TimelineId, Verdict};
 
-use crate::activity::{Activity, Habits, Interval, TaskDeed, activity, task_deeds};
 use crate::config::Config;
-use crate::error::Result;
-use crate::feature::{FEATURES, extract};
-use crate::history;
-use crate::judgement::{Judgement, Reason, score};
+use crate::feature::FEATURES;
+use crate::judgement::{Judgement, score};
 use crate::model::{Assessment, Model, Observation};
-use crate::number::{probability, range, short};
 use crate::order::median;
+use crate::reason;
 use crate::sample::Sample;
-use crate::scale::Moment;
-use crate::suspect::suspects;
+use crate::view::View;
 
 /// Learns how one machine behaves when it is well, and judges its checkpoints one after the other.
 ///
@@ -86,11 +82,6 @@ impl Analyst {
         }
     }
 
-    /// One that knows all of a machine's checkpoints in the snapshot database that have facts.
-    pub fn load(catalogue: &Catalogue, machine: MachineId, config: Config) -> Result<Self> {
-        history::replay(catalogue, machine, config, None, |_| Ok(()))
-    }
-
     /// Whether the baseline is still being learnt: only invariants are judged.
     #[must_use]
     pub fn is_learning(&self) -> bool {
@@ -152,7 +143,7 @@ impl Analyst {
             verdict: Verdict::Unknown,
             score: assessment.as_ref().map_or(0.0, |a| score(a.p_value)),
             p_value: assessment.as_ref().map(|a| a.p_value),
-            reasons: invariants(sample),
+            reasons: reason::invariants(sample),
             features: named(&observation),
             detectors: assessment.as_ref().map(|a| a.detectors.clone()).unwrap_or_default(),
             learning: self.model.is_none(),
@@ -163,7 +154,7 @@ impl Analyst {
             alarmed = self.alarmed_features(assessment);
             judgement.verdict = self.verdict(sample, assessment, &alarmed, resumed);
             if judgement.verdict != Verdict::Unknown {
-                judgement.reasons.extend(statistical_reasons(
+                judgement.reasons.extend(reason::statistical(
                     &view,
                     model,
                     &observation,
@@ -321,111 +312,10 @@ impl Analyst {
     }
 }
 
-/// A sample beside its parent, with what the tasks did in between.
-pub(crate) struct View<'a> {
-    sample: &'a Sample,
-    parent: Option<&'a Sample>,
-    pub(crate) interval: Option<Interval>,
-    pub(crate) deeds: Vec<TaskDeed<'a>>,
-    pub(crate) activity: Activity,
-}
-
-impl<'a> View<'a> {
-    pub(crate) fn new(sample: &'a Sample, parent: Option<&'a Sample>) -> Self {
-        let interval = parent.and_then(|parent| Interval::between(parent, sample));
-        Self::over(sample, parent, interval)
-    }
-
-    /// As [`View::new`], where the time that passed is not to be trusted.
-    fn without_rates(sample: &'a Sample, parent: Option<&'a Sample>) -> Self {
-        Self::over(sample, parent, None)
-    }
-
-    fn over(sample: &'a Sample, parent: Option<&'a Sample>, interval: Option<Interval>) -> Self {
-        let deeds = task_deeds(sample, parent, interval);
-        let activity = activity(&deeds, interval);
-        Self { sample, parent, interval, deeds, activity }
-    }
-
-    pub(crate) fn observation(&self, habits: Option<&Habits>) -> Observation {
-        Observation {
-            checkpoint: self.sample.checkpoint,
-            moment: Moment {
-                uptime_s: self.sample.uptime_s().unwrap_or(0.0),
-                interval_s: self.interval.map_or(0.0, |interval| interval.seconds),
-            },
-            vector: extract(self.sample, self.parent, self.interval, &self.deeds, &self.activity, habits),
-            activity: self.activity.clone(),
-            counters: crate::counter::rates(self.sample, self.parent, self.interval),
-        }
-    }
-}
-
 fn named(observation: &Observation) -> Vec<(String, f64)> {
     FEATURES
         .iter()
         .zip(&observation.vector)
         .filter_map(|(feature, value)| Some((feature.name.to_owned(), (*value)?)))
         .collect()
-}
-
-fn invariants(sample: &Sample) -> Vec<Reason> {
-    sample
-        .violations
-        .iter()
-        .map(|violation| Reason {
-            text: violation.to_string(),
-            subject: format!("{} {}", violation.kind, violation.object),
-            invariant: true,
-            weight: Judgement::SCORE_MAX,
-        })
-        .collect()
-}
-
-fn statistical_reasons(
-    view: &View<'_>,
-    model: &Model,
-    observation: &Observation,
-    assessment: &Assessment,
-    alarmed: &[usize],
-) -> Vec<Reason> {
-    let tasks = suspects(&view.deeds, &view.activity, &model.habits, view.interval).into_iter().take(3).map(
-        |suspect| Reason {
-            text: format!("{} {}", suspect.title(), suspect.evidence.join("; ")),
-            subject: format!("task {}", suspect.family),
-            invariant: false,
-            weight: suspect.score,
-        },
-    );
-    let features = alarmed.iter().filter_map(|at| {
-        let (feature, scale) = (FEATURES.get(*at)?, model.scale(*at)?);
-        let (low, high) = scale.range();
-        let deviation = assessment.deviations[*at];
-        Some(Reason {
-            text: format!(
-                "{} {}: {} when clean ({} robust deviations)",
-                feature.name,
-                short((*observation.vector.get(*at)?)?),
-                range(low, high),
-                short(deviation)
-            ),
-            subject: feature.name.to_owned(),
-            invariant: false,
-            weight: deviation.abs(),
-        })
-    });
-    let mut reasons: Vec<Reason> = tasks.chain(features).collect();
-    if let Some((name, _, p)) = assessment.detectors.iter().min_by(|a, b| a.2.total_cmp(&b.2)) {
-        reasons.push(Reason {
-            text: format!(
-                "detector `{name}`: p {} against {} clean checkpoints",
-                probability(*p),
-                model.checkpoints
-            ),
-            subject: format!("detector {name}"),
-            invariant: false,
-            weight: 0.0,
-        });
-    }
-    reasons
 }

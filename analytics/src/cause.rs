@@ -5,7 +5,6 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::activity::Activity;
-use crate::analyst::View;
 use crate::counter::{Stray, strays};
 use crate::feature::FEATURES;
 use crate::judgement::Judgement;
@@ -13,6 +12,7 @@ use crate::model::{Assessment, Model, Observation};
 use crate::number::{range, short};
 use crate::sample::{Violation, count_f64};
 use crate::suspect::suspects;
+use crate::view::View;
 
 /// What a candidate is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

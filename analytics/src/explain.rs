@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use retrovisor_snapshot::{Catalogue, CheckpointId, CheckpointKind, CheckpointRecord, Verdict};
 use serde::Serialize;
 
-use crate::analyst::{Analyst, View};
-use crate::cause::{Cause, chance_level, rank};
+use crate::analyst::Analyst;
+use crate::cause::{Cause, CauseKind, chance_level, rank};
 use crate::config::Config;
 use crate::error::{AnalyticsError, Result};
 use crate::feature::FEATURES;
@@ -17,6 +17,7 @@ use crate::number::{range, short};
 use crate::onset::{likeness, onset};
 use crate::sample::{Log, Sample, Violation};
 use crate::scale::Scale;
+use crate::view::View;
 
 /// When it began, where to go back to, and what may be to blame.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -234,8 +235,7 @@ impl Explanation {
     /// Whether a broken invariant is the best candidate: then there is no chance in it.
     #[must_use]
     pub fn is_certain(&self) -> bool {
-        self.top_cause().is_some_and(|cause| {
-            cause.score >= Judgement::SCORE_MAX && cause.kind == crate::CauseKind::Invariant
-        })
+        self.top_cause()
+            .is_some_and(|cause| cause.score >= Judgement::SCORE_MAX && cause.kind == CauseKind::Invariant)
     }
 }

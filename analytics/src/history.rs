@@ -9,6 +9,13 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::sample::Sample;
 
+impl Analyst {
+    /// One that knows all of a machine's checkpoints in the snapshot database that have facts.
+    pub fn load(catalogue: &Catalogue, machine: MachineId, config: Config) -> Result<Self> {
+        replay(catalogue, machine, config, None, |_| Ok(()))
+    }
+}
+
 /// One checkpoint as the analyst saw it.
 pub(crate) struct Step<'a> {
     pub(crate) record: &'a CheckpointRecord,

@@ -2,7 +2,7 @@ use linfa_nn::distance::{Distance, L2Dist};
 use linfa_nn::{LinearSearch, NearestNeighbour};
 use ndarray::{Array2, ArrayView1};
 
-use super::{drawn_in, moving_columns, pick};
+use super::columns::{drawn_in, moving_columns, pick};
 use crate::sample::count_f64;
 
 /// The baseline itself: how far is the nearest few of it? Holds also where a guest has several habits.

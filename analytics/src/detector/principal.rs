@@ -3,7 +3,7 @@ use linfa::traits::Fit;
 use linfa_reduction::Pca;
 use ndarray::{Array1, Array2, ArrayView1, Axis};
 
-use super::{drawn_in, moving_columns, pick};
+use super::columns::{drawn_in, moving_columns, pick};
 use crate::sample::count_f64;
 
 /// The plane in which the baseline varies most, with the spread along it and off it.

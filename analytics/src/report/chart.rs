@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 
 use retrovisor_snapshot::Verdict;
 
+use super::content::{Point, Report, Series};
 use super::text::escape;
-use super::{Point, Report, Series};
 use crate::feature::{FEATURES, position};
 use crate::judgement::Judgement;
 use crate::number::short;

@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 
 use retrovisor_snapshot::Verdict;
 
+use super::chart;
+use super::content::{Incident, Point, Report};
 use super::text::{escape, utc};
-use super::{Incident, Point, Report, chart};
 use crate::cause::{Cause, CauseKind};
 use crate::number::{probability, short};
 use crate::query::{NamedQuery, QUERIES};

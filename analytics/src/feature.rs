@@ -1,10 +1,6 @@
 //! The numbers a checkpoint is judged by.
 
-mod extract;
-
 use serde::Serialize;
-
-pub(crate) use self::extract::extract;
 
 /// How a feature's values are brought to a scale on which a deviation has a size.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]

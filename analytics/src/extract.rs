@@ -1,5 +1,5 @@
-use super::{FEATURES, Vector};
 use crate::activity::{Activity, Habits, Interval, TaskDeed};
+use crate::feature::{FEATURES, Vector};
 use crate::sample::{Log, Sample, count_f64, u64_f64};
 
 /// Everything that two neighbouring checkpoints and the guest's habits tell, as numbers.

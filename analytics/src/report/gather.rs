@@ -1,8 +1,4 @@
-//! A machine's history and incidents on one page.
-
-mod chart;
-mod page;
-mod text;
+//! What a report says, from the snapshot database.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -10,120 +6,15 @@ use retrovisor_snapshot::{
     Catalogue, CheckpointId, CheckpointRecord, IncidentRecord, MachineId, OperationRecord, OperationStatus,
     Verdict,
 };
-use serde::Serialize;
 
+use super::content::{Incident, Operation, Point, Report, Series};
 use crate::analyst::Analyst;
 use crate::config::Config;
 use crate::error::Result;
 use crate::explain::Explanation;
-use crate::feature::{FEATURES, Feature, Vector, position};
+use crate::feature::{FEATURES, Vector, position};
 use crate::history;
 use crate::scale::Scale;
-
-/// Everything a report says; as HTML by [`Report::to_html`], as JSON by serde.
-#[derive(Clone, Debug, Serialize)]
-pub struct Report {
-    /// The machine's name.
-    pub machine: String,
-    /// What drives it.
-    pub driver: String,
-    /// The configuration the verdicts were made with.
-    pub config: Config,
-    /// Clean checkpoints that the baseline rests on; none while it is being learnt.
-    pub baseline_checkpoints: Option<usize>,
-    /// The checkpoints, oldest first; at most the newest thousand.
-    pub checkpoints: Vec<Point>,
-    /// What went wrong, oldest first.
-    pub incidents: Vec<Incident>,
-    /// What was done to the machine, oldest first.
-    pub operations: Vec<Operation>,
-    /// What the features are.
-    pub features: &'static [Feature],
-}
-
-/// One checkpoint on the page.
-#[derive(Clone, Debug, Serialize)]
-pub struct Point {
-    /// Its short name.
-    pub name: String,
-    /// Its number on the machine.
-    pub sequence: u64,
-    /// The number of the checkpoint it came after.
-    pub parent: Option<u64>,
-    /// Its timeline.
-    pub timeline: i64,
-    /// A label a person gave.
-    pub label: Option<String>,
-    /// Why it was taken.
-    pub kind: String,
-    /// When: milliseconds since 1970 UTC.
-    pub taken_at_ms: i64,
-    /// Guest uptime, in seconds.
-    pub uptime_s: Option<f64>,
-    /// What was said of it.
-    pub verdict: Verdict,
-    /// Minus the decimal logarithm of the p-value.
-    pub score: f64,
-    /// Whether the baseline was still being learnt.
-    pub learning: bool,
-    /// Why, where something spoke against it.
-    pub reasons: Vec<String>,
-    /// How long the guest stood still for it.
-    pub pause_us: u64,
-    /// Pages the guest had written.
-    pub dirty_pages: u64,
-    /// Bytes it added to the store.
-    pub stored_bytes: u64,
-}
-
-/// One incident on the page.
-#[derive(Clone, Debug, Serialize)]
-pub struct Incident {
-    /// Its short id, where the service opened one.
-    pub name: Option<String>,
-    /// One line for people.
-    pub summary: String,
-    /// What was done about it, where that was recorded.
-    pub action: Option<String>,
-    /// Sequence of the checkpoint that raised the alarm.
-    pub alarm: u64,
-    /// Sequence of the first bad checkpoint.
-    pub onset: u64,
-    /// Sequence of the last good one before.
-    pub last_good: Option<u64>,
-    /// Checkpoints from the first bad one to the alarm: zero when the first bad one raised it.
-    pub delay_checkpoints: usize,
-    /// Evidence and causes.
-    pub explanation: Explanation,
-    /// The strongest features over time.
-    pub series: Vec<Series>,
-}
-
-/// One feature over time.
-#[derive(Clone, Debug, Serialize)]
-pub struct Series {
-    /// The feature's name.
-    pub feature: &'static str,
-    /// Its range in the baseline.
-    pub usual: Option<(f64, f64)>,
-    /// Sequence and raw value.
-    pub values: Vec<(u64, f64)>,
-}
-
-/// One operation on the page.
-#[derive(Clone, Debug, Serialize)]
-pub struct Operation {
-    /// Its short id.
-    pub name: String,
-    /// What was done.
-    pub kind: String,
-    /// When: milliseconds since 1970 UTC.
-    pub at_ms: i64,
-    /// Where the machine stood, by sequence.
-    pub from: Option<u64>,
-    /// Where it stood afterwards.
-    pub to: Option<u64>,
-}
 
 /// Checkpoints shown of an incident's features, before the onset and after the alarm.
 const SERIES_BEFORE: u64 = 30;
@@ -170,25 +61,6 @@ pub fn report_with(catalogue: &Catalogue, machine: MachineId, config: Config) ->
         operations,
         features: FEATURES,
     })
-}
-
-impl Report {
-    /// One file, without anything from elsewhere: to be kept, mailed, printed.
-    #[must_use]
-    pub fn to_html(&self) -> String {
-        page::html(self)
-    }
-
-    /// The same as JSON.
-    pub fn to_json(&self) -> Result<String> {
-        Ok(serde_json::to_string_pretty(self)?)
-    }
-
-    /// The point of a sequence number.
-    pub(crate) fn point(&self, sequence: u64) -> Option<&Point> {
-        let at = self.checkpoints.binary_search_by_key(&sequence, |point| point.sequence).ok()?;
-        self.checkpoints.get(at)
-    }
 }
 
 /// What is gathered of a machine's checkpoints.

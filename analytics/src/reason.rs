@@ -1,0 +1,72 @@
+//! What speaks against a checkpoint, in words.
+
+use crate::feature::FEATURES;
+use crate::judgement::{Judgement, Reason};
+use crate::model::{Assessment, Model, Observation};
+use crate::number::{probability, range, short};
+use crate::sample::Sample;
+use crate::suspect::suspects;
+use crate::view::View;
+
+/// Every broken invariant.
+pub(crate) fn invariants(sample: &Sample) -> Vec<Reason> {
+    sample
+        .violations
+        .iter()
+        .map(|violation| Reason {
+            text: violation.to_string(),
+            subject: format!("{} {}", violation.kind, violation.object),
+            invariant: true,
+            weight: Judgement::SCORE_MAX,
+        })
+        .collect()
+}
+
+/// The tasks beyond their habits, the features out of their range, and the detector that was surest.
+pub(crate) fn statistical(
+    view: &View<'_>,
+    model: &Model,
+    observation: &Observation,
+    assessment: &Assessment,
+    alarmed: &[usize],
+) -> Vec<Reason> {
+    let tasks = suspects(&view.deeds, &view.activity, &model.habits, view.interval).into_iter().take(3).map(
+        |suspect| Reason {
+            text: format!("{} {}", suspect.title(), suspect.evidence.join("; ")),
+            subject: format!("task {}", suspect.family),
+            invariant: false,
+            weight: suspect.score,
+        },
+    );
+    let features = alarmed.iter().filter_map(|at| {
+        let (feature, scale) = (FEATURES.get(*at)?, model.scale(*at)?);
+        let (low, high) = scale.range();
+        let deviation = assessment.deviations[*at];
+        Some(Reason {
+            text: format!(
+                "{} {}: {} when clean ({} robust deviations)",
+                feature.name,
+                short((*observation.vector.get(*at)?)?),
+                range(low, high),
+                short(deviation)
+            ),
+            subject: feature.name.to_owned(),
+            invariant: false,
+            weight: deviation.abs(),
+        })
+    });
+    let mut reasons: Vec<Reason> = tasks.chain(features).collect();
+    if let Some((name, _, p)) = assessment.detectors.iter().min_by(|a, b| a.2.total_cmp(&b.2)) {
+        reasons.push(Reason {
+            text: format!(
+                "detector `{name}`: p {} against {} clean checkpoints",
+                probability(*p),
+                model.checkpoints
+            ),
+            subject: format!("detector {name}"),
+            invariant: false,
+            weight: 0.0,
+        });
+    }
+    reasons
+}
