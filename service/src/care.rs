@@ -8,6 +8,7 @@ mod held;
 mod inject;
 mod judge;
 mod keeper;
+mod leftovers;
 mod spec;
 
 use std::collections::BTreeMap;

@@ -1,6 +1,6 @@
 //! Wrong arguments, dead peers, damaged and foreign stores: a clear word, and nothing lost.
 
-use std::io::Write as _;
+use std::io::{BufRead as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::process::Command;
 
@@ -34,11 +34,14 @@ fn a_qemu_that_is_too_old_is_refused() {
     let greeting = serde_json::json!({ "QMP": {
         "version": { "qemu": { "micro": 0, "minor": 2, "major": 6 }, "package": "" }, "capabilities": ["oob"],
     } });
+    // It is asked for its capabilities, and answers as an old QEMU does.
     let old = std::thread::spawn(move || {
         let (mut peer, _) = listener.accept().unwrap();
         writeln!(peer, "{greeting}").unwrap();
-        // Until the other side has seen enough.
-        let _heard = std::io::copy(&mut peer, &mut std::io::sink());
+        for line in std::io::BufReader::new(peer.try_clone().unwrap()).lines() {
+            let asked: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
+            writeln!(peer, "{}", serde_json::json!({ "return": {}, "id": asked["id"] })).unwrap();
+        }
     });
     let ran = daemon.run(&["attach", "g", "--qmp", qmp.to_str().unwrap()]);
     old.join().unwrap();

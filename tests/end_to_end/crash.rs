@@ -1,5 +1,6 @@
 //! Killing the tool at any moment leaves a store that opens and verifies.
 
+use std::process::Command;
 use std::time::Duration;
 
 use retrovisor_tests::{Daemon, GuestImage, retrovisor};
@@ -29,6 +30,15 @@ fn a_daemon_killed_at_any_moment_leaves_a_whole_store() {
         assert_eq!(went["move"]["image_matches"], true, "round {round}");
         let _tick = daemon.next_tick();
     }
+    // What the killed daemons had set aside in the disk and not committed is gone, and nothing else is.
+    let paused = daemon.json(&["pause", "g"]);
+    let listed = Command::new("qemu-img")
+        .args(["snapshot", "-U", "-l"])
+        .arg(daemon.runtime_dir().join("disks/d0.qcow2"))
+        .output()
+        .expect("qemu-img runs");
+    let kept = String::from_utf8_lossy(&listed.stdout).matches(" rv-").count();
+    assert_eq!(Some(kept as u64), paused["checkpoints"].as_u64(), "{listed:?}");
 }
 
 /// Verifies the store without a daemon, checks that nothing committed was lost, and starts a daemon again.

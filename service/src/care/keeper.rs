@@ -14,6 +14,7 @@ use super::command::{Command, Journey, Vitals, Way};
 use super::error::CareError;
 use super::event::{Event, Happening};
 use super::judge::Judge;
+use super::leftovers;
 use super::spec::Spec;
 
 /// Without an interval the keeper still looks after the guest this often.
@@ -114,6 +115,17 @@ impl Keeper {
 
     /// Takes the first checkpoint (or restores the one asked for), then goes on in a thread of its own.
     pub(super) fn start(mut self, arrival: Arrival) -> Result<KeeperHandle, CareError> {
+        if !matches!(arrival, Arrival::Fresh) {
+            match leftovers::release(&mut self.machine, self.store.catalogue(), self.id) {
+                Ok(0) => {}
+                Ok(count) => {
+                    tracing::info!(machine = self.name, count, "disk snapshots that nobody needs released");
+                }
+                Err(error) => {
+                    tracing::warn!(machine = self.name, %error, "disk snapshots that nobody needs stay");
+                }
+            }
+        }
         match arrival {
             Arrival::Fresh | Arrival::Again => {
                 self.checkpoint(None, CheckpointKind::Automatic)?;
