@@ -39,7 +39,7 @@ pub struct LaunchConfig {
     pub kernel: PathBuf,
     /// The initial RAM disk.
     pub initrd: Option<PathBuf>,
-    /// The kernel's command line.
+    /// The kernel's command line. Under TCG `tsc=unstable` is added, unless it says something of `tsc` itself.
     pub append: String,
     /// Disks, in the order in which the guest finds them.
     pub disks: Vec<DiskConfig>,
@@ -229,7 +229,7 @@ fn command(
     if let Some(initrd) = &config.initrd {
         option("-initrd", initrd.display().to_string());
     }
-    option("-append", config.append.clone());
+    option("-append", command_line(&config.append, accelerator));
     option(
         "-chardev",
         format!("{},logfile={}", socket("tty0", &runtime.console()), escape(&runtime.console_log())),
@@ -322,5 +322,28 @@ impl Drop for Made {
         for path in self.directories.iter().rev() {
             let _ = std::fs::remove_dir(path);
         }
+    }
+}
+
+/// The guest kernel's command line. Within one process, TCG never lets the time-stamp counter go back: a guest that
+/// takes its time from it would see its clock jump ahead at every rollback, so it is told not to trust it.
+fn command_line(append: &str, accelerator: Accelerator) -> String {
+    if accelerator == Accelerator::Kvm || append.split_whitespace().any(|word| word.starts_with("tsc=")) {
+        append.to_owned()
+    } else {
+        format!("{append} tsc=unstable").trim_start().to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_translated_guests_are_told_of_their_counter() {
+        assert_eq!(command_line("quiet", Accelerator::Tcg), "quiet tsc=unstable");
+        assert_eq!(command_line("", Accelerator::Tcg), "tsc=unstable");
+        assert_eq!(command_line("tsc=reliable", Accelerator::Tcg), "tsc=reliable");
+        assert_eq!(command_line("quiet", Accelerator::Kvm), "quiet");
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use retrovisor_analytics::{Analyst, Config, Judgement, Sample, explain};
+use retrovisor_analytics::{Analyst, Config, Judgement, Sample};
 use retrovisor_guest::fact::{Column, Kind, Schema, Table, Value};
 use retrovisor_introspect::{Introspector, Observation};
 use retrovisor_snapshot::{
@@ -67,7 +67,8 @@ impl Judge {
         let sample = Sample::from_tables(record, &tables);
         let parent = match (record.parent, self.last.take()) {
             (Some(parent), Some((last, sample))) if last == parent => Some(sample),
-            (Some(parent), _) => Some(Sample::load(catalogue, parent)?),
+            // A parent that was never read has no facts to compare with.
+            (Some(parent), _) => Sample::load(catalogue, parent).ok(),
             (None, _) => None,
         };
         let judgement = self.analyst.judge(&sample, parent.as_ref());
@@ -112,7 +113,7 @@ impl Judge {
             return Ok(None);
         }
         self.incident_open = true;
-        let explanation = explain(self.store.catalogue(), record.id)?;
+        let explanation = self.analyst.explain(self.store.catalogue(), record.id)?;
         let summary = explanation.causes.first().map_or_else(
             || judgement.reasons.first().map_or_else(String::new, |reason| reason.text.clone()),
             |cause| cause.text.clone(),
