@@ -55,6 +55,9 @@ use crate::ram::Ram;
 /// What the names of all disk snapshots of ours begin with.
 const TAG_PREFIX: &str = "rv-";
 
+/// States that QEMU saved and we have read (half a megabyte each) are freed while the guest runs; so many may wait.
+const UNTIDY_MAX: usize = 16;
+
 /// A QEMU process and the guest in it.
 pub struct QemuMachine {
     identity: MachineIdentity,
@@ -216,6 +219,13 @@ impl QemuMachine {
         if self.monitor.running() { Err(MachineError::RunState { doing, needed: "paused" }) } else { Ok(()) }
     }
 
+    /// Frees what QEMU saved for us and we have read: a matter of room, never worth the guest's time.
+    fn tidy(&mut self) {
+        if let Err(error) = self.device_state.tidy(&mut self.monitor) {
+            tracing::warn!(machine = self.identity.name, %error, "device state that was read stays in QEMU for now");
+        }
+    }
+
     /// A name that no snapshot has, in this process or another.
     fn new_tag(&mut self) -> String {
         self.tags += 1;
@@ -297,9 +307,6 @@ impl Machine for QemuMachine {
         let begin = Instant::now();
         self.monitor.cont()?;
         self.timing.cont_us = microseconds(begin);
-        if let Err(error) = self.device_state.tidy(&mut self.monitor) {
-            tracing::warn!(machine = self.identity.name, %error, "device state that was read stays in QEMU for now");
-        }
         Ok(())
     }
 
@@ -321,6 +328,9 @@ impl Machine for QemuMachine {
 
     fn capture_state(&mut self) -> Result<MachineState, MachineError> {
         self.needs_pause("capturing the state")?;
+        if self.device_state.untidy() > UNTIDY_MAX {
+            self.tidy();
+        }
         let begin = Instant::now();
         let text = self.monitor.human("info registers -a")?;
         let driver = |message| MachineError::Driver { doing: "reading the vCPUs' registers".into(), message };
@@ -339,10 +349,11 @@ impl Machine for QemuMachine {
 
     /// QEMU does not wait for the host's disk while the guest stands still: this does, from outside, while it runs.
     fn sync_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
-        if state.disks.is_empty() {
-            return Ok(());
+        if self.monitor.running() {
+            self.tidy();
         }
-        for path in &self.disk_files {
+        let files = if state.disks.is_empty() { &[][..] } else { &self.disk_files };
+        for path in files {
             let synced = File::open(path).and_then(|file| file.sync_data());
             synced.map_err(|source| MachineError::Io {
                 doing: format!("making the disk {} durable", path.display()),

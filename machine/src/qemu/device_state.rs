@@ -82,6 +82,11 @@ impl DeviceState {
         })
     }
 
+    /// States that QEMU saved and that were read.
+    pub(super) fn untidy(&self) -> usize {
+        self.done.len()
+    }
+
     /// Frees what QEMU saved and was read. Not needed for anything but room: meant for after the pause.
     pub(super) fn tidy(&mut self, monitor: &mut Monitor) -> Result<(), MachineError> {
         while let Some(tag) = self.done.last() {
