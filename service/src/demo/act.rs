@@ -168,8 +168,10 @@ async fn hurt(stage: &mut Stage, kind: &str, expected: &str, fault: Fault) -> Re
     let (incident, delay_checkpoints) = stage.notice().await?;
     let top = incident.causes.first().cloned().unwrap_or_default();
     stage.screen.say(&format!(
-        "Noticed after {delay_checkpoints} checkpoints. First bad: {:.6}; last good: {:.6}.",
-        incident.first_bad, incident.last_good
+        "Noticed after {delay_checkpoints} checkpoint{}. First bad: {:.6}; last good: {:.6}.",
+        if delay_checkpoints == 1 { "" } else { "s" },
+        incident.first_bad,
+        incident.last_good
     ));
     for cause in incident.causes.iter().take(3) {
         stage.screen.say(&format!("  {}. {}", cause.rank, style::printable(&cause.text)));
