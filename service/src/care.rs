@@ -86,7 +86,12 @@ impl Care {
     }
 
     /// Starts a machine whose process is gone again, from a checkpoint.
-    pub(crate) fn restore(&self, name: &str, target: CheckpointId) -> Result<Journey, CareError> {
+    pub(crate) fn restore(
+        &self,
+        name: &str,
+        target: CheckpointId,
+        verify_image: bool,
+    ) -> Result<Journey, CareError> {
         let record = self.store.catalogue().machine(name)?;
         let spec = Spec::from_runtime(name, &record.runtime)?;
         if !matches!(spec.origin, Origin::Launched { .. }) {
@@ -97,7 +102,7 @@ impl Care {
         }
         let machine = spec.launch(name, &self.runtime_dir(name), true)?;
         let (arrived, journey) = oneshot::channel();
-        self.keep(name, machine, &spec, Arrival::Restore { target, arrived })?;
+        self.keep(name, machine, &spec, Arrival::Restore { target, verify_image, arrived })?;
         journey.blocking_recv().map_err(|_| CareError::Gone { machine: name.to_owned() })
     }
 
@@ -129,9 +134,11 @@ impl Care {
     fn again(&self, record: &MachineRecord, machine: QemuMachine, spec: &Spec) -> Result<(), CareError> {
         let arrival =
             match self.store.catalogue().interrupted(record.id)?.and_then(|operation| operation.after) {
-                Some(position) => {
-                    Arrival::Restore { target: position.checkpoint, arrived: oneshot::channel().0 }
-                }
+                Some(position) => Arrival::Restore {
+                    target: position.checkpoint,
+                    verify_image: false,
+                    arrived: oneshot::channel().0,
+                },
                 None => Arrival::Again,
             };
         self.keep(&record.name, machine, spec, arrival)

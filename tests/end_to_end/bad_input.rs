@@ -115,8 +115,9 @@ fn a_guest_that_dies_is_told_and_can_be_brought_back() {
     let ran = daemon.run(&["checkpoint", "g"]);
     assert_eq!(ran.code, 4, "{ran:?}");
     assert!(ran.stderr.contains("retrovisor rollback g"), "{ran:?}");
-    let back = daemon.json(&["rollback", "g", "--to", "alive"]);
+    let back = daemon.json(&["rollback", "g", "--to", "alive", "--verify-image"]);
     assert_eq!(back["move"]["new_process"], true);
+    assert_eq!(back["move"]["image_matches"], true);
     assert!(daemon.next_tick() <= tick + 20);
 }
 

@@ -48,25 +48,22 @@ impl Keeper {
     /// Goes to another checkpoint; with `verify_image` the memory is hashed before the guest runs on.
     pub(super) fn travel(&mut self, way: &Way, verify_image: bool) -> Result<Journey, CareError> {
         let request = RollbackRequest::default();
-        let mut image_matches = None;
-        let report = if verify_image {
-            let mut held = Held(&mut self.machine);
-            let report = Self::go(&mut self.recorder, &mut held, way, &request)?;
-            let expected = self.store.image_hash(report.target.id)?;
-            let found = image_hash(self.machine.memory()).map_err(retrovisor_snapshot::Error::from)?;
-            image_matches = Some(found == expected);
+        let (report, image_matches) = if verify_image {
+            let report = Self::go(&mut self.recorder, &mut Held(&mut self.machine), way, &request)?;
+            let compared = self.compare_image(report.target.id);
+            // Whatever became of comparing, the guest does not stand still because of it.
             if !self.paused {
                 self.machine.resume()?;
             }
-            report
+            (report, Some(compared))
         } else {
-            Self::go(&mut self.recorder, &mut self.machine, way, &request)?
+            (Self::go(&mut self.recorder, &mut self.machine, way, &request)?, None)
         };
         if let Some(present) = &report.present {
             self.judged(present.clone());
         }
         self.judge.moved_to(report.target.id);
-        self.arrived(report, false, image_matches)
+        self.arrived(report, false, image_matches.transpose()?)
     }
 
     fn go(
@@ -83,11 +80,19 @@ impl Keeper {
     }
 
     /// Gives a new process the state of a checkpoint and lets it run.
-    pub(super) fn restore(&mut self, target: CheckpointId) -> Result<Journey, CareError> {
+    pub(super) fn restore(&mut self, target: CheckpointId, verify_image: bool) -> Result<Journey, CareError> {
         let report = self.recorder.restore(&mut self.machine, target, &RollbackRequest::default())?;
+        let image_matches = verify_image.then(|| self.compare_image(report.target.id));
         self.machine.resume()?;
         self.judge.moved_to(report.target.id);
-        self.arrived(report, true, None)
+        self.arrived(report, true, image_matches.transpose()?)
+    }
+
+    /// Whether the paused machine's memory has the checkpoint's hash.
+    fn compare_image(&self, target: CheckpointId) -> Result<bool, CareError> {
+        let expected = self.store.image_hash(target)?;
+        let found = image_hash(self.machine.memory()).map_err(retrovisor_snapshot::Error::from)?;
+        Ok(found == expected)
     }
 
     fn arrived(

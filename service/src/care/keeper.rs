@@ -27,7 +27,7 @@ pub(super) enum Arrival {
     /// Found again after the daemon's restart.
     Again,
     /// A new process, waiting to be given the state of a checkpoint.
-    Restore { target: CheckpointId, arrived: oneshot::Sender<Journey> },
+    Restore { target: CheckpointId, verify_image: bool, arrived: oneshot::Sender<Journey> },
 }
 
 /// One machine, its recorder and its judge.
@@ -132,8 +132,8 @@ impl Keeper {
                 // An earlier self may have died in the middle of a pause.
                 self.machine.resume()?;
             }
-            Arrival::Restore { target, arrived } => {
-                let journey = self.restore(target)?;
+            Arrival::Restore { target, verify_image, arrived } => {
+                let journey = self.restore(target, verify_image)?;
                 // Nobody waits any more: the machine is back all the same.
                 let _ = arrived.send(journey);
             }

@@ -118,7 +118,7 @@ impl CheckpointService for Services {
             let command = |reply| Command::Rollback { target: target.id, verify_image, reply };
             self.care.ask(&machine, command).await.map_err(|error| status::of(&error))?
         } else {
-            self.blocking(move |services| services.care.restore(&machine, target.id)).await?
+            self.blocking(move |services| services.care.restore(&machine, target.id, verify_image)).await?
         };
         Ok(Response::new(RollbackResponse { r#move: self.moved(journey).await?, dry_run }))
     }
