@@ -34,4 +34,6 @@ pub use recorder::{
     CheckpointReport, CheckpointRequest, CheckpointTiming, Recorder, RollbackPlan, RollbackReport,
     RollbackRequest, RollbackTiming,
 };
-pub use store::{Access, CheckpointView, PageChange, Store, VerifyProgress, VerifyReport, image_hash};
+pub use store::{
+    Access, CheckpointView, PageChange, Store, StoreOptions, VerifyProgress, VerifyReport, image_hash,
+};

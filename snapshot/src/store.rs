@@ -11,7 +11,7 @@ mod view;
 
 pub use change::PageChange;
 pub use image::image_hash;
-pub use opening::{Access, Store};
+pub use opening::{Access, Store, StoreOptions};
 pub use verify::{VerifyProgress, VerifyReport};
 pub use view::CheckpointView;
 

@@ -5,9 +5,6 @@ use super::storage::{PackFile, PackStorage};
 use crate::catalogue::NewFrame;
 use crate::error::{Error, Result};
 
-/// A pack longer than this gets no more frames.
-const PACK_BYTES_MAX: u64 = 128 << 20;
-
 /// Appends frames to the newest pack. What is not committed is cut off again.
 pub(crate) struct PackWriter {
     storage: Arc<dyn PackStorage>,
@@ -31,8 +28,13 @@ struct Open {
 
 impl PackWriter {
     /// Takes up where the catalogue says: `packs` are its numbers and committed lengths. What a crash left behind
-    /// them is cut off.
-    pub(crate) fn open(storage: Arc<dyn PackStorage>, store: StoreId, packs: &[(u32, u64)]) -> Result<Self> {
+    /// them is cut off. A pack longer than `pack_bytes_max` gets no more frames.
+    pub(crate) fn open(
+        storage: Arc<dyn PackStorage>,
+        store: StoreId,
+        packs: &[(u32, u64)],
+        pack_bytes_max: u64,
+    ) -> Result<Self> {
         let here = storage.path(0);
         let dir = here.parent().unwrap_or(&here);
         let there = storage.list().map_err(Error::io("listing packs in", dir))?;
@@ -46,11 +48,11 @@ impl PackWriter {
             next_number: last.map_or(1, |(number, _)| number + 1),
             storage,
             store,
-            pack_bytes_max: PACK_BYTES_MAX,
+            pack_bytes_max,
             current: None,
             full: Vec::new(),
         };
-        if let Some((number, committed)) = last.filter(|(_, bytes)| *bytes < PACK_BYTES_MAX) {
+        if let Some((number, committed)) = last.filter(|(_, bytes)| *bytes < pack_bytes_max) {
             writer.take_up(number, committed)?;
         }
         Ok(writer)
@@ -262,8 +264,7 @@ mod tests {
             let flaky = Arc::new(Flaky::default());
             let left = Arc::clone(&flaky.calls_left);
             let storage: Arc<dyn PackStorage> = flaky;
-            let mut writer = PackWriter::open(Arc::clone(&storage), [1; 16], &[]).unwrap();
-            writer.pack_bytes_max = 8_000;
+            let mut writer = PackWriter::open(Arc::clone(&storage), [1; 16], &[], 8_000).unwrap();
             left.store(failing, Ordering::Relaxed);
             let (mut kept, mut lengths) = (Vec::new(), BTreeMap::new());
             let mut failures = 0;
@@ -292,7 +293,7 @@ mod tests {
             assert_eq!(failures, u32::from(failed), "call {failing}");
             // The next process takes up there.
             let packs: Vec<_> = lengths.into_iter().collect();
-            let mut writer = PackWriter::open(Arc::clone(&storage), [1; 16], &packs).unwrap();
+            let mut writer = PackWriter::open(Arc::clone(&storage), [1; 16], &packs, 8_000).unwrap();
             kept.extend(writer.append(vec![frame(99)]).unwrap());
             writer.sync().unwrap();
             readable(&storage, &kept);

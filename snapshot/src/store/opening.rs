@@ -38,6 +38,19 @@ pub enum Access {
     ReadOnly,
 }
 
+/// What can be chosen about a store; none of it changes what is on the disk already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreOptions {
+    /// A pack longer than this many bytes gets no more frames; the next one begins.
+    pub pack_bytes_max: u64,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self { pack_bytes_max: 128 << 20 }
+    }
+}
+
 /// A snapshot store: one directory with the catalogue, the packs, the key and the lock. Shared between threads.
 pub struct Store {
     pub(crate) dir: PathBuf,
@@ -53,6 +66,11 @@ pub struct Store {
 impl Store {
     /// Opens the store in a directory.
     pub fn open(dir: &Path, access: Access) -> Result<Self> {
+        Self::open_with(dir, access, &StoreOptions::default())
+    }
+
+    /// Opens the store in a directory, with options.
+    pub fn open_with(dir: &Path, access: Access, options: &StoreOptions) -> Result<Self> {
         let catalogue_path = dir.join(CATALOGUE);
         let write = access != Access::ReadOnly;
         if access == Access::Create {
@@ -80,7 +98,12 @@ impl Store {
         }
         let storage: Arc<dyn PackStorage> = Arc::new(Directory::new(&pack_dir));
         let intake = if write {
-            let writer = PackWriter::open(Arc::clone(&storage), store_id, &catalogue.packs()?)?;
+            let writer = PackWriter::open(
+                Arc::clone(&storage),
+                store_id,
+                &catalogue.packs()?,
+                options.pack_bytes_max,
+            )?;
             Some(Mutex::new(Intake::new(writer, &catalogue)?))
         } else {
             None
