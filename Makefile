@@ -8,10 +8,10 @@ STEP = @setup/step.sh
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint doc bench
+.PHONY: help setup demo test lint doc bench bench-backup
 
 help: ## list the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
 
 setup: ## get QEMU, a Debian kernel and busybox, and make the test guest
 	$(STEP) setup setup/guest.sh
@@ -39,3 +39,6 @@ bench: setup ## measure; rows go to target/bench
 	$(STEP) "store" cargo bench -p retrovisor-snapshot --bench store $(CARGO_FLAGS)
 	$(STEP) "verdicts" cargo bench -p retrovisor-analytics --bench score $(CARGO_FLAGS)
 	$(STEP) "QEMU, introspection, verdicts" cargo bench -p retrovisor-tests --bench qemu $(CARGO_FLAGS)
+
+bench-backup: setup ## keep images of a guest beside restic and borg
+	$(STEP) "store, restic, borg" cargo bench -p retrovisor-tests --bench backup $(CARGO_FLAGS)
