@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod address;
+mod disk;
 mod error;
 pub mod fact;
 mod layout;
@@ -18,6 +19,10 @@ mod state;
 mod view;
 
 pub use address::{Gfn, Gpa, PAGE_SHIFT, PAGE_SIZE};
+pub use disk::{
+    BLOCK_SIZE, BaseFile, BlockContent, BlockRun, DiskBase, DiskChanges, DiskShape, RUN_BLOCKS_MAX,
+    RunContent,
+};
 pub use error::{MachineError, MemoryError};
 pub use layout::{LayoutError, MemoryLayout, MemorySlot};
 pub use machine::{Accelerator, ClockPolicy, Machine, MachineIdentity, RunState};

@@ -2,7 +2,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Gfn, MachineError, MachineState, MemoryLayout, MemoryView, PageContent, PageSet};
+use crate::{
+    BlockContent, DiskChanges, DiskShape, DiskState, Gfn, MachineError, MachineState, MemoryLayout,
+    MemoryView, PageContent, PageSet,
+};
 
 /// What runs the guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +73,8 @@ pub enum ClockPolicy {
 /// Order of a checkpoint: `pause` → `take_dirty` → copy pages through `memory` → `capture_state` → `resume` →
 /// `sync_state`.
 /// Order of a rollback: `pause` → `write_page` for every page that differs → `apply_state` → `resume`.
+/// Disks go back with the state as long as the driver keeps their contents (`keeps_disks`); from then on their blocks
+/// are written, like pages: `write_blocks` → `apply_state` with [`DiskState::as_it_is`].
 /// A method that fails leaves the machine as it was, unless its comment says otherwise.
 pub trait Machine: Send {
     /// Name, driver, version, layout: constant while the machine lives.
@@ -113,4 +118,57 @@ pub trait Machine: Send {
 
     /// Lets go of what the driver set aside for a state that will not be used any more.
     fn release_state(&mut self, state: &MachineState) -> Result<(), MachineError>;
+
+    /// The writable disks whose contents can be read and written block by block: constant while the machine lives.
+    /// Without any, disks go back by [`Machine::apply_state`] alone.
+    fn disks(&self) -> &[DiskShape] {
+        &[]
+    }
+
+    /// The blocks of a disk that may differ between two captured states; without `since`, between `at` and the base
+    /// image. Costs the guest nothing: what is read does not change any more.
+    /// `since` must be kept, too ([`Machine::kept_disks`]).
+    fn disk_changes(
+        &self,
+        at: &DiskState,
+        since: Option<&DiskState>,
+    ) -> Result<Box<dyn DiskChanges>, MachineError> {
+        let _ = since;
+        Err(no_blocks(&at.disk))
+    }
+
+    /// The disks' contents that are set aside, of all states that were captured and not released, also by earlier
+    /// processes; in the order of their taking for each disk.
+    fn kept_disks(&mut self) -> Result<Vec<DiskState>, MachineError> {
+        Ok(Vec::new())
+    }
+
+    /// Whether the contents that a state's disks are to have are set aside, so that [`Machine::apply_state`] can put
+    /// them back. `true` for a state without disks.
+    fn keeps_disks(&mut self, state: &MachineState) -> Result<bool, MachineError> {
+        if state.disks.is_empty() {
+            return Ok(true);
+        }
+        let kept = self.kept_disks()?;
+        Ok(state.disks.iter().all(|disk| kept.contains(disk)))
+    }
+
+    /// Writes blocks in a row, from `first` on. Needs the machine paused; is in effect, and checked, once
+    /// [`Machine::apply_state`] was called with [`DiskState::as_it_is`].
+    fn write_blocks(
+        &mut self,
+        disk: &str,
+        first: u64,
+        contents: &[BlockContent<'_>],
+    ) -> Result<(), MachineError> {
+        let _ = (first, contents);
+        Err(no_blocks(disk))
+    }
+}
+
+fn no_blocks(disk: &str) -> MachineError {
+    MachineError::Unsupported {
+        what: format!("reading and writing the blocks of disk {disk}"),
+        help: "Its contents go back only as long as the driver keeps them".into(),
+    }
 }

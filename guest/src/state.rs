@@ -31,5 +31,14 @@ pub struct DiskState {
     /// The disk's name in the machine: `d0`.
     pub disk: String,
     /// How the driver finds these contents again: for qcow2 the internal snapshot's name.
+    /// Empty: whatever the disk holds when the state is applied.
     pub reference: String,
+}
+
+impl DiskState {
+    /// The disk as it is when the state is applied: its blocks were written before.
+    #[must_use]
+    pub fn as_it_is(disk: &str) -> Self {
+        Self { disk: disk.to_owned(), reference: String::new() }
+    }
 }
