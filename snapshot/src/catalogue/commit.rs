@@ -1,3 +1,8 @@
+use std::collections::BTreeMap;
+
+use retrovisor_guest::Gfn;
+use rusqlite::OptionalExtension;
+
 use super::abort::Abort;
 use super::checkpoint::{self, NewCheckpoint};
 use super::connection::{Catalogue, Durability};
@@ -9,7 +14,6 @@ use super::state::{self, StoredState};
 use crate::content::ContentRef;
 use crate::error::Result;
 use crate::id::OperationId;
-use retrovisor_guest::Gfn;
 
 /// Everything of one checkpoint that goes into the catalogue, all at once.
 pub(crate) struct Commit<'a> {
@@ -59,6 +63,34 @@ impl Catalogue {
         self.write("recording an operation", Durability::Full, |transaction| {
             operation::insert(transaction, new).map_err(Abort::from)
         })
+    }
+
+    /// What [`Catalogue::packs`] tells, for who goes on writing and cuts off what belongs to nobody: `there` are the
+    /// packs on the disk. A pack that frames speak of belongs to the catalogue up to the end of the last of them, also
+    /// when its row is lost or wrong.
+    pub(crate) fn packs_in_use(&self, there: &[u32]) -> Result<Vec<(u32, u64)>> {
+        let mut packs: BTreeMap<u32, u64> = self.packs()?.into_iter().collect();
+        let last = packs.keys().next_back().copied();
+        let unsure: Vec<u32> = there
+            .iter()
+            .copied()
+            .filter(|number| Some(*number) == last || !packs.contains_key(number))
+            .collect();
+        self.read("reading the list of packs", |reader| {
+            let mut statement = reader.prepare_cached(
+                "SELECT offset, stored_bytes FROM frame WHERE pack = ?1 ORDER BY id DESC LIMIT 1",
+            )?;
+            for number in unsure {
+                let end: Option<(u64, u64)> =
+                    statement.query_row([number], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+                if let Some((offset, bytes)) = end {
+                    let committed = packs.entry(number).or_default();
+                    *committed = offset.saturating_add(bytes).max(*committed);
+                }
+            }
+            Ok(())
+        })?;
+        Ok(packs.into_iter().collect())
     }
 
     /// Each pack's number and how many of its bytes belong to the catalogue.

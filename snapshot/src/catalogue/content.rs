@@ -9,6 +9,9 @@ use crate::key::Hash;
 
 /// The setting that says up to which content the index of hashes is complete.
 const INDEXED: &str = "indexed_content";
+/// The settings that keep numbers from being given twice after the highest ones were removed.
+const CONTENT_FLOOR: &str = "content_floor";
+const PACK_FLOOR: &str = "pack_floor";
 
 /// A frame that was appended to a pack.
 #[derive(Clone, Copy, Debug)]
@@ -79,19 +82,28 @@ impl Catalogue {
         })
     }
 
-    /// The next content's number.
+    /// The next content's number: above all that were ever given.
     pub(crate) fn next_content(&self) -> Result<u64> {
+        let floor = self.floor(CONTENT_FLOOR)?.max(FIRST_CONTENT);
         self.read("reading the newest content", |reader| {
             let newest: Option<u64> =
                 reader.query_row("SELECT max(id) FROM content", [], |row| row.get(0))?;
-            Ok(newest.map_or(FIRST_CONTENT, |id| id + 1))
+            Ok(newest.map_or(floor, |id| floor.max(id + 1)))
         })
+    }
+
+    /// The lowest number that a new pack may have.
+    pub(crate) fn next_pack(&self) -> Result<u32> {
+        Ok(u32::try_from(self.floor(PACK_FLOOR)?).unwrap_or(u32::MAX).max(1))
+    }
+
+    fn floor(&self, name: &str) -> Result<u64> {
+        Ok(self.setting(name)?.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes))
     }
 
     /// The contents that the index of hashes does not have yet.
     pub(crate) fn unindexed(&self) -> Result<Vec<(ContentId, Hash)>> {
-        let indexed =
-            self.setting(INDEXED)?.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes);
+        let indexed = self.floor(INDEXED)?;
         self.read("reading contents that are not indexed", |reader| {
             let mut statement = reader.prepare("SELECT id, hash FROM content WHERE id > ?1")?;
             let rows = statement.query_map([indexed], |row| Ok((ContentId(row.get(0)?), row.get(1)?)))?;

@@ -51,6 +51,12 @@ words!(
         Restore = "restore",
         /// The machine was hurt on purpose.
         Inject = "inject",
+        /// Checkpoints were removed.
+        Prune = "prune",
+        /// The machine came from an archive or a dump.
+        Import = "import",
+        /// A checkpoint was pinned or let go.
+        Pin = "pin",
     }
 );
 
@@ -70,7 +76,7 @@ impl OperationKind {
     /// Whether it moves the machine to another checkpoint.
     #[must_use]
     pub fn moves(self) -> bool {
-        !matches!(self, Self::Checkpoint | Self::Inject)
+        matches!(self, Self::Rollback | Self::Undo | Self::Redo | Self::Restore)
     }
 }
 

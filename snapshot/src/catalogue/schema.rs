@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 pub(crate) const APPLICATION_ID: i32 = 0x5256_5253;
 
 /// The steps from one format to the next; the first makes a new catalogue.
-const STEPS: &[&str] = &[include_str!("schema_v1.sql")];
+const STEPS: &[&str] = &[include_str!("schema_v1.sql"), include_str!("schema_v2.sql")];
 
 /// The newest format known.
 pub(crate) fn newest() -> i64 {

@@ -29,23 +29,26 @@ struct Open {
 impl PackWriter {
     /// Takes up where the catalogue says: `packs` are its numbers and committed lengths. What a crash left behind
     /// them is cut off. A pack longer than `pack_bytes_max` gets no more frames.
+    ///
+    /// Numbers below `number_min` are not given again: readers may know such packs, though they are gone.
     pub(crate) fn open(
         storage: Arc<dyn PackStorage>,
         store: StoreId,
         packs: &[(u32, u64)],
         pack_bytes_max: u64,
+        number_min: u32,
     ) -> Result<Self> {
         let here = storage.path(0);
         let dir = here.parent().unwrap_or(&here);
         let there = storage.list().map_err(Error::io("listing packs in", dir))?;
         let last = packs.last().copied();
-        for &number in there.iter().filter(|number| last.is_none_or(|(last, _)| **number > last)) {
+        for &number in there.iter().filter(|number| packs.iter().all(|(known, _)| known != *number)) {
             storage
                 .remove(number)
                 .map_err(Error::io("removing an unfinished pack", &storage.path(number)))?;
         }
         let mut writer = Self {
-            next_number: last.map_or(1, |(number, _)| number + 1),
+            next_number: last.map_or(1, |(number, _)| number + 1).max(number_min),
             storage,
             store,
             pack_bytes_max,
@@ -264,7 +267,7 @@ mod tests {
             let flaky = Arc::new(Flaky::default());
             let left = Arc::clone(&flaky.calls_left);
             let storage: Arc<dyn PackStorage> = flaky;
-            let mut writer = PackWriter::open(Arc::clone(&storage), [1; 16], &[], 8_000).unwrap();
+            let mut writer = PackWriter::open(Arc::clone(&storage), [1; 16], &[], 8_000, 1).unwrap();
             left.store(failing, Ordering::Relaxed);
             let (mut kept, mut lengths) = (Vec::new(), BTreeMap::new());
             let mut failures = 0;
@@ -293,7 +296,7 @@ mod tests {
             assert_eq!(failures, u32::from(failed), "call {failing}");
             // The next process takes up there.
             let packs: Vec<_> = lengths.into_iter().collect();
-            let mut writer = PackWriter::open(Arc::clone(&storage), [1; 16], &packs, 8_000).unwrap();
+            let mut writer = PackWriter::open(Arc::clone(&storage), [1; 16], &packs, 8_000, 1).unwrap();
             kept.extend(writer.append(vec![frame(99)]).unwrap());
             writer.sync().unwrap();
             readable(&storage, &kept);

@@ -25,10 +25,8 @@ impl<'a> History<'a> {
                     history.redo.pop();
                     history.undo.push(operation);
                 }
-                OperationKind::Checkpoint
-                | OperationKind::Inject
-                | OperationKind::Rollback
-                | OperationKind::Restore => {
+                // Only those that move the machine come here.
+                _ => {
                     history.undo.push(operation);
                     history.redo.clear();
                 }

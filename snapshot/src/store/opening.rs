@@ -78,6 +78,16 @@ impl Store {
         } else if !catalogue_path.exists() {
             return Err(Error::NoStore { dir: dir.to_owned() });
         }
+        // A catalogue that was lost must not be taken for a new store: its packs would go.
+        let has_packs = || {
+            let packs = fs::read_dir(dir.join(PACKS)).into_iter().flatten();
+            packs.flatten().any(|entry| entry.path().extension().is_some_and(|extension| extension == "pack"))
+        };
+        let is_empty = fs::metadata(&catalogue_path).is_ok_and(|meta| meta.len() == 0);
+        if (is_empty || !catalogue_path.exists()) && has_packs() {
+            let what = "there are packs, but their catalogue is empty or gone".to_owned();
+            return Err(Error::NotAStore { path: catalogue_path, what });
+        }
         let lock = if write { Some(StoreLock::take(dir, &dir.join(LOCK))?) } else { None };
         let key_path = dir.join(KEY);
         if !catalogue_path.exists() {
@@ -98,11 +108,14 @@ impl Store {
         }
         let storage: Arc<dyn PackStorage> = Arc::new(Directory::new(&pack_dir));
         let intake = if write {
+            let there = storage.list().map_err(Error::io("listing packs in", &pack_dir))?;
+            let packs = catalogue.packs_in_use(&there)?;
             let writer = PackWriter::open(
                 Arc::clone(&storage),
                 store_id,
-                &catalogue.packs()?,
+                &packs,
                 options.pack_bytes_max,
+                catalogue.next_pack()?,
             )?;
             Some(Mutex::new(Intake::new(writer, &catalogue)?))
         } else {

@@ -4,6 +4,7 @@
 mod ask;
 mod damage;
 mod failures;
+mod formats;
 mod full_disk;
 mod history;
 mod kill;

@@ -1,0 +1,314 @@
+//! Stores that earlier versions wrote open for ever: for each format there is one under `tests/fixtures`, with what was
+//! in it. Each was made by `the_fixture_of_this_format` below, run with the program of its time.
+//!
+//! A fixture is one zstd stream of files, each: length of the name (4 bytes), name, length (8 bytes), bytes.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use retrovisor_guest::fact::{Column, Kind, Schema, Table, Value};
+use retrovisor_guest::{Gpa, Machine, MemoryLayout, MemorySlot};
+use retrovisor_snapshot::{
+    Access, CheckpointKind, CheckpointRequest, Error, NewIncident, OperationStatus, Recorder,
+    RollbackRequest, Store, Verdict, VerdictRecord,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::toy::{Frame, Toy, open, quick_dir};
+
+static SEEN: Schema = Schema {
+    table: "fact_seen",
+    columns: &[Column { name: "count", kind: Kind::Integer }, Column { name: "word", kind: Kind::Text }],
+};
+
+/// What a fixture holds, in words that outlive the tables.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Content {
+    machines: BTreeMap<String, MachineContent>,
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct MachineContent {
+    present: String,
+    timelines: usize,
+    checkpoints: Vec<CheckpointContent>,
+    /// Kind, status, short ids before and after.
+    operations: Vec<(String, String, Option<String>, Option<String>)>,
+    /// Kind, first bad and last good.
+    incidents: Vec<(String, String, Option<String>)>,
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct CheckpointContent {
+    name: String,
+    parent: Option<String>,
+    sequence: u64,
+    label: Option<String>,
+    kind: String,
+    verdict: String,
+    image: String,
+    /// Instruction pointers, and BLAKE3 of each section.
+    state: (Vec<u64>, Vec<String>),
+    facts: Vec<Vec<Value>>,
+}
+
+/// Reads all of a store.
+fn content(store: &Store) -> Content {
+    let catalogue = store.catalogue();
+    let name = |id| catalogue.checkpoint(id).unwrap().name;
+    let machines = catalogue.machines().unwrap().into_iter().map(|machine| {
+        let checkpoints = catalogue.checkpoints(machine.id).unwrap().into_iter().map(|record| {
+            let state = store.state(record.id).unwrap();
+            CheckpointContent {
+                parent: record.parent.map(name),
+                sequence: record.sequence,
+                label: record.label,
+                kind: record.kind.to_string(),
+                verdict: record.verdict.to_string(),
+                image: store.image_hash(record.id).unwrap().to_string(),
+                state: (
+                    state.vcpus.iter().map(|vcpu| vcpu.rip).collect(),
+                    state.sections.iter().map(|s| blake3::hash(&s.bytes).to_string()).collect(),
+                ),
+                facts: catalogue.facts(record.id, "fact_seen").unwrap().rows,
+                name: record.name,
+            }
+        });
+        let checkpoints = checkpoints.collect();
+        let operations = catalogue.operations(machine.id).unwrap().into_iter().map(|operation| {
+            (
+                operation.kind.to_string(),
+                operation.status.to_string(),
+                operation.before.map(|position| name(position.checkpoint)),
+                operation.after.map(|position| name(position.checkpoint)),
+            )
+        });
+        let incidents = catalogue.incidents(machine.id).unwrap().into_iter();
+        let content = MachineContent {
+            present: name(machine.position.unwrap().checkpoint),
+            timelines: catalogue.timelines(machine.id).unwrap().len(),
+            checkpoints,
+            operations: operations.collect(),
+            incidents: incidents.map(|i| (i.kind, name(i.first_bad), i.last_good.map(name))).collect(),
+        };
+        (machine.name, content)
+    });
+    Content { machines: machines.collect() }
+}
+
+/// Records what a fixture is to hold: two machines, more than one full map, timelines, and all that people add.
+fn fill(store: &Arc<Store>) {
+    let slot = |gpa, pages: u64| MemorySlot { gpa: Gpa(gpa), length_bytes: pages * 4096 };
+    let gap = MemoryLayout::new(vec![slot(0, 40), slot(1 << 32, 24)]).unwrap();
+    let mut web = Toy::new(&gap);
+    web.identity.name = "web".into();
+    web.identity.vcpus = 1;
+    let web_id = store.catalogue().add_machine(&web.identity).unwrap().id;
+    let mut recorder = Recorder::new(Arc::clone(store), web_id).unwrap();
+    let take = |recorder: &mut Recorder, toy: &mut Toy, label: Option<&str>| {
+        let kind = if label.is_some() { CheckpointKind::Manual } else { CheckpointKind::Automatic };
+        let request = CheckpointRequest { label: label.map(str::to_owned), kind };
+        recorder.checkpoint(toy, &request).unwrap().record
+    };
+    for round in 0..70_u64 {
+        // Few contents, often again: the archive stays small.
+        let at = usize::try_from(round * 7 % 64).unwrap();
+        match round % 5 {
+            0 => web.set(at, Frame::Removed),
+            1 => web.set(at, Frame::Zero),
+            _ => web.scribble(at, round % 12),
+        }
+        web.image.registers.rip = 0xffff_ffff_8100_0000 + round;
+        web.image.device = vec![u8::try_from(round % 3).unwrap(); 5000];
+        let label = (round == 20).then_some("before the update");
+        let taken = take(&mut recorder, &mut web, label);
+        if round % 10 == 0 {
+            let rows = vec![vec![Value::from(round), "ten".into()], vec![Value::Null, "none".into()]];
+            store.catalogue().record_facts(taken.id, &[Table { schema: &SEEN, rows }]).unwrap();
+        }
+        let verdict = match round {
+            0..60 => Verdict::Good,
+            66.. => Verdict::Bad,
+            _ => Verdict::Suspect,
+        };
+        let said = VerdictRecord {
+            verdict,
+            score: 0.25,
+            p_value: Some(0.5),
+            reasons: vec!["because".into()],
+            features: vec![("tasks".into(), 3.0)],
+        };
+        store.catalogue().set_verdict(taken.id, &said).unwrap();
+    }
+    let find = |spec: &str| store.catalogue().resolve(web_id, spec).unwrap().id;
+    let incident = NewIncident {
+        first_bad: find("@67"),
+        last_good: Some(find("@60")),
+        kind: "rootkit".into(),
+        summary: "a system call was hooked".into(),
+        detail: serde_json::json!({ "evidence": ["sys_call_table[62]"] }),
+        action: None,
+    };
+    store.catalogue().add_incident(web_id, &incident).unwrap();
+    let request = |why: &str| RollbackRequest {
+        detail: serde_json::json!({ "reason": why }),
+        ..RollbackRequest::default()
+    };
+    recorder.rollback(&mut web, find("last-good"), &request("hooked")).unwrap();
+    web.scribble(3, 99);
+    take(&mut recorder, &mut web, Some("after"));
+    recorder.undo(&mut web, &request("to look at it")).unwrap();
+    recorder.redo(&mut web, &request("enough")).unwrap();
+
+    let mut twin = Toy::new(&gap);
+    twin.identity.name = "twin".into();
+    let twin_id = store.catalogue().add_machine(&twin.identity).unwrap().id;
+    let mut recorder = Recorder::new(Arc::clone(store), twin_id).unwrap();
+    recorder.restore(&mut twin, find("before the update"), &request("branch")).unwrap();
+    twin.resume().unwrap();
+    twin.scribble(60, 98);
+    take(&mut recorder, &mut twin, None);
+}
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+/// Not a test by itself: writes the fixture of the format that this program writes, unless it is there.
+#[test]
+#[ignore = "makes a file of the source tree"]
+fn the_fixture_of_this_format() {
+    let dir = quick_dir();
+    let store = open(dir.path());
+    fill(&store);
+    let expected = serde_json::to_string_pretty(&content(&store)).unwrap();
+    drop(store);
+    let format: i64 = rusqlite::Connection::open(dir.path().join("catalogue.sqlite"))
+        .unwrap()
+        .pragma_query_value(None, "user_version", |row| row.get(0))
+        .unwrap();
+    let mut bytes = Vec::new();
+    for name in ["catalogue.sqlite", "packs/000001.pack", "key"] {
+        let file = fs::read(dir.path().join(name)).unwrap();
+        bytes.extend(u32::try_from(name.len()).unwrap().to_le_bytes());
+        bytes.extend(name.as_bytes());
+        bytes.extend((file.len() as u64).to_le_bytes());
+        bytes.extend(file);
+    }
+    let archive = fixtures().join(format!("format-{format}.zst"));
+    assert!(!archive.exists(), "{} is there: fixtures are never replaced", archive.display());
+    fs::write(archive, zstd::encode_all(&bytes[..], 19).unwrap()).unwrap();
+    fs::write(fixtures().join(format!("format-{format}.json")), expected + "\n").unwrap();
+}
+
+/// Unpacks a fixture, and says what was in it.
+fn unpack(format: i64, dir: &Path) -> Content {
+    let archive = fs::read(fixtures().join(format!("format-{format}.zst"))).unwrap();
+    let bytes = zstd::decode_all(&archive[..]).unwrap();
+    let mut rest = &bytes[..];
+    let mut take = |count: usize| {
+        let (head, tail) = rest.split_at(count);
+        rest = tail;
+        (head, tail.is_empty())
+    };
+    fs::create_dir(dir.join("packs")).unwrap();
+    loop {
+        let length = u32::from_le_bytes(take(4).0.try_into().unwrap());
+        let name = std::str::from_utf8(take(length as usize).0).unwrap();
+        let length = u64::from_le_bytes(take(8).0.try_into().unwrap());
+        let (file, last) = take(usize::try_from(length).unwrap());
+        fs::write(dir.join(name), file).unwrap();
+        fs::set_permissions(dir.join(name), fs::Permissions::from_mode(0o600)).unwrap();
+        if last {
+            break;
+        }
+    }
+    let expected = fs::read_to_string(fixtures().join(format!("format-{format}.json"))).unwrap();
+    serde_json::from_str(&expected).unwrap()
+}
+
+fn formats() -> Vec<i64> {
+    let mut found: Vec<i64> = fs::read_dir(fixtures())
+        .unwrap()
+        .filter_map(|entry| {
+            entry.unwrap().file_name().to_str()?.strip_prefix("format-")?.strip_suffix(".zst")?.parse().ok()
+        })
+        .collect();
+    found.sort_unstable();
+    found
+}
+
+#[test]
+fn every_format_there_was_opens_verifies_and_restores() {
+    assert!(formats().contains(&1));
+    for format in formats() {
+        let dir = quick_dir();
+        let expected = unpack(format, dir.path());
+        let store = Arc::new(Store::open(dir.path(), Access::ReadWrite).unwrap());
+        assert_eq!(store.verify(&mut |_| ()).unwrap().damaged, [], "format {format}");
+        assert_eq!(content(&store), expected, "format {format}");
+        goes_on(&store, &expected);
+        drop(store);
+        // From now on it has the newest format: readers open it.
+        let store = Store::open(dir.path(), Access::ReadOnly).unwrap();
+        assert_eq!(store.verify(&mut |_| ()).unwrap().damaged, [], "format {format}");
+    }
+}
+
+/// A machine of the fixture is restored, recorded and rolled back.
+fn goes_on(store: &Arc<Store>, expected: &Content) {
+    let record = store.catalogue().machine("web").unwrap();
+    let mut toy = Toy::new(&record.identity.layout);
+    toy.identity = record.identity.clone();
+    let mut recorder = Recorder::new(Arc::clone(store), record.id).unwrap();
+    let of = &expected.machines["web"];
+    for wanted in [&of.checkpoints[0], &of.checkpoints[20], &of.checkpoints[66]] {
+        let target = store.catalogue().resolve(record.id, &wanted.name).unwrap();
+        recorder.restore(&mut toy, target.id, &RollbackRequest::default()).unwrap();
+        assert_eq!(retrovisor_snapshot::image_hash(&toy).unwrap().to_string(), wanted.image);
+        assert_eq!(toy.image.registers.rip, wanted.state.0[0]);
+    }
+    toy.resume().unwrap();
+    toy.scribble(5, 1234);
+    let next = recorder.checkpoint(&mut toy, &CheckpointRequest::default()).unwrap().record;
+    assert_eq!(next.changed_pages, 1);
+    let report = recorder.undo(&mut toy, &RollbackRequest::default()).unwrap();
+    assert_eq!(report.operation.status, OperationStatus::Done);
+}
+
+#[test]
+fn an_older_store_is_not_changed_by_readers() {
+    let dir = quick_dir();
+    unpack(1, dir.path());
+    let path = dir.path().join("catalogue.sqlite");
+    let before = fs::read(&path).unwrap();
+    let Err(error) = Store::open(dir.path(), Access::ReadOnly) else { panic!("it opened") };
+    assert!(matches!(error, Error::OlderStore { found: 1, .. }), "{error}");
+    assert!(error.to_string().contains("Open it once for writing"), "{error}");
+    assert_eq!(fs::read(&path).unwrap(), before);
+}
+
+#[test]
+fn a_catalogue_cut_short_is_named_and_not_made_anew() {
+    let dir = quick_dir();
+    unpack(1, dir.path());
+    let path = dir.path().join("catalogue.sqlite");
+    let whole = fs::read(&path).unwrap();
+    for length in [0, 60, 100, 4096, whole.len() / 2, whole.len() - 4096] {
+        for access in [Access::Create, Access::ReadWrite, Access::ReadOnly] {
+            fs::write(&path, &whole[..length]).unwrap();
+            let found = Store::open(dir.path(), access).and_then(|store| {
+                let report = store.verify(&mut |_| ())?;
+                assert!(!report.damaged.is_empty(), "{length} bytes, {access:?}");
+                Ok(())
+            });
+            let error = found.err().map(|error| error.to_string());
+            assert!(error.as_ref().is_none_or(|e| !e.is_empty()), "{length} bytes, {access:?}: {error:?}");
+            // No pack goes away because the catalogue forgot it.
+            assert!(dir.path().join("packs/000001.pack").exists(), "{length} bytes, {access:?}: {error:?}");
+        }
+    }
+}
