@@ -15,6 +15,13 @@ use retrovisor_introspect::RawDump;
 #[path = "../../examples/inspect_dump/registers.rs"]
 mod registers;
 
+/// Where the set-up keeps its files.
+pub(crate) fn cache() -> Option<PathBuf> {
+    std::env::var_os("RETROVISOR_CACHE")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/retrovisor")))
+}
+
 const MEMORY_MIB: u64 = 512;
 const PATIENCE: Duration = Duration::from_mins(5);
 
@@ -27,11 +34,14 @@ pub(crate) struct Guest {
 
 impl Guest {
     /// Starts the guest, or says why that cannot be.
+    #[allow(dead_code, reason = "the attack tests start guests with more in them")]
     pub(crate) fn start() -> Option<Self> {
-        let cache = std::env::var_os("RETROVISOR_CACHE")
-            .map(PathBuf::from)
-            .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/retrovisor")))?;
-        let (kernel, image) = (cache.join("guest/vmlinuz"), cache.join("guest/initramfs.cpio.gz"));
+        Self::start_with(&cache()?.join("guest"), None)
+    }
+
+    /// Starts the guest whose files lie in a folder; an archive (cpio) is unpacked over its root.
+    pub(crate) fn start_with(files: &Path, archive: Option<&Path>) -> Option<Self> {
+        let (kernel, image) = (files.join("vmlinuz"), files.join("initramfs.cpio.gz"));
         for file in [&kernel, &image] {
             if !file.is_file() {
                 eprintln!("SKIPPED: no guest image at {}: `make test` fetches and builds it", file.display());
@@ -40,6 +50,15 @@ impl Guest {
         }
         let directory = tempfile::Builder::new().prefix("retrovisor-live").tempdir().unwrap();
         let path = |name: &str| directory.path().join(name);
+        let mut image = image;
+        if let Some(archive) = archive {
+            // The kernel unpacks one archive after the other; each starts at a multiple of four bytes.
+            let mut both = std::fs::read(&image).unwrap();
+            both.resize(both.len().next_multiple_of(4), 0);
+            both.extend(std::fs::read(archive).unwrap());
+            image = path("initramfs");
+            std::fs::write(&image, both).unwrap();
+        }
         let memory = format!(
             "memory-backend-file,id=ram,size={MEMORY_MIB}M,mem-path={},share=on",
             path("memory").display()
