@@ -54,10 +54,7 @@ impl PageSet {
     /// Whether the frame is in the set.
     #[must_use]
     pub fn contains(&self, gfn: Gfn) -> bool {
-        self.layout.index(gfn).is_some_and(|index| {
-            let word = usize::try_from(index / 64).ok().and_then(|at| self.words.get(at));
-            word.is_some_and(|word| word >> (index % 64) & 1 == 1)
-        })
+        self.layout.index(gfn).is_some_and(|index| self.contains_index(index))
     }
 
     /// Adds every frame of `other`; frames outside this set's layout are passed over.
@@ -71,6 +68,22 @@ impl PageSet {
                 self.insert(gfn);
             });
         }
+    }
+
+    /// Adds frames 64 at a time: bit `n` of `bits` stands for index `64 * at + n`. What is past the end is passed over.
+    pub fn insert_word(&mut self, at: usize, bits: u64) {
+        let pages = self.layout.pages();
+        if let Some(word) = self.words.get_mut(at) {
+            let past = (at as u64 + 1).saturating_mul(64).saturating_sub(pages).min(63);
+            *word |= bits & (u64::MAX >> past);
+        }
+    }
+
+    /// Whether the frame of this index is in the set.
+    #[must_use]
+    pub fn contains_index(&self, index: u64) -> bool {
+        let word = usize::try_from(index / 64).ok().and_then(|at| self.words.get(at));
+        word.is_some_and(|word| word >> (index % 64) & 1 == 1)
     }
 
     /// Removes every frame.
@@ -130,6 +143,16 @@ mod tests {
         assert_eq!(full.len(), 131);
         assert!(full.iter().eq(layout().gfns()));
         assert!(!full.contains(Gfn(70)));
+    }
+
+    #[test]
+    fn words_past_the_end_are_cut() {
+        let mut set = PageSet::empty(&layout());
+        for at in 0..5 {
+            set.insert_word(at, u64::MAX);
+        }
+        assert_eq!(set, PageSet::full(&layout()));
+        assert!(set.contains_index(130) && !set.contains_index(131));
     }
 
     proptest! {

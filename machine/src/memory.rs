@@ -1,6 +1,8 @@
 //! A machine that is only memory: no vCPU runs. Tests, and tools that build a guest's memory by hand, use it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use retrovisor_guest::{
     Accelerator, ClockPolicy, DiskState, Gfn, Gpa, Machine, MachineError, MachineIdentity, MachineState,
@@ -19,9 +21,7 @@ const DISK: &str = "d0";
 /// and a toy disk. Everything the real drivers must put back, this one puts back.
 pub struct MemoryMachine {
     identity: MachineIdentity,
-    ram: Ram,
-    dirty: PageSet,
-    paused: bool,
+    board: Arc<Board>,
     registers: VcpuRegisters,
     device: Vec<u8>,
     disk: Vec<u8>,
@@ -29,13 +29,68 @@ pub struct MemoryMachine {
     next_snapshot: u64,
 }
 
+/// What stands in for a vCPU: another thread writes the guest's memory through it while the machine runs. A write
+/// waits while the machine is paused.
+#[derive(Clone)]
+pub struct Writer(Arc<Board>);
+
+/// What the machine and its writers share.
+struct Board {
+    ram: Ram,
+    /// A bit a frame, by index: written since dirty frames were taken last.
+    dirty: Vec<AtomicU64>,
+    paused: Mutex<bool>,
+    resumed: Condvar,
+}
+
+impl Board {
+    fn paused(&self) -> MutexGuard<'_, bool> {
+        self.paused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes across page borders; bytes before an address that is not memory are written.
+    fn poke(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), MachineError> {
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = gpa.checked_add(done as u64).ok_or(MemoryError::NotMemory { gpa })?;
+            let length = (PAGE_SIZE - at.offset_in_page()).min(bytes.len() - done);
+            self.ram.write_part(at, &bytes[done..done + length])?;
+            // After the write: a frame that is taken as dirty in between is dirty again.
+            if let Some(index) = self.ram.layout().index(at.gfn())
+                && let Some(word) = usize::try_from(index / 64).ok().and_then(|at| self.dirty.get(at))
+            {
+                word.fetch_or(1 << (index % 64), Ordering::Release);
+            }
+            done += length;
+        }
+        Ok(())
+    }
+}
+
+impl Writer {
+    /// Writes as the guest would, as soon as the machine runs: across page borders, and the frames become dirty.
+    /// Bytes before an address that is not memory are written.
+    pub fn poke(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), MachineError> {
+        let mut paused = self.0.paused();
+        while *paused {
+            paused = self.0.resumed.wait(paused).unwrap_or_else(PoisonError::into_inner);
+        }
+        // Written with the lock held: a pause begins after this write, or before it.
+        self.0.poke(gpa, bytes)
+    }
+}
+
 impl MemoryMachine {
     /// A running machine with memory of zeros.
     pub fn new(name: &str, layout: MemoryLayout) -> Result<Self, MachineError> {
+        let words = usize::try_from(layout.pages().div_ceil(64)).unwrap_or(usize::MAX);
         Ok(Self {
-            ram: Ram::anonymous(layout.clone())?,
-            dirty: PageSet::full(&layout),
-            paused: false,
+            board: Arc::new(Board {
+                ram: Ram::anonymous(layout.clone())?,
+                dirty: std::iter::repeat_with(|| AtomicU64::new(u64::MAX)).take(words).collect(),
+                paused: Mutex::new(false),
+                resumed: Condvar::new(),
+            }),
             registers: VcpuRegisters::default(),
             device: Vec::new(),
             disk: Vec::new(),
@@ -55,19 +110,13 @@ impl MemoryMachine {
     /// Writes as the guest would: across page borders, and the frames become dirty.
     /// Bytes before an address that is not memory are written.
     pub fn poke(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), MachineError> {
-        let mut done = 0;
-        while done < bytes.len() {
-            let at = gpa.checked_add(done as u64).ok_or(MemoryError::NotMemory { gpa })?;
-            let offset = at.offset_in_page();
-            let length = (PAGE_SIZE - offset).min(bytes.len() - done);
-            let mut page = [0; PAGE_SIZE];
-            self.ram.read_page(at.gfn(), &mut page)?;
-            page[offset..offset + length].copy_from_slice(&bytes[done..done + length]);
-            self.ram.write_page(at.gfn(), PageContent::Data(&page))?;
-            self.dirty.insert(at.gfn());
-            done += length;
-        }
-        Ok(())
+        self.board.poke(gpa, bytes)
+    }
+
+    /// A way to write the guest's memory from another thread, as a vCPU would.
+    #[must_use]
+    pub fn writer(&self) -> Writer {
+        Writer(Arc::clone(&self.board))
     }
 
     /// The vCPU's registers, to look at and to change.
@@ -92,7 +141,7 @@ impl MemoryMachine {
     }
 
     fn needs_pause(&self, doing: &'static str) -> Result<(), MachineError> {
-        if self.paused { Ok(()) } else { Err(MachineError::RunState { doing, needed: "paused" }) }
+        if *self.board.paused() { Ok(()) } else { Err(MachineError::RunState { doing, needed: "paused" }) }
     }
 }
 
@@ -102,27 +151,31 @@ impl Machine for MemoryMachine {
     }
 
     fn run_state(&mut self) -> RunState {
-        if self.paused { RunState::Paused } else { RunState::Running }
+        if *self.board.paused() { RunState::Paused } else { RunState::Running }
     }
 
     fn pause(&mut self) -> Result<(), MachineError> {
-        self.paused = true;
+        *self.board.paused() = true;
         Ok(())
     }
 
     fn resume(&mut self) -> Result<(), MachineError> {
-        self.paused = false;
+        *self.board.paused() = false;
+        self.board.resumed.notify_all();
         Ok(())
     }
 
     fn take_dirty(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
-        into.union(&self.dirty);
-        self.dirty.clear();
+        for (at, word) in self.board.dirty.iter().enumerate() {
+            if word.load(Ordering::Relaxed) != 0 {
+                into.insert_word(at, word.swap(0, Ordering::Acquire));
+            }
+        }
         Ok(())
     }
 
     fn memory(&self) -> &dyn MemoryView {
-        &self.ram
+        &self.board.ram
     }
 
     fn capture_state(&mut self) -> Result<MachineState, MachineError> {
@@ -139,7 +192,7 @@ impl Machine for MemoryMachine {
 
     fn write_page(&mut self, gfn: Gfn, content: PageContent<'_>) -> Result<(), MachineError> {
         self.needs_pause("writing memory")?;
-        Ok(self.ram.write_page(gfn, content)?)
+        Ok(self.board.ram.write_page(gfn, content)?)
     }
 
     fn apply_state(&mut self, state: &MachineState, _clock: ClockPolicy) -> Result<(), MachineError> {
@@ -213,6 +266,21 @@ mod tests {
         machine.memory().read(Gpa(2 * 4096 - 2), &mut bytes).unwrap();
         assert_eq!(&bytes, b"\0ab\0");
         assert!(machine.poke(Gpa(8 * 4096 - 1), b"ab").is_err());
+    }
+
+    #[test]
+    fn a_writer_waits_while_the_machine_is_paused() {
+        let mut machine = machine();
+        dirty(&mut machine);
+        machine.pause().unwrap();
+        let writer = machine.writer();
+        let thread = std::thread::spawn(move || writer.poke(Gpa(3 * 4096), b"x"));
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        assert!(!thread.is_finished());
+        assert!(dirty(&mut machine).is_empty());
+        machine.resume().unwrap();
+        thread.join().unwrap().unwrap();
+        assert_eq!(dirty(&mut machine), [3]);
     }
 
     #[test]

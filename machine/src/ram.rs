@@ -3,7 +3,7 @@ use std::fs::File;
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 use retrovisor_guest::{
-    Gfn, MachineError, MemoryError, MemoryLayout, MemoryView, PAGE_SHIFT, PAGE_SIZE, Page, PageContent,
+    Gfn, Gpa, MachineError, MemoryError, MemoryLayout, MemoryView, PAGE_SHIFT, PAGE_SIZE, Page, PageContent,
     PageSet, ZERO_PAGE,
 };
 use vm_memory::{
@@ -112,6 +112,13 @@ impl Ram {
         region.write_slice(bytes, at).map_err(host)
     }
 
+    /// Writes bytes that lie within one frame.
+    pub(crate) fn write_part(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), MemoryError> {
+        let (region, at) = self.region(gpa.gfn())?;
+        let at = MemoryRegionAddress(at.0 + gpa.offset_in_page() as u64);
+        region.write_slice(bytes, at).map_err(host)
+    }
+
     fn region(
         &self,
         gfn: Gfn,
@@ -165,7 +172,7 @@ mod tests {
     use std::io::{Read, Seek, SeekFrom, Write};
 
     use nix::sys::memfd::{MFdFlags, memfd_create};
-    use retrovisor_guest::{Gpa, MemorySlot};
+    use retrovisor_guest::MemorySlot;
 
     use super::*;
 

@@ -31,7 +31,7 @@ pub use timeline::TimelineRecord;
 pub use verdict::{Verdict, VerdictRecord};
 
 pub(crate) use checkpoint::NewCheckpoint;
-pub(crate) use commit::Commit;
+pub(crate) use commit::{Commit, Committed, Moment, Move, Noted};
 pub(crate) use connection::{Durability, lock};
 pub(crate) use content::{ContentPlace, NewContent, NewFrame, prefix};
 pub(crate) use operation::NewOperation;

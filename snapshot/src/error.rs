@@ -172,6 +172,12 @@ pub enum Error {
         /// Why putting back failed.
         second: Box<Error>,
     },
+    /// A checkpoint that was captured could not be stored, because one before it was not. Nothing is lost.
+    #[error("this checkpoint was not taken: {cause}. What the guest wrote is in the next one")]
+    Behind {
+        /// Why the one before it failed.
+        cause: String,
+    },
     /// The checkpoint is done and durable, or the machine stands where it was wanted, but the guest could not be
     /// set running again.
     #[error("the machine could not be resumed: {0}")]

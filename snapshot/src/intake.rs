@@ -1,6 +1,5 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
 use std::time::Instant;
 
 use lru::LruCache;
@@ -43,7 +42,6 @@ struct Batch {
     known: HashMap<Hash, ContentId>,
     frames: Vec<NewFrame>,
     contents: Vec<NewContent>,
-    fresh: Vec<(ContentId, Arc<Page>)>,
     /// New pages that do not fill a frame yet.
     tail: Vec<u8>,
     stored_bytes: u64,
@@ -61,6 +59,14 @@ pub(crate) struct IntakeTiming {
     pub(crate) sync_us: u64,
 }
 
+/// How much came in since the last commit.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Progress {
+    pub(crate) contents: u64,
+    pub(crate) stored_bytes: u64,
+    pub(crate) timing: IntakeTiming,
+}
+
 /// What came in and is on the disk, for the catalogue to commit.
 pub(crate) struct Sealed {
     pub(crate) frames: Vec<NewFrame>,
@@ -68,7 +74,6 @@ pub(crate) struct Sealed {
     pub(crate) packs: Vec<(u32, u64)>,
     pub(crate) stored_bytes: u64,
     pub(crate) timing: IntakeTiming,
-    fresh: Vec<(ContentId, Arc<Page>)>,
 }
 
 impl Intake {
@@ -150,7 +155,6 @@ impl Intake {
                 slot: (slot % FRAME_PAGES) as u32,
             });
             batch.tail.extend_from_slice(pages[*at]);
-            batch.fresh.push((*id, Arc::new(*pages[*at])));
         }
         let full = batch.tail.len() / (FRAME_PAGES * PAGE_SIZE) * (FRAME_PAGES * PAGE_SIZE);
         let rest = batch.tail.split_off(full);
@@ -183,6 +187,15 @@ impl Intake {
         Ok(())
     }
 
+    /// What came in since the last commit.
+    pub(crate) fn so_far(&self) -> Progress {
+        Progress {
+            contents: self.batch.contents.len() as u64,
+            stored_bytes: self.batch.stored_bytes,
+            timing: self.batch.timing,
+        }
+    }
+
     /// Waits until what was appended so far is on the disk, so that less is left to wait for later.
     pub(crate) fn flush(&mut self) -> Result<()> {
         let start = Instant::now();
@@ -205,12 +218,11 @@ impl Intake {
             packs,
             stored_bytes: batch.stored_bytes,
             timing: batch.timing,
-            fresh: batch.fresh,
         })
     }
 
-    /// The catalogue has committed: the contents can be found from now on. Gives back the new pages, for the cache.
-    pub(crate) fn committed(&mut self, catalogue: &Catalogue, sealed: Sealed) -> Vec<(ContentId, Arc<Page>)> {
+    /// The catalogue has committed: the contents can be found from now on.
+    pub(crate) fn committed(&mut self, catalogue: &Catalogue, sealed: &Sealed) {
         self.packs.committed();
         self.recent.extend(sealed.contents.iter().map(|content| (content.hash, content.id)));
         if self.recent.len() > UNINDEXED_MAX {
@@ -222,7 +234,6 @@ impl Intake {
                 Err(error) => tracing::warn!(%error, "contents could not be indexed"),
             }
         }
-        sealed.fresh
     }
 
     /// Forgets what came in since the last commit. Their names are not given again, so that nothing that was kept

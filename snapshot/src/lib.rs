@@ -31,8 +31,8 @@ pub use damage::Damage;
 pub use error::{Error, Result};
 pub use id::{CheckpointId, IncidentId, MachineId, OperationId, TimelineId};
 pub use recorder::{
-    CheckpointReport, CheckpointRequest, CheckpointTiming, Recorder, RollbackPlan, RollbackReport,
-    RollbackRequest, RollbackTiming,
+    CheckpointReport, CheckpointRequest, CheckpointTiming, Consumer, DirtyEpochs, MemoryUse, Pending,
+    Recorder, RecorderSettings, RollbackPlan, RollbackReport, RollbackRequest, RollbackTiming,
 };
 pub use store::{
     Access, CheckpointView, PageChange, Store, StoreOptions, VerifyProgress, VerifyReport, image_hash,

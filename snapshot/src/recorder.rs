@@ -2,19 +2,28 @@
 
 mod capture;
 mod checkpoint;
+mod dirty;
 mod engine;
 mod history;
+mod pending;
+mod pipeline;
 mod put;
 mod put_back;
 mod report;
 mod restore;
 mod rollback;
+mod settings;
 mod staging;
+mod stand;
 mod target;
 mod undo;
+mod worker;
 
+pub use dirty::{Consumer, DirtyEpochs};
 pub use engine::Recorder;
+pub use pending::Pending;
 pub use report::{
     CheckpointReport, CheckpointRequest, CheckpointTiming, RollbackPlan, RollbackReport, RollbackRequest,
     RollbackTiming,
 };
+pub use settings::{MemoryUse, RecorderSettings};

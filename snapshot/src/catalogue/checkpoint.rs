@@ -76,7 +76,6 @@ impl fmt::Display for CheckpointRecord {
 /// What the engine writes of a checkpoint.
 pub(crate) struct NewCheckpoint {
     pub(crate) machine: MachineId,
-    pub(crate) parent: Option<Position>,
     pub(crate) label: Option<String>,
     pub(crate) kind: CheckpointKind,
     pub(crate) taken_at_ms: i64,
@@ -88,7 +87,6 @@ pub(crate) struct NewCheckpoint {
     pub(crate) stored_bytes: u64,
     pub(crate) keyframe_distance: u64,
     pub(crate) keyframe_rows: u64,
-    pub(crate) changes_hash: [u8; 32],
 }
 
 const SELECT: &str = "SELECT c.id, c.name, c.machine, c.timeline, c.parent, c.sequence, c.label, c.kind,
@@ -141,20 +139,27 @@ impl Catalogue {
         })
     }
 
-    /// Keeps how long it took until the checkpoint was safe.
-    pub(crate) fn set_durable(&self, checkpoint: CheckpointId, durable_us: u64) -> Result<()> {
+    /// Keeps how long it took until checkpoints were safe, in microseconds.
+    pub(crate) fn set_durable(&self, checkpoints: &[(CheckpointId, u64)]) -> Result<()> {
         self.write("noting the time it took", Durability::Process, |transaction| {
-            transaction
-                .prepare_cached("UPDATE checkpoint SET durable_us = ?2 WHERE id = ?1")?
-                .execute(params![checkpoint.0, durable_us])?;
+            let mut update =
+                transaction.prepare_cached("UPDATE checkpoint SET durable_us = ?2 WHERE id = ?1")?;
+            for (checkpoint, durable_us) in checkpoints {
+                update.execute(params![checkpoint.0, durable_us])?;
+            }
             Ok(())
         })
     }
 }
 
 /// Adds a checkpoint, on the parent's timeline or a first one, and moves the machine onto it.
-pub(crate) fn insert(transaction: &Transaction<'_>, new: &NewCheckpoint) -> Result<Position, Abort> {
-    let timeline = match new.parent {
+pub(crate) fn insert(
+    transaction: &Transaction<'_>,
+    new: &NewCheckpoint,
+    parent: Option<Position>,
+    changes_hash: &[u8; 32],
+) -> Result<Position, Abort> {
+    let timeline = match parent {
         Some(position) => position.timeline,
         None => timeline::insert(transaction, new.machine, None)?,
     };
@@ -170,7 +175,7 @@ pub(crate) fn insert(transaction: &Transaction<'_>, new: &NewCheckpoint) -> Resu
             fresh_name(),
             new.machine.0,
             timeline.0,
-            new.parent.map(|position| position.checkpoint.0),
+            parent.map(|position| position.checkpoint.0),
             new.label,
             new.kind.to_string(),
             new.taken_at_ms,
@@ -182,7 +187,7 @@ pub(crate) fn insert(transaction: &Transaction<'_>, new: &NewCheckpoint) -> Resu
             new.stored_bytes,
             new.keyframe_distance,
             new.keyframe_rows,
-            new.changes_hash,
+            changes_hash,
         ])?;
     let position = Position { timeline, checkpoint: CheckpointId(transaction.last_insert_rowid()) };
     set_position(transaction, new.machine, position)?;

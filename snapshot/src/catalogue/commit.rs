@@ -1,40 +1,80 @@
 use std::collections::BTreeMap;
 
 use retrovisor_guest::Gfn;
-use rusqlite::OptionalExtension;
+use rusqlite::{OptionalExtension, Transaction};
 
 use super::abort::Abort;
 use super::checkpoint::{self, NewCheckpoint};
 use super::connection::{Catalogue, Durability};
 use super::content::{self, NewContent, NewFrame};
-use super::operation::{self, NewOperation};
+use super::operation::{self, NewOperation, OperationKind, OperationStatus};
 use super::page_version::{self, Keyframe};
 use super::position::Position;
 use super::state::{self, StoredState};
 use crate::content::ContentRef;
 use crate::error::Result;
-use crate::id::OperationId;
+use crate::id::{CheckpointId, OperationId, TimelineId};
+use crate::key::Hash;
 
-/// Everything of one checkpoint that goes into the catalogue, all at once.
+/// What one transaction brings: contents, and the checkpoints that need them.
 pub(crate) struct Commit<'a> {
-    pub(crate) checkpoint: &'a NewCheckpoint,
-    pub(crate) changes: &'a [(Gfn, ContentRef)],
-    pub(crate) keyframe: Option<&'a Keyframe>,
-    pub(crate) state: &'a StoredState,
     pub(crate) frames: &'a [NewFrame],
     pub(crate) contents: &'a [NewContent],
     /// For each pack written to, up to where it belongs to the catalogue.
     pub(crate) packs: &'a [(u32, u64)],
+    /// Oldest first; each is the parent of the next.
+    pub(crate) moments: Vec<Moment<'a>>,
+}
+
+/// Everything of one checkpoint that goes into the catalogue.
+pub(crate) struct Moment<'a> {
+    pub(crate) checkpoint: &'a NewCheckpoint,
+    pub(crate) changes: &'a [(Gfn, ContentRef)],
+    pub(crate) keyframe: Option<&'a Keyframe>,
+    pub(crate) state: &'a StoredState,
+    pub(crate) noted: Noted<'a>,
+}
+
+/// The operation that is recorded with a checkpoint.
+pub(crate) enum Noted<'a> {
+    /// None: the list of automatic checkpoints is their log.
+    Nothing,
+    /// Somebody asked for the checkpoint.
+    Asked,
+    /// The checkpoint is the present, and the machine is about to move.
+    Moving(&'a Move),
+    /// The checkpoint is the present, and the machine has moved already.
+    Moved(&'a Move),
+}
+
+/// Where a machine goes.
+pub(crate) struct Move {
+    pub(crate) kind: OperationKind,
+    pub(crate) target: Position,
+    /// The timeline to go on in; none for a new one.
+    pub(crate) timeline: Option<TimelineId>,
+    pub(crate) undoes: Option<OperationId>,
+    pub(crate) detail: serde_json::Value,
+}
+
+/// A checkpoint that was committed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Committed {
+    pub(crate) position: Position,
+    pub(crate) operation: Option<OperationId>,
+    /// Where the machine stands now: at the checkpoint, or where it moved to.
+    pub(crate) stands: Position,
 }
 
 impl Catalogue {
-    /// Makes a checkpoint visible: it is wholly there and safe on the disk when this returns, or not there.
-    /// `operation` is recorded with it; it is given the position of the new checkpoint.
-    pub(crate) fn commit<'o>(
+    /// Makes checkpoints visible: they are wholly there and safe on the disk when this returns, or none of them is.
+    /// The first one hangs at `parent`; `hash` gives the hash of a list of changes that hangs at a checkpoint.
+    pub(crate) fn commit(
         &self,
+        mut parent: Option<Position>,
         commit: &Commit<'_>,
-        operation: impl FnOnce(Position) -> Option<NewOperation<'o>>,
-    ) -> Result<(Position, Option<OperationId>)> {
+        hash: impl Fn(Option<CheckpointId>, &[(Gfn, ContentRef)]) -> Hash,
+    ) -> Result<Vec<Committed>> {
         self.write("committing a checkpoint", Durability::Full, |transaction| {
             let mut pack = transaction.prepare_cached(
                 "INSERT INTO pack (id, committed_bytes) VALUES (?1, ?2)
@@ -44,17 +84,20 @@ impl Catalogue {
                 pack.execute(rusqlite::params![number, bytes])?;
             }
             content::insert(transaction, commit.frames, commit.contents)?;
-            let position = checkpoint::insert(transaction, commit.checkpoint)?;
-            page_version::insert(transaction, position.checkpoint, commit.changes)?;
-            if let Some(keyframe) = commit.keyframe {
-                page_version::insert_keyframe(transaction, position.checkpoint, keyframe)?;
+            let mut all = Vec::with_capacity(commit.moments.len());
+            for moment in &commit.moments {
+                let changes_hash = hash(parent.map(|parent| parent.checkpoint), moment.changes);
+                let position = checkpoint::insert(transaction, moment.checkpoint, parent, &changes_hash)?;
+                page_version::insert(transaction, position.checkpoint, moment.changes)?;
+                if let Some(keyframe) = moment.keyframe {
+                    page_version::insert_keyframe(transaction, position.checkpoint, keyframe)?;
+                }
+                state::insert(transaction, position.checkpoint, moment.state)?;
+                let committed = note(transaction, moment, parent, position)?;
+                parent = Some(committed.stands);
+                all.push(committed);
             }
-            state::insert(transaction, position.checkpoint, commit.state)?;
-            let operation = match operation(position) {
-                Some(new) => Some(operation::insert(transaction, &new)?),
-                None => None,
-            };
-            Ok((position, operation))
+            Ok(all)
         })
     }
 
@@ -101,4 +144,51 @@ impl Catalogue {
             Ok(rows.collect::<Result<_, _>>()?)
         })
     }
+}
+
+/// Records the operation that belongs to a checkpoint.
+fn note(
+    transaction: &Transaction<'_>,
+    moment: &Moment<'_>,
+    parent: Option<Position>,
+    position: Position,
+) -> Result<Committed, Abort> {
+    let machine = moment.checkpoint.machine;
+    let moving = |moving: &Move, status| {
+        operation::insert(
+            transaction,
+            &NewOperation {
+                machine,
+                kind: moving.kind,
+                status,
+                before: Some(position),
+                after: Some(moving.target),
+                undoes: moving.undoes,
+                detail: &moving.detail,
+            },
+        )
+    };
+    let mut stands = position;
+    let operation = match moment.noted {
+        Noted::Nothing => None,
+        Noted::Asked => Some(operation::insert(
+            transaction,
+            &NewOperation {
+                machine,
+                kind: OperationKind::Checkpoint,
+                status: OperationStatus::Done,
+                before: parent,
+                after: Some(position),
+                undoes: None,
+                detail: &serde_json::Value::Null,
+            },
+        )?),
+        Noted::Moving(to) => Some(moving(to, OperationStatus::Started)?),
+        Noted::Moved(to) => {
+            let id = moving(to, OperationStatus::Started)?;
+            stands = operation::arrive(transaction, id, machine, to.target.checkpoint, to.timeline)?;
+            Some(id)
+        }
+    };
+    Ok(Committed { position, operation, stands })
 }

@@ -194,18 +194,7 @@ impl Catalogue {
         durability: Durability,
     ) -> Result<Position> {
         self.write("noting that the machine went back", durability, |transaction| {
-            let timeline = match timeline {
-                Some(timeline) => timeline,
-                None => timeline::insert(transaction, machine, Some(target))?,
-            };
-            let position = Position { timeline, checkpoint: target };
-            set_position(transaction, machine, position)?;
-            transaction
-                .prepare_cached(
-                    "UPDATE operation SET status = ?2, after = ?3, after_timeline = ?4 WHERE id = ?1",
-                )?
-                .execute(params![operation.0, OperationStatus::Done.to_string(), target.0, timeline.0])?;
-            Ok(position)
+            Ok(arrive(transaction, operation, machine, target, timeline)?)
         })
     }
 
@@ -219,6 +208,26 @@ impl Catalogue {
             Ok(())
         })
     }
+}
+
+/// Ends an operation that moved the machine, within a transaction.
+pub(super) fn arrive(
+    transaction: &Transaction<'_>,
+    operation: OperationId,
+    machine: MachineId,
+    target: CheckpointId,
+    timeline: Option<TimelineId>,
+) -> rusqlite::Result<Position> {
+    let timeline = match timeline {
+        Some(timeline) => timeline,
+        None => timeline::insert(transaction, machine, Some(target))?,
+    };
+    let position = Position { timeline, checkpoint: target };
+    set_position(transaction, machine, position)?;
+    transaction
+        .prepare_cached("UPDATE operation SET status = ?2, after = ?3, after_timeline = ?4 WHERE id = ?1")?
+        .execute(params![operation.0, OperationStatus::Done.to_string(), target.0, timeline.0])?;
+    Ok(position)
 }
 
 /// Adds an operation.

@@ -4,80 +4,133 @@ use retrovisor_guest::{Machine, MachineError, MachineState, PageSet};
 
 use super::engine::Recorder;
 use super::report::CheckpointTiming;
-use super::staging::StagedContent;
+use super::staging::{CHUNK, Staged};
 use crate::clock::since_us;
-use crate::content::ContentRef;
 use crate::error::Result;
-use crate::intake::Intake;
-use crate::page_map::PageMap;
 
-/// Frames staged at a time while the guest runs: 64 MiB.
-const BATCH: usize = 1 << 14;
+/// Chunks that are kept ready for the pause beyond what is expected.
+const SPARE_CHUNKS: usize = 2;
 
-/// A checkpoint on its way.
+/// A capture on its way.
 pub(super) struct Draft {
-    /// What stands in every frame, as far as it is known.
-    pub(super) map: PageMap,
-    /// The frames of which it is not known: they are copied while the guest stands still.
+    /// Frames copied, in order of copying: later ones override earlier ones.
+    pub(super) staged: Vec<Staged>,
+    /// Frames that are still to be copied, when the guest stands still.
     pub(super) late: PageSet,
+    /// Whether copied frames went ahead to be stored.
+    pub(super) is_early: bool,
 }
 
 impl Recorder {
-    /// Begins a checkpoint.
-    pub(super) fn draft(&self) -> Draft {
-        Draft { map: (*self.stand.map).clone(), late: self.unsaved.clone() }
-    }
-
-    /// Copies and stores the dirty frames while the guest still runs. Those that it writes meanwhile are dirty again,
-    /// and are copied once more when it stands still: only they are left to be done then.
-    pub(super) fn precopy(
+    /// Begins a capture: copies dirty frames while the guest still runs, if there are enough of them to be worth it.
+    /// Those that it writes meanwhile are dirty again and are copied once more, in rounds, until few are left.
+    /// Then waits until there is room for what the pause will copy.
+    pub(super) fn draft(
         &mut self,
         machine: &mut dyn Machine,
-        intake: &mut Intake,
-        draft: &mut Draft,
-    ) -> Result<()> {
-        machine.take_dirty(&mut self.unsaved)?;
-        let indices: Vec<u64> = self.unsaved.indices().collect();
-        for batch in indices.chunks(BATCH) {
-            self.staging.fill(machine.memory(), batch.iter().copied())?;
-            let names = intake.add(&self.store.key, self.store.catalogue(), &self.staging.data())?;
-            self.absorb(&names, draft);
+        timing: &mut CheckpointTiming,
+    ) -> Result<Draft> {
+        let start = Instant::now();
+        let mut draft =
+            Draft { staged: Vec::new(), late: self.dirty.written(self.own).clone(), is_early: false };
+        let least = self.settings.precopy_pages_min;
+        if draft.late.len().max(self.last_dirty_pages) >= least {
+            let mut found = PageSet::empty(&self.layout);
+            let copied = self.rounds(machine, &mut draft, &mut found);
+            timing.precopy_us = since_us(start);
+            if let Err(error) = copied {
+                self.abandon(draft);
+                return Err(error);
+            }
         }
-        self.staging.clear();
-        draft.late.clear();
-        intake.flush()
+        self.make_room(&mut draft);
+        Ok(draft)
     }
 
-    /// Pauses, finds the frames that are dirty since, and copies them aside. Whatever fails, they stay in `unsaved`.
+    fn rounds(&mut self, machine: &mut dyn Machine, draft: &mut Draft, found: &mut PageSet) -> Result<()> {
+        self.dirty.collect(machine, found)?;
+        draft.late.union(found);
+        let mut left = draft.late.len();
+        for _ in 0..self.settings.precopy_rounds_max {
+            // What a pause copies in the time of looking once more is not worth another round.
+            if left < self.settings.precopy_pages_min.clamp(64, 512) {
+                break;
+            }
+            self.stage(machine, draft, self.pool.chunks_max() / 2)?;
+            self.dirty.collect(machine, found)?;
+            std::mem::swap(&mut draft.late, found);
+            let before = std::mem::replace(&mut left, draft.late.len());
+            if left > before - before / 4 {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for staging memory for the pause. If this capture itself holds too much of it, that goes ahead.
+    fn make_room(&self, draft: &mut Draft) {
+        let expected = draft.late.len().max(self.last_copied_pages);
+        let expected = usize::try_from(expected + expected / 4).unwrap_or(usize::MAX);
+        let chunks = (expected.div_ceil(CHUNK) + SPARE_CHUNKS).min(self.pool.chunks_max() / 2);
+        let held: usize = draft.staged.iter().map(Staged::chunks).sum();
+        if held + chunks > self.pool.chunks_max() {
+            self.send_ahead(draft);
+        }
+        self.pool.reserve(chunks);
+    }
+
+    /// Hands over what is copied so far.
+    pub(super) fn send_ahead(&self, draft: &mut Draft) {
+        draft.is_early = true;
+        self.pipeline.early(std::mem::take(&mut draft.staged));
+    }
+
+    /// Copies the frames of `late`. If staging memory gets short, what is copied goes ahead to be stored.
+    fn stage(&self, machine: &dyn Machine, draft: &mut Draft, chunks_max: usize) -> Result<()> {
+        let frames = usize::try_from(draft.late.len()).unwrap_or(0);
+        let mut staged = Staged::new(&self.pool, frames);
+        let mut ahead = false;
+        let earlier = &mut draft.staged;
+        staged.fill(machine.memory(), &draft.late, |full| {
+            self.pool.try_take(chunks_max).unwrap_or_else(|| {
+                let mut parts = std::mem::take(earlier);
+                parts.push(full.split());
+                ahead = true;
+                self.pipeline.early(parts);
+                self.pool.take(chunks_max)
+            })
+        })?;
+        draft.is_early |= ahead;
+        draft.staged.push(staged);
+        Ok(())
+    }
+
+    /// Pauses, finds the frames that are dirty since, and copies them aside. Whatever fails, they stay dirty.
     pub(super) fn freeze(
         &mut self,
         machine: &mut dyn Machine,
         draft: &mut Draft,
         timing: &mut CheckpointTiming,
     ) -> Result<()> {
+        let mut found = PageSet::empty(&self.layout);
         let start = Instant::now();
         machine.pause()?;
         timing.stop_us = since_us(start);
         let start = Instant::now();
-        let found = machine.take_dirty(&mut draft.late);
-        self.unsaved.union(&draft.late);
-        found?;
+        self.dirty.collect(machine, &mut found)?;
+        draft.late.union(&found);
         timing.find_us = since_us(start);
         let start = Instant::now();
-        self.staging.fill(machine.memory(), draft.late.indices())?;
+        self.stage(machine, draft, self.pool.chunks_max())?;
         timing.copy_us = since_us(start);
+        timing.copied_pages = draft.late.len();
         Ok(())
     }
 
-    /// Notes what stands in the staged frames; `names` are those of the pages that hold data.
-    pub(super) fn absorb(&self, names: &[ContentRef], draft: &mut Draft) {
-        for frame in self.staging.frames() {
-            let content = match frame.content {
-                StagedContent::Zero => ContentRef::Zero,
-                StagedContent::Removed => ContentRef::Removed,
-                StagedContent::Data(at) => names[at],
-            };
-            draft.map.set(frame.index, content);
+    /// Gives a capture up: what went ahead of it is forgotten.
+    pub(super) fn abandon(&self, draft: Draft) {
+        if draft.is_early {
+            self.pipeline.give_up();
         }
     }
 }

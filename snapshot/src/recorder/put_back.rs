@@ -1,4 +1,4 @@
-use retrovisor_guest::{ClockPolicy, Machine, PageSet};
+use retrovisor_guest::{ClockPolicy, Machine};
 
 use super::capture::run_on;
 use super::engine::Recorder;
@@ -18,12 +18,12 @@ impl Recorder {
         was_running: bool,
     ) -> Error {
         // What the memory holds now is not certain: the next checkpoint looks at every frame.
-        self.unsaved = PageSet::full(&self.layout);
+        self.dirty.note_all();
         let source = Box::new(error);
         let id = present.position.checkpoint;
         let name = self.store.catalogue().checkpoint(id).map_or_else(|_| id.to_string(), |c| c.name);
         let to = target.record.name.clone();
-        let back = Put::difference(&target.map, &self.stand.map)
+        let back = Put::difference(&target.map, &self.pipeline.stand().map)
             .write(&self.store, &Ready::new(), machine, &self.layout)
             .and_then(|()| Ok(machine.apply_state(&present.state, ClockPolicy::StandStill)?))
             .and_then(|()| run_on(machine, was_running, &mut 0).map_err(Error::Resume));

@@ -25,7 +25,7 @@ pub struct CheckpointReport {
 /// Where the time of a checkpoint went, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CheckpointTiming {
-    /// Copying and storing frames before the pause, while the guest still ran; 0 when there were too few for that.
+    /// Copying frames before the pause, while the guest still ran; 0 when there were too few for that.
     pub precopy_us: u64,
     /// From before the pause until after the resume: how long the guest stood still at most.
     pub pause_us: u64,
@@ -35,11 +35,14 @@ pub struct CheckpointTiming {
     pub find_us: u64,
     /// Copying them aside.
     pub copy_us: u64,
+    /// Frames copied in the pause, including those that turned out to be zero.
+    pub copied_pages: u64,
     /// Capturing everything but memory.
     pub state_us: u64,
     /// Setting the guest running again.
     pub resume_us: u64,
-    /// Hashing the frames.
+    /// Hashing the frames (this and what follows: of all checkpoints that were made durable together, where they share
+    /// the work).
     pub hash_us: u64,
     /// Finding out which contents are known.
     pub dedupe_us: u64,

@@ -2,9 +2,10 @@ use std::time::Instant;
 
 use retrovisor_guest::{Gfn, Machine, PAGE_SIZE, PageContent, PageSet};
 
-use super::engine::{Recorder, Stand};
+use super::engine::Recorder;
 use super::put::Put;
 use super::report::{RollbackReport, RollbackRequest, RollbackTiming};
+use super::stand::Stand;
 use crate::catalogue::{Durability, NewOperation, OperationKind, OperationStatus, Position};
 use crate::clock::since_us;
 use crate::content::ContentRef;
@@ -22,6 +23,7 @@ impl Recorder {
         request: &RollbackRequest,
     ) -> Result<RollbackReport> {
         self.check(machine)?;
+        self.drain(machine);
         let start = Instant::now();
         let target = self.target(machine, target)?;
         let mut timing = RollbackTiming { prefetch_us: since_us(start), ..RollbackTiming::default() };
@@ -34,7 +36,7 @@ impl Recorder {
             machine: self.machine,
             kind: OperationKind::Restore,
             status: OperationStatus::Started,
-            before: self.stand.position,
+            before: self.position(),
             after: Some(here),
             undoes: None,
             detail: &request.detail,
@@ -43,7 +45,7 @@ impl Recorder {
         let start = Instant::now();
         machine.pause()?;
         timing.stop_us = since_us(start);
-        self.unsaved = PageSet::full(&self.layout);
+        self.dirty.note_all();
         let find = Instant::now();
         // Whatever was written before does not matter: every frame is looked at below.
         machine.take_dirty(&mut PageSet::empty(&self.layout))?;
@@ -89,8 +91,9 @@ impl Recorder {
         timing.note_us = since_us(note);
         timing.rollback_us = since_us(start);
         let operation = catalogue.operation(operation)?;
-        self.stand = Stand::at(&self.store, position)?;
-        self.unsaved.clear();
+        self.pipeline.set_stand(Stand::at(&self.store, position)?);
+        // The frames are what the target has; other consumers have to look at all of them.
+        self.dirty.take(self.own);
         Ok(RollbackReport {
             present: None,
             target: target.record,

@@ -1,23 +1,24 @@
-use std::sync::{Arc, MutexGuard};
 use std::thread;
 use std::time::Instant;
 
-use retrovisor_guest::{Machine, MachineState, RunState};
+use retrovisor_guest::{Machine, MachineState, PageSet, RunState};
 
 use super::capture::{Draft, release, run_on};
 use super::checkpoint::Taken;
-use super::engine::{Recorder, Stand};
+use super::engine::Recorder;
+use super::pending::wait_for;
+use super::pipeline::Moving;
 use super::put::{Put, Ready};
 use super::report::{
     CheckpointRequest, CheckpointTiming, RollbackPlan, RollbackReport, RollbackRequest, RollbackTiming,
 };
-use super::staging::StagedFrame;
+use super::stand::Stand;
 use super::target::Target;
-use crate::catalogue::{CheckpointKind, Durability, NewOperation, OperationKind, OperationStatus, Position};
+use crate::catalogue::{CheckpointKind, Durability, Move, OperationKind, Position};
 use crate::clock::{now_ms, since_us};
 use crate::error::{Error, Result};
 use crate::id::{CheckpointId, OperationId, TimelineId};
-use crate::intake::Intake;
+use crate::page_map::PageMap;
 
 /// Where to go, and how it is to be recorded.
 pub(super) struct Journey<'a> {
@@ -30,8 +31,7 @@ pub(super) struct Journey<'a> {
 }
 
 /// What was made ready while the guest still ran.
-struct Prepared<'s> {
-    intake: MutexGuard<'s, Intake>,
+struct Prepared {
     draft: Draft,
     ready: Ready,
 }
@@ -47,7 +47,8 @@ impl Recorder {
     /// What [`Recorder::rollback`] would do.
     pub fn plan_rollback(&self, target: CheckpointId) -> Result<RollbackPlan> {
         let catalogue = self.store.catalogue();
-        let present = self.stand.position.ok_or_else(|| Error::NotFound {
+        let stand = self.pipeline.stand();
+        let present = stand.position.ok_or_else(|| Error::NotFound {
             what: "checkpoint",
             name: format!("of {}", self.name),
             help: "the machine has none yet; take one with `retrovisor checkpoint`",
@@ -59,7 +60,7 @@ impl Recorder {
         left_behind.retain(|record| !kept.contains(&record.id));
         Ok(RollbackPlan {
             present: catalogue.checkpoint(present.checkpoint)?,
-            pages: Put::difference(&self.stand.map, &*self.store.map(target.id)?).pages(),
+            pages: Put::difference(&stand.map, &*self.store.map(target.id)?).pages(),
             target,
             left_behind,
         })
@@ -84,10 +85,12 @@ impl Recorder {
         journey: &Journey<'_>,
     ) -> Result<RollbackReport> {
         self.check(machine)?;
+        self.store.must_be_writable()?;
+        // What is on its way to the disk is where the machine stands.
+        self.drain(machine);
         let target = self.target(machine, journey.target)?;
         let mut timing = RollbackTiming::default();
-        let store = Arc::clone(&self.store);
-        let prepared = self.prepare(machine, &store, &target, &mut timing)?;
+        let prepared = self.prepare(machine, &target, &mut timing)?;
 
         let was_running = machine.run_state() == RunState::Running;
         let start = Instant::now();
@@ -108,8 +111,7 @@ impl Recorder {
         // The machine stands at the target now, whether or not it can be set running.
         let resumed = run_on(machine, was_running, &mut timing.resume_us);
         timing.rollback_us = since_us(start);
-        self.stand = Stand::at(&self.store, position)?;
-        self.unsaved.clear();
+        self.moved(position, &target.map)?;
         resumed.map_err(Error::Resume)?;
         let catalogue = self.store.catalogue();
         Ok(RollbackReport {
@@ -123,102 +125,127 @@ impl Recorder {
         })
     }
 
+    /// The machine stands at a checkpoint now; to every other consumer, the frames that differ were written.
+    pub(super) fn moved(&mut self, position: Position, map: &PageMap) -> Result<()> {
+        let mut written = PageSet::empty(&self.layout);
+        for (index, ..) in self.pipeline.stand().map.diff(map) {
+            written.insert_index(index as u64);
+        }
+        self.pipeline.set_stand(Stand::at(&self.store, position)?);
+        self.dirty.note(&written);
+        // They are what the target has.
+        self.dirty.take(self.own);
+        Ok(())
+    }
+
     /// Does all that can be done while the guest still runs: most of the present is stored, and most of what it will
     /// be replaced with is read.
-    fn prepare<'s>(
+    fn prepare(
         &mut self,
         machine: &mut dyn Machine,
-        store: &'s Arc<crate::store::Store>,
         target: &Target,
         timing: &mut RollbackTiming,
-    ) -> Result<Prepared<'s>> {
-        let mut prepared = Prepared { intake: store.intake()?, draft: self.draft(), ready: Ready::new() };
+    ) -> Result<Prepared> {
+        let mut took = CheckpointTiming::default();
         let start = Instant::now();
-        let done = self.precopy(machine, &mut prepared.intake, &mut prepared.draft).and_then(|()| {
-            timing.precopy_us = since_us(start);
-            let start = Instant::now();
-            Put::difference(&prepared.draft.map, &target.map).make_ready(store, &mut prepared.ready)?;
-            timing.prefetch_us = since_us(start);
-            Ok(())
+        let mut draft = self.draft(machine, &mut took)?;
+        let mut ready = Ready::new();
+        let flushed = (!draft.staged.is_empty()).then(|| {
+            draft.is_early = true;
+            self.pipeline.early_flushed(std::mem::take(&mut draft.staged))
         });
-        match done {
-            Ok(()) => Ok(prepared),
+        let begun = Instant::now();
+        let put = self.overwriting(target, self.dirty.written(self.own));
+        let read = put.make_ready(&self.store, &mut ready);
+        timing.prefetch_us = since_us(begun);
+        let stored = flushed.map_or(Ok(()), |flushed| {
+            flushed.recv().unwrap_or_else(|_| Err(Error::Behind { cause: "the storing thread ended".into() }))
+        });
+        timing.precopy_us = since_us(start).saturating_sub(timing.prefetch_us);
+        match stored.and(read) {
+            Ok(()) => Ok(Prepared { draft, ready }),
             Err(error) => {
-                prepared.intake.abandon();
+                self.abandon(draft);
                 Err(error)
             }
         }
     }
 
+    /// The frames to be written on the way to a target: those that differ by what is stored, and the dirty ones.
+    fn overwriting(&self, target: &Target, dirty: &PageSet) -> Put {
+        let stand = self.pipeline.stand();
+        let differ = stand.map.diff(&target.map).filter(|(index, ..)| !dirty.contains_index(*index as u64));
+        let dirty = dirty.indices().filter_map(|index| usize::try_from(index).ok());
+        let dirty = dirty.map(|index| (index, target.map.get(index)));
+        Put::new(differ.map(|(index, _, content)| (index, content)).chain(dirty))
+    }
+
     /// Stops the guest and checkpoints the present, with the operation as begun. While the driver captures the state,
-    /// the last pages are taken in, and what they will be replaced with is read.
+    /// the last pages are stored, and what they will be replaced with is read.
     fn take_present(
         &mut self,
         machine: &mut dyn Machine,
         journey: &Journey<'_>,
         target: &Target,
-        prepared: Prepared<'_>,
+        prepared: Prepared,
         timing: &mut RollbackTiming,
     ) -> Result<(Present, Ready)> {
-        let store = Arc::clone(&self.store);
-        let Prepared { mut intake, mut draft, mut ready } = prepared;
+        let Prepared { mut draft, mut ready } = prepared;
         let at_ms = now_ms();
         let mut took = CheckpointTiming::default();
         let frozen = self.freeze(machine, &mut draft, &mut took);
         (timing.stop_us, timing.find_us, timing.copy_us) = (took.stop_us, took.find_us, took.copy_us);
         if let Err(error) = frozen {
-            intake.abandon();
+            self.abandon(draft);
             return Err(error);
         }
+        self.send_ahead(&mut draft);
 
         let begun = Instant::now();
-        let (intake_half, staging, ready_half) = (&mut *intake, &self.staging, &mut ready);
-        let overwritten = |frame: &StagedFrame| (frame.index, target.map.get(frame.index));
-        let (state, names, read) = thread::scope(|scope| {
-            let names = scope.spawn(|| intake_half.add(&store.key, store.catalogue(), &staging.data()));
-            let read = scope
-                .spawn(|| Put::new(staging.frames().iter().map(overwritten)).make_ready(&store, ready_half));
+        let (store, ready_half, late) = (&self.store, &mut ready, &draft.late);
+        let (state, read) = thread::scope(|scope| {
+            let read = scope.spawn(|| {
+                let late = late.indices().filter_map(|index| usize::try_from(index).ok());
+                Put::new(late.map(|index| (index, target.map.get(index)))).make_ready(store, ready_half)
+            });
             let state = machine.capture_state();
             timing.state_us = since_us(begun);
-            (state, join(names.join()), join(read.join()))
+            (state, join(read.join()))
         });
         let state = match state {
             Ok(state) => state,
             Err(error) => {
-                intake.abandon();
+                self.abandon(draft);
                 return Err(error.into());
             }
         };
-        let request = CheckpointRequest { label: None, kind: CheckpointKind::BeforeRollback };
-        let synced = machine.sync_state(&state).map_err(Error::from);
-        let committed = synced.and(read).and(names).and_then(|names| {
-            self.absorb(&names, &mut draft);
-            let taken = Taken { request: &request, at_ms, state: &state, draft };
-            let machine = self.machine;
-            let after = Position { timeline: target.record.timeline, checkpoint: target.record.id };
-            self.commit(&mut intake, taken, &mut took, |before| {
-                Some(NewOperation {
-                    machine,
-                    kind: journey.kind,
-                    status: OperationStatus::Started,
-                    before: Some(before),
-                    after: Some(after),
-                    undoes: journey.undoes,
-                    detail: &journey.request.detail,
-                })
-            })
-        });
-        self.staging.clear();
-        timing.durable_us = since_us(begun).saturating_sub(timing.state_us);
-        match committed {
-            Ok((position, Some(operation))) => Ok((Present { position, state, operation }, ready)),
-            Ok((_, None)) => unreachable!("the operation was given with the commit"),
-            Err(error) => {
-                intake.abandon();
-                release(machine, &state);
-                Err(error)
-            }
+        if let Err(error) = read {
+            release(machine, &state);
+            self.abandon(draft);
+            return Err(error);
         }
+        let to = Move {
+            kind: journey.kind,
+            target: Position { timeline: target.record.timeline, checkpoint: target.record.id },
+            timeline: journey.timeline,
+            undoes: journey.undoes,
+            detail: journey.request.detail.clone(),
+        };
+        let taken = Taken {
+            request: CheckpointRequest { label: None, kind: CheckpointKind::BeforeRollback },
+            at_ms,
+            state: state.clone(),
+            draft,
+            timing: took,
+            since: begun,
+            moving: Some(Moving::Begins(to)),
+        };
+        let stored = self.hand_over(machine, taken).and_then(|outcome| wait_for(&outcome));
+        self.settle_until(machine, usize::MAX);
+        timing.durable_us = since_us(begun).saturating_sub(timing.state_us);
+        let committed = stored?.committed;
+        let operation = committed.operation.unwrap_or(OperationId(0));
+        Ok((Present { position: committed.position, state, operation }, ready))
     }
 
     /// Overwrites the present, which is safe by now.
@@ -232,7 +259,7 @@ impl Recorder {
         timing: &mut RollbackTiming,
     ) -> Result<(u64, Position)> {
         let start = Instant::now();
-        let put = Put::difference(&self.stand.map, &target.map);
+        let put = Put::difference(&self.pipeline.stand().map, &target.map);
         put.write(&self.store, ready, machine, &self.layout)?;
         timing.write_us = since_us(start);
         let start = Instant::now();

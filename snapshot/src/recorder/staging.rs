@@ -1,14 +1,109 @@
-use retrovisor_guest::{MemoryError, MemoryView, Page, ZERO_PAGE, is_zero};
+use std::sync::{Arc, Condvar, Mutex};
 
-/// Pages allocated at a time: 1 MiB.
-const CHUNK: usize = 256;
-/// Pages whose memory is kept from one checkpoint to the next: 64 MiB. Warm memory makes the copy fast.
-const KEPT: usize = 1 << 14;
+use retrovisor_guest::{MemoryError, MemoryView, Page, PageSet, is_zero};
 
-/// Dirty frames copied aside while the guest stands still.
+use crate::catalogue::lock;
+
+/// Pages taken from the pool at a time: 256 KiB.
+pub(super) const CHUNK: usize = 64;
+/// Memory that is kept warm between captures, at most: 64 MiB.
+const IDLE_MAX: usize = (64 << 20) / (CHUNK * size_of::<Page>());
+
+type Chunk = Box<[Page]>;
+
+/// The memory into which captures copy, within a budget of bytes. What a capture took comes back once it is stored.
+pub(super) struct Pool {
+    chunks_max: usize,
+    state: Mutex<State>,
+    given_back: Condvar,
+}
+
 #[derive(Default)]
-pub(super) struct Staging {
-    chunks: Vec<Box<[Page]>>,
+struct State {
+    idle: Vec<Chunk>,
+    out: usize,
+    out_peak: usize,
+}
+
+impl Pool {
+    /// A pool of so many bytes at most, but never less than two chunks.
+    pub(super) fn new(bytes_max: u64) -> Arc<Self> {
+        let chunks = usize::try_from(bytes_max).unwrap_or(usize::MAX) / (CHUNK * size_of::<Page>());
+        Arc::new(Self { chunks_max: chunks.max(2), state: Mutex::default(), given_back: Condvar::new() })
+    }
+
+    /// Chunks in all.
+    pub(super) fn chunks_max(&self) -> usize {
+        self.chunks_max
+    }
+
+    /// Bytes in use now, in use at most so far, and allowed.
+    pub(super) fn bytes(&self) -> (u64, u64, u64) {
+        let state = lock(&self.state);
+        let bytes = |chunks: usize| (chunks * CHUNK * size_of::<Page>()) as u64;
+        (bytes(state.out), bytes(state.out_peak), bytes(self.chunks_max))
+    }
+
+    /// Waits until so many chunks can be taken, and makes them warm: touched, so that copying into them within a pause
+    /// costs no page faults.
+    pub(super) fn reserve(&self, chunks: usize) {
+        let chunks = chunks.min(self.chunks_max);
+        let mut state = lock(&self.state);
+        while self.chunks_max - state.out < chunks {
+            state = wait(&self.given_back, state);
+        }
+        while state.idle.len() < chunks {
+            state.idle.push(new_chunk());
+        }
+    }
+
+    /// A chunk, unless `out_max` are taken already.
+    pub(super) fn try_take(&self, out_max: usize) -> Option<Chunk> {
+        let mut state = lock(&self.state);
+        if state.out >= out_max.min(self.chunks_max) {
+            return None;
+        }
+        state.out += 1;
+        state.out_peak = state.out_peak.max(state.out);
+        Some(state.idle.pop().unwrap_or_else(new_chunk))
+    }
+
+    /// A chunk, as soon as fewer than `out_max` are taken.
+    pub(super) fn take(&self, out_max: usize) -> Chunk {
+        loop {
+            if let Some(chunk) = self.try_take(out_max) {
+                return chunk;
+            }
+            let state = lock(&self.state);
+            if state.out >= out_max.min(self.chunks_max) {
+                drop(wait(&self.given_back, state));
+            }
+        }
+    }
+
+    fn give(&self, chunks: &mut Vec<Chunk>) {
+        let mut state = lock(&self.state);
+        state.out -= chunks.len();
+        let room = IDLE_MAX.saturating_sub(state.idle.len());
+        state.idle.extend(chunks.drain(..chunks.len().min(room)));
+        drop(state);
+        self.given_back.notify_all();
+    }
+}
+
+fn wait<'a>(signal: &Condvar, guard: std::sync::MutexGuard<'a, State>) -> std::sync::MutexGuard<'a, State> {
+    signal.wait(guard).unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Not zeros: those would be given by the host only when they are touched.
+fn new_chunk() -> Chunk {
+    vec![[1; size_of::<Page>()]; CHUNK].into_boxed_slice()
+}
+
+/// Dirty frames copied aside. Their memory goes back to the pool when they are dropped.
+pub(super) struct Staged {
+    pool: Arc<Pool>,
+    chunks: Vec<Chunk>,
     used: usize,
     frames: Vec<StagedFrame>,
 }
@@ -16,7 +111,7 @@ pub(super) struct Staging {
 /// One frame that was dirty.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct StagedFrame {
-    pub(super) index: usize,
+    pub(super) index: u32,
     pub(super) content: StagedContent,
 }
 
@@ -26,34 +121,44 @@ pub(super) enum StagedContent {
     Zero,
     Removed,
     /// The page, by its place here.
-    Data(usize),
+    Data(u32),
 }
 
-impl Staging {
-    /// Copies frames, given by ascending index. Zeros take no room.
+impl Staged {
+    /// Nothing yet; there is room for the list of so many frames.
+    pub(super) fn new(pool: &Arc<Pool>, frames: usize) -> Self {
+        Self { pool: Arc::clone(pool), chunks: Vec::new(), used: 0, frames: Vec::with_capacity(frames) }
+    }
+
+    /// Copies the frames of `set`. Zeros take no room. When a chunk is used up, `more` is asked for the next one: it is
+    /// given what is staged so far, and may send that away.
     pub(super) fn fill(
         &mut self,
         view: &dyn MemoryView,
-        indices: impl Iterator<Item = u64>,
+        set: &PageSet,
+        mut more: impl FnMut(&mut Self) -> Chunk,
     ) -> Result<(), MemoryError> {
-        self.clear();
         let layout = view.layout();
-        for index in indices {
-            let (Some(gfn), Ok(index)) = (layout.gfn(index), usize::try_from(index)) else { continue };
+        for index in set.indices() {
+            let (Some(gfn), Ok(index)) = (layout.gfn(index), u32::try_from(index)) else { continue };
             let content = if view.removed(gfn) {
                 StagedContent::Removed
             } else if view.known_zero(gfn) {
                 StagedContent::Zero
             } else {
-                let slot = self.used;
-                let page = self.slot(slot);
+                if self.used == self.chunks.len() * CHUNK {
+                    let chunk = more(self);
+                    self.chunks.push(chunk);
+                }
+                let page = &mut self.chunks[self.used / CHUNK][self.used % CHUNK];
                 view.read_page(gfn, page)?;
                 // Ends at the first byte that is not zero, mostly: cheap enough to be done within the pause.
                 if is_zero(page) {
                     StagedContent::Zero
                 } else {
                     self.used += 1;
-                    StagedContent::Data(slot)
+                    #[expect(clippy::cast_possible_truncation, reason = "no more pages than frames")]
+                    StagedContent::Data(self.used as u32 - 1)
                 }
             };
             self.frames.push(StagedFrame { index, content });
@@ -61,27 +166,57 @@ impl Staging {
         Ok(())
     }
 
+    /// Takes out what is staged so far, to be sent away.
+    pub(super) fn split(&mut self) -> Self {
+        let rest = Self::new(&self.pool, 0);
+        std::mem::replace(self, rest)
+    }
+
+    /// Chunks in use.
+    pub(super) fn chunks(&self) -> usize {
+        self.chunks.len()
+    }
+
     /// The frames, by ascending index.
     pub(super) fn frames(&self) -> &[StagedFrame] {
         &self.frames
     }
 
-    /// The pages that hold data, in the order of the frames that do.
-    pub(super) fn data(&self) -> Vec<&Page> {
-        self.chunks.iter().flat_map(|chunk| chunk.iter()).take(self.used).collect()
+    /// The page at a place.
+    pub(super) fn page(&self, place: u32) -> &Page {
+        &self.chunks[place as usize / CHUNK][place as usize % CHUNK]
     }
+}
 
-    /// Empties it, and gives back memory beyond what is kept.
-    pub(super) fn clear(&mut self) {
-        self.used = 0;
-        self.frames.clear();
-        self.chunks.truncate(KEPT / CHUNK);
+impl Drop for Staged {
+    fn drop(&mut self) {
+        self.pool.give(&mut self.chunks);
     }
+}
 
-    fn slot(&mut self, slot: usize) -> &mut Page {
-        while self.chunks.len() <= slot / CHUNK {
-            self.chunks.push(vec![ZERO_PAGE; CHUNK].into_boxed_slice());
+#[cfg(test)]
+mod tests {
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn who_wants_more_than_the_budget_waits() {
+        let pool = Pool::new((4 * CHUNK * size_of::<Page>()) as u64);
+        let mut held = Staged::new(&pool, 0);
+        for _ in 0..3 {
+            held.chunks.push(pool.take(4));
         }
-        &mut self.chunks[slot / CHUNK][slot % CHUNK]
+        assert!(pool.try_take(3).is_none(), "three are out");
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| pool.reserve(2));
+            thread::sleep(Duration::from_millis(20));
+            assert!(!waiting.is_finished());
+            drop(held);
+            waiting.join().unwrap();
+        });
+        let chunk = (CHUNK * size_of::<Page>()) as u64;
+        assert_eq!(pool.bytes(), (0, 3 * chunk, 4 * chunk));
     }
 }

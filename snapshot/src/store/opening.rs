@@ -151,9 +151,24 @@ impl Store {
         Ok(packs + self.catalogue.stored_bytes())
     }
 
+    /// Keeps so many bytes of pages in memory at most (256 MiB unless this is called): the undo ring, from which a
+    /// rollback to a recent checkpoint is served.
+    pub fn set_ring_bytes_max(&self, bytes_max: u64) {
+        self.cache.set_bytes_max(bytes_max);
+    }
+
     /// The one place where contents come in.
     pub(crate) fn intake(&self) -> Result<MutexGuard<'_, Intake>> {
-        self.intake.as_ref().map(lock).ok_or_else(|| Error::ReadOnly { dir: self.dir.clone() })
+        self.intake.as_ref().map(lock).ok_or_else(|| self.read_only())
+    }
+
+    /// An error unless contents can come in.
+    pub(crate) fn must_be_writable(&self) -> Result<()> {
+        if self.intake.is_some() { Ok(()) } else { Err(self.read_only()) }
+    }
+
+    fn read_only(&self) -> Error {
+        Error::ReadOnly { dir: self.dir.clone() }
     }
 }
 

@@ -1,0 +1,44 @@
+/// How a recorder works: what it may use, and when it does what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecorderSettings {
+    /// Bytes of copied pages that wait to be stored, at most. When they are used up, the next capture waits before it
+    /// pauses the guest: a slow disk stretches the interval between checkpoints, never the pause.
+    pub staging_bytes_max: u64,
+    /// From so many dirty pages on (by what is known before the pause) they are copied while the guest still runs, and
+    /// the pause copies only what was written meanwhile. 0: always; `u64::MAX`: never. Below it, finding the dirty
+    /// pages twice costs more than it saves.
+    pub precopy_pages_min: u64,
+    /// Rounds of that at most. They end earlier when few pages are left, or hardly fewer than in the round before.
+    pub precopy_rounds_max: u32,
+    /// Checkpoints that are made durable together, at most.
+    pub group_checkpoints_max: usize,
+    /// Captures that wait to be durable, at most. The next one waits before it pauses the guest.
+    pub pending_checkpoints_max: usize,
+}
+
+impl Default for RecorderSettings {
+    fn default() -> Self {
+        Self {
+            staging_bytes_max: 256 << 20,
+            precopy_pages_min: 2048,
+            precopy_rounds_max: 6,
+            group_checkpoints_max: 64,
+            pending_checkpoints_max: 256,
+        }
+    }
+}
+
+/// Memory that a recorder and its store use for pages, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryUse {
+    /// Copied pages that wait to be stored.
+    pub staging_bytes: u64,
+    /// The most of them there ever were.
+    pub staging_bytes_peak: u64,
+    /// The most there may be.
+    pub staging_bytes_max: u64,
+    /// Pages kept for quick rollbacks.
+    pub ring_bytes: u64,
+    /// The most there may be.
+    pub ring_bytes_max: u64,
+}
