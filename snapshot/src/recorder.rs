@@ -9,6 +9,7 @@ mod pending;
 mod pipeline;
 mod put;
 mod put_back;
+mod ready;
 mod report;
 mod restore;
 mod rollback;

@@ -39,7 +39,7 @@ impl Recorder {
             let copied = self.rounds(machine, &mut draft, &mut found);
             timing.precopy_us = since_us(start);
             if let Err(error) = copied {
-                self.abandon(draft);
+                self.abandon(&draft);
                 return Err(error);
             }
         }
@@ -128,7 +128,7 @@ impl Recorder {
     }
 
     /// Gives a capture up: what went ahead of it is forgotten.
-    pub(super) fn abandon(&self, draft: Draft) {
+    pub(super) fn abandon(&self, draft: &Draft) {
         if draft.is_early {
             self.pipeline.give_up();
         }

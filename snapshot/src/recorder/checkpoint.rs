@@ -70,7 +70,7 @@ impl Recorder {
         let state = match captured {
             Ok(state) => state,
             Err(error) => {
-                self.abandon(draft);
+                self.abandon(&draft);
                 return Err(error);
             }
         };
@@ -88,7 +88,7 @@ impl Recorder {
         let Taken { request, at_ms, state, draft, timing, since, moving } = taken;
         if let Err(error) = machine.sync_state(&state) {
             release(machine, &state);
-            self.abandon(draft);
+            self.abandon(&draft);
             return Err(error.into());
         }
         let dirty = self.dirty.take(self.own);

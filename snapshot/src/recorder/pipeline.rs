@@ -58,6 +58,7 @@ pub(super) struct Capture {
 /// The machine is about to leave a checkpoint, or has left it.
 pub(super) enum Moving {
     Begins(Move),
+    #[allow(dead_code, reason = "rollbacks that are kept afterwards come next")]
     Happened(Move),
 }
 

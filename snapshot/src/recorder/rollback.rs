@@ -165,7 +165,7 @@ impl Recorder {
         match stored.and(read) {
             Ok(()) => Ok(Prepared { draft, ready }),
             Err(error) => {
-                self.abandon(draft);
+                self.abandon(&draft);
                 Err(error)
             }
         }
@@ -196,7 +196,7 @@ impl Recorder {
         let frozen = self.freeze(machine, &mut draft, &mut took);
         (timing.stop_us, timing.find_us, timing.copy_us) = (took.stop_us, took.find_us, took.copy_us);
         if let Err(error) = frozen {
-            self.abandon(draft);
+            self.abandon(&draft);
             return Err(error);
         }
         self.send_ahead(&mut draft);
@@ -215,13 +215,13 @@ impl Recorder {
         let state = match state {
             Ok(state) => state,
             Err(error) => {
-                self.abandon(draft);
+                self.abandon(&draft);
                 return Err(error.into());
             }
         };
         if let Err(error) = read {
             release(machine, &state);
-            self.abandon(draft);
+            self.abandon(&draft);
             return Err(error);
         }
         let to = Move {

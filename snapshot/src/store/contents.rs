@@ -44,11 +44,8 @@ impl Store {
     ) -> Result<()> {
         for part in ids.chunks(LOOKUP) {
             let mut cold = Vec::new();
-            for &id in part {
-                match self.cache.get(id) {
-                    Some(page) => each(id, &page)?,
-                    None => cold.push(id),
-                }
+            for (id, page) in self.cache.get_all(part, &mut cold) {
+                each(id, &page)?;
             }
             let places = self.catalogue().places(&cold)?;
             if places.len() != cold.len() {
