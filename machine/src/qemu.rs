@@ -27,13 +27,14 @@ mod runtime;
 mod shape;
 mod stream;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use retrovisor_guest::{
-    ClockPolicy, DiskState, Gfn, Machine, MachineError, MachineIdentity, MachineState, MemoryView,
-    PageContent, PageSet, RunState,
+    BlockContent, ClockPolicy, DiskChanges, DiskShape, DiskState, Gfn, Machine, MachineError,
+    MachineIdentity, MachineState, MemoryView, PageContent, PageSet, RunState,
 };
 use serde_json::json;
 
@@ -44,6 +45,7 @@ pub use launch::LaunchConfig;
 
 use attach::Parts;
 use device_state::DeviceState;
+use disk::{AttachedDisk, BlockWriter};
 use finder::Finder;
 use monitor::Monitor;
 use runtime::RuntimeDir;
@@ -67,8 +69,11 @@ pub struct QemuMachine {
     finder: Finder,
     registers: RegisterFinder,
     device_state: DeviceState,
-    disks: Vec<String>,
-    disk_files: Vec<PathBuf>,
+    disks: Vec<AttachedDisk>,
+    /// Of those of `disks` whose blocks can be read.
+    disk_shapes: Vec<DiskShape>,
+    /// Blocks that were written and not checked.
+    blocks: BlockWriter,
     runtime: RuntimeDir,
     /// QEMU lives on when this is dropped.
     detached: bool,
@@ -120,7 +125,7 @@ impl QemuMachine {
     }
 
     fn assemble(name: &str, monitor: Monitor, parts: Parts, runtime: RuntimeDir, detached: bool) -> Self {
-        let Parts { shape, ram, finder, device_state, disks, disk_files } = parts;
+        let Parts { shape, ram, finder, device_state, disks } = parts;
         let identity = MachineIdentity {
             name: name.to_owned(),
             driver: "qemu".into(),
@@ -145,8 +150,9 @@ impl QemuMachine {
             finder,
             registers: RegisterFinder::default(),
             device_state,
+            disk_shapes: disks.iter().filter_map(|disk| disk.shape.clone()).collect(),
             disks,
-            disk_files,
+            blocks: BlockWriter::default(),
             runtime,
             detached,
             half_applied: false,
@@ -195,18 +201,6 @@ impl QemuMachine {
         self.finder.describe()
     }
 
-    /// The disks' contents that are set aside, of all states that were captured and not released, also by earlier
-    /// processes. What no stored state refers to can be released.
-    pub fn kept_disks(&mut self) -> Result<Vec<DiskState>, MachineError> {
-        let nodes = self.monitor.execute("query-named-block-nodes", &json!({ "flat": true }))?;
-        let mut kept = Vec::new();
-        for disk in &self.disks {
-            let own = disk::snapshots(&nodes, disk).filter(|tag| tag.starts_with(TAG_PREFIX));
-            kept.extend(own.map(|tag| DiskState { disk: disk.clone(), reference: tag.to_owned() }));
-        }
-        Ok(kept)
-    }
-
     /// Ends QEMU, also a detached one. Logs and disk overlays stay in the runtime directory.
     pub fn quit(mut self) {
         self.monitor.quit();
@@ -226,6 +220,19 @@ impl QemuMachine {
         }
     }
 
+    /// QEMU's names of the disks.
+    fn disk_nodes(&self) -> Vec<String> {
+        self.disks.iter().map(|disk| disk.node.clone()).collect()
+    }
+
+    fn disk(&self, name: &str) -> Result<&AttachedDisk, MachineError> {
+        self.disks.iter().find(|disk| disk.node == name).ok_or_else(|| MachineError::Mismatch {
+            what: "the disks".into(),
+            expected: name.to_owned(),
+            found: format!("{:?}", self.disk_nodes()),
+        })
+    }
+
     /// A name that no snapshot has, in this process or another.
     fn new_tag(&mut self) -> String {
         self.tags += 1;
@@ -233,34 +240,37 @@ impl QemuMachine {
         format!("{TAG_PREFIX}{:x}-{}-{}", now.as_nanos(), std::process::id(), self.tags)
     }
 
-    /// The one snapshot name of a state's disks, after checking that it is in every disk of the machine.
-    fn check_disks(&mut self, state: &MachineState) -> Result<String, MachineError> {
+    /// The snapshot that the disks must go back to, after checking that every disk of the machine has it; none when
+    /// they are to stay as they are.
+    fn check_disks(&mut self, state: &MachineState) -> Result<Option<String>, MachineError> {
         let mismatch = |expected: String, found: String| MachineError::Mismatch {
             what: "the disks".into(),
             expected,
             found,
         };
-        let names = |disks: &[DiskState]| disks.iter().map(|disk| disk.disk.clone()).collect::<Vec<_>>();
-        let mut expected = names(&state.disks);
-        let mut found = self.disks.clone();
+        let mut expected: Vec<_> = state.disks.iter().map(|disk| disk.disk.clone()).collect();
+        let mut found = self.disk_nodes();
         expected.sort();
         found.sort();
         if expected != found {
             return Err(mismatch(format!("{expected:?}"), format!("{found:?}")));
         }
-        let Some(tag) = state.disks.first().map(|disk| disk.reference.clone()) else {
-            return Ok(self.new_tag());
-        };
+        let Some(tag) = state.disks.first().map(|disk| disk.reference.clone()) else { return Ok(None) };
         if let Some(other) = state.disks.iter().find(|disk| disk.reference != tag) {
             return Err(mismatch(
                 format!("the snapshots {tag} and {}", other.reference),
                 "one for all".into(),
             ));
         }
+        if tag.is_empty() {
+            return Ok(None);
+        }
         let nodes = self.monitor.execute("query-named-block-nodes", &json!({ "flat": true }))?;
-        match self.disks.iter().find(|disk| !disk::snapshots(&nodes, disk).any(|own| own == tag)) {
-            Some(disk) => Err(mismatch(format!("{disk} at {tag}"), "a disk without that snapshot".into())),
-            None => Ok(tag),
+        match self.disks.iter().find(|disk| !disk::snapshots(&nodes, &disk.node).any(|own| own == tag)) {
+            Some(disk) => {
+                Err(mismatch(format!("{} at {tag}", disk.node), "a disk without that snapshot".into()))
+            }
+            None => Ok(Some(tag)),
         }
     }
 }
@@ -339,9 +349,10 @@ impl Machine for QemuMachine {
             return Err(driver(format!("QEMU showed {} of {} vCPUs", vcpus.len(), self.identity.vcpus)));
         }
         let tag = self.new_tag();
-        let stream = self.device_state.save(&mut self.monitor, &tag, &self.disks)?;
+        let nodes = self.disk_nodes();
+        let stream = self.device_state.save(&mut self.monitor, &tag, &nodes)?;
         self.registers.complete(&stream, &mut vcpus);
-        let disks = self.disks.iter().map(|disk| DiskState { disk: disk.clone(), reference: tag.clone() });
+        let disks = nodes.into_iter().map(|disk| DiskState { disk, reference: tag.clone() });
         let state = MachineState { vcpus, sections: self.shape.sections(stream)?, disks: disks.collect() };
         self.timing.state_us = microseconds(begin);
         Ok(state)
@@ -352,8 +363,8 @@ impl Machine for QemuMachine {
         if self.monitor.running() {
             self.tidy();
         }
-        let files = if state.disks.is_empty() { &[][..] } else { &self.disk_files };
-        for path in files {
+        let disks = if state.disks.is_empty() { &[][..] } else { &self.disks };
+        for path in disks.iter().filter_map(|disk| disk.path.as_ref()) {
             let synced = File::open(path).and_then(|file| file.sync_data());
             synced.map_err(|source| MachineError::Io {
                 doing: format!("making the disk {} durable", path.display()),
@@ -381,26 +392,75 @@ impl Machine for QemuMachine {
             });
         }
         let stream = self.shape.stream_of(state)?;
-        let tag = self.check_disks(state)?;
+        let snapshot = self.check_disks(state)?;
         let begin = Instant::now();
         self.half_applied = true;
+        if snapshot.is_none() {
+            self.blocks.check(&mut self.monitor, &self.disks)?;
+        }
+        // Blocks that were written, and are not asked for any more, need no check.
+        self.blocks = BlockWriter::default();
         if self.monitor.shut_down() {
             self.monitor.reset()?;
         }
-        self.device_state.load(&mut self.monitor, &tag, &self.disks, stream)?;
+        let (tag, nodes) = match snapshot {
+            Some(tag) => (tag, self.disk_nodes()),
+            None => (self.new_tag(), Vec::new()),
+        };
+        self.device_state.load(&mut self.monitor, &tag, &nodes, stream)?;
         self.half_applied = false;
         self.timing.load_us = microseconds(begin);
         Ok(())
     }
 
+    /// What is not set aside any more is passed over.
     fn release_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
-        for disk in &state.disks {
-            if self.disks.contains(&disk.disk) {
-                let arguments = json!({ "tag": disk.reference, "devices": [disk.disk] });
-                self.monitor.job("snapshot-delete", arguments)?;
+        let mut disks: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for disk in state.disks.iter().filter(|disk| !disk.reference.is_empty()) {
+            if self.disks.iter().any(|own| own.node == disk.disk) {
+                disks.entry(&disk.reference).or_default().push(&disk.disk);
             }
         }
+        for (tag, devices) in disks {
+            self.monitor.job("snapshot-delete", json!({ "tag": tag, "devices": devices }))?;
+        }
         Ok(())
+    }
+
+    fn disks(&self) -> &[DiskShape] {
+        &self.disk_shapes
+    }
+
+    /// Must be called while nothing makes or releases states; what it answers can be read at any time.
+    fn disk_changes(
+        &self,
+        at: &DiskState,
+        since: Option<&DiskState>,
+    ) -> Result<Box<dyn DiskChanges>, MachineError> {
+        let since = since.map(|state| state.reference.as_str());
+        Ok(Box::new(self.disk(&at.disk)?.changes(&at.reference, since)?))
+    }
+
+    fn kept_disks(&mut self) -> Result<Vec<DiskState>, MachineError> {
+        let nodes = self.monitor.execute("query-named-block-nodes", &json!({ "flat": true }))?;
+        let mut kept = Vec::new();
+        for disk in &self.disks {
+            let own = disk::snapshots(&nodes, &disk.node).filter(|tag| tag.starts_with(TAG_PREFIX));
+            kept.extend(own.map(|tag| DiskState { disk: disk.node.clone(), reference: tag.to_owned() }));
+        }
+        Ok(kept)
+    }
+
+    fn write_blocks(
+        &mut self,
+        disk: &str,
+        first: u64,
+        contents: &[BlockContent<'_>],
+    ) -> Result<(), MachineError> {
+        self.needs_pause("writing a disk")?;
+        let found = self.disks.iter().find(|own| own.node == disk);
+        let Some(found) = found else { return self.disk(disk).map(drop) };
+        self.blocks.write(&mut self.monitor, found, first, contents)
     }
 }
 

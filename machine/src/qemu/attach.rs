@@ -7,7 +7,7 @@ use retrovisor_guest::{Accelerator, MachineError};
 use serde_json::{Value, json};
 
 use super::device_state::DeviceState;
-use super::disk;
+use super::disk::AttachedDisk;
 use super::finder::Finder;
 use super::layout;
 use super::mapping::Mapping;
@@ -70,8 +70,7 @@ pub(super) struct Parts {
     pub(super) ram: Ram,
     pub(super) finder: Finder,
     pub(super) device_state: DeviceState,
-    pub(super) disks: Vec<String>,
-    pub(super) disk_files: Vec<PathBuf>,
+    pub(super) disks: Vec<AttachedDisk>,
 }
 
 impl Parts {
@@ -114,9 +113,9 @@ impl Parts {
             vcpus: u32::try_from(vcpus).unwrap_or(u32::MAX),
             layout,
         };
-        let (disks, disk_files) = disk::list(monitor)?;
+        let disks = AttachedDisk::list(monitor)?;
         let device_state = DeviceState::set_up(monitor)?;
-        Ok(Self { shape, ram, finder, device_state, disks, disk_files })
+        Ok(Self { shape, ram, finder, device_state, disks })
     }
 }
 

@@ -1,5 +1,10 @@
 //! The guest's disks: an overlay of ours over each file of the user's, and internal snapshots in it.
 
+mod attached;
+mod base;
+mod changes;
+mod writer;
+
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -7,9 +12,11 @@ use std::path::{Path, PathBuf};
 use retrovisor_guest::MachineError;
 use serde_json::{Value, json};
 
-use super::monitor::{Monitor, text};
 use super::qcow2::header::{Header, MAGIC};
 use super::qcow2::overlay;
+
+pub(super) use attached::{AttachedDisk, snapshots};
+pub(super) use writer::BlockWriter;
 
 /// Longest name of a disk: QEMU's limit is 31, and the backing node's is longer.
 const NAME_BYTES_MAX: usize = 20;
@@ -104,49 +111,6 @@ impl DiskConfig {
     }
 }
 
-/// The writable disks of the running machine, by node, and the host files under them. Refuses what cannot go back
-/// with the memory.
-pub(super) fn list(monitor: &mut Monitor) -> Result<(Vec<String>, Vec<PathBuf>), MachineError> {
-    let answer = monitor.execute("query-block", &json!({}))?;
-    let (mut nodes, mut files) = (Vec::new(), Vec::new());
-    for device in answer.as_array().into_iter().flatten() {
-        let Some(inserted) = device.get("inserted") else { continue };
-        if inserted.get("ro") == Some(&Value::Bool(true)) {
-            continue;
-        }
-        let Some(node) = text(inserted, "node-name") else { continue };
-        match text(inserted, "drv") {
-            Some("qcow2") => {
-                nodes.push(node.to_owned());
-                // A disk that is no file of this host (a network's) keeps its own promises.
-                files.extend(text(inserted, "file").map(PathBuf::from).filter(|path| path.is_file()));
-            }
-            driver => {
-                return Err(MachineError::Unsupported {
-                    what: format!(
-                        "going back with the writable disk {node} ({}, format {})",
-                        text(inserted, "file").unwrap_or("no file"),
-                        driver.unwrap_or("unknown")
-                    ),
-                    help: "Only qcow2 disks keep their past. Stop the guest, make an overlay with `qemu-img create \
-                           -f qcow2 -b DISK -F raw OVERLAY.qcow2`, and start QEMU with the overlay, or attach the \
-                           disk with readonly=on"
-                        .into(),
-                });
-            }
-        }
-    }
-    Ok((nodes, files))
-}
-
-/// The names of the node's internal snapshots, from QEMU's list of nodes.
-pub(super) fn snapshots<'a>(nodes: &'a Value, node: &'a str) -> impl Iterator<Item = &'a str> {
-    let nodes = nodes.as_array().into_iter().flatten();
-    let own = nodes.filter(move |entry| text(entry, "node-name") == Some(node));
-    let snapshots = own.filter_map(|entry| entry.get("image")?.get("snapshots")?.as_array()).flatten();
-    snapshots.filter_map(|snapshot| text(snapshot, "name"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,12 +161,5 @@ mod tests {
         for name in ["", "D0", "0d", "a/b", "../x", "a,b", &"d".repeat(21)] {
             assert!(named(name).prepare(dir.path()).is_err(), "{name}");
         }
-    }
-
-    #[test]
-    fn snapshots_are_looked_up_by_node() {
-        let nodes = json!([{ "node-name": "d0", "image": { "snapshots": [{ "name": "t" }] } }, { "node-name": "d1", "image": {} }]);
-        assert!(snapshots(&nodes, "d0").eq(["t"]));
-        assert!(snapshots(&nodes, "d1").chain(snapshots(&json!(3), "d0")).eq([""; 0]));
     }
 }

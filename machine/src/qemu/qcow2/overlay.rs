@@ -6,10 +6,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use super::header::{BLOCK_CLUSTERS, CLUSTER, HEADER_BYTES, Header, L2_ENTRIES, NewHeader, refcounts};
-
-/// The extension that names the backing file's format.
-const BACKING_FORMAT: u32 = 0xE279_2ACA;
+use super::header::{
+    BACKING_FORMAT, BLOCK_CLUSTERS, CLUSTER, HEADER_BYTES, Header, L2_ENTRIES, NewHeader, refcounts,
+};
 
 /// Makes an overlay of `size_bytes` over `backing` (an absolute path) whose format is `raw` or `qcow2`.
 /// Fails when the file is there already.

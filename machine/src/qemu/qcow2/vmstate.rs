@@ -3,21 +3,14 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use super::header::{CLUSTER, HEADER_BYTES, Header, L2_ENTRIES, NewHeader, be16, be32, be64, refcounts};
+use super::cluster::{COMPRESSED, COPIED, OFFSET_MASK, ZERO};
+use super::header::{CLUSTER, HEADER_BYTES, Header, L2_ENTRIES, NewHeader, be64, refcounts};
+use super::snapshot::Snapshot;
+use super::source::read;
 
 /// Most device state that is believed, 512 MiB: what one L2 table covers. QEMU's is below a megabyte; a display
 /// card's memory adds to it.
 pub(in crate::qemu) const STATE_BYTES_MAX: usize = CLUSTER * L2_ENTRIES;
-/// Most internal snapshots that are looked at.
-const SNAPSHOTS_MAX: u32 = 65_536;
-/// Bytes of a table entry's offset; the rest are flags.
-const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
-/// The table entry's target is referred to once.
-const COPIED: u64 = 1 << 63;
-/// The cluster is compressed, which QEMU never does with device state.
-const COMPRESSED: u64 = 1 << 62;
-/// The cluster reads as zeros.
-const ZERO: u64 = 1;
 
 /// An empty file with a disk of one cluster, for QEMU to save device state into.
 pub(in crate::qemu) fn empty() -> Vec<u8> {
@@ -88,17 +81,10 @@ pub(in crate::qemu) fn with_snapshot(tag: &str, state: &[u8]) -> Option<Vec<u8>>
     Some(out)
 }
 
-/// One entry of the snapshot table.
-struct Snapshot {
-    l1_offset: u64,
-    l1_entries: u32,
-    state_bytes: u64,
-}
-
 /// The device state of the snapshot named `tag`, or why it cannot be read.
 pub(in crate::qemu) fn extract(file: &File, tag: &str) -> Result<Vec<u8>, String> {
     let header = Header::read(file).map_err(|error| error.to_string())?.ok_or("this is not a qcow2 file")?;
-    let snapshot = find(file, &header, tag)?;
+    let snapshot = Snapshot::find(file, &header, tag)?;
     let length = usize::try_from(snapshot.state_bytes)
         .ok()
         .filter(|length| *length <= STATE_BYTES_MAX)
@@ -124,6 +110,7 @@ pub(in crate::qemu) fn extract(file: &File, tag: &str) -> Result<Vec<u8>, String
         }
         let entry = be64(&table, at % entries * 8).unwrap_or_default();
         if entry & COMPRESSED != 0 {
+            // QEMU never does that.
             return Err("device state in a compressed cluster".into());
         }
         let offset = entry & OFFSET_MASK;
@@ -132,41 +119,6 @@ pub(in crate::qemu) fn extract(file: &File, tag: &str) -> Result<Vec<u8>, String
         }
     }
     Ok(state)
-}
-
-fn find(file: &File, header: &Header, tag: &str) -> Result<Snapshot, String> {
-    let mut at = header.snapshots_offset;
-    for _ in 0..header.snapshots.min(SNAPSHOTS_MAX) {
-        let fixed = read(file, at, 40)?;
-        let short = || "a snapshot's entry is cut off".to_owned();
-        let id_bytes = u64::from(be16(&fixed, 12).ok_or_else(short)?);
-        let name_bytes = be16(&fixed, 14).ok_or_else(short)?;
-        let extra_bytes = be32(&fixed, 36).ok_or_else(short)?;
-        if extra_bytes > 1024 {
-            return Err("a snapshot's entry is too long".into());
-        }
-        let extra = read(file, at + 40, extra_bytes as usize)?;
-        let name_at = at + 40 + u64::from(extra_bytes) + id_bytes;
-        if read(file, name_at, name_bytes.into())? == tag.as_bytes() {
-            return Ok(Snapshot {
-                l1_offset: be64(&fixed, 0).ok_or_else(short)?,
-                l1_entries: be32(&fixed, 8).ok_or_else(short)?,
-                state_bytes: be64(&extra, 0).or(be32(&fixed, 32).map(u64::from)).ok_or_else(short)?,
-            });
-        }
-        at = (name_at + u64::from(name_bytes)).next_multiple_of(8);
-    }
-    Err(format!("there is no snapshot {tag}"))
-}
-
-fn read(file: &File, offset: u64, length: usize) -> Result<Vec<u8>, String> {
-    // `read_exact_at` takes the offset as signed.
-    if offset > i64::MAX as u64 - length as u64 {
-        return Err("a table past all files".into());
-    }
-    let mut bytes = vec![0; length];
-    file.read_exact_at(&mut bytes, offset).map_err(|error| error.to_string())?;
-    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -1,0 +1,112 @@
+//! The disks of a running QEMU.
+
+use std::path::PathBuf;
+
+use retrovisor_guest::{DiskShape, MachineError};
+use serde_json::{Value, json};
+
+use super::base::Base;
+use super::changes::OverlayChanges;
+use crate::qemu::monitor::{Monitor, text};
+
+/// A writable disk of the running machine.
+pub(in crate::qemu) struct AttachedDisk {
+    /// QEMU's name of the node: ours of the disk.
+    pub(in crate::qemu) node: String,
+    /// The host's file. A disk that is no file of this host (a network's) has none, and keeps its own promises.
+    pub(in crate::qemu) path: Option<PathBuf>,
+    /// The device's path in QEMU.
+    pub(in crate::qemu) device: Option<String>,
+    /// What it is, if its blocks can be read from here.
+    pub(in crate::qemu) shape: Option<DiskShape>,
+}
+
+impl AttachedDisk {
+    /// The writable disks of the running machine. Refuses what cannot go back with the memory.
+    pub(in crate::qemu) fn list(monitor: &mut Monitor) -> Result<Vec<Self>, MachineError> {
+        let answer = monitor.execute("query-block", &json!({}))?;
+        let mut disks = Vec::new();
+        for device in answer.as_array().into_iter().flatten() {
+            let Some(inserted) = device.get("inserted") else { continue };
+            if inserted.get("ro") == Some(&Value::Bool(true)) {
+                continue;
+            }
+            let Some(node) = text(inserted, "node-name") else { continue };
+            let driver = text(inserted, "drv");
+            if driver != Some("qcow2") {
+                return Err(MachineError::Unsupported {
+                    what: format!(
+                        "going back with the writable disk {node} ({}, format {})",
+                        text(inserted, "file").unwrap_or("no file"),
+                        driver.unwrap_or("unknown")
+                    ),
+                    help: "Only qcow2 disks keep their past. Stop the guest, make an overlay with `qemu-img create \
+                           -f qcow2 -b DISK -F raw OVERLAY.qcow2`, and start QEMU with the overlay, or attach the \
+                           disk with readonly=on"
+                        .into(),
+                });
+            }
+            let mut disk = Self {
+                node: node.to_owned(),
+                path: text(inserted, "file").map(PathBuf::from).filter(|path| path.is_file()),
+                device: text(device, "qdev").filter(|path| !path.is_empty()).map(str::to_owned),
+                shape: None,
+            };
+            let size_bytes = inserted.get("image").and_then(|image| image.get("virtual-size")?.as_u64());
+            match disk.look(size_bytes) {
+                Ok(shape) => disk.shape = Some(shape),
+                Err(reason) => tracing::warn!(
+                    disk = node,
+                    reason,
+                    "the disk's contents go back with snapshots in its image only, and are not in the store"
+                ),
+            }
+            disks.push(disk);
+        }
+        Ok(disks)
+    }
+
+    /// Whether its blocks can be read from outside, and what it is.
+    fn look(&self, size_bytes: Option<u64>) -> Result<DiskShape, String> {
+        let path = self.path.as_ref().ok_or("it is no file of this host")?;
+        let size_bytes = size_bytes.ok_or("QEMU does not tell its size")?;
+        // A snapshot that is not there is looked for last: everything else is in order then.
+        let base = Base::of(path)?;
+        crate::qemu::qcow2::disk::Disk::now(std::fs::File::open(path).map_err(|error| error.to_string())?)?;
+        Ok(DiskShape { name: self.node.clone(), size_bytes, base: base.map(|(identity, _)| identity) })
+    }
+
+    /// The blocks that differ between two snapshots.
+    pub(in crate::qemu) fn changes(
+        &self,
+        at: &str,
+        since: Option<&str>,
+    ) -> Result<OverlayChanges, MachineError> {
+        let unreadable =
+            |message: String| MachineError::Driver { doing: format!("reading disk {}", self.node), message };
+        let path = self.path.as_ref().filter(|_| self.shape.is_some());
+        let path = path.ok_or_else(|| unreadable("its blocks cannot be read from outside".into()))?;
+        let base = Base::of(path).map_err(unreadable)?;
+        OverlayChanges::new(&self.node, path, base.map(|(_, base)| base), at, since)
+    }
+}
+
+/// The names of the node's internal snapshots, oldest first, from QEMU's list of nodes.
+pub(in crate::qemu) fn snapshots<'a>(nodes: &'a Value, node: &'a str) -> impl Iterator<Item = &'a str> {
+    let nodes = nodes.as_array().into_iter().flatten();
+    let own = nodes.filter(move |entry| text(entry, "node-name") == Some(node));
+    let snapshots = own.filter_map(|entry| entry.get("image")?.get("snapshots")?.as_array()).flatten();
+    snapshots.filter_map(|snapshot| text(snapshot, "name"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snapshots_are_looked_up_by_node() {
+        let nodes = json!([{ "node-name": "d0", "image": { "snapshots": [{ "name": "t" }] } }, { "node-name": "d1", "image": {} }]);
+        assert!(snapshots(&nodes, "d0").eq(["t"]));
+        assert!(snapshots(&nodes, "d1").chain(snapshots(&json!(3), "d0")).eq([""; 0]));
+    }
+}
