@@ -3,6 +3,7 @@
 
 mod attach;
 mod checkpoint;
+mod disk;
 mod guest;
 mod launch;
 
