@@ -1,6 +1,6 @@
 use retrovisor_guest::{
-    ClockPolicy, Gfn, Machine, MachineError, MachineIdentity, MachineState, MemoryView, PageContent, PageSet,
-    RunState,
+    BlockContent, ClockPolicy, DiskChanges, DiskShape, DiskState, Gfn, Machine, MachineError,
+    MachineIdentity, MachineState, MemoryView, PageContent, PageSet, RunState,
 };
 
 /// A machine that does not run on when it is told to: lets something be looked at between a rollback and the
@@ -40,5 +40,29 @@ impl Machine for Held<'_> {
     }
     fn release_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
         self.0.release_state(state)
+    }
+    fn disks(&self) -> &[DiskShape] {
+        self.0.disks()
+    }
+    fn disk_changes(
+        &self,
+        at: &DiskState,
+        since: Option<&DiskState>,
+    ) -> Result<Box<dyn DiskChanges>, MachineError> {
+        self.0.disk_changes(at, since)
+    }
+    fn kept_disks(&mut self) -> Result<Vec<DiskState>, MachineError> {
+        self.0.kept_disks()
+    }
+    fn keeps_disks(&mut self, state: &MachineState) -> Result<bool, MachineError> {
+        self.0.keeps_disks(state)
+    }
+    fn write_blocks(
+        &mut self,
+        disk: &str,
+        first: u64,
+        contents: &[BlockContent<'_>],
+    ) -> Result<(), MachineError> {
+        self.0.write_blocks(disk, first, contents)
     }
 }

@@ -54,9 +54,10 @@ impl BlockWriter {
         if first.checked_add(count).is_none_or(|end| end > shape.blocks()) {
             return Err(failed(format!("it has no blocks {first} to {}", first.saturating_add(count))));
         }
-        let mut base = match contents.contains(&BlockContent::Base) {
-            true => Base::of(path).map_err(failed)?.map(|(_, base)| base),
-            false => None,
+        let mut base = if contents.contains(&BlockContent::Base) {
+            Base::of(path).map_err(failed)?.map(|(_, base)| base)
+        } else {
+            None
         };
         let mut run: Vec<Page> = Vec::new();
         let hashes = self.written.entry(disk.node.clone()).or_default();

@@ -44,7 +44,7 @@ pub(in crate::qemu) struct Header {
     backing: (u64, u32),
     /// Features that a reader must know.
     incompatible: u64,
-    pub(super) header_bytes: u32,
+    pub(super) length_bytes: u32,
     /// How clusters are compressed: 0 zlib, 1 zstd.
     pub(super) compression: u8,
 }
@@ -72,7 +72,7 @@ impl Header {
         let known =
             bytes.starts_with(&MAGIC) && (2..=3).contains(&version) && (9..=21).contains(&cluster_bits);
         known.then_some(())?;
-        let header_bytes = if version == 2 { 72 } else { be32(bytes, 100)? };
+        let length_bytes = if version == 2 { 72 } else { be32(bytes, 100)? };
         let incompatible = if version == 2 { 0 } else { be64(bytes, 72)? };
         Some(Self {
             version,
@@ -85,7 +85,7 @@ impl Header {
             snapshots_offset: be64(bytes, 64)?,
             backing: (be64(bytes, 8)?, be32(bytes, 16)?),
             incompatible,
-            header_bytes,
+            length_bytes,
             compression: if incompatible & COMPRESSION_TYPE == 0 { 0 } else { *bytes.get(104)? },
         })
     }
@@ -107,7 +107,7 @@ impl Header {
 
     /// The name of the backing file's format, where it is given.
     pub(in crate::qemu) fn backing_format(&self, source: &dyn Source) -> Result<Option<Vec<u8>>, String> {
-        let mut at = u64::from(self.header_bytes);
+        let mut at = u64::from(self.length_bytes);
         for _ in 0..EXTENSIONS_MAX {
             let head = read(source, at, 8)?;
             let (Some(kind), Some(length)) = (be32(&head, 0), be32(&head, 4)) else { break };
@@ -204,7 +204,7 @@ mod tests {
             let new = NewHeader { virtual_size_bytes: size, l1_entries: 1, l1_offset: 0, snapshots, snapshots_offset: offset, backing: name };
             let expected = Header {
                 version: 3, cluster_bits: 16, virtual_size_bytes: size, encryption: 0, l1_entries: 1, l1_offset: 0,
-                snapshots, snapshots_offset: offset, backing: name, incompatible: 0, header_bytes: 104, compression: 0,
+                snapshots, snapshots_offset: offset, backing: name, incompatible: 0, length_bytes: 104, compression: 0,
             };
             prop_assert_eq!(Header::parse(&new.bytes()), Some(expected));
         }
