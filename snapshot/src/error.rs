@@ -2,6 +2,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use retrovisor_guest::{MachineError, MemoryError};
+use rusqlite::ErrorCode;
 
 use crate::damage::Damage;
 
@@ -76,6 +77,16 @@ pub enum Error {
         path: PathBuf,
         /// The host's error.
         source: io::Error,
+    },
+    /// The disk failed the catalogue. SQLite does not tell why: some file systems say only here that they are full.
+    #[error("the disk failed while {doing} in the catalogue {}: {source}. See that its file system has free space and can be written, and try again; checkpoints taken before are safe", path.display())]
+    CatalogueDisk {
+        /// What was being done.
+        doing: &'static str,
+        /// The catalogue.
+        path: PathBuf,
+        /// SQLite's error.
+        source: rusqlite::Error,
     },
     /// The catalogue failed.
     #[error("the catalogue failed while {doing}: {source}. Run `retrovisor verify` if this persists")]
@@ -200,10 +211,16 @@ impl Error {
 
     /// Wraps an error of SQLite; a full disk becomes [`Error::Full`].
     pub(crate) fn sql(doing: &'static str, path: &Path, source: rusqlite::Error) -> Self {
-        if source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull) {
-            Self::Full { doing, path: path.to_owned() }
-        } else {
-            Self::Catalogue { doing, source }
+        match source.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => Self::Full { doing, path: path.to_owned() },
+            Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) => {
+                let path = path.to_owned();
+                let is_full = nix::sys::statvfs::statvfs(&path).is_ok_and(|disk| {
+                    disk.blocks_available() == 0 || disk.files() > 0 && disk.files_available() == 0
+                });
+                if is_full { Self::Full { doing, path } } else { Self::CatalogueDisk { doing, path, source } }
+            }
+            _ => Self::Catalogue { doing, source },
         }
     }
 }

@@ -21,19 +21,23 @@ impl Key {
     /// Bytes in the key file.
     const LENGTH: usize = 32;
 
-    /// Reads the key, or makes one.
+    /// Reads the key, or makes one, for a store that has no contents yet. A file that is no key is what a crash left
+    /// of making one: it is replaced. The caller syncs the directory.
     pub(crate) fn open_or_create(path: &Path) -> Result<Self> {
-        if path.exists() {
+        if fs::metadata(path).is_ok_and(|meta| meta.len() == Self::LENGTH as u64) {
             return Self::open(path);
         }
         let secret: Hash = rand::random();
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(path)
-            .map_err(Error::io("creating the key", path))?;
-        file.write_all(&secret).and_then(|()| file.sync_all()).map_err(Error::io("writing the key", path))?;
+        let new = path.with_extension("new");
+        let mut options = fs::OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        let mut file = options.open(&new).map_err(Error::io("creating the key", &new))?;
+        file.set_len(0)
+            .and_then(|()| file.write_all(&secret))
+            .and_then(|()| file.sync_all())
+            .map_err(Error::io("writing the key", &new))?;
+        // It has its name only once all of it is on the disk.
+        fs::rename(&new, path).map_err(Error::io("naming the key", path))?;
         Ok(Self::new(&secret))
     }
 

@@ -93,20 +93,28 @@ impl Store {
         if !catalogue_path.exists() {
             create_file(&catalogue_path)?;
         }
+        let pack_dir = dir.join(PACKS);
+        let storage: Arc<dyn PackStorage> = Arc::new(Directory::new(&pack_dir));
         let (catalogue, key) = if write {
             let catalogue = Catalogue::open_for_writing(dir, &catalogue_path)?;
+            create_dir(&pack_dir)?;
             // A store that has contents and no key is damaged: a new key would only hide that.
             let is_new = catalogue.setting(KEY_CHECK)?.is_none();
-            (catalogue, if is_new { Key::open_or_create(&key_path)? } else { Key::open(&key_path)? })
+            let key = if is_new {
+                refuse_orphans(&*storage, &catalogue_path)?;
+                Key::open_or_create(&key_path)?
+            } else {
+                Key::open(&key_path)?
+            };
+            if is_new {
+                // All names are on the disk before the catalogue says that this is a store.
+                sync_dir(dir)?;
+            }
+            (catalogue, key)
         } else {
             (Catalogue::open_for_reading(dir, &catalogue_path)?, Key::open(&key_path)?)
         };
         let store_id = identify(&catalogue, &key, &key_path, write)?;
-        let pack_dir = dir.join(PACKS);
-        if write {
-            create_dir(&pack_dir)?;
-        }
-        let storage: Arc<dyn PackStorage> = Arc::new(Directory::new(&pack_dir));
         let intake = if write {
             let there = storage.list().map_err(Error::io("listing packs in", &pack_dir))?;
             let packs = catalogue.packs_in_use(&there)?;
@@ -191,12 +199,41 @@ fn identify(catalogue: &Catalogue, key: &Key, key_path: &Path, write: bool) -> R
     }
 }
 
+/// A catalogue that is new does not go with packs that are there: what speaks of them is lost or lies elsewhere. They
+/// would be taken for leftovers of a crash and removed.
+fn refuse_orphans(storage: &dyn PackStorage, catalogue: &Path) -> Result<()> {
+    let path = storage.path(0);
+    let dir = path.parent().unwrap_or(&path);
+    if storage.list().map_err(Error::io("listing packs in", dir))?.is_empty() {
+        return Ok(());
+    }
+    let what = format!(
+        "it was missing or empty, but there are packs in {}. Put back a copy of the catalogue, or move the packs away",
+        dir.display()
+    );
+    Err(Error::NotAStore { path: catalogue.to_owned(), what })
+}
+
+/// Makes a directory, and those above it, with its name on the disk.
 fn create_dir(dir: &Path) -> Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(Error::io("creating the directory", dir))
+    let above = dir.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !dir.is_dir() {
+        if !above.is_dir() {
+            create_dir(above)?;
+        }
+        match fs::DirBuilder::new().mode(0o700).create(dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(Error::io("creating the directory", dir)(error));
+            }
+            _ => sync_dir(above)?,
+        }
+    }
+    Ok(())
+}
+
+/// Waits until the names in a directory are on the disk.
+fn sync_dir(dir: &Path) -> Result<()> {
+    fs::File::open(dir).and_then(|file| file.sync_all()).map_err(Error::io("syncing the directory", dir))
 }
 
 /// Makes an empty file that only its owner can read; SQLite gives its companions the same mode.

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
 
 mod ask;
+mod crash;
 mod damage;
 mod failures;
 mod formats;

@@ -1,0 +1,127 @@
+//! Opens a store after a crash and holds it against a model of full images.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use retrovisor_guest::{Gfn, Machine as _, MemoryView as _, PAGE_SIZE};
+use retrovisor_snapshot::{CheckpointId, CheckpointRequest, ContentRef, Recorder, RollbackRequest, Store};
+
+use super::random::Random;
+use super::story::{Mark, PAGES, open, scribble, toy};
+use crate::toy::{Frame, Image};
+
+/// What was said until some moment.
+#[derive(Clone, Default)]
+pub(super) struct Told {
+    /// A machine was added.
+    pub(super) machine: bool,
+    /// The checkpoints that are safe, and what they hold.
+    pub(super) done: BTreeMap<CheckpointId, Arc<Image>>,
+    /// What is being tried.
+    trying: Option<Arc<Image>>,
+    /// What was tried and failed: a checkpoint may be there (a rollback can fail after it took its checkpoint).
+    pub(super) failed: Vec<Arc<Image>>,
+}
+
+impl Told {
+    pub(super) fn hear(&mut self, mark: &Mark) {
+        match mark {
+            Mark::Machine => self.machine = true,
+            Mark::Try(image) => self.trying = Some(Arc::clone(image)),
+            Mark::Done(id) => {
+                let image = self.trying.take().unwrap();
+                assert!(self.done.insert(*id, image).is_none(), "a number is given twice");
+            }
+            Mark::Failed(_) => self.failed.extend(self.trying.take()),
+            Mark::Space => (),
+        }
+    }
+}
+
+/// Panics when the store in `dir` is not what it must be.
+pub(super) fn check(dir: &Path, told: &Told, seed: u64) {
+    let store = open(dir).unwrap();
+    assert_eq!(store.verify(&mut |_| ()).unwrap().damaged, []);
+    let machines = store.catalogue().machines().unwrap();
+    let Some(machine) = machines.first().map(|machine| machine.id) else {
+        assert!(!told.machine, "the machine is gone");
+        return;
+    };
+    let there = store.catalogue().checkpoints(machine).unwrap();
+    for (id, image) in &told.done {
+        assert!(there.iter().any(|record| record.id == *id), "checkpoint {} is gone", id.0);
+        assert_holds(&store, *id, image);
+    }
+    // What nobody was told of is whole all the same.
+    for record in there.iter().filter(|record| !told.done.contains_key(&record.id)) {
+        let candidates: Vec<_> = told.trying.iter().chain(&told.failed).collect();
+        let holds = candidates.iter().any(|image| holds(&store, record.id, image).is_none());
+        assert!(holds, "checkpoint {} is nothing that was tried", record.id.0);
+    }
+    // The machine comes back, and goes on.
+    let mut recorder = Recorder::new(Arc::clone(&store), machine).unwrap();
+    let mut toy = toy();
+    let request = RollbackRequest::default();
+    let Some(position) = recorder.position() else {
+        assert!(told.done.is_empty(), "the machine stands nowhere");
+        return;
+    };
+    recorder.restore(&mut toy, position.checkpoint, &request).unwrap();
+    assert_holds(&store, position.checkpoint, &toy.image);
+    toy.resume().unwrap();
+    let mut random = Random::new(seed);
+    scribble(&mut toy, &mut random);
+    let next = recorder.checkpoint(&mut toy, &CheckpointRequest::default()).unwrap().record;
+    let expected = toy.image.clone();
+    assert_holds(&store, next.id, &expected);
+    let target = &there[random.index(there.len())];
+    scribble(&mut toy, &mut random);
+    let present = toy.image.clone();
+    let report = recorder.rollback(&mut toy, target.id, &request).unwrap();
+    assert_holds(&store, target.id, &toy.image);
+    assert_holds(&store, report.present.unwrap().id, &present);
+    assert_holds(&store, next.id, &expected);
+    drop((recorder, store));
+    // What was written after the crash is as safe as what was written before.
+    let store = open(dir).unwrap();
+    assert_eq!(store.verify(&mut |_| ()).unwrap().damaged, []);
+    assert_holds(&store, next.id, &expected);
+}
+
+pub(super) fn assert_holds(store: &Arc<Store>, id: CheckpointId, image: &Image) {
+    if let Some(why) = holds(store, id, image) {
+        panic!("checkpoint {}: {why}", id.0);
+    }
+}
+
+/// Says in what a checkpoint is not the image.
+fn holds(store: &Arc<Store>, id: CheckpointId, image: &Image) -> Option<String> {
+    let view = match store.view(id) {
+        Ok(view) => view,
+        Err(error) => return Some(error.to_string()),
+    };
+    let mut found = [0; PAGE_SIZE];
+    for (index, frame) in (0..PAGES).zip(&image.frames) {
+        let gfn = Gfn(index);
+        if let Err(error) = view.read_page(gfn, &mut found) {
+            return Some(error.to_string());
+        }
+        let same = match frame {
+            Frame::Zero => view.content(gfn) == Some(ContentRef::Zero),
+            Frame::Removed => view.content(gfn) == Some(ContentRef::Removed),
+            Frame::Data(page) => **page == found,
+        };
+        if !same {
+            return Some(format!("page {index} is another one"));
+        }
+    }
+    match store.state(id) {
+        Err(error) => Some(error.to_string()),
+        Ok(state) if state.vcpus != [image.registers.clone()] => Some("the registers are others".into()),
+        Ok(state) if state.sections[0].bytes != image.device => {
+            Some("the device state is another one".into())
+        }
+        Ok(_) => None,
+    }
+}
