@@ -199,8 +199,8 @@ fn identify(catalogue: &Catalogue, key: &Key, key_path: &Path, write: bool) -> R
     }
 }
 
-/// A catalogue that is new does not go with packs that are there: what speaks of them is lost or lies elsewhere. They
-/// would be taken for leftovers of a crash and removed.
+/// A catalogue without settings does not go with packs that are there: what speaks of them is lost or lies elsewhere.
+/// They would be taken for leftovers of a crash and removed.
 fn refuse_orphans(storage: &dyn PackStorage, catalogue: &Path) -> Result<()> {
     let path = storage.path(0);
     let dir = path.parent().unwrap_or(&path);
@@ -208,7 +208,7 @@ fn refuse_orphans(storage: &dyn PackStorage, catalogue: &Path) -> Result<()> {
         return Ok(());
     }
     let what = format!(
-        "it was missing or empty, but there are packs in {}. Put back a copy of the catalogue, or move the packs away",
+        "it does not say which store this is, but there are packs in {}. Put back a copy of the catalogue, or move them away",
         dir.display()
     );
     Err(Error::NotAStore { path: catalogue.to_owned(), what })

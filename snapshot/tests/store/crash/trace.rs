@@ -298,7 +298,7 @@ impl Tracer {
                 } else {
                     of[0]
                 };
-                assert!(self.file(to).is_none(), "call {number} writes to of[0] file, and is not known here");
+                assert!(self.file(to).is_none(), "call {number} writes to a file, and is not known here");
                 Call::Other
             }
             libc::SYS_link
