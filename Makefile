@@ -8,13 +8,14 @@ STEP = @setup/step.sh
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test lint doc bench bench-backup
+.PHONY: help setup demo test test-kernels lint doc bench bench-backup
 
 help: ## list the targets
-	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
 
-setup: ## get QEMU, a Debian kernel and busybox, and make the test guest
+setup: ## get QEMU, Debian kernels and busybox, and make the test guests
 	$(STEP) setup setup/guest.sh
+	$(STEP) "other kernels" setup/kernels.sh few
 
 demo: setup ## watch the whole story happen to a Debian guest (ARGS=... for its options)
 	$(STEP) "build" cargo build --release -p retrovisor $(CARGO_FLAGS)
@@ -24,6 +25,11 @@ test: setup lint ## formatting, clippy, documentation and all tests
 	$(STEP) "build tests" cargo test --workspace --all-targets --no-run $(CARGO_FLAGS)
 	$(STEP) "documentation tests" cargo test --workspace --doc $(CARGO_FLAGS)
 	$(STEP) "tests" setup/test.sh
+
+test-kernels: ## introspection on every kernel: 5.10, 6.1, 6.12, 7.x, cloud and plain (downloads about 600 MB once)
+	$(STEP) setup setup/guest.sh
+	$(STEP) "all kernels" setup/kernels.sh all
+	$(STEP) "tests" cargo test -p retrovisor-introspect --test word $(CARGO_FLAGS) -- --include-ignored --nocapture --test-threads 1
 
 lint: ## formatting, clippy, documentation, licences, shell scripts
 	$(STEP) "formatting" cargo fmt --all --check

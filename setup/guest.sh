@@ -4,7 +4,8 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-cache=${RETROVISOR_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/retrovisor}/guest
+cache=${RETROVISOR_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/retrovisor}/${RETROVISOR_GUEST_DIR:-guest}
+suite=${RETROVISOR_GUEST_SUITE:-}
 kernel_package=${RETROVISOR_GUEST_KERNEL_PACKAGE:-linux-image-cloud-amd64}
 PATH=$PATH:/usr/sbin:/sbin
 
@@ -26,7 +27,8 @@ case ${1:-} in
 -h | --help)
     echo "usage: setup/guest.sh"
     echo "Makes the guest in $cache; RETROVISOR_CACHE chooses another place,"
-    echo "RETROVISOR_GUEST_KERNEL_PACKAGE another Debian kernel package than $kernel_package."
+    echo "RETROVISOR_GUEST_KERNEL_PACKAGE another Debian kernel package than $kernel_package,"
+    echo "RETROVISOR_GUEST_SUITE another Debian suite than this machine's, RETROVISOR_GUEST_DIR another folder there."
     exit 0
     ;;
 *) die "unknown argument $1; setup/guest.sh takes none" ;;

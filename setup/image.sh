@@ -54,7 +54,7 @@ make_image() {
     release=${modules##*/}
     cp "$vmlinuz" "$new/vmlinuz"
 
-    say "building the workload"
+    say "building the guest's own programs"
     build_workload
     say "packing the initramfs for kernel $release"
     make_tree
@@ -76,9 +76,9 @@ build_workload() {
         cd "$root"
         unset CARGO_ENCODED_RUSTFLAGS
         RUSTFLAGS="-C target-feature=+crt-static -C strip=symbols" CARGO_TARGET_DIR=$folder \
-            cargo build --quiet --release --target "$target" -p retrovisor-workload {lock}>&-
-    ) || die "the workload could not be built"
-    workload=$folder/$target/release/workload
+            cargo build --quiet --release --target "$target" -p retrovisor-workload -p retrovisor-witness {lock}>&-
+    ) || die "the guest's own programs could not be built"
+    programs=$folder/$target/release
 }
 
 make_tree() {
@@ -88,7 +88,7 @@ make_tree() {
     "$busybox" --list | while read -r applet; do
         [ "$applet" = busybox ] || ln -s busybox "$tree/bin/$applet"
     done
-    cp "$workload" "$tree/bin/workload"
+    cp "$programs"/{workload,witness} "$tree/bin/"
     ln -s workload "$tree/bin/runaway"
     cp "$sources/linux/init" "$tree/init"
     cp "$sources"/linux/{housekeeper,shell-on-port} "$tree/bin/"

@@ -1,4 +1,5 @@
 //! A real guest in QEMU: boots the test image, runs commands in it, stops it, reads and writes its memory.
+#![allow(dead_code, reason = "each test uses its part")]
 
 use std::{
     fs::File,
@@ -13,13 +14,13 @@ use retrovisor_guest::{Gpa, VcpuRegisters};
 use retrovisor_introspect::RawDump;
 
 #[path = "../../examples/inspect_dump/registers.rs"]
-mod registers;
+pub(crate) mod registers;
 
 /// Where the set-up keeps its files.
 pub(crate) fn cache() -> Option<PathBuf> {
-    std::env::var_os("RETROVISOR_CACHE")
-        .map(PathBuf::from)
-        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/retrovisor")))
+    let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache"));
+    let base = || std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
+    std::env::var_os("RETROVISOR_CACHE").map(PathBuf::from).or_else(|| Some(base()?.join("retrovisor")))
 }
 
 const MEMORY_MIB: u64 = 512;
@@ -32,19 +33,58 @@ pub(crate) struct Guest {
     directory: tempfile::TempDir,
 }
 
+/// Which guest to start, and on what machine.
+pub(crate) struct Setting {
+    /// Folder of the cache that holds `vmlinuz`, `initramfs.cpio.gz`, `disk.raw`.
+    pub(crate) folder: PathBuf,
+    pub(crate) vcpus: u32,
+    /// The features of the CPU: `max`, `max,la57=off`.
+    pub(crate) cpu: &'static str,
+    /// `tcg,thread=multi`, or `single`: kernels of 7 patch their code in a way in which QEMU 7.2's threads of several
+    /// vCPUs see half an instruction now and then.
+    pub(crate) accelerator: &'static str,
+    /// More words of the kernel's command line.
+    pub(crate) append: &'static str,
+    /// Whether the machine has the data disk, and a blank one for what the guest's witness writes.
+    pub(crate) disks: bool,
+}
+
+impl Default for Setting {
+    fn default() -> Self {
+        Self {
+            folder: cache().unwrap_or_default().join("guest"),
+            vcpus: 2,
+            cpu: "max",
+            accelerator: "tcg,thread=multi",
+            append: "",
+            disks: false,
+        }
+    }
+}
+
+/// Bytes of the disk that the witness writes to.
+pub(crate) const WITNESS_DISK_BYTES: u64 = 64 << 20;
+
 impl Guest {
-    /// Starts the guest, or says why that cannot be.
-    #[allow(dead_code, reason = "the attack tests start guests with more in them")]
+    /// Starts the test guest, or says why that cannot be.
     pub(crate) fn start() -> Option<Self> {
-        Self::start_with(&cache()?.join("guest"), None)
+        Self::start_on(&Setting::default(), None)
     }
 
     /// Starts the guest whose files lie in a folder; an archive (cpio) is unpacked over its root.
     pub(crate) fn start_with(files: &Path, archive: Option<&Path>) -> Option<Self> {
-        let (kernel, image) = (files.join("vmlinuz"), files.join("initramfs.cpio.gz"));
+        Self::start_on(&Setting { folder: files.to_owned(), ..Setting::default() }, archive)
+    }
+
+    /// Starts a guest on a machine of this kind.
+    pub(crate) fn start_on(setting: &Setting, archive: Option<&Path>) -> Option<Self> {
+        let (kernel, image) = (setting.folder.join("vmlinuz"), setting.folder.join("initramfs.cpio.gz"));
         for file in [&kernel, &image] {
             if !file.is_file() {
-                eprintln!("SKIPPED: no guest image at {}: `make test` fetches and builds it", file.display());
+                eprintln!(
+                    "SKIPPED: no guest image at {}: `make setup` fetches and builds it",
+                    file.display()
+                );
                 return None;
             }
         }
@@ -64,36 +104,27 @@ impl Guest {
             path("memory").display()
         );
         let socket = |name: &str| format!("unix:{},server=on,wait=off", path(name).display());
-        let process = Command::new("qemu-system-x86_64")
-            .args([
-                "-nodefaults",
-                "-display",
-                "none",
-                "-no-reboot",
-                "-accel",
-                "tcg,thread=multi",
-                "-cpu",
-                "max",
-            ])
-            .args([
-                "-M",
-                "q35,memory-backend=ram",
-                "-m",
-                &MEMORY_MIB.to_string(),
-                "-smp",
-                "2",
-                "-object",
-                &memory,
-            ])
+        let mut command = Command::new("qemu-system-x86_64");
+        command
+            .args(["-nodefaults", "-display", "none", "-no-reboot", "-accel", setting.accelerator])
+            .args(["-M", "q35,memory-backend=ram", "-m", &MEMORY_MIB.to_string(), "-object", &memory])
+            .args(["-cpu", setting.cpu, "-smp", &setting.vcpus.to_string()])
             .arg("-kernel")
             .arg(&kernel)
             .arg("-initrd")
             .arg(&image)
-            .args(["-append", "console=ttyS0 panic=-1 quiet"])
+            .args(["-append", &format!("console=ttyS0 panic=-1 quiet {}", setting.append)])
             .args(["-serial", &format!("file:{}", path("console").display())])
-            .args(["-serial", &socket("shell"), "-qmp", &socket("monitor")])
-            .stdin(Stdio::null())
-            .spawn();
+            .args(["-serial", &socket("shell"), "-qmp", &socket("monitor")]);
+        if setting.disks {
+            File::create(path("witness")).unwrap().set_len(WITNESS_DISK_BYTES).unwrap();
+            let drive = |file: &Path, snapshot: &str| {
+                format!("file={},if=virtio,format=raw,snapshot={snapshot}", file.display())
+            };
+            command.args(["-drive", &drive(&setting.folder.join("disk.raw"), "on")]);
+            command.args(["-drive", &drive(&path("witness"), "off")]);
+        }
+        let process = command.stdin(Stdio::null()).spawn();
         let process = match process {
             Ok(process) => process,
             Err(error) => {
@@ -126,7 +157,11 @@ impl Guest {
                     return;
                 }
             }
-            assert!(start.elapsed() < PATIENCE, "the guest's shell does not answer");
+            let ended = self.process.try_wait().unwrap();
+            let console =
+                || std::fs::read_to_string(self.directory.path().join("console")).unwrap_or_default();
+            assert!(ended.is_none(), "QEMU ended with {ended:?}: {}", console());
+            assert!(start.elapsed() < PATIENCE, "the guest's shell does not answer: {}", console());
         }
     }
 
@@ -171,14 +206,25 @@ impl Guest {
     }
 
     pub(crate) fn registers(&mut self) -> Vec<VcpuRegisters> {
+        registers::parse(&self.registers_as_told())
+    }
+
+    /// The registers as the monitor prints them.
+    pub(crate) fn registers_as_told(&mut self) -> String {
         let question =
             r#"{"execute":"human-monitor-command","arguments":{"command-line":"info registers -a"}}"#;
         let answer = self.ask(question);
-        registers::parse(answer["return"].as_str().unwrap())
+        answer["return"].as_str().unwrap().to_owned()
     }
 
-    fn memory_path(&self) -> PathBuf {
+    /// The file that is the guest's memory.
+    pub(crate) fn memory_path(&self) -> PathBuf {
         self.directory.path().join("memory")
+    }
+
+    /// The file that is the witness's disk.
+    pub(crate) fn witness_path(&self) -> PathBuf {
+        self.directory.path().join("witness")
     }
 
     /// The guest's memory as it stands.
