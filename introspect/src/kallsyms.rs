@@ -9,12 +9,14 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(clippy::struct_field_names, reason = "they are places, not what stands there")]
 pub(crate) struct Tables {
-    /// `kallsyms_num_syms`; the names follow 8 bytes on.
+    /// `kallsyms_num_syms`; the names follow at the next multiple of the alignment.
     pub(crate) count_at: usize,
     /// `kallsyms_token_table`.
     pub(crate) tokens_at: usize,
     /// `kallsyms_token_index`.
     pub(crate) index_at: usize,
+    /// To which the tables are aligned: 8 bytes, since 7 only 4.
+    pub(crate) align: usize,
 }
 
 /// The tokens 0x30 to 0x39 stand for themselves in every kernel.
@@ -23,7 +25,8 @@ const DIGITS: &[u8] = b"0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00";
 const NAMES_BYTES_MAX: usize = 32 << 20;
 /// What a search may spend on walking through false tables.
 const WALK_BYTES_MAX: usize = 64 << 20;
-const SYMBOLS_MIN: u32 = 64;
+/// With a single marker, which is zero, everything would agree.
+const SYMBOLS: std::ops::RangeInclusive<u32> = NAMES_PER_MARKER + 1..=Symbols::COUNT_MAX;
 const NAMES_PER_MARKER: u32 = 256;
 
 impl Tables {
@@ -36,45 +39,47 @@ impl Tables {
     /// The tables around a place where the ten digits stand.
     fn around(image: &Image, digits_at: usize) -> Option<Self> {
         let end = after_strings(&image.bytes, digits_at, 256 - 0x30)?;
-        let index_at = end.next_multiple_of(8);
+        // Where 8 bytes are the rule, 4 may seem to be.
+        [8, 4].into_iter().find_map(|align| Self::aligned(image, digits_at, end, align))
+    }
+
+    fn aligned(image: &Image, digits_at: usize, end: usize, align: usize) -> Option<Self> {
+        let index_at = end.next_multiple_of(align);
         let tokens_at = digits_at.checked_sub(image.u16(index_at + 2 * 0x30)?.into())?;
         let token_index = TokenIndex { image, tokens_at, index_at };
         if !token_index.is_cumulative() {
             return None;
         }
         let mut budget = WALK_BYTES_MAX;
-        let first = tokens_at.saturating_sub(NAMES_BYTES_MAX) & !7;
-        let candidates = (first..tokens_at & !7).step_by(8).rev();
-        let count_at = candidates.into_iter().find(|count_at| {
-            let count = image.u64(*count_at).and_then(|count| u32::try_from(count).ok());
-            count.filter(|count| (SYMBOLS_MIN..=Symbols::COUNT_MAX).contains(count)).is_some_and(|count| {
-                names_agree_with_markers(image, count_at + 8, count, tokens_at, &mut budget)
+        let aligned = |at: usize| at - at % align;
+        let candidates =
+            (aligned(tokens_at.saturating_sub(NAMES_BYTES_MAX))..aligned(tokens_at)).step_by(align);
+        let count_at = candidates.rev().find(|count_at| {
+            count_in(image, *count_at, align).is_some_and(|count| {
+                names_agree_with_markers(image, (*count_at, align), count, tokens_at, &mut budget)
             })
         })?;
-        Some(Self { count_at, tokens_at, index_at })
+        Some(Self { count_at, tokens_at, index_at, align })
     }
 
-    /// Checks tables whose places something else told (VMCOREINFO).
-    pub(crate) fn check(self, image: &Image) -> Option<Self> {
-        let count = image.u32(self.count_at)?;
-        let tokens = TokenIndex { image, tokens_at: self.tokens_at, index_at: self.index_at };
-        let agree = (SYMBOLS_MIN..=Symbols::COUNT_MAX).contains(&count)
-            && tokens.is_cumulative()
-            && names_agree_with_markers(
-                image,
-                self.count_at + 8,
-                count,
-                self.tokens_at,
-                &mut WALK_BYTES_MAX.clone(),
-            );
-        agree.then_some(self)
+    /// Checks tables whose places something else told (VMCOREINFO), and finds out how they are aligned.
+    pub(crate) fn check(count_at: usize, tokens_at: usize, index_at: usize, image: &Image) -> Option<Self> {
+        let count = count_in(image, count_at, 4)?;
+        if !(TokenIndex { image, tokens_at, index_at }).is_cumulative() {
+            return None;
+        }
+        let agree = |align: &usize| {
+            names_agree_with_markers(image, (count_at, *align), count, tokens_at, &mut WALK_BYTES_MAX.clone())
+        };
+        let align = [8, 4].into_iter().find(agree)?;
+        Some(Self { count_at, tokens_at, index_at, align })
     }
 
     /// Expands all names and computes all addresses.
     pub(crate) fn read(&self, image: &Image, range: &ImageRange) -> Option<Symbols> {
         let count = image.u32(self.count_at)?;
-        let offsets_bytes = usize::try_from(count).ok()?.checked_mul(4)?.next_multiple_of(8);
-        let after = (self.index_at + 512).next_multiple_of(8);
+        let offsets_bytes = usize::try_from(count).ok()?.checked_mul(4)?.next_multiple_of(self.align);
+        let after = (self.index_at + 512).next_multiple_of(self.align);
         let base = |at: usize| image.u64(at).filter(|base| range.contains(*base));
         let before_base = self.count_at.checked_sub(8);
         // 4.6: offsets, relative_base, num_syms… · 6.4: …token_index, offsets, relative_base.
@@ -99,7 +104,7 @@ impl Tables {
         let tokens = TokenIndex { image, tokens_at: self.tokens_at, index_at: self.index_at }.tokens()?;
         let (mut text, mut ends) =
             (Vec::with_capacity(addresses.len() * 24), Vec::with_capacity(addresses.len()));
-        let mut at = self.count_at + 8;
+        let mut at = self.count_at + self.align;
         for _ in 0..count {
             let (length, first) = name_length(&image.bytes, at)?;
             for token in image.bytes.get(first..first + length)? {
@@ -137,14 +142,26 @@ fn addresses(image: &Image, offsets_at: usize, count: u32, base: Option<u64>) ->
     Some(offsets.iter().map(address).collect())
 }
 
+/// A number of symbols that can be one; where it has 8 bytes, the upper ones are padding.
+fn count_in(image: &Image, at: usize, align: usize) -> Option<u32> {
+    let padded = align == 4 || image.u32(at + 4) == Some(0);
+    image.u32(at).filter(|count| padded && SYMBOLS.contains(count))
+}
+
 fn extend(offset: u32) -> u64 {
     i64::from(offset.cast_signed()).cast_unsigned()
 }
 
-/// Walks `count` names from `at`; behind them the markers must tell where every 256th begins.
-fn names_agree_with_markers(image: &Image, at: usize, count: u32, limit: usize, budget: &mut usize) -> bool {
-    let names_at = at;
-    let (mut at, mut starts) = (at, Vec::new());
+/// Walks the `count` names that follow the count; behind them the markers must tell where every 256th begins.
+fn names_agree_with_markers(
+    image: &Image,
+    (count_at, align): (usize, usize),
+    count: u32,
+    limit: usize,
+    budget: &mut usize,
+) -> bool {
+    let names_at = count_at + align;
+    let (mut at, mut starts) = (names_at, Vec::new());
     for number in 0..count {
         if number % NAMES_PER_MARKER == 0 {
             starts.push(at - names_at);
@@ -155,7 +172,7 @@ fn names_agree_with_markers(image: &Image, at: usize, count: u32, limit: usize, 
         }
     }
     *budget = budget.saturating_sub(at - names_at + 64);
-    let markers_at = at.next_multiple_of(8);
+    let markers_at = at.next_multiple_of(align);
     let whole =
         starts.len() == count.div_ceil(NAMES_PER_MARKER) as usize && markers_at + starts.len() * 4 <= limit;
     let marker = |number: usize| image.u32(markers_at + number * 4).map(|marker| marker as usize);

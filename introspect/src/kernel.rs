@@ -285,12 +285,7 @@ impl std::fmt::Debug for Kernel {
 /// Where a VMCOREINFO note of 6.0 and later says that kallsyms is, if its tables are really there.
 fn tables_of(note: &VmcoreInfo, image: &Image) -> Option<Tables> {
     let at = |name: &str| image.offset(note.symbol(name)?);
-    let tables = Tables {
-        count_at: at("kallsyms_num_syms")?,
-        tokens_at: at("kallsyms_token_table")?,
-        index_at: at("kallsyms_token_index")?,
-    };
-    tables.check(image)
+    Tables::check(at("kallsyms_num_syms")?, at("kallsyms_token_table")?, at("kallsyms_token_index")?, image)
 }
 
 /// The kernel's types: between the symbols that mark them, else by scan.

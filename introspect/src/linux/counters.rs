@@ -1,5 +1,5 @@
 use super::time::Clock;
-use crate::{fact::Counter, probe::Probe, reader::Reader};
+use crate::{btf::Field, fact::Counter, probe::Probe, reader::Reader};
 
 /// An array of counters longer than this is no array of counters.
 const ITEMS_MAX: usize = 1024;
@@ -60,7 +60,11 @@ fn vm_counters(probe: &Probe, counters: &mut Vec<Counter>) {
         }
     }
     if probe.symbol("vm_event_states").is_some() {
-        counters.extend(names.events.into_iter().zip(events).map(|(name, value)| counter(name, value)));
+        counters.extend(names.events.into_iter().zip(events).map(|(name, value)| {
+            // Counted in sectors of 512 bytes, shown in KiB.
+            let shown = if matches!(name.as_str(), "pgpgin" | "pgpgout") { value / 2 } else { value };
+            counter(name, shown)
+        }));
     }
 }
 
@@ -133,6 +137,7 @@ fn load(probe: &Probe, counters: &mut Vec<Counter>) {
 fn processor_times(probe: &Probe, counters: &mut Vec<Counter>) {
     let Some(field) = probe.field("kernel_cpustat", "cpustat") else { return };
     let items = probe.types.enum_with("CPUTIME_USER");
+    let idle = idle_times(probe);
     let each: Vec<_> = probe
         .each_cpu("kernel_cpustat")
         .filter_map(|(_, at)| words(probe.reader, at.wrapping_add(field.offset_bytes), items.len()))
@@ -145,27 +150,44 @@ fn processor_times(probe: &Probe, counters: &mut Vec<Counter>) {
                 .iter()
                 .filter_map(|words| words.get(index))
                 .fold(0, |sum: u64, word| sum.wrapping_add(*word));
-            let precise = (kind == "idle").then(|| idle_time(probe)).flatten();
+            let precise = match kind.as_str() {
+                "idle" => idle.map(|(idle, _)| idle),
+                "iowait" => idle.map(|(_, waiting)| waiting),
+                _ => None,
+            };
             counters.push(counter(format!("cpu_{kind}_ns"), precise.unwrap_or(ticks)));
         }
     }
 }
 
-/// Idle time over all CPUs as /proc/stat has it: a CPU that sleeps without ticks is counted up to now. `None` where
-/// CPUs tick while they sleep.
-fn idle_time(probe: &Probe) -> Option<u64> {
+/// Idle time over all CPUs, and that in which a task waited for a device, as /proc/stat has them: a CPU that sleeps
+/// without ticks is counted up to now. `None` where CPUs tick while they sleep.
+fn idle_times(probe: &Probe) -> Option<(u64, u64)> {
+    // Bit of `flags`, in which since 6.9 the single flags are.
+    const IDLE_ACTIVE: u64 = 1 << 2;
     probe.half("tick_nohz_active").filter(|active| *active != 0)?;
     let now = Clock::read(probe).monotonic_ns?;
     let field = |path: &str| probe.field("tick_sched", path);
-    let (active, entry, slept) = (field("idle_active")?, field("idle_entrytime")?, field("idle_sleeptime")?);
-    let of_cpu = |cpu: u64| {
-        let since = probe.reader.number(cpu, active).filter(|active| *active != 0);
-        let since =
-            since.and_then(|_| probe.reader.number(cpu, entry)).map_or(0, |entry| now.saturating_sub(entry));
-        Some(probe.reader.number(cpu, slept)?.wrapping_add(since))
+    let number = |cpu: u64, field: Field| probe.reader.number(cpu, field);
+    let (flag, flags) = (field("idle_active"), field("flags"));
+    let (entry, idle, waiting) =
+        (field("idle_entrytime")?, field("idle_sleeptime")?, field("iowait_sleeptime")?);
+    let waiters = probe.field("rq", "nr_iowait.counter")?;
+    let queues: Vec<u64> = probe.each_cpu("runqueues").map(|(_, queue)| queue).collect();
+    let of_cpu = |cpu: u64, queue: u64| {
+        let active = match (flag, flags) {
+            (Some(flag), _) => number(cpu, flag)? != 0,
+            (None, flags) => number(cpu, flags?)? & IDLE_ACTIVE != 0,
+        };
+        let since = if active { now.saturating_sub(number(cpu, entry)?) } else { 0 };
+        let waits = number(queue, waiters)? != 0;
+        let (idle, waiting) = (number(cpu, idle)?, number(cpu, waiting)?);
+        Some(if waits { (idle, waiting.wrapping_add(since)) } else { (idle.wrapping_add(since), waiting) })
     };
     probe.symbol("tick_cpu_sched")?;
-    Some(probe.each_cpu("tick_cpu_sched").filter_map(|(_, cpu)| of_cpu(cpu)).fold(0, u64::wrapping_add))
+    let times = probe.each_cpu("tick_cpu_sched").zip(queues);
+    let times = times.filter_map(|((_, cpu), queue)| of_cpu(cpu, queue));
+    Some(times.fold((0, 0), |sum, cpu| (sum.0.wrapping_add(cpu.0), sum.1.wrapping_add(cpu.1))))
 }
 
 /// What the run queues count, over all CPUs.

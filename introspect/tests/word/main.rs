@@ -2,13 +2,20 @@
 //! before and just after. One test a kernel; `make test-kernels` has all of them.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod counters;
 mod dump;
+mod kernel;
 #[path = "../live/mod.rs"]
 mod live;
+mod log;
+mod modules;
 mod statement;
+mod symbols;
+mod tasks;
 
 use dump::Dump;
 use live::Setting;
+use retrovisor_introspect::Introspector;
 
 /// One vCPU, four-level page tables, isolated from user mode.
 fn small() -> Setting {
@@ -26,47 +33,60 @@ fn large() -> Setting {
     }
 }
 
-fn both(kernel: &str) {
+fn both(release: &str, name: &str) {
     for (circumstances, setting) in [("small", small()), ("large", large())] {
-        let Some(dump) = Dump::of(kernel, circumstances, &setting) else { return };
-        eprintln!("{kernel} {circumstances}: {} threads", dump.before.threads().len());
+        let Some(dump) = Dump::of(name, circumstances, &setting) else { return };
+        eprintln!("{name}, {circumstances}: {} threads", dump.before.threads().len());
+        let mut introspector = Introspector::new();
+        let observation = introspector.observe(&dump.memory, &dump.registers);
+        let linux = observation.linux.unwrap_or_else(|| panic!("no Linux guest: {:?}", observation.reason));
+        let found = introspector.kernel().unwrap();
+        assert!(found.release().starts_with(release), "{}", found.release());
+        symbols::agree(&found, &dump);
+        kernel::agrees(&linux, &dump);
+        tasks::agree(&linux, &dump);
+        modules::agree(&linux, &dump);
+        log::agrees(&linux, &dump);
+        counters::agree(&linux, &dump);
+        kernel::is_found_without_registers(&found, &dump);
+        assert_eq!(linux.integrity, [], "a healthy guest has no violation");
     }
 }
 
 #[test]
 fn kernel_5_10_cloud() {
-    both("bullseye-cloud");
+    both("5.10.", "bullseye-cloud");
 }
 #[test]
 fn kernel_6_1_cloud() {
-    both("bookworm-cloud");
+    both("6.1.", "bookworm-cloud");
 }
 #[test]
 fn kernel_7_cloud() {
-    both("sid-cloud");
+    both("7.", "sid-cloud");
 }
 #[test]
 #[ignore = "of the full matrix: make test-kernels"]
 fn kernel_6_12_cloud() {
-    both("trixie-cloud");
+    both("6.12.", "trixie-cloud");
 }
 #[test]
 #[ignore = "of the full matrix: make test-kernels"]
 fn kernel_5_10_plain() {
-    both("bullseye-plain");
+    both("5.10.", "bullseye-plain");
 }
 #[test]
 #[ignore = "of the full matrix: make test-kernels"]
 fn kernel_6_1_plain() {
-    both("bookworm-plain");
+    both("6.1.", "bookworm-plain");
 }
 #[test]
 #[ignore = "of the full matrix: make test-kernels"]
 fn kernel_6_12_plain() {
-    both("trixie-plain");
+    both("6.12.", "trixie-plain");
 }
 #[test]
 #[ignore = "of the full matrix: make test-kernels"]
 fn kernel_7_plain() {
-    both("sid-plain");
+    both("7.", "sid-plain");
 }

@@ -1,0 +1,114 @@
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use retrovisor_introspect::{Linux, fact::Task};
+
+use crate::{dump::Dump, statement::Statement};
+
+/// Every thread of the guest is read, none is invented, and each is as the guest says.
+pub(crate) fn agree(linux: &Linux, dump: &Dump) {
+    let seen: BTreeMap<i32, &Task> = linux.tasks.iter().map(|task| (task.pid, task)).collect();
+    assert_eq!(seen.len(), linux.tasks.len(), "no task twice");
+    let (before, after): (BTreeSet<_>, BTreeSet<_>) =
+        (dump.before.threads().into_iter().collect(), dump.after.threads().into_iter().collect());
+    let told_at = uptime(&dump.before);
+    let missing: Vec<_> =
+        before.intersection(&after).filter(|(_, thread)| !seen.contains_key(thread)).collect();
+    assert_eq!(missing, Vec::<&(i32, i32)>::new(), "missing tasks");
+    let invented: Vec<_> = linux
+        .tasks
+        .iter()
+        .filter(|task| !before.contains(&(task.tgid, task.pid)) && !after.contains(&(task.tgid, task.pid)))
+        .filter(|task| {
+            u128::from(task.start_time_ns) < told_at.saturating_sub(Duration::from_secs(2)).as_nanos()
+        })
+        .collect();
+    assert_eq!(invented, Vec::<&Task>::new(), "invented tasks");
+    for (process, thread) in before.intersection(&after) {
+        let one = |statement: &Statement| Told::of(statement, *process, *thread);
+        one_agrees(seen[thread], &one(&dump.before), &one(&dump.after));
+    }
+    assert!(before.len() > 40 && linux.tasks.iter().any(|task| task.comm == "scene-three"));
+    assert!(
+        linux.tasks.iter().any(|task| task.state == 'Z') && linux.tasks.iter().any(|task| task.state == 'T')
+    );
+}
+
+/// Time since boot when the statement was begun.
+fn uptime(statement: &Statement) -> Duration {
+    let told = statement.text("/proc/uptime");
+    Duration::from_secs_f64(told.split(' ').next().unwrap().parse().unwrap())
+}
+
+/// What /proc says of a thread.
+struct Told {
+    comm: String,
+    /// The words of `stat` after the name; the first is the state.
+    stat: Vec<String>,
+    status: BTreeMap<String, String>,
+}
+
+impl Told {
+    fn of(statement: &Statement, process: i32, thread: i32) -> Self {
+        let folder = format!("/proc/{process}/task/{thread}");
+        let stat = statement.text(&format!("{folder}/stat"));
+        let (open, close) = (stat.find('(').unwrap(), stat.rfind(')').unwrap());
+        Self {
+            comm: stat[open + 1..close].to_owned(),
+            stat: stat[close + 2..].split_whitespace().map(str::to_owned).collect(),
+            status: statement.status(&format!("{folder}/status")),
+        }
+    }
+
+    fn number(&self, at: usize) -> u64 {
+        self.stat[at].parse().unwrap()
+    }
+
+    fn status(&self, name: &str, word: usize) -> u64 {
+        let value = self.status.get(name).unwrap_or_else(|| panic!("no {name} in {:?}", self.status));
+        value.split_whitespace().nth(word).unwrap().parse().unwrap()
+    }
+}
+
+fn one_agrees(task: &Task, before: &Told, after: &Told) {
+    let what = format!("{task:?}");
+    let either = |own: u64, told: &dyn Fn(&Told) -> u64| {
+        let (before, after) = (told(before), told(after));
+        assert!(own == before || own == after, "{own}, told {before} and {after}: {what}");
+    };
+    let between = |own: u64, slack: u64, told: &dyn Fn(&Told) -> u64| {
+        let (before, after) = (told(before), told(after));
+        assert!(
+            (before.saturating_sub(slack)..=after + slack).contains(&own),
+            "{own} in {before}..={after}: {what}"
+        );
+    };
+    // A worker's name in /proc says what it does; of other kernel threads /proc knows a longer name.
+    let names_agree = |told: &str| told.starts_with(&task.comm);
+    assert!(names_agree(&before.comm) || names_agree(&after.comm), "{} {what}", before.comm);
+    // Who runs at the instant of the dump need not have run when it was asked.
+    let running = task.state == 'R';
+    assert!(
+        running || [before, after].iter().any(|told| told.stat[0] == task.state.to_string()),
+        "{:?} {what}",
+        before.stat
+    );
+    either(u64::try_from(task.ppid).unwrap(), &|told| told.number(1));
+    either(task.uid.unwrap().into(), &|told| told.status("Uid", 0));
+    either(task.gid.unwrap().into(), &|told| told.status("Gid", 0));
+    either(task.start_time_ns / 10_000_000, &|told| told.number(19));
+    either(task.vsize_pages, &|told| told.number(20) / 4096);
+    between((task.utime_ns + task.stime_ns) / 10_000_000, 2, &|told| told.number(11) + told.number(12));
+    between(task.voluntary_switches, 0, &|told| told.status("voluntary_ctxt_switches", 0));
+    between(task.involuntary_switches, 0, &|told| told.status("nonvoluntary_ctxt_switches", 0));
+    // The kernel counts these per CPU and shows an approximate sum.
+    if task.rss_pages == 0 {
+        assert_eq!(before.number(21), 0, "{what}");
+    } else {
+        let rss = |told: &Told| told.status("VmRSS", 0) / 4;
+        between(task.rss_pages, 400, &|told| rss(told));
+    }
+    assert!(task.views.starts_with("list+pid-idr"), "{what}");
+}
