@@ -7,7 +7,6 @@ use crate::{
 
 /// Where kallsyms' tables begin in the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(clippy::struct_field_names, reason = "they are places, not what stands there")]
 pub(crate) struct Tables {
     /// `kallsyms_num_syms`; the names follow at the next multiple of the alignment.
     pub(crate) count_at: usize,
@@ -246,23 +245,24 @@ mod tests {
         Before,
         After,
         OwnPlace,
-    }
-
-    fn align(bytes: &mut Vec<u8>) {
-        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        /// As `OwnPlace`, aligned to 4 bytes only.
+        Packed,
     }
 
     /// Tables of 300 symbols: `Tsym<number>`, 16 bytes apart; the token 0x80 is "Tsym", one name is 200 tokens long.
     fn image(layout: Layout) -> Image {
         let count = 300_u32;
-        let mut bytes = vec![0; 4096];
+        let own_place = matches!(layout, Layout::OwnPlace | Layout::Packed);
+        let alignment = if layout == Layout::Packed { 4 } else { 8 };
+        let align = |bytes: &mut Vec<u8>| bytes.resize(bytes.len().next_multiple_of(alignment), 0);
+        let mut bytes = vec![0; 4096 + alignment % 8];
         // A decoy: digits without tables.
         bytes.extend_from_slice(DIGITS);
         align(&mut bytes);
         let offsets = |bytes: &mut Vec<u8>| {
             for number in 0..count {
                 let offset = match layout {
-                    Layout::OwnPlace => {
+                    _ if own_place => {
                         let own = u32::try_from(bytes.len()).unwrap();
                         (number * 16).wrapping_sub(own)
                     }
@@ -271,14 +271,14 @@ mod tests {
                 bytes.extend(offset.to_le_bytes());
             }
             align(bytes);
-            if layout != Layout::OwnPlace {
+            if !own_place {
                 bytes.extend(VIRT.to_le_bytes());
             }
         };
         if layout == Layout::Before {
             offsets(&mut bytes);
         }
-        bytes.extend(u64::from(count).to_le_bytes());
+        bytes.extend(&u64::from(count).to_le_bytes()[..alignment]);
         let (names_at, mut markers) = (bytes.len(), Vec::new());
         for number in 0..count {
             if number % 256 == 0 {
@@ -323,10 +323,11 @@ mod tests {
 
     #[test]
     fn every_layout_is_read() {
-        for layout in [Layout::Before, Layout::After, Layout::OwnPlace] {
+        for layout in [Layout::Before, Layout::After, Layout::OwnPlace, Layout::Packed] {
             let image = image(layout);
             let tables = Tables::scan(&image).unwrap();
-            assert_eq!(tables.check(&image), Some(tables));
+            let Tables { count_at, tokens_at, index_at, .. } = tables;
+            assert_eq!(Tables::check(count_at, tokens_at, index_at, &image), Some(tables));
             let symbols = tables.read(&image, &range(&image)).unwrap();
             assert_eq!(symbols.len(), 300, "{layout:?}");
             assert_eq!(symbols.address("sym0"), Some(VIRT), "{layout:?}");
@@ -339,7 +340,7 @@ mod tests {
     proptest! {
         #[test]
         fn mutated_tables_never_panic(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..20)) {
-            for layout in [Layout::Before, Layout::After] {
+            for layout in [Layout::Before, Layout::After, Layout::Packed] {
                 let mut image = image(layout);
                 let whole = Tables::scan(&image).unwrap();
                 for (at, byte) in &changes {

@@ -30,7 +30,7 @@ impl Dump {
     /// The dump of a kernel under some circumstances: from the cache, or by booting it now. `None` when the kernel is
     /// not there; that is said.
     pub(crate) fn of(kernel: &str, circumstances: &str, setting: &Setting) -> Option<Self> {
-        let folder = cache().join("kernels").join(kernel);
+        let folder = cache()?.join("kernels").join(kernel);
         let manifest = folder.join("manifest.json");
         let Ok(manifest) = fs::read(&manifest) else {
             let reason = fs::read_to_string(folder.join("unavailable"))
@@ -41,7 +41,7 @@ impl Dump {
         let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
         let sum = |file: &str| manifest["sha256"][file].as_str().unwrap()[..16].to_owned();
         let key = [FORMAT.to_owned(), sum("vmlinuz"), sum("initramfs.cpio.gz")].join("-");
-        let place = cache().join("dumps").join(format!("{kernel}-{circumstances}"));
+        let place = cache()?.join("dumps").join(format!("{kernel}-{circumstances}"));
         if fs::read_to_string(place.join("key")).ok().as_ref() != Some(&key) {
             take(&place, &key, &Setting { folder, disks: true, ..*setting })?;
         }
@@ -62,7 +62,7 @@ impl Dump {
 /// Boots the guest, lets it set its scene, and stops it between two statements.
 fn take(place: &Path, key: &str, setting: &Setting) -> Option<()> {
     eprintln!("booting {} for {}", setting.folder.display(), place.display());
-    let mut guest = Guest::start_with(setting)?;
+    let mut guest = Guest::start_on(setting, None)?;
     guest.wait_for_shell();
     guest.run("start-stop-daemon -S -b -x /bin/witness -- scene /data/scene 'two words' caf\u{e9}; sleep 2");
     // What goes on by itself stands still: then nothing may be missing and nothing too much.
