@@ -1,42 +1,55 @@
-use retrovisor_guest::MemoryLayout;
+use retrovisor_guest::{Gfn, MemoryLayout, PAGE_SIZE, PageToken};
 
-use crate::{btf::Field, hash::IntegerMap, probe::Probe};
+use crate::{btf::Field, probe::Probe};
 
-/// What the kernel's page descriptors say of every frame.
+/// What the kernel's page descriptors say of every frame, kept from one memory to the next: descriptors whose
+/// frame has the same name are not looked at again.
 #[derive(Default)]
-pub(crate) struct FrameKinds {
-    kinds: Vec<Kind>,
-    caches: Vec<String>,
-    files: Vec<(u64, Option<String>)>,
+pub(crate) struct Descriptors {
+    uses: Vec<Use>,
+    /// The frame that holds a run of descriptors, by its first frame's index: the name of its contents.
+    tokens: Vec<Option<PageToken>>,
+    base: u64,
+    size: u64,
 }
 
-/// What one frame is used for.
+/// What one descriptor says its frame is used for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum Use {
+    /// There is no descriptor, or it cannot be read.
     #[default]
-    Unknown,
-    Free,
+    Missing,
+    /// In use for something that the descriptor does not tell.
+    Plain,
+    /// Never given to the allocator: taken before it ran, or firmware's.
+    Reserved,
+    /// The first of a free block.
+    Free { order: u32 },
+    /// A page table.
+    Table,
+    /// Given back to the host.
+    Offline,
+    /// Memory of processes, not of a file.
     Anonymous,
-    /// Objects of an allocator's cache, by number.
-    Slab {
-        cache: u32,
-    },
-    /// A page of a file, by number.
-    File {
-        file: u32,
-        page: u64,
-    },
+    /// The first of a slab: the address of its cache, and how many objects it has.
+    Slab { cache: u64, objects: u16 },
+    /// A page of a file: its `address_space`, and the offset in pages.
+    File { mapping: u64, page: u64 },
+    /// A part of a larger block, whose first frame is this one.
+    Tail { head: u64 },
 }
 
-const NAME_MAX: usize = 64;
-const FILE_NAME_MAX: usize = 256;
-const FILES_MAX: usize = 1 << 20;
 const ORDER_MAX: u64 = 20;
 
-/// How a free block is marked: to 6.11 by a cleared bit under a base of ones, …
-const OLD_BUDDY: (u32, u32) = (0xf000_0080, 0xf000_0000);
+/// How blocks are marked: to 6.11 by a cleared bit under a base of ones, …
+const OLD_BASE: u32 = 0xf000_0000;
+const OLD_BUDDY: u32 = 0x80;
+const OLD_OFFLINE: u32 = 0x100;
+const OLD_TABLE: u32 = 0x200;
 /// … then by a number in the top byte.
 const NEW_BUDDY: u32 = 0xf0;
+const NEW_OFFLINE: u32 = 0xf1;
+const NEW_TABLE: u32 = 0xf2;
 
 /// Where the fields of a page descriptor lie.
 struct Fields {
@@ -48,16 +61,19 @@ struct Fields {
     page_type: usize,
     head: usize,
     cache: Option<usize>,
-    cache_name: Option<Field>,
+    objects: Option<Field>,
     slab_flag: Option<u32>,
     slab_type: Option<u32>,
+    reserved_flag: Option<u32>,
 }
 
 impl Fields {
     fn of(probe: &Probe) -> Option<Self> {
         let place = |path: &str| usize::try_from(probe.field("page", path)?.offset_bytes).ok();
-        let cache = probe.field("slab", "slab_cache").or_else(|| probe.field("page", "slab_cache"));
+        // A slab's fields lie over the descriptor, in a structure of their own since 5.17.
+        let slab = |path: &str| probe.field("slab", path).or_else(|| probe.field("page", path));
         let number = |item: &str| probe.types.enumerator(item).and_then(|value| u32::try_from(value).ok());
+        let flag = |item: &str| number(item).filter(|bit| *bit < 64);
         Some(Self {
             size: probe.types.size_of("page").filter(|size| (32..=512).contains(size))?,
             flags: place("flags").or_else(|| place("flags.f"))?,
@@ -66,25 +82,66 @@ impl Fields {
             private: place("private")?,
             page_type: place("page_type")?,
             head: place("compound_head").or_else(|| place("compound_info"))?,
-            cache: cache.and_then(|field| usize::try_from(field.offset_bytes).ok()),
-            cache_name: probe.field("kmem_cache", "name"),
-            slab_flag: number("PG_slab").filter(|bit| *bit < 64),
+            cache: slab("slab_cache").and_then(|field| usize::try_from(field.offset_bytes).ok()),
+            objects: slab("objects"),
+            slab_flag: flag("PG_slab"),
             slab_type: number("PGTY_slab"),
+            reserved_flag: flag("PG_reserved"),
         })
     }
 
-    /// Whether the descriptor says that the frame is the first of a free block.
-    fn is_free(&self, descriptor: &[u8]) -> bool {
-        let Some(kind) = half(descriptor, self.page_type) else { return false };
-        if self.slab_type.is_some() { kind >> 24 == NEW_BUDDY } else { kind & OLD_BUDDY.0 == OLD_BUDDY.1 }
+    /// What the descriptor at an address says. `first` is the address of the descriptor of frame 0.
+    fn read(&self, descriptor: &[u8], at: u64, first: u64) -> Option<Use> {
+        let flag = |bit: Option<u32>| {
+            bit.zip(word(descriptor, self.flags)).is_some_and(|(bit, flags)| flags >> bit & 1 == 1)
+        };
+        let head = word(descriptor, self.head)?;
+        if head & 1 == 1 {
+            // A pointer to the first descriptor; late kernels keep a mask that leads there.
+            let head = if head >> 32 == 0xffff_ffff { at & (head - 1) } else { head - 1 };
+            return Some(Use::Tail { head: head.checked_sub(first)? / self.size });
+        }
+        let kind = half(descriptor, self.page_type)?;
+        let is = |old: u32, new: u32| match self.slab_type {
+            Some(_) => kind >> 24 == new,
+            None => kind & (OLD_BASE | old) == OLD_BASE,
+        };
+        let slab = match self.slab_type {
+            Some(slab) => kind >> 24 == slab,
+            None => flag(self.slab_flag),
+        };
+        if slab {
+            let cache = word(descriptor, self.cache?)?;
+            return Some(Use::Slab { cache, objects: self.objects(descriptor).unwrap_or(0) });
+        }
+        if is(OLD_BUDDY, NEW_BUDDY) {
+            let order = word(descriptor, self.private)?.min(ORDER_MAX);
+            return Some(Use::Free { order: u32::try_from(order).unwrap_or(0) });
+        }
+        if is(OLD_TABLE, NEW_TABLE) {
+            return Some(Use::Table);
+        }
+        if is(OLD_OFFLINE, NEW_OFFLINE) {
+            return Some(Use::Offline);
+        }
+        if flag(self.reserved_flag) {
+            return Some(Use::Reserved);
+        }
+        let mapping = word(descriptor, self.mapping)?;
+        Some(match mapping & 3 {
+            1 | 3 => Use::Anonymous,
+            // A mapping is a kernel pointer; what lies elsewhere is another use of the same bytes.
+            0 if mapping.cast_signed() < 0 => Use::File { mapping, page: word(descriptor, self.index)? },
+            _ => Use::Plain,
+        })
     }
 
-    fn is_slab(&self, descriptor: &[u8]) -> bool {
-        let by_type =
-            self.slab_type.zip(half(descriptor, self.page_type)).map(|(slab, kind)| kind >> 24 == slab);
-        let by_flag =
-            self.slab_flag.zip(word(descriptor, self.flags)).map(|(bit, flags)| flags >> bit & 1 == 1);
-        by_type.or(by_flag).unwrap_or(false)
+    fn objects(&self, descriptor: &[u8]) -> Option<u16> {
+        let field = self.objects?;
+        let at = usize::try_from(field.offset_bytes).ok()?;
+        let raw = u64::from(half(descriptor, at & !3)?) >> ((at & 3) * 8);
+        let (first, count) = field.bits.unwrap_or((0, 16));
+        u16::try_from((raw >> first) & ((1 << count.min(16)) - 1)).ok()
     }
 }
 
@@ -96,112 +153,84 @@ fn half(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes))
 }
 
-impl FrameKinds {
-    /// Reads every descriptor. A kernel whose descriptors cannot be read leaves all frames unknown.
-    pub(crate) fn read(probe: &Probe, layout: &MemoryLayout) -> Self {
+impl Descriptors {
+    /// Reads the descriptors of every frame, or of those that may have changed. A kernel whose descriptors cannot
+    /// be read has none.
+    pub(crate) fn refresh(&mut self, probe: &Probe, layout: &MemoryLayout) {
         let count = usize::try_from(layout.pages()).unwrap_or(0);
-        let mut kinds = Self { kinds: vec![Kind::Unknown; count], ..Self::default() };
         let (Some(fields), Some(base)) = (Fields::of(probe), probe.word("vmemmap_base")) else {
-            return kinds;
+            *self = Self { uses: vec![Use::Missing; count], ..Self::default() };
+            return;
         };
-        let (mut caches, mut files) = (IntegerMap::default(), IntegerMap::default());
-        let mut descriptor = vec![0; usize::try_from(fields.size).unwrap_or(0)];
-        let mut free_until = 0;
+        if (self.uses.len(), self.base, self.size) != (count, base, fields.size) {
+            *self = Self {
+                uses: vec![Use::Missing; count],
+                tokens: vec![None; count.div_ceil(8)],
+                base,
+                size: fields.size,
+            };
+        }
+        let size = usize::try_from(fields.size).unwrap_or(PAGE_SIZE);
+        // The frame of descriptors in hand: where it is mapped, and whether it is as it was.
+        let mut held = (u64::MAX, None, false);
+        let mut own = vec![0; size];
         for (index, gfn) in layout.gfns().enumerate() {
             let at = gfn.0.checked_mul(fields.size).and_then(|offset| base.checked_add(offset));
-            let Some(at) = at.filter(|at| probe.reader.read(*at, &mut descriptor).is_some()) else {
+            let Some(at) = at else { continue };
+            if held.0 != at >> 12 {
+                held = self.hold(probe, at, index);
+            }
+            if held.2 {
                 continue;
+            }
+            let start = usize::try_from(at & 4095).unwrap_or(0);
+            let inside = held
+                .1
+                .as_ref()
+                .and_then(|page: &std::sync::Arc<[u8; PAGE_SIZE]>| page.get(start..start + size));
+            let descriptor = match inside {
+                Some(descriptor) => Some(descriptor),
+                // A descriptor that lies across two frames.
+                None => probe.reader.read(at, &mut own).map(|()| own.as_slice()),
             };
-            let kind = if gfn.0 < free_until {
-                Kind::Free
-            } else if fields.is_free(&descriptor) {
-                let order = word(&descriptor, fields.private).unwrap_or(0).min(ORDER_MAX);
-                free_until = gfn.0 + (1 << order);
-                Kind::Free
-            } else {
-                kinds.used(probe, &fields, at, &mut descriptor, (&mut caches, &mut files)).unwrap_or_default()
-            };
-            if let Some(place) = kinds.kinds.get_mut(index) {
-                *place = kind;
+            let told = descriptor.and_then(|descriptor| fields.read(descriptor, at, base));
+            if let Some(place) = self.uses.get_mut(index) {
+                *place = told.unwrap_or_default();
             }
         }
-        kinds
     }
 
-    fn used(
+    /// The frame of descriptors at an address, and whether what was read of it last time still holds.
+    fn hold(
         &mut self,
         probe: &Probe,
-        fields: &Fields,
         at: u64,
-        descriptor: &mut [u8],
-        (caches, files): (&mut IntegerMap<u64, u32>, &mut IntegerMap<u64, u32>),
-    ) -> Option<Kind> {
-        let head = word(descriptor, fields.head)?;
-        let mut part = 0;
-        if head & 1 == 1 {
-            // Part of a larger block: its first descriptor tells.
-            part = at.checked_sub(head - 1).map_or(0, |bytes| bytes / fields.size);
-            probe.reader.read(head - 1, descriptor)?;
+        index: usize,
+    ) -> (u64, Option<std::sync::Arc<[u8; PAGE_SIZE]>>, bool) {
+        let gfn = probe.reader.translate(at).map(retrovisor_guest::Gpa::gfn);
+        let pages = probe.reader.pages();
+        // Descriptors that lie across two frames are read each time.
+        let whole = (PAGE_SIZE as u64).is_multiple_of(self.size);
+        let token = gfn.filter(|_| whole).and_then(|gfn| pages.view().token(gfn));
+        let kept = self.tokens.get_mut(index / 8);
+        let same = token.is_some() && kept.as_ref().is_some_and(|kept| **kept == token);
+        if let Some(kept) = kept {
+            *kept = token;
         }
-        if fields.is_slab(descriptor) {
-            let cache = word(descriptor, fields.cache?)?;
-            let number = *caches.entry(cache).or_insert_with(|| {
-                let name = fields.cache_name.and_then(|name| probe.reader.pointer(cache, name));
-                self.caches.push(name.and_then(|at| probe.reader.string(at, NAME_MAX)).unwrap_or_default());
-                u32::try_from(self.caches.len() - 1).unwrap_or(u32::MAX)
-            });
-            return Some(Kind::Slab { cache: number });
-        }
-        let mapping = word(descriptor, fields.mapping)?;
-        if mapping & 3 == 1 {
-            return Some(Kind::Anonymous);
-        }
-        // What is no mapping of a file lies elsewhere than kernel pointers do.
-        if mapping & 3 != 0 || mapping.cast_signed() >= 0 {
-            return None;
-        }
-        let page = word(descriptor, fields.index)?.wrapping_add(part);
-        if files.len() >= FILES_MAX {
-            return None;
-        }
-        let file = if let Some(number) = files.get(&mapping) {
-            *number
-        } else {
-            self.files.push(name_file(probe, mapping)?);
-            let number = u32::try_from(self.files.len() - 1).ok()?;
-            files.insert(mapping, number);
-            number
-        };
-        Some(Kind::File { file, page })
+        let page = gfn.filter(|_| !same).and_then(|gfn| pages.frame(gfn));
+        (at >> 12, page, same)
     }
 
-    pub(crate) fn kind(&self, index: usize) -> Kind {
-        self.kinds.get(index).copied().unwrap_or_default()
+    /// What the descriptor of the frame with this index says.
+    pub(crate) fn at(&self, index: usize) -> Use {
+        self.uses.get(index).copied().unwrap_or_default()
     }
 
-    pub(crate) fn cache(&self, number: u32) -> &str {
-        self.caches.get(number as usize).map_or("", String::as_str)
+    /// The frame whose descriptor is at an address.
+    pub(crate) fn frame_of(&self, descriptor: u64) -> Option<Gfn> {
+        let offset = descriptor.checked_sub(self.base)?;
+        (offset.checked_rem(self.size)? == 0).then(|| Gfn(offset / self.size))
     }
-
-    /// Inode number and name.
-    pub(crate) fn file(&self, number: u32) -> (u64, Option<&str>) {
-        self.files.get(number as usize).map_or((0, None), |(inode, name)| (*inode, name.as_deref()))
-    }
-}
-
-/// The inode number of a mapping's file, and the name of its first directory entry.
-fn name_file(probe: &Probe, mapping: u64) -> Option<(u64, Option<String>)> {
-    let reader = probe.reader;
-    let host = reader.pointer(mapping, probe.field("address_space", "host")?)?;
-    let inode = reader.number(host, probe.field("inode", "i_ino")?)?;
-    let name = || {
-        let entry =
-            reader.pointer(host, probe.field("inode", "i_dentry.first")?).filter(|entry| *entry != 0)?;
-        let entry = entry.wrapping_sub(probe.field("dentry", "d_u.d_alias")?.offset_bytes);
-        let name = reader.pointer(entry, probe.field("dentry", "d_name.name")?)?;
-        reader.string(name, FILE_NAME_MAX).filter(|name| !name.is_empty())
-    };
-    Some((inode, name()))
 }
 
 #[cfg(test)]
@@ -209,6 +238,7 @@ mod tests {
     use super::*;
 
     fn fields(slab_flag: Option<u32>, slab_type: Option<u32>) -> Fields {
+        let objects = Field { offset_bytes: 42, size_bytes: 2, bits: Some((0, 15)), type_id: 0 };
         Fields {
             size: 64,
             flags: 0,
@@ -217,27 +247,58 @@ mod tests {
             private: 40,
             page_type: 48,
             head: 8,
-            cache: None,
-            cache_name: None,
+            cache: Some(24),
+            objects: Some(objects),
             slab_flag,
             slab_type,
+            reserved_flag: Some(12),
         }
+    }
+
+    fn with(parts: &[(usize, &[u8])]) -> [u8; 64] {
+        let mut descriptor = [0; 64];
+        for (at, bytes) in parts {
+            descriptor[*at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        descriptor
     }
 
     #[test]
     fn free_and_slab_are_told_by_flag_or_by_type() {
-        let mut descriptor = [0; 64];
         let old = fields(Some(9), None);
-        descriptor[48..52].copy_from_slice(&0xffff_ff7f_u32.to_le_bytes());
-        assert!(old.is_free(&descriptor) && !old.is_slab(&descriptor));
-        descriptor[1] = 2;
-        assert!(old.is_slab(&descriptor));
+        let free = with(&[(40, &[3]), (48, &0xffff_ff7f_u32.to_le_bytes())]);
+        assert_eq!(old.read(&free, 0x2000, 0), Some(Use::Free { order: 3 }));
+        let slab = with(&[(0, &[0, 2]), (24, &[7]), (42, &[5, 0x80]), (48, &[0xff; 4])]);
+        assert_eq!(old.read(&slab, 0x2000, 0), Some(Use::Slab { cache: 7, objects: 5 }));
         let new = fields(None, Some(0xf5));
-        descriptor[48..52].copy_from_slice(&0xf500_0000_u32.to_le_bytes());
-        assert!(new.is_slab(&descriptor) && !new.is_free(&descriptor));
-        descriptor[51] = 0xf0;
-        assert!(new.is_free(&descriptor));
-        descriptor[48..52].copy_from_slice(&u32::MAX.to_le_bytes());
-        assert!(!new.is_free(&descriptor) && !old.is_free(&descriptor));
+        let slab = with(&[(24, &[7]), (48, &0xf500_0000_u32.to_le_bytes())]);
+        assert_eq!(new.read(&slab, 0x2000, 0), Some(Use::Slab { cache: 7, objects: 0 }));
+        for (kind, told) in [
+            (0xf000_0000_u32, Use::Free { order: 0 }),
+            (0xf200_0000, Use::Table),
+            (u32::MAX, Use::Plain),
+            (0, Use::Plain),
+        ] {
+            assert_eq!(new.read(&with(&[(48, &kind.to_le_bytes())]), 0, 0), Some(told));
+        }
+        let table = with(&[(48, &0xffff_fdff_u32.to_le_bytes())]);
+        assert_eq!(old.read(&table, 0, 0), Some(Use::Table));
+    }
+
+    #[test]
+    fn mappings_tell_files_from_anonymous_memory() {
+        let old = fields(Some(9), None);
+        let mapped = |mapping: u64| {
+            old.read(&with(&[(24, &mapping.to_le_bytes()), (32, &[9]), (48, &[0xff; 4])]), 0, 0).unwrap()
+        };
+        assert_eq!(mapped(0xffff_8880_0000_1000), Use::File { mapping: 0xffff_8880_0000_1000, page: 9 });
+        assert_eq!(mapped(0xffff_8880_0000_1001), Use::Anonymous);
+        assert_eq!(mapped(0x1000), Use::Plain);
+        assert_eq!(mapped(0), Use::Plain);
+        let tail = with(&[(8, &0x1041_u64.to_le_bytes())]);
+        assert_eq!(old.read(&tail, 0x1080, 0x1000), Some(Use::Tail { head: 1 }));
+        let masked = with(&[(8, &0xffff_ffff_ffff_ff01_u64.to_le_bytes())]);
+        assert_eq!(old.read(&masked, 0x11c0, 0x1000), Some(Use::Tail { head: 4 }));
+        assert_eq!(old.read(&tail[..20], 0, 0), None);
     }
 }

@@ -210,10 +210,11 @@ fn owners(
     let mut introspector = Introspector::new();
     let observation = introspector.observe(&view, &vcpus);
     let Some(kernel) = introspector.kernel() else { return Ok(None) };
-    let map = OwnerMap::build(&kernel, &view, &observation);
+    let mut map = OwnerMap::build(&kernel, &view, &observation);
+    map.trace_allocations(&view);
     let mut count: BTreeMap<String, u64> = BTreeMap::new();
     for gfn in changed.take(PAGES_EXPLAINED_MAX) {
-        *count.entry(map.explain(gfn).to_string()).or_default() += 1;
+        *count.entry(map.explain(gfn).group()).or_default() += 1;
     }
     let mut rows: Vec<(String, u64)> = count.into_iter().collect();
     rows.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
