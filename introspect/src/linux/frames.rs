@@ -299,6 +299,6 @@ mod tests {
         assert_eq!(old.read(&tail, 0x1080, 0x1000), Some(Use::Tail { head: 1 }));
         let masked = with(&[(8, &0xffff_ffff_ffff_ff01_u64.to_le_bytes())]);
         assert_eq!(old.read(&masked, 0x11c0, 0x1000), Some(Use::Tail { head: 4 }));
-        assert_eq!(old.read(&tail[..20], 0, 0), None);
+        assert_eq!(old.read(&tail[..12], 0, 0), None);
     }
 }
