@@ -109,6 +109,26 @@ pub enum Error {
         /// The way out.
         help: &'static str,
     },
+    /// The checkpoint was removed by retention.
+    #[error(
+        "checkpoint {name} (@{sequence}) was pruned: there is no way back to it. `retrovisor log` names those that are left"
+    )]
+    Pruned {
+        /// The short id it had.
+        name: String,
+        /// The number it had among the machine's checkpoints.
+        sequence: u64,
+    },
+    /// The checkpoint is damaged for good.
+    #[error(
+        "checkpoint {name} cannot be gone back to: {what}. `retrovisor log` names others; a repair may find this anew if the missing file comes back"
+    )]
+    Lost {
+        /// The short id.
+        name: String,
+        /// What is lost.
+        what: String,
+    },
     /// A name stands for several checkpoints.
     #[error("`{spec}` stands for {} checkpoints: {}. Give more letters of the id", candidates.len(), candidates.join(", "))]
     Ambiguous {

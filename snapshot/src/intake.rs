@@ -236,6 +236,26 @@ impl Intake {
         }
     }
 
+    /// The number that the next new content gets.
+    pub(crate) fn next_content(&self) -> u64 {
+        self.next_content
+    }
+
+    /// Forgets contents that were removed from the catalogue: should their bytes come again, they are new.
+    pub(crate) fn forget(&mut self, is_gone: impl Fn(ContentId) -> bool) {
+        self.recent.retain(|_, id| !is_gone(*id));
+        let gone: Vec<Hash> =
+            self.familiar.iter().filter(|(_, id)| is_gone(**id)).map(|(hash, _)| *hash).collect();
+        for hash in &gone {
+            self.familiar.pop(hash);
+        }
+    }
+
+    /// Where contents are written.
+    pub(crate) fn packs(&mut self) -> &mut PackWriter {
+        &mut self.packs
+    }
+
     /// Forgets what came in since the last commit. Their names are not given again, so that nothing that was kept
     /// by name can be taken for something else.
     pub(crate) fn abandon(&mut self) {

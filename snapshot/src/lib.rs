@@ -19,12 +19,14 @@ mod page_cache;
 mod page_map;
 mod parallel;
 mod recorder;
+mod retention;
 mod store;
 mod varint;
 
 pub use catalogue::{
     Catalogue, CheckpointKind, CheckpointRecord, IncidentRecord, MachineRecord, NewIncident, OperationKind,
-    OperationRecord, OperationStatus, PageVersion, Position, Rows, TimelineRecord, Verdict, VerdictRecord,
+    OperationRecord, OperationStatus, PageVersion, Position, PrunedRecord, Rows, TimelineRecord, Verdict,
+    VerdictRecord,
 };
 pub use content::{ContentId, ContentRef};
 pub use damage::Damage;
@@ -33,6 +35,10 @@ pub use id::{CheckpointId, IncidentId, MachineId, OperationId, TimelineId};
 pub use recorder::{
     CheckpointReport, CheckpointRequest, CheckpointTiming, Consumer, DirtyEpochs, MemoryUse, Pending,
     Recorder, RecorderSettings, RollbackPlan, RollbackReport, RollbackRequest, RollbackTiming,
+};
+pub use retention::{
+    CompactOptions, CompactReport, KeepReason, Kept, MachinePrune, PruneEstimate, PrunePlan, PruneProgress,
+    PruneReport, PruneStep, Removed, RetentionPolicy,
 };
 pub use store::{
     Access, CheckpointView, PageChange, Store, StoreOptions, VerifyProgress, VerifyReport, image_hash,

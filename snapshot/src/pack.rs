@@ -1,10 +1,12 @@
 //! Packs: append-only files of compressed frames of pages. Drawn byte by byte in `docs/format.md`.
 
+mod copy;
 mod format;
 mod reader;
 mod storage;
 mod writer;
 
+pub(crate) use copy::PackCopy;
 pub(crate) use format::{FRAME_PAGES, compressor, encode_frame};
 pub(crate) use reader::{Frame, PackReader};
 pub(crate) use storage::{Directory, PackStorage};

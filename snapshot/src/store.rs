@@ -16,4 +16,4 @@ pub use verify::{VerifyProgress, VerifyReport};
 pub use view::CheckpointView;
 
 pub(crate) use maps::{changes_hash, keyframe};
-pub(crate) use states::store_state;
+pub(crate) use states::{pieces, store_state};

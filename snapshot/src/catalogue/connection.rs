@@ -146,6 +146,29 @@ impl Catalogue {
         answer.map_err(|abort| self.name(doing, abort))
     }
 
+    /// Rewrites the database without its free pages, when at least `percent_min` of it (and 1 MiB) is free, and cuts
+    /// the write-ahead log off. Readers go on meanwhile, who writes waits. Answers whether it was rewritten.
+    pub(crate) fn vacuum(&self, percent_min: u64) -> Result<bool> {
+        const FREE_BYTES_MIN: u64 = 1 << 20;
+        let Some(writer) = &self.writer else {
+            return Err(Error::ReadOnly { dir: self.dir.clone() });
+        };
+        let connection = lock(writer);
+        let number = |pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, u64>(0));
+        (|| {
+            let (free, all, size) = (number("freelist_count")?, number("page_count")?, number("page_size")?);
+            let pays = free.saturating_mul(size) >= FREE_BYTES_MIN
+                && free.saturating_mul(100) >= all.saturating_mul(percent_min.max(1));
+            if pays {
+                connection.execute_batch("VACUUM")?;
+            }
+            // A reader at work keeps it from being cut off: it is, at the next opportunity.
+            connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+            Ok(pays)
+        })()
+        .map_err(|source| Error::sql("giving free space back", &self.path, source))
+    }
+
     /// What SQLite finds wrong with its own structure; empty when nothing is.
     pub(crate) fn integrity(&self) -> Result<Vec<String>> {
         self.read("checking its structure", |reader| {

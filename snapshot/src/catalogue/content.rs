@@ -10,8 +10,8 @@ use crate::key::Hash;
 /// The setting that says up to which content the index of hashes is complete.
 const INDEXED: &str = "indexed_content";
 /// The settings that keep numbers from being given twice after the highest ones were removed.
-const CONTENT_FLOOR: &str = "content_floor";
-const PACK_FLOOR: &str = "pack_floor";
+pub(super) const CONTENT_FLOOR: &str = "content_floor";
+pub(super) const PACK_FLOOR: &str = "pack_floor";
 
 /// A frame that was appended to a pack.
 #[derive(Clone, Copy, Debug)]

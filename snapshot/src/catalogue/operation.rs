@@ -198,6 +198,23 @@ impl Catalogue {
         })
     }
 
+    /// Ends an operation that left the machine where it stood; `note` (a JSON object) is added to its detail.
+    pub(crate) fn end_in_place(
+        &self,
+        operation: OperationId,
+        is_done: bool,
+        note: &serde_json::Value,
+    ) -> Result<()> {
+        let status = if is_done { OperationStatus::Done } else { OperationStatus::Failed };
+        self.write("ending an operation", Durability::Full, |transaction| {
+            transaction.execute(
+                "UPDATE operation SET status = ?2, detail = json_patch(detail, ?3) WHERE id = ?1",
+                params![operation.0, status.to_string(), note.to_string()],
+            )?;
+            Ok(())
+        })
+    }
+
     /// Notes that an operation failed and that the machine stands where it stood.
     pub(crate) fn fail(&self, operation: OperationId, why: &str) -> Result<()> {
         self.write("noting a failure", Durability::Process, |transaction| {

@@ -73,6 +73,15 @@ impl Catalogue {
         })
     }
 
+    /// Number of frames that changed at a checkpoint.
+    pub(crate) fn change_count(&self, checkpoint: CheckpointId) -> Result<u64> {
+        self.read("counting changed pages", |reader| {
+            let mut statement =
+                reader.prepare_cached("SELECT count(*) FROM page_version WHERE checkpoint = ?1")?;
+            Ok(statement.query_row([checkpoint.0], |row| row.get(0))?)
+        })
+    }
+
     /// The links from a checkpoint back to the nearest one with a keyframe, which is the last.
     pub(crate) fn chain(&self, checkpoint: CheckpointId) -> Result<Vec<Link>> {
         self.read("reading the chain of a checkpoint", |reader| {
@@ -94,6 +103,15 @@ impl Catalogue {
         self.read("reading a checkpoint", |reader| link(reader, checkpoint))
     }
 
+    /// A link, if it is still there and still the same.
+    pub(crate) fn same_link(&self, known: &Link) -> Result<Option<Link>> {
+        match self.link(known.checkpoint) {
+            Ok(now) if now.parent == known.parent && now.changes_hash == known.changes_hash => Ok(Some(now)),
+            Ok(_) | Err(Error::NotFound { .. }) => Ok(None),
+            Err(other) => Err(other),
+        }
+    }
+
     /// The full map at a checkpoint, if one is stored.
     pub(crate) fn keyframe(&self, checkpoint: CheckpointId) -> Result<Option<Keyframe>> {
         self.read("reading a full map", |reader| {
@@ -108,9 +126,14 @@ impl Catalogue {
 
     /// Every link of the store, in the order of taking, which is parents first.
     pub(crate) fn links(&self) -> Result<Vec<Link>> {
+        self.links_after(CheckpointId(i64::MIN))
+    }
+
+    /// Every link of checkpoints taken after one.
+    pub(crate) fn links_after(&self, after: CheckpointId) -> Result<Vec<Link>> {
         self.read("reading checkpoints", |reader| {
-            let mut statement = reader.prepare(&format!("{LINK} ORDER BY id"))?;
-            let rows = statement.query_map([], link_row)?;
+            let mut statement = reader.prepare_cached(&format!("{LINK} WHERE id > ?1 ORDER BY id"))?;
+            let rows = statement.query_map([after.0], link_row)?;
             Ok(rows.collect::<Result<_, _>>()?)
         })
     }

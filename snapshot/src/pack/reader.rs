@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 use lru::LruCache;
 use retrovisor_guest::{PAGE_SIZE, Page};
 
+use super::copy::PackCopy;
 use super::format::{FRAME_MAX, PACK_HEADER, StoreId, check_pack_header, decode_frame};
 use super::storage::{PackFile, PackStorage};
 use crate::catalogue::lock;
@@ -56,6 +57,35 @@ impl PackReader {
 
     /// A frame, from the disk.
     pub(crate) fn read_frame(&self, pack: u32, offset: u64, stored_bytes: u32, pages: u32) -> Result<Frame> {
+        Ok(self.read_whole(pack, offset, stored_bytes, pages)?.1)
+    }
+
+    /// A pack to move frames into.
+    pub(crate) fn begin_copy(&self, number: u32) -> Result<PackCopy> {
+        PackCopy::begin(Arc::clone(&self.storage), self.store, number)
+    }
+
+    /// Removes a pack that the catalogue does not know any more. Its number is not given again, so that what others
+    /// still have of it in memory stays true.
+    pub(crate) fn remove(&self, pack: u32) -> Result<()> {
+        lock(&self.files).pop(&pack);
+        let path = self.storage.path(pack);
+        match self.storage.remove(pack) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io("removing", &path)(error))
+            }
+            _ => self.storage.sync_names().map_err(Error::io("syncing the names of packs at", &path)),
+        }
+    }
+
+    /// A frame from the disk: as it is stored, and its pages.
+    pub(crate) fn read_whole(
+        &self,
+        pack: u32,
+        offset: u64,
+        stored_bytes: u32,
+        pages: u32,
+    ) -> Result<(Vec<u8>, Frame)> {
         let damaged = |what: &str| {
             let what = what.to_owned();
             Error::Damaged(Box::new(Damage {
@@ -77,7 +107,8 @@ impl PackReader {
                 Error::io("reading", &self.storage.path(pack))(error)
             }
         })?;
-        decode_frame(&bytes, pages as usize, &self.store, pack, offset).map(Frame).map_err(damaged)
+        let raw = decode_frame(&bytes, pages as usize, &self.store, pack, offset).map_err(damaged)?;
+        Ok((bytes, Frame(raw)))
     }
 
     /// The length of a pack in bytes; an error when it is missing or not a pack of this store.

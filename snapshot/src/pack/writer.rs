@@ -80,6 +80,23 @@ impl PackWriter {
         Ok(())
     }
 
+    /// A number for a pack that somebody else writes, and the number that comes after it.
+    pub(crate) fn reserve(&mut self) -> (u32, u32) {
+        let number = self.next_number;
+        self.next_number += 1;
+        (number, self.next_number)
+    }
+
+    /// Appends nothing more to this pack, if it is the one being written. Only between commits.
+    pub(crate) fn leave(&mut self, number: u32) {
+        self.current.take_if(|open| open.number == number && open.end == open.committed);
+    }
+
+    /// The pack that is being written.
+    pub(crate) fn current(&self) -> Option<u32> {
+        self.current.as_ref().map(|open| open.number)
+    }
+
     /// Appends frames, each with its number of pages, in one write. They are not safe before [`PackWriter::sync`].
     pub(crate) fn append(&mut self, frames: Vec<(Vec<u8>, u32)>) -> Result<Vec<NewFrame>> {
         if self.current.as_ref().is_some_and(|open| open.end >= self.pack_bytes_max) {

@@ -34,7 +34,8 @@ impl Recorder {
 
     /// The record of a target, which must be of a machine with the same memory.
     pub(super) fn target_record(&self, id: CheckpointId) -> Result<CheckpointRecord> {
-        let record = self.store.catalogue().checkpoint(id)?;
+        let catalogue = self.store.catalogue();
+        let record = catalogue.checkpoint(id).map_err(|error| catalogue.explain_missing(id, error))?;
         if record.machine != self.machine {
             let other = self.store.catalogue().machine_by_id(record.machine)?;
             if other.identity.layout != self.layout {

@@ -19,6 +19,8 @@ const THREADS_MAX: usize = 4;
 const FRAMES_MIN: usize = 8;
 /// Frames that wait to be used, for each thread.
 const WAITING_FRAMES: usize = 16;
+/// Times that contents are looked for anew when they are not where they were.
+const MOVES_MAX: usize = 4;
 /// Contents looked up at a time.
 const LOOKUP: usize = 1 << 14;
 
@@ -29,10 +31,46 @@ impl Store {
             return Ok(page);
         }
         let place = self.catalogue().places(&[id])?.pop().ok_or_else(|| missing(id))?;
-        let frame = self.packs.frame(place.pack, place.offset, place.stored_bytes, place.pages)?;
-        let page = self.check(&place, &frame)?;
+        let frame = self.packs.frame(place.pack, place.offset, place.stored_bytes, place.pages);
+        let page = match frame.and_then(|frame| self.check(&place, &frame)) {
+            Ok(page) => page,
+            Err(error) => self.read_moved(&[place], error)?.swap_remove(0).1,
+        };
         self.cache.put(id, Arc::clone(&page));
         Ok(page)
+    }
+
+    /// Reads contents anew that could not be read at their `places`: a compaction may have moved them elsewhere just
+    /// then, and removed the pack. `error` is what to say when none of them moved.
+    pub(crate) fn read_moved(
+        &self,
+        places: &[ContentPlace],
+        mut error: Error,
+    ) -> Result<Vec<(ContentId, Arc<Page>)>> {
+        let mut known = places.to_vec();
+        let ids: Vec<ContentId> = known.iter().map(|place| place.id).collect();
+        for _ in 0..MOVES_MAX {
+            if !matches!(error, Error::Damaged(_)) {
+                return Err(error);
+            }
+            let mut sorted = ids.clone();
+            sorted.sort_unstable();
+            let mut now = self.catalogue().places(&sorted)?;
+            now.sort_unstable_by_key(|place| ids.iter().position(|id| *id == place.id));
+            if now == known || now.len() != ids.len() {
+                return Err(error);
+            }
+            let read = now.iter().map(|place| {
+                let frame = self.packs.frame(place.pack, place.offset, place.stored_bytes, place.pages)?;
+                Ok((place.id, self.check(place, &frame)?))
+            });
+            match read.collect::<Result<Vec<_>>>() {
+                Ok(pages) => return Ok(pages),
+                Err(again) => error = again,
+            }
+            known = now;
+        }
+        Err(error)
     }
 
     /// Calls `each` with every one of `ids`, which is ascending and names each once, in any order. Large lists are
@@ -110,11 +148,11 @@ impl Store {
             }
             other => other,
         };
-        let frame = self
-            .packs
+        self.packs
             .read_frame(first.pack, first.offset, first.stored_bytes, first.pages)
-            .map_err(named)?;
-        group.iter().map(|place| Ok((place.id, self.check(place, &frame)?))).collect()
+            .map_err(named)
+            .and_then(|frame| group.iter().map(|place| Ok((place.id, self.check(place, &frame)?))).collect())
+            .or_else(|error| self.read_moved(group, error))
     }
 
     /// A content of a frame, if it is what was written.

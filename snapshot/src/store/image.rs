@@ -2,7 +2,7 @@ use retrovisor_guest::{MemoryError, MemoryView, PAGE_SIZE};
 
 use super::opening::Store;
 use crate::content::{ContentId, ContentRef};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::id::CheckpointId;
 
 /// Pages hashed at a time: 4 MiB.
@@ -31,6 +31,17 @@ pub fn image_hash(view: &dyn MemoryView) -> Result<blake3::Hash, MemoryError> {
 }
 
 impl Store {
+    /// An error in reading a checkpoint, unless it was pruned meanwhile: then that is the error.
+    pub(crate) fn unless_gone(&self, checkpoint: CheckpointId, error: Error) -> Error {
+        if !matches!(error, Error::Damaged(_)) {
+            return error;
+        }
+        match self.catalogue().link(checkpoint) {
+            Err(gone @ Error::NotFound { .. }) => self.catalogue().explain_missing(checkpoint, gone),
+            _ => error,
+        }
+    }
+
     /// The hash of all pages of a checkpoint in order, the same that [`image_hash`] computes of a view. Reads every
     /// page, and checks it.
     pub fn image_hash(&self, checkpoint: CheckpointId) -> Result<blake3::Hash> {
@@ -52,7 +63,8 @@ impl Store {
                     window[at * PAGE_SIZE..(at + 1) * PAGE_SIZE].copy_from_slice(&page[..]);
                 }
                 Ok(())
-            })?;
+            })
+            .map_err(|error| self.unless_gone(checkpoint, error))?;
             hasher.update(&window);
         }
         Ok(hasher.finalize())

@@ -23,7 +23,26 @@ impl Store {
         if let Some(map) = self.kept_map(checkpoint) {
             return Ok(map);
         }
-        let chain = self.catalogue().chain(checkpoint)?;
+        let mut chain = self.catalogue().chain(checkpoint)?;
+        loop {
+            let error = match self.map_of(&chain) {
+                Ok(map) => return Ok(map),
+                Err(error @ Error::Damaged(_)) => error,
+                Err(other) => return Err(other),
+            };
+            // A prune may have joined changes of the chain while it was read: then it is another chain now.
+            let now = self.catalogue().chain(checkpoint)?;
+            let same = |a: &Link, b: &Link| (a.checkpoint, a.changes_hash) == (b.checkpoint, b.changes_hash);
+            if now.len() == chain.len() && now.iter().zip(&chain).all(|(a, b)| same(a, b)) {
+                return Err(error);
+            }
+            chain = now;
+        }
+    }
+
+    /// The map of the first of a chain's links.
+    fn map_of(&self, chain: &[Link]) -> Result<Arc<PageMap>> {
+        let checkpoint = chain[0].checkpoint;
         let mut map = None;
         let mut base = chain.len() - 1;
         for (at, link) in chain.iter().enumerate().skip(1) {
@@ -54,6 +73,14 @@ impl Store {
     /// Keeps a map in memory.
     pub(crate) fn keep_map(&self, checkpoint: CheckpointId, map: Arc<PageMap>) {
         lock(&self.maps).put(checkpoint, map);
+    }
+
+    /// Forgets the maps of checkpoints that are gone.
+    pub(crate) fn forget_maps(&self, checkpoints: &[CheckpointId]) {
+        let mut maps = lock(&self.maps);
+        for id in checkpoints {
+            maps.pop(id);
+        }
     }
 
     fn kept_map(&self, checkpoint: CheckpointId) -> Option<Arc<PageMap>> {

@@ -60,6 +60,8 @@ pub struct Store {
     pub(crate) cache: PageCache,
     pub(crate) maps: Mutex<LruCache<CheckpointId, Arc<PageMap>>>,
     intake: Option<Mutex<Intake>>,
+    /// Held by who prunes, compacts, repairs or imports: one at a time.
+    maintenance: Mutex<()>,
     _lock: Option<StoreLock>,
 }
 
@@ -137,6 +139,7 @@ impl Store {
             cache: PageCache::new(),
             maps: Mutex::new(LruCache::new(MAPS_KEPT)),
             intake,
+            maintenance: Mutex::default(),
             _lock: lock,
         })
     }
@@ -165,7 +168,14 @@ impl Store {
         self.cache.set_bytes_max(bytes_max);
     }
 
-    /// The one place where contents come in.
+    /// The right to prune, compact, repair or import: one at a time. Who takes the intake as well, takes it after this.
+    pub(crate) fn maintain(&self) -> Result<MutexGuard<'_, ()>> {
+        self.must_be_writable()?;
+        Ok(lock(&self.maintenance))
+    }
+
+    /// The one place where contents come in. Held from the first name that is given until the checkpoint that uses it is
+    /// committed: contents that nothing refers to are removed while nobody holds it.
     pub(crate) fn intake(&self) -> Result<MutexGuard<'_, Intake>> {
         self.intake.as_ref().map(lock).ok_or_else(|| self.read_only())
     }

@@ -75,8 +75,10 @@ impl Store {
         let mut report = VerifyReport::default();
         report.damaged.extend(self.catalogue().integrity()?.into_iter().map(Damage::catalogue));
         self.verify_packs(&mut report)?;
+        // Read first: what these refer to is among the contents that are read next, also when more come meanwhile.
+        let links = self.catalogue().links()?;
         let mut contents = self.verify_contents(&mut report, progress)?;
-        self.verify_checkpoints(&mut report, &mut contents)?;
+        self.verify_checkpoints(&links, &mut report, &mut contents)?;
         report.damaged.extend(contents.bad.into_values());
         Ok(report)
     }
@@ -85,6 +87,10 @@ impl Store {
     fn verify_packs(&self, report: &mut VerifyReport) -> Result<()> {
         for (pack, committed) in self.catalogue().packs()? {
             let found = damage_of(self.packs.pack_bytes(pack))?;
+            // A compaction may have replaced it just now.
+            if found.is_err() && !self.catalogue().packs()?.iter().any(|(number, _)| *number == pack) {
+                continue;
+            }
             let short = |length| {
                 let what = format!("the pack has {length} bytes, {committed} belong to checkpoints");
                 Damage { what, pack: Some(pack), offset: Some(length), ..Damage::default() }
@@ -137,7 +143,8 @@ impl Store {
             Ok(frame) => frame,
             Err(damage) => {
                 let of = |place: &ContentPlace| Damage { content: Some(place.id.0), ..damage.clone() };
-                return Ok((0, group.iter().map(|place| (place.id, of(place))).collect()));
+                let damaged = group.iter().map(|place| (place.id, of(place))).collect();
+                return Ok((0, self.still_damaged(group, damaged)?));
             }
         };
         let mut damaged = Vec::new();
@@ -146,23 +153,51 @@ impl Store {
                 damaged.push((place.id, damage));
             }
         }
+        let damaged = self.still_damaged(group, damaged)?;
         Ok((first.stored_bytes.into(), damaged))
     }
 
+    /// Leaves out what is whole elsewhere, because a compaction moved or removed it just now.
+    fn still_damaged(
+        &self,
+        group: &[ContentPlace],
+        damaged: Vec<(ContentId, Damage)>,
+    ) -> Result<Vec<(ContentId, Damage)>> {
+        let mut still = Vec::new();
+        for (id, damage) in damaged {
+            let Some(place) = group.iter().find(|place| place.id == id) else { continue };
+            let gone = self.catalogue().places(&[id])?.is_empty();
+            if gone {
+                continue;
+            }
+            if damage_of(self.read_moved(&[*place], Error::Damaged(Box::new(damage.clone()))))?.is_err() {
+                still.push((id, damage));
+            }
+        }
+        Ok(still)
+    }
+
     /// Every checkpoint has a page map, whose contents exist, and a state. Adds to the bad contents what they touch.
-    fn verify_checkpoints(&self, report: &mut VerifyReport, contents: &mut Contents) -> Result<()> {
-        let links = self.catalogue().links()?;
+    fn verify_checkpoints(
+        &self,
+        links: &[Link],
+        report: &mut VerifyReport,
+        contents: &mut Contents,
+    ) -> Result<()> {
         // For each checkpoint that is touched: the frames that hold a bad content, its own and inherited ones.
         let mut touched: BTreeMap<CheckpointId, BTreeMap<Gfn, ContentId>> = BTreeMap::new();
-        for link in &links {
-            report.checkpoints_checked += 1;
+        for link in links {
             let changes = match damage_of(self.changes(link))? {
                 Ok(changes) => changes,
+                // Pruned meanwhile, or its parents were.
+                Err(_) if self.catalogue().same_link(link)?.is_none() => continue,
                 Err(damage) => {
+                    report.checkpoints_checked += 1;
                     self.report(report, link, damage)?;
                     continue;
                 }
             };
+            report.checkpoints_checked += 1;
             let mut frames = link.parent.and_then(|parent| touched.get(&parent)).cloned().unwrap_or_default();
             for (gfn, content) in &changes {
                 frames.remove(gfn);
@@ -171,7 +206,11 @@ impl Store {
                     frames.insert(*gfn, id);
                 }
             }
-            let name = self.catalogue().checkpoint(link.checkpoint)?.name;
+            let name = match self.catalogue().checkpoint(link.checkpoint) {
+                Ok(record) => record.name,
+                Err(Error::NotFound { .. }) => continue,
+                Err(other) => return Err(other),
+            };
             for (gfn, id) in &frames {
                 if let Some(damage) = contents.bad.get_mut(id) {
                     note(&mut damage.checkpoints, &name);
@@ -211,6 +250,9 @@ impl Store {
             if let Some(index) = layout.index(gfn).and_then(|index| usize::try_from(index).ok()) {
                 computed.set(index, content);
             }
+        }
+        if self.catalogue().same_link(link)?.is_none() {
+            return Ok(());
         }
         let differ: BTreeSet<Gfn> = computed
             .diff(&stored)
@@ -255,6 +297,10 @@ impl Store {
 
     /// Adds damage of one checkpoint.
     fn report(&self, report: &mut VerifyReport, link: &Link, mut damage: Damage) -> Result<()> {
+        // What was pruned meanwhile, or hangs elsewhere now, is not damaged.
+        if self.catalogue().same_link(link)?.is_none() {
+            return Ok(());
+        }
         note(&mut damage.checkpoints, &self.catalogue().checkpoint(link.checkpoint)?.name);
         report.damaged.push(damage);
         Ok(())

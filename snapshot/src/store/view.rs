@@ -14,6 +14,7 @@ pub struct CheckpointView {
     store: Arc<Store>,
     map: Arc<PageMap>,
     layout: MemoryLayout,
+    id: CheckpointId,
     name: String,
 }
 
@@ -22,7 +23,13 @@ impl Store {
     pub fn view(self: &Arc<Self>, checkpoint: CheckpointId) -> Result<CheckpointView> {
         let record = self.catalogue().checkpoint(checkpoint)?;
         let layout = self.catalogue().machine_by_id(record.machine)?.identity.layout;
-        Ok(CheckpointView { map: self.map(checkpoint)?, store: Arc::clone(self), layout, name: record.name })
+        Ok(CheckpointView {
+            map: self.map(checkpoint)?,
+            store: Arc::clone(self),
+            layout,
+            id: checkpoint,
+            name: record.name,
+        })
     }
 }
 
@@ -48,14 +55,15 @@ impl MemoryView for CheckpointView {
                 Ok(())
             }
             Some(ContentRef::Stored(id)) => {
-                let page = self.store.content(id).map_err(|error| match error {
-                    Error::Damaged(mut damage) => {
-                        damage.checkpoints.push(self.name.clone());
-                        damage.gfns.push(gfn);
-                        MemoryError::Damaged(Error::Damaged(damage).to_string())
-                    }
-                    other => MemoryError::Damaged(other.to_string()),
-                })?;
+                let page =
+                    self.store.content(id).map_err(|error| match self.store.unless_gone(self.id, error) {
+                        Error::Damaged(mut damage) => {
+                            damage.checkpoints.push(self.name.clone());
+                            damage.gfns.push(gfn);
+                            MemoryError::Damaged(Error::Damaged(damage).to_string())
+                        }
+                        other => MemoryError::Damaged(other.to_string()),
+                    })?;
                 into.copy_from_slice(&page[..]);
                 Ok(())
             }

@@ -1,0 +1,16 @@
+//! What happens to a store over time: which checkpoints stay, how the others go, and how their space comes back.
+
+mod compact;
+mod garbage;
+mod mark;
+mod merge;
+mod pin;
+mod plan;
+mod policy;
+mod prune;
+mod rewrite;
+
+pub use compact::{CompactOptions, CompactReport};
+pub use plan::{KeepReason, Kept, MachinePrune, PruneEstimate, PrunePlan, Removed};
+pub use policy::RetentionPolicy;
+pub use prune::{PruneProgress, PruneReport, PruneStep};

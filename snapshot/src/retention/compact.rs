@@ -1,0 +1,167 @@
+use std::ops::ControlFlow;
+
+use serde::{Deserialize, Serialize};
+
+use super::garbage::Census;
+use super::mark::ContentSet;
+use super::merge::Tree;
+use super::prune::{PruneProgress, PruneStep};
+use crate::catalogue::Link;
+use crate::content::ContentId;
+use crate::error::Result;
+use crate::id::CheckpointId;
+use crate::store::Store;
+
+/// Contents removed in one transaction.
+const SWEEP: usize = 1 << 14;
+/// Checkpoints marked between two reports of progress.
+const MARK: usize = 64;
+
+/// How a compaction is done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CompactOptions {
+    /// Packs of which at least so many percent are garbage are rewritten. Each byte that stays in such a pack is read
+    /// and written once: at 20 percent, four bytes for each one that comes back.
+    pub garbage_percent_min: u64,
+    /// The catalogue is rewritten when at least so many percent of it are free.
+    pub vacuum_percent_min: u64,
+}
+
+impl Default for CompactOptions {
+    fn default() -> Self {
+        Self { garbage_percent_min: 20, vacuum_percent_min: 25 }
+    }
+}
+
+/// What a compaction did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CompactReport {
+    /// Contents that nothing referred to.
+    pub contents_removed: u64,
+    /// Packs that are gone, rewritten ones included.
+    pub packs_removed: u64,
+    /// Packs that were written.
+    pub packs_written: u64,
+    /// Bytes read from packs and written to new ones.
+    pub bytes_copied: u64,
+    /// Bytes that came back on the disk, from packs and catalogue.
+    pub bytes_freed: u64,
+    /// Packs left as they are because something in them is damaged: verify them.
+    pub damaged_packs: Vec<u32>,
+    /// Whether it was stopped.
+    pub stopped: bool,
+}
+
+impl Store {
+    /// Removes contents that nothing refers to, rewrites packs that are garbage for a good part, and gives the
+    /// catalogue's free space back. Machines are recorded, and readers read, meanwhile.
+    /// `progress` stops it between two steps with [`ControlFlow::Break`]; what was done until then is done.
+    ///
+    /// Fails with [`crate::Error::Damaged`] before anything is removed when a checkpoint does not say reliably what it
+    /// needs.
+    pub fn compact(
+        &self,
+        options: &CompactOptions,
+        progress: &mut dyn FnMut(PruneProgress) -> ControlFlow<()>,
+    ) -> Result<CompactReport> {
+        let _alone = self.maintain()?;
+        self.compact_alone(options, progress)
+    }
+
+    pub(super) fn compact_alone(
+        &self,
+        options: &CompactOptions,
+        progress: &mut dyn FnMut(PruneProgress) -> ControlFlow<()>,
+    ) -> Result<CompactReport> {
+        let mut report = CompactReport::default();
+        let before = self.size()?;
+        let go_on = self.sweep(&mut report, progress)? && self.rewrite(options, &mut report, progress)?;
+        report.stopped = !go_on;
+        if go_on {
+            let at = PruneProgress { step: PruneStep::Vacuum, done: 0, total: 1 };
+            if progress(at).is_continue() {
+                self.catalogue().vacuum(options.vacuum_percent_min)?;
+            } else {
+                report.stopped = true;
+            }
+        }
+        report.bytes_freed = before.saturating_sub(self.size()?);
+        Ok(report)
+    }
+
+    /// Removes contents that nothing refers to. Answers whether it was not stopped.
+    fn sweep(
+        &self,
+        report: &mut CompactReport,
+        progress: &mut dyn FnMut(PruneProgress) -> ControlFlow<()>,
+    ) -> Result<bool> {
+        // What comes in from here on is left alone.
+        let end = self.intake()?.next_content();
+        let mut live = ContentSet::default();
+        let mut newest = CheckpointId(0);
+        let links: Vec<Link> = Tree::read(self)?.links().cloned().collect();
+        let total = links.len() as u64;
+        for (at, part) in links.chunks(MARK).enumerate() {
+            let at = PruneProgress { step: PruneStep::Mark, done: (at * MARK) as u64, total };
+            if progress(at).is_break() {
+                return Ok(false);
+            }
+            for link in part {
+                self.mark_checkpoint(link, &mut live)?;
+                newest = newest.max(link.checkpoint);
+            }
+        }
+        let mut dead = Vec::new();
+        self.catalogue().each_content_row(|id, _, _| {
+            if id.0 < end && !live.contains(id) {
+                dead.push(id);
+            }
+        })?;
+        let total = dead.len() as u64;
+        for part in dead.chunks(SWEEP) {
+            let at = PruneProgress { step: PruneStep::Sweep, done: report.contents_removed, total };
+            if progress(at).is_break() {
+                return Ok(false);
+            }
+            // While nobody brings contents in, it is certain which of them are in use: those that were dead may have
+            // come again, and were found by their hashes.
+            let mut intake = self.intake()?;
+            for link in self.catalogue().links_after(newest)? {
+                self.mark_checkpoint(&link, &mut live)?;
+                newest = newest.max(link.checkpoint);
+            }
+            let part: Vec<ContentId> = part.iter().copied().filter(|id| !live.contains(*id)).collect();
+            self.catalogue().remove_contents(&part, intake.next_content())?;
+            intake.forget(|id| part.binary_search(&id).is_ok());
+            report.contents_removed += part.len() as u64;
+        }
+        Ok(true)
+    }
+
+    /// Rewrites packs. Answers whether it was not stopped.
+    fn rewrite(
+        &self,
+        options: &CompactOptions,
+        report: &mut CompactReport,
+        progress: &mut dyn FnMut(PruneProgress) -> ControlFlow<()>,
+    ) -> Result<bool> {
+        let census = Census::take(self, |_| true)?;
+        let chosen: Vec<u32> = census
+            .packs
+            .iter()
+            .filter(|(_, pack)| pack.bytes > 0 && pack.is_worth_it(options.garbage_percent_min))
+            .map(|(number, _)| *number)
+            .collect();
+        let total = chosen.iter().map(|number| census.packs[number].bytes).sum();
+        let mut done = 0;
+        for number in chosen {
+            if progress(PruneProgress { step: PruneStep::Rewrite, done, total }).is_break() {
+                return Ok(false);
+            }
+            done += census.packs[&number].bytes;
+            self.rewrite_pack(number, &census, report)?;
+        }
+        Ok(true)
+    }
+}

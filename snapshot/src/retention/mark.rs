@@ -1,0 +1,62 @@
+use crate::catalogue::Link;
+use crate::content::{ContentId, ContentRef};
+use crate::damage::Damage;
+use crate::error::{Error, Result};
+use crate::store::{Store, pieces};
+
+/// A set of contents: a bit each.
+#[derive(Clone, Default)]
+pub(super) struct ContentSet(Vec<u64>);
+
+impl ContentSet {
+    pub(super) fn insert(&mut self, id: ContentId) {
+        let word = usize::try_from(id.0 / 64).unwrap_or(usize::MAX);
+        if self.0.len() <= word {
+            self.0.resize(word + 1, 0);
+        }
+        self.0[word] |= 1 << (id.0 % 64);
+    }
+
+    pub(super) fn contains(&self, id: ContentId) -> bool {
+        let word = usize::try_from(id.0 / 64).ok().and_then(|word| self.0.get(word));
+        word.is_some_and(|word| word >> (id.0 % 64) & 1 == 1)
+    }
+}
+
+impl Store {
+    /// Adds all contents that a checkpoint refers to by itself: its changes, its full map and its state. Fails when any of these is damaged: what it once referred to is not known then, and may not be taken for
+    /// garbage.
+    pub(super) fn mark_checkpoint(&self, link: &Link, live: &mut ContentSet) -> Result<()> {
+        for (_, content) in self.changes(link)? {
+            mark(live, content);
+        }
+        if link.keyframe_distance == 0 {
+            let layout = self.catalogue().machine_by_id(link.machine)?.identity.layout;
+            for content in self.full_map(link.checkpoint, &layout)?.iter() {
+                mark(live, content);
+            }
+        }
+        self.mark_state(link, live)?;
+        Ok(())
+    }
+
+    /// Adds the contents of a checkpoint's machine state.
+    pub(super) fn mark_state(&self, link: &Link, live: &mut ContentSet) -> Result<()> {
+        for section in &self.stored_state(link.checkpoint)?.sections {
+            let list = pieces(section).ok_or_else(|| {
+                let what = format!("the list of contents of section {} cannot be read", section.format);
+                Error::Damaged(Box::new(Damage::catalogue(what)))
+            })?;
+            for content in list {
+                mark(live, content);
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn mark(live: &mut ContentSet, content: ContentRef) {
+    if let Some(id) = content.stored() {
+        live.insert(id);
+    }
+}

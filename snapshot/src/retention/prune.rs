@@ -1,0 +1,211 @@
+use std::collections::HashSet;
+use std::ops::ControlFlow;
+
+use serde::Serialize;
+use serde_json::json;
+
+use super::compact::{CompactOptions, CompactReport};
+use super::merge::{Orphan, Tree};
+use super::plan::PrunePlan;
+use crate::catalogue::{NewOperation, OperationKind, OperationStatus, Reparented};
+use crate::content::ContentRef;
+use crate::error::{Error, Result};
+use crate::id::{CheckpointId, OperationId};
+use crate::page_map::PageMap;
+use crate::store::{Store, changes_hash, keyframe};
+
+/// Checkpoints removed in one transaction.
+const BATCH: usize = 32;
+
+/// How far a prune or a compaction is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct PruneProgress {
+    /// What is being done.
+    pub step: PruneStep,
+    /// How much of it is done.
+    pub done: u64,
+    /// How much there is of it.
+    pub total: u64,
+}
+
+/// The steps of a prune, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PruneStep {
+    /// Joining the changes of checkpoints that go to those that stay: counts these.
+    Merge,
+    /// Removing checkpoints.
+    Remove,
+    /// Looking which contents are still referred to: counts checkpoints.
+    Mark,
+    /// Removing contents that are not.
+    Sweep,
+    /// Rewriting packs: counts bytes.
+    Rewrite,
+    /// Giving the catalogue's free space back.
+    Vacuum,
+}
+
+/// What a prune did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PruneReport {
+    /// Checkpoints that went.
+    pub checkpoints: u64,
+    /// Checkpoints of the plan that stayed, because a machine went there meanwhile, or they were pinned.
+    pub passed_over: u64,
+    /// Whether it was stopped. What was done until then is done; the rest stays as it was.
+    pub stopped: bool,
+    /// The operations that were recorded, one a machine.
+    pub operations: Vec<OperationId>,
+    /// The compaction after it.
+    pub compaction: CompactReport,
+}
+
+impl Store {
+    /// Carries out a plan, then gives the space back. Every checkpoint that stays gives back what it gave back before,
+    /// at each instant in between as well; machines are recorded, and readers read, meanwhile. `progress` stops it
+    /// between two steps with [`ControlFlow::Break`].
+    pub fn prune(
+        &self,
+        plan: &PrunePlan,
+        options: &CompactOptions,
+        progress: &mut dyn FnMut(PruneProgress) -> ControlFlow<()>,
+    ) -> Result<PruneReport> {
+        let _alone = self.maintain()?;
+        let mut report = PruneReport::default();
+        let mut operations = Vec::new();
+        for machine in plan.machines.iter().filter(|machine| !machine.removed.is_empty()) {
+            let position = self.catalogue().present(machine.id)?;
+            operations.push(self.catalogue().begin(&NewOperation {
+                machine: machine.id,
+                kind: OperationKind::Prune,
+                status: OperationStatus::Started,
+                before: position,
+                after: position,
+                undoes: None,
+                detail: &json!({ "policy": plan.policy, "planned": machine.removed.len() }),
+            })?);
+        }
+        let done = self.remove_planned(plan, &mut report, progress);
+        for operation in &operations {
+            let note = match &done {
+                Ok(()) => json!({ "removed": report.checkpoints, "stopped": report.stopped }),
+                Err(error) => json!({ "removed": report.checkpoints, "error": error.to_string() }),
+            };
+            self.catalogue().end_in_place(*operation, done.is_ok(), &note)?;
+        }
+        done?;
+        report.operations = operations;
+        if !report.stopped {
+            report.compaction = self.compact_alone(options, progress)?;
+            report.stopped = report.compaction.stopped;
+        }
+        Ok(report)
+    }
+
+    fn remove_planned(
+        &self,
+        plan: &PrunePlan,
+        report: &mut PruneReport,
+        progress: &mut dyn FnMut(PruneProgress) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let total = plan.removed().count() as u64;
+        // Those that may not go any more, because of what was done since the plan, stay.
+        let mut held: HashSet<CheckpointId> = HashSet::new();
+        for machine in self.catalogue().machines()? {
+            held.extend(machine.position.map(|position| position.checkpoint));
+            held.extend(self.catalogue().pinned(machine.id)?);
+        }
+        // Bad ones are the last to go.
+        for special in [false, true] {
+            let group =
+                plan.removed().filter(|removed| removed.quarantined == special).map(|removed| removed.id);
+            let group: HashSet<CheckpointId> = group.filter(|id| !held.contains(id)).collect();
+            if !report.stopped && !group.is_empty() {
+                self.remove_group(&group, total, report, progress)?;
+            }
+        }
+        report.passed_over = if report.stopped { 0 } else { total - report.checkpoints };
+        Ok(())
+    }
+
+    fn remove_group(
+        &self,
+        removed: &HashSet<CheckpointId>,
+        total: u64,
+        report: &mut PruneReport,
+        progress: &mut dyn FnMut(PruneProgress) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let tree = Tree::read(self)?;
+        let orphans = tree.orphans(removed);
+        for (done, orphan) in orphans.iter().enumerate() {
+            let at = PruneProgress { step: PruneStep::Merge, done: done as u64, total: orphans.len() as u64 };
+            if progress(at).is_break() {
+                report.stopped = true;
+                return Ok(());
+            }
+            self.adopt(orphan)?;
+        }
+        // Children before their parents.
+        let mut newest_first: Vec<CheckpointId> = removed.iter().copied().collect();
+        newest_first.sort_unstable_by(|a, b| b.cmp(a));
+        for part in newest_first.chunks(BATCH) {
+            let at = PruneProgress { step: PruneStep::Remove, done: report.checkpoints, total };
+            if progress(at).is_break() {
+                report.stopped = true;
+                return Ok(());
+            }
+            report.checkpoints += self.catalogue().remove_checkpoints(part)?;
+            self.forget_maps(part);
+        }
+        Ok(())
+    }
+
+    /// Hangs a checkpoint whose parents go at the nearest ancestor that stays.
+    fn adopt(&self, orphan: &Orphan) -> Result<()> {
+        // Read anew: those above it may have come nearer to a full map meanwhile.
+        let link = self.catalogue().link(orphan.checkpoint.checkpoint)?;
+        let layout = self.catalogue().machine_by_id(link.machine)?.identity.layout;
+        let before = match &orphan.ancestor {
+            Some(ancestor) => self.map(ancestor.checkpoint)?,
+            None => PageMap::zero(usize::try_from(layout.pages()).unwrap_or(usize::MAX)).into(),
+        };
+        // A page that changed and changed back is no change.
+        let stood = |gfn| {
+            let index = layout.index(gfn).and_then(|index| usize::try_from(index).ok());
+            index.map_or(ContentRef::Zero, |index| before.get(index))
+        };
+        let changes: Vec<_> =
+            orphan.changes(self)?.into_iter().filter(|(gfn, content)| stood(*gfn) != *content).collect();
+        let full = if orphan.loses_keyframe(&link) {
+            Some(keyframe(&self.key, &*self.map(link.checkpoint)?)?)
+        } else {
+            None
+        };
+        let (keyframe_distance, keyframe_rows) = match &orphan.ancestor {
+            _ if full.is_some() || link.keyframe_distance == 0 => (0, 0),
+            Some(ancestor) => {
+                let ancestor = self.catalogue().link(ancestor.checkpoint)?;
+                (ancestor.keyframe_distance + 1, ancestor.keyframe_rows + changes.len() as u64)
+            }
+            None => {
+                return Err(Error::Invalid {
+                    what: "chain",
+                    why: "a first checkpoint without a full map".into(),
+                });
+            }
+        };
+        let parent = orphan.ancestor.as_ref().map(|ancestor| ancestor.checkpoint);
+        self.catalogue().reparent(&Reparented {
+            checkpoint: link.checkpoint,
+            old_parent: link.parent,
+            parent,
+            changes_hash: changes_hash(&self.key, parent, &changes),
+            changes: &changes,
+            keyframe: full.as_ref(),
+            keyframe_distance,
+            keyframe_rows,
+        })?;
+        Ok(())
+    }
+}
