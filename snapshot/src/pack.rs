@@ -9,5 +9,7 @@ mod writer;
 pub(crate) use copy::PackCopy;
 pub(crate) use format::{FRAME_PAGES, compressor, encode_frame};
 pub(crate) use reader::{Frame, PackReader};
+#[cfg(test)]
+pub(crate) use storage::PackFile;
 pub(crate) use storage::{Directory, PackStorage};
 pub(crate) use writer::PackWriter;

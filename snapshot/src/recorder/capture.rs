@@ -35,6 +35,11 @@ impl Recorder {
             Draft { staged: Vec::new(), late: self.dirty.written(self.own).clone(), is_early: false };
         let least = self.settings.precopy_pages_min;
         if draft.late.len().max(self.last_dirty_pages) >= least {
+            // Waiting for memory in the middle of it would give the guest time to write everything anew.
+            let half = self.pool.chunks_max() / 2;
+            let expected = draft.late.len().max(self.last_dirty_pages);
+            let expected = usize::try_from(expected).unwrap_or(usize::MAX).div_ceil(CHUNK);
+            self.pool.wait_until_out(half - expected.min(half));
             let mut found = PageSet::empty(&self.layout);
             let copied = self.rounds(machine, &mut draft, &mut found);
             timing.precopy_us = since_us(start);

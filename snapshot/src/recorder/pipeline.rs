@@ -170,3 +170,6 @@ impl Drop for Pipeline {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

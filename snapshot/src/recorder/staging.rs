@@ -57,6 +57,14 @@ impl Pool {
         }
     }
 
+    /// Waits until at most so many chunks are taken.
+    pub(super) fn wait_until_out(&self, out_max: usize) {
+        let mut state = lock(&self.state);
+        while state.out > out_max {
+            state = wait(&self.given_back, state);
+        }
+    }
+
     /// A chunk, unless `out_max` are taken already.
     pub(super) fn try_take(&self, out_max: usize) -> Option<Chunk> {
         let mut state = lock(&self.state);

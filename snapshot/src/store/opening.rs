@@ -73,6 +73,16 @@ impl Store {
 
     /// Opens the store in a directory, with options.
     pub fn open_with(dir: &Path, access: Access, options: &StoreOptions) -> Result<Self> {
+        Self::open_on(dir, access, options, Arc::new(Directory::new(&dir.join(PACKS))))
+    }
+
+    /// Opens the store in a directory, its packs in a storage of their own.
+    pub(crate) fn open_on(
+        dir: &Path,
+        access: Access,
+        options: &StoreOptions,
+        storage: Arc<dyn PackStorage>,
+    ) -> Result<Self> {
         let catalogue_path = dir.join(CATALOGUE);
         let write = access != Access::ReadOnly;
         if access == Access::Create {
@@ -96,7 +106,6 @@ impl Store {
             create_file(&catalogue_path)?;
         }
         let pack_dir = dir.join(PACKS);
-        let storage: Arc<dyn PackStorage> = Arc::new(Directory::new(&pack_dir));
         let (catalogue, key) = if write {
             let catalogue = Catalogue::open_for_writing(dir, &catalogue_path)?;
             create_dir(&pack_dir)?;

@@ -1,0 +1,313 @@
+//! The pipeline on a storage that fails and waits when it is told to, with a guest that never rests.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use retrovisor_guest::{
+    ClockPolicy, Gfn, Gpa, Machine, MachineError, MachineIdentity, MachineState, MemoryLayout, MemoryView,
+    PAGE_SIZE, PageContent, PageSet, RunState,
+};
+use retrovisor_machine::memory::MemoryMachine;
+
+use crate::catalogue::lock;
+use crate::error::Error;
+use crate::pack::{Directory, PackFile, PackStorage};
+use crate::store::{Access, Store, StoreOptions, image_hash};
+use crate::{CheckpointRequest, Recorder, RecorderSettings};
+
+/// Packs in a directory. Syncing waits while `shut`; the call that counts `calls_left` down to zero fails.
+struct Moody {
+    inner: Directory,
+    mood: Arc<Mood>,
+}
+
+#[derive(Default)]
+struct Mood {
+    shut: Mutex<bool>,
+    opened: Condvar,
+    calls_left: AtomicU32,
+}
+
+impl Mood {
+    fn call(&self) -> io::Result<()> {
+        let left = self.calls_left.load(Ordering::SeqCst);
+        if left > 0 && self.calls_left.fetch_sub(1, Ordering::SeqCst) == 1 {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        Ok(())
+    }
+
+    fn set_shut(&self, shut: bool) {
+        *lock(&self.shut) = shut;
+        self.opened.notify_all();
+    }
+}
+
+struct MoodyFile(Arc<dyn PackFile>, Arc<Mood>);
+
+impl PackStorage for Moody {
+    fn list(&self) -> io::Result<Vec<u32>> {
+        self.inner.list()
+    }
+    fn create(&self, number: u32) -> io::Result<Arc<dyn PackFile>> {
+        Ok(Arc::new(MoodyFile(self.inner.create(number)?, Arc::clone(&self.mood))))
+    }
+    fn open(&self, number: u32, write: bool) -> io::Result<Arc<dyn PackFile>> {
+        Ok(Arc::new(MoodyFile(self.inner.open(number, write)?, Arc::clone(&self.mood))))
+    }
+    fn remove(&self, number: u32) -> io::Result<()> {
+        self.inner.remove(number)
+    }
+    fn sync_names(&self) -> io::Result<()> {
+        self.inner.sync_names()
+    }
+    fn path(&self, number: u32) -> PathBuf {
+        self.inner.path(number)
+    }
+}
+
+impl PackFile for MoodyFile {
+    fn read_exact_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.read_exact_at(into, offset)
+    }
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.1.call()?;
+        self.0.write_all_at(bytes, offset)
+    }
+    fn set_len(&self, bytes: u64) -> io::Result<()> {
+        self.0.set_len(bytes)
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn sync(&self) -> io::Result<()> {
+        let mut shut = lock(&self.1.shut);
+        while *shut {
+            shut = self.1.opened.wait(shut).unwrap();
+        }
+        drop(shut);
+        self.1.call()?;
+        self.0.sync()
+    }
+}
+
+/// A machine that remembers what its memory was when it was captured, and tells whether it stands still.
+struct Witness {
+    machine: MemoryMachine,
+    seen: Option<blake3::Hash>,
+    is_paused: Arc<AtomicBool>,
+    held: i64,
+}
+
+impl Machine for Witness {
+    fn identity(&self) -> &MachineIdentity {
+        self.machine.identity()
+    }
+    fn run_state(&mut self) -> RunState {
+        self.machine.run_state()
+    }
+    fn pause(&mut self) -> Result<(), MachineError> {
+        self.is_paused.store(true, Ordering::SeqCst);
+        self.machine.pause()
+    }
+    fn resume(&mut self) -> Result<(), MachineError> {
+        self.is_paused.store(false, Ordering::SeqCst);
+        self.machine.resume()
+    }
+    fn take_dirty(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
+        self.machine.take_dirty(into)
+    }
+    fn memory(&self) -> &dyn MemoryView {
+        self.machine.memory()
+    }
+    fn capture_state(&mut self) -> Result<MachineState, MachineError> {
+        self.seen = Some(image_hash(self.machine.memory()).unwrap());
+        self.held += 1;
+        self.machine.capture_state()
+    }
+    fn sync_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
+        self.machine.sync_state(state)
+    }
+    fn write_page(&mut self, gfn: Gfn, content: PageContent<'_>) -> Result<(), MachineError> {
+        self.machine.write_page(gfn, content)
+    }
+    fn apply_state(&mut self, state: &MachineState, clock: ClockPolicy) -> Result<(), MachineError> {
+        self.machine.apply_state(state, clock)
+    }
+    fn release_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
+        self.held -= 1;
+        self.machine.release_state(state)
+    }
+}
+
+struct Lab {
+    _dir: tempfile::TempDir,
+    mood: Arc<Mood>,
+    store: Arc<Store>,
+    witness: Witness,
+    recorder: Recorder,
+}
+
+fn lab(pages: u64, settings: RecorderSettings) -> Lab {
+    let dir = tempfile::tempdir().unwrap();
+    let mood = Arc::new(Mood::default());
+    let storage = Moody { inner: Directory::new(&dir.path().join("packs")), mood: Arc::clone(&mood) };
+    let store =
+        Store::open_on(dir.path(), Access::Create, &StoreOptions::default(), Arc::new(storage)).unwrap();
+    let store = Arc::new(store);
+    let machine = MemoryMachine::new("m", MemoryLayout::flat(pages * PAGE_SIZE as u64).unwrap()).unwrap();
+    let id = store.catalogue().add_machine(machine.identity()).unwrap().id;
+    let recorder = Recorder::with_settings(Arc::clone(&store), id, settings).unwrap();
+    let witness = Witness { machine, seen: None, is_paused: Arc::default(), held: 0 };
+    Lab { _dir: dir, mood, store, witness, recorder }
+}
+
+/// Fills a page with bytes that follow from a number and do not compress.
+fn noise(seed: u64) -> Vec<u8> {
+    let mut bytes = vec![0; PAGE_SIZE];
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}
+
+#[test]
+fn whatever_call_to_the_storage_fails_nothing_is_lost() {
+    for failing in 1..25 {
+        let Lab { _dir, mood, store, mut witness, mut recorder } = lab(64, RecorderSettings::default());
+        recorder.checkpoint(&mut witness, &CheckpointRequest::default()).unwrap();
+        // Everything below waits together, and one call fails.
+        mood.set_shut(true);
+        let mut pending = Vec::new();
+        for round in 0..12_u64 {
+            for page in 0..5 {
+                let seed = failing * 1_000 + round * 10 + page;
+                witness.machine.poke(Gpa(seed * 7 % 64 * 4096), &noise(seed)).unwrap();
+            }
+            pending.push((
+                recorder.capture(&mut witness, &CheckpointRequest::default()).unwrap(),
+                witness.seen.unwrap(),
+            ));
+            if round == failing % 12 {
+                mood.calls_left.store(u32::try_from(failing / 4 + 1).unwrap(), Ordering::SeqCst);
+                mood.set_shut(false);
+            }
+            if round % 5 == 4 {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+        mood.set_shut(false);
+        let (mut first_failed, mut later) = (0, 0);
+        for (pending, seen) in pending {
+            match pending.wait() {
+                Ok(report) => assert_eq!(store.image_hash(report.record.id).unwrap(), seen),
+                Err(Error::Full { .. }) => first_failed += 1,
+                Err(Error::Behind { .. }) => later += 1,
+                Err(other) => panic!("{other}"),
+            }
+        }
+        let failed = mood.calls_left.swap(0, Ordering::SeqCst) == 0;
+        assert_eq!((first_failed, later > 0 && !failed), (u32::from(failed), false), "call {failing}");
+        // The next one has all that those had which are not there.
+        let next = recorder.checkpoint(&mut witness, &CheckpointRequest::default()).unwrap().record;
+        assert_eq!(store.image_hash(next.id).unwrap(), image_hash(witness.memory()).unwrap());
+        let kept = store.catalogue().checkpoints(next.machine).unwrap();
+        assert_eq!(kept.len() as u64, 14 - u64::from(first_failed + later));
+        assert_eq!(witness.held, i64::try_from(kept.len()).unwrap(), "states are released");
+        assert!(kept.windows(2).all(|pair| pair[1].parent == Some(pair[0].id)), "one line");
+        assert_eq!(store.verify(&mut |_| ()).unwrap().damaged, []);
+    }
+}
+
+#[test]
+fn a_slow_disk_makes_the_next_capture_wait_before_the_pause() {
+    let settings = RecorderSettings { staging_bytes_max: 2 << 20, ..RecorderSettings::default() };
+    let Lab { _dir, mood, store, mut witness, mut recorder } = lab(1_024, settings);
+    recorder.checkpoint(&mut witness, &CheckpointRequest::default()).unwrap();
+    mood.set_shut(true);
+    let is_paused = Arc::clone(&witness.is_paused);
+    let captured = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        let recording = scope.spawn(|| {
+            let mut pending = Vec::new();
+            for round in 0..12_u64 {
+                for page in 0..100 {
+                    witness
+                        .machine
+                        .poke(Gpa((round * 31 + page) % 1_024 * 4096), &noise(round * 100 + page))
+                        .unwrap();
+                }
+                let taken = recorder.capture(&mut witness, &CheckpointRequest::default()).unwrap();
+                captured.fetch_add(1, Ordering::SeqCst);
+                pending.push((taken, witness.seen.unwrap()));
+            }
+            for (taken, seen) in pending {
+                let report = taken.wait().unwrap();
+                assert_eq!(store.image_hash(report.record.id).unwrap(), seen);
+            }
+        });
+        std::thread::sleep(Duration::from_millis(300));
+        let stuck = captured.load(Ordering::SeqCst);
+        assert!((1..12).contains(&stuck), "the budget holds some captures, not all: {stuck}");
+        assert!(!is_paused.load(Ordering::SeqCst), "it waits while the guest runs");
+        mood.set_shut(false);
+        recording.join().unwrap();
+    });
+    let used = recorder.memory_use();
+    assert!(used.staging_bytes_peak <= used.staging_bytes_max, "{used:?}");
+}
+
+#[test]
+fn the_stored_image_is_the_memory_at_the_instant_of_the_pause() {
+    for (pages, staging_bytes_max) in [(2_048_u64, 64 << 20), (2_048, 4 << 20)] {
+        let settings = RecorderSettings {
+            staging_bytes_max,
+            precopy_pages_min: 0,
+            precopy_rounds_max: 4,
+            ..RecorderSettings::default()
+        };
+        let Lab { _dir, store, mut witness, mut recorder, .. } = lab(pages, settings);
+        let writer = witness.machine.writer();
+        let (done, writes) = (AtomicBool::new(false), AtomicU32::new(0));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut seed = 1_u64;
+                while !done.load(Ordering::Relaxed) {
+                    // Pages in all states of being written: nothing that is copied while this runs is whole.
+                    seed =
+                        seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    let page = (seed >> 33) % pages;
+                    let at = Gpa(page * 4096 + (seed >> 20 & 0xf00));
+                    let bytes = noise(seed);
+                    let length = if seed >> 60 == 0 { PAGE_SIZE } else { 200 };
+                    writer
+                        .poke(at, &bytes[..length.min(usize::try_from((pages * 4096) - at.0).unwrap())])
+                        .unwrap();
+                    writes.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            let mut overridden = 0;
+            let mut pending = Vec::new();
+            for _ in 0..12 {
+                // However busy the host is: enough for more than one round.
+                writes.store(0, Ordering::Relaxed);
+                while writes.load(Ordering::Relaxed) < 1_000 {
+                    std::thread::yield_now();
+                }
+                let taken = recorder.capture(&mut witness, &CheckpointRequest::default()).unwrap();
+                pending.push((taken, witness.seen.unwrap()));
+            }
+            for (taken, seen) in pending {
+                let report = taken.wait().unwrap();
+                assert_eq!(store.image_hash(report.record.id).unwrap(), seen);
+                overridden += u64::from(report.timing.copied_pages < report.record.dirty_pages);
+            }
+            done.store(true, Ordering::Relaxed);
+            eprintln!("{overridden} of 12 captures copied pages before the pause");
+            // With hardly any memory, the rounds wait for the disk, and the guest writes everything anew meanwhile.
+            assert!(overridden > 0 || staging_bytes_max < 64 << 20);
+        });
+        assert_eq!(store.verify(&mut |_| ()).unwrap().damaged, []);
+    }
+}
