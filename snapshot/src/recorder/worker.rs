@@ -172,7 +172,7 @@ impl Worker {
     }
 
     /// The captures come back in `ready` as far as they were taken in, with the error otherwise.
-    #[expect(clippy::type_complexity, reason = "an error, and what it concerns")]
+    #[expect(clippy::type_complexity, clippy::result_large_err, reason = "an error, and what it concerns")]
     fn try_store(
         &self,
         store: &Store,

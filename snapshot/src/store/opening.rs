@@ -73,14 +73,14 @@ impl Store {
 
     /// Opens the store in a directory, with options.
     pub fn open_with(dir: &Path, access: Access, options: &StoreOptions) -> Result<Self> {
-        Self::open_on(dir, access, options, Arc::new(Directory::new(&dir.join(PACKS))))
+        Self::open_on(dir, access, *options, Arc::new(Directory::new(&dir.join(PACKS))))
     }
 
     /// Opens the store in a directory, its packs in a storage of their own.
     pub(crate) fn open_on(
         dir: &Path,
         access: Access,
-        options: &StoreOptions,
+        options: StoreOptions,
         storage: Arc<dyn PackStorage>,
     ) -> Result<Self> {
         let catalogue_path = dir.join(CATALOGUE);

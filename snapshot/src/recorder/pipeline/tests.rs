@@ -156,7 +156,7 @@ fn lab(pages: u64, settings: RecorderSettings) -> Lab {
     let mood = Arc::new(Mood::default());
     let storage = Moody { inner: Directory::new(&dir.path().join("packs")), mood: Arc::clone(&mood) };
     let store =
-        Store::open_on(dir.path(), Access::Create, &StoreOptions::default(), Arc::new(storage)).unwrap();
+        Store::open_on(dir.path(), Access::Create, StoreOptions::default(), Arc::new(storage)).unwrap();
     let store = Arc::new(store);
     let machine = MemoryMachine::new("m", MemoryLayout::flat(pages * PAGE_SIZE as u64).unwrap()).unwrap();
     let id = store.catalogue().add_machine(machine.identity()).unwrap().id;
@@ -269,7 +269,7 @@ fn the_stored_image_is_the_memory_at_the_instant_of_the_pause() {
         };
         let Lab { _dir, store, mut witness, mut recorder, .. } = lab(pages, settings);
         let writer = witness.machine.writer();
-        let (done, writes) = (AtomicBool::new(false), AtomicU32::new(0));
+        let (done, count) = (AtomicBool::new(false), AtomicU32::new(0));
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 let mut seed = 1_u64;
@@ -284,15 +284,15 @@ fn the_stored_image_is_the_memory_at_the_instant_of_the_pause() {
                     writer
                         .poke(at, &bytes[..length.min(usize::try_from((pages * 4096) - at.0).unwrap())])
                         .unwrap();
-                    writes.fetch_add(1, Ordering::Relaxed);
+                    count.fetch_add(1, Ordering::Relaxed);
                 }
             });
             let mut overridden = 0;
             let mut pending = Vec::new();
             for _ in 0..12 {
                 // However busy the host is: enough for more than one round.
-                writes.store(0, Ordering::Relaxed);
-                while writes.load(Ordering::Relaxed) < 1_000 {
+                count.store(0, Ordering::Relaxed);
+                while count.load(Ordering::Relaxed) < 1_000 {
                     std::thread::yield_now();
                 }
                 let taken = recorder.capture(&mut witness, &CheckpointRequest::default()).unwrap();
