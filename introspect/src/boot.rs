@@ -7,10 +7,18 @@ use crate::{
     fact::{KernelFact, MemoryStatistics, Syscall, SyscallRoute, Task, Violation, ViolationKind},
     linux::{
         counters,
+        files::Files,
+        health::{Health, taint_letters},
         identity::BootIdentity,
         log::SeenLines,
+        module_symbols::ModuleSymbols,
         modules::Modules,
+        mounts,
+        paths::Paths,
+        processors, programs,
         protections::{self, Controls, told},
+        sockets,
+        stacks::Stacks,
         syscalls::Syscalls,
         tasks::Tasks,
         text::{Change, TextChanges, TextReference},
@@ -29,6 +37,7 @@ pub(crate) struct Boot {
     text: Option<TextReference>,
     controls: Controls,
     seen_lines: SeenLines,
+    pub(crate) module_symbols: ModuleSymbols,
 }
 
 impl Boot {
@@ -42,6 +51,7 @@ impl Boot {
             text: None,
             controls: Controls::new(),
             seen_lines: SeenLines::default(),
+            module_symbols: ModuleSymbols::default(),
         }
     }
 
@@ -83,19 +93,49 @@ impl Boot {
         } else {
             integrity.clear();
         }
+        let mut tasks = tasks.all;
+        self.module_symbols.update(&probe, &modules);
+        if let Some(stacks) = Stacks::new(&probe, &modules) {
+            stacks.complete(&mut tasks, &self.module_symbols);
+        }
+        let (mut files, mut mounts) = (Files::default(), Vec::new());
+        if let Some(paths) = Paths::new(&probe) {
+            programs::complete(&probe, &paths, &mut tasks);
+            files = Files::read(&probe, &paths, &tasks).unwrap_or_default();
+            mounts = mounts::read(&probe, &paths, &tasks).unwrap_or_default();
+        }
+        let sockets = sockets::read(&probe, &files).unwrap_or_default();
         let log = self.seen_lines.read_new(&probe).unwrap_or_default();
         let counters = counters::read(&probe);
         let clock = Clock::read(&probe);
+        let health = Health::read(&probe);
+        let tainted = probe.word("tainted_mask");
         let kernel = KernelFact {
+            state: health.state,
+            panic_cpu: health.panic_cpu,
+            oopses: health.oopses,
+            taints: tainted.map(taint_letters),
             uptime_ns: clock.uptime_ns,
             boot_time_s: clock.boot_time_s,
             jiffies: probe.word("jiffies_64").or_else(|| probe.word("jiffies")),
-            tainted: probe.word("tainted_mask"),
+            tainted,
             cpus: probe.half("__num_online_cpus").unwrap_or(0),
             torn: probe.is_torn(),
             ..kernel_fact(&kernel, vcpus)
         };
-        Linux { kernel, tasks: tasks.all, modules: modules.all, syscalls, log, counters, integrity }
+        Linux {
+            kernel,
+            tasks,
+            modules: modules.all,
+            syscalls,
+            log,
+            counters,
+            integrity,
+            processors: processors::read(&probe),
+            sockets,
+            open_files: files.all,
+            mounts,
+        }
     }
 
     /// The system calls to report, and those that lead elsewhere than they must.

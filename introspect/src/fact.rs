@@ -6,6 +6,10 @@ mod kernel;
 mod log;
 mod memory;
 mod module;
+mod mount;
+mod open_file;
+mod processor;
+mod socket;
 mod syscall;
 mod task;
 
@@ -15,6 +19,10 @@ pub use kernel::KernelFact;
 pub use log::LogLine;
 pub use memory::MemoryStatistics;
 pub use module::Module;
+pub use mount::Mount;
+pub use open_file::OpenFile;
+pub use processor::Processor;
+pub use socket::Socket;
 pub use syscall::{Syscall, SyscallRoute};
 pub use task::Task;
 

@@ -61,6 +61,11 @@ impl Introspector {
     pub fn kernel(&self) -> Option<Arc<Kernel>> {
         self.boots.first().map(|boot| Arc::clone(&boot.kernel))
     }
+
+    /// The symbols of the modules that the last observation met: module, address, name.
+    pub fn module_symbols(&self) -> impl Iterator<Item = (&str, u64, &str)> {
+        self.boots.first().into_iter().flat_map(|boot| boot.module_symbols.all())
+    }
 }
 
 impl Default for Introspector {

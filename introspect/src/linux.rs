@@ -2,19 +2,28 @@
 
 pub(crate) mod areas;
 pub(crate) mod counters;
+pub(crate) mod credentials;
 pub(crate) mod dispatch;
+pub(crate) mod files;
 pub(crate) mod frames;
 pub(crate) mod free_lists;
+pub(crate) mod health;
 pub(crate) mod identity;
 pub(crate) mod log;
 mod maple;
+pub(crate) mod module_symbols;
 pub(crate) mod modules;
+pub(crate) mod mounts;
 pub(crate) mod patching;
 pub(crate) mod paths;
+pub(crate) mod processors;
+pub(crate) mod programs;
 pub(crate) mod protections;
 pub(crate) mod resources;
 pub(crate) mod sections;
 pub(crate) mod slabs;
+pub(crate) mod sockets;
+pub(crate) mod stacks;
 pub(crate) mod syscalls;
 pub(crate) mod tasks;
 pub(crate) mod text;

@@ -1,6 +1,9 @@
 use retrovisor_guest::{VcpuRegisters, fact::Table};
 
-use crate::fact::{Counter, KernelFact, LogLine, MemoryStatistics, Module, Syscall, Task, Violation, table};
+use crate::fact::{
+    Counter, KernelFact, LogLine, MemoryStatistics, Module, Mount, OpenFile, Processor, Socket, Syscall,
+    Task, Violation, table,
+};
 
 /// What was read of a guest at one instant.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +35,14 @@ pub struct Linux {
     pub counters: Vec<Counter>,
     /// Invariants that do not hold. A healthy guest has none.
     pub integrity: Vec<Violation>,
+    /// What each CPU counts.
+    pub processors: Vec<Processor>,
+    /// Every socket.
+    pub sockets: Vec<Socket>,
+    /// The files that processes hold open.
+    pub open_files: Vec<OpenFile>,
+    /// What is mounted where.
+    pub mounts: Vec<Mount>,
 }
 
 impl Observation {
@@ -48,6 +59,10 @@ impl Observation {
                 table(&linux.log),
                 table(&linux.counters),
                 table(&linux.integrity),
+                table(&linux.processors),
+                table(&linux.sockets),
+                table(&linux.open_files),
+                table(&linux.mounts),
             ]);
         }
         tables
@@ -65,7 +80,7 @@ mod tests {
         assert_eq!(names, ["fact_memory"]);
         let linux = Some(Linux::default());
         let tables = Observation { linux, ..Observation::default() }.tables();
-        assert_eq!(tables.len(), 8);
+        assert_eq!(tables.len(), 12);
         assert_eq!(tables[1].rows.len(), 1);
     }
 }

@@ -3,7 +3,8 @@ use std::cell::Cell;
 use crate::{
     Kernel,
     btf::{Field, Types},
-    reader::Reader,
+    hash::IntegerSet,
+    reader::{Reader, Walk},
 };
 
 /// One kernel in one memory: what every reader of its structures needs.
@@ -72,6 +73,26 @@ impl<'a> Probe<'a> {
     /// Where each possible CPU's variables lie from their symbols.
     pub(crate) fn cpu_offsets(&self) -> &[(u32, u64)] {
         &self.cpu_offsets
+    }
+
+    /// The nodes of a red-black tree whose `rb_root` is at `root`, in no order. `None` when the kernel does not describe
+    /// its trees.
+    pub(crate) fn tree(&self, root: u64, max: usize) -> Option<Walk> {
+        let (left, right) = (self.field("rb_node", "rb_left")?, self.field("rb_node", "rb_right")?);
+        let (mut links, mut seen) = (Vec::new(), IntegerSet::default());
+        let mut pending = vec![self.reader.u64(root)];
+        while let Some(at) = pending.pop() {
+            let Some(at) = at else { return Some(Walk { links, whole: false }) };
+            if at == 0 {
+                continue;
+            }
+            if links.len() >= max || !seen.insert(at) {
+                return Some(Walk { links, whole: false });
+            }
+            links.push(at);
+            pending.extend([self.reader.pointer(at, left), self.reader.pointer(at, right)]);
+        }
+        Some(Walk { links, whole: true })
     }
 
     /// Notes that a structure was met in the middle of an update, or did not make sense.

@@ -105,7 +105,7 @@ impl<'p, 'v> Reader<'p, 'v> {
     }
 
     /// Bytes up to a NUL or `max`; stops early at the end of what is mapped.
-    fn bytes_to_nul(&self, virt: u64, max: usize) -> Option<Vec<u8>> {
+    pub(crate) fn bytes_to_nul(&self, virt: u64, max: usize) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
         while bytes.len() < max {
             let at = virt.checked_add(bytes.len() as u64)?;

@@ -1,7 +1,6 @@
 //! Whose page it is, against the guest's own word: /proc/kpageflags, /proc/PID/pagemap and maps, /proc/slabinfo.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
-#[expect(dead_code, reason = "this test needs a part of it")]
 mod live;
 
 use std::{

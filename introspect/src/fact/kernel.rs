@@ -23,6 +23,14 @@ pub struct KernelFact {
     pub page_levels: u8,
     /// Taint bits.
     pub tainted: Option<u64>,
+    /// The letters for the taint bits, as an oops message has them: `OE`.
+    pub taints: Option<String>,
+    /// `booting`, `running`, `panic`, …
+    pub state: Option<String>,
+    /// The CPU that panicked.
+    pub panic_cpu: Option<u32>,
+    /// Times that the kernel went on after an error of its own.
+    pub oopses: Option<u64>,
     /// CPUs online.
     pub cpus: u32,
     /// Control register 0 of the first vCPU, if registers were given.
@@ -50,6 +58,10 @@ impl Fact for KernelFact {
             text("physical_base"),
             integer("page_levels"),
             integer("tainted"),
+            text("taints"),
+            text("state"),
+            integer("panic_cpu"),
+            integer("oopses"),
             integer("cpus"),
             text("cr0"),
             text("cr4"),
@@ -70,6 +82,10 @@ impl Fact for KernelFact {
             Value::address(self.physical_base),
             i64::from(self.page_levels).into(),
             self.tainted.map_or(Value::Null, bits),
+            self.taints.clone().into(),
+            self.state.clone().into(),
+            self.panic_cpu.into(),
+            self.oopses.into(),
             self.cpus.into(),
             super::address(self.cr0),
             super::address(self.cr4),

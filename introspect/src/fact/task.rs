@@ -1,6 +1,6 @@
 use retrovisor_guest::fact::{Schema, Value};
 
-use super::{Fact, integer, text};
+use super::{Fact, address, integer, text};
 
 /// A thread as the kernel schedules it; the leader of a group (`pid == tgid`) stands for its process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +21,12 @@ pub struct Task {
     pub uid: Option<u32>,
     /// Real group id.
     pub gid: Option<u32>,
+    /// Effective user id.
+    pub euid: Option<u32>,
+    /// Effective group id.
+    pub egid: Option<u32>,
+    /// Effective capabilities, one bit each.
+    pub capabilities: Option<u64>,
     /// Start, since boot with suspend.
     pub start_time_ns: u64,
     /// CPU time of this thread in user mode, scaled to the precise total as /proc does.
@@ -43,6 +49,12 @@ pub struct Task {
     pub address: u64,
     /// What led to it: `list`, `pid-idr`, `runqueue`, joined by `+` in this order.
     pub views: String,
+    /// The command line of a process, with a space between the arguments; a thread has its leader's.
+    pub command_line: Option<String>,
+    /// The path of what a process runs; a thread has its leader's.
+    pub executable: Option<String>,
+    /// Where in the kernel it sleeps, past the scheduler: `do_wait+0x5f`, `kjournald2+0xc6 [jbd2]`.
+    pub waits_in: Option<String>,
 }
 
 impl Fact for Task {
@@ -57,6 +69,9 @@ impl Fact for Task {
             text("state"),
             integer("uid"),
             integer("gid"),
+            integer("euid"),
+            integer("egid"),
+            text("capabilities"),
             integer("start_time_ns"),
             integer("utime_ns"),
             integer("stime_ns"),
@@ -68,6 +83,9 @@ impl Fact for Task {
             integer("on_cpu"),
             text("address"),
             text("views"),
+            text("command_line"),
+            text("executable"),
+            text("waits_in"),
         ],
     };
 
@@ -81,6 +99,9 @@ impl Fact for Task {
             self.state.to_string().into(),
             self.uid.into(),
             self.gid.into(),
+            self.euid.into(),
+            self.egid.into(),
+            address(self.capabilities),
             self.start_time_ns.into(),
             self.utime_ns.into(),
             self.stime_ns.into(),
@@ -92,6 +113,9 @@ impl Fact for Task {
             self.on_cpu.into(),
             Value::address(self.address),
             self.views.clone().into(),
+            self.command_line.clone().into(),
+            self.executable.clone().into(),
+            self.waits_in.clone().into(),
         ]
     }
 }

@@ -1,5 +1,5 @@
-use super::time::Clock;
-use crate::{btf::Field, fact::Counter, probe::Probe, reader::Reader};
+use super::{health, processors::idle_times};
+use crate::{fact::Counter, probe::Probe, reader::Reader};
 
 /// An array of counters longer than this is no array of counters.
 const ITEMS_MAX: usize = 1024;
@@ -22,6 +22,7 @@ pub(crate) fn read(probe: &Probe) -> Vec<Counter> {
     ];
     counters.extend(plain.into_iter().filter_map(|(name, value)| Some(counter(name, value?))));
     counters.extend(softirqs(probe));
+    counters.extend(health::counters(probe));
     counters
 }
 
@@ -137,7 +138,12 @@ fn load(probe: &Probe, counters: &mut Vec<Counter>) {
 fn processor_times(probe: &Probe, counters: &mut Vec<Counter>) {
     let Some(field) = probe.field("kernel_cpustat", "cpustat") else { return };
     let items = probe.types.enum_with("CPUTIME_USER");
-    let idle = idle_times(probe);
+    let idle = idle_times(probe).map(|each| {
+        let add = |sum: (u64, u64), (_, idle, waiting): &(u32, u64, u64)| {
+            (sum.0.wrapping_add(*idle), sum.1.wrapping_add(*waiting))
+        };
+        each.iter().fold((0, 0), add)
+    });
     let each: Vec<_> = probe
         .each_cpu("kernel_cpustat")
         .filter_map(|(_, at)| words(probe.reader, at.wrapping_add(field.offset_bytes), items.len()))
@@ -158,36 +164,6 @@ fn processor_times(probe: &Probe, counters: &mut Vec<Counter>) {
             counters.push(counter(format!("cpu_{kind}_ns"), precise.unwrap_or(ticks)));
         }
     }
-}
-
-/// Idle time over all CPUs, and that in which a task waited for a device, as /proc/stat has them: a CPU that sleeps
-/// without ticks is counted up to now. `None` where CPUs tick while they sleep.
-fn idle_times(probe: &Probe) -> Option<(u64, u64)> {
-    // Bit of `flags`, in which since 6.9 the single flags are.
-    const IDLE_ACTIVE: u64 = 1 << 2;
-    probe.half("tick_nohz_active").filter(|active| *active != 0)?;
-    let now = Clock::read(probe).monotonic_ns?;
-    let field = |path: &str| probe.field("tick_sched", path);
-    let number = |cpu: u64, field: Field| probe.reader.number(cpu, field);
-    let (flag, flags) = (field("idle_active"), field("flags"));
-    let (entry, idle, waiting) =
-        (field("idle_entrytime")?, field("idle_sleeptime")?, field("iowait_sleeptime")?);
-    let waiters = probe.field("rq", "nr_iowait.counter")?;
-    let queues: Vec<u64> = probe.each_cpu("runqueues").map(|(_, queue)| queue).collect();
-    let of_cpu = |cpu: u64, queue: u64| {
-        let active = match (flag, flags) {
-            (Some(flag), _) => number(cpu, flag)? != 0,
-            (None, flags) => number(cpu, flags?)? & IDLE_ACTIVE != 0,
-        };
-        let since = if active { now.saturating_sub(number(cpu, entry)?) } else { 0 };
-        let waits = number(queue, waiters)? != 0;
-        let (idle, waiting) = (number(cpu, idle)?, number(cpu, waiting)?);
-        Some(if waits { (idle, waiting.wrapping_add(since)) } else { (idle.wrapping_add(since), waiting) })
-    };
-    probe.symbol("tick_cpu_sched")?;
-    let times = probe.each_cpu("tick_cpu_sched").zip(queues);
-    let times = times.filter_map(|((_, cpu), queue)| of_cpu(cpu, queue));
-    Some(times.fold((0, 0), |sum, cpu| (sum.0.wrapping_add(cpu.0), sum.1.wrapping_add(cpu.1))))
 }
 
 /// What the run queues count, over all CPUs.

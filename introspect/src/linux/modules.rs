@@ -6,6 +6,8 @@ use crate::{btf::Field, fact::Module, hash::IntegerSet, probe::Probe};
 #[derive(Default)]
 pub(crate) struct Modules {
     pub(crate) all: Vec<Module>,
+    /// Address of each one's `struct module`, in the same order.
+    pub(crate) structures: Vec<u64>,
     /// Index of each live module that one view has and another lacks, and which lacks it.
     pub(crate) hidden: Vec<(usize, &'static str)>,
     /// The memory of every module: start and bytes, with the module's index.
@@ -94,6 +96,7 @@ impl Modules {
             found.hidden.extend(missing.map(|view| (found.all.len(), view)));
             found.areas.extend(areas.into_iter().map(|(start, bytes)| (start, bytes, found.all.len())));
             found.all.push(module);
+            found.structures.push(address);
         }
         found.areas.sort_unstable();
         Some(found)

@@ -94,11 +94,7 @@ impl Paths {
             let mount = superblock.and_then(|superblock| self.mount_of(probe, superblock));
             return self.of_entry(probe, entry, mount);
         }
-        let kind = self.kind.and_then(|(kind, name)| {
-            let name = pointer(probe, pointer(probe, superblock?, kind)?, name)?;
-            probe.reader.string(name, 32)
-        });
-        let kind = kind?;
+        let kind = self.type_of_superblock(probe, superblock?)?;
         let device = self.device.and_then(|device| probe.reader.number(inode, device)).unwrap_or(0);
         if kind == "bdev" && device != 0 {
             return Some(format!("block device {}:{}", device >> 20, device & 0xf_ffff).into());
@@ -111,8 +107,12 @@ impl Paths {
         probe.reader.number(inode, self.number)
     }
 
-    fn of_entry(&self, probe: &Probe, entry: u64, mount: Option<u64>) -> Option<Arc<str>> {
-        let below = self.below_root(probe, entry)?;
+    /// The path of a directory entry below a mount (`vfsmount`).
+    pub(crate) fn of_entry(&self, probe: &Probe, entry: u64, mount: Option<u64>) -> Option<Arc<str>> {
+        let below = match mount {
+            Some(mount) => self.below_mount(probe, entry, mount)?,
+            None => self.below_root(probe, entry)?,
+        };
         let prefix = mount.and_then(|mount| self.prefix(probe, mount)).filter(|prefix| !prefix.is_empty());
         let unlinked = self
             .hashed
@@ -127,8 +127,34 @@ impl Paths {
         })
     }
 
+    /// The path below what a mount shows of its file system: the whole of it, or one folder.
+    fn below_mount(&self, probe: &Probe, entry: u64, mount: u64) -> Option<Arc<str>> {
+        let below = self.below_root(probe, entry)?;
+        let root = self.mounts.as_ref().and_then(|fields| pointer(probe, mount, fields.root));
+        let Some(root) = root.and_then(|root| self.below_root(probe, root)).filter(|root| &**root != "/")
+        else {
+            return Some(below);
+        };
+        Some(match below.strip_prefix(&*root) {
+            Some("") => "/".into(),
+            Some(rest) if rest.starts_with('/') => rest.into(),
+            _ => below,
+        })
+    }
+
+    /// The type of the file system that an inode is of: `ext4`.
+    pub(crate) fn file_system(&self, probe: &Probe, inode: u64) -> Option<String> {
+        self.type_of_superblock(probe, pointer(probe, inode, self.superblock)?)
+    }
+
+    /// The type of a mounted file system.
+    pub(crate) fn type_of_superblock(&self, probe: &Probe, superblock: u64) -> Option<String> {
+        let (kind, name) = self.kind?;
+        probe.reader.string(pointer(probe, pointer(probe, superblock, kind)?, name)?, 32)
+    }
+
     /// The path below the root of the file system, `/` for the root.
-    fn below_root(&self, probe: &Probe, entry: u64) -> Option<Arc<str>> {
+    pub(crate) fn below_root(&self, probe: &Probe, entry: u64) -> Option<Arc<str>> {
         if let Some(known) = self.known.borrow().get(&entry) {
             return known.clone();
         }
@@ -169,7 +195,8 @@ impl Paths {
         None
     }
 
-    fn name(&self, probe: &Probe, entry: u64) -> Option<String> {
+    /// An entry's own name.
+    pub(crate) fn name(&self, probe: &Probe, entry: u64) -> Option<String> {
         let length = probe.reader.number(entry, self.name_length).filter(|length| *length <= NAME_MAX)?;
         let mut bytes = vec![0; usize::try_from(length).ok()?];
         probe.reader.read(pointer(probe, entry, self.name)?, &mut bytes)?;
@@ -188,7 +215,8 @@ impl Paths {
             if parent == at {
                 break;
             }
-            let below = self.below_root(probe, pointer(probe, at, fields.point)?)?;
+            let above = parent.wrapping_add(fields.inner);
+            let below = self.below_mount(probe, pointer(probe, at, fields.point)?, above)?;
             if &*below != "/" {
                 prefix.insert_str(0, &below);
             }

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use super::xarray::Entries;
+use super::{credentials, xarray::Entries};
 use crate::{btf::Field, fact::Task, hash::IntegerMap, probe::Probe};
 
 /// All tasks, by every view that leads to some.
@@ -42,9 +42,7 @@ struct Fields {
     flags: Field,
     state: Field,
     exit_state: Field,
-    real_cred: Option<Field>,
-    uid: Option<Field>,
-    gid: Option<Field>,
+    credentials: credentials::Fields,
     start_time: Option<Field>,
     utime: Option<Field>,
     stime: Option<Field>,
@@ -81,9 +79,7 @@ impl Fields {
             flags: task("flags")?,
             state: task("__state").or_else(|| task("state"))?,
             exit_state: task("exit_state")?,
-            real_cred: task("real_cred"),
-            uid: probe.field("cred", "uid.val"),
-            gid: probe.field("cred", "gid.val"),
+            credentials: credentials::Fields::of(probe),
             start_time: task("start_boottime")
                 .or_else(|| task("real_start_time"))
                 .or_else(|| task("start_time")),
@@ -267,8 +263,7 @@ fn read_task(
     let parent = reader.pointer(address, fields.real_parent).unwrap_or(0);
     let (parent_tgid, parent_comm) =
         comms.entry(parent).or_insert_with(|| name_of(probe, fields, parent)).clone();
-    let cred = fields.real_cred.and_then(|cred| reader.pointer(address, cred)).filter(|cred| *cred != 0);
-    let id = |field: Option<Field>| u32::try_from(reader.number(cred?, field?)?).ok();
+    let credentials = fields.credentials.read(probe, address);
     let memory = reader.pointer(address, fields.memory).filter(|memory| *memory != 0);
     let (utime_ns, stime_ns) =
         scaled(optional(fields.utime), optional(fields.stime), optional(fields.runtime));
@@ -280,8 +275,11 @@ fn read_task(
         comm: reader.string(address.checked_add(fields.comm.offset_bytes)?, COMM_MAX)?,
         parent_comm,
         state: if dead { 'X' } else { state_letter(state, exit_state) },
-        uid: id(fields.uid),
-        gid: id(fields.gid),
+        uid: credentials.uid,
+        gid: credentials.gid,
+        euid: credentials.euid,
+        egid: credentials.egid,
+        capabilities: credentials.capabilities,
         start_time_ns: optional(fields.start_time),
         utime_ns,
         stime_ns,
@@ -301,6 +299,10 @@ fn read_task(
             .map(|(_, name)| *name)
             .collect::<Vec<_>>()
             .join("+"),
+        // What takes more than the task itself is filled in later.
+        command_line: None,
+        executable: None,
+        waits_in: None,
     })
 }
 

@@ -17,6 +17,7 @@ pub(crate) fn agrees(linux: &Linux, dump: &Dump) {
     let boot: i64 = stat.lines().find_map(|line| line.strip_prefix("btime ")).unwrap().parse().unwrap();
     let tainted: u64 = dump.before.text("/proc/sys/kernel/tainted").trim().parse().unwrap();
     assert_eq!((usize::try_from(own.cpus).unwrap(), own.tainted, own.torn), (cpus, Some(tainted), false));
+    assert_eq!((own.state.as_deref(), own.panic_cpu, own.oopses), (Some("running"), None, Some(0)));
     assert!((own.boot_time_s.unwrap() - boot).abs() <= 1);
     assert_eq!(own.cpus as usize, dump.registers.len());
 }

@@ -4,11 +4,15 @@
 
 mod counters;
 mod dump;
+mod files;
 mod kernel;
 #[path = "../live/mod.rs"]
 mod live;
 mod log;
 mod modules;
+mod mounts;
+mod processors;
+mod sockets;
 mod statement;
 mod symbols;
 mod tasks;
@@ -47,6 +51,11 @@ fn both(release: &str, name: &str) {
         tasks::agree(&linux, &dump);
         modules::agree(&linux, &dump);
         log::agrees(&linux, &dump);
+        symbols::of_modules_agree(&introspector, &dump);
+        files::agree(&linux, &dump);
+        mounts::agree(&linux, &dump);
+        sockets::agree(&linux, &dump);
+        processors::agree(&linux, &dump);
         counters::agree(&linux, &dump);
         kernel::is_found_without_registers(&found, &dump);
         assert_eq!(linux.integrity, [], "a healthy guest has no violation");

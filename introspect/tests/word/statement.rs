@@ -51,4 +51,16 @@ impl Statement {
         };
         self.under("/proc/").filter_map(|(name, _)| of(name)).collect()
     }
+
+    /// How often a process's threads were switched to and from.
+    pub(crate) fn switches(&self, process: i32) -> u64 {
+        let count = |thread: i32| {
+            let status = self.status(&format!("/proc/{process}/task/{thread}/status"));
+            ["voluntary_ctxt_switches", "nonvoluntary_ctxt_switches"]
+                .iter()
+                .map(|name| status[*name].parse::<u64>().unwrap())
+                .sum::<u64>()
+        };
+        self.threads().iter().filter(|(of, _)| *of == process).map(|(_, thread)| count(*thread)).sum()
+    }
 }

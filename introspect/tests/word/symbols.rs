@@ -1,4 +1,4 @@
-use retrovisor_introspect::Kernel;
+use retrovisor_introspect::{Introspector, Kernel};
 
 use crate::dump::Dump;
 
@@ -17,6 +17,28 @@ pub(crate) fn agree(kernel: &Kernel, dump: &Dump) {
     told.sort_unstable();
     read.sort_unstable();
     assert!(told.len() > 50_000, "{} symbols told", told.len());
+    let different = read.iter().zip(&told).find(|(read, told)| read != told);
+    assert_eq!((different, read.len()), (None, told.len()));
+}
+
+/// Every symbol of every module.
+pub(crate) fn of_modules_agree(introspector: &Introspector, dump: &Dump) {
+    let text = dump.before.text("/proc/kallsyms");
+    let mut told: Vec<(&str, u64, &str)> = text
+        .lines()
+        .filter_map(|line| {
+            let (symbol, module) = line.split_once('\t')?;
+            let mut words = symbol.split(' ');
+            let address = u64::from_str_radix(words.next().unwrap(), 16).unwrap();
+            Some((module.trim_matches(['[', ']']), address, words.nth(1).unwrap()))
+        })
+        // Code that the kernel made while it ran.
+        .filter(|(module, ..)| *module != "bpf" && !module.starts_with("__builtin"))
+        .collect();
+    let mut read: Vec<(&str, u64, &str)> = introspector.module_symbols().collect();
+    told.sort_unstable();
+    read.sort_unstable();
+    assert!(told.len() > 200, "{} symbols told", told.len());
     let different = read.iter().zip(&told).find(|(read, told)| read != told);
     assert_eq!((different, read.len()), (None, told.len()));
 }

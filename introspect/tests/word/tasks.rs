@@ -44,6 +44,10 @@ fn uptime(statement: &Statement) -> Duration {
 
 /// What /proc says of a thread.
 struct Told {
+    command_line: String,
+    executable: String,
+    /// The innermost function it sleeps in, past the scheduler: `do_wait+0x5f`.
+    place: Option<String>,
     comm: String,
     /// The words of `stat` after the name; the first is the state.
     stat: Vec<String>,
@@ -55,7 +59,17 @@ impl Told {
         let folder = format!("/proc/{process}/task/{thread}");
         let stat = statement.text(&format!("{folder}/stat"));
         let (open, close) = (stat.find('(').unwrap(), stat.rfind(')').unwrap());
+        let stack = statement.text(&format!("{folder}/stack"));
+        // `[<0>] kjournald2+0xc6/0x2a0 [jbd2]`
+        let place = stack.lines().next().map(|line| {
+            let (symbol, rest) = line.trim_start_matches("[<0>] ").split_once('/').unwrap();
+            rest.split_once(' ').map_or(symbol.to_owned(), |(_, module)| format!("{symbol} {module}"))
+        });
+        let command_line = statement.text(&format!("/proc/{process}/cmdline"));
         Self {
+            command_line: command_line.trim_end_matches('\0').replace('\0', " "),
+            executable: statement.text(&format!("/proc/{process}/exe")),
+            place,
             comm: stat[open + 1..close].to_owned(),
             stat: stat[close + 2..].split_whitespace().map(str::to_owned).collect(),
             status: statement.status(&format!("{folder}/status")),
@@ -98,6 +112,21 @@ fn one_agrees(task: &Task, before: &Told, after: &Told) {
     either(u64::try_from(task.ppid).unwrap(), &|told| told.number(1));
     either(task.uid.unwrap().into(), &|told| told.status("Uid", 0));
     either(task.gid.unwrap().into(), &|told| told.status("Gid", 0));
+    either(task.euid.unwrap().into(), &|told| told.status("Uid", 1));
+    either(task.egid.unwrap().into(), &|told| told.status("Gid", 1));
+    let capabilities = u64::from_str_radix(&before.status["CapEff"], 16).unwrap();
+    assert_eq!(task.capabilities, Some(capabilities), "{what}");
+    if task.pid == task.tgid && !task.kernel_thread && task.state != 'Z' {
+        assert_eq!(task.command_line.as_ref(), Some(&before.command_line), "{what}");
+        assert_eq!(task.executable.as_ref(), Some(&before.executable), "{what}");
+    }
+    let switches = |told: &Told| {
+        told.status("voluntary_ctxt_switches", 0) + told.status("nonvoluntary_ctxt_switches", 0)
+    };
+    let stood_still = switches(before) == switches(after);
+    if stood_still && !matches!(task.state, 'R' | 'Z') {
+        assert_eq!(task.waits_in, before.place, "{what}");
+    }
     either(task.start_time_ns / 10_000_000, &|told| told.number(19));
     either(task.vsize_pages, &|told| told.number(20) / 4096);
     between((task.utime_ns + task.stime_ns) / 10_000_000, 2, &|told| told.number(11) + told.number(12));

@@ -1,0 +1,55 @@
+use crate::{btf::Field, probe::Probe};
+
+/// Where the credentials of a task lie.
+pub(crate) struct Fields {
+    real: Option<Field>,
+    uid: Option<Field>,
+    gid: Option<Field>,
+    euid: Option<Field>,
+    egid: Option<Field>,
+    capabilities: Option<Field>,
+}
+
+/// Who a task is, and what it may do.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Credentials {
+    pub(crate) uid: Option<u32>,
+    pub(crate) gid: Option<u32>,
+    pub(crate) euid: Option<u32>,
+    pub(crate) egid: Option<u32>,
+    /// The effective set.
+    pub(crate) capabilities: Option<u64>,
+}
+
+impl Fields {
+    pub(crate) fn of(probe: &Probe) -> Self {
+        let cred = |path: &str| probe.field("cred", path);
+        Self {
+            real: probe.field("task_struct", "real_cred"),
+            uid: cred("uid.val"),
+            gid: cred("gid.val"),
+            euid: cred("euid.val"),
+            egid: cred("egid.val"),
+            capabilities: cred("cap_effective"),
+        }
+    }
+
+    pub(crate) fn read(&self, probe: &Probe, task: u64) -> Credentials {
+        let reader = probe.reader;
+        // The ones by which others see it, as /proc does.
+        let real = self.real.and_then(|real| reader.pointer(task, real)).filter(|cred| *cred != 0);
+        let id = |field: Option<Field>| u32::try_from(reader.number(real?, field?)?).ok();
+        // Two words of 32 bits, or since 6.3 one of 64.
+        let capabilities = || {
+            let at = real?.checked_add(self.capabilities?.offset_bytes)?;
+            reader.u64(at)
+        };
+        Credentials {
+            uid: id(self.uid),
+            gid: id(self.gid),
+            euid: id(self.euid),
+            egid: id(self.egid),
+            capabilities: capabilities(),
+        }
+    }
+}
