@@ -51,6 +51,27 @@ impl PageSet {
         new
     }
 
+    /// Adds frames by a bitmap whose bit 0 stands for the frame of that index (a hypervisor's dirty log of one slot);
+    /// past the end they are passed over.
+    pub fn insert_words(&mut self, first: u64, words: &[u64]) {
+        let shift = first % 64;
+        let skip = usize::try_from(first / 64).unwrap_or(usize::MAX);
+        for (at, word) in (skip..).zip(words) {
+            if let Some(low) = self.words.get_mut(at) {
+                *low |= word << shift;
+            }
+            if shift > 0
+                && let Some(high) = self.words.get_mut(at + 1)
+            {
+                *high |= word >> (64 - shift);
+            }
+        }
+        let tail = self.layout.pages() % 64;
+        if let (Some(last), true) = (self.words.last_mut(), tail > 0) {
+            *last &= (1 << tail) - 1;
+        }
+    }
+
     /// Whether the frame is in the set.
     #[must_use]
     pub fn contains(&self, gfn: Gfn) -> bool {

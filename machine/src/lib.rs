@@ -4,6 +4,7 @@
 
 pub mod accelerator;
 mod error;
+pub mod kvm;
 pub mod memory;
 pub mod qemu;
 mod ram;

@@ -3,8 +3,8 @@ use std::fs::File;
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 use retrovisor_guest::{
-    Gfn, Gpa, MachineError, MemoryError, MemoryLayout, MemoryView, PAGE_SHIFT, PAGE_SIZE, Page, PageContent,
-    PageSet, ZERO_PAGE,
+    Gfn, Gpa, MachineError, MemoryError, MemoryLayout, MemorySlot, MemoryView, PAGE_SHIFT, PAGE_SIZE, Page,
+    PageContent, PageSet, ZERO_PAGE,
 };
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
@@ -56,6 +56,11 @@ impl Ram {
             message: error.to_string(),
         })?;
         Ok(Self { layout, map })
+    }
+
+    /// The slots, each with the address in this process from which on it is mapped.
+    pub(crate) fn mappings(&self) -> impl Iterator<Item = (MemorySlot, *mut u8)> + '_ {
+        self.layout.slots().iter().zip(self.map.iter()).map(|(slot, region)| (*slot, region.as_ptr()))
     }
 
     /// Adds to `changed` every frame whose bytes differ from `shadow`, and brings `shadow` up to date.

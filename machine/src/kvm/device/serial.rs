@@ -1,0 +1,148 @@
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use retrovisor_guest::MachineError;
+use serde::{Deserialize, Serialize};
+use vm_superio::serial::{NoEvents, SerialState};
+use vm_superio::{Serial as Uart, Trigger};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{Device, Outcome, Place};
+
+/// The first serial port of a PC.
+const PORT: u16 = 0x3f8;
+/// Output that is kept for whoever looks, in bytes.
+const OUTPUT_BYTES_MAX: usize = 1 << 20;
+
+/// What the guest has said, the newest bytes of it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SerialOutput(Arc<Mutex<Vec<u8>>>);
+
+impl SerialOutput {
+    /// A copy of what is there.
+    pub(crate) fn bytes(&self) -> Vec<u8> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Write for SerialOutput {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.extend_from_slice(bytes);
+        let excess = kept.len().saturating_sub(OUTPUT_BYTES_MAX);
+        kept.drain(..excess);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A 16550A, the console.
+pub(crate) struct Serial {
+    uart: Uart<Line, NoEvents, SerialOutput>,
+    line: EventFd,
+    output: SerialOutput,
+}
+
+struct Line(EventFd);
+
+impl Trigger for Line {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        self.0.write(1)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    registers: [u8; 8],
+    baud_divisor: [u8; 2],
+    input: Vec<u8>,
+}
+
+impl Serial {
+    /// A port that raises its interrupt through `line`.
+    pub(crate) fn new(line: EventFd, output: SerialOutput) -> io::Result<Self> {
+        let uart = Uart::new(Line(line.try_clone()?), output.clone());
+        Ok(Self { uart, line, output })
+    }
+}
+
+impl Device for Serial {
+    fn place(&self) -> Place {
+        Place::Ports { first: PORT, count: 8 }
+    }
+
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        if let ([byte], Ok(offset)) = (data, u8::try_from(offset)) {
+            *byte = self.uart.read(offset);
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> Outcome {
+        if let ([byte], Ok(offset)) = (data, u8::try_from(offset)) {
+            if let Err(error) = self.uart.write(offset, *byte) {
+                tracing::debug!(%error, "the serial port");
+            }
+        }
+        Outcome::Done
+    }
+
+    fn format(&self) -> &'static str {
+        "serial/1"
+    }
+
+    fn save(&self) -> Result<Vec<u8>, MachineError> {
+        let state = self.uart.state();
+        let saved = Saved {
+            registers: [
+                state.interrupt_enable,
+                state.interrupt_identification,
+                state.line_control,
+                state.line_status,
+                state.modem_control,
+                state.modem_status,
+                state.scratch,
+                0,
+            ],
+            baud_divisor: [state.baud_divisor_low, state.baud_divisor_high],
+            input: state.in_buffer,
+        };
+        crate::kvm::state::encode("the serial port", &saved)
+    }
+
+    fn restore(&mut self, bytes: &[u8]) -> Result<(), MachineError> {
+        let saved: Saved = crate::kvm::state::decode("the serial port", bytes)?;
+        let [
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+            _,
+        ] = saved.registers;
+        let state = SerialState {
+            baud_divisor_low: saved.baud_divisor[0],
+            baud_divisor_high: saved.baud_divisor[1],
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+            in_buffer: saved.input,
+        };
+        let failed =
+            |message: String| MachineError::Driver { doing: "putting the serial port back".into(), message };
+        let line = self.line.try_clone().map_err(|error| failed(error.to_string()))?;
+        self.uart = Uart::from_state(&state, Line(line), NoEvents, self.output.clone())
+            .map_err(|error| failed(format!("{error:?}")))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,251 @@
+use std::sync::Arc;
+
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use retrovisor_guest::{
+    Accelerator, ClockPolicy, Gfn, Machine, MachineError, MachineIdentity, MachineState, MemoryView,
+    PageContent, PageSet, RunState, StateSection,
+};
+
+use super::bus::Bus;
+use super::config::KvmConfig;
+use super::device::{Reset, Serial, SerialOutput};
+use super::gate::Gate;
+use super::host::{self, failed};
+use super::state::{decode, encode};
+use super::vcpu::{MsrList, Vcpu, VcpuState};
+use super::vm::{Vm, VmState};
+use crate::ram::Ram;
+
+const VM_FORMAT: &str = "kvm-vm/1";
+const VCPU_FORMAT: &str = "kvm-vcpu/1";
+const DEVICE_FORMAT: &str = "kvm-device/";
+const VCPUS_MAX: u32 = 8;
+const SERIAL_LINE: u32 = 4;
+
+/// A microVM of this process.
+pub struct KvmMachine {
+    identity: MachineIdentity,
+    // The order of these is the order in which they end: vCPUs before the VM, the VM before its memory.
+    vcpus: Vec<Vcpu>,
+    gate: Arc<Gate>,
+    bus: Arc<Bus>,
+    vm: Vm,
+    ram: Ram,
+    msrs: MsrList,
+    xsave_bytes: usize,
+    output: SerialOutput,
+    /// Nobody has asked yet: the whole memory counts as dirty.
+    unseen: bool,
+}
+
+impl KvmMachine {
+    /// Makes the machine and lets it run, unless it shall wait.
+    pub fn launch(config: &KvmConfig) -> Result<Self, MachineError> {
+        if !(1..=VCPUS_MAX).contains(&config.vcpus) {
+            return Err(MachineError::Config {
+                what: format!("a machine has 1 to {VCPUS_MAX} vCPUs, not {}", config.vcpus),
+                help: "Choose another number".into(),
+            });
+        }
+        let kvm = host::open()?;
+        let ram = Ram::anonymous(config.layout.clone())?;
+        config.boot.load(&ram, &config.layout)?;
+        let vm = Vm::new(&kvm, &config.layout)?;
+        vm.map(&ram)?;
+        let output = SerialOutput::default();
+        let serial = Serial::new(vm.line(SERIAL_LINE)?, output.clone())
+            .map_err(|source| MachineError::Io { doing: "making the serial port".into(), source })?;
+        let bus = Arc::new(Bus::new(vec![Box::new(serial), Box::new(Reset)]));
+        let gate = Arc::new(Gate::default());
+        let cpuid = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(failed("asking what the processor can do"))?;
+        let mut msrs = None;
+        let mut vcpus = Vec::new();
+        for number in 0..config.vcpus {
+            let fd =
+                vm.fd().create_vcpu(u64::from(number)).map_err(failed(format!("creating vCPU {number}")))?;
+            fd.set_cpuid2(&cpuid).map_err(failed("telling a vCPU what it can do"))?;
+            let mut sregs = fd.get_sregs().map_err(failed("reading system registers"))?;
+            let regs = config.boot.registers(number, &config.layout, &mut sregs);
+            fd.set_sregs(&sregs).map_err(failed("setting system registers"))?;
+            fd.set_regs(&regs).map_err(failed("setting registers"))?;
+            let runnable = kvm_bindings::kvm_mp_state { mp_state: kvm_bindings::KVM_MP_STATE_RUNNABLE };
+            fd.set_mp_state(runnable).map_err(failed("making a vCPU runnable"))?;
+            if msrs.is_none() {
+                msrs = Some(MsrList::find(&kvm, &fd)?);
+            }
+            let name = format!("vcpu{number}:{}", config.name);
+            vcpus.push(Vcpu::start(&name, fd, Arc::clone(&gate), Arc::clone(&bus))?);
+        }
+        let xsave_bytes = usize::try_from(vm.fd().check_extension_int(kvm_ioctls::Cap::Xsave2))
+            .unwrap_or(0)
+            .max(size_of::<kvm_bindings::kvm_xsave>());
+        let mut machine = Self {
+            identity: MachineIdentity {
+                name: config.name.clone(),
+                driver: "kvm".into(),
+                version: env!("CARGO_PKG_VERSION").into(),
+                accelerator: Accelerator::Kvm,
+                vcpus: config.vcpus,
+                layout: config.layout.clone(),
+            },
+            vcpus,
+            gate,
+            bus,
+            vm,
+            ram,
+            msrs: msrs.ok_or_else(|| MachineError::Driver {
+                doing: "listing the MSRs".into(),
+                message: "there is no vCPU".into(),
+            })?,
+            xsave_bytes,
+            output,
+            unseen: true,
+        };
+        if !config.paused {
+            machine.resume()?;
+        }
+        Ok(machine)
+    }
+
+    /// What the guest wrote to its serial port, the newest mebibyte.
+    #[must_use]
+    pub fn console(&self) -> Vec<u8> {
+        self.output.bytes()
+    }
+
+    /// Why the guest has ended, if it has.
+    #[must_use]
+    pub fn ended(&self) -> Option<String> {
+        self.gate.ended()
+    }
+
+    fn needs_pause(&self, doing: &'static str) -> Result<(), MachineError> {
+        if self.gate.is_open() { Err(MachineError::RunState { doing, needed: "paused" }) } else { Ok(()) }
+    }
+
+    fn kick(&self) {
+        self.vcpus.iter().for_each(Vcpu::kick);
+    }
+}
+
+impl Drop for KvmMachine {
+    fn drop(&mut self) {
+        self.gate.end(|| self.vcpus.iter().for_each(Vcpu::kick));
+    }
+}
+
+impl Machine for KvmMachine {
+    fn identity(&self) -> &MachineIdentity {
+        &self.identity
+    }
+
+    fn run_state(&mut self) -> RunState {
+        if self.gate.ended().is_some() {
+            RunState::Gone
+        } else if self.gate.is_open() {
+            RunState::Running
+        } else {
+            RunState::Paused
+        }
+    }
+
+    fn pause(&mut self) -> Result<(), MachineError> {
+        self.gate.close(|| self.kick());
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), MachineError> {
+        if let Some(reason) = self.gate.ended() {
+            return Err(MachineError::Gone { machine: self.identity.name.clone(), reason });
+        }
+        self.gate.open();
+        Ok(())
+    }
+
+    fn take_dirty(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
+        // Also the first time: that starts the log.
+        self.vm.take_dirty(into)?;
+        if self.unseen {
+            into.union(&PageSet::full(&self.identity.layout));
+            self.unseen = false;
+        }
+        Ok(())
+    }
+
+    fn memory(&self) -> &dyn MemoryView {
+        &self.ram
+    }
+
+    fn capture_state(&mut self) -> Result<MachineState, MachineError> {
+        self.needs_pause("capturing the state")?;
+        let mut state = MachineState::default();
+        let mut section = |format: String, bytes| state.sections.push(StateSection { format, bytes });
+        section(VM_FORMAT.into(), encode("the virtual machine", &self.vm.save()?)?);
+        for vcpu in &self.vcpus {
+            let saved = VcpuState::save(&vcpu.fd(), &self.msrs, self.xsave_bytes)?;
+            section(VCPU_FORMAT.into(), encode("a vCPU", &saved)?);
+            state.vcpus.push(saved.registers());
+        }
+        for (format, bytes) in self.bus.save()? {
+            state.sections.push(StateSection { format: format!("{DEVICE_FORMAT}{format}"), bytes });
+        }
+        Ok(state)
+    }
+
+    fn sync_state(&mut self, _state: &MachineState) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    fn write_page(&mut self, gfn: Gfn, content: PageContent<'_>) -> Result<(), MachineError> {
+        self.needs_pause("writing memory")?;
+        Ok(self.ram.write_page(gfn, content)?)
+    }
+
+    fn apply_state(&mut self, state: &MachineState, clock: ClockPolicy) -> Result<(), MachineError> {
+        self.needs_pause("applying a state")?;
+        let mut vm = None;
+        let (mut vcpus, mut devices) = (Vec::new(), Vec::new());
+        for section in &state.sections {
+            match &section.format[..] {
+                VM_FORMAT => vm = Some(decode::<VmState>("the virtual machine", &section.bytes)?),
+                VCPU_FORMAT => vcpus.push(decode::<VcpuState>("a vCPU", &section.bytes)?),
+                other => match other.strip_prefix(DEVICE_FORMAT) {
+                    Some(device) => devices.push((device, &section.bytes[..])),
+                    None => return Err(mismatch("a section of the state", other, "not known")),
+                },
+            }
+        }
+        let Some(vm) = vm else {
+            return Err(mismatch("the state of the virtual machine", "absent", "there"));
+        };
+        if vcpus.len() != self.vcpus.len() {
+            return Err(mismatch(
+                "the number of vCPUs",
+                &vcpus.len().to_string(),
+                &self.vcpus.len().to_string(),
+            ));
+        }
+        self.vm.restore_clock(&vm, clock)?;
+        for (vcpu, state) in self.vcpus.iter().zip(&vcpus) {
+            state.restore(&vcpu.fd(), self.xsave_bytes, clock)?;
+        }
+        self.vm.restore_chips(&vm)?;
+        self.bus.restore(&devices)?;
+        for vcpu in &self.vcpus {
+            // Tells the guest's watchdogs that it stood still; refused by guests without the paravirtual clock.
+            let _ = vcpu.fd().kvmclock_ctrl();
+        }
+        self.gate.revive();
+        Ok(())
+    }
+
+    fn release_state(&mut self, _state: &MachineState) -> Result<(), MachineError> {
+        Ok(())
+    }
+}
+
+fn mismatch(what: &str, expected: &str, found: &str) -> MachineError {
+    MachineError::Mismatch { what: what.into(), expected: expected.into(), found: found.into() }
+}

@@ -1,0 +1,10 @@
+//! vCPUs: one thread each.
+
+mod msrs;
+mod state;
+mod thread;
+mod tsc;
+
+pub(super) use msrs::MsrList;
+pub(super) use state::VcpuState;
+pub(super) use thread::Vcpu;

@@ -1,0 +1,124 @@
+use kvm_bindings::{
+    KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
+    KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_irqchip, kvm_pit_config,
+    kvm_pit_state2, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Kvm, VmFd};
+use retrovisor_guest::{ClockPolicy, MachineError, MemoryLayout, PageSet};
+use serde::{Deserialize, Serialize};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::host::failed;
+use crate::ram::Ram;
+
+/// Three pages that KVM needs on Intel processors, where no memory is.
+const TSS: usize = 0xfffb_d000;
+const CHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
+
+/// The virtual machine as KVM knows it: memory, interrupt controllers, timer, clock.
+pub(super) struct Vm {
+    fd: VmFd,
+    layout: MemoryLayout,
+}
+
+/// Its state.
+#[derive(Serialize, Deserialize)]
+pub(super) struct VmState {
+    chips: Vec<kvm_irqchip>,
+    pit: kvm_pit_state2,
+    clock: kvm_clock_data,
+}
+
+impl Vm {
+    /// Interrupt controllers and timer, no memory, no vCPU.
+    pub(super) fn new(kvm: &Kvm, layout: &MemoryLayout) -> Result<Self, MachineError> {
+        let fd = kvm.create_vm().map_err(failed("creating a virtual machine"))?;
+        fd.set_tss_address(TSS).map_err(failed("placing the task state segment"))?;
+        fd.create_irq_chip().map_err(failed("creating the interrupt controllers"))?;
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
+        fd.create_pit2(pit).map_err(failed("creating the timer"))?;
+        Ok(Self { fd, layout: layout.clone() })
+    }
+
+    /// Gives the guest its memory, with a log of what it writes.
+    pub(super) fn map(&self, ram: &Ram) -> Result<(), MachineError> {
+        for (number, (slot, host)) in (0..).zip(ram.mappings()) {
+            let region = kvm_userspace_memory_region {
+                slot: number,
+                flags: KVM_MEM_LOG_DIRTY_PAGES,
+                guest_phys_addr: slot.gpa.0,
+                memory_size: slot.length_bytes,
+                userspace_addr: host as u64,
+            };
+            // SAFETY: `host` is a mapping of `length_bytes` of the `Ram` that the machine keeps longer than this VM.
+            unsafe { self.fd.set_user_memory_region(region) }
+                .map_err(failed(format!("giving the guest its memory at {}", slot.gpa)))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn fd(&self) -> &VmFd {
+        &self.fd
+    }
+
+    /// An event that raises an interrupt line of the guest.
+    pub(super) fn line(&self, number: u32) -> Result<EventFd, MachineError> {
+        let event = EventFd::new(nix::libc::EFD_NONBLOCK).map_err(|source| MachineError::Io {
+            doing: "making an event for an interrupt".into(),
+            source,
+        })?;
+        self.fd
+            .register_irqfd(&event, number)
+            .map_err(failed(format!("connecting interrupt line {number}")))?;
+        Ok(event)
+    }
+
+    /// Adds the frames that vCPUs have written since the last call.
+    pub(super) fn take_dirty(&self, into: &mut PageSet) -> Result<(), MachineError> {
+        let mut first = 0;
+        for (number, slot) in (0..).zip(self.layout.slots()) {
+            let length = usize::try_from(slot.length_bytes).unwrap_or(usize::MAX);
+            let log = self
+                .fd
+                .get_dirty_log(number, length)
+                .map_err(failed(format!("reading the dirty log of the memory at {}", slot.gpa)))?;
+            into.insert_words(first, &log);
+            first += slot.pages();
+        }
+        Ok(())
+    }
+
+    pub(super) fn save(&self) -> Result<VmState, MachineError> {
+        let mut chips = Vec::with_capacity(CHIPS.len());
+        for chip_id in CHIPS {
+            let mut chip = kvm_irqchip { chip_id, ..kvm_irqchip::default() };
+            self.fd.get_irqchip(&mut chip).map_err(failed("saving an interrupt controller"))?;
+            chips.push(chip);
+        }
+        Ok(VmState {
+            chips,
+            pit: self.fd.get_pit2().map_err(failed("saving the timer"))?,
+            clock: self.fd.get_clock().map_err(failed("saving the clock"))?,
+        })
+    }
+
+    /// Puts the clock back: before any vCPU runs.
+    pub(super) fn restore_clock(&self, state: &VmState, policy: ClockPolicy) -> Result<(), MachineError> {
+        // With the flag, KVM adds the time that passed on the host's clock since the state was taken.
+        let flags = match policy {
+            ClockPolicy::StandStill => 0,
+            ClockPolicy::JumpToNow => state.clock.flags & KVM_CLOCK_REALTIME,
+        };
+        self.fd
+            .set_clock(&kvm_clock_data { flags, ..state.clock })
+            .map_err(failed("setting the guest's clock"))
+    }
+
+    /// Puts interrupt controllers and timer back: after the vCPUs' own interrupt controllers, which they may address.
+    pub(super) fn restore_chips(&self, state: &VmState) -> Result<(), MachineError> {
+        for chip in &state.chips {
+            self.fd.set_irqchip(chip).map_err(failed("putting an interrupt controller back"))?;
+        }
+        self.fd.set_pit2(&state.pit).map_err(failed("putting the timer back"))
+    }
+}

@@ -1,0 +1,6 @@
+//! The microVM on the KVM of this host, with bare guests: real vCPUs, real dirty log.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod bare;
+mod pausing;
+mod rollback;

@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# Runs a program in the lab: a small Linux under QEMU's translator, which emulates the processor's virtualization, so that
+# the program finds a /dev/kvm on which stock Linux boots. For hosts whose own KVM cannot do that. Needs no root.
+set -euo pipefail
+
+cache=${RETROVISOR_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/retrovisor}/guest
+
+die() {
+    printf 'lab: %s\n' "$@" >&2
+    exit 125
+}
+
+case ${1:-} in
+'' | -h | --help)
+    echo "usage: setup/lab.sh PROGRAM [ARGUMENT]…"
+    echo "Runs PROGRAM (a binary for this host) in the lab and ends with its status; 125: the lab itself failed."
+    echo "In the lab, RETROVISOR_CACHE holds the test guest, /tmp is in memory. LAB_SECONDS (600) ends it."
+    exit 2
+    ;;
+esac
+program=$1
+shift
+[ -x "$program" ] || die "$program cannot be run"
+for file in vmlinuz initramfs.cpio.gz packages; do
+    [ -e "$cache/$file" ] || die "there is no test guest in $cache: make it with \`make setup\`"
+done
+command -v qemu-system-x86_64 >/dev/null || die "qemu-system-x86_64 is not installed: \`make setup\` does it"
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+root=$work/root
+mkdir -p "$root"/{bin,modules,proc,sys,dev,tmp,cache/guest} "$work/packages"
+for package in "$cache"/packages/*.deb; do
+    dpkg-deb -x "$package" "$work/packages"
+done
+cp "$work/packages/bin/busybox" "$root/bin/busybox"
+for module in irqbypass kvm kvm-amd ccp; do
+    find "$work/packages" -name "$module.ko*" -exec cp -t "$root/modules" {} +
+done
+[ -e "$root/modules/kvm.ko" ] || die "the guest's kernel package has no module kvm.ko"
+cp "$cache/vmlinuz" "$cache/initramfs.cpio.gz" "$root/cache/guest/"
+cp "$program" "$root/bin/program"
+while read -r library; do
+    mkdir -p "$root$(dirname "$library")"
+    cp -L "$library" "$root$library"
+done < <(ldd "$program" | grep -oE '/[^ ]+')
+
+{
+    printf 'set --'
+    printf ' %q' "$@"
+    printf '\n'
+} >"$root/arguments"
+cat >"$root/init" <<'INIT'
+#!/bin/busybox sh
+export PATH=/bin
+/bin/busybox mount -t proc proc /proc
+/bin/busybox --install -s /bin
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mount -t tmpfs -o size=75% tmp /tmp
+mkdir -p /dev/shm
+for module in irqbypass ccp kvm kvm-amd; do
+    [ -f /modules/$module.ko ] && insmod /modules/$module.ko
+done
+. /arguments
+export RETROVISOR_CACHE=/cache RETROVISOR_LAB=1 RUST_BACKTRACE=1 TMPDIR=/tmp
+/bin/program "$@" >/dev/ttyS1 2>&1
+echo "status $?" >/dev/ttyS2
+poweroff -f
+INIT
+chmod +x "$root/init"
+(cd "$root" && find . | bin/busybox cpio -o -H newc 2>/dev/null | gzip -1) >"$work/lab.cpio.gz"
+
+timeout "${LAB_SECONDS:-600}" qemu-system-x86_64 -M q35 -accel tcg,thread=multi -cpu max -m 3072 -smp 2 -nodefaults \
+    -display none -no-reboot -kernel "$cache/vmlinuz" -initrd "$work/lab.cpio.gz" \
+    -append "console=ttyS0 panic=-1 quiet" -serial "file:$work/console" -serial stdio -serial "file:$work/status" \
+    </dev/null || die "the lab did not end by itself; its console says:" "$(tail -n 20 "$work/console" 2>/dev/null)"
+status=$(sed -nE 's/^status ([0-9]+).*/\1/p' "$work/status")
+[ -n "$status" ] || die "the lab ended without a status; its console says:" "$(tail -n 20 "$work/console" 2>/dev/null)"
+exit "$status"
