@@ -20,7 +20,7 @@ pub(crate) struct Ram {
 impl Ram {
     /// Fresh memory of zeros that only this process sees.
     pub(crate) fn anonymous(layout: MemoryLayout) -> Result<Self, MachineError> {
-        Self::map(layout, None, 0)
+        Self::mapped(layout, None, 0)
     }
 
     /// A file that another process uses as the guest's RAM: the slots lie in it one after another from `offset` on.
@@ -39,10 +39,10 @@ impl Ram {
                 message: format!("it has {length_bytes} bytes and the guest {}", layout.bytes()),
             });
         }
-        Self::map(layout, Some(file), offset)
+        Self::mapped(layout, Some(file), offset)
     }
 
-    fn map(layout: MemoryLayout, file: Option<File>, mut offset: u64) -> Result<Self, MachineError> {
+    fn mapped(layout: MemoryLayout, file: Option<File>, mut offset: u64) -> Result<Self, MachineError> {
         let base = file.map(|file| FileOffset::new(file, 0));
         let mut ranges = Vec::new();
         for slot in layout.slots() {
@@ -105,6 +105,16 @@ impl Ram {
             }
         }
         Ok(changed)
+    }
+
+    /// Writes bytes that may cross page borders, within one slot.
+    pub(crate) fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), MemoryError> {
+        self.map.write_slice(bytes, GuestAddress(gpa.0)).map_err(host)
+    }
+
+    /// The memory as loaders of kernels want it.
+    pub(crate) fn map(&self) -> &GuestMemoryMmap<()> {
+        &self.map
     }
 
     /// Puts the content into one frame. A removed frame reads as zeros until the guest uses it again.

@@ -1,10 +1,12 @@
 //! Devices that this process emulates: each in a file of its own, each with its state.
 
+mod power;
 mod reset;
 mod serial;
 
 use retrovisor_guest::MachineError;
 
+pub(super) use power::Power;
 pub(super) use reset::Reset;
 pub(super) use serial::{Serial, SerialOutput};
 

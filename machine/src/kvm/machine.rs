@@ -1,6 +1,5 @@
 use std::sync::Arc;
 
-use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use retrovisor_guest::{
     Accelerator, ClockPolicy, Gfn, Machine, MachineError, MachineIdentity, MachineState, MemoryView,
     PageContent, PageSet, RunState, StateSection,
@@ -8,11 +7,11 @@ use retrovisor_guest::{
 
 use super::bus::Bus;
 use super::config::KvmConfig;
-use super::device::{Reset, Serial, SerialOutput};
+use super::device::{Power, Reset, Serial, SerialOutput};
 use super::gate::Gate;
 use super::host::{self, failed};
 use super::state::{decode, encode};
-use super::vcpu::{MsrList, Vcpu, VcpuState};
+use super::vcpu::{MsrList, Vcpu, VcpuState, cpuid};
 use super::vm::{Vm, VmState};
 use crate::ram::Ram;
 
@@ -49,29 +48,29 @@ impl KvmMachine {
         }
         let kvm = host::open()?;
         let ram = Ram::anonymous(config.layout.clone())?;
-        config.boot.load(&ram, &config.layout)?;
+        let entry = config.boot.load(&ram, &config.layout, config.vcpus)?;
         let vm = Vm::new(&kvm, &config.layout)?;
         vm.map(&ram)?;
         let output = SerialOutput::default();
         let serial = Serial::new(vm.line(SERIAL_LINE)?, output.clone())
             .map_err(|source| MachineError::Io { doing: "making the serial port".into(), source })?;
-        let bus = Arc::new(Bus::new(vec![Box::new(serial), Box::new(Reset)]));
+        let bus = Arc::new(Bus::new(vec![Box::new(serial), Box::new(Reset), Box::new(Power)]));
         let gate = Arc::new(Gate::default());
-        let cpuid = kvm
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(failed("asking what the processor can do"))?;
+        let supported = cpuid::supported(&kvm)?;
         let mut msrs = None;
         let mut vcpus = Vec::new();
         for number in 0..config.vcpus {
             let fd =
                 vm.fd().create_vcpu(u64::from(number)).map_err(failed(format!("creating vCPU {number}")))?;
-            fd.set_cpuid2(&cpuid).map_err(failed("telling a vCPU what it can do"))?;
+            fd.set_cpuid2(&cpuid::of_vcpu(&supported, number, config.vcpus))
+                .map_err(failed("telling a vCPU what it can do"))?;
             let mut sregs = fd.get_sregs().map_err(failed("reading system registers"))?;
-            let regs = config.boot.registers(number, &config.layout, &mut sregs);
-            fd.set_sregs(&sregs).map_err(failed("setting system registers"))?;
-            fd.set_regs(&regs).map_err(failed("setting registers"))?;
-            let runnable = kvm_bindings::kvm_mp_state { mp_state: kvm_bindings::KVM_MP_STATE_RUNNABLE };
-            fd.set_mp_state(runnable).map_err(failed("making a vCPU runnable"))?;
+            if let Some(regs) = entry.registers(number, &mut sregs) {
+                fd.set_sregs(&sregs).map_err(failed("setting system registers"))?;
+                fd.set_regs(&regs).map_err(failed("setting registers"))?;
+                let runnable = kvm_bindings::kvm_mp_state { mp_state: kvm_bindings::KVM_MP_STATE_RUNNABLE };
+                fd.set_mp_state(runnable).map_err(failed("making a vCPU runnable"))?;
+            }
             if msrs.is_none() {
                 msrs = Some(MsrList::find(&kvm, &fd)?);
             }

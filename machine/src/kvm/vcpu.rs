@@ -1,5 +1,6 @@
 //! vCPUs: one thread each.
 
+pub(super) mod cpuid;
 mod msrs;
 mod state;
 mod thread;

@@ -4,3 +4,4 @@
 mod bare;
 mod pausing;
 mod rollback;
+mod speed;

@@ -1,0 +1,40 @@
+//! Boots a Linux kernel in a microVM and shows its console until it ends.
+//!
+//! `cargo run -p retrovisor-machine --example microvm -- KERNEL INITRD MEMORY_MIB VCPUS APPEND`
+use std::io::Write as _;
+use std::time::Duration;
+
+use retrovisor_guest::{Machine as _, MemoryLayout};
+use retrovisor_machine::kvm::{Boot, KvmConfig, KvmMachine};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [kernel, initrd, memory_mib, vcpus, append] = &arguments[..] else {
+        return Err("say KERNEL INITRD MEMORY_MIB VCPUS APPEND".into());
+    };
+    let mut machine = KvmMachine::launch(&KvmConfig {
+        name: "microvm".into(),
+        layout: MemoryLayout::flat(memory_mib.parse::<u64>()? << 20)?,
+        vcpus: vcpus.parse()?,
+        boot: Boot::Linux {
+            kernel: kernel.into(),
+            initrd: (initrd != "-").then(|| initrd.into()),
+            append: append.clone(),
+        },
+        paused: false,
+    })?;
+    let mut shown = 0;
+    loop {
+        let ended = machine.ended();
+        let console = machine.console();
+        std::io::stdout().write_all(&console[shown.min(console.len())..])?;
+        std::io::stdout().flush()?;
+        shown = console.len();
+        if let Some(why) = ended {
+            println!("\nthe machine ended: {why}");
+            machine.pause()?;
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}

@@ -1,0 +1,40 @@
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
+use kvm_ioctls::Kvm;
+use retrovisor_guest::MachineError;
+
+use crate::kvm::host::failed;
+
+/// A guest knows that it is one.
+const HYPERVISOR: u32 = 1 << 31;
+
+/// What the host's processor and KVM offer a guest.
+pub(crate) fn supported(kvm: &Kvm) -> Result<CpuId, MachineError> {
+    kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("asking what the processor can do"))
+}
+
+/// The same for one vCPU of several: it tells its number, and all are cores of one package.
+pub(crate) fn of_vcpu(supported: &CpuId, number: u32, count: u32) -> CpuId {
+    let mut own = supported.clone();
+    // Bits of the number that tell cores apart.
+    let core_bits = count.next_power_of_two().trailing_zeros();
+    for entry in own.as_mut_slice() {
+        match entry.function {
+            1 => {
+                entry.ebx = entry.ebx & 0xffff | count << 16 | number << 24;
+                entry.ecx |= HYPERVISOR;
+            }
+            // Caches: as many cores as there are vCPUs, each with caches of its own but the last.
+            4 => entry.eax = entry.eax & 0x3fff | (count.next_power_of_two() - 1) << 26,
+            0xb | 0x1f => {
+                entry.edx = number;
+                match entry.index {
+                    0 => (entry.eax, entry.ebx, entry.ecx) = (0, 1, 0x100),
+                    1 => (entry.eax, entry.ebx, entry.ecx) = (core_bits, count, 0x201),
+                    index => (entry.eax, entry.ebx, entry.ecx) = (0, 0, index),
+                }
+            }
+            _ => {}
+        }
+    }
+    own
+}
