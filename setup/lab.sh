@@ -21,7 +21,7 @@ esac
 program=$1
 shift
 [ -x "$program" ] || die "$program cannot be run"
-for file in vmlinuz initramfs.cpio.gz packages; do
+for file in vmlinuz initramfs.cpio.gz disk.raw packages; do
     [ -e "$cache/$file" ] || die "there is no test guest in $cache: make it with \`make setup\`"
 done
 command -v qemu-system-x86_64 >/dev/null || die "qemu-system-x86_64 is not installed: \`make setup\` does it"
@@ -38,7 +38,7 @@ for module in irqbypass kvm kvm-amd ccp; do
     find "$work/packages" -name "$module.ko*" -exec cp -t "$root/modules" {} +
 done
 [ -e "$root/modules/kvm.ko" ] || die "the guest's kernel package has no module kvm.ko"
-cp "$cache/vmlinuz" "$cache/initramfs.cpio.gz" "$root/cache/guest/"
+cp --sparse=always "$cache/vmlinuz" "$cache/initramfs.cpio.gz" "$cache/disk.raw" "$root/cache/guest/"
 cp "$program" "$root/bin/program"
 while read -r library; do
     mkdir -p "$root$(dirname "$library")"

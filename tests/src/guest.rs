@@ -17,6 +17,17 @@ impl GuestImage {
     /// The image and QEMU, or, loudly, nothing: then the test has to return.
     #[must_use]
     pub fn find() -> Option<Self> {
+        let image = Self::files()?;
+        if std::process::Command::new("qemu-system-x86_64").arg("--version").output().is_err() {
+            eprintln!("SKIPPED: qemu-system-x86_64 is not installed: `make setup` does it");
+            return None;
+        }
+        Some(image)
+    }
+
+    /// The image alone, or, loudly, nothing.
+    #[must_use]
+    pub fn files() -> Option<Self> {
         let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("/"), PathBuf::from);
         let base = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| home.join(".cache"), PathBuf::from);
         let cache =
@@ -29,10 +40,6 @@ impl GuestImage {
         };
         if ![&image.kernel, &image.initrd, &image.disk].into_iter().all(|file| file.exists()) {
             eprintln!("SKIPPED: there is no guest at {}: make it with `make setup`", dir.display());
-            return None;
-        }
-        if std::process::Command::new("qemu-system-x86_64").arg("--version").output().is_err() {
-            eprintln!("SKIPPED: qemu-system-x86_64 is not installed: `make setup` does it");
             return None;
         }
         Some(image)

@@ -1,0 +1,7 @@
+//! Linux in a microVM, with a store: where this host's KVM can run it, else in the lab (`setup/lab.sh`).
+#![forbid(unsafe_code)]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod guest;
+mod lab;
+mod time_travel;
