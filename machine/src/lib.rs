@@ -1,4 +1,4 @@
-//! Drivers of virtual machines: stock QEMU, and a memory-only machine for tests.
+//! Drivers of virtual machines: stock QEMU, our own microVM on KVM, and a memory-only machine for tests.
 //!
 //! A driver implements [`retrovisor_guest::Machine`]. All unsafe code of the project lives in this crate.
 

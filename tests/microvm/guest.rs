@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use retrovisor_guest::{MemoryLayout, RunState};
+use retrovisor_guest::{Machine as _, MemoryLayout, RunState};
 use retrovisor_machine::kvm::{Boot, KvmConfig, KvmMachine};
 use retrovisor_tests::GuestImage;
 
@@ -24,46 +24,68 @@ pub(crate) fn launch(paused: bool) -> KvmMachine {
     .unwrap()
 }
 
-/// The last tick that the guest said.
-pub(crate) fn last_tick(machine: &KvmMachine) -> Option<u64> {
-    ticks(&console(machine)).last().map(|(tick, _)| *tick)
+/// What the guest said, cut where it was taken back: there a line may end in its middle, and another go on in its own.
+#[derive(Default)]
+pub(crate) struct Listener {
+    cuts: Vec<usize>,
 }
 
-/// Waits until the running guest says another tick.
-pub(crate) fn wait_tick(machine: &mut KvmMachine) -> u64 {
-    use retrovisor_guest::Machine as _;
-    let before = ticks(&console(machine)).len();
-    let began = Instant::now();
-    loop {
-        if ticks(&console(machine)).len() > before {
-            return last_tick(machine).unwrap();
+impl Listener {
+    /// The guest goes on from somewhere else now.
+    pub(crate) fn cut(&mut self, machine: &KvmMachine) {
+        self.cuts.push(machine.console().len());
+    }
+
+    /// Waits until the running guest says another tick, and tells which.
+    pub(crate) fn wait_tick(&self, machine: &mut KvmMachine) -> u64 {
+        let before = self.ticks(machine).len();
+        let began = Instant::now();
+        loop {
+            let ticks = self.ticks(machine);
+            if ticks.len() > before
+                && let Some((tick, _)) = ticks.last()
+            {
+                return *tick;
+            }
+            let console = String::from_utf8_lossy(&machine.console()).into_owned();
+            assert_ne!(machine.run_state(), RunState::Gone, "{:?}\n{console}", machine.ended());
+            assert!(began.elapsed() < Duration::from_mins(2), "the guest says nothing:\n{console}");
+            std::thread::sleep(Duration::from_millis(20));
         }
-        assert_ne!(machine.run_state(), RunState::Gone, "{:?}\n{}", machine.ended(), console(machine));
-        assert!(began.elapsed() < Duration::from_mins(2), "the guest says nothing:\n{}", console(machine));
-        std::thread::sleep(Duration::from_millis(20));
     }
-}
 
-/// The guest noticed nothing: no word of complaint, and the line of a tick is the same each time that it was said.
-pub(crate) fn assert_unnoticed(machine: &KvmMachine) {
-    let console = console(machine);
-    for complaint in ["corrupt", "CORRUPT", "BUG:", "WARNING:", "lockup", "stall", "Oops", "segfault"] {
-        assert!(!console.contains(complaint), "{complaint}:\n{console}");
+    /// The guest noticed nothing: no word of complaint, and the line of a tick is the same each time that it was said.
+    pub(crate) fn assert_unnoticed(&self, machine: &KvmMachine) {
+        let console = String::from_utf8_lossy(&machine.console()).into_owned();
+        for complaint in ["corrupt", "CORRUPT", "BUG:", "WARNING:", "lockup", "stall", "Oops", "segfault"] {
+            assert!(!console.contains(complaint), "{complaint}:\n{console}");
+        }
+        let mut said = BTreeMap::new();
+        for (tick, line) in self.ticks(machine) {
+            let first: &String = said.entry(tick).or_insert_with(|| line.clone());
+            assert_eq!(*first, line, "tick {tick} was another one the second time:\n{console}");
+        }
     }
-    let mut said = BTreeMap::new();
-    for (tick, line) in ticks(&console) {
-        let first = said.entry(tick).or_insert(line);
-        assert_eq!(*first, line, "tick {tick} was another one the second time");
+
+    /// The ticks that were said, with their whole lines.
+    pub(crate) fn ticks(&self, machine: &KvmMachine) -> Vec<(u64, String)> {
+        let console = machine.console();
+        let mut starts = vec![0];
+        starts.extend(self.cuts.iter().copied().filter(|cut| *cut <= console.len()));
+        let ends = starts.iter().skip(1).copied().chain([console.len()]);
+        let mut ticks = Vec::new();
+        for (part, (start, end)) in starts.iter().zip(ends).enumerate() {
+            let text = String::from_utf8_lossy(&console[*start..end]).into_owned();
+            // The last piece is no line yet, and after a cut the first is none of its own.
+            let lines = text.split('\n').skip(usize::from(part > 0));
+            let mut lines: Vec<_> = lines.map(str::trim_end).collect();
+            lines.pop();
+            for line in lines.into_iter().filter(|line| line.starts_with("tick ") && line.ends_with(" ok")) {
+                if let Some(tick) = line.split(' ').nth(1).and_then(|tick| tick.parse().ok()) {
+                    ticks.push((tick, line.to_owned()));
+                }
+            }
+        }
+        ticks
     }
-}
-
-fn console(machine: &KvmMachine) -> String {
-    String::from_utf8_lossy(&machine.console()).into_owned()
-}
-
-/// Whole lines of ticks; a rollback may cut one in its middle.
-fn ticks(console: &str) -> Vec<(u64, &str)> {
-    let whole = |line: &&str| line.starts_with("tick ") && line.ends_with(" ok");
-    let lines = console.split('\n').map(str::trim_end).filter(whole);
-    lines.filter_map(|line| Some((line.split(' ').nth(1)?.parse().ok()?, line))).collect()
 }

@@ -2,10 +2,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use retrovisor_guest::Machine as _;
-use retrovisor_machine::kvm::KvmMachine;
 use retrovisor_snapshot::{Access, CheckpointRequest, Recorder, RollbackRequest, Store};
 
-use crate::{guest, lab};
+use crate::guest::{self, Listener};
+use crate::lab;
 
 /// Of a short run and of a long one (`RETROVISOR_LAB_LONG`).
 struct Scale {
@@ -30,7 +30,8 @@ fn a_linux_guest_goes_back_and_forth_and_into_a_new_machine_and_notices_nothing(
     let dir = tempfile::tempdir().unwrap();
     let store = Arc::new(Store::open(dir.path(), Access::Create).unwrap());
     let mut machine = guest::launch(false);
-    guest::wait_tick(&mut machine);
+    let mut listener = Listener::default();
+    listener.wait_tick(&mut machine);
     let id = store.catalogue().add_machine(machine.identity()).unwrap().id;
     let mut recorder = Recorder::new(Arc::clone(&store), id).unwrap();
     let mut taken = Vec::new();
@@ -39,30 +40,29 @@ fn a_linux_guest_goes_back_and_forth_and_into_a_new_machine_and_notices_nothing(
         taken.push(report.record.id);
         std::thread::sleep(Duration::from_millis(50));
     }
-    guest::assert_unnoticed(&machine);
+    listener.assert_unnoticed(&machine);
 
     // Hops of a stride that visits early and late ones in turn.
     for hop in 0..scale.rollbacks {
         let target = taken[hop * 17 % taken.len()];
         recorder.rollback(&mut machine, target, &RollbackRequest::default()).unwrap();
-        guest::wait_tick(&mut machine);
-        guest::assert_unnoticed(&machine);
+        listener.cut(&machine);
+        listener.wait_tick(&mut machine);
+        listener.assert_unnoticed(&machine);
     }
 
     machine.pause().unwrap();
     let last = recorder.checkpoint(&mut machine, &CheckpointRequest::default()).unwrap().record.id;
-    let tick = guest::last_tick(&machine).unwrap();
+    let tick = listener.ticks(&machine).last().unwrap().0;
     drop(machine);
     let mut machine = guest::launch(true);
     let mut recorder = Recorder::new(Arc::clone(&store), id).unwrap();
     recorder.restore(&mut machine, last, &RollbackRequest::default()).unwrap();
     machine.resume().unwrap();
-    assert_eq!(next_tick_after(&mut machine, tick), Some(()));
-    guest::assert_unnoticed(&machine);
-}
-
-/// A machine that was restored goes on where the other one stopped.
-fn next_tick_after(machine: &mut KvmMachine, tick: u64) -> Option<()> {
-    let next = guest::wait_tick(machine);
-    (next > tick && next <= tick + 20).then_some(())
+    // It says the rest of a line first.
+    let mut listener = Listener::default();
+    listener.cut(&machine);
+    let next = listener.wait_tick(&mut machine);
+    assert!(next > tick && next <= tick + 20, "tick {next} after {tick}");
+    listener.assert_unnoticed(&machine);
 }

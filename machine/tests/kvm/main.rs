@@ -4,4 +4,3 @@
 mod bare;
 mod pausing;
 mod rollback;
-mod speed;

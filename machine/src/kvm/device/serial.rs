@@ -83,10 +83,10 @@ impl Device for Serial {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Outcome {
-        if let ([byte], Ok(offset)) = (data, u8::try_from(offset)) {
-            if let Err(error) = self.uart.write(offset, *byte) {
-                tracing::debug!(%error, "the serial port");
-            }
+        if let ([byte], Ok(offset)) = (data, u8::try_from(offset))
+            && let Err(error) = self.uart.write(offset, *byte)
+        {
+            tracing::debug!(%error, "the serial port");
         }
         Outcome::Done
     }

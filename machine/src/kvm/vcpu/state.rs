@@ -32,7 +32,7 @@ pub(crate) struct VcpuState {
 }
 
 impl VcpuState {
-    /// Reads all of it. MP_STATE comes first and the events last: reading the former settles the latter.
+    /// Reads all of it. `MP_STATE` comes first and the events last: reading the former settles the latter.
     pub(crate) fn save(vcpu: &VcpuFd, list: &MsrList, xsave_bytes: usize) -> Result<Self, MachineError> {
         let mp_state = vcpu.get_mp_state().map_err(failed("saving the run state of a vCPU"))?;
         Ok(Self {

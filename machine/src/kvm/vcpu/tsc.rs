@@ -21,20 +21,21 @@ const _: () = assert!(size_of::<kvm_device_attr>() == 24);
 /// counters of several vCPUs, and leaves the counter where it was. A rollback mostly *is* within a second.
 pub(super) fn shift(vcpu: &VcpuFd, delta: u64) -> Result<(), MachineError> {
     let mut offset = 0_u64;
-    let attribute = |offset: &mut u64| kvm_device_attr {
+    let attribute = kvm_device_attr {
         flags: 0,
         group: KVM_VCPU_TSC_CTRL,
         attr: u64::from(KVM_VCPU_TSC_OFFSET),
-        addr: std::ptr::from_mut(offset) as u64,
+        addr: (&raw mut offset) as u64,
     };
     let failed = |errno: Errno| MachineError::Driver {
         doing: "moving the time-stamp counter".into(),
         message: errno.desc().into(),
     };
     // SAFETY: the attribute is 8 bytes long, and KVM writes it to `offset`, which outlives the call.
-    unsafe { ioctl::get_attribute(vcpu.as_raw_fd(), &raw const *&attribute(&mut offset)) }.map_err(failed)?;
-    offset = offset.wrapping_add(delta);
+    unsafe { ioctl::get_attribute(vcpu.as_raw_fd(), &raw const attribute) }.map_err(failed)?;
+    // SAFETY: `offset` is alive and nobody else holds it.
+    unsafe { (&raw mut offset).write_volatile((&raw const offset).read_volatile().wrapping_add(delta)) };
     // SAFETY: KVM reads 8 bytes from `offset`, which outlives the call.
-    unsafe { ioctl::set_attribute(vcpu.as_raw_fd(), &raw const *&attribute(&mut offset)) }.map_err(failed)?;
+    unsafe { ioctl::set_attribute(vcpu.as_raw_fd(), &raw const attribute) }.map_err(failed)?;
     Ok(())
 }
