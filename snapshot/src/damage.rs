@@ -19,6 +19,8 @@ pub struct Damage {
     pub gfns: Vec<Gfn>,
     /// The sections of machine state touched, as `checkpoint/format`.
     pub sections: Vec<String>,
+    /// Whether checkpoints after the named ones cannot be read either, down to the next full maps.
+    pub breaks_chain: bool,
 }
 
 impl Damage {
@@ -76,6 +78,7 @@ mod tests {
             checkpoints: (0..6).map(|at| format!("c{at}")).collect(),
             gfns: vec![Gfn(0x10)],
             sections: vec![],
+            breaks_chain: false,
         };
         assert_eq!(
             damage.to_string(),

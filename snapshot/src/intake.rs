@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
 use std::time::Instant;
 
@@ -32,6 +32,8 @@ pub(crate) struct Intake {
     recent: HashMap<Hash, ContentId>,
     /// Contents that came again lately: those that come again once, do so often.
     familiar: LruCache<Hash, ContentId>,
+    /// Contents that are damaged: they do not count as known, so that their bytes are stored anew when they come again.
+    lost: HashSet<ContentId>,
     next_content: u64,
     batch: Batch,
 }
@@ -78,10 +80,17 @@ pub(crate) struct Sealed {
 
 impl Intake {
     pub(crate) fn new(packs: PackWriter, catalogue: &Catalogue) -> Result<Self> {
+        let lost: HashSet<ContentId> = catalogue.lost_contents()?.into_iter().collect();
         Ok(Self {
             packs,
             familiar: LruCache::new(FAMILIAR_MAX),
-            recent: catalogue.unindexed()?.into_iter().map(|(id, hash)| (hash, id)).collect(),
+            recent: catalogue
+                .unindexed()?
+                .into_iter()
+                .filter(|(id, _)| !lost.contains(id))
+                .map(|(id, hash)| (hash, id))
+                .collect(),
+            lost,
             next_content: catalogue.next_content()?,
             batch: Batch::default(),
         })
@@ -120,8 +129,9 @@ impl Intake {
             hashes.iter().map(|hash| known(hash).or_else(|| self.familiar.get(hash).copied())).collect();
         let unknown: Vec<usize> = (0..names.len()).filter(|at| names[*at].is_none()).collect();
         let prefixes: Vec<u64> = unknown.iter().map(|at| prefix(&hashes[*at])).collect();
+        let lost = &self.lost;
         catalogue.find_contents(&prefixes, |at, id, hash| {
-            if hash == hashes[unknown[at]] {
+            if hash == hashes[unknown[at]] && !lost.contains(&id) {
                 names[unknown[at]] = Some(id);
                 self.familiar.put(hash, id);
             }
@@ -234,6 +244,12 @@ impl Intake {
                 Err(error) => tracing::warn!(%error, "contents could not be indexed"),
             }
         }
+    }
+
+    /// These contents are damaged, and no others.
+    pub(crate) fn set_lost(&mut self, lost: HashSet<ContentId>) {
+        self.forget(|id| lost.contains(&id));
+        self.lost = lost;
     }
 
     /// The number that the next new content gets.

@@ -19,14 +19,15 @@ mod page_cache;
 mod page_map;
 mod parallel;
 mod recorder;
+mod repair;
 mod retention;
 mod store;
 mod varint;
 
 pub use catalogue::{
-    Catalogue, CheckpointKind, CheckpointRecord, IncidentRecord, MachineRecord, NewIncident, OperationKind,
-    OperationRecord, OperationStatus, PageVersion, Position, PrunedRecord, Rows, TimelineRecord, Verdict,
-    VerdictRecord,
+    Catalogue, CheckpointKind, CheckpointRecord, DamageMark, IncidentRecord, MachineRecord, NewIncident,
+    OperationKind, OperationRecord, OperationStatus, PageVersion, Position, PrunedRecord, Rows,
+    TimelineRecord, Verdict, VerdictRecord,
 };
 pub use content::{ContentId, ContentRef};
 pub use damage::Damage;
@@ -36,6 +37,7 @@ pub use recorder::{
     CheckpointReport, CheckpointRequest, CheckpointTiming, Consumer, DirtyEpochs, MemoryUse, Pending,
     Recorder, RecorderSettings, RollbackPlan, RollbackReport, RollbackRequest, RollbackTiming,
 };
+pub use repair::{LostCheckpoint, RepairAction, RepairItem, RepairPlan, RepairReport};
 pub use retention::{
     CompactOptions, CompactReport, KeepReason, Kept, MachinePrune, PruneEstimate, PrunePlan, PruneProgress,
     PruneReport, PruneStep, Removed, RetentionPolicy,

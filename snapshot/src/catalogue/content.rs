@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::key::Hash;
 
 /// The setting that says up to which content the index of hashes is complete.
-const INDEXED: &str = "indexed_content";
+pub(super) const INDEXED: &str = "indexed_content";
 /// The settings that keep numbers from being given twice after the highest ones were removed.
 pub(super) const CONTENT_FLOOR: &str = "content_floor";
 pub(super) const PACK_FLOOR: &str = "pack_floor";
@@ -95,6 +95,11 @@ impl Catalogue {
     /// The lowest number that a new pack may have.
     pub(crate) fn next_pack(&self) -> Result<u32> {
         Ok(u32::try_from(self.floor(PACK_FLOOR)?).unwrap_or(u32::MAX).max(1))
+    }
+
+    /// Up to which content the index of hashes is complete.
+    pub(crate) fn indexed_upto(&self) -> Result<u64> {
+        self.floor(INDEXED)
     }
 
     fn floor(&self, name: &str) -> Result<u64> {

@@ -90,6 +90,21 @@ pub(super) fn seal(frame: &mut [u8], store: &StoreId, pack: u32, offset: u64) {
     frame[16..FRAME_HEADER].copy_from_slice(&sum);
 }
 
+/// The length and the pages of the frame that begins with these bytes, if one does.
+pub(super) fn frame_shape(
+    header: &[u8; FRAME_HEADER],
+    store: &StoreId,
+    pack: u32,
+    offset: u64,
+) -> Option<(u32, u32)> {
+    let length = u32::from_le_bytes([header[8], header[9], header[10], header[11]]);
+    let stored_bytes = length.checked_add(u32::try_from(FRAME_HEADER).ok()?)?;
+    let fits = &header[..4] == FRAME_MAGIC
+        && header[16..] == frame_checksum(header, store, pack, offset)
+        && stored_bytes as usize <= FRAME_MAX;
+    fits.then_some((stored_bytes, u32::from(header[5])))
+}
+
 /// The pages of a frame; the error says what is wrong with it. They are not what was written until each is hashed.
 pub(super) fn decode_frame(
     frame: &[u8],

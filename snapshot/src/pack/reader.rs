@@ -5,7 +5,9 @@ use lru::LruCache;
 use retrovisor_guest::{PAGE_SIZE, Page};
 
 use super::copy::PackCopy;
-use super::format::{FRAME_MAX, PACK_HEADER, StoreId, check_pack_header, decode_frame};
+use super::format::{
+    FRAME_HEADER, FRAME_MAX, PACK_HEADER, StoreId, check_pack_header, decode_frame, frame_shape,
+};
 use super::storage::{PackFile, PackStorage};
 use crate::catalogue::lock;
 use crate::damage::Damage;
@@ -75,6 +77,48 @@ impl PackReader {
                 Err(Error::io("removing", &path)(error))
             }
             _ => self.storage.sync_names().map_err(Error::io("syncing the names of packs at", &path)),
+        }
+    }
+
+    /// The numbers of the packs on the disk.
+    pub(crate) fn list(&self) -> Result<Vec<u32>> {
+        self.storage.list().map_err(Error::io("listing packs at", &self.storage.path(0)))
+    }
+
+    /// Calls `each` with every frame of a pack that can be read: offset, stored bytes, pages, frame. `known` are
+    /// offsets at which there should be frames, ascending: where the walk from frame to frame breaks off, it goes on
+    /// at the next of them. A pack that cannot be read at all has none.
+    pub(crate) fn scan(
+        &self,
+        pack: u32,
+        known: &[u64],
+        mut each: impl FnMut(u64, u32, u32, &Frame),
+    ) -> Result<()> {
+        let file = match self.file(pack) {
+            Ok(file) => file,
+            Err(Error::Damaged(_)) => return Ok(()),
+            Err(other) => return Err(other),
+        };
+        let mut at = PACK_HEADER as u64;
+        loop {
+            let mut header = [0; FRAME_HEADER];
+            let found = match file.read_exact_at(&mut header, at) {
+                Ok(()) => frame_shape(&header, &self.store, pack, at),
+                Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => None,
+                Err(error) => return Err(Error::io("reading", &self.storage.path(pack))(error)),
+            };
+            if let Some((stored_bytes, pages)) = found {
+                match self.read_frame(pack, at, stored_bytes, pages) {
+                    Ok(frame) => each(at, stored_bytes, pages, &frame),
+                    Err(Error::Damaged(_)) => (),
+                    Err(other) => return Err(other),
+                }
+                at += u64::from(stored_bytes);
+            } else {
+                let next = known.partition_point(|offset| *offset <= at);
+                let Some(offset) = known.get(next) else { return Ok(()) };
+                at = *offset;
+            }
         }
     }
 

@@ -36,6 +36,7 @@ impl Recorder {
     pub(super) fn target_record(&self, id: CheckpointId) -> Result<CheckpointRecord> {
         let catalogue = self.store.catalogue();
         let record = catalogue.checkpoint(id).map_err(|error| catalogue.explain_missing(id, error))?;
+        catalogue.must_be_whole(id, &record.name)?;
         if record.machine != self.machine {
             let other = self.store.catalogue().machine_by_id(record.machine)?;
             if other.identity.layout != self.layout {

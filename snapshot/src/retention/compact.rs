@@ -98,6 +98,7 @@ impl Store {
     ) -> Result<bool> {
         // What comes in from here on is left alone.
         let end = self.intake()?.next_content();
+        let lost = self.catalogue().marked()?;
         let mut live = ContentSet::default();
         let mut newest = CheckpointId(0);
         let links: Vec<Link> = Tree::read(self)?.links().cloned().collect();
@@ -108,7 +109,7 @@ impl Store {
                 return Ok(false);
             }
             for link in part {
-                self.mark_checkpoint(link, &mut live)?;
+                self.mark_checkpoint(link, lost.contains(&link.checkpoint), &mut live)?;
                 newest = newest.max(link.checkpoint);
             }
         }
@@ -128,7 +129,7 @@ impl Store {
             // come again, and were found by their hashes.
             let mut intake = self.intake()?;
             for link in self.catalogue().links_after(newest)? {
-                self.mark_checkpoint(&link, &mut live)?;
+                self.mark_checkpoint(&link, false, &mut live)?;
                 newest = newest.max(link.checkpoint);
             }
             let part: Vec<ContentId> = part.iter().copied().filter(|id| !live.contains(*id)).collect();

@@ -5,7 +5,7 @@ use super::merge::Tree;
 use super::plan::{PruneEstimate, PrunePlan};
 use crate::catalogue::FrameRow;
 use crate::content::ContentId;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::id::CheckpointId;
 use crate::store::Store;
 
@@ -97,14 +97,18 @@ impl Store {
         let removed: HashSet<CheckpointId> = plan.removed().map(|removed| removed.id).collect();
         let tree = Tree::read(self)?;
         let orphans = tree.orphans(&removed);
+        let lost = self.catalogue().marked()?;
         let mut live = ContentSet::default();
         for link in tree.links().filter(|link| !removed.contains(&link.checkpoint)) {
-            self.mark_checkpoint(link, &mut live)?;
+            self.mark_checkpoint(link, lost.contains(&link.checkpoint), &mut live)?;
         }
         let (mut rows_before, mut rows_after) = (0, 0);
         for orphan in &orphans {
-            rows_before += self.changes(&orphan.checkpoint)?.len() as u64;
-            let merged = orphan.changes(self)?;
+            rows_before += self.catalogue().change_count(orphan.checkpoint.checkpoint)?;
+            let merged = match orphan.changes(self) {
+                Err(Error::Damaged(_)) if lost.contains(&orphan.checkpoint.checkpoint) => BTreeMap::new(),
+                other => other?,
+            };
             rows_after += merged.len() as u64;
             for content in merged.values() {
                 mark(&mut live, *content);

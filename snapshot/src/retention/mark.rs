@@ -24,9 +24,22 @@ impl ContentSet {
 }
 
 impl Store {
-    /// Adds all contents that a checkpoint refers to by itself: its changes, its full map and its state. Fails when any of these is damaged: what it once referred to is not known then, and may not be taken for
-    /// garbage.
-    pub(super) fn mark_checkpoint(&self, link: &Link, live: &mut ContentSet) -> Result<()> {
+    /// Adds all contents that a checkpoint refers to by itself: its changes, its full map and its state. Fails when any
+    /// of these is damaged: what it once referred to is not known then, and may not be taken for garbage. Of a
+    /// checkpoint that is `lost`, what can still be read is kept.
+    pub(super) fn mark_checkpoint(&self, link: &Link, is_lost: bool, live: &mut ContentSet) -> Result<()> {
+        if is_lost {
+            for (_, content) in self.catalogue().changes_at(link.checkpoint)? {
+                mark(live, content);
+            }
+        }
+        match self.mark_whole(link, live) {
+            Err(Error::Damaged(_)) if is_lost => Ok(()),
+            other => other,
+        }
+    }
+
+    fn mark_whole(&self, link: &Link, live: &mut ContentSet) -> Result<()> {
         for (_, content) in self.changes(link)? {
             mark(live, content);
         }

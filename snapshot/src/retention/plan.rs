@@ -131,6 +131,7 @@ impl Store {
     ) -> Result<MachinePrune> {
         let catalogue = self.catalogue();
         let all = catalogue.checkpoints(machine.id)?;
+        let lost = catalogue.marked()?;
         let mut reasons: BTreeMap<CheckpointId, BTreeSet<KeepReason>> = BTreeMap::new();
         let mut keep = |id: CheckpointId, why: KeepReason| {
             reasons.entry(id).or_default().insert(why);
@@ -150,7 +151,7 @@ impl Store {
             (Period::Week, policy.keep_weekly, KeepReason::Weekly),
             (Period::Month, policy.keep_monthly, KeepReason::Monthly),
         ] {
-            for id in one_a_period(&all, period, count) {
+            for id in one_a_period(&all, &lost, period, count) {
                 keep(id, why);
             }
         }
@@ -161,7 +162,9 @@ impl Store {
         }
         if let Some(position) = machine.position {
             let line = catalogue.ancestry(position.checkpoint)?;
-            if let Some(good) = line.iter().find(|record| record.verdict == Verdict::Good) {
+            if let Some(good) =
+                line.iter().find(|record| record.verdict == Verdict::Good && !lost.contains(&record.id))
+            {
                 keep(good.id, KeepReason::LastGood);
             }
         }
@@ -239,20 +242,25 @@ fn newest(all: &[CheckpointRecord], count: u64) -> &[CheckpointRecord] {
     &all[all.len().saturating_sub(count)..]
 }
 
-/// The newest checkpoint that is not bad of each of the last `count` periods that have one.
-fn one_a_period(all: &[CheckpointRecord], period: Period, count: u64) -> Vec<CheckpointId> {
-    let mut last = None;
+/// The newest checkpoint that is neither bad nor lost of each of the last `count` periods that have one.
+fn one_a_period(
+    all: &[CheckpointRecord],
+    lost: &BTreeSet<CheckpointId>,
+    period: Period,
+    count: u64,
+) -> Vec<CheckpointId> {
+    let mut before = None;
     let mut found = Vec::new();
     let mut sorted: Vec<&CheckpointRecord> =
-        all.iter().filter(|record| record.verdict != Verdict::Bad).collect();
+        all.iter().filter(|record| record.verdict != Verdict::Bad && !lost.contains(&record.id)).collect();
     sorted.sort_by_key(|record| (record.taken_at_ms, record.sequence));
     for record in sorted.into_iter().rev() {
         if found.len() as u64 >= count {
             break;
         }
         let number = period.number(record.taken_at_ms);
-        if last != Some(number) {
-            last = Some(number);
+        if before != Some(number) {
+            before = Some(number);
             found.push(record.id);
         }
     }

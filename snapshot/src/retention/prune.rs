@@ -8,7 +8,6 @@ use super::compact::{CompactOptions, CompactReport};
 use super::merge::{Orphan, Tree};
 use super::plan::PrunePlan;
 use crate::catalogue::{NewOperation, OperationKind, OperationStatus, Reparented};
-use crate::content::ContentRef;
 use crate::error::{Error, Result};
 use crate::id::{CheckpointId, OperationId};
 use crate::page_map::PageMap;
@@ -144,7 +143,11 @@ impl Store {
                 report.stopped = true;
                 return Ok(());
             }
-            self.adopt(orphan)?;
+            match self.adopt(orphan) {
+                // What cannot be read cannot be joined: it stays where it hangs, and so do its parents.
+                Err(Error::Damaged(damage)) => tracing::warn!(%damage, "a checkpoint stays with its parents"),
+                other => other?,
+            }
         }
         // Children before their parents.
         let mut newest_first: Vec<CheckpointId> = removed.iter().copied().collect();
@@ -170,18 +173,13 @@ impl Store {
             Some(ancestor) => self.map(ancestor.checkpoint)?,
             None => PageMap::zero(usize::try_from(layout.pages()).unwrap_or(usize::MAX)).into(),
         };
+        let map = self.map(link.checkpoint)?;
         // A page that changed and changed back is no change.
-        let stood = |gfn| {
-            let index = layout.index(gfn).and_then(|index| usize::try_from(index).ok());
-            index.map_or(ContentRef::Zero, |index| before.get(index))
-        };
-        let changes: Vec<_> =
-            orphan.changes(self)?.into_iter().filter(|(gfn, content)| stood(*gfn) != *content).collect();
-        let full = if orphan.loses_keyframe(&link) {
-            Some(keyframe(&self.key, &*self.map(link.checkpoint)?)?)
-        } else {
-            None
-        };
+        let changes: Vec<_> = before
+            .diff(&map)
+            .filter_map(|(index, _, content)| Some((layout.gfn(index as u64)?, content)))
+            .collect();
+        let full = if orphan.loses_keyframe(&link) { Some(keyframe(&self.key, &map)?) } else { None };
         let (keyframe_distance, keyframe_rows) = match &orphan.ancestor {
             _ if full.is_some() || link.keyframe_distance == 0 => (0, 0),
             Some(ancestor) => {

@@ -83,6 +83,11 @@ impl Store {
         }
     }
 
+    /// Forgets all that was read.
+    pub(crate) fn forget_all(&self) {
+        lock(&self.maps).clear();
+    }
+
     fn kept_map(&self, checkpoint: CheckpointId) -> Option<Arc<PageMap>> {
         lock(&self.maps).get(&checkpoint).map(Arc::clone)
     }

@@ -193,7 +193,7 @@ impl Store {
                 Err(_) if self.catalogue().same_link(link)?.is_none() => continue,
                 Err(damage) => {
                     report.checkpoints_checked += 1;
-                    self.report(report, link, damage)?;
+                    self.report(report, link, Damage { breaks_chain: true, ..damage })?;
                     continue;
                 }
             };
@@ -236,7 +236,7 @@ impl Store {
         let layout = self.catalogue().machine_by_id(link.machine)?.identity.layout;
         let stored = match damage_of(self.full_map(link.checkpoint, &layout))? {
             Ok(map) => map,
-            Err(damage) => return self.report(report, link, damage),
+            Err(damage) => return self.report(report, link, Damage { breaks_chain: true, ..damage }),
         };
         let mut computed = match link.parent {
             None => crate::page_map::PageMap::zero(usize::try_from(layout.pages()).unwrap_or(usize::MAX)),

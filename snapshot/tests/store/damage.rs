@@ -11,7 +11,7 @@ use retrovisor_snapshot::{Access, CheckpointRecord, Error, Recorder, RollbackReq
 use crate::toy::{Lab, Toy};
 
 /// A closed store with three checkpoints: frame 5 is written at the first and third, frame 6 at the second.
-fn closed() -> (tempfile::TempDir, Vec<CheckpointRecord>, Toy) {
+pub(crate) fn closed() -> (tempfile::TempDir, Vec<CheckpointRecord>, Toy) {
     let mut lab = Lab::new(64);
     let mut records = Vec::new();
     for (frame, seed) in [(5, 1), (6, 2), (5, 3)] {
@@ -22,11 +22,11 @@ fn closed() -> (tempfile::TempDir, Vec<CheckpointRecord>, Toy) {
     (lab.dir, records, lab.toy)
 }
 
-fn pack(dir: &Path) -> PathBuf {
+pub(crate) fn pack(dir: &Path) -> PathBuf {
     dir.join("packs/000001.pack")
 }
 
-fn flip(path: &Path, offset: u64) {
+pub(crate) fn flip(path: &Path, offset: u64) {
     let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, offset).unwrap();
@@ -34,7 +34,7 @@ fn flip(path: &Path, offset: u64) {
     file.write_all_at(&byte, offset).unwrap();
 }
 
-fn sql(dir: &Path, sql: &str) {
+pub(crate) fn sql(dir: &Path, sql: &str) {
     rusqlite::Connection::open(dir.join("catalogue.sqlite")).unwrap().execute_batch(sql).unwrap();
 }
 

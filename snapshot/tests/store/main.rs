@@ -11,6 +11,7 @@ mod history;
 mod kill;
 mod long_chain;
 mod opening;
+mod repair;
 mod retention;
 mod together;
 mod toy;

@@ -1,0 +1,9 @@
+//! Putting a damaged store in order: what can be derived is derived, what is lost is marked.
+
+mod apply;
+mod contents;
+mod lists;
+mod lost;
+mod plan;
+
+pub use plan::{LostCheckpoint, RepairAction, RepairItem, RepairPlan, RepairReport};

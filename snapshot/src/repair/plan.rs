@@ -1,0 +1,146 @@
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::lists::Lists;
+use super::lost::lost;
+use crate::error::Result;
+use crate::id::CheckpointId;
+use crate::store::{Store, VerifyProgress};
+
+/// What a repair would do. Nothing is changed by a plan.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct RepairPlan {
+    /// What can be put in order.
+    pub items: Vec<RepairItem>,
+    /// The checkpoints that cannot be saved, as far as can be told before the repair.
+    pub lost: Vec<LostCheckpoint>,
+    /// Damage that no repair can do anything about, in words.
+    pub beyond_repair: Vec<String>,
+}
+
+/// One thing that can be put in order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RepairItem {
+    /// What is wrong, in words.
+    pub damage: String,
+    /// What is done about it.
+    pub action: RepairAction,
+}
+
+/// What is done about damage. Each is checked against a hash before it is planned.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "do")]
+pub enum RepairAction {
+    /// The same bytes are there in another place.
+    Relink {
+        /// The content.
+        content: u64,
+        /// The pack they are in.
+        pack: u32,
+        /// Byte offset of the frame.
+        offset: u64,
+        /// Length of the frame in bytes.
+        stored_bytes: u32,
+        /// Pages of the frame.
+        pages: u32,
+        /// The place in it.
+        slot: u32,
+    },
+    /// The list of changed pages follows from full maps.
+    RebuildChanges {
+        /// The checkpoint.
+        checkpoint: CheckpointId,
+    },
+    /// The list of changed pages is whole, and hangs at another parent than the catalogue says.
+    Rehang {
+        /// The checkpoint.
+        checkpoint: CheckpointId,
+        /// Its parent.
+        parent: CheckpointId,
+    },
+    /// The full map follows from the changes.
+    RebuildMap {
+        /// The checkpoint.
+        checkpoint: CheckpointId,
+    },
+    /// How much of a pack belongs to checkpoints follows from its frames.
+    RebuildPack {
+        /// The pack.
+        pack: u32,
+        /// Bytes that belong to checkpoints.
+        committed_bytes: u64,
+    },
+    /// The index of hashes follows from the contents.
+    RebuildIndex,
+}
+
+/// A checkpoint that cannot be saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LostCheckpoint {
+    /// The number that joins the tables.
+    pub id: CheckpointId,
+    /// The short id.
+    pub name: String,
+    /// What is lost of it.
+    pub what: Vec<String>,
+}
+
+/// What a repair did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct RepairReport {
+    /// Items of the plan that were done.
+    pub repaired: u64,
+    /// Items of the plan that could not be done any more, in words.
+    pub failed: Vec<String>,
+    /// The checkpoints that are marked now: they are refused as targets.
+    pub lost: Vec<LostCheckpoint>,
+    /// Checkpoints that were marked before and are whole again, by short id.
+    pub found_again: Vec<String>,
+    /// What is still damaged, in words: all of it touches marked checkpoints, or none.
+    pub remaining: Vec<String>,
+}
+
+impl Store {
+    /// Verifies the store, and says what a repair would do about the damage. Works on a store that is open for reading.
+    pub fn plan_repair(&self, progress: &mut dyn FnMut(VerifyProgress)) -> Result<RepairPlan> {
+        let report = self.verify(progress)?;
+        let mut plan = RepairPlan::default();
+        let saved = self.plan_contents(&report.damaged, &mut plan)?;
+        let lists = Lists::plan(self, &mut plan)?;
+        self.plan_packs(&mut plan)?;
+        self.plan_index(&mut plan)?;
+        let mut unsaved: Vec<_> = report
+            .damaged
+            .into_iter()
+            .filter(|damage| damage.content.is_none_or(|content| !saved.contains(&content)))
+            .filter(|damage| !lists.is_saved(damage))
+            .collect();
+        unsaved.retain(|damage| {
+            let speaks = !damage.checkpoints.is_empty() || !damage.sections.is_empty();
+            // What touches nothing and has a pack is told by its contents.
+            let is_structure = !speaks && damage.pack.is_none() && damage.content.is_none();
+            if is_structure {
+                plan.beyond_repair.push(damage.to_string());
+            }
+            speaks
+        });
+        plan.lost = lost(self, &unsaved)?;
+        Ok(plan)
+    }
+}
+
+impl RepairPlan {
+    /// Whether there is nothing to do, and nothing is lost.
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.items.is_empty() && self.lost.is_empty() && self.beyond_repair.is_empty()
+    }
+
+    pub(super) fn add(&mut self, damage: impl Into<String>, action: RepairAction) {
+        self.items.push(RepairItem { damage: damage.into(), action });
+    }
+}
+
+/// The damage of checkpoints, gathered.
+pub(super) type ByCheckpoint = BTreeMap<CheckpointId, Vec<String>>;
