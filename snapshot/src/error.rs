@@ -189,6 +189,16 @@ pub enum Error {
         /// Why it failed.
         source: Box<Error>,
     },
+    /// Going back was given up after the guest had been stopped, and it was put back to where it stood.
+    #[error(
+        "going back to {target} was taken back: {source}. The machine stands where it stood before and runs on from there"
+    )]
+    TakenBack {
+        /// The short id of the target.
+        target: String,
+        /// Why: the target could not be applied, or the present could not be stored.
+        source: Box<Error>,
+    },
     /// Applying the target failed, and so did putting the present back. The machine stays paused.
     #[error(
         "going back to {target} failed: {source}; putting {present} back failed as well: {second}. The machine stays paused. Nothing is lost: restore {present} into a new process"

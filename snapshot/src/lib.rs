@@ -18,6 +18,7 @@ mod pack;
 mod page_cache;
 mod page_map;
 mod parallel;
+mod reads;
 mod recorder;
 mod repair;
 mod retention;
@@ -33,9 +34,10 @@ pub use content::{ContentId, ContentRef};
 pub use damage::Damage;
 pub use error::{Error, Result};
 pub use id::{CheckpointId, IncidentId, MachineId, OperationId, TimelineId};
+pub use reads::Reads;
 pub use recorder::{
     CheckpointReport, CheckpointRequest, CheckpointTiming, Consumer, DirtyEpochs, MemoryUse, Pending,
-    Recorder, RecorderSettings, RollbackPlan, RollbackReport, RollbackRequest, RollbackTiming,
+    PresentPolicy, Recorder, RecorderSettings, RollbackPlan, RollbackReport, RollbackRequest, RollbackTiming,
 };
 pub use repair::{LostCheckpoint, RepairAction, RepairItem, RepairPlan, RepairReport};
 pub use retention::{

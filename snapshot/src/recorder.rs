@@ -5,6 +5,7 @@ mod checkpoint;
 mod dirty;
 mod engine;
 mod history;
+mod overwrite;
 mod pending;
 mod pipeline;
 mod put;
@@ -16,6 +17,7 @@ mod rollback;
 mod settings;
 mod staging;
 mod stand;
+mod swift;
 mod target;
 mod undo;
 mod worker;
@@ -24,7 +26,7 @@ pub use dirty::{Consumer, DirtyEpochs};
 pub use engine::Recorder;
 pub use pending::Pending;
 pub use report::{
-    CheckpointReport, CheckpointRequest, CheckpointTiming, RollbackPlan, RollbackReport, RollbackRequest,
-    RollbackTiming,
+    CheckpointReport, CheckpointRequest, CheckpointTiming, PresentPolicy, RollbackPlan, RollbackReport,
+    RollbackRequest, RollbackTiming,
 };
 pub use settings::{MemoryUse, RecorderSettings};

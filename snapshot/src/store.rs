@@ -4,6 +4,7 @@ mod change;
 mod contents;
 mod image;
 mod maps;
+mod marker;
 mod opening;
 mod states;
 mod verify;
@@ -16,4 +17,5 @@ pub use verify::{VerifyProgress, VerifyReport};
 pub use view::CheckpointView;
 
 pub(crate) use maps::{changes_hash, keyframe};
+pub(crate) use marker::Marker;
 pub(crate) use states::{pieces, store_state};

@@ -1,9 +1,10 @@
 use rusqlite::{Transaction, params};
+use serde::{Deserialize, Serialize};
 
 use crate::id::{CheckpointId, MachineId, TimelineId};
 
 /// Where a machine stands: it runs on from this checkpoint, in this timeline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
     /// The timeline that the next checkpoint will belong to.
     pub timeline: TimelineId,

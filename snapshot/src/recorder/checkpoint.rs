@@ -4,11 +4,12 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, bounded};
 use retrovisor_guest::{Machine, MachineState, RunState};
 
-use super::capture::{Draft, release, run_on};
+use super::capture::{release, run_on};
 use super::engine::Recorder;
 use super::pending::{Pending, Stored};
 use super::pipeline::{Capture, Moving};
 use super::report::{CheckpointReport, CheckpointRequest, CheckpointTiming};
+use super::staging::Staged;
 use crate::clock::{now_ms, since_us};
 use crate::error::{Error, Result};
 
@@ -20,7 +21,7 @@ pub(super) struct Taken {
     pub(super) request: CheckpointRequest,
     pub(super) at_ms: i64,
     pub(super) state: MachineState,
-    pub(super) draft: Draft,
+    pub(super) staged: Arc<Vec<Staged>>,
     pub(super) timing: CheckpointTiming,
     /// When the guest ran on.
     pub(super) since: Instant,
@@ -74,8 +75,11 @@ impl Recorder {
                 return Err(error);
             }
         };
-        let taken = Taken { request: request.clone(), at_ms, state, draft, timing, since, moving: None };
-        let outcome = self.hand_over(machine, taken)?;
+        let is_early = draft.is_early;
+        let staged = Arc::new(draft.staged);
+        let request = request.clone();
+        let taken = Taken { request, at_ms, state, staged, timing, since, moving: None };
+        let outcome = self.hand_over(machine, taken, is_early)?;
         Ok(Pending { store: Arc::clone(&self.store), timing, outcome, resumed })
     }
 
@@ -84,18 +88,25 @@ impl Recorder {
         &mut self,
         machine: &mut dyn Machine,
         taken: Taken,
+        is_early: bool,
     ) -> Result<Receiver<Result<Stored>>> {
-        let Taken { request, at_ms, state, draft, timing, since, moving } = taken;
-        if let Err(error) = machine.sync_state(&state) {
-            release(machine, &state);
-            self.abandon(&draft);
+        if let Err(error) = machine.sync_state(&taken.state) {
+            release(machine, &taken.state);
+            if is_early {
+                self.pipeline.give_up();
+            }
             return Err(error.into());
         }
+        Ok(self.submit(taken))
+    }
+
+    /// Hands over what was captured. The dirty frames are the checkpoint's from here on.
+    pub(super) fn submit(&mut self, taken: Taken) -> Receiver<Result<Stored>> {
+        let Taken { request, at_ms, state, staged, timing, since, moving } = taken;
         let dirty = self.dirty.take(self.own);
         self.last_dirty_pages = dirty.len();
         self.last_copied_pages = timing.copied_pages;
         let (outcome, told) = bounded(1);
-        let staged = draft.staged;
         self.pipeline.submit(Box::new(Capture {
             generation: 0,
             request,
@@ -108,7 +119,7 @@ impl Recorder {
             moving,
             outcome,
         }));
-        Ok(told)
+        told
     }
 }
 

@@ -63,3 +63,95 @@ impl DirtyEpochs {
         self.written[consumer.0].union(frames);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+    use retrovisor_guest::{Gpa, PAGE_SIZE};
+    use retrovisor_machine::memory::MemoryMachine;
+
+    use super::*;
+
+    const PAGES: u64 = 100;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Write(u64),
+        Collect,
+        Note(u64),
+        Join,
+        Take(usize),
+        GiveBackLast,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            6 => (0..PAGES).prop_map(Step::Write),
+            3 => Just(Step::Collect),
+            1 => (0..PAGES).prop_map(Step::Note),
+            1 => Just(Step::Join),
+            3 => any::<usize>().prop_map(Step::Take),
+            1 => Just(Step::GiveBackLast),
+        ]
+    }
+
+    fn indices(set: &PageSet) -> BTreeSet<u64> {
+        set.indices().collect()
+    }
+
+    proptest! {
+        #[test]
+        fn everyone_sees_every_write_since_their_last_look(steps in prop::collection::vec(step(), 0..200)) {
+            let layout = MemoryLayout::flat(PAGES * PAGE_SIZE as u64).unwrap();
+            let mut machine = MemoryMachine::new("m", layout.clone()).unwrap();
+            let mut epochs = DirtyEpochs::new(&layout);
+            let mut found = PageSet::empty(&layout);
+            epochs.collect(&mut machine, &mut found).unwrap();
+            let mut model: Vec<(Consumer, BTreeSet<u64>)> = Vec::new();
+            let mut written = BTreeSet::new();
+            let mut last: Option<(usize, PageSet)> = None;
+            for step in steps {
+                match step {
+                    Step::Write(page) => {
+                        machine.poke(Gpa(page * PAGE_SIZE as u64 + 7), b"x").unwrap();
+                        written.insert(page);
+                    }
+                    Step::Collect => {
+                        epochs.collect(&mut machine, &mut found).unwrap();
+                        prop_assert_eq!(indices(&found), written.clone());
+                        for (_, seen) in &mut model {
+                            seen.extend(&written);
+                        }
+                        written.clear();
+                    }
+                    Step::Note(page) => {
+                        let mut frames = PageSet::empty(&layout);
+                        frames.insert_index(page);
+                        epochs.note(&frames);
+                        for (_, seen) in &mut model {
+                            seen.insert(page);
+                        }
+                    }
+                    Step::Join => model.push((epochs.join(), (0..PAGES).collect())),
+                    Step::Take(which) if !model.is_empty() => {
+                        let which = which % model.len();
+                        let (consumer, expected) = &mut model[which];
+                        let frames = epochs.take(*consumer);
+                        prop_assert_eq!(indices(&frames), std::mem::take(expected));
+                        last = Some((which, frames));
+                    }
+                    Step::GiveBackLast => if let Some((which, frames)) = last.take() {
+                        epochs.give_back(model[which].0, &frames);
+                        model[which].1.extend(frames.indices());
+                    },
+                    Step::Take(_) => (),
+                }
+                for (consumer, expected) in &model {
+                    prop_assert_eq!(&indices(epochs.written(*consumer)), expected);
+                }
+            }
+        }
+    }
+}

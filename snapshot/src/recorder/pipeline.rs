@@ -45,7 +45,7 @@ pub(super) struct Capture {
     pub(super) at_ms: i64,
     pub(super) state: MachineState,
     /// Copied frames, in order of copying: later ones override earlier ones.
-    pub(super) staged: Vec<Staged>,
+    pub(super) staged: Arc<Vec<Staged>>,
     /// All frames that were dirty.
     pub(super) dirty: PageSet,
     pub(super) timing: CheckpointTiming,
@@ -58,7 +58,6 @@ pub(super) struct Capture {
 /// The machine is about to leave a checkpoint, or has left it.
 pub(super) enum Moving {
     Begins(Move),
-    #[allow(dead_code, reason = "rollbacks that are kept afterwards come next")]
     Happened(Move),
 }
 

@@ -158,7 +158,7 @@ impl<'s> Open<'s> {
 }
 
 /// The newest copy of every frame.
-fn latest<'a>(staged: &'a [Staged], layout: &MemoryLayout) -> Vec<(&'a Staged, StagedFrame)> {
+pub(super) fn latest<'a>(staged: &'a [Staged], layout: &MemoryLayout) -> Vec<(&'a Staged, StagedFrame)> {
     let mut newest = Vec::with_capacity(staged.iter().map(|part| part.frames().len()).sum());
     if let [only] = staged {
         newest.extend(only.frames().iter().map(|frame| (only, *frame)));

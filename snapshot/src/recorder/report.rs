@@ -58,11 +58,25 @@ pub struct CheckpointTiming {
     pub durable_us: u64,
 }
 
+/// When the present must be safe that a rollback leaves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub enum PresentPolicy {
+    /// On the disk before the first page is overwritten: whatever happens to host or process, it is not lost. The guest
+    /// stands still until it is.
+    #[default]
+    Durable,
+    /// Copied in memory before the first page is overwritten, and made durable as soon as the guest runs on. If this
+    /// process is killed in between, the present is lost (not the target, and no checkpoint).
+    Staged,
+}
+
 /// How a machine is to go back.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RollbackRequest {
     /// What the guest's clocks do.
     pub clock: ClockPolicy,
+    /// When the present must be safe.
+    pub present: PresentPolicy,
     /// Why: kept with the operation (who asked, which incident). JSON object, or null.
     pub detail: serde_json::Value,
 }
@@ -103,7 +117,8 @@ pub struct RollbackTiming {
     pub copy_us: u64,
     /// Capturing everything but memory.
     pub state_us: u64,
-    /// Making the present durable, as far as it was not done while capturing.
+    /// Making the present durable, as far as it was not done while capturing; after the guest ran on, if only a copy
+    /// was wanted before.
     pub durable_us: u64,
     /// Writing the frames that differ.
     pub write_us: u64,

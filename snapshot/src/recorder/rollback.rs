@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
@@ -10,9 +11,11 @@ use super::pending::wait_for;
 use super::pipeline::Moving;
 use super::put::{Put, Ready};
 use super::report::{
-    CheckpointRequest, CheckpointTiming, RollbackPlan, RollbackReport, RollbackRequest, RollbackTiming,
+    CheckpointRequest, CheckpointTiming, PresentPolicy, RollbackPlan, RollbackReport, RollbackRequest,
+    RollbackTiming,
 };
 use super::stand::Stand;
+use super::swift::Swift;
 use super::target::Target;
 use crate::catalogue::{CheckpointKind, Durability, Move, OperationKind, Position};
 use crate::clock::{now_ms, since_us};
@@ -34,6 +37,7 @@ pub(super) struct Journey<'a> {
 struct Prepared {
     draft: Draft,
     ready: Ready,
+    swift: Option<Swift>,
 }
 
 /// The present, safe on the disk.
@@ -90,11 +94,49 @@ impl Recorder {
         self.drain(machine);
         let target = self.target(machine, journey.target)?;
         let mut timing = RollbackTiming::default();
-        let prepared = self.prepare(machine, &target, &mut timing)?;
+        let to = Move {
+            kind: journey.kind,
+            target: Position { timeline: target.record.timeline, checkpoint: target.record.id },
+            timeline: journey.timeline,
+            undoes: journey.undoes,
+            detail: journey.request.detail.clone(),
+        };
+        let policy = journey.request.present;
+        let Prepared { mut draft, ready, swift } =
+            self.prepare(machine, &target, policy, &to, &mut timing)?;
 
         let was_running = machine.run_state() == RunState::Running;
         let start = Instant::now();
-        let (present, ready) = match self.take_present(machine, journey, &target, prepared, &mut timing) {
+        let mut took = CheckpointTiming::default();
+        let frozen = self.freeze(machine, &mut draft, &mut took);
+        (timing.stop_us, timing.find_us, timing.copy_us) = (took.stop_us, took.find_us, took.copy_us);
+        let taken = match (frozen, swift) {
+            // What does not fit into staging memory cannot be put back from there.
+            (Ok(()), Some(swift)) if !draft.is_early => {
+                return self.leave(
+                    machine,
+                    journey,
+                    target,
+                    swift,
+                    draft,
+                    to,
+                    was_running,
+                    start,
+                    took,
+                    timing,
+                );
+            }
+            (Ok(()), swift) => {
+                swift.into_iter().for_each(Swift::cancel);
+                self.take_present(machine, &target, draft, ready, to, took, &mut timing)
+            }
+            (Err(error), swift) => {
+                swift.into_iter().for_each(Swift::cancel);
+                self.abandon(&draft);
+                Err(error)
+            }
+        };
+        let (present, ready) = match taken {
             Ok(taken) => taken,
             Err(error) => {
                 // The present could not be kept: nothing was overwritten, and the guest runs on.
@@ -144,26 +186,32 @@ impl Recorder {
         &mut self,
         machine: &mut dyn Machine,
         target: &Target,
+        policy: PresentPolicy,
+        to: &Move,
         timing: &mut RollbackTiming,
     ) -> Result<Prepared> {
         let mut took = CheckpointTiming::default();
         let start = Instant::now();
         let mut draft = self.draft(machine, &mut took)?;
         let mut ready = Ready::new();
-        let flushed = (!draft.staged.is_empty()).then(|| {
+        let is_durable = policy == PresentPolicy::Durable;
+        let flushed = (is_durable && !draft.staged.is_empty()).then(|| {
             draft.is_early = true;
             self.pipeline.early_flushed(std::mem::take(&mut draft.staged))
         });
         let begun = Instant::now();
-        let put = self.overwriting(target, self.dirty.written(self.own));
+        let put = self.overwriting(target);
         let read = put.make_ready(&self.store, &mut ready);
         timing.prefetch_us = since_us(begun);
         let stored = flushed.map_or(Ok(()), |flushed| {
             flushed.recv().unwrap_or_else(|_| Err(Error::Behind { cause: "the storing thread ended".into() }))
         });
         timing.precopy_us = since_us(start).saturating_sub(timing.prefetch_us);
-        match stored.and(read) {
-            Ok(()) => Ok(Prepared { draft, ready }),
+        let swift = stored.and(read).and_then(|()| {
+            if is_durable { Ok(None) } else { self.prepare_swift(target, to, &ready).map(Some) }
+        });
+        match swift {
+            Ok(swift) => Ok(Prepared { draft, ready, swift }),
             Err(error) => {
                 self.abandon(&draft);
                 Err(error)
@@ -171,34 +219,27 @@ impl Recorder {
         }
     }
 
-    /// The frames to be written on the way to a target: those that differ by what is stored, and the dirty ones.
-    fn overwriting(&self, target: &Target, dirty: &PageSet) -> Put {
-        let stand = self.pipeline.stand();
-        let differ = stand.map.diff(&target.map).filter(|(index, ..)| !dirty.contains_index(*index as u64));
-        let dirty = dirty.indices().filter_map(|index| usize::try_from(index).ok());
-        let dirty = dirty.map(|index| (index, target.map.get(index)));
-        Put::new(differ.map(|(index, _, content)| (index, content)).chain(dirty))
+    /// The frames to be written on the way to a target.
+    fn overwriting(&self, target: &Target) -> Put {
+        let frames = self.differing(target);
+        let indices = frames.indices().filter_map(|index| usize::try_from(index).ok());
+        Put::new(indices.map(|index| (index, target.map.get(index))))
     }
 
-    /// Stops the guest and checkpoints the present, with the operation as begun. While the driver captures the state,
-    /// the last pages are stored, and what they will be replaced with is read.
+    /// The guest stands still: checkpoints the present, with the operation as begun. While the driver captures the
+    /// state, the last pages are stored, and what they will be replaced with is read.
+    #[expect(clippy::too_many_arguments, reason = "a journey half way")]
     fn take_present(
         &mut self,
         machine: &mut dyn Machine,
-        journey: &Journey<'_>,
         target: &Target,
-        prepared: Prepared,
+        mut draft: Draft,
+        mut ready: Ready,
+        to: Move,
+        took: CheckpointTiming,
         timing: &mut RollbackTiming,
     ) -> Result<(Present, Ready)> {
-        let Prepared { mut draft, mut ready } = prepared;
         let at_ms = now_ms();
-        let mut took = CheckpointTiming::default();
-        let frozen = self.freeze(machine, &mut draft, &mut took);
-        (timing.stop_us, timing.find_us, timing.copy_us) = (took.stop_us, took.find_us, took.copy_us);
-        if let Err(error) = frozen {
-            self.abandon(&draft);
-            return Err(error);
-        }
         self.send_ahead(&mut draft);
 
         let begun = Instant::now();
@@ -224,23 +265,16 @@ impl Recorder {
             self.abandon(&draft);
             return Err(error);
         }
-        let to = Move {
-            kind: journey.kind,
-            target: Position { timeline: target.record.timeline, checkpoint: target.record.id },
-            timeline: journey.timeline,
-            undoes: journey.undoes,
-            detail: journey.request.detail.clone(),
-        };
         let taken = Taken {
             request: CheckpointRequest { label: None, kind: CheckpointKind::BeforeRollback },
             at_ms,
             state: state.clone(),
-            draft,
+            staged: Arc::new(draft.staged),
             timing: took,
             since: begun,
             moving: Some(Moving::Begins(to)),
         };
-        let stored = self.hand_over(machine, taken).and_then(|outcome| wait_for(&outcome));
+        let stored = self.hand_over(machine, taken, true).and_then(|outcome| wait_for(&outcome));
         self.settle_until(machine, usize::MAX);
         timing.durable_us = since_us(begun).saturating_sub(timing.state_us);
         let committed = stored?.committed;

@@ -12,13 +12,14 @@ use crate::content::ContentId;
 use crate::damage::Damage;
 use crate::error::{Error, Result};
 use crate::pack::Frame;
+use crate::reads::Reads;
 
 /// Threads that decompress, at most.
 const THREADS_MAX: usize = 4;
-/// Fewest frames worth a thread.
-const FRAMES_MIN: usize = 8;
-/// Frames that wait to be used, for each thread.
-const WAITING_FRAMES: usize = 16;
+/// Fewest contents worth a thread.
+const PART_MIN: usize = 32;
+/// Contents that a thread reads before it hands them over: 1 MiB.
+const PART_MAX: usize = 256;
 /// Times that contents are looked for anew when they are not where they were.
 const MOVES_MAX: usize = 4;
 /// Contents looked up at a time.
@@ -73,8 +74,8 @@ impl Store {
         Err(error)
     }
 
-    /// Calls `each` with every one of `ids`, which is ascending and names each once, in any order. Large lists are
-    /// read and decompressed by several threads.
+    /// Calls `each` with every one of `ids`, which is ascending and names each once, in any order. What is not in memory
+    /// is looked up, read, decompressed and checked by several threads, part by part, if there is enough of it.
     pub(crate) fn each_content(
         &self,
         ids: &[ContentId],
@@ -85,30 +86,23 @@ impl Store {
             for (id, page) in self.cache.get_all(part, &mut cold) {
                 each(id, &page)?;
             }
-            let places = self.catalogue().places(&cold)?;
-            if places.len() != cold.len() {
-                let gone = cold.iter().find(|id| places.binary_search_by_key(id, |place| &place.id).is_err());
-                return Err(missing(*gone.unwrap_or(&ContentId(0))));
-            }
-            self.each_place(places, &mut each)?;
+            self.each_cold(&cold, &mut each)?;
         }
         Ok(())
     }
 
-    /// Reads contents frame by frame.
-    fn each_place(
+    /// The same, from the packs.
+    fn each_cold(
         &self,
-        mut places: Vec<ContentPlace>,
+        ids: &[ContentId],
         mut each: impl FnMut(ContentId, &Arc<Page>) -> Result<()>,
     ) -> Result<()> {
-        places.sort_unstable_by_key(|place| (place.pack, place.offset));
-        let groups: Vec<&[ContentPlace]> =
-            places.chunk_by(|a, b| (a.pack, a.offset) == (b.pack, b.offset)).collect();
         let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(THREADS_MAX);
-        let threads = (groups.len() / FRAMES_MIN).clamp(1, cores);
+        let threads = (ids.len() / PART_MIN).clamp(1, cores);
+        let parts: Vec<&[ContentId]> = ids.chunks(ids.len().div_ceil(threads).clamp(1, PART_MAX)).collect();
         if threads == 1 {
-            for group in groups {
-                for (id, page) in self.group(group)? {
+            for part in parts {
+                for (id, page) in self.cold(part)? {
                     each(id, &page)?;
                 }
             }
@@ -116,13 +110,13 @@ impl Store {
         }
         let next = AtomicUsize::new(0);
         thread::scope(|scope| {
-            let (sender, receiver) = bounded(threads * WAITING_FRAMES);
+            let (sender, receiver) = bounded(threads);
             for _ in 0..threads {
-                let (sender, next, groups) = (sender.clone(), &next, &groups);
+                let (sender, next, parts) = (sender.clone(), &next, &parts);
                 scope.spawn(move || {
-                    while let Some(group) = groups.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    while let Some(part) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
                         // The receiver is gone once it has had an error.
-                        if sender.send(self.group(group)).is_err() {
+                        if sender.send(self.cold(part)).is_err() {
                             break;
                         }
                     }
@@ -136,6 +130,22 @@ impl Store {
             }
             Ok(())
         })
+    }
+
+    /// Contents from their packs, frame by frame in the order in which they lie there.
+    fn cold(&self, ids: &[ContentId]) -> Result<Vec<(ContentId, Arc<Page>)>> {
+        let mut places = self.catalogue().places(ids)?;
+        if places.len() != ids.len() {
+            let gone = ids.iter().find(|id| places.binary_search_by_key(*id, |place| place.id).is_err());
+            return Err(missing(*gone.unwrap_or(&ContentId(0))));
+        }
+        places.sort_unstable_by_key(|place| (place.pack, place.offset));
+        let mut pages = Vec::with_capacity(ids.len());
+        for group in places.chunk_by(|a, b| (a.pack, a.offset) == (b.pack, b.offset)) {
+            self.reads.add(Reads { frames: 1, ..Reads::default() });
+            pages.extend(self.group(group)?);
+        }
+        Ok(pages)
     }
 
     /// The contents of one frame, past the cache of frames: whole frames are wanted here.

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::id::CheckpointId;
 use crate::key::{Hash, Key};
 use crate::page_map::PageMap;
+use crate::reads::Reads;
 
 /// Level of compression of full maps, which are written rarely.
 const LEVEL: i32 = 3;
@@ -54,12 +55,16 @@ impl Store {
         }
         let machine = self.catalogue().machine_by_id(chain[0].machine)?;
         let layout = &machine.identity.layout;
+        let keyframes = u64::from(map.is_none());
+        self.reads.add(Reads { links: chain.len() as u64, keyframes, ..Reads::default() });
         let mut map = match map {
             Some(map) => map,
             None => self.full_map(chain[base].checkpoint, layout)?,
         };
         for link in chain[..base].iter().rev() {
-            for (gfn, content) in self.changes(link)? {
+            let changes = self.changes(link)?;
+            self.reads.add(Reads { changes: changes.len() as u64, ..Reads::default() });
+            for (gfn, content) in changes {
                 let index = layout.index(gfn).and_then(|index| usize::try_from(index).ok());
                 let index = index.ok_or_else(|| damaged("a changed page is no memory", link.checkpoint))?;
                 map.set(index, content);

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use lru::LruCache;
 
+use super::marker;
 use crate::catalogue::{Catalogue, lock};
 use crate::error::{Error, Result};
 use crate::id::CheckpointId;
@@ -15,6 +16,7 @@ use crate::lock::StoreLock;
 use crate::pack::{Directory, PackReader, PackStorage, PackWriter};
 use crate::page_cache::PageCache;
 use crate::page_map::PageMap;
+use crate::reads::{ReadCounter, Reads};
 
 /// Page maps kept in memory; those of one machine share what does not differ.
 const MAPS_KEPT: NonZeroUsize = NonZeroUsize::new(64).unwrap();
@@ -59,6 +61,7 @@ pub struct Store {
     pub(crate) packs: PackReader,
     pub(crate) cache: PageCache,
     pub(crate) maps: Mutex<LruCache<CheckpointId, Arc<PageMap>>>,
+    pub(crate) reads: ReadCounter,
     intake: Option<Mutex<Intake>>,
     /// Held by who prunes, compacts, repairs or imports: one at a time.
     maintenance: Mutex<()>,
@@ -126,6 +129,9 @@ impl Store {
             (Catalogue::open_for_reading(dir, &catalogue_path)?, Key::open(&key_path)?)
         };
         let store_id = identify(&catalogue, &key, &key_path, write)?;
+        if write {
+            marker::take_over(dir, &catalogue)?;
+        }
         let intake = if write {
             let there = storage.list().map_err(Error::io("listing packs in", &pack_dir))?;
             let packs = catalogue.packs_in_use(&there)?;
@@ -147,6 +153,7 @@ impl Store {
             packs: PackReader::new(storage, store_id),
             cache: PageCache::new(),
             maps: Mutex::new(LruCache::new(MAPS_KEPT)),
+            reads: ReadCounter::default(),
             intake,
             maintenance: Mutex::default(),
             _lock: lock,
@@ -169,6 +176,12 @@ impl Store {
     pub fn size(&self) -> Result<u64> {
         let packs: u64 = self.catalogue.packs()?.iter().map(|(_, bytes)| bytes).sum();
         Ok(packs + self.catalogue.stored_bytes())
+    }
+
+    /// What reading has cost since the store was opened.
+    #[must_use]
+    pub fn reads(&self) -> Reads {
+        self.reads.so_far()
     }
 
     /// Keeps so many bytes of pages in memory at most (256 MiB unless this is called): the undo ring, from which a

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use retrovisor_guest::{Gpa, Machine, MemoryLayout, MemorySlot, MemoryView, PAGE_SIZE};
 use retrovisor_snapshot::{
-    Access, CheckpointId, CheckpointRequest, Error, Recorder, RollbackRequest, Store, image_hash,
+    Access, CheckpointId, CheckpointRequest, Error, PresentPolicy, Recorder, RollbackRequest, Store,
+    image_hash,
 };
 
 use crate::toy::{Frame, Image, Toy};
@@ -101,6 +102,8 @@ fn run(steps: Vec<Step>) {
             }
             Step::Rollback(any) => {
                 let Some(target) = model.pick(any) else { continue };
+                let present = if any % 3 == 0 { PresentPolicy::Staged } else { PresentPolicy::Durable };
+                let request = RollbackRequest { present, ..RollbackRequest::default() };
                 let report = recorder.rollback(&mut toy, target, &request).unwrap();
                 let present = report.present.unwrap().id;
                 model.kept.push((present, toy.captured.clone().unwrap()));

@@ -9,7 +9,8 @@ use std::time::Duration;
 use rand::RngExt as _;
 use retrovisor_guest::{Machine, MemoryLayout, PAGE_SIZE};
 use retrovisor_snapshot::{
-    Access, CheckpointKind, CheckpointRequest, OperationStatus, Recorder, RollbackRequest, Store, image_hash,
+    Access, CheckpointKind, CheckpointRequest, OperationStatus, PresentPolicy, Recorder, RollbackRequest,
+    Store, image_hash,
 };
 
 use crate::toy::{Toy, open};
@@ -65,8 +66,10 @@ fn child() {
             tell(report.record.id.0, image);
         } else {
             let target = &all[usize::try_from(next(all.len() as u64)).unwrap()];
-            let done = match next(3) {
+            let staged = RollbackRequest { present: PresentPolicy::Staged, ..RollbackRequest::default() };
+            let done = match next(4) {
                 0 => recorder.undo(&mut toy, &request),
+                1 => recorder.rollback(&mut toy, target.id, &staged),
                 _ => recorder.rollback(&mut toy, target.id, &request),
             };
             if let Ok(report) = done {

@@ -1,54 +1,80 @@
-//! Restoring costs the same however long the chain and however many rollbacks lie behind.
+//! Restoring costs the same however long the chain and however many rollbacks lie behind: counted in what is read, not
+//! in time.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use retrovisor_snapshot::{Access, CheckpointId, RollbackRequest, Store, image_hash};
+use retrovisor_snapshot::{
+    Access, CheckpointId, CheckpointRequest, Reads, RollbackRequest, Store, image_hash,
+};
 
 use crate::toy::{Lab, Toy};
 
+const CHECKPOINTS: u64 = 5_000;
+const ROLLBACKS: usize = 200;
+const PAGES: u64 = 1_024;
+const WRITES: u64 = 20;
+
 #[test]
-fn two_thousand_checkpoints_and_fifty_rollbacks() {
-    const CHECKPOINTS: u64 = 2_000;
-    let mut lab = Lab::new(2_048);
-    let mut kept: Vec<(CheckpointId, blake3::Hash)> = Vec::new();
-    for at in 0..2_048 {
-        lab.toy.scribble(at, at as u64);
+fn five_thousand_checkpoints_and_two_hundred_rollbacks() {
+    let mut lab = Lab::new(PAGES);
+    for at in 0..PAGES {
+        lab.toy.scribble(usize::try_from(at).unwrap(), at);
     }
+    let mut kept: Vec<(CheckpointId, blake3::Hash)> = Vec::new();
+    let (mut waiting, mut rollbacks) = (Vec::new(), 0);
     for at in 0..CHECKPOINTS {
-        for page in 0..20 {
-            let index = (at * 37 + page * 101) % 2_048;
+        for page in 0..WRITES {
+            let index = (at * 37 + page * 101) % PAGES;
             lab.toy.scribble(usize::try_from(index).unwrap(), at * 64 + page % 7);
         }
-        let id = lab.checkpoint().id;
-        if at % 40 == 0 {
+        let pending = lab.recorder.capture(&mut lab.toy, &CheckpointRequest::default()).unwrap();
+        if at % 25 == 0 {
+            let id = pending.wait().unwrap().record.id;
             kept.push((id, image_hash(&lab.toy).unwrap()));
-            if at % 80 == 0 {
+            if rollbacks < ROLLBACKS && kept.len() > 1 {
                 let back = kept[kept.len() * 2 / 3].0;
                 lab.recorder.rollback(&mut lab.toy, back, &RollbackRequest::default()).unwrap();
+                rollbacks += 1;
             }
+        } else {
+            waiting.push(pending);
         }
     }
-    let undone = (0..25).map(|_| lab.recorder.undo(&mut lab.toy, &RollbackRequest::default()).unwrap());
-    assert_eq!(undone.count(), 25);
+    let all = waiting.len();
+    assert_eq!(waiting.into_iter().filter_map(|pending| pending.wait().ok()).count(), all);
+    while rollbacks < ROLLBACKS {
+        lab.recorder.undo(&mut lab.toy, &RollbackRequest::default()).unwrap();
+        rollbacks += 1;
+    }
     let Lab { dir, store, recorder, toy, machine } = lab;
     let layout = toy.identity.layout.clone();
+    let total = store.catalogue().checkpoints(machine).unwrap().len() as u64;
+    assert_eq!(total, CHECKPOINTS + ROLLBACKS as u64);
     drop((store, recorder));
 
-    // Every look with a store that knows nothing yet: cold, but for the host's page cache.
-    let time = |id: CheckpointId| {
-        let tries = (0..5).map(|_| {
-            let store = Arc::new(Store::open(dir.path(), Access::ReadOnly).unwrap());
-            let start = Instant::now();
-            store.view(id).unwrap();
-            start.elapsed()
-        });
-        tries.min().unwrap()
+    // Every look with a store that knows nothing yet.
+    let cost = |id: CheckpointId, hash: blake3::Hash| {
+        let store = Arc::new(Store::open(dir.path(), Access::ReadOnly).unwrap());
+        assert_eq!(store.image_hash(id).unwrap(), hash);
+        store.reads()
     };
-    let early = kept[1..6].iter().map(|(id, _)| time(*id)).max().unwrap();
-    let late = kept[kept.len() - 5..].iter().map(|(id, _)| time(*id)).max().unwrap();
-    eprintln!("page map of an early checkpoint {early:?}, of a late one {late:?}");
-    assert!(late < early * 4 + Duration::from_millis(5), "early {early:?}, late {late:?}");
+    let most = |costs: &[Reads]| Reads {
+        frames: costs.iter().map(|cost| cost.frames).max().unwrap(),
+        links: costs.iter().map(|cost| cost.links).max().unwrap(),
+        changes: costs.iter().map(|cost| cost.changes).max().unwrap(),
+        keyframes: costs.iter().map(|cost| cost.keyframes).max().unwrap(),
+    };
+    let costs: Vec<Reads> = kept.iter().map(|(id, hash)| cost(*id, *hash)).collect();
+    let tenth = costs.len() / 10;
+    let (early, late) = (most(&costs[tenth..2 * tenth]), most(&costs[costs.len() - tenth..]));
+    eprintln!("a cold restore reads at most: early {early:?}, late {late:?}");
+    for cost in &costs {
+        assert!(cost.links <= 65 && cost.keyframes == 1, "{cost:?}");
+        assert!(cost.changes <= 64 * WRITES, "{cost:?}");
+        // A frame of a pack never has to be read for more pages than the machine has.
+        assert!(cost.frames <= PAGES, "{cost:?}");
+    }
+    assert!(late.frames <= early.frames * 3 / 2 + 16, "early {early:?}, late {late:?}");
 
     let store = crate::toy::open(dir.path());
     let mut recorder = retrovisor_snapshot::Recorder::new(store, machine).unwrap();

@@ -13,6 +13,7 @@ mod long_chain;
 mod opening;
 mod repair;
 mod retention;
+mod swift;
 mod together;
 mod toy;
 mod travel;
