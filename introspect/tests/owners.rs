@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use live::Guest;
+use live::{Guest, Setting, cache};
 use retrovisor_guest::{Gfn, MemoryView};
 use retrovisor_introspect::{Introspector, OwnerMap, OwnerReader, PageOwner};
 
@@ -81,8 +81,61 @@ fn areas_of(guest: &mut Guest, comm: &str) -> Vec<Area> {
 }
 
 #[test]
-fn frames_belong_to_whom_the_guest_says() {
-    let Some(mut guest) = Guest::start() else { return };
+fn frames_of_6_1_cloud() {
+    frames_belong_to_whom_the_guest_says(&Setting::default());
+}
+#[test]
+fn frames_of_5_10_cloud() {
+    frames_of("bullseye-cloud", "pti=on");
+}
+#[test]
+fn frames_of_7_cloud() {
+    frames_of("sid-cloud", "");
+}
+#[test]
+#[ignore = "of the full matrix: make test-kernels"]
+fn frames_of_6_12_cloud() {
+    frames_of("trixie-cloud", "pti=on");
+}
+#[test]
+#[ignore = "of the full matrix: make test-kernels"]
+fn frames_of_5_10_plain() {
+    frames_of("bullseye-plain", "");
+}
+#[test]
+#[ignore = "of the full matrix: make test-kernels"]
+fn frames_of_6_1_plain() {
+    frames_of("bookworm-plain", "pti=on");
+}
+#[test]
+#[ignore = "of the full matrix: make test-kernels"]
+fn frames_of_6_12_plain() {
+    frames_of("trixie-plain", "");
+}
+#[test]
+#[ignore = "of the full matrix: make test-kernels"]
+fn frames_of_7_plain() {
+    frames_of("sid-plain", "pti=on");
+}
+
+fn frames_of(kernel: &str, append: &'static str) {
+    let folder = cache().unwrap_or_default().join("kernels").join(kernel);
+    if !folder.join("vmlinuz").is_file() {
+        eprintln!(
+            "SKIPPED: there is no kernel {kernel}: `make setup` (all of them: `make test-kernels`) fetches it"
+        );
+        return;
+    }
+    frames_belong_to_whom_the_guest_says(&Setting {
+        folder,
+        append,
+        accelerator: "tcg,thread=single",
+        ..Setting::default()
+    });
+}
+
+fn frames_belong_to_whom_the_guest_says(setting: &Setting) {
+    let Some(mut guest) = Guest::start_on(setting, None) else { return };
     guest.wait_for_shell();
     guest.run("dd if=/dev/urandom of=/run/known bs=4096 count=13; mkdir -p /run/work/deep; cp /run/known /run/work/deep/copy");
     let areas: Vec<Area> = ["httpd", "syslogd"].iter().flat_map(|comm| areas_of(&mut guest, comm)).collect();
@@ -163,7 +216,7 @@ fn kernel_memory_is_named(
 ) {
     let owner_of =
         |symbol: &str| map.explain(kernel.translate(memory, kernel.symbol(symbol).unwrap()).unwrap().gfn());
-    assert!(matches!(owner_of("x64_sys_call"), PageOwner::Kernel { part: "text", .. }));
+    assert!(matches!(owner_of("do_syscall_64"), PageOwner::Kernel { part: "text", .. }));
     assert!(matches!(owner_of("sys_call_table"), PageOwner::Kernel { part: "rodata", .. }));
     assert!(matches!(owner_of("init_task"), PageOwner::Kernel { part: "data", .. }));
     assert!(matches!(owner_of("init_top_pgt"), PageOwner::PageTable { pid: None, level: 4 | 5, .. }));

@@ -88,6 +88,10 @@ impl Mapped {
                 },
                 &mut |gfn, virt, level| tables.push(Table { gfn, pid: task.tgid, level, virt }),
             );
+            if let Some(gfn) = user_half(probe, root.gfn()) {
+                let level = probe.kernel.address_space().levels;
+                tables.push(Table { gfn, pid: task.tgid, level, virt: 0 });
+            }
         }
         mapped.mappings.sort_unstable();
         (mapped, tables)
@@ -115,6 +119,22 @@ impl Mapped {
         let count = self.mappings[first..].iter().take_while(|(at, ..)| *at == index).count();
         &self.mappings[first..first + count]
     }
+}
+
+/// Under page-table isolation the frame after a top table is the one that user mode runs with: its lower half leads
+/// to the same tables.
+fn user_half(probe: &Probe, top: Gfn) -> Option<Gfn> {
+    const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+    let other = Gfn(top.0 + 1);
+    let pages = probe.reader.pages();
+    let (kernel, user) = (pages.frame(top)?, pages.frame(other)?);
+    let lower = |page: &[u8]| -> Vec<u64> {
+        let entries = page.as_chunks::<8>().0.iter().take(256);
+        entries.map(|entry| u64::from_le_bytes(*entry) & ADDRESS).collect()
+    };
+    let leads = lower(kernel.as_slice());
+    (top.0.is_multiple_of(2) && leads.iter().any(|entry| *entry != 0) && leads == lower(user.as_slice()))
+        .then_some(other)
 }
 
 impl Space {
