@@ -1,5 +1,9 @@
 //! The kernel's own description of its types (BPF Type Format), from guest memory.
 
+mod leaves;
+
+pub(crate) use leaves::{Leaf, LeafKind};
+
 use crate::{hash, hash::IntegerMap, printable::printable};
 
 /// Where a member lies in its structure.
@@ -186,7 +190,7 @@ impl Types {
     }
 
     /// The id of a struct or union by name; a typedef of that name leads to what it names.
-    fn structure(&self, name: &str) -> Option<u32> {
+    pub(crate) fn structure(&self, name: &str) -> Option<u32> {
         let ids = self.names.get(&hash::of_name(name.as_bytes()))?;
         let of = |wanted: fn(u8) -> bool| {
             ids.iter().copied().find(|id| {
@@ -373,6 +377,25 @@ mod tests {
     }
 
     #[test]
+    fn a_structure_is_a_list_of_plain_values() {
+        let types = Types::parse(&blob()).unwrap();
+        let leaves = types.leaves(types.structure("outer").unwrap());
+        let all: Vec<_> =
+            leaves.iter().map(|leaf| (leaf.path.as_str(), leaf.offset_bytes, leaf.bits)).collect();
+        let expected = [
+            ("a", 0, None),
+            ("b", 8, None),
+            ("e", 8, None),
+            ("c", 12, Some((0, 3))),
+            ("d", 12, Some((3, 5))),
+            ("name", 16, None),
+        ];
+        assert_eq!(all, expected);
+        assert_eq!(leaves[5].kind, LeafKind::Text);
+        assert_eq!(types.value_name(9, 5).as_deref(), Some("BLUE"));
+    }
+
+    #[test]
     fn a_stale_copy_does_not_survive_the_walk() {
         let mut stale = blob();
         stale[24 + 4 + 3] = 31;
@@ -397,6 +420,9 @@ mod tests {
                 }
                 types.enum_with("BLUE");
                 types.size_of("outer");
+                types.leaves(types.structure("outer").unwrap_or(0));
+                types.variables();
+                types.value_name(9, 5);
             }
         }
     }

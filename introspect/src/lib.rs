@@ -7,6 +7,7 @@
 
 mod boot;
 mod btf;
+mod difference;
 mod dump;
 mod error;
 pub mod fact;
@@ -29,6 +30,7 @@ mod synthetic;
 mod syscall_sites;
 mod vmcoreinfo;
 
+pub use difference::{ChangedFrame, Difference, FieldChange, GroupChange, ObjectChange, compare};
 pub use dump::RawDump;
 pub use error::Error;
 pub use introspector::Introspector;

@@ -102,6 +102,14 @@ impl Paths {
         Some(format!("{kind} inode {}", probe.reader.number(inode, self.number)?).into())
     }
 
+    /// The path of a directory entry.
+    pub(crate) fn of_directory_entry(&self, probe: &Probe, entry: u64) -> Option<Arc<str>> {
+        let inode = probe.field("dentry", "d_inode").and_then(|inode| pointer(probe, entry, inode));
+        let superblock = inode.and_then(|inode| pointer(probe, inode, self.superblock));
+        let mount = superblock.and_then(|superblock| self.mount_of(probe, superblock));
+        self.of_entry(probe, entry, mount)
+    }
+
     /// The number of an inode.
     pub(crate) fn inode_number(&self, probe: &Probe, inode: u64) -> Option<u64> {
         probe.reader.number(inode, self.number)

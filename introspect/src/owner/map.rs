@@ -13,7 +13,7 @@ use crate::{
         paths::Paths,
         resources::Resources,
         sections::ModuleSections,
-        slabs::SlabCaches,
+        slabs::{SlabCache, SlabCaches},
         vmalloc::{self, VmallocArea},
     },
     pages::{PageShelf, Pages},
@@ -276,6 +276,16 @@ impl OwnerMap {
             Slot::Reserved => "other memory reserved at boot".to_owned(),
             _ => return None,
         })
+    }
+
+    /// The cache of a frame that holds objects, which part of its slab the frame is, and how many objects that has.
+    pub(crate) fn slab(&self, gfn: Gfn) -> Option<(&SlabCache, u64, u64)> {
+        match self.slots.get(self.index(gfn)?)? {
+            Slot::Slab { cache, part, objects } => {
+                Some((self.caches.get(*cache)?, u64::from(*part), u64::from(*objects)))
+            }
+            _ => None,
+        }
     }
 
     fn index(&self, gfn: Gfn) -> Option<usize> {

@@ -1,0 +1,410 @@
+use std::collections::BTreeMap;
+
+use retrovisor_guest::{MemoryView, PAGE_SIZE};
+
+use super::{
+    ChangedFrame, Difference, FieldChange, GroupChange, ObjectChange,
+    objects::{field_rank, label, structure_rank, type_of},
+    values,
+};
+use crate::{
+    Kernel, OwnerMap, PageOwner,
+    btf::{Leaf, Types},
+    hash::IntegerMap,
+    linux::paths::Paths,
+    pages::Pages,
+    probe::Probe,
+    reader::Reader,
+};
+
+/// Objects and variables that are told.
+const OBJECTS_MAX: usize = 40;
+const FIELDS_MAX: usize = 8;
+const GROUPS_MAX: usize = 40;
+/// Objects that are looked into; the rest is counted.
+const CANDIDATES_MAX: usize = 20_000;
+
+/// One of the two instants.
+pub(crate) struct Side<'s> {
+    probe: Probe<'s>,
+    paths: Option<Paths>,
+}
+
+/// Words of one structure that differ.
+struct Touched {
+    structure: String,
+    type_id: Option<u32>,
+    since: u64,
+    /// Offsets of 8-byte words from the start of the structure.
+    words: Vec<u64>,
+}
+
+/// Says what differs in the frames that changed between two instants of one kernel, whose maps are given. Frames come
+/// with the step at which they first differed.
+#[must_use]
+pub fn compare(
+    kernel: &Kernel,
+    (before, old): (&dyn MemoryView, &OwnerMap),
+    (after, new): (&dyn MemoryView, &OwnerMap),
+    changed: &[ChangedFrame],
+) -> Difference {
+    let mut difference = Difference::default();
+    group(old, new, changed, &mut difference);
+    let (old_pages, new_pages) = (Pages::new(before), Pages::new(after));
+    let old_reader = Reader::new(&old_pages, kernel.address_space());
+    let new_reader = Reader::new(&new_pages, kernel.address_space());
+    let (Some(old_probe), Some(new_probe)) =
+        (Probe::new(kernel, &old_reader), Probe::new(kernel, &new_reader))
+    else {
+        return difference;
+    };
+    let sides = [old_probe, new_probe].map(|probe| Side { paths: Paths::new(&probe), probe });
+    let mut structures: BTreeMap<u64, Touched> = BTreeMap::new();
+    let mut variables: BTreeMap<(u64, String), Touched> = BTreeMap::new();
+    let types: BTreeMap<String, u32> = sides[1].probe.types.variables().into_iter().collect();
+    for frame in changed {
+        let owner = new.explain(frame.gfn);
+        if !matches!(
+            owner,
+            PageOwner::Slab { .. } | PageOwner::Kernel { part: "data", .. } | PageOwner::PerCpu { .. }
+        ) {
+            continue;
+        }
+        let (Some(then), Some(now)) = (old_pages.frame(frame.gfn), new_pages.frame(frame.gfn)) else {
+            continue;
+        };
+        let differing =
+            (0..PAGE_SIZE as u64).step_by(8).zip(then.as_chunks::<8>().0.iter().zip(now.as_chunks::<8>().0));
+        let differing = differing.filter(|(_, (then, now))| then != now).map(|(offset, _)| offset);
+        match owner {
+            PageOwner::Slab { .. } => {
+                slab_words(&sides[1].probe, new, *frame, differing, &mut structures);
+            }
+            PageOwner::Kernel { virt, .. } => {
+                for offset in differing {
+                    let Some(place) = kernel.place(virt + offset) else { continue };
+                    let base = virt + offset - place.offset;
+                    touch(
+                        &mut variables,
+                        (base, place.name.to_owned()),
+                        None,
+                        frame.since,
+                        place.offset & !7,
+                    );
+                }
+            }
+            PageOwner::PerCpu { cpu, offset: start, .. } => {
+                let first = kernel.symbol("__per_cpu_start").unwrap_or(0);
+                let end = kernel.symbol("__per_cpu_end").unwrap_or(0);
+                let of_cpu = sides[1].probe.cpu_offsets().iter().find(|(number, _)| *number == cpu);
+                let Some((_, of_cpu)) = of_cpu else { continue };
+                for offset in differing {
+                    let at = first.wrapping_add(start + offset);
+                    let Some(place) = (at < end).then(|| kernel.symbols().place(at)).flatten() else {
+                        continue;
+                    };
+                    let base = (at - place.offset).wrapping_add(*of_cpu);
+                    let known = types.get(place.name).copied();
+                    touch(
+                        &mut variables,
+                        (base, format!("{} of CPU {cpu}", place.name)),
+                        known,
+                        frame.since,
+                        place.offset & !7,
+                    );
+                }
+            }
+            _ => {}
+        }
+    }
+    tell_objects(&sides, structures, &mut difference);
+    tell_variables(&sides, variables, &mut difference);
+    difference
+}
+
+fn touch(
+    variables: &mut BTreeMap<(u64, String), Touched>,
+    key: (u64, String),
+    type_id: Option<u32>,
+    since: u64,
+    word: u64,
+) {
+    if variables.len() >= CANDIDATES_MAX && !variables.contains_key(&key) {
+        return;
+    }
+    let touched = variables.entry(key).or_insert_with(|| Touched {
+        structure: String::new(),
+        type_id,
+        since,
+        words: Vec::new(),
+    });
+    touched.since = touched.since.min(since);
+    touched.words.push(word);
+}
+
+/// Gives the words of a slab's frame that differ to the objects they lie in.
+fn slab_words(
+    probe: &Probe,
+    map: &OwnerMap,
+    frame: ChangedFrame,
+    words: impl Iterator<Item = u64>,
+    structures: &mut BTreeMap<u64, Touched>,
+) {
+    let Some((cache, part, objects)) = map.slab(frame.gfn) else { return };
+    let Some((type_id, structure)) = type_of(probe, &cache.name, cache.object_bytes) else { return };
+    let Some(direct) = probe.word("page_offset_base") else { return };
+    let start = direct.wrapping_add(frame.gfn.gpa().0.wrapping_sub(part * PAGE_SIZE as u64));
+    for word in words {
+        let offset = part * PAGE_SIZE as u64 + word;
+        let (Some(number), Some(inside)) =
+            (offset.checked_div(cache.stride_bytes), offset.checked_rem(cache.stride_bytes))
+        else {
+            return;
+        };
+        if number >= objects || (structures.len() >= CANDIDATES_MAX) {
+            continue;
+        }
+        let base = start.wrapping_add(number * cache.stride_bytes);
+        let touched = structures.entry(base).or_insert_with(|| Touched {
+            structure: structure.clone(),
+            type_id: Some(type_id),
+            since: frame.since,
+            words: Vec::new(),
+        });
+        touched.since = touched.since.min(frame.since);
+        touched.words.push(inside & !7);
+    }
+}
+
+/// The fields of a structure that lie in words that differ, and differ themselves.
+fn fields(sides: &[Side; 2], leaves: &[Leaf], base: u64, words: &[u64]) -> (Vec<FieldChange>, u64) {
+    let mut found: Vec<(usize, FieldChange)> = Vec::new();
+    let mut last = None;
+    for word in words {
+        let first = leaves.partition_point(|leaf| leaf.offset_bytes + leaf.size_bytes.max(1) <= *word);
+        // Long leaves end after ones that begin later: a step back finds those that reach into the word.
+        for (at, leaf) in leaves.iter().enumerate().skip(first.saturating_sub(8)) {
+            if leaf.offset_bytes >= word + 8 {
+                break;
+            }
+            if leaf.offset_bytes + leaf.size_bytes <= *word || last.is_some_and(|last| at <= last) {
+                continue;
+            }
+            last = Some(at);
+            let [before, after] = [&sides[0], &sides[1]].map(|side| values::say(&side.probe, base, leaf));
+            if let (Some(before), Some(after)) = (before, after)
+                && before != after
+            {
+                found.push((field_rank(&leaf.path), FieldChange { field: leaf.path.clone(), before, after }));
+            }
+        }
+    }
+    found.sort_by_key(|(rank, _)| *rank);
+    let rest = found.len().saturating_sub(FIELDS_MAX) as u64;
+    (found.into_iter().take(FIELDS_MAX).map(|(_, field)| field).collect(), rest)
+}
+
+/// The leaves of each type, gathered once.
+#[derive(Default)]
+struct Gathered(IntegerMap<u32, Vec<Leaf>>);
+
+impl Gathered {
+    fn of(&mut self, types: &Types, type_id: u32) -> &[Leaf] {
+        self.0.entry(type_id).or_insert_with(|| types.leaves(type_id))
+    }
+}
+
+fn tell_objects(sides: &[Side; 2], structures: BTreeMap<u64, Touched>, difference: &mut Difference) {
+    let mut all: Vec<(u64, Touched)> = structures.into_iter().collect();
+    // Within a kind, what changed first; of those that changed at once, the least changed: a new object changes all over.
+    all.sort_by_key(|(address, touched)| {
+        (structure_rank(&touched.structure), touched.since, touched.words.len(), *address)
+    });
+    let mut gathered = Gathered::default();
+    // No kind may push the others out.
+    let mut told: BTreeMap<String, usize> = BTreeMap::new();
+    for (address, touched) in all {
+        let of_kind = told.entry(touched.structure.clone()).or_default();
+        if difference.objects.len() >= OBJECTS_MAX || *of_kind >= OBJECTS_MAX / 4 {
+            difference.objects_left_out += 1;
+            continue;
+        }
+        let Some(type_id) = touched.type_id else { continue };
+        let leaves = gathered.of(sides[1].probe.types, type_id);
+        let (fields, fields_left_out) = fields(sides, leaves, address, &touched.words);
+        let quiet = |field: &FieldChange| field_rank(&field.field) >= 200;
+        if fields.iter().all(quiet) {
+            difference.objects_left_out += u64::from(!fields.is_empty());
+            continue;
+        }
+        let name = |side: &Side| label(&side.probe, side.paths.as_ref(), &touched.structure, address);
+        let object = name(&sides[1]).or_else(|| name(&sides[0])).unwrap_or_else(|| format!("{address:#x}"));
+        *of_kind += 1;
+        difference.objects.push(ObjectChange {
+            structure: touched.structure,
+            object,
+            address,
+            since: touched.since,
+            fields,
+            fields_left_out,
+        });
+    }
+}
+
+fn tell_variables(
+    sides: &[Side; 2],
+    variables: BTreeMap<(u64, String), Touched>,
+    difference: &mut Difference,
+) {
+    let types = sides[1].probe.types;
+    let mut gathered = Gathered::default();
+    let mut all: Vec<((u64, String), Touched)> = variables.into_iter().collect();
+    all.sort_by(|(one, a), (other, b)| {
+        (a.since, a.words.len(), &one.1).cmp(&(b.since, b.words.len(), &other.1))
+    });
+    for ((address, object), touched) in all {
+        if difference.variables.len() >= OBJECTS_MAX {
+            difference.variables_left_out += 1;
+            continue;
+        }
+        let known = touched.type_id.or_else(|| types.structure(known_type(&object)?));
+        let (fields, fields_left_out) = match known {
+            Some(type_id) => fields(sides, gathered.of(types, type_id), address, &touched.words),
+            None => words(sides, address, &touched.words),
+        };
+        if fields.is_empty() {
+            continue;
+        }
+        let structure = known_type(&object).unwrap_or_default().to_owned();
+        difference.variables.push(ObjectChange {
+            structure,
+            object,
+            address,
+            since: touched.since,
+            fields,
+            fields_left_out,
+        });
+    }
+}
+
+/// The type of variables that BTF does not name: knowledge of ours.
+fn known_type(symbol: &str) -> Option<&'static str> {
+    Some(match symbol {
+        "init_task" => "task_struct",
+        "init_cred" => "cred",
+        "init_mm" => "mm_struct",
+        "init_net" => "net",
+        "init_pid_ns" => "pid_namespace",
+        "init_uts_ns" => "uts_namespace",
+        "init_user_ns" => "user_namespace",
+        "modules" => "list_head",
+        "timekeeper" | "tk_core" => "timekeeper",
+        "tcp_hashinfo" => "inet_hashinfo",
+        "contig_page_data" => "pglist_data",
+        _ => return None,
+    })
+}
+
+fn words(sides: &[Side; 2], base: u64, words: &[u64]) -> (Vec<FieldChange>, u64) {
+    let change = |offset: &u64| {
+        let value = |side: &Side| side.probe.reader.u64(base.checked_add(*offset)?);
+        let (before, after) = (value(&sides[0])?, value(&sides[1])?);
+        Some(FieldChange {
+            field: if *offset == 0 { String::new() } else { format!("+{offset:#x}") },
+            before: values::word(&sides[0].probe, before),
+            after: values::word(&sides[1].probe, after),
+        })
+    };
+    let told: Vec<FieldChange> = words.iter().take(FIELDS_MAX).filter_map(change).collect();
+    (told, words.len().saturating_sub(FIELDS_MAX) as u64)
+}
+
+/// Sums the frames up by owner, file and process.
+fn group(old: &OwnerMap, new: &OwnerMap, changed: &[ChangedFrame], difference: &mut Difference) {
+    let mut owners: BTreeMap<String, GroupChange> = BTreeMap::new();
+    let mut files: BTreeMap<String, GroupChange> = BTreeMap::new();
+    let mut processes: BTreeMap<String, GroupChange> = BTreeMap::new();
+    for frame in changed {
+        let owner = new.explain(frame.gfn);
+        add(&mut owners, owner.group(), *frame, None, false);
+        let before = || old.explain(frame.gfn).group();
+        match &owner {
+            PageOwner::PageCache { file: Some(file), page, .. } => {
+                let fresh = before() != owner.group();
+                add(&mut files, file.to_string(), *frame, Some(*page), fresh);
+            }
+            PageOwner::Process(mapper) => {
+                let fresh = before() != owner.group();
+                let name = owner.group().trim_start_matches("process ").to_owned();
+                add(&mut processes, name, *frame, Some(mapper.virt), fresh);
+            }
+            _ => {}
+        }
+    }
+    difference.owners = first_groups(owners, |group| (0, u64::MAX - group.pages));
+    difference.files = first_groups(files, |group| (group.since, u64::MAX - group.pages));
+    difference.processes = first_groups(processes, |group| (group.since, u64::MAX - group.pages));
+}
+
+fn add(
+    groups: &mut BTreeMap<String, GroupChange>,
+    owner: String,
+    frame: ChangedFrame,
+    place: Option<u64>,
+    fresh: bool,
+) {
+    let group = groups.entry(owner).or_insert_with_key(|owner| GroupChange {
+        owner: owner.clone(),
+        pages: 0,
+        since: frame.since,
+        range: place.map(|place| (place, place)),
+        new: true,
+    });
+    group.pages += 1;
+    group.since = group.since.min(frame.since);
+    group.new &= fresh;
+    if let (Some((first, last)), Some(place)) = (&mut group.range, place) {
+        (*first, *last) = ((*first).min(place), (*last).max(place));
+    }
+}
+
+/// The groups in order, the last of them what does not fit.
+fn first_groups(
+    groups: BTreeMap<String, GroupChange>,
+    rank: impl Fn(&GroupChange) -> (u64, u64),
+) -> Vec<GroupChange> {
+    let mut all: Vec<GroupChange> = groups.into_values().collect();
+    all.sort_by_key(|group| rank(group));
+    let rest = all.split_off(all.len().min(GROUPS_MAX));
+    if let Some(since) = rest.iter().map(|group| group.since).min() {
+        let pages = rest.iter().map(|group| group.pages).sum();
+        all.push(GroupChange {
+            owner: format!("{} others", rest.len()),
+            pages,
+            since,
+            range: None,
+            new: false,
+        });
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use retrovisor_guest::Gfn;
+
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_summed_up() {
+        let mut groups = BTreeMap::new();
+        for number in 0..50 {
+            let frame = ChangedFrame { gfn: Gfn(number), since: 50 - number };
+            add(&mut groups, format!("owner {number:02}"), frame, Some(number), true);
+        }
+        let told = first_groups(groups, |group| (group.since, group.pages));
+        assert_eq!(told.len(), GROUPS_MAX + 1);
+        assert_eq!((told[0].owner.as_str(), told[0].range), ("owner 49", Some((49, 49))));
+        assert_eq!((told[GROUPS_MAX].owner.as_str(), told[GROUPS_MAX].pages), ("10 others", 10));
+    }
+}

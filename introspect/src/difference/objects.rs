@@ -1,0 +1,177 @@
+//! Which objects are worth a look, what they are, and which of their fields tell most.
+
+use crate::{linux::paths::Paths, probe::Probe};
+
+/// The type of the objects in a cache whose name says it otherwise. Other caches are named after their type.
+const TYPES: [(&str, &str); 30] = [
+    ("cred_jar", "cred"),
+    ("inode_cache", "inode"),
+    ("shmem_inode_cache", "shmem_inode_info"),
+    ("proc_inode_cache", "proc_inode"),
+    ("sock_inode_cache", "socket_alloc"),
+    ("hugetlbfs_inode_cache", "hugetlbfs_inode_info"),
+    ("bdev_cache", "bdev_inode"),
+    ("kernfs_node_cache", "kernfs_node"),
+    ("filp", "file"),
+    ("signal_cache", "signal_struct"),
+    ("sighand_cache", "sighand_struct"),
+    ("files_cache", "files_struct"),
+    ("fs_cache", "fs_struct"),
+    ("mnt_cache", "mount"),
+    ("buffer_head", "buffer_head"),
+    ("TCP", "tcp_sock"),
+    ("TCPv6", "tcp6_sock"),
+    ("UDP", "udp_sock"),
+    ("UDPv6", "udp6_sock"),
+    ("UNIX", "unix_sock"),
+    ("UNIX-STREAM", "unix_sock"),
+    ("RAW", "raw_sock"),
+    ("PING", "raw_sock"),
+    ("PACKET", "packet_sock"),
+    ("skbuff_head_cache", "sk_buff"),
+    ("radix_tree_node", "xa_node"),
+    ("uts_namespace", "uts_namespace"),
+    ("net_namespace", "net"),
+    ("pool_workqueue", "pool_workqueue"),
+    ("task_group", "task_group"),
+];
+
+/// Structures in the order in which their changes tell something; what is not here comes after them.
+const TELLING: [&str; 16] = [
+    "cred",
+    "task_struct",
+    "mount",
+    "net",
+    "uts_namespace",
+    "file",
+    "dentry",
+    "shmem_inode_info",
+    "inode",
+    "tcp_sock",
+    "udp_sock",
+    "unix_sock",
+    "signal_struct",
+    "files_struct",
+    "mm_struct",
+    "vm_area_struct",
+];
+
+/// Fields that tell most, of any structure.
+const TELLING_FIELDS: [&str; 22] = [
+    "comm",
+    "__state",
+    "state",
+    "exit_state",
+    "exit_code",
+    "flags",
+    "cred",
+    "real_cred",
+    "uid",
+    "euid",
+    "gid",
+    "egid",
+    "cap_effective",
+    "mm",
+    "i_size",
+    "i_mode",
+    "i_uid",
+    "i_nlink",
+    "i_state",
+    "d_name",
+    "d_flags",
+    "d_inode",
+];
+
+/// Fields that change all the time: times, statistics, links of queues, locks.
+const NOISY_FIELDS: [&str; 18] = [
+    "se.",
+    "rt.",
+    "dl.",
+    "stats.",
+    "sched_info.",
+    "rcu",
+    "lock",
+    "wait",
+    "list",
+    "node",
+    "utime",
+    "stime",
+    "clock",
+    "last_",
+    "time",
+    "seq",
+    "thread.",
+    "prev_cputime",
+];
+
+/// The name of the type of a cache's objects, if the kernel describes it and the sizes agree.
+pub(super) fn type_of(probe: &Probe, cache: &str, object_bytes: u64) -> Option<(u32, String)> {
+    let named = TYPES.iter().find(|(of, _)| *of == cache).map_or(cache, |(_, name)| *name);
+    let id = probe.types.structure(named)?;
+    // Caches of one size are merged under one name: another type's objects may be in it.
+    let bytes = probe.types.size_of(named)?;
+    (bytes <= object_bytes && object_bytes <= bytes.max(64) * 4).then(|| (id, named.to_owned()))
+}
+
+/// Where a structure stands among the others: lower is told earlier.
+pub(super) fn structure_rank(structure: &str) -> usize {
+    TELLING.iter().position(|name| *name == structure).unwrap_or(TELLING.len())
+}
+
+/// Where a field stands among the others.
+pub(super) fn field_rank(path: &str) -> usize {
+    let first = path.split(['.', '[']).next().unwrap_or(path);
+    // Structures with an inner one (`vfs_inode.i_size`) are told by the inner name.
+    let last = path.rsplit('.').next().unwrap_or(path);
+    let telling = TELLING_FIELDS.iter().position(|field| *field == first || *field == last);
+    match telling {
+        Some(rank) => rank,
+        None if NOISY_FIELDS.iter().any(|noisy| path.contains(noisy)) => 200,
+        None => 100,
+    }
+}
+
+/// Which object it is, in words.
+pub(super) fn label(probe: &Probe, paths: Option<&Paths>, structure: &str, address: u64) -> Option<String> {
+    let number = |path: &str| probe.reader.number(address, probe.field(structure, path)?);
+    let text = |path: &str, max| {
+        probe.reader.string(address.checked_add(probe.field(structure, path)?.offset_bytes)?, max)
+    };
+    let inode = |path: &str| {
+        let inode = address.checked_add(probe.field(structure, path)?.offset_bytes)?;
+        paths?.of_inode(probe, inode).map(|path| path.to_string())
+    };
+    match structure {
+        "task_struct" => Some(format!("{} ({})", number("pid")?, text("comm", 16)?)),
+        "cred" => Some(format!("uid {}, euid {}", number("uid.val")?, number("euid.val")?)),
+        "file" => paths?.of_file(probe, address).map(|path| path.to_string()),
+        "dentry" => paths?.of_directory_entry(probe, address).map(|path| path.to_string()),
+        "inode" => paths?.of_inode(probe, address).map(|path| path.to_string()),
+        "shmem_inode_info" | "proc_inode" | "socket_alloc" | "bdev_inode" => inode("vfs_inode"),
+        "kernfs_node" => {
+            let name = probe.field(structure, "name")?;
+            probe.reader.string(probe.reader.pointer(address, name)?, 64)
+        }
+        "mm_struct" => {
+            let owner = probe.reader.pointer(address, probe.field(structure, "owner")?)?;
+            label(probe, paths, "task_struct", owner)
+        }
+        "vm_area_struct" => Some(format!("{:#x}-{:#x}", number("vm_start")?, number("vm_end")?)),
+        _ => None,
+    }
+    .filter(|label| !label.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_tells_most_comes_first() {
+        assert!(structure_rank("cred") < structure_rank("inode"));
+        assert!(structure_rank("inode") < structure_rank("anything"));
+        assert!(field_rank("comm") < field_rank("ptrace"));
+        assert!(field_rank("vfs_inode.i_size") < field_rank("ptrace"));
+        assert!(field_rank("ptrace") < field_rank("se.vruntime"));
+    }
+}
