@@ -1,7 +1,9 @@
 //! The kernel's own description of its types (BPF Type Format), from guest memory.
 
+mod export;
 mod leaves;
 
+pub use export::{Member, Shape};
 pub(crate) use leaves::{Leaf, LeafKind};
 
 use crate::{hash, hash::IntegerMap, printable::printable};

@@ -199,6 +199,18 @@ impl Kernel {
         self.types.as_ref().map_or(0, |types| types.len())
     }
 
+    /// A type of the kernel by number, from 1 on to [`Self::type_count`]; typedefs and qualifiers are followed.
+    #[must_use]
+    pub fn shape(&self, id: u32) -> Option<crate::Shape> {
+        self.types()?.shape(id)
+    }
+
+    /// The number of the type that a typedef or a qualified type stands for.
+    #[must_use]
+    pub fn resolved_type(&self, id: u32) -> Option<u32> {
+        self.types()?.resolved(id)
+    }
+
     pub(crate) fn types(&self) -> Option<&Types> {
         self.types.as_deref()
     }

@@ -30,6 +30,7 @@ mod synthetic;
 mod syscall_sites;
 mod vmcoreinfo;
 
+pub use btf::{Member, Shape};
 pub use difference::{ChangedFrame, Difference, FieldChange, GroupChange, ObjectChange, compare};
 pub use dump::RawDump;
 pub use error::Error;

@@ -3,6 +3,7 @@
 mod anomalies;
 mod checkpoints;
 mod convert;
+mod difference;
 mod faults;
 mod inspect;
 mod machines;

@@ -4,12 +4,12 @@ use retrovisor_guest::{MemoryView, PAGE_SIZE};
 
 use super::{
     ChangedFrame, Difference, FieldChange, GroupChange, ObjectChange,
-    objects::{field_rank, label, structure_rank, type_of},
+    objects::{field_rank, is_alive, is_plumbing, label, structure_rank, type_of, variable_rank},
     values,
 };
 use crate::{
     Kernel, OwnerMap, PageOwner,
-    btf::{Leaf, Types},
+    btf::{Leaf, LeafKind, Types},
     hash::IntegerMap,
     linux::paths::Paths,
     pages::Pages,
@@ -20,6 +20,8 @@ use crate::{
 /// Objects and variables that are told.
 const OBJECTS_MAX: usize = 40;
 const FIELDS_MAX: usize = 8;
+/// Fields from this rank on are not told for themselves.
+const QUIET_RANK: usize = 150;
 const GROUPS_MAX: usize = 40;
 /// Objects that are looked into; the rest is counted.
 const CANDIDATES_MAX: usize = 20_000;
@@ -195,11 +197,20 @@ fn fields(sides: &[Side; 2], leaves: &[Leaf], base: u64, words: &[u64]) -> (Vec<
             if let (Some(before), Some(after)) = (before, after)
                 && before != after
             {
-                found.push((field_rank(&leaf.path), FieldChange { field: leaf.path.clone(), before, after }));
+                // Where something lies tells less than what it is.
+                let nameless = matches!(leaf.kind, LeafKind::Pointer) && after.starts_with("0x");
+                let rank = field_rank(&leaf.path);
+                let rank = if nameless { rank.max(QUIET_RANK) } else { rank };
+                let field = leaf.path.strip_prefix("vfs_inode.").unwrap_or(&leaf.path).to_owned();
+                found.push((rank, FieldChange { field, before, after }));
             }
         }
     }
     found.sort_by_key(|(rank, _)| *rank);
+    // Where only links, locks and statistics moved, there is nothing to tell.
+    if found.first().is_none_or(|(rank, _)| *rank >= QUIET_RANK) {
+        return (Vec::new(), 0);
+    }
     let rest = found.len().saturating_sub(FIELDS_MAX) as u64;
     (found.into_iter().take(FIELDS_MAX).map(|(_, field)| field).collect(), rest)
 }
@@ -215,15 +226,23 @@ impl Gathered {
 }
 
 fn tell_objects(sides: &[Side; 2], structures: BTreeMap<u64, Touched>, difference: &mut Difference) {
-    let mut all: Vec<(u64, Touched)> = structures.into_iter().collect();
-    // Within a kind, what changed first; of those that changed at once, the least changed: a new object changes all over.
-    all.sort_by_key(|(address, touched)| {
-        (structure_rank(&touched.structure), touched.since, touched.words.len(), *address)
+    let mut all: Vec<(u64, Touched, [bool; 2])> = structures
+        .into_iter()
+        .map(|(address, touched)| {
+            let alive = [&sides[0], &sides[1]].map(|side| is_alive(&side.probe, &touched.structure, address));
+            (address, touched, alive)
+        })
+        .filter(|(_, touched, alive)| *alive != [false, false] && !is_plumbing(&touched.structure))
+        .collect();
+    // Within a kind, what changed first; of those that changed at once, what came or went, then the least changed.
+    all.sort_by_key(|(address, touched, alive)| {
+        let stayed = *alive == [true, true];
+        (structure_rank(&touched.structure), touched.since, stayed, touched.words.len(), *address)
     });
     let mut gathered = Gathered::default();
     // No kind may push the others out.
     let mut told: BTreeMap<String, usize> = BTreeMap::new();
-    for (address, touched) in all {
+    for (address, touched, alive) in all {
         let of_kind = told.entry(touched.structure.clone()).or_default();
         if difference.objects.len() >= OBJECTS_MAX || *of_kind >= OBJECTS_MAX / 4 {
             difference.objects_left_out += 1;
@@ -232,16 +251,29 @@ fn tell_objects(sides: &[Side; 2], structures: BTreeMap<u64, Touched>, differenc
         let Some(type_id) = touched.type_id else { continue };
         let leaves = gathered.of(sides[1].probe.types, type_id);
         let (fields, fields_left_out) = fields(sides, leaves, address, &touched.words);
-        let quiet = |field: &FieldChange| field_rank(&field.field) >= 200;
-        if fields.iter().all(quiet) {
-            difference.objects_left_out += u64::from(!fields.is_empty());
+        if fields.is_empty() {
             continue;
         }
+        let (structure, fields, fields_left_out) = if alive == [true, true] {
+            (touched.structure.clone(), fields, fields_left_out)
+        } else {
+            // Of what came or went only what tells which it is.
+            let word = if alive[1] { "new" } else { "gone" };
+            let telling = fields.into_iter().filter(|field| field_rank(&field.field) < 100).take(3);
+            // What stood there before it came, or after it went, was another's.
+            let own = |field: FieldChange| match alive {
+                [false, _] => FieldChange { before: String::new(), ..field },
+                _ => FieldChange { after: String::new(), ..field },
+            };
+            (format!("{word} {}", touched.structure), telling.map(own).collect(), 0)
+        };
         let name = |side: &Side| label(&side.probe, side.paths.as_ref(), &touched.structure, address);
-        let object = name(&sides[1]).or_else(|| name(&sides[0])).unwrap_or_else(|| format!("{address:#x}"));
+        let (first, second) = if alive[1] { (1, 0) } else { (0, 1) };
+        let object = name(&sides[first]).or_else(|| name(&sides[second]));
+        let object = object.unwrap_or_else(|| format!("{address:#x}"));
         *of_kind += 1;
         difference.objects.push(ObjectChange {
-            structure: touched.structure,
+            structure,
             object,
             address,
             since: touched.since,
@@ -259,8 +291,8 @@ fn tell_variables(
     let types = sides[1].probe.types;
     let mut gathered = Gathered::default();
     let mut all: Vec<((u64, String), Touched)> = variables.into_iter().collect();
-    all.sort_by(|(one, a), (other, b)| {
-        (a.since, a.words.len(), &one.1).cmp(&(b.since, b.words.len(), &other.1))
+    all.sort_by_key(|((_, name), touched)| {
+        (variable_rank(name), touched.since, touched.words.len(), name.clone())
     });
     for ((address, object), touched) in all {
         if difference.variables.len() >= OBJECTS_MAX {
@@ -335,13 +367,18 @@ fn group(old: &OwnerMap, new: &OwnerMap, changed: &[ChangedFrame], difference: &
             }
             PageOwner::Process(mapper) => {
                 let fresh = before() != owner.group();
-                let name = owner.group().trim_start_matches("process ").to_owned();
+                let area = mapper.area.as_ref().map(|area| format!(" {area}")).unwrap_or_default();
+                let name = format!("{} ({}){area}", mapper.comm, mapper.pid);
                 add(&mut processes, name, *frame, Some(mapper.virt), fresh);
             }
             _ => {}
         }
     }
-    difference.owners = first_groups(owners, |group| (0, u64::MAX - group.pages));
+    difference.owners = first_groups(owners, |group| {
+        // Code that changes is worth more than what is written all the time.
+        let code = ["module ", "kernel text"].iter().any(|code| group.owner.starts_with(code));
+        (u64::from(!code), u64::MAX - group.pages)
+    });
     difference.files = first_groups(files, |group| (group.since, u64::MAX - group.pages));
     difference.processes = first_groups(processes, |group| (group.since, u64::MAX - group.pages));
 }

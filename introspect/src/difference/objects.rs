@@ -83,7 +83,29 @@ const TELLING_FIELDS: [&str; 22] = [
 ];
 
 /// Fields that change all the time: times, statistics, links of queues, locks.
-const NOISY_FIELDS: [&str; 18] = [
+const NOISY_FIELDS: [&str; 40] = [
+    "csw",
+    "wakee",
+    "recent_used",
+    "wake_cpu",
+    "notify_next",
+    "thread_info.cpu",
+    ".next",
+    ".prev",
+    "pprev",
+    "non_rcu",
+    "f_owner",
+    "f_iocb",
+    "usage",
+    "f_count",
+    "i_count",
+    "d_lockref",
+    "i_version",
+    "d_inode_",
+    "xarray",
+    "xa_",
+    "_idx",
+    "d_subdirs",
     "se.",
     "rt.",
     "dl.",
@@ -110,7 +132,9 @@ pub(super) fn type_of(probe: &Probe, cache: &str, object_bytes: u64) -> Option<(
     let id = probe.types.structure(named)?;
     // Caches of one size are merged under one name: another type's objects may be in it.
     let bytes = probe.types.size_of(named)?;
-    (bytes <= object_bytes && object_bytes <= bytes.max(64) * 4).then(|| (id, named.to_owned()))
+    // A task ends in as much room for registers as the CPU needs; its type has room for any.
+    let fits = bytes <= object_bytes || (named == "task_struct" && bytes <= object_bytes * 4);
+    (fits && object_bytes <= bytes.max(64) * 4).then(|| (id, named.to_owned()))
 }
 
 /// Where a structure stands among the others: lower is told earlier.
@@ -126,8 +150,127 @@ pub(super) fn field_rank(path: &str) -> usize {
     let telling = TELLING_FIELDS.iter().position(|field| *field == first || *field == last);
     match telling {
         Some(rank) => rank,
-        None if NOISY_FIELDS.iter().any(|noisy| path.contains(noisy)) => 200,
+        None if first == "rcu" || NOISY_FIELDS.iter().any(|noisy| path.contains(noisy)) => 200,
         None => 100,
+    }
+}
+
+/// Whether a structure only holds others together: nodes of trees, the allocator's own.
+pub(super) fn is_plumbing(structure: &str) -> bool {
+    const PLUMBING: [&str; 15] = [
+        "signal_struct",
+        "sighand_struct",
+        "files_struct",
+        "fs_struct",
+        "sigqueue",
+        "proc_inode",
+        "maple_node",
+        "anon_vma",
+        "anon_vma_chain",
+        "vmap_area",
+        "kmem_cache",
+        "kmem_cache_node",
+        "xa_node",
+        "vm_area_struct",
+        "pid",
+    ];
+    PLUMBING.contains(&structure)
+}
+
+/// The counter that says whether an object is in use: above zero.
+const COUNTERS: [(&str, &[&str]); 9] = [
+    ("kernfs_node", &["count.counter"]),
+    ("cred", &["usage.counter", "usage"]),
+    ("file", &["f_count.counter", "f_ref.refcnt.counter", "f_count"]),
+    ("task_struct", &["usage.refs.counter"]),
+    ("signal_struct", &["live.counter"]),
+    ("mm_struct", &["mm_users.counter"]),
+    ("files_struct", &["count.counter"]),
+    ("fs_struct", &["users"]),
+    ("sighand_struct", &["count.refs.counter"]),
+];
+
+/// Whether an object is in use; `true` where its kind does not tell.
+pub(super) fn is_alive(probe: &Probe, structure: &str, address: u64) -> bool {
+    let number = |path: &str| {
+        let field = probe.field(structure, path)?;
+        probe.reader.number(address, field).map(|raw| match field.size_bytes {
+            4 => i64::from(u32::try_from(raw).unwrap_or(0).cast_signed()),
+            _ => raw.cast_signed(),
+        })
+    };
+    if structure == "dentry" {
+        // What was freed has a count far below zero, what was never used no parent.
+        return number("d_lockref.count").is_none_or(|count| count >= 0) && number("d_parent") != Some(0);
+    }
+    if probe.field(structure, "vfs_inode").is_some() || structure == "inode" {
+        let inode = |path: &str| number(path).or_else(|| number(&format!("vfs_inode.{path}")));
+        return inode("i_mode") != Some(0) && inode("i_ino") != Some(0);
+    }
+    let paths = COUNTERS.iter().find(|(name, _)| *name == structure).map_or(&[][..], |(_, paths)| *paths);
+    paths.iter().find_map(|path| number(path)).is_none_or(|count| count > 0)
+}
+
+/// Where a variable stands among the others: settings and lists first, clocks and statistics last.
+pub(super) fn variable_rank(name: &str) -> u8 {
+    const TELLING: [&str; 14] = [
+        "modules",
+        "init_task",
+        "init_cred",
+        "init_net",
+        "init_uts_ns",
+        "init_pid_ns",
+        "idt_table",
+        "sys_call_table",
+        "modprobe_path",
+        "core_pattern",
+        "tainted_mask",
+        "panic_on_oops",
+        "ftrace_ops_list",
+        "prog_idr",
+    ];
+    const NOISY: [&str; 36] = [
+        "tk_",
+        "vdso",
+        "entropy",
+        "crng",
+        "input_pool",
+        "context_tracking",
+        "runqueues",
+        "nohz",
+        "init_stack",
+        "system_group",
+        "jiffies",
+        "tick",
+        "load",
+        "watchdog",
+        "irq_stat",
+        "hrtimer",
+        "clock",
+        "seq",
+        "rcu",
+        "preempt",
+        "current",
+        "stat",
+        "last_",
+        "next_",
+        "tlb",
+        "timer",
+        "fpu",
+        "perf",
+        "time",
+        "hpet",
+        "lapic",
+        "random",
+        "fixed_percpu",
+        "serial",
+        "nr_",
+        "cpu_",
+    ];
+    match () {
+        () if TELLING.contains(&name) => 0,
+        () if NOISY.iter().any(|noisy| name.contains(noisy)) => 2,
+        () => 1,
     }
 }
 

@@ -29,6 +29,9 @@ pub(super) fn say(probe: &Probe, base: u64, leaf: &Leaf) -> Option<String> {
         }
         None => raw,
     };
+    if leaf.path.ends_with("i_mode") || leaf.path.ends_with("umask") {
+        return Some(format!("{value:#o}").replacen("0o", "0", 1));
+    }
     Some(match leaf.kind {
         LeafKind::Signed => {
             let unused = 64 - 8 * u32::try_from(size.min(8)).unwrap_or(8);

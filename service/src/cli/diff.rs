@@ -1,5 +1,5 @@
 use clap::Args;
-use retrovisor_proto::v1::DiffRequest;
+use retrovisor_proto::v1::{Cell, DiffRequest, Table, cell::Value};
 
 use super::checkpoint;
 use super::global::{Global, print_json};
@@ -29,10 +29,43 @@ pub(super) async fn run(args: DiffArgs, global: &Global) -> Result<(), CliError>
     }
     println!("from  {}", checkpoint::line(&answer.from.clone().unwrap_or_default()));
     println!("to    {}", checkpoint::line(&answer.to.clone().unwrap_or_default()));
-    for facts in &answer.tables {
+    for facts in answer.tables {
         println!();
-        table::print_facts(facts);
+        table::print_facts(&said_once(facts));
     }
     println!("\n{} pages differ.", answer.pages);
     Ok(())
+}
+
+/// Leaves out what the row above says already of the same structure, so that the eye finds the fields.
+fn said_once(mut table: Table) -> Table {
+    let Some(named) = table.columns.iter().position(|column| column == "field") else { return table };
+    let mut above: Vec<Cell> = Vec::new();
+    for row in &mut table.rows {
+        let names: Vec<Cell> = row.cells.iter().take(named).cloned().collect();
+        if names == above {
+            let blank = || Cell { value: Some(Value::Text(String::new())) };
+            row.cells.iter_mut().take(named).for_each(|cell| *cell = blank());
+        }
+        above = names;
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use retrovisor_proto::v1::Row;
+
+    #[test]
+    fn a_structure_is_named_once() {
+        let text = |text: &str| Cell { value: Some(Value::Text(text.to_owned())) };
+        let row = |cells: [&str; 2]| Row { cells: cells.map(text).to_vec() };
+        let rows = vec![row(["cred", "uid"]), row(["cred", "gid"]), row(["file", "f_pos"])];
+        let columns = vec!["structure".to_owned(), "field".to_owned()];
+        let table = said_once(Table { title: String::new(), columns, rows });
+        let first: Vec<Cell> = table.rows.iter().map(|row| row.cells[0].clone()).collect();
+        assert_eq!(first, [text("cred"), text(""), text("file")]);
+        assert_eq!(table.rows[1].cells[1], text("gid"));
+    }
 }

@@ -14,7 +14,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{Services, convert, inspect, status};
+use super::{Services, convert, difference, inspect, status};
 use crate::care::{CareError, Command, Journey};
 
 /// The target of a rollback that names none.
@@ -177,7 +177,7 @@ impl CheckpointService for Services {
             .blocking(move |services| {
                 let (from, to) = (services.resolve(&machine, &from)?, services.resolve(&machine, &to)?);
                 let store = services.care.store();
-                let (tables, pages) = inspect::differences(store, &from, &to)?;
+                let (tables, pages) = difference::differences(store, &from, &to)?;
                 Ok(DiffResponse {
                     from: Some(convert::checkpoint(store, &from)?),
                     to: Some(convert::checkpoint(store, &to)?),

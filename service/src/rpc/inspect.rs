@@ -1,10 +1,8 @@
 //! Facts of checkpoints as tables for people.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use retrovisor_guest::fact::Value;
-use retrovisor_introspect::{Introspector, OwnerMap};
 use retrovisor_proto::v1::Table;
 use retrovisor_snapshot::{CheckpointRecord, Store};
 
@@ -13,10 +11,6 @@ use crate::care::CareError;
 
 /// Rows of a fact table that are shown at the most.
 const ROWS_MAX: usize = 20_000;
-/// Owners of changed pages that are listed; the rest is summed up.
-const OWNERS_MAX: usize = 40;
-/// Changed pages whose owner is looked up, so that a huge difference ends in time.
-const PAGES_EXPLAINED_MAX: usize = 200_000;
 
 /// What to ask for each kind of fact: title and SQL over one checkpoint.
 fn question(what: &str) -> Option<&'static [(&'static str, &'static str)]> {
@@ -139,91 +133,4 @@ fn registers(store: &Store, record: &CheckpointRecord) -> Result<Table, CareErro
         }
     }
     Ok(convert::table("Registers", &["vcpu", "register", "value"].map(str::to_owned), &rows))
-}
-
-/// What differs between two checkpoints: violated invariants, tasks, modules, counters; then whose pages changed.
-/// With the number of frames that differ.
-pub(super) fn differences(
-    store: &Arc<Store>,
-    from: &CheckpointRecord,
-    to: &CheckpointRecord,
-) -> Result<(Vec<Table>, u64), CareError> {
-    let both = [Value::Integer(from.id.0), Value::Integer(to.id.0)];
-    let mut tables = Vec::new();
-    for (title, sql) in [
-        (
-            "Invariants violated since",
-            "SELECT kind, object, symbol, expected, found FROM fact_integrity WHERE checkpoint = ?2 \
-             EXCEPT SELECT kind, object, symbol, expected, found FROM fact_integrity WHERE checkpoint = ?1",
-        ),
-        (
-            "Tasks",
-            "SELECT 'new' AS change, pid, ppid, comm, (utime_ns + stime_ns) / 1000000 AS cpu_ms, rss_pages \
-             FROM fact_task WHERE checkpoint = ?2 AND (pid, start_time_ns) NOT IN \
-             (SELECT pid, start_time_ns FROM fact_task WHERE checkpoint = ?1) \
-             UNION ALL SELECT 'ended', pid, ppid, comm, (utime_ns + stime_ns) / 1000000, rss_pages \
-             FROM fact_task WHERE checkpoint = ?1 AND (pid, start_time_ns) NOT IN \
-             (SELECT pid, start_time_ns FROM fact_task WHERE checkpoint = ?2)",
-        ),
-        (
-            "CPU time and memory of tasks",
-            "SELECT b.pid, b.comm, (b.utime_ns + b.stime_ns - a.utime_ns - a.stime_ns) / 1000000 AS cpu_ms, \
-             b.rss_pages - a.rss_pages AS rss_pages FROM fact_task a JOIN fact_task b USING (pid, start_time_ns) \
-             WHERE a.checkpoint = ?1 AND b.checkpoint = ?2 AND (cpu_ms <> 0 OR b.rss_pages <> a.rss_pages) \
-             ORDER BY cpu_ms DESC LIMIT 20",
-        ),
-        (
-            "Modules",
-            "SELECT 'new' AS change, name, size_bytes FROM fact_module WHERE checkpoint = ?2 AND name NOT IN \
-             (SELECT name FROM fact_module WHERE checkpoint = ?1) \
-             UNION ALL SELECT 'gone', name, size_bytes FROM fact_module WHERE checkpoint = ?1 AND name NOT IN \
-             (SELECT name FROM fact_module WHERE checkpoint = ?2)",
-        ),
-        (
-            "Counters that moved most",
-            "SELECT b.name, a.value AS before, b.value AS after, b.value - a.value AS change \
-             FROM fact_counter a JOIN fact_counter b USING (name) WHERE a.checkpoint = ?1 AND b.checkpoint = ?2 \
-             AND a.value <> b.value ORDER BY abs(b.value - a.value) * 1.0 / (abs(a.value) + 1) DESC LIMIT 15",
-        ),
-    ] {
-        let rows = store.catalogue().query(sql, &both, ROWS_MAX)?;
-        if !rows.rows.is_empty() {
-            tables.push(convert::table(title, &rows.columns, &rows.rows));
-        }
-    }
-    let changed = store.changed(from.id, to.id)?;
-    let pages = changed.len() as u64;
-    if let Some(owners) = owners(store, to, changed.iter().map(|change| change.gfn))? {
-        tables.push(owners);
-    }
-    Ok((tables, pages))
-}
-
-/// Whose the frames are, most frames first. `None` when the guest cannot be read.
-fn owners(
-    store: &Arc<Store>,
-    at: &CheckpointRecord,
-    changed: impl Iterator<Item = retrovisor_guest::Gfn>,
-) -> Result<Option<Table>, CareError> {
-    let view = store.view(at.id)?;
-    let vcpus = store.registers(at.id)?;
-    let mut introspector = Introspector::new();
-    let observation = introspector.observe(&view, &vcpus);
-    let Some(kernel) = introspector.kernel() else { return Ok(None) };
-    let mut map = OwnerMap::build(&kernel, &view, &observation);
-    map.trace_allocations(&view);
-    let mut count: BTreeMap<String, u64> = BTreeMap::new();
-    for gfn in changed.take(PAGES_EXPLAINED_MAX) {
-        *count.entry(map.explain(gfn).group()).or_default() += 1;
-    }
-    let mut rows: Vec<(String, u64)> = count.into_iter().collect();
-    rows.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-    let rest: u64 = rows.iter().skip(OWNERS_MAX).map(|(_, pages)| pages).sum();
-    rows.truncate(OWNERS_MAX);
-    if rest > 0 {
-        rows.push(("others".to_owned(), rest));
-    }
-    let rows: Vec<_> =
-        rows.into_iter().map(|(owner, pages)| vec![Value::from(owner), Value::from(pages)]).collect();
-    Ok(Some(convert::table("Whose pages changed", &["owner", "pages"].map(str::to_owned), &rows)))
 }

@@ -1,0 +1,174 @@
+//! Writes what a memory says of its kernel's symbols and types in the Intermediate Symbol Format of Volatility 3, so
+//! that it can read the same memory: it brings no symbols of its own.
+//!
+//! `cargo run --release -p retrovisor-introspect --example export_isf -- memory.raw registers.txt > symbols.json`
+
+#[path = "../inspect_dump/registers.rs"]
+mod registers;
+
+use std::{collections::BTreeSet, error::Error, io::Write, path::Path};
+
+use retrovisor_guest::MemoryView;
+use retrovisor_introspect::{Introspector, Kernel, RawDump, Shape};
+use serde_json::{Map, Value, json};
+
+/// Global variables whose type BTF does not tell, and which the plugins ask for.
+const TYPED: [(&str, &str); 6] = [
+    ("init_task", "task_struct"),
+    ("init_mm", "mm_struct"),
+    ("modules", "list_head"),
+    ("init_pid_ns", "pid_namespace"),
+    ("init_net", "net"),
+    ("iomem_resource", "resource"),
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [memory, vcpus] = arguments.as_slice() else {
+        return Err("usage: export_isf memory.raw registers.txt".into());
+    };
+    let dump = RawDump::open(Path::new(memory))?;
+    let vcpus = registers::parse(&std::fs::read_to_string(vcpus)?);
+    let mut introspector = Introspector::new();
+    let observation = introspector.observe(&dump, &vcpus);
+    let kernel = introspector.kernel().ok_or(observation.reason.unwrap_or_default())?;
+    let symbols = symbols(&kernel, &dump)?;
+    let (user, enums, mut base) = types(&kernel)?;
+    for (name, size, kind) in [("void", 0, "void"), ("pointer", 8, "int")] {
+        base.insert(name.into(), json!({"size": size, "kind": kind, "signed": false, "endian": "little"}));
+    }
+    let file = json!({
+        "metadata": {
+            "format": "6.2.0",
+            "producer": {"name": "retrovisor", "version": env!("CARGO_PKG_VERSION")},
+            "linux": {"symbols": [], "types": []},
+        },
+        "base_types": base,
+        "user_types": user,
+        "enums": enums,
+        "symbols": symbols,
+    });
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer(&mut out, &file)?;
+    out.write_all(b"\n")?;
+    Ok(())
+}
+
+/// Symbols as the linker placed them: a reader finds the slide itself.
+fn symbols(kernel: &Kernel, dump: &dyn MemoryView) -> Result<Map<String, Value>, Box<dyn Error>> {
+    let slide = kernel.virtual_slide();
+    let mut symbols = Map::new();
+    for (address, name) in kernel.symbols_within(0..u64::MAX) {
+        // Offsets of per-CPU variables do not slide.
+        let linked = if address >> 63 == 1 { address.wrapping_sub(slide) } else { address };
+        symbols.entry(name).or_insert_with(|| json!({"address": linked}));
+    }
+    for (name, structure) in TYPED {
+        if let Some(symbol) = symbols.get_mut(name) {
+            symbol["type"] = json!({"kind": "struct", "name": structure});
+        }
+    }
+    // By this text a reader recognises the memory that the file is for.
+    let at = kernel.symbol("linux_banner").ok_or("the kernel has no banner")?;
+    let mut banner = vec![0; 512];
+    kernel.read_virtual(dump, at, &mut banner)?;
+    banner.truncate(banner.iter().position(|byte| *byte == 0).unwrap_or(banner.len()));
+    banner.push(0);
+    let text = json!({"kind": "array", "count": banner.len(), "subtype": {"kind": "base", "name": "char"}});
+    symbols["linux_banner"]["constant_data"] = Value::from(base64(&banner));
+    symbols["linux_banner"]["type"] = text;
+    Ok(symbols)
+}
+
+type Kinds = (Map<String, Value>, Map<String, Value>, Map<String, Value>);
+
+fn types(kernel: &Kernel) -> Result<Kinds, Box<dyn Error>> {
+    let (mut user, mut enums, mut base) = (Map::new(), Map::new(), Map::new());
+    for id in 1..=u32::try_from(kernel.type_count())? {
+        if kernel.resolved_type(id) != Some(id) {
+            continue;
+        }
+        match kernel.shape(id) {
+            Some(Shape::Integer { name, bytes, signed }) => {
+                let kind = match name.as_str() {
+                    "char" => "char",
+                    "_Bool" => "bool",
+                    _ => "int",
+                };
+                let told = json!({"size": bytes, "kind": kind, "signed": signed, "endian": "little"});
+                base.insert(name, told);
+            }
+            Some(Shape::Structure { union, bytes, members, .. }) => {
+                let mut fields = Map::new();
+                let mut unnamed = BTreeSet::new();
+                for member in members {
+                    let mut kind = describe(kernel, member.type_id, 0);
+                    if let Some((first, count)) = member.bits {
+                        kind = json!({"kind": "bitfield", "bit_position": first, "bit_length": count, "type": kind});
+                    }
+                    let anonymous = member.name.is_empty();
+                    let name =
+                        if anonymous { format!("unnamed_field_{}", unnamed.len()) } else { member.name };
+                    if anonymous {
+                        unnamed.insert(name.clone());
+                    }
+                    let mut field = json!({"type": kind, "offset": member.offset_bytes});
+                    if anonymous {
+                        field["anonymous"] = Value::Bool(true);
+                    }
+                    fields.insert(name, field);
+                }
+                let kind = if union { "union" } else { "struct" };
+                user.entry(name_of(kernel, id))
+                    .or_insert(json!({"kind": kind, "size": bytes, "fields": fields}));
+            }
+            Some(Shape::Enumeration(_, bytes, items)) => {
+                let constants: Map<String, Value> =
+                    items.into_iter().map(|(name, value)| (name, Value::from(value))).collect();
+                let told = json!({"size": bytes, "base": "unsigned int", "constants": constants});
+                enums.entry(name_of(kernel, id)).or_insert(told);
+            }
+            _ => {}
+        }
+    }
+    Ok((user, enums, base))
+}
+
+fn name_of(kernel: &Kernel, id: u32) -> String {
+    match kernel.shape(id) {
+        Some(Shape::Structure { name, .. } | Shape::Enumeration(name, ..)) if !name.is_empty() => name,
+        _ => format!("unnamed_{id}"),
+    }
+}
+
+fn describe(kernel: &Kernel, id: u32, depth: u32) -> Value {
+    let void = json!({"kind": "base", "name": "void"});
+    let Some(id) = kernel.resolved_type(id).filter(|_| depth < 16) else { return void };
+    match kernel.shape(id) {
+        Some(Shape::Integer { name, .. }) => json!({"kind": "base", "name": name}),
+        Some(Shape::Pointer(to)) => json!({"kind": "pointer", "subtype": describe(kernel, to, depth + 1)}),
+        Some(Shape::Array(of, count)) => {
+            json!({"kind": "array", "count": count, "subtype": describe(kernel, of, depth + 1)})
+        }
+        Some(Shape::Structure { union, .. }) => {
+            json!({"kind": if union { "union" } else { "struct" }, "name": name_of(kernel, id)})
+        }
+        Some(Shape::Enumeration(..)) => json!({"kind": "enum", "name": name_of(kernel, id)}),
+        _ => json!({"kind": "function"}),
+    }
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for chunk in bytes.chunks(3) {
+        let byte = |at: usize| u32::from(chunk.get(at).copied().unwrap_or(0));
+        let word = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for digit in 0..4 {
+            let value = (word >> (18 - 6 * digit)) & 63;
+            let shown = digit <= chunk.len();
+            text.push(if shown { char::from(DIGITS[value as usize]) } else { '=' });
+        }
+    }
+    text
+}
