@@ -68,6 +68,13 @@ fn symbols(kernel: &Kernel, dump: &dyn MemoryView) -> Result<Map<String, Value>,
             symbol["type"] = json!({"kind": "struct", "name": structure});
         }
     }
+    // An array as long as the way to the next symbol.
+    if let Some((at, bytes)) = kernel.symbol("taint_flags").zip(size_of(kernel, "taint_flag")) {
+        let next = kernel.symbols_within(at + 1..at + 4096).next().map_or(at, |(next, _)| next);
+        let subtype = json!({"kind": "struct", "name": "taint_flag"});
+        let kind = json!({"kind": "array", "count": (next - at) / bytes, "subtype": subtype});
+        symbols["taint_flags"]["type"] = kind;
+    }
     // By this text a reader recognises the memory that the file is for.
     let at = kernel.symbol("linux_banner").ok_or("the kernel has no banner")?;
     let mut banner = vec![0; 512];
@@ -78,6 +85,14 @@ fn symbols(kernel: &Kernel, dump: &dyn MemoryView) -> Result<Map<String, Value>,
     symbols["linux_banner"]["constant_data"] = Value::from(base64(&banner));
     symbols["linux_banner"]["type"] = text;
     Ok(symbols)
+}
+
+/// Bytes of a structure.
+fn size_of(kernel: &Kernel, wanted: &str) -> Option<u64> {
+    (1..=u32::try_from(kernel.type_count()).ok()?).find_map(|id| match kernel.shape(id)? {
+        Shape::Structure { name, bytes, .. } if name == wanted && bytes > 0 => Some(bytes),
+        _ => None,
+    })
 }
 
 type Kinds = (Map<String, Value>, Map<String, Value>, Map<String, Value>);

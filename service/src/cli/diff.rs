@@ -42,12 +42,12 @@ fn said_once(mut table: Table) -> Table {
     let Some(named) = table.columns.iter().position(|column| column == "field") else { return table };
     let mut above: Vec<Cell> = Vec::new();
     for row in &mut table.rows {
-        let names: Vec<Cell> = row.cells.iter().take(named).cloned().collect();
-        if names == above {
+        let leading: Vec<Cell> = row.cells.iter().take(named).cloned().collect();
+        if leading == above {
             let blank = || Cell { value: Some(Value::Text(String::new())) };
             row.cells.iter_mut().take(named).for_each(|cell| *cell = blank());
         }
-        above = names;
+        above = leading;
     }
     table
 }

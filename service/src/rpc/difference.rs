@@ -86,11 +86,11 @@ pub(super) fn differences(
         let rows = rows.map(|group| {
             vec![sequence(group.since), Value::from(group.owner.as_str()), Value::from(group.pages)]
         });
-        push("Whose pages changed", &["since", "owner", "pages"], rows.collect(), &mut tables);
+        push("Whose pages changed", &["since", "owner", "pages"], &rows.collect::<Vec<_>>(), &mut tables);
     }
     if changed.len() > PAGES_MAX {
         let note = format!("only the first {PAGES_MAX} of {pages} pages were looked into");
-        push("Note", &["note"], vec![vec![Value::from(note)]], &mut tables);
+        push("Note", &["note"], &[vec![Value::from(note)]], &mut tables);
     }
     Ok((tables, pages))
 }
@@ -162,7 +162,7 @@ fn owners(
 
 fn structures(difference: &Difference, tables: &mut Vec<Table>) {
     let objects = rows(&difference.objects, difference.objects_left_out);
-    push("Structures", &["since", "structure", "which", "field", "before", "after"], objects, tables);
+    push("Structures", &["since", "structure", "which", "field", "before", "after"], &objects, tables);
     let groups = |groups: &[GroupChange], place: &dyn Fn(u64, u64) -> String| -> Vec<Vec<Value>> {
         let row = |group: &GroupChange| {
             let place = group.range.map(|(first, last)| place(first, last));
@@ -179,14 +179,19 @@ fn structures(difference: &Difference, tables: &mut Vec<Table>) {
     };
     let pages = |first, last| if first == last { format!("{first}") } else { format!("{first} to {last}") };
     let files = groups(&difference.files, &pages);
-    push("Files in memory", &["since", "change", "file", "pages", "which"], files, tables);
+    push("Files in memory", &["since", "change", "file", "pages", "which"], &files, tables);
     let addresses = |first, last| {
         if first == last { format!("{first:#x}") } else { format!("{first:#x} to {last:#x}") }
     };
     let processes = groups(&difference.processes, &addresses);
-    push("Memory of processes", &["since", "change", "process", "pages", "where"], processes, tables);
+    push("Memory of processes", &["since", "change", "process", "pages", "where"], &processes, tables);
     let variables = rows(&difference.variables, difference.variables_left_out);
-    push("Kernel variables", &["since", "structure", "which", "field", "before", "after"], variables, tables);
+    push(
+        "Kernel variables",
+        &["since", "structure", "which", "field", "before", "after"],
+        &variables,
+        tables,
+    );
 }
 
 /// One row a field.
@@ -221,9 +226,9 @@ fn sequence(number: u64) -> Value {
     Value::from(format!("#{number}"))
 }
 
-fn push(title: &str, columns: &[&str], rows: Vec<Vec<Value>>, tables: &mut Vec<Table>) {
+fn push(title: &str, columns: &[&str], rows: &[Vec<Value>], tables: &mut Vec<Table>) {
     if !rows.is_empty() {
         let columns: Vec<String> = columns.iter().map(|column| (*column).to_owned()).collect();
-        tables.push(convert::table(title, &columns, &rows));
+        tables.push(convert::table(title, &columns, rows));
     }
 }
