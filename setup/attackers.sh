@@ -55,7 +55,6 @@ build() {
     env -u CFLAGS -u LDFLAGS -u MAKEFLAGS -u MFLAGS nice make -C "$headers" M="$new/build" CC=gcc HOSTCC=gcc modules >"$new/log" 2>&1 || return 2
     cp "$new"/build/*.ko "$new/root/lib/attackers/"
     strip --strip-debug "$new"/root/lib/attackers/*.ko
-    "$busybox" true
     find "$new/root" -exec touch -h -d @0 {} +
     (cd "$new/root" && find . | LC_ALL=C sort | "$busybox" cpio -o -H newc -R 0:0) >"$new/attackers.cpio" 2>/dev/null
 }

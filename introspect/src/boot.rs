@@ -4,25 +4,36 @@ use retrovisor_guest::VcpuRegisters;
 
 use crate::{
     Kernel,
-    fact::{KernelFact, MemoryStatistics, Syscall, SyscallRoute, Task, Violation, ViolationKind},
+    fact::{Gate, Hook, KernelFact, MemoryStatistics, Syscall, SyscallRoute, Task, Violation, ViolationKind},
     linux::{
+        bpf,
+        code::{Code, Owner},
         counters,
         files::Files,
+        forgeries::Forgeries,
+        gates,
         health::{Health, taint_letters},
         identity::BootIdentity,
+        kprobes::Kprobes,
         log::SeenLines,
+        module_memory,
         module_symbols::ModuleSymbols,
         modules::Modules,
         mounts,
+        netfilter::PacketHooks,
+        operations,
+        patching::Lawful,
         paths::Paths,
         processors, programs,
-        protections::{self, Controls, told},
+        protections::{self, Controls},
         sockets,
         stacks::Stacks,
         syscalls::Syscalls,
+        task_slabs::TaskSlabs,
         tasks::Tasks,
-        text::{Change, TextChanges, TextReference},
+        text::{Change, Part, TextChanges, TextReference},
         time::Clock,
+        tracers::Tracers,
     },
     observation::Linux,
     probe::Probe,
@@ -35,7 +46,10 @@ pub(crate) struct Boot {
     identity: BootIdentity,
     syscalls: Option<Syscalls>,
     text: Option<TextReference>,
+    gates: Option<Vec<Gate>>,
     controls: Controls,
+    forgeries: Forgeries,
+    task_slabs: TaskSlabs,
     seen_lines: SeenLines,
     pub(crate) module_symbols: ModuleSymbols,
 }
@@ -49,7 +63,10 @@ impl Boot {
             identity,
             syscalls: None,
             text: None,
+            gates: None,
             controls: Controls::new(),
+            forgeries: Forgeries::default(),
+            task_slabs: TaskSlabs::default(),
             seen_lines: SeenLines::default(),
             module_symbols: ModuleSymbols::default(),
         }
@@ -74,27 +91,34 @@ impl Boot {
         let Some(probe) = Probe::new(&kernel, reader) else {
             return Linux { kernel: kernel_fact(&kernel, vcpus), syscalls, integrity, ..Linux::default() };
         };
-        let tasks = Tasks::read(&probe).unwrap_or_default();
-        let modules = Modules::read(&probe).unwrap_or_default();
+        let clock = Clock::read(&probe);
+        let mut tasks = Tasks::read(&probe).unwrap_or_default();
+        let mut modules = Modules::read(&probe).unwrap_or_default();
         // Until it starts its first process a kernel still changes its code and tables at will.
-        if is_running(&probe) {
+        let running = is_running(&probe);
+        if running {
+            self.task_slabs.find_unlisted(&probe, &mut tasks);
+            module_memory::find_unlisted(&probe, &mut modules);
+        }
+        let mut symbols = std::mem::take(&mut self.module_symbols);
+        symbols.update(&probe, &modules);
+        let code = Code::new(&probe, &modules, &symbols);
+        let bpf_programs = bpf::programs(&code).unwrap_or_default();
+        let (mut gates, mut hooks) = (Vec::new(), Vec::new());
+        if running {
             integrity.extend(hidden_tasks(&tasks));
             integrity.extend(hidden_modules(&modules));
             integrity.extend(protections::control_registers(vcpus, &mut self.controls));
-            integrity.extend(protections::system_call_entry(&probe, vcpus));
-            integrity.extend(protections::interrupt_gates(&probe, vcpus));
-            let changes = self.text.as_ref().map(|reference| reference.compare(&probe)).unwrap_or_default();
-            if self.text.is_none() {
-                self.text = TextReference::take(&probe);
-            }
-            memory.kernel_text_pages = self.text.as_ref().map_or(0, TextReference::frame_count);
-            memory.kernel_text_pages_changed = changes.frames;
-            integrity.extend(text_changes(&probe, &changes));
+            integrity.extend(protections::system_call_entry(&code, vcpus));
+            integrity.extend(self.forgeries.check(&probe, &tasks.all, clock.uptime_ns));
+            integrity.extend(operations::redirected(&code));
+            gates = self.gates(&code, vcpus, &mut integrity);
+            hooks = self.hooks_and_text(&code, memory, &mut integrity);
         } else {
             integrity.clear();
         }
+        self.module_symbols = symbols;
         let mut tasks = tasks.all;
-        self.module_symbols.update(&probe, &modules);
         if let Some(stacks) = Stacks::new(&probe, &modules) {
             stacks.complete(&mut tasks, &self.module_symbols);
         }
@@ -107,7 +131,6 @@ impl Boot {
         let sockets = sockets::read(&probe, &files).unwrap_or_default();
         let log = self.seen_lines.read_new(&probe).unwrap_or_default();
         let counters = counters::read(&probe);
-        let clock = Clock::read(&probe);
         let health = Health::read(&probe);
         let tainted = probe.word("tainted_mask");
         let kernel = KernelFact {
@@ -128,6 +151,9 @@ impl Boot {
             tasks,
             modules: modules.all,
             syscalls,
+            gates,
+            hooks,
+            bpf_programs,
             log,
             counters,
             integrity,
@@ -136,6 +162,49 @@ impl Boot {
             open_files: files.all,
             mounts,
         }
+    }
+
+    /// Nothing is known any more of the moment before the next one; the references stay.
+    pub(crate) fn forget_last(&mut self) {
+        self.forgeries.forget();
+        self.task_slabs.forget();
+    }
+
+    /// The gates to report: at first all, later those that lead elsewhere than then.
+    fn gates(&mut self, code: &Code, vcpus: &[VcpuRegisters], integrity: &mut Vec<Violation>) -> Vec<Gate> {
+        let Some(now) = gates::read(code) else { return Vec::new() };
+        integrity.extend(gates::redirected(code, vcpus, &now, self.gates.as_deref()));
+        let Some(first) = &self.gates else {
+            self.gates = Some(now.clone());
+            return now;
+        };
+        let changed = now.into_iter().zip(first).filter(|(now, first)| now != *first);
+        changed.map(|(now, _)| now).collect()
+    }
+
+    /// Who asked to be called, and what of the code changed.
+    fn hooks_and_text(
+        &mut self,
+        code: &Code,
+        memory: &mut MemoryStatistics,
+        integrity: &mut Vec<Violation>,
+    ) -> Vec<Hook> {
+        let packets = PacketHooks::read(code).unwrap_or_default();
+        let lawful = Lawful {
+            code,
+            tracers: Tracers::read(code).unwrap_or_default(),
+            kprobes: Kprobes::read(code).unwrap_or_default(),
+        };
+        let reference = self.text.get_or_insert_with(|| TextReference::take(code.probe));
+        let changes = reference.compare(&lawful);
+        memory.kernel_text_pages = reference.frame_count();
+        memory.kernel_text_pages_changed = changes.frames;
+        integrity.extend(text_changes(code, &changes));
+        let Lawful { tracers, kprobes, .. } = lawful;
+        integrity.extend(tracers.violations);
+        integrity.extend(kprobes.violations);
+        integrity.extend(packets.violations);
+        [tracers.hooks, kprobes.hooks, packets.hooks].concat()
     }
 
     /// The system calls to report, and those that lead elsewhere than they must.
@@ -250,27 +319,48 @@ fn hidden_modules(modules: &Modules) -> impl Iterator<Item = Violation> {
     })
 }
 
-/// One violation for each symbol whose code changed.
-fn text_changes(probe: &Probe, changes: &TextChanges) -> Vec<Violation> {
-    let symbol = |change: &Change| probe.kernel.place(change.virt).map(|place| place.name.to_owned());
+/// One violation for each symbol whose code or constants changed.
+fn text_changes(code: &Code, changes: &TextChanges) -> Vec<Violation> {
+    let symbol = |change: &Change| match code.owner(change.virt) {
+        Owner::Kernel => code.probe.kernel.place(change.virt).map(|place| place.name.to_owned()),
+        Owner::Module(module) => {
+            let symbol = code.symbols.place(change.virt).map(|(name, _)| name.to_owned());
+            let module = code.modules.all.get(module).map(|module| module.name.as_str()).unwrap_or_default();
+            Some(symbol.map_or_else(|| format!("[{module}]"), |symbol| format!("{symbol} [{module}]")))
+        }
+        Owner::Nobody => None,
+    };
     changes
         .unexplained
-        .chunk_by(|one, other| symbol(one) == symbol(other))
+        .chunk_by(|one, other| one.part == other.part && symbol(one) == symbol(other))
         .filter_map(|chunk| {
             let (first, more) = chunk.split_first()?;
             let symbol = symbol(first);
             let more =
                 if more.is_empty() { String::new() } else { format!(" and {} places more", more.len()) };
+            let (kind, what) = match first.part {
+                Part::Text => (ViolationKind::TextChanged, "code"),
+                Part::Rodata => (ViolationKind::RodataChanged, "constant data"),
+            };
             Some(Violation {
-                kind: ViolationKind::TextChanged,
-                object: symbol.clone().unwrap_or_else(|| "kernel text".to_owned()),
+                kind,
+                object: symbol.clone().unwrap_or_else(|| format!("kernel {what}")),
                 symbol,
-                detail: format!("{} bytes of code at {}{more}", first.now.len(), told(probe, first.virt)),
+                detail: format!("{} bytes of {what} at {}{more}", first.now.len(), code.told(first.virt)),
                 expected: hexadecimal(&first.before),
-                found: hexadecimal(&first.now),
+                found: match (first.part, word_at(code, first.virt)) {
+                    // A pointer that was changed says more than its bytes.
+                    (Part::Rodata, Some(target)) if code.label(target).is_some() => code.told(target),
+                    _ => hexadecimal(&first.now),
+                },
             })
         })
         .collect()
+}
+
+/// The aligned word around an address.
+fn word_at(code: &Code, address: u64) -> Option<u64> {
+    code.probe.reader.u64(address & !7)
 }
 
 /// Bytes as `e8 00 11`; of many the first few.

@@ -1,6 +1,9 @@
 //! What is read of a guest: one file and one struct for each kind of fact, and how it becomes rows.
 
+mod bpf;
 mod counter;
+mod gate;
+mod hook;
 mod integrity;
 mod kernel;
 mod log;
@@ -13,7 +16,10 @@ mod socket;
 mod syscall;
 mod task;
 
+pub use bpf::BpfProgram;
 pub use counter::Counter;
+pub use gate::Gate;
+pub use hook::{Hook, HookKind};
 pub use integrity::{Violation, ViolationKind};
 pub use kernel::KernelFact;
 pub use log::LogLine;

@@ -56,6 +56,19 @@ impl Introspector {
         Observation { linux, reason, memory, registers: vcpus.to_vec() }
     }
 
+    /// Learns from an earlier checkpoint what later ones are compared with: an introspector that is new, after a
+    /// restart, learns the same reference from the first checkpoint of the boot that is still stored.
+    pub fn learn(&mut self, view: &dyn MemoryView, vcpus: &[VcpuRegisters]) {
+        self.observe(view, vcpus);
+        self.forget_last();
+    }
+
+    /// The next observation does not come after the last one: the guest was rolled back, or a part was skipped.
+    /// References of a boot stay; what is compared from one moment to the next starts anew.
+    pub fn forget_last(&mut self) {
+        self.boots.iter_mut().for_each(Boot::forget_last);
+    }
+
     /// The kernel of the last observation that had one.
     #[must_use]
     pub fn kernel(&self) -> Option<Arc<Kernel>> {

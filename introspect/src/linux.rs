@@ -1,19 +1,27 @@
 //! Readers of the kernel's own structures: one file a subject.
 
 pub(crate) mod areas;
+pub(crate) mod bpf;
+pub(crate) mod code;
 pub(crate) mod counters;
 pub(crate) mod credentials;
 pub(crate) mod dispatch;
 pub(crate) mod files;
+pub(crate) mod forgeries;
 pub(crate) mod frames;
 pub(crate) mod free_lists;
+pub(crate) mod gates;
 pub(crate) mod health;
 pub(crate) mod identity;
+pub(crate) mod kprobes;
 pub(crate) mod log;
 mod maple;
+pub(crate) mod module_memory;
 pub(crate) mod module_symbols;
 pub(crate) mod modules;
 pub(crate) mod mounts;
+pub(crate) mod netfilter;
+pub(crate) mod operations;
 pub(crate) mod patching;
 pub(crate) mod paths;
 pub(crate) mod processors;
@@ -25,8 +33,10 @@ pub(crate) mod slabs;
 pub(crate) mod sockets;
 pub(crate) mod stacks;
 pub(crate) mod syscalls;
+pub(crate) mod task_slabs;
 pub(crate) mod tasks;
 pub(crate) mod text;
 pub(crate) mod time;
+pub(crate) mod tracers;
 pub(crate) mod vmalloc;
 pub(crate) mod xarray;

@@ -1,8 +1,8 @@
 use retrovisor_guest::{VcpuRegisters, fact::Table};
 
 use crate::fact::{
-    Counter, KernelFact, LogLine, MemoryStatistics, Module, Mount, OpenFile, Processor, Socket, Syscall,
-    Task, Violation, table,
+    BpfProgram, Counter, Gate, Hook, KernelFact, LogLine, MemoryStatistics, Module, Mount, OpenFile,
+    Processor, Socket, Syscall, Task, Violation, table,
 };
 
 /// What was read of a guest at one instant.
@@ -29,6 +29,12 @@ pub struct Linux {
     pub modules: Vec<Module>,
     /// Every system call in the first observation of a boot; later those that lead elsewhere than then.
     pub syscalls: Vec<Syscall>,
+    /// Every interrupt gate in the first observation of a boot; later those that differ from it.
+    pub gates: Vec<Gate>,
+    /// What asked to be called by the tracer, at an instruction, for packets.
+    pub hooks: Vec<Hook>,
+    /// The loaded eBPF programs.
+    pub bpf_programs: Vec<BpfProgram>,
     /// The kernel log's lines that no observation had before.
     pub log: Vec<LogLine>,
     /// The kernel's counters.
@@ -56,6 +62,9 @@ impl Observation {
                 table(&linux.tasks),
                 table(&linux.modules),
                 table(&linux.syscalls),
+                table(&linux.gates),
+                table(&linux.hooks),
+                table(&linux.bpf_programs),
                 table(&linux.log),
                 table(&linux.counters),
                 table(&linux.integrity),
@@ -80,7 +89,7 @@ mod tests {
         assert_eq!(names, ["fact_memory"]);
         let linux = Some(Linux::default());
         let tables = Observation { linux, ..Observation::default() }.tables();
-        assert_eq!(tables.len(), 12);
+        assert_eq!(tables.len(), 15);
         assert_eq!(tables[1].rows.len(), 1);
     }
 }

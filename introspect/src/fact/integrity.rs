@@ -11,8 +11,20 @@ pub enum ViolationKind {
     HiddenTask,
     /// A module that one view has and another lacks.
     HiddenModule,
-    /// Kernel code changed, and no table of the kernel explains it.
+    /// Code of the kernel or a module changed, and no table of the kernel explains it.
     TextChanged,
+    /// Constant data of the kernel or a module changed.
+    RodataChanged,
+    /// The function tracer calls code that is not the kernel's.
+    FtraceHook,
+    /// A kprobe calls code that is not the kernel's.
+    KprobeHook,
+    /// Packets pass through code of nobody, or of a module that hides.
+    NetfilterHook,
+    /// A table of operations, or an entry of one, leads out of the kernel and its modules.
+    OperationsRedirected,
+    /// A process has a credential that it cannot have come by lawfully.
+    ForgedCredential,
     /// An interrupt gate, or the table of gates, leads elsewhere than it must.
     IdtRedirected,
     /// A protection was switched off in a control register.
@@ -30,6 +42,12 @@ impl ViolationKind {
             Self::HiddenTask => "hidden_task",
             Self::HiddenModule => "hidden_module",
             Self::TextChanged => "text_changed",
+            Self::RodataChanged => "rodata_changed",
+            Self::FtraceHook => "ftrace_hook",
+            Self::KprobeHook => "kprobe_hook",
+            Self::NetfilterHook => "netfilter_hook",
+            Self::OperationsRedirected => "operations_redirected",
+            Self::ForgedCredential => "forged_credential",
             Self::IdtRedirected => "idt_redirected",
             Self::ControlRegister => "control_register",
             Self::Lstar => "lstar",

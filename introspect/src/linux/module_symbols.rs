@@ -70,6 +70,16 @@ impl ModuleSymbols {
         Some(format!("{name}+{:#x} [{}]", address - start, table.name))
     }
 
+    /// The symbol of a module that an address lies in, and how far.
+    pub(crate) fn place(&self, address: u64) -> Option<(&str, u64)> {
+        let table = self.modules.iter().find(|table| table.contains(address))?;
+        let after = table.symbols.partition_point(|(start, _)| *start <= address);
+        let before = table.symbols.get(..after)?.iter().rev();
+        // Padding before a function has a name of its own.
+        let (start, name) = before.into_iter().find(|(_, name)| !name.starts_with("__pfx_"))?;
+        table.contains(*start).then_some((name.as_str(), address - start))
+    }
+
     /// All symbols: module, address, name.
     pub(crate) fn all(&self) -> impl Iterator<Item = (&str, u64, &str)> {
         self.modules.iter().flat_map(|table| {

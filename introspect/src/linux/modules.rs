@@ -10,14 +10,16 @@ pub(crate) struct Modules {
     pub(crate) structures: Vec<u64>,
     /// Index of each live module that one view has and another lacks, and which lacks it.
     pub(crate) hidden: Vec<(usize, &'static str)>,
-    /// The memory of every module: start and bytes, with the module's index.
+    /// The memory of every module: start and bytes, with the module's index; ascending.
     pub(crate) areas: Vec<(u64, u64, usize)>,
 }
 
 const LIST: u8 = 1;
 const KSET: u8 = 2;
 const TREE: u8 = 4;
-const VIEWS: [(u8, &str); 3] = [(LIST, "list"), (KSET, "kset"), (TREE, "tree")];
+/// Not a view of the kernel's: its memory was looked through.
+const MEMORY: u8 = 8;
+const VIEWS: [(u8, &str); 4] = [(LIST, "list"), (KSET, "kset"), (TREE, "tree"), (MEMORY, "memory")];
 const MODULES_MAX: usize = 4096;
 const NAME_MAX: usize = 64;
 const MODULE_BYTES_MAX: u64 = 1 << 30;
@@ -101,6 +103,36 @@ impl Modules {
         found.areas.sort_unstable();
         Some(found)
     }
+
+    /// Adds a module that none of the kernel's views leads to. `false` when there is no live module in use.
+    pub(crate) fn add_unlisted(&mut self, probe: &Probe, address: u64) -> bool {
+        let found = Fields::of(probe).and_then(|fields| read_module(probe, &fields, address, MEMORY));
+        // While it is loaded or freed a module is on no list, either: without references, or unformed.
+        let Some((module, areas)) = found.filter(|(module, _)| {
+            module.state == "live" && module.refcount.is_some_and(|count| count >= 0) && is_name(&module.name)
+        }) else {
+            return false;
+        };
+        let index = self.all.len();
+        self.hidden.push((index, "list"));
+        self.areas.extend(areas.into_iter().map(|(start, bytes)| (start, bytes, index)));
+        self.areas.sort_unstable();
+        self.all.push(module);
+        self.structures.push(address);
+        true
+    }
+
+    /// The module whose memory holds an address.
+    pub(crate) fn at(&self, address: u64) -> Option<usize> {
+        let end = self.areas.partition_point(|(start, _, _)| *start <= address);
+        let (start, bytes, module) = self.areas.get(end.checked_sub(1)?)?;
+        (address - start < *bytes).then_some(*module)
+    }
+}
+
+/// Whether a text can be a module's name.
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
 }
 
 fn read_module(probe: &Probe, fields: &Fields, address: u64, views: u8) -> Option<(Module, Vec<(u64, u64)>)> {

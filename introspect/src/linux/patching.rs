@@ -1,7 +1,15 @@
 //! Where the kernel rewrites its own code lawfully, as its own tables say: jump labels, static calls, the function
 //! tracer, kprobes.
 
-use crate::{hash::IntegerSet, probe::Probe};
+use super::{code::Code, kprobes::Kprobes, tracers::Tracers};
+use crate::probe::Probe;
+
+/// What the kernel says at this instant of who may change its code.
+pub(crate) struct Lawful<'l> {
+    pub(crate) code: &'l Code<'l>,
+    pub(crate) tracers: Tracers,
+    pub(crate) kprobes: Kprobes,
+}
 
 /// Every address at which the code may change, with what may stand there. Read once a boot, while the tables can
 /// still be trusted.
@@ -24,7 +32,10 @@ enum Site {
 /// An instruction that is patched is at most this long: a conditional jump with a 32-bit displacement.
 const SITE_BYTES: usize = 6;
 const SITES_MAX: u64 = 1 << 20;
-const KPROBES_MAX: usize = 1 << 16;
+/// Bytes of an entry: code, target and key.
+const JUMP_BYTES: usize = 16;
+/// Bytes of an entry: site and key.
+const CALL_BYTES: usize = 8;
 const BREAKPOINT: u8 = 0xcc;
 const NOPS: [&[u8]; 7] = [
     &[0x90],
@@ -40,8 +51,15 @@ const RETURN_ZERO: [&[u8]; 2] = [&[0x2e, 0x2e, 0x2e, 0x31, 0xc0], &[0x66, 0x66, 
 
 impl LawfulSites {
     pub(crate) fn read(probe: &Probe) -> Self {
-        let mut sites = jump_labels(probe);
-        sites.extend(static_calls(probe));
+        let labels = array(probe, "__start___jump_table", "__stop___jump_table", JUMP_BYTES as u64);
+        let mut sites = labels.map(|(start, table)| jump_labels(start, &table)).unwrap_or_default();
+        let calls = array(probe, "__start_static_call_sites", "__stop_static_call_sites", CALL_BYTES as u64);
+        sites.extend(calls.map(|(start, table)| static_calls(start, &table)).unwrap_or_default());
+        // The trampolines, for calls that are not inline.
+        let trampolines = probe.kernel.symbols_within(probe.kernel.text());
+        sites.extend(
+            trampolines.filter(|(_, name)| name.starts_with("__SCT__")).map(|(at, _)| (at, Site::StaticCall)),
+        );
         sites.extend(tracer_sites(probe).unwrap_or_default());
         // The calls in the tracer's own entry code.
         let own = ["ftrace_call", "ftrace_regs_call", "ftrace_graph_call"].map(|name| probe.symbol(name));
@@ -51,8 +69,38 @@ impl LawfulSites {
         Self { sites }
     }
 
+    /// Those in a module, as its own tables say.
+    pub(crate) fn of_module(code: &Code, module: usize) -> Self {
+        let probe = code.probe;
+        let table = |start: &str, count: &str, element: u64| {
+            let structure = *code.modules.structures.get(module)?;
+            let start = probe.reader.pointer(structure, probe.field("module", start)?)?;
+            let count = probe.reader.number(structure, probe.field("module", count)?)?;
+            let bytes = count.checked_mul(element).filter(|bytes| *bytes <= SITES_MAX * element)?;
+            let mut array = vec![0; usize::try_from(bytes).ok()?];
+            probe.reader.read(start, &mut array)?;
+            Some((start, array))
+        };
+        let labels = table("jump_entries", "num_jump_entries", JUMP_BYTES as u64);
+        let mut sites = labels.map(|(start, table)| jump_labels(start, &table)).unwrap_or_default();
+        let calls = table("static_call_sites", "num_static_call_sites", CALL_BYTES as u64);
+        sites.extend(calls.map(|(start, table)| static_calls(start, &table)).unwrap_or_default());
+        let own = code.modules.all.get(module).map(|module| module.name.as_str());
+        let trampolines = code
+            .symbols
+            .all()
+            .filter(|(module, _, name)| Some(*module) == own && name.starts_with("__SCT__"));
+        sites.extend(trampolines.map(|(_, at, _)| (at, Site::StaticCall)));
+        let (_, entries) = table("ftrace_callsites", "num_ftrace_callsites", 8).unwrap_or_default();
+        let entries = entries.as_chunks::<8>().0.iter().map(|bytes| u64::from_le_bytes(*bytes));
+        sites.extend(entries.map(|at| (at, Site::Tracer)));
+        sites.sort_unstable();
+        sites.dedup();
+        Self { sites }
+    }
+
     /// Whether changed bytes lie at a lawful site and what stands there now is lawful.
-    pub(crate) fn explain(&self, probe: &Probe, virt: u64, now: &[u8], probed: &Probed) -> bool {
+    pub(crate) fn explain(&self, lawful: &Lawful, virt: u64, now: &[u8]) -> bool {
         let last = virt + now.len() as u64;
         let (mut at, mut covered) = (virt, true);
         // One run can hold several sites side by side.
@@ -62,12 +110,12 @@ impl LawfulSites {
             let site_end = near
                 .filter_map(|(site, kind)| {
                     let mut code = [0; SITE_BYTES];
-                    probe.reader.read(*site, &mut code)?;
-                    let length = lawful_length(probe, *site, *kind, &code)?;
+                    lawful.code.probe.reader.read(*site, &mut code)?;
+                    let length = lawful_length(lawful, *site, *kind, &code)?;
                     Some(site + length).filter(|end| *end > at)
                 })
                 .max();
-            match site_end.or_else(|| probed.end_of_site(at)) {
+            match site_end.or_else(|| lawful.kprobes.end_of_site(at)) {
                 Some(end) => at = end,
                 None => covered = false,
             }
@@ -77,8 +125,7 @@ impl LawfulSites {
 }
 
 /// How many bytes of a site are accounted for by what stands there; `None` when that is not lawful there.
-fn lawful_length(probe: &Probe, site: u64, kind: Site, code: &[u8]) -> Option<u64> {
-    let text = probe.kernel.text();
+fn lawful_length(lawful: &Lawful, site: u64, kind: Site, code: &[u8]) -> Option<u64> {
     let leads_to = |length: u64, displacement: i64| (site + length).wrapping_add_signed(displacement);
     let near = |at: usize| code.get(at..)?.first_chunk().map(|bytes| i64::from(i32::from_le_bytes(*bytes)));
     if code[0] == BREAKPOINT {
@@ -91,12 +138,14 @@ fn lawful_length(probe: &Probe, site: u64, kind: Site, code: &[u8]) -> Option<u6
     match (kind, code[0]) {
         (Site::JumpLabel(target), 0xeb) => (leads_to(2, code[1].cast_signed().into()) == target).then_some(5),
         (Site::JumpLabel(target), 0xe9) => (leads_to(5, near(1)?) == target).then_some(5),
-        (Site::StaticCall, 0xe8 | 0xe9) => text.contains(&leads_to(5, near(1)?)).then_some(5),
+        (Site::StaticCall, 0xe8 | 0xe9) => lawful.code.is_accounted(leads_to(5, near(1)?)).then_some(5),
         (Site::StaticCall, 0x0f) if code[1] & 0xf0 == 0x80 => {
-            text.contains(&leads_to(6, near(2)?)).then_some(6)
+            lawful.code.is_accounted(leads_to(6, near(2)?)).then_some(6)
         }
-        // Who traces is another question: the tracer's own code is made at run time.
-        (Site::StaticCall, 0xc3) | (Site::Tracer, 0xe8 | 0xe9) => Some(5),
+        (Site::StaticCall, 0xc3) => Some(5),
+        (Site::Tracer, 0xe8 | 0xe9) => {
+            lawful.tracers.may_lead_to(lawful.code, leads_to(5, near(1)?)).then_some(5)
+        }
         (Site::StaticCall, _) => RETURN_ZERO.iter().any(|zero| code.starts_with(zero)).then_some(5),
         _ => None,
     }
@@ -117,31 +166,21 @@ fn relative(at: u64, bytes: &[u8]) -> Option<u64> {
     Some(at.wrapping_add_signed(offset.into()))
 }
 
-fn jump_labels(probe: &Probe) -> Vec<(u64, Site)> {
-    const ENTRY: usize = 16;
-    let Some((start, table)) = array(probe, "__start___jump_table", "__stop___jump_table", ENTRY as u64)
-    else {
-        return Vec::new();
+fn jump_labels(start: u64, table: &[u8]) -> Vec<(u64, Site)> {
+    let entry = |(at, bytes): (u64, &[u8; JUMP_BYTES])| {
+        Some((relative(at, bytes)?, Site::JumpLabel(relative(at.wrapping_add(4), &bytes[4..])?)))
     };
-    let entry = |(at, bytes): (u64, &[u8; ENTRY])| {
-        Some((relative(at, bytes)?, Site::JumpLabel(relative(at + 4, &bytes[4..])?)))
-    };
-    (start..).step_by(ENTRY).zip(table.as_chunks::<ENTRY>().0).filter_map(entry).collect()
+    addresses(start, JUMP_BYTES as u64).zip(table.as_chunks::<JUMP_BYTES>().0).filter_map(entry).collect()
 }
 
-fn static_calls(probe: &Probe) -> Vec<(u64, Site)> {
-    const ENTRY: usize = 8;
-    let table = array(probe, "__start_static_call_sites", "__stop_static_call_sites", ENTRY as u64);
-    let (start, table) = table.unwrap_or_default();
-    let sites = (start..).step_by(ENTRY).zip(table.as_chunks::<ENTRY>().0);
-    let mut sites: Vec<_> =
-        sites.filter_map(|(at, bytes)| Some((relative(at, bytes)?, Site::StaticCall))).collect();
-    // The trampolines, for calls that are not inline.
-    let trampolines = probe.kernel.symbols_within(probe.kernel.text());
-    sites.extend(
-        trampolines.filter(|(_, name)| name.starts_with("__SCT__")).map(|(at, _)| (at, Site::StaticCall)),
-    );
-    sites
+fn static_calls(start: u64, table: &[u8]) -> Vec<(u64, Site)> {
+    let sites = addresses(start, CALL_BYTES as u64).zip(table.as_chunks::<CALL_BYTES>().0);
+    sites.filter_map(|(at, bytes)| Some((relative(at, bytes)?, Site::StaticCall))).collect()
+}
+
+/// The addresses of an array's elements.
+fn addresses(start: u64, element: u64) -> impl Iterator<Item = u64> {
+    (0_u64..).map(move |index| start.wrapping_add(index.wrapping_mul(element)))
 }
 
 /// The call sites at function entries that the tracer knows.
@@ -165,42 +204,4 @@ fn tracer_sites(probe: &Probe) -> Option<Vec<(u64, Site)>> {
         group = probe.reader.pointer(group, next)?;
     }
     Some(sites)
-}
-
-/// Where kprobes stand at this instant: they come and go.
-#[derive(Default)]
-pub(crate) struct Probed {
-    addresses: IntegerSet<u64>,
-}
-
-impl Probed {
-    pub(crate) fn read(probe: &Probe) -> Self {
-        Self { addresses: Self::addresses(probe).unwrap_or_default() }
-    }
-
-    fn addresses(probe: &Probe) -> Option<IntegerSet<u64>> {
-        const BUCKETS: u64 = 64;
-        let table = probe.symbol("kprobe_table")?;
-        let (node, address) = (probe.field("kprobe", "hlist")?, probe.field("kprobe", "addr")?);
-        let mut addresses = IntegerSet::default();
-        for bucket in 0..BUCKETS {
-            let mut link = probe.reader.u64(table + bucket * 8)?;
-            while link != 0 && addresses.len() < KPROBES_MAX {
-                let at = probe.reader.pointer(link.wrapping_sub(node.offset_bytes), address)?;
-                if !addresses.insert(at) {
-                    break;
-                }
-                link = probe.reader.u64(link)?;
-            }
-        }
-        Some(addresses)
-    }
-
-    /// The end of the probed instruction that covers an address: a breakpoint, or a jump of five bytes.
-    fn end_of_site(&self, at: u64) -> Option<u64> {
-        (0..5)
-            .map(|back| at.wrapping_sub(back))
-            .find(|start| self.addresses.contains(start))
-            .map(|start| start + 5)
-    }
 }

@@ -9,6 +9,8 @@ pub(crate) struct Tasks {
     pub(crate) all: Vec<Task>,
     /// The tasks that one view has and another lacks, and which lacks them; empty when a view is not whole.
     pub(crate) hidden: Vec<Hidden>,
+    /// Whether every view was whole and no CPU was changing them.
+    pub(crate) comparable: bool,
 }
 
 /// A task that some view does not show.
@@ -22,7 +24,10 @@ pub(crate) struct Hidden {
 const LIST: u8 = 1;
 const PID_IDR: u8 = 2;
 const RUN_QUEUE: u8 = 4;
-const VIEWS: [(u8, &str); 3] = [(LIST, "list"), (PID_IDR, "pid-idr"), (RUN_QUEUE, "runqueue")];
+/// Not a view of the kernel's: the memory of its allocator was looked through.
+const SLAB: u8 = 128;
+const VIEWS: [(u8, &str); 4] =
+    [(LIST, "list"), (PID_IDR, "pid-idr"), (RUN_QUEUE, "runqueue"), (SLAB, "slab")];
 /// The default `pid_max` of 64-bit kernels is 4 Mi; beyond this a guest is lying or not worth the time.
 const TASKS_MAX: usize = 1 << 18;
 const COMM_MAX: usize = 16;
@@ -170,7 +175,17 @@ impl Tasks {
             .enumerate()
             .filter_map(|(at, (views, task))| Some(Hidden { task: at, missing: lacks(*views, task)? }))
             .collect();
-        Some(Self { all: tasks.into_iter().map(|(_, task)| task).collect(), hidden })
+        Some(Self { all: tasks.into_iter().map(|(_, task)| task).collect(), hidden, comparable })
+    }
+
+    /// Adds a living task that none of the kernel's views leads to.
+    pub(crate) fn add_unlisted(&mut self, probe: &Probe, address: u64) {
+        let task = Fields::of(probe)
+            .and_then(|fields| read_task(probe, &fields, address, SLAB, &mut IntegerMap::default()));
+        if let Some(task) = task {
+            self.hidden.push(Hidden { task: self.all.len(), missing: "list" });
+            self.all.push(task);
+        }
     }
 }
 
