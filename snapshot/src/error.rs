@@ -109,6 +109,17 @@ pub enum Error {
         /// The way out.
         help: &'static str,
     },
+    /// A file to be imported is not what it should be, or damaged. Nothing was imported.
+    #[error("{} cannot be imported: {what}. Nothing was imported", path.display())]
+    NotReadable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Whoever asked for it stopped it.
+    #[error("stopped. Nothing is left of it")]
+    Stopped,
     /// The checkpoint was removed by retention.
     #[error(
         "checkpoint {name} (@{sequence}) was pruned: there is no way back to it. `retrovisor log` names those that are left"

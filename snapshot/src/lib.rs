@@ -10,6 +10,7 @@ mod content;
 mod content_list;
 mod damage;
 mod error;
+mod export;
 mod id;
 mod intake;
 mod key;
@@ -33,6 +34,7 @@ pub use catalogue::{
 pub use content::{ContentId, ContentRef};
 pub use damage::Damage;
 pub use error::{Error, Result};
+pub use export::{DumpFormat, ExportProgress, ExportReport, ImportReport};
 pub use id::{CheckpointId, IncidentId, MachineId, OperationId, TimelineId};
 pub use reads::Reads;
 pub use recorder::{

@@ -77,6 +77,17 @@ impl Catalogue {
         self.machine_by_id(id)
     }
 
+    /// Removes a machine that has no checkpoint and no operation: one whose import failed.
+    pub(crate) fn remove_empty_machine(&self, machine: MachineId) -> Result<()> {
+        self.write("removing a machine", Durability::Full, |transaction| {
+            transaction.execute(
+                "DELETE FROM machine WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM checkpoint WHERE machine = ?1)",
+                [machine.0],
+            )?;
+            Ok(())
+        })
+    }
+
     /// Keeps what the service needs to find the VM again.
     pub fn set_runtime(&self, machine: MachineId, runtime: &str) -> Result<()> {
         self.update_machine(machine, "UPDATE machine SET runtime = ?2 WHERE id = ?1", runtime)

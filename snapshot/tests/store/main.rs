@@ -4,6 +4,7 @@
 mod ask;
 mod crash;
 mod damage;
+mod export;
 mod failures;
 mod formats;
 mod full_disk;

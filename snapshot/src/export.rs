@@ -1,0 +1,11 @@
+//! Checkpoints and histories as files that others read: raw memory, ELF cores, archives; and the way back.
+
+mod core;
+mod dump;
+mod notes;
+mod output;
+mod pages;
+mod raw;
+
+pub use dump::{DumpFormat, ImportReport};
+pub use pages::{ExportProgress, ExportReport};

@@ -1,0 +1,79 @@
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::id::fresh_name;
+
+/// Bytes gathered before they are written.
+const BUFFER: usize = 1 << 20;
+
+/// A file that is there as a whole, or not at all: it gets its name when it is complete.
+pub(super) struct Output {
+    path: PathBuf,
+    partial: PathBuf,
+    file: Option<BufWriter<File>>,
+}
+
+impl Output {
+    /// Begins a file for its owner only. A file of this name must not be there.
+    pub(super) fn begin(path: &Path) -> Result<Self> {
+        if path.exists() {
+            return Err(Error::Exists { what: "the file", name: path.display().to_string() });
+        }
+        let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        let partial = path.with_file_name(format!(".{name}.{}", fresh_name()));
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create_new(true).mode(0o600).open(&partial);
+        let file = file.map_err(Error::io("creating", &partial))?;
+        Ok(Self { path: path.to_owned(), partial, file: Some(BufWriter::with_capacity(BUFFER, file)) })
+    }
+
+    /// Writes at an offset. What is passed over are holes.
+    pub(super) fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.with("writing", |file| {
+            if file.stream_position()? != offset {
+                file.seek(SeekFrom::Start(offset))?;
+            }
+            file.write_all(bytes)
+        })
+    }
+
+    /// The file is `length` bytes long, and complete. Answers the bytes that it takes on the disk.
+    pub(super) fn finish(mut self, length: Option<u64>) -> Result<u64> {
+        self.with("writing", |file| {
+            file.flush()?;
+            if let Some(length) = length {
+                file.get_ref().set_len(length)?;
+            }
+            file.get_ref().sync_all()
+        })?;
+        self.file = None;
+        let here = self.path.clone();
+        std::fs::rename(&self.partial, &here).map_err(Error::io("naming", &here))?;
+        let meta = std::fs::metadata(&here).map_err(Error::io("measuring", &here))?;
+        Ok(std::os::unix::fs::MetadataExt::blocks(&meta) * 512)
+    }
+
+    fn with<T>(
+        &mut self,
+        doing: &'static str,
+        work: impl FnOnce(&mut BufWriter<File>) -> io::Result<T>,
+    ) -> Result<T> {
+        match &mut self.file {
+            Some(file) => work(file).map_err(Error::io(doing, &self.path)),
+            None => Err(Error::Invalid { what: "file", why: "it is complete already".into() }),
+        }
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        if let Some(file) = self.file.take() {
+            // What was gathered need not be written any more.
+            let _ = file.into_parts();
+            let _ = std::fs::remove_file(&self.partial);
+        }
+    }
+}
