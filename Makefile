@@ -16,6 +16,7 @@ help: ## list the targets
 setup: ## get QEMU, Debian kernels and busybox, and make the test guests
 	$(STEP) setup setup/guest.sh
 	$(STEP) "other kernels" setup/kernels.sh few
+	$(STEP) "attackers" setup/attackers.sh
 
 demo: setup ## watch the whole story happen to a Debian guest (ARGS=... for its options)
 	$(STEP) "build" cargo build --release -p retrovisor $(CARGO_FLAGS)
@@ -29,7 +30,8 @@ test: setup lint ## formatting, clippy, documentation and all tests
 test-kernels: ## introspection on every kernel: 5.10, 6.1, 6.12, 7.x, cloud and plain (downloads about 600 MB once)
 	$(STEP) setup setup/guest.sh
 	$(STEP) "all kernels" setup/kernels.sh all
-	$(STEP) "tests" cargo test -p retrovisor-introspect --test word $(CARGO_FLAGS) -- --include-ignored --nocapture --test-threads 1
+	$(STEP) "attackers" setup/attackers.sh
+	$(STEP) "tests" cargo test -p retrovisor-introspect --test word --test attacks $(CARGO_FLAGS) -- --include-ignored --nocapture --test-threads 1
 
 lint: ## formatting, clippy, documentation, licences, shell scripts
 	$(STEP) "formatting" cargo fmt --all --check

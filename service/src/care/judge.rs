@@ -21,6 +21,19 @@ static READING: Schema = Schema {
     ],
 };
 
+/// The first checkpoint whose code was the reference, of the boot that the last checkpoint read is of.
+const FIRST_OF_BOOT: &str = "\
+WITH last AS (
+    SELECT k.banner, k.virtual_slide, k.physical_base FROM fact_kernel k
+    JOIN checkpoint c ON c.id = k.checkpoint WHERE c.machine = ?1 ORDER BY c.sequence DESC LIMIT 1)
+SELECT c.id FROM checkpoint c
+JOIN fact_memory m ON m.checkpoint = c.id
+JOIN fact_kernel k ON k.checkpoint = c.id
+JOIN last ON last.banner = k.banner AND last.virtual_slide = k.virtual_slide
+    AND last.physical_base = k.physical_base
+WHERE c.machine = ?1 AND m.kernel_text_pages > 0
+ORDER BY c.sequence LIMIT 1";
+
 /// What stays between the checkpoints of one machine.
 pub(super) struct Judge {
     store: Arc<Store>,
@@ -88,6 +101,7 @@ impl Judge {
     /// The present moved: rates go on from there, and what was suspected is the other timeline's.
     pub(super) fn moved_to(&mut self, target: CheckpointId) {
         self.analyst.rolled_back_to(target);
+        self.introspector.forget_last();
         self.last = None;
         self.incident_open = false;
         self.moves += 1;
@@ -99,9 +113,28 @@ impl Judge {
     }
 
     fn observe(&mut self, checkpoint: CheckpointId) -> Result<Observation, CareError> {
+        if self.introspector.kernel().is_none() {
+            self.learn();
+        }
         let view = self.store.view(checkpoint)?;
         let registers = self.store.registers(checkpoint)?;
         Ok(self.introspector.observe(&view, &registers))
+    }
+
+    /// After a restart of ours: what later checkpoints are compared with is learnt again from the first checkpoint of
+    /// this boot that is still stored. Without one, the next to come is the reference.
+    fn learn(&mut self) {
+        let first = self.store.catalogue().query(FIRST_OF_BOOT, &[Value::Integer(self.machine.0)], 1);
+        let Some(Value::Integer(first)) = first.ok().and_then(|rows| rows.rows.first()?.first().cloned())
+        else {
+            return;
+        };
+        let first = CheckpointId(first);
+        let memory = self.store.view(first).and_then(|view| Ok((view, self.store.registers(first)?)));
+        match memory {
+            Ok((view, registers)) => self.introspector.learn(&view, &registers),
+            Err(error) => tracing::warn!(%first, %error, "the reference of this boot cannot be read"),
+        }
     }
 
     fn incident(
