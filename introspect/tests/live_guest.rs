@@ -344,6 +344,16 @@ fn attacks_are_named(
     let found = attack(&[(kernel.translate(&memory, function).unwrap(), vec![0xcc, 0x13])], registers);
     assert_eq!(kinds(&found), [ViolationKind::TextChanged]);
     assert_eq!(found[0].object, "vfs_read");
+    // One that starts anew sees it only when it learnt before what the code was like.
+    let gpa = kernel.translate(&memory, function).unwrap();
+    for (learns, seen) in [(true, 1), (false, 0)] {
+        let mut anew = Introspector::new();
+        if learns {
+            anew.learn(&memory, registers);
+        }
+        let found = guest.with_changed(&[(gpa, vec![0xcc, 0x13])], || anew.observe(&memory, registers));
+        assert_eq!(found.linux.unwrap().integrity.len(), seen, "learns: {learns}");
+    }
 
     // The page-fault gate.
     let gate = kernel.translate(&memory, kernel.symbol("idt_table").unwrap() + 14 * 16).unwrap();
