@@ -8,7 +8,7 @@ STEP = @setup/step.sh
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-kernels lint doc bench bench-backup
+.PHONY: help setup demo test test-kernels lint doc bench bench-volatility bench-backup
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
@@ -32,6 +32,7 @@ test-kernels: ## introspection on every kernel: 5.10, 6.1, 6.12, 7.x, cloud and 
 	$(STEP) "all kernels" setup/kernels.sh all
 	$(STEP) "attackers" setup/attackers.sh
 	$(STEP) "tests" cargo test -p retrovisor-introspect --test word --test attacks $(CARGO_FLAGS) -- --include-ignored --nocapture --test-threads 1
+	$(STEP) "owners of frames" cargo test -p retrovisor-introspect --test owners $(CARGO_FLAGS) -- --include-ignored --nocapture --test-threads 1
 
 lint: ## formatting, clippy, documentation, licences, shell scripts
 	$(STEP) "formatting" cargo fmt --all --check
@@ -47,6 +48,9 @@ bench: setup ## measure; rows go to target/bench
 	$(STEP) "store" cargo bench -p retrovisor-snapshot --bench store $(CARGO_FLAGS)
 	$(STEP) "verdicts" cargo bench -p retrovisor-analytics --bench score $(CARGO_FLAGS)
 	$(STEP) "QEMU, introspection, verdicts" cargo bench -p retrovisor-tests --bench qemu $(CARGO_FLAGS)
+
+bench-volatility: setup ## read one memory beside Volatility 3, in an environment that is thrown away
+	$(STEP) "Volatility 3" introspect/benches/volatility.sh
 
 bench-backup: setup ## keep images of a guest beside restic and borg
 	$(STEP) "store, restic, borg" cargo bench -p retrovisor-tests --bench backup $(CARGO_FLAGS)

@@ -47,8 +47,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     times.sort_by(f64::total_cmp);
     let first_ms = times[times.len() / 2];
     if let (true, Some(linux)) = (facts, &observation.linux) {
-        // Those of the list: a task that has just ended is still a CPU's, and no longer in it.
-        let listed = linux.tasks.iter().filter(|task| task.views.starts_with("list"));
+        // Volatility leaves out what has ended and waits for its parent.
+        let listed = linux.tasks.iter().filter(|task| !matches!(task.state, 'Z' | 'X'));
         let leaders = listed.filter(|task| task.pid == task.tgid);
         let tasks: Vec<_> = leaders.map(|task| json!([task.pid, task.comm])).collect();
         let modules: Vec<_> = linux.modules.iter().map(|module| &module.name).collect();
