@@ -1,21 +1,22 @@
 //! A machine that is only memory: no vCPU runs. Tests, and tools that build a guest's memory by hand, use it.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use retrovisor_guest::{
-    Accelerator, ClockPolicy, DiskState, Gfn, Gpa, Machine, MachineError, MachineIdentity, MachineState,
-    MemoryError, MemoryLayout, MemoryView, PAGE_SIZE, PageContent, PageSet, RunState, StateSection,
-    VcpuRegisters,
+    Accelerator, BlockContent, ClockPolicy, DiskChanges, DiskShape, DiskState, Gfn, Gpa, Machine,
+    MachineError, MachineIdentity, MachineState, MemoryError, MemoryLayout, MemoryView, PAGE_SIZE,
+    PageContent, PageSet, RunState, StateSection, VcpuRegisters,
 };
 
 use crate::ram::Ram;
 
+mod disk;
+
+use disk::{MemoryDisk, NAME};
+
 /// The format of the one state section.
 const FORMAT: &str = "retrovisor-memory/1";
-/// The name of the toy disk.
-const DISK: &str = "d0";
 
 /// Memory, one vCPU's registers that nobody changes but the caller, some bytes that stand for devices,
 /// and a toy disk. Everything the real drivers must put back, this one puts back.
@@ -24,9 +25,7 @@ pub struct MemoryMachine {
     board: Arc<Board>,
     registers: VcpuRegisters,
     device: Vec<u8>,
-    disk: Vec<u8>,
-    disk_snapshots: BTreeMap<String, Vec<u8>>,
-    next_snapshot: u64,
+    disk: MemoryDisk,
 }
 
 /// What stands in for a vCPU: another thread writes the guest's memory through it while the machine runs. A write
@@ -93,9 +92,7 @@ impl MemoryMachine {
             }),
             registers: VcpuRegisters::default(),
             device: Vec::new(),
-            disk: Vec::new(),
-            disk_snapshots: BTreeMap::new(),
-            next_snapshot: 1,
+            disk: MemoryDisk::default(),
             identity: MachineIdentity {
                 name: name.to_owned(),
                 driver: "memory".into(),
@@ -105,6 +102,18 @@ impl MemoryMachine {
                 layout,
             },
         })
+    }
+
+    /// The same, with a disk whose blocks can be read and written; it begins as `base`, and keeps its length.
+    #[must_use]
+    pub fn with_disk(mut self, base: Vec<u8>) -> Self {
+        self.disk = MemoryDisk::over(base);
+        self
+    }
+
+    /// What the disk is said to be: to lie about its base image, as no driver should.
+    pub fn disk_shapes_mut(&mut self) -> &mut [DiskShape] {
+        self.disk.shapes_mut()
     }
 
     /// Writes as the guest would: across page borders, and the frames become dirty.
@@ -131,13 +140,13 @@ impl MemoryMachine {
 
     /// The toy disk's bytes, to look at and to change.
     pub fn disk_mut(&mut self) -> &mut Vec<u8> {
-        &mut self.disk
+        &mut self.disk.bytes
     }
 
     /// How many states of the disk are set aside.
     #[must_use]
     pub fn disk_snapshots(&self) -> usize {
-        self.disk_snapshots.len()
+        self.disk.snapshots()
     }
 
     fn needs_pause(&self, doing: &'static str) -> Result<(), MachineError> {
@@ -180,13 +189,10 @@ impl Machine for MemoryMachine {
 
     fn capture_state(&mut self) -> Result<MachineState, MachineError> {
         self.needs_pause("capturing the state")?;
-        let reference = format!("m{}", self.next_snapshot);
-        self.next_snapshot += 1;
-        self.disk_snapshots.insert(reference.clone(), self.disk.clone());
         Ok(MachineState {
             vcpus: vec![self.registers.clone()],
             sections: vec![StateSection { format: FORMAT.into(), bytes: self.device.clone() }],
-            disks: vec![DiskState { disk: DISK.into(), reference }],
+            disks: vec![self.disk.keep()],
         })
     }
 
@@ -208,7 +214,10 @@ impl Machine for MemoryMachine {
         }
         let mut disk = None;
         for wanted in &state.disks {
-            let kept = self.disk_snapshots.get(&wanted.reference).filter(|_| wanted.disk == DISK);
+            if *wanted == DiskState::as_it_is(NAME) {
+                continue;
+            }
+            let kept = self.disk.find(wanted).map(Arc::clone);
             disk = Some(kept.ok_or_else(|| {
                 mismatch(
                     "the disk",
@@ -218,7 +227,7 @@ impl Machine for MemoryMachine {
             })?);
         }
         if let Some(disk) = disk {
-            self.disk.clone_from(disk);
+            self.disk.bytes.clone_from(&disk);
         }
         self.registers.clone_from(registers);
         self.device.clone_from(&section.bytes);
@@ -231,9 +240,38 @@ impl Machine for MemoryMachine {
 
     fn release_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
         for disk in &state.disks {
-            self.disk_snapshots.remove(&disk.reference);
+            self.disk.release(disk);
         }
         Ok(())
+    }
+
+    fn disks(&self) -> &[DiskShape] {
+        self.disk.shapes()
+    }
+
+    fn disk_changes(
+        &self,
+        at: &DiskState,
+        since: Option<&DiskState>,
+    ) -> Result<Box<dyn DiskChanges>, MachineError> {
+        self.disk.changes(at, since)
+    }
+
+    fn kept_disks(&mut self) -> Result<Vec<DiskState>, MachineError> {
+        Ok(self.disk.kept())
+    }
+
+    fn write_blocks(
+        &mut self,
+        disk: &str,
+        first: u64,
+        contents: &[BlockContent<'_>],
+    ) -> Result<(), MachineError> {
+        self.needs_pause("writing a disk")?;
+        if disk != NAME {
+            return Err(mismatch("the disk", NAME, disk));
+        }
+        self.disk.write(first, contents)
     }
 }
 
@@ -297,7 +335,7 @@ mod tests {
         machine.disk_mut().extend(b"new");
         machine.apply_state(&state, ClockPolicy::StandStill).unwrap();
         assert_eq!(machine.registers_mut().rip, 7);
-        assert_eq!((&machine.device[..], &machine.disk[..]), (&b"uart"[..], &b"old"[..]));
+        assert_eq!((&machine.device[..], &machine.disk.bytes[..]), (&b"uart"[..], &b"old"[..]));
         machine.release_state(&state).unwrap();
         assert_eq!(machine.disk_snapshots(), 0);
         assert!(matches!(

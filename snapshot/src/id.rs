@@ -34,6 +34,10 @@ id!(
     OperationId
 );
 id!(
+    /// A disk of a machine, within one store.
+    DiskId
+);
+id!(
     /// An incident, within one store.
     IncidentId
 );

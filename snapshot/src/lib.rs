@@ -9,6 +9,7 @@ mod clock;
 mod content;
 mod content_list;
 mod damage;
+mod disk;
 mod error;
 mod export;
 mod id;
@@ -33,9 +34,10 @@ pub use catalogue::{
 };
 pub use content::{ContentId, ContentRef};
 pub use damage::Damage;
+pub use disk::{DiskImage, DiskRecord};
 pub use error::{Error, Result};
 pub use export::{DumpFormat, ExportProgress, ExportReport, ImportReport};
-pub use id::{CheckpointId, IncidentId, MachineId, OperationId, TimelineId};
+pub use id::{CheckpointId, DiskId, IncidentId, MachineId, OperationId, TimelineId};
 pub use reads::Reads;
 pub use recorder::{
     CheckpointReport, CheckpointRequest, CheckpointTiming, Consumer, DirtyEpochs, MemoryUse, Pending,

@@ -3,6 +3,7 @@
 mod capture;
 mod checkpoint;
 mod dirty;
+mod disks;
 mod engine;
 mod history;
 mod overwrite;

@@ -16,6 +16,7 @@ pub use opening::{Access, Store, StoreOptions};
 pub use verify::{VerifyProgress, VerifyReport};
 pub use view::CheckpointView;
 
+pub(crate) use contents::missing;
 pub(crate) use maps::{changes_hash, keyframe};
 pub(crate) use marker::Marker;
 pub(crate) use states::{pieces, store_state};

@@ -7,13 +7,14 @@ use super::abort::Abort;
 use super::checkpoint::{self, NewCheckpoint};
 use super::connection::{Catalogue, Durability};
 use super::content::{self, NewContent, NewFrame};
+use super::disk::{self, NewDiskVersion};
 use super::operation::{self, NewOperation, OperationKind, OperationStatus};
 use super::page_version::{self, Keyframe};
 use super::position::Position;
 use super::state::{self, StoredState};
 use crate::content::ContentRef;
 use crate::error::Result;
-use crate::id::{CheckpointId, OperationId, TimelineId};
+use crate::id::{CheckpointId, DiskId, OperationId, TimelineId};
 use crate::key::Hash;
 
 /// What one transaction brings: contents, and the checkpoints that need them.
@@ -32,7 +33,17 @@ pub(crate) struct Moment<'a> {
     pub(crate) changes: &'a [(Gfn, ContentRef)],
     pub(crate) keyframe: Option<&'a Keyframe>,
     pub(crate) state: &'a StoredState,
+    pub(crate) disks: Vec<NewDiskVersion<'a>>,
     pub(crate) noted: Noted<'a>,
+}
+
+/// What protects the lists of changes that hang at a checkpoint.
+#[expect(clippy::type_complexity, reason = "a parent, a list, its hash")]
+pub(crate) struct Hashes<'a> {
+    /// Of frames.
+    pub(crate) changes: &'a dyn Fn(Option<CheckpointId>, &[(Gfn, ContentRef)]) -> Hash,
+    /// Of a disk's blocks.
+    pub(crate) blocks: &'a dyn Fn(Option<CheckpointId>, DiskId, &[(u64, ContentRef)]) -> Hash,
 }
 
 /// The operation that is recorded with a checkpoint.
@@ -68,12 +79,12 @@ pub(crate) struct Committed {
 
 impl Catalogue {
     /// Makes checkpoints visible: they are wholly there and safe on the disk when this returns, or none of them is.
-    /// The first one hangs at `parent`; `hash` gives the hash of a list of changes that hangs at a checkpoint.
+    /// The first one hangs at `parent`.
     pub(crate) fn commit(
         &self,
         mut parent: Option<Position>,
         commit: &Commit<'_>,
-        hash: impl Fn(Option<CheckpointId>, &[(Gfn, ContentRef)]) -> Hash,
+        hashes: &Hashes<'_>,
     ) -> Result<Vec<Committed>> {
         self.write("committing a checkpoint", Durability::Full, |transaction| {
             let mut pack = transaction.prepare_cached(
@@ -86,13 +97,17 @@ impl Catalogue {
             content::insert(transaction, commit.frames, commit.contents)?;
             let mut all = Vec::with_capacity(commit.moments.len());
             for moment in &commit.moments {
-                let changes_hash = hash(parent.map(|parent| parent.checkpoint), moment.changes);
+                let above = parent.map(|parent| parent.checkpoint);
+                let changes_hash = (hashes.changes)(above, moment.changes);
                 let position = checkpoint::insert(transaction, moment.checkpoint, parent, &changes_hash)?;
                 page_version::insert(transaction, position.checkpoint, moment.changes)?;
                 if let Some(keyframe) = moment.keyframe {
                     page_version::insert_keyframe(transaction, position.checkpoint, keyframe)?;
                 }
                 state::insert(transaction, position.checkpoint, moment.state)?;
+                disk::insert(transaction, position.checkpoint, &moment.disks, |disk, changes| {
+                    (hashes.blocks)(above, disk, changes)
+                })?;
                 let committed = note(transaction, moment, parent, position)?;
                 parent = Some(committed.stands);
                 all.push(committed);

@@ -25,9 +25,9 @@ CREATE TABLE disk (
     machine INTEGER NOT NULL REFERENCES machine (id),
     name TEXT NOT NULL,
     size_bytes INTEGER NOT NULL,
-    base TEXT NOT NULL,
-    UNIQUE (machine, name)
+    base TEXT NOT NULL
 );
+CREATE INDEX disk_by_machine ON disk (machine);
 
 -- A disk at a checkpoint: what its list of changed blocks must hash to, and how far its full map is.
 CREATE TABLE disk_version (

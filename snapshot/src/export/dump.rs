@@ -13,9 +13,10 @@ use serde_json::json;
 
 use super::notes;
 use super::pages::{Progress, tell};
-use crate::catalogue::{CheckpointKind, Commit, MachineRecord, Moment, NewCheckpoint, Noted, OperationKind};
+use crate::catalogue::{CheckpointKind, Commit, Hashes, MachineRecord, Moment, NewCheckpoint, Noted, OperationKind};
 use crate::clock;
 use crate::content::ContentRef;
+use crate::disk::block_changes_hash;
 use crate::error::{Error, Result};
 use crate::id::CheckpointId;
 use crate::page_map::PageMap;
@@ -185,6 +186,7 @@ impl Store {
                 changes: &changes,
                 keyframe: Some(&full),
                 state: &state,
+                disks: Vec::new(),
                 noted: Noted::Nothing,
             };
             let commit = Commit {
@@ -193,8 +195,11 @@ impl Store {
                 packs: &sealed.packs,
                 moments: vec![moment],
             };
-            let hash = |parent, changes: &[_]| changes_hash(&self.key, parent, changes);
-            let committed = catalogue.commit(None, &commit, hash).inspect_err(|_| {
+            let hashes = Hashes {
+                changes: &|parent, changes| changes_hash(&self.key, parent, changes),
+                blocks: &|parent, disk, changes| block_changes_hash(&self.key, parent, disk, changes),
+            };
+            let committed = catalogue.commit(None, &commit, &hashes).inspect_err(|_| {
                 if let Err(error) = catalogue.remove_empty_machine(machine.id) {
                     tracing::warn!(%error, "a machine that was not imported could not be removed");
                 }

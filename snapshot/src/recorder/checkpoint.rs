@@ -11,6 +11,7 @@ use super::pipeline::{Capture, Moving};
 use super::report::{CheckpointReport, CheckpointRequest, CheckpointTiming};
 use super::staging::Staged;
 use crate::clock::{now_ms, since_us};
+use crate::disk::DiskDraft;
 use crate::error::{Error, Result};
 
 /// Longest label, in bytes.
@@ -21,6 +22,8 @@ pub(super) struct Taken {
     pub(super) request: CheckpointRequest,
     pub(super) at_ms: i64,
     pub(super) state: MachineState,
+    /// What changed on its disks; found out when it is handed over.
+    pub(super) disks: Vec<DiskDraft>,
     pub(super) staged: Arc<Vec<Staged>>,
     pub(super) timing: CheckpointTiming,
     /// When the guest ran on.
@@ -52,6 +55,7 @@ impl Recorder {
         // Not to find out only later.
         self.store.must_be_writable()?;
         self.settle_until(machine, self.settings.pending_checkpoints_max.saturating_sub(1));
+        self.release_old_disks(machine);
         let mut timing = CheckpointTiming::default();
         let mut draft = self.draft(machine, &mut timing)?;
 
@@ -78,7 +82,8 @@ impl Recorder {
         let is_early = draft.is_early;
         let staged = Arc::new(draft.staged);
         let request = request.clone();
-        let taken = Taken { request, at_ms, state, staged, timing, since, moving: None };
+        let disks = Vec::new();
+        let taken = Taken { request, at_ms, state, disks, staged, timing, since, moving: None };
         let outcome = self.hand_over(machine, taken, is_early)?;
         Ok(Pending { store: Arc::clone(&self.store), timing, outcome, resumed })
     }
@@ -90,19 +95,22 @@ impl Recorder {
         taken: Taken,
         is_early: bool,
     ) -> Result<Receiver<Result<Stored>>> {
-        if let Err(error) = machine.sync_state(&taken.state) {
-            release(machine, &taken.state);
-            if is_early {
-                self.pipeline.give_up();
+        let ready = machine.sync_state(&taken.state).map_err(Error::from);
+        match ready.and_then(|()| self.disk_drafts(machine, &taken.state)) {
+            Ok(disks) => Ok(self.submit(Taken { disks, ..taken })),
+            Err(error) => {
+                release(machine, &taken.state);
+                if is_early {
+                    self.pipeline.give_up();
+                }
+                Err(error)
             }
-            return Err(error.into());
         }
-        Ok(self.submit(taken))
     }
 
     /// Hands over what was captured. The dirty frames are the checkpoint's from here on.
     pub(super) fn submit(&mut self, taken: Taken) -> Receiver<Result<Stored>> {
-        let Taken { request, at_ms, state, staged, timing, since, moving } = taken;
+        let Taken { request, at_ms, state, disks, staged, timing, since, moving } = taken;
         let dirty = self.dirty.take(self.own);
         self.last_dirty_pages = dirty.len();
         self.last_copied_pages = timing.copied_pages;
@@ -112,6 +120,7 @@ impl Recorder {
             request,
             at_ms,
             state,
+            disks,
             staged,
             dirty,
             timing,

@@ -4,6 +4,7 @@ use retrovisor_guest::{Machine, MachineError, MemoryLayout, PageSet};
 
 use super::capture::release;
 use super::dirty::{Consumer, DirtyEpochs};
+use super::disks::KeptDisks;
 use super::pipeline::{Done, Pipeline};
 use super::settings::{MemoryUse, RecorderSettings};
 use super::staging::Pool;
@@ -29,6 +30,7 @@ pub struct Recorder {
     /// Frames that were copied in the last pause, and dirty in all: what the next capture will be like.
     pub(super) last_copied_pages: u64,
     pub(super) last_dirty_pages: u64,
+    pub(super) disks: KeptDisks,
 }
 
 impl Recorder {
@@ -62,6 +64,7 @@ impl Recorder {
             own,
             last_copied_pages: 0,
             last_dirty_pages: 0,
+            disks: KeptDisks::default(),
         })
     }
 
@@ -142,6 +145,7 @@ impl Recorder {
             }
         }
         if any_failed {
+            self.disks.forget();
             self.pipeline.begin_anew();
         }
     }

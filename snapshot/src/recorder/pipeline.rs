@@ -11,6 +11,7 @@ use super::staging::Staged;
 use super::stand::Stand;
 use super::worker::Worker;
 use crate::catalogue::{Move, lock};
+use crate::disk::DiskDraft;
 use crate::error::{Error, Result};
 use crate::id::MachineId;
 use crate::store::Store;
@@ -44,6 +45,7 @@ pub(super) struct Capture {
     pub(super) request: CheckpointRequest,
     pub(super) at_ms: i64,
     pub(super) state: MachineState,
+    pub(super) disks: Vec<DiskDraft>,
     /// Copied frames, in order of copying: later ones override earlier ones.
     pub(super) staged: Arc<Vec<Staged>>,
     /// All frames that were dirty.

@@ -1,4 +1,5 @@
 use std::sync::{Arc, MutexGuard};
+use std::time::Instant;
 
 use retrovisor_guest::{Gfn, MemoryLayout, Page, PageSet};
 
@@ -7,7 +8,9 @@ use super::report::CheckpointTiming;
 use super::staging::{Staged, StagedContent, StagedFrame};
 use super::stand::Stand;
 use crate::catalogue::{Keyframe, NewCheckpoint, StoredState};
+use crate::clock::since_us;
 use crate::content::{ContentId, ContentRef};
+use crate::disk::{DiskReady, DiskStands};
 use crate::error::{Error, Result};
 use crate::id::MachineId;
 use crate::intake::{Intake, Progress};
@@ -37,6 +40,7 @@ pub(super) struct Ready {
     pub(super) replaced: Vec<ContentId>,
     pub(super) state: StoredState,
     pub(super) keyframe: Option<Keyframe>,
+    pub(super) disks: Vec<DiskReady>,
     pub(super) checkpoint: NewCheckpoint,
 }
 
@@ -46,6 +50,7 @@ pub(super) struct Tip {
     is_first: bool,
     keyframe_distance: u64,
     keyframe_rows: u64,
+    disks: DiskStands,
 }
 
 impl Tip {
@@ -56,6 +61,7 @@ impl Tip {
             is_first: stand.position.is_none(),
             keyframe_distance: stand.keyframe_distance,
             keyframe_rows: stand.keyframe_rows,
+            disks: stand.disks.clone(),
         }
     }
 }
@@ -115,6 +121,16 @@ impl<'s> Open<'s> {
             Ok(state) => state,
             Err(error) => return Err((error, capture)),
         };
+        let start = Instant::now();
+        let mut drafts = std::mem::take(&mut capture.disks);
+        let disks = drafts
+            .iter_mut()
+            .map(|draft| DiskReady::take_in(store, &mut self.intake, machine, &tip.disks, draft));
+        let disks = match disks.collect::<Result<Vec<_>>>() {
+            Ok(disks) => disks,
+            Err(error) => return Err((error, capture)),
+        };
+        capture.timing.disk_us = if disks.is_empty() { 0 } else { since_us(start) };
         let mut map = (*tip.map).clone();
         for (index, content) in self.frames.drain(..) {
             map.set(index as usize, content);
@@ -135,7 +151,13 @@ impl<'s> Open<'s> {
         };
         let (keyframe_distance, keyframe_rows) = if is_key { (0, 0) } else { (distance, rows) };
         let map = Arc::new(map);
-        *tip = Tip { map: Arc::clone(&map), is_first: false, keyframe_distance, keyframe_rows };
+        *tip = Tip {
+            map: Arc::clone(&map),
+            is_first: false,
+            keyframe_distance,
+            keyframe_rows,
+            disks: disks.iter().map(|disk| (disk.stand.record.name.clone(), disk.stand.clone())).collect(),
+        };
         let after = self.intake.so_far();
         let before = std::mem::replace(&mut self.before, after);
         note_times(&mut capture.timing, &before, &after);
@@ -153,7 +175,7 @@ impl<'s> Open<'s> {
             keyframe_distance,
             keyframe_rows,
         };
-        Ok(Ready { capture, map, changes, replaced, state, keyframe, checkpoint })
+        Ok(Ready { capture, map, changes, replaced, state, keyframe, disks, checkpoint })
     }
 }
 

@@ -54,6 +54,8 @@ pub struct CheckpointTiming {
     pub sync_us: u64,
     /// Committing to the catalogue, on the disk as well.
     pub commit_us: u64,
+    /// Reading what changed on disks, and taking it in (its hashing, compressing and so on count there as well).
+    pub disk_us: u64,
     /// From the guest's running on until the checkpoint was safe.
     pub durable_us: u64,
 }
@@ -94,6 +96,8 @@ pub struct RollbackReport {
     pub new_timeline: bool,
     /// Frames written.
     pub pages_written: u64,
+    /// Blocks of disks written; none where the driver kept the disks' contents.
+    pub blocks_written: u64,
     /// Where the time went.
     pub timing: RollbackTiming,
     /// The operation, as recorded.

@@ -80,10 +80,11 @@ impl Recorder {
             }
             Ok(())
         })?;
+        let (state, blocks_written) = target.disks.go_from_anywhere(&self.store, machine, &target.state)?;
         timing.write_us = since_us(write);
 
         let apply = Instant::now();
-        machine.apply_state(&target.state, request.clock)?;
+        machine.apply_state(&state, request.clock)?;
         timing.apply_us = since_us(apply);
         let note = Instant::now();
         let position =
@@ -92,6 +93,7 @@ impl Recorder {
         timing.rollback_us = since_us(start);
         let operation = catalogue.operation(operation)?;
         self.pipeline.set_stand(Stand::at(&self.store, position)?);
+        self.disks.forget();
         // The frames are what the target has; other consumers have to look at all of them.
         self.dirty.take(self.own);
         Ok(RollbackReport {
@@ -100,6 +102,7 @@ impl Recorder {
             timeline: position.timeline,
             new_timeline: timeline.is_none(),
             pages_written,
+            blocks_written,
             timing,
             operation,
         })

@@ -21,7 +21,6 @@ use crate::catalogue::{CheckpointKind, Durability, Move, OperationKind, Position
 use crate::clock::{now_ms, since_us};
 use crate::error::{Error, Result};
 use crate::id::{CheckpointId, OperationId, TimelineId};
-use crate::page_map::PageMap;
 
 /// Where to go, and how it is to be recorded.
 pub(super) struct Journey<'a> {
@@ -146,14 +145,14 @@ impl Recorder {
             }
         };
         let moved = self.put(machine, &target, &ready, journey, &present, &mut timing);
-        let (pages_written, position) = match moved {
+        let (pages_written, blocks_written, position) = match moved {
             Ok(moved) => moved,
             Err(error) => return Err(self.put_back(machine, &target, &present, error, was_running)),
         };
         // The machine stands at the target now, whether or not it can be set running.
         let resumed = run_on(machine, was_running, &mut timing.resume_us);
         timing.rollback_us = since_us(start);
-        self.moved(position, &target.map)?;
+        self.moved(position, &target)?;
         resumed.map_err(Error::Resume)?;
         let catalogue = self.store.catalogue();
         Ok(RollbackReport {
@@ -162,18 +161,23 @@ impl Recorder {
             timeline: position.timeline,
             new_timeline: journey.timeline.is_none(),
             pages_written,
+            blocks_written,
             timing,
             operation: catalogue.operation(present.operation)?,
         })
     }
 
     /// The machine stands at a checkpoint now; to every other consumer, the frames that differ were written.
-    pub(super) fn moved(&mut self, position: Position, map: &PageMap) -> Result<()> {
+    pub(super) fn moved(&mut self, position: Position, target: &Target) -> Result<()> {
         let mut written = PageSet::empty(&self.layout);
-        for (index, ..) in self.pipeline.stand().map.diff(map) {
+        let before = self.pipeline.stand();
+        for (index, ..) in before.map.diff(&target.map) {
             written.insert_index(index as u64);
         }
-        self.pipeline.set_stand(Stand::at(&self.store, position)?);
+        let mut stand = Stand::at(&self.store, position)?;
+        target.disks.seen_from(&before.disks, &mut stand.disks);
+        self.pipeline.set_stand(stand);
+        self.disks.forget();
         self.dirty.note(&written);
         // They are what the target has.
         self.dirty.take(self.own);
@@ -291,13 +295,15 @@ impl Recorder {
         journey: &Journey<'_>,
         present: &Present,
         timing: &mut RollbackTiming,
-    ) -> Result<(u64, Position)> {
+    ) -> Result<(u64, u64, Position)> {
         let start = Instant::now();
-        let put = Put::difference(&self.pipeline.stand().map, &target.map);
+        let stand = self.pipeline.stand();
+        let put = Put::difference(&stand.map, &target.map);
         put.write(&self.store, ready, machine, &self.layout)?;
+        let (state, blocks) = target.disks.go(&self.store, machine, &stand.disks, &target.state)?;
         timing.write_us = since_us(start);
         let start = Instant::now();
-        machine.apply_state(&target.state, journey.request.clock)?;
+        machine.apply_state(&state, journey.request.clock)?;
         timing.apply_us = since_us(start);
         let start = Instant::now();
         // Needs no waiting for the disk: should the host lose power now, the guest is gone as well.
@@ -309,7 +315,7 @@ impl Recorder {
             Durability::Process,
         )?;
         timing.note_us = since_us(start);
-        Ok((put.pages(), position))
+        Ok((put.pages(), blocks, position))
     }
 }
 

@@ -14,6 +14,9 @@ pub struct RecorderSettings {
     pub group_checkpoints_max: usize,
     /// Captures that wait to be durable, at most. The next one waits before it pauses the guest.
     pub pending_checkpoints_max: usize,
+    /// Disk contents that the driver keeps of so many checkpoints, for quick rollbacks; older ones go back block by
+    /// block. Those that no checkpoint has yet are kept as well.
+    pub kept_disk_states_max: usize,
 }
 
 impl Default for RecorderSettings {
@@ -24,6 +27,7 @@ impl Default for RecorderSettings {
             precopy_rounds_max: 6,
             group_checkpoints_max: 64,
             pending_checkpoints_max: 256,
+            kept_disk_states_max: 64,
         }
     }
 }

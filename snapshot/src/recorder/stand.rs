@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use crate::catalogue::Position;
+use crate::disk::{DiskStand, DiskStands};
 use crate::error::Result;
 use crate::page_map::PageMap;
 use crate::store::Store;
@@ -12,12 +13,19 @@ pub(super) struct Stand {
     pub(super) map: Arc<PageMap>,
     pub(super) keyframe_distance: u64,
     pub(super) keyframe_rows: u64,
+    pub(super) disks: DiskStands,
 }
 
 impl Stand {
     /// Before the first checkpoint: the store has nothing in any frame.
     pub(super) fn nowhere(pages: usize) -> Self {
-        Self { position: None, map: Arc::new(PageMap::zero(pages)), keyframe_distance: 0, keyframe_rows: 0 }
+        Self {
+            position: None,
+            map: Arc::new(PageMap::zero(pages)),
+            keyframe_distance: 0,
+            keyframe_rows: 0,
+            disks: DiskStands::new(),
+        }
     }
 
     /// At a checkpoint of the store.
@@ -28,6 +36,7 @@ impl Stand {
             map: store.map(position.checkpoint)?,
             keyframe_distance: link.keyframe_distance,
             keyframe_rows: link.keyframe_rows,
+            disks: DiskStand::at(store, position.checkpoint)?,
         })
     }
 }

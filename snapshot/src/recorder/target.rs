@@ -4,6 +4,7 @@ use retrovisor_guest::{Machine, MachineError, MachineState};
 
 use super::engine::Recorder;
 use crate::catalogue::CheckpointRecord;
+use crate::disk::DiskRoute;
 use crate::error::{Error, Result};
 use crate::id::CheckpointId;
 use crate::page_map::PageMap;
@@ -13,11 +14,12 @@ pub(super) struct Target {
     pub(super) record: CheckpointRecord,
     pub(super) map: Arc<PageMap>,
     pub(super) state: MachineState,
+    pub(super) disks: DiskRoute,
 }
 
 impl Recorder {
     /// Reads a target.
-    pub(super) fn target(&self, machine: &dyn Machine, id: CheckpointId) -> Result<Target> {
+    pub(super) fn target(&self, machine: &mut dyn Machine, id: CheckpointId) -> Result<Target> {
         let record = self.target_record(id)?;
         let state = self.store.state(id)?;
         let vcpus = machine.identity().vcpus;
@@ -29,7 +31,8 @@ impl Recorder {
                 found: vcpus.to_string(),
             }));
         }
-        Ok(Target { record, map: self.store.map(id)?, state })
+        let disks = DiskRoute::find(&self.store, machine, id, &state)?;
+        Ok(Target { record, map: self.store.map(id)?, state, disks })
     }
 
     /// The record of a target, which must be of a machine with the same memory.

@@ -9,9 +9,10 @@ use super::ready::{Open, Ready, Tip, note_times};
 use super::report::CheckpointTiming;
 use super::staging::Staged;
 use super::stand::Stand;
-use crate::catalogue::{CheckpointKind, Commit, Committed, Moment, Noted, lock};
+use crate::catalogue::{CheckpointKind, Commit, Committed, Hashes, Moment, Noted, lock};
 use crate::clock::since_us;
 use crate::content::ContentId;
+use crate::disk::{DiskReady, block_changes_hash};
 use crate::error::{Error, Result};
 use crate::id::MachineId;
 use crate::intake::{Intake, Progress};
@@ -212,15 +213,23 @@ impl Worker {
         drop(open);
         let answer = committed.map(|committed| {
             let last = all.last().map(|ready| {
-                (Arc::clone(&ready.map), ready.checkpoint.keyframe_distance, ready.checkpoint.keyframe_rows)
+                let disks = ready.disks.iter();
+                let disks = disks.map(|disk| (disk.stand.record.name.clone(), disk.stand.clone())).collect();
+                let checkpoint = &ready.checkpoint;
+                (Arc::clone(&ready.map), checkpoint.keyframe_distance, checkpoint.keyframe_rows, disks)
             });
             for (committed, ready) in committed.iter().zip(&all) {
-                store.keep_map(committed.position.checkpoint, Arc::clone(&ready.map));
+                let at = committed.position.checkpoint;
+                store.keep_map(at, Arc::clone(&ready.map));
+                for disk in &ready.disks {
+                    store.keep_disk_map(at, disk.stand.record.id, Arc::clone(&disk.stand.map));
+                }
             }
-            if let (Some((map, keyframe_distance, keyframe_rows)), Some(committed)) = (last, committed.last())
+            if let (Some((map, keyframe_distance, keyframe_rows, disks)), Some(committed)) =
+                (last, committed.last())
             {
                 let position = Some(committed.position);
-                *lock(&self.stand) = Stand { position, map, keyframe_distance, keyframe_rows };
+                *lock(&self.stand) = Stand { position, map, keyframe_distance, keyframe_rows, disks };
             }
             committed
                 .into_iter()
@@ -262,6 +271,7 @@ impl Worker {
             changes: &ready.changes,
             keyframe: ready.keyframe.as_ref(),
             state: &ready.state,
+            disks: ready.disks.iter().map(DiskReady::version).collect(),
             noted: match &ready.capture.moving {
                 Some(Moving::Begins(to)) => Noted::Moving(to),
                 Some(Moving::Happened(to)) => Noted::Moved(to),
@@ -275,9 +285,14 @@ impl Worker {
             packs: &sealed.packs,
             moments: moments.collect(),
         };
-        let committed = store
-            .catalogue()
-            .commit(stand.position, &commit, |parent, changes| changes_hash(&store.key, parent, changes))?;
+        let committed = store.catalogue().commit(
+            stand.position,
+            &commit,
+            &Hashes {
+                changes: &|parent, changes| changes_hash(&store.key, parent, changes),
+                blocks: &|parent, disk, changes| block_changes_hash(&store.key, parent, disk, changes),
+            },
+        )?;
         intake.committed(store.catalogue(), &sealed);
         let commit_us = since_us(start);
         for ready in all {

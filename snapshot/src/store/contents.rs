@@ -1,3 +1,4 @@
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -72,6 +73,22 @@ impl Store {
             known = now;
         }
         Err(error)
+    }
+
+    /// Contents by name, of which there may be several of the same.
+    pub(crate) fn contents(
+        &self,
+        ids: impl Iterator<Item = ContentId>,
+    ) -> Result<HashMap<ContentId, Arc<Page>>> {
+        let mut wanted: Vec<_> = ids.collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        let mut pages = HashMap::with_capacity(wanted.len());
+        self.each_content(&wanted, |id, page| {
+            pages.insert(id, Arc::clone(page));
+            Ok(())
+        })?;
+        Ok(pages)
     }
 
     /// Calls `each` with every one of `ids`, which is ascending and names each once, in any order. What is not in memory

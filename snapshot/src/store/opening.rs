@@ -8,8 +8,9 @@ use lru::LruCache;
 
 use super::marker;
 use crate::catalogue::{Catalogue, lock};
+use crate::disk::DiskMap;
 use crate::error::{Error, Result};
-use crate::id::CheckpointId;
+use crate::id::{CheckpointId, DiskId};
 use crate::intake::Intake;
 use crate::key::Key;
 use crate::lock::StoreLock;
@@ -62,6 +63,7 @@ pub struct Store {
     pub(crate) cache: PageCache,
     pub(crate) maps: Mutex<LruCache<CheckpointId, Arc<PageMap>>>,
     pub(crate) reads: ReadCounter,
+    pub(crate) disk_maps: Mutex<LruCache<(CheckpointId, DiskId), Arc<DiskMap>>>,
     intake: Option<Mutex<Intake>>,
     /// Held by who prunes, compacts, repairs or imports: one at a time.
     maintenance: Mutex<()>,
@@ -154,6 +156,7 @@ impl Store {
             cache: PageCache::new(),
             maps: Mutex::new(LruCache::new(MAPS_KEPT)),
             reads: ReadCounter::default(),
+            disk_maps: Mutex::new(LruCache::new(MAPS_KEPT)),
             intake,
             maintenance: Mutex::default(),
             _lock: lock,

@@ -1,4 +1,6 @@
-use retrovisor_guest::{MachineState, PAGE_SIZE, Page, StateSection, VcpuRegisters, ZERO_PAGE, is_zero};
+use retrovisor_guest::{
+    DiskState, MachineState, PAGE_SIZE, Page, StateSection, VcpuRegisters, ZERO_PAGE, is_zero,
+};
 
 use super::opening::Store;
 use crate::catalogue::{StoredSection, StoredState};
@@ -27,6 +29,11 @@ impl Store {
     /// The registers at a checkpoint, without reading the driver's sections.
     pub fn registers(&self, checkpoint: CheckpointId) -> Result<Vec<VcpuRegisters>> {
         json(&self.stored_state(checkpoint)?.vcpus, "registers", checkpoint)
+    }
+
+    /// How the driver finds a checkpoint's disk contents, if it keeps them.
+    pub(crate) fn state_disks(&self, checkpoint: CheckpointId) -> Result<Vec<DiskState>> {
+        json(&self.stored_state(checkpoint)?.disks, "disks", checkpoint)
     }
 
     /// The state as stored, checked.

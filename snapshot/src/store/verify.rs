@@ -222,6 +222,20 @@ impl Store {
             if !frames.is_empty() {
                 touched.insert(link.checkpoint, frames);
             }
+            let mut on_disks = Vec::new();
+            for damage in self.verify_disks(link, |disk, _, content| {
+                if let Some(id) = content.stored() {
+                    on_disks.push((id, format!("{name}/disk {}", disk.name)));
+                }
+            })? {
+                self.report(report, link, damage)?;
+            }
+            for (id, place) in on_disks {
+                if let Some(damage) = contents.damage(id) {
+                    note(&mut damage.checkpoints, &name);
+                    note(&mut damage.sections, &place);
+                }
+            }
             self.verify_full_map(report, link)?;
             self.verify_state(report, link, &name, contents)?;
         }

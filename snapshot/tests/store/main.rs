@@ -4,6 +4,7 @@
 mod ask;
 mod crash;
 mod damage;
+mod disk;
 mod export;
 mod failures;
 mod formats;

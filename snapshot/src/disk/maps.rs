@@ -1,0 +1,129 @@
+use std::sync::Arc;
+
+use super::map::DiskMap;
+use super::record::DiskRecord;
+use crate::catalogue::{DiskLink, Keyframe, lock};
+use crate::content::ContentRef;
+use crate::damage::Damage;
+use crate::error::{Error, Result};
+use crate::id::{CheckpointId, DiskId};
+use crate::key::{Hash, Key};
+use crate::store::Store;
+
+/// Level of compression of full maps, which are written rarely.
+const LEVEL: i32 = 3;
+/// An encoded map has at most so many bytes a block that is not as in the base, and for its chunk.
+const ENCODED_BYTES_MAX: u64 = 20;
+
+impl Store {
+    /// What stands in every block of a disk at a checkpoint, checked. Costs the same however long its history.
+    pub(crate) fn disk_map(&self, checkpoint: CheckpointId, disk: &DiskRecord) -> Result<Arc<DiskMap>> {
+        let kept = |at: CheckpointId| lock(&self.disk_maps).get(&(at, disk.id)).map(Arc::clone);
+        if let Some(map) = kept(checkpoint) {
+            return Ok(map);
+        }
+        let chain = self.catalogue().disk_chain(checkpoint, disk.id)?;
+        let mut map = None;
+        let mut later = Vec::new();
+        for link in &chain {
+            if let Some(found) = kept(link.checkpoint) {
+                map = Some((*found).clone());
+                break;
+            }
+            if link.keyframe_distance == 0 {
+                map = Some(self.disk_full_map(link.checkpoint, disk)?);
+                break;
+            }
+            later.push(link);
+        }
+        let mut map =
+            map.ok_or_else(|| damaged("the chain of block maps ends without a full map", checkpoint))?;
+        for link in later.into_iter().rev() {
+            for (block, content) in self.block_changes(link)? {
+                if block >= map.blocks() {
+                    return Err(damaged("a changed block is not on the disk", link.checkpoint));
+                }
+                map.set(block, content);
+            }
+        }
+        let map = Arc::new(map);
+        self.keep_disk_map(checkpoint, disk.id, Arc::clone(&map));
+        Ok(map)
+    }
+
+    /// Keeps a map in memory.
+    pub(crate) fn keep_disk_map(&self, checkpoint: CheckpointId, disk: DiskId, map: Arc<DiskMap>) {
+        lock(&self.disk_maps).put((checkpoint, disk), map);
+    }
+
+    /// The full map of a disk that is stored with a checkpoint, checked.
+    pub(crate) fn disk_full_map(&self, checkpoint: CheckpointId, disk: &DiskRecord) -> Result<DiskMap> {
+        let keyframe = self.catalogue().disk_keyframe(checkpoint, disk.id)?;
+        let keyframe = keyframe.ok_or_else(|| damaged("the full block map is missing", checkpoint))?;
+        let longest = disk.blocks().saturating_add(1024).saturating_mul(ENCODED_BYTES_MAX);
+        let encoded = decompress(&keyframe.map, longest)
+            .ok_or_else(|| damaged("the full block map cannot be decompressed", checkpoint))?;
+        if map_hash(&self.key, disk.id, &encoded) != keyframe.hash {
+            return Err(damaged("the full block map is not what was written", checkpoint));
+        }
+        DiskMap::decode(&encoded, disk.blocks())
+            .ok_or_else(|| damaged("the full block map cannot be read", checkpoint))
+    }
+
+    /// The blocks of a disk that changed at a checkpoint, checked.
+    pub(crate) fn block_changes(&self, link: &DiskLink) -> Result<Vec<(u64, ContentRef)>> {
+        let changes = self.catalogue().block_changes_at(link.checkpoint, link.disk)?;
+        if block_changes_hash(&self.key, link.parent, link.disk, &changes) == link.changes_hash {
+            Ok(changes)
+        } else {
+            Err(damaged("the list of changed blocks is not what was written", link.checkpoint))
+        }
+    }
+}
+
+/// Decompresses, taking only as much memory as there is something to decompress.
+fn decompress(bytes: &[u8], longest: u64) -> Option<Vec<u8>> {
+    use std::io::Read as _;
+    let mut out = Vec::new();
+    let decoder = zstd::stream::read::Decoder::with_buffer(bytes).ok()?;
+    let read = decoder.take(longest.saturating_add(1)).read_to_end(&mut out).ok()?;
+    (read as u64 <= longest).then_some(out)
+}
+
+/// A map as it is stored.
+pub(crate) fn disk_keyframe(key: &Key, disk: DiskId, map: &DiskMap) -> Result<Keyframe> {
+    let encoded = map.encode();
+    let compressed = zstd::bulk::compress(&encoded, LEVEL).map_err(|source| Error::Io {
+        doing: "compressing",
+        path: "the block map".into(),
+        source,
+    })?;
+    Ok(Keyframe { hash: map_hash(key, disk, &encoded), map: compressed })
+}
+
+/// Tells whether the list of a disk's changed blocks is the one that was written, and hangs at the same parent.
+pub(crate) fn block_changes_hash(
+    key: &Key,
+    parent: Option<CheckpointId>,
+    disk: DiskId,
+    changes: &[(u64, ContentRef)],
+) -> Hash {
+    let mut hasher = key.record("blocks");
+    hasher.update(&parent.map_or(0, |id| id.0).to_le_bytes());
+    hasher.update(&disk.0.to_le_bytes());
+    let bytes: Vec<u8> = changes
+        .iter()
+        .flat_map(|(block, content)| [block.to_le_bytes(), content.code().to_le_bytes()])
+        .flatten()
+        .collect();
+    hasher.update(&bytes);
+    *hasher.finalize().as_bytes()
+}
+
+fn map_hash(key: &Key, disk: DiskId, encoded: &[u8]) -> Hash {
+    *key.record("block map").update(&disk.0.to_le_bytes()).update(encoded).finalize().as_bytes()
+}
+
+fn damaged(what: &str, checkpoint: CheckpointId) -> Error {
+    Error::Damaged(Box::new(Damage::catalogue(format!("{what} (checkpoint number {checkpoint})"))))
+}

@@ -1,0 +1,90 @@
+use std::collections::{BTreeMap, HashSet, VecDeque};
+
+use retrovisor_guest::{DiskState, Machine, MachineState};
+
+use super::engine::Recorder;
+use crate::disk::{DiskDraft, since};
+use crate::error::{Error, Result};
+
+/// What is known of the disk contents that the driver keeps.
+#[derive(Default)]
+pub(super) struct KeptDisks {
+    /// The contents captured last, by disk: what the next changes are counted from.
+    seen: BTreeMap<String, DiskState>,
+    /// Whether `seen` and `kept` were read from the driver and the store.
+    known: bool,
+    /// Contents that the driver keeps and the store has, or will have once what is on its way is there; oldest first.
+    kept: VecDeque<Vec<DiskState>>,
+}
+
+impl KeptDisks {
+    /// The machine moved, or captures failed: all of it must be looked at again.
+    pub(super) fn forget(&mut self) {
+        *self = Self::default();
+    }
+}
+
+impl Recorder {
+    /// Begins to read what changed on the disks until a state that was captured just now. The guest runs on meanwhile.
+    pub(super) fn disk_drafts(
+        &mut self,
+        machine: &mut dyn Machine,
+        state: &MachineState,
+    ) -> Result<Vec<DiskDraft>> {
+        if machine.disks().is_empty() {
+            return Ok(Vec::new());
+        }
+        if !self.disks.known {
+            self.look_at_disks(machine)?;
+        }
+        let seen = &self.disks.seen;
+        let drafts = DiskDraft::of(machine, state, |shape| seen.get(&shape.name).cloned())?;
+        let taken: Vec<_> = drafts.iter().map(|draft| draft.at.clone()).collect();
+        self.disks.kept.retain(|states| *states != taken);
+        self.disks.seen = taken.iter().map(|state| (state.disk.clone(), state.clone())).collect();
+        self.disks.kept.push_back(taken);
+        Ok(drafts)
+    }
+
+    fn look_at_disks(&mut self, machine: &mut dyn Machine) -> Result<()> {
+        let kept = machine.kept_disks()?;
+        let stands = self.pipeline.stand().disks;
+        let seen = machine.disks().iter().filter_map(|shape| since(&stands, shape));
+        let seen = seen.filter(|state| kept.contains(state)).map(|state| (state.disk.clone(), state));
+        let mut stored = HashSet::new();
+        for states in self.store.catalogue().stored_disk_states(self.machine)? {
+            // What cannot be read is not known to be stored, and is not let go.
+            let states: Vec<DiskState> = serde_json::from_str(&states).unwrap_or_default();
+            stored.extend(states.into_iter().map(|state| state.reference));
+        }
+        let mut groups: Vec<Vec<DiskState>> = Vec::new();
+        for state in kept.iter().filter(|state| stored.contains(&state.reference)) {
+            match groups.iter_mut().find(|group| group[0].reference == state.reference) {
+                Some(group) => group.push(state.clone()),
+                None => groups.push(vec![state.clone()]),
+            }
+        }
+        self.disks = KeptDisks { seen: seen.collect(), known: true, kept: groups.into() };
+        Ok(())
+    }
+
+    /// Lets go of the oldest disk contents that the driver keeps, while the guest runs: the store has them.
+    pub(super) fn release_old_disks(&mut self, machine: &mut dyn Machine) {
+        let keep = self.settings.kept_disk_states_max.max(1).saturating_add(self.pipeline.waiting());
+        let mut left = self.disks.kept.len();
+        while left > keep {
+            left -= 1;
+            let Some(old) = self.disks.kept.pop_front() else { break };
+            if old.iter().any(|state| self.disks.seen.get(&state.disk) == Some(state)) {
+                self.disks.kept.push_back(old);
+                continue;
+            }
+            let state = MachineState { disks: old.clone(), ..MachineState::default() };
+            if let Err(error) = machine.release_state(&state).map_err(Error::from) {
+                tracing::warn!(%error, "disk contents that are in the store could not be released in the image");
+                self.disks.kept.push_front(old);
+                break;
+            }
+        }
+    }
+}
