@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use retrovisor_guest::{
     BLOCK_SIZE, BaseFile, BlockContent, BlockRun, DiskBase, DiskChanges, DiskShape, DiskState, MachineError,
@@ -7,6 +8,9 @@ use retrovisor_guest::{
 
 /// The name of the one disk.
 pub(super) const NAME: &str = "d0";
+
+/// Copies made in this process.
+static NUMBER: AtomicU64 = AtomicU64::new(1);
 
 /// Bytes that stand for a disk, and copies of them.
 #[derive(Default)]
@@ -17,7 +21,6 @@ pub(super) struct MemoryDisk {
     pub(super) bytes: Vec<u8>,
     /// Oldest first.
     snapshots: Vec<(String, Arc<Vec<u8>>)>,
-    next_snapshot: u64,
 }
 
 impl MemoryDisk {
@@ -27,13 +30,7 @@ impl MemoryDisk {
         let file = BaseFile { path: "memory".into(), length_bytes, modified_ns: 0 };
         let base_files = Some(DiskBase { files: vec![file] });
         let shape = DiskShape { name: NAME.into(), size_bytes: length_bytes, base: base_files };
-        Self {
-            bytes: base.clone(),
-            base: Some(Arc::new(base)),
-            shapes: vec![shape],
-            next_snapshot: 1,
-            ..Self::default()
-        }
+        Self { bytes: base.clone(), base: Some(Arc::new(base)), shapes: vec![shape], ..Self::default() }
     }
 
     pub(super) fn shapes(&self) -> &[DiskShape] {
@@ -50,8 +47,9 @@ impl MemoryDisk {
     }
 
     pub(super) fn keep(&mut self) -> DiskState {
-        let reference = format!("m{}", self.next_snapshot);
-        self.next_snapshot += 1;
+        // Another machine, in this process or another, must not know the name.
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let reference = format!("m{}-{number}", std::process::id());
         self.snapshots.push((reference.clone(), Arc::new(self.bytes.clone())));
         DiskState { disk: NAME.into(), reference }
     }

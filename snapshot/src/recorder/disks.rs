@@ -37,8 +37,16 @@ impl Recorder {
         if !self.disks.known {
             self.look_at_disks(machine)?;
         }
-        let seen = &self.disks.seen;
-        let drafts = DiskDraft::of(machine, state, |shape| seen.get(&shape.name).cloned())?;
+        let seen = std::mem::take(&mut self.disks.seen);
+        let drafts = DiskDraft::of(machine, state, |shape| seen.get(&shape.name).cloned());
+        let drafts = match drafts {
+            Err(error) if !seen.is_empty() => {
+                // Somebody let go of what the changes were counted from: all that was ever written is looked at.
+                tracing::warn!(%error, "the changes of disks are counted anew");
+                DiskDraft::of(machine, state, |_| None)?
+            }
+            drafts => drafts?,
+        };
         let taken: Vec<_> = drafts.iter().map(|draft| draft.at.clone()).collect();
         self.disks.kept.retain(|states| *states != taken);
         self.disks.seen = taken.iter().map(|state| (state.disk.clone(), state.clone())).collect();
@@ -70,6 +78,13 @@ impl Recorder {
 
     /// Lets go of the oldest disk contents that the driver keeps, while the guest runs: the store has them.
     pub(super) fn release_old_disks(&mut self, machine: &mut dyn Machine) {
+        if !self.disks.known
+            && !machine.disks().is_empty()
+            && let Err(error) = self.look_at_disks(machine)
+        {
+            tracing::warn!(%error, "which disk contents are kept could not be found out");
+            return;
+        }
         let keep = self.settings.kept_disk_states_max.max(1).saturating_add(self.pipeline.waiting());
         let mut left = self.disks.kept.len();
         while left > keep {
