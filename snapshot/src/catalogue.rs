@@ -42,7 +42,7 @@ pub(crate) use connection::{Durability, lock};
 pub(crate) use content::{ContentPlace, NewContent, NewFrame, prefix};
 pub(crate) use disk::{DiskLink, NewDiskVersion};
 pub(crate) use garbage::{FrameRow, Moved};
-pub(crate) use lineage::Reparented;
+pub(crate) use lineage::{Reparented, ReparentedDisk};
 pub(crate) use operation::NewOperation;
 pub(crate) use page_version::{Keyframe, Link};
 pub(crate) use state::{StoredSection, StoredState};

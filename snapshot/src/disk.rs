@@ -5,6 +5,7 @@ mod image;
 mod intake;
 mod map;
 mod maps;
+mod prune;
 mod put;
 mod record;
 mod stand;

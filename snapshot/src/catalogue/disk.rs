@@ -3,6 +3,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::abort::Abort;
 use super::connection::{Catalogue, Durability};
+use super::lineage::ReparentedDisk;
 use super::page_version::Keyframe;
 use crate::content::ContentRef;
 use crate::damage::Damage;
@@ -176,6 +177,27 @@ pub(crate) fn insert(
         }
     }
     Ok(())
+}
+
+/// Replaces what changed on a disk at a checkpoint that hangs at another parent now.
+pub(super) fn replace(
+    transaction: &Transaction<'_>,
+    checkpoint: CheckpointId,
+    disk: &ReparentedDisk,
+) -> Result<(), Abort> {
+    let old = params![checkpoint.0, disk.disk.0];
+    for table in ["disk_version", "block_version"] {
+        let delete = format!("DELETE FROM {table} WHERE checkpoint = ?1 AND disk = ?2");
+        transaction.prepare_cached(&delete)?.execute(old)?;
+    }
+    let version = NewDiskVersion {
+        disk: disk.disk,
+        changes: &disk.changes,
+        keyframe: disk.keyframe.as_ref(),
+        keyframe_distance: disk.keyframe_distance,
+        keyframe_rows: disk.keyframe_rows,
+    };
+    insert(transaction, checkpoint, &[version], |_, _| disk.changes_hash)
 }
 
 fn disks(reader: &Connection, machine: MachineId) -> Result<Vec<DiskRecord>, Abort> {

@@ -3,11 +3,12 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::abort::Abort;
 use super::connection::{Catalogue, Durability};
+use super::disk;
 use super::page_version::{self, Keyframe};
 use crate::clock;
 use crate::content::ContentRef;
 use crate::error::{Error, Result};
-use crate::id::{CheckpointId, MachineId};
+use crate::id::{CheckpointId, DiskId, MachineId};
 use crate::key::Hash;
 
 /// What a checkpoint becomes whose parents go: it hangs at the nearest ancestor that stays.
@@ -21,6 +22,17 @@ pub(crate) struct Reparented<'a> {
     pub(crate) changes_hash: Hash,
     /// A full map, where the one that its chain ended at goes.
     pub(crate) keyframe: Option<&'a Keyframe>,
+    pub(crate) keyframe_distance: u64,
+    pub(crate) keyframe_rows: u64,
+    pub(crate) disks: &'a [ReparentedDisk],
+}
+
+/// The same for a disk.
+pub(crate) struct ReparentedDisk {
+    pub(crate) disk: DiskId,
+    pub(crate) changes: Vec<(u64, ContentRef)>,
+    pub(crate) changes_hash: Hash,
+    pub(crate) keyframe: Option<Keyframe>,
     pub(crate) keyframe_distance: u64,
     pub(crate) keyframe_rows: u64,
 }
@@ -88,6 +100,9 @@ impl Catalogue {
                              keyframe_rows = max(0, keyframe_rows - ?3) WHERE id IN (SELECT id FROM below)",
                     )?
                     .execute(params![id, nearer, fewer])?;
+            }
+            for disk in new.disks {
+                disk::replace(transaction, new.checkpoint, disk)?;
             }
             Ok(true)
         })

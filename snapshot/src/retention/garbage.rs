@@ -113,6 +113,10 @@ impl Store {
             for content in merged.values() {
                 mark(&mut live, *content);
             }
+            for (disk, _) in self.catalogue().disks_at(orphan.checkpoint.checkpoint)? {
+                let map = self.disk_map(orphan.checkpoint.checkpoint, &disk)?;
+                map.iter().for_each(|(_, content)| mark(&mut live, content));
+            }
         }
         for link in tree.links().filter(|link| removed.contains(&link.checkpoint)) {
             rows_before += self.catalogue().change_count(link.checkpoint)?;

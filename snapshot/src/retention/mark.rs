@@ -24,13 +24,18 @@ impl ContentSet {
 }
 
 impl Store {
-    /// Adds all contents that a checkpoint refers to by itself: its changes, its full map and its state. Fails when any
-    /// of these is damaged: what it once referred to is not known then, and may not be taken for garbage. Of a
+    /// Adds all contents that a checkpoint refers to by itself: its changes (of memory and disks), its full
+    /// maps and its state. Fails when any of these is damaged: what it once referred to is not known then, and may not be taken for garbage. Of a
     /// checkpoint that is `lost`, what can still be read is kept.
     pub(super) fn mark_checkpoint(&self, link: &Link, is_lost: bool, live: &mut ContentSet) -> Result<()> {
         if is_lost {
             for (_, content) in self.catalogue().changes_at(link.checkpoint)? {
                 mark(live, content);
+            }
+            for (disk, _) in self.catalogue().disks_at(link.checkpoint).unwrap_or_default() {
+                for (_, content) in self.catalogue().block_changes_at(link.checkpoint, disk.id)? {
+                    mark(live, content);
+                }
             }
         }
         match self.mark_whole(link, live) {
@@ -49,6 +54,7 @@ impl Store {
                 mark(live, content);
             }
         }
+        self.each_disk_content(link.checkpoint, |content| mark(live, content))?;
         self.mark_state(link, live)?;
         Ok(())
     }

@@ -194,6 +194,8 @@ impl Store {
             }
         };
         let parent = orphan.ancestor.as_ref().map(|ancestor| ancestor.checkpoint);
+        let gone = orphan.gone.iter().map(|link| link.checkpoint).collect();
+        let disks = self.reparented_disks(link.checkpoint, &gone, parent)?;
         self.catalogue().reparent(&Reparented {
             checkpoint: link.checkpoint,
             old_parent: link.parent,
@@ -203,6 +205,7 @@ impl Store {
             keyframe: full.as_ref(),
             keyframe_distance,
             keyframe_rows,
+            disks: &disks,
         })?;
         Ok(())
     }

@@ -86,6 +86,13 @@ impl Store {
         for id in checkpoints {
             maps.pop(id);
         }
+        drop(maps);
+        let mut disk_maps = lock(&self.disk_maps);
+        let gone: Vec<_> =
+            disk_maps.iter().map(|(key, _)| *key).filter(|(id, _)| checkpoints.contains(id)).collect();
+        for key in gone {
+            disk_maps.pop(&key);
+        }
     }
 
     /// Forgets all that was read.

@@ -1,14 +1,15 @@
 //! Disks in the store: captured, gone back, restored elsewhere, read, verified.
 
 use std::io::Cursor;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use proptest::prelude::*;
 use retrovisor_guest::{BLOCK_SIZE, Gpa, Machine, MachineError, MachineState, MemoryLayout};
 use retrovisor_machine::memory::MemoryMachine;
 use retrovisor_snapshot::{
-    Access, CheckpointId, CheckpointRequest, Error, MachineId, Recorder, RecorderSettings, RollbackRequest,
-    Store,
+    Access, CheckpointId, CheckpointRequest, CompactOptions, Error, MachineId, Recorder, RecorderSettings,
+    RetentionPolicy, RollbackRequest, Store,
 };
 
 use crate::toy::{open, page_of, quick_dir};
@@ -284,6 +285,7 @@ enum Deed {
     Reopen,
     /// A new process, whose disk is anything.
     Restore(usize),
+    Prune(u64),
 }
 
 fn deed() -> impl Strategy<Value = Deed> {
@@ -295,6 +297,7 @@ fn deed() -> impl Strategy<Value = Deed> {
         1 => Just(Deed::Forget),
         1 => Just(Deed::Reopen),
         1 => any::<usize>().prop_map(Deed::Restore),
+        1 => (0_u64..4).prop_map(Deed::Prune),
     ]
 }
 
@@ -322,6 +325,7 @@ proptest! {
                             prop_assert!(*lab.machine.disk_mut() == expected);
                         }
                         Err(Error::Nothing { .. }) => {}
+                        Err(error) if error.to_string().contains("was pruned") => {}
                         Err(error) => prop_assert!(false, "{error}"),
                     }
                 }
@@ -332,6 +336,14 @@ proptest! {
                     let store = open(dir.path());
                     let recorder = Recorder::with_settings(Arc::clone(&store), id, settings.clone()).unwrap();
                     lab = Lab { dir, store, machine, id, recorder };
+                }
+                Deed::Prune(keep_last) => {
+                    let policy = RetentionPolicy { keep_last, undo_depth: 0, ..RetentionPolicy::nothing() };
+                    let plan = lab.store.plan_prune(&policy, None).unwrap();
+                    let report = lab.store.prune(&plan, &CompactOptions::default(), &mut |_| ControlFlow::Continue(())).unwrap();
+                    prop_assert_eq!(report.compaction.contents_removed, plan.estimate.contents);
+                    let left = lab.store.catalogue().checkpoints(lab.id).unwrap();
+                    taken.retain(|(id, _)| left.iter().any(|record| record.id == *id));
                 }
                 Deed::Restore(number) => {
                     if let Some((id, image)) = taken.get(number % taken.len().max(1)).cloned() {
