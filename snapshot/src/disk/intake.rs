@@ -42,14 +42,16 @@ impl DiskReady {
         let seen = before.and_then(|stand| stand.seen.as_ref());
         let mut map = match &draft.since {
             None => DiskMap::base(draft.shape.blocks()),
-            Some(since) => match seen.filter(|(state, _)| state == since) {
-                Some((_, map)) => (**map).clone(),
-                None => {
-                    let why =
-                        format!("the changes of {} do not follow those of the checkpoint before", since.disk);
-                    return Err(Error::Invalid { what: "disk", why });
-                }
-            },
+            Some(since) => {
+                let found = seen.filter(|(state, _)| state == since).map(|(_, map)| (**map).clone());
+                found.ok_or_else(|| Error::Invalid {
+                    what: "disk",
+                    why: format!(
+                        "the changes of {} do not follow those of the checkpoint before",
+                        since.disk
+                    ),
+                })?
+            }
         };
         let mut waiting: Vec<(u64, Box<Page>)> = Vec::new();
         let mut bytes = Vec::new();

@@ -6,11 +6,13 @@ use crate::content_list;
 use crate::varint;
 
 /// Blocks in a chunk: 2 MiB of the disk.
-const CHUNK: u64 = 512;
+const CHUNK_BLOCKS: usize = 512;
+/// The same, to count with blocks.
+const CHUNK: u64 = CHUNK_BLOCKS as u64;
 /// What stands in a block that nobody wrote to: what the base image has.
 pub(crate) const BASE: ContentRef = ContentRef::from_code(1);
 
-type Chunk = [u64; CHUNK as usize];
+type Chunk = [u64; CHUNK_BLOCKS];
 
 /// What stands in every block of a disk at one checkpoint; 1 is "as in the base image". Only what is not as in the base
 /// takes memory, and clones share the chunks that do not differ.
@@ -41,7 +43,7 @@ impl DiskMap {
     pub(crate) fn set(&mut self, block: u64, content: ContentRef) {
         if block < self.blocks && self.get(block) != content {
             let chunk =
-                self.chunks.entry(block / CHUNK).or_insert_with(|| Arc::new([BASE.code(); CHUNK as usize]));
+                self.chunks.entry(block / CHUNK).or_insert_with(|| Arc::new([BASE.code(); CHUNK_BLOCKS]));
             Arc::make_mut(chunk)[slot(block)] = content.code();
         }
     }
@@ -49,17 +51,22 @@ impl DiskMap {
     /// Changes blocks in a row, of which there may be very many.
     pub(crate) fn fill(&mut self, first: u64, count: u64, content: ContentRef) {
         let end = first.saturating_add(count).min(self.blocks);
-        let mut block = first;
-        while block < end {
-            let upto = (block / CHUNK + 1).saturating_mul(CHUNK).min(end);
-            if content == BASE && !self.chunks.contains_key(&(block / CHUNK)) {
-                block = upto;
-                continue;
+        if first >= end {
+            return;
+        }
+        if content == BASE {
+            // Where there is no chunk, all is as in the base already.
+            let there: Vec<u64> =
+                self.chunks.range(first / CHUNK..end.div_ceil(CHUNK)).map(|(at, _)| *at).collect();
+            for at in there {
+                for block in (at * CHUNK).max(first)..((at + 1) * CHUNK).min(end) {
+                    self.set(block, content);
+                }
             }
-            for block in block..upto {
-                self.set(block, content);
-            }
-            block = upto;
+            return;
+        }
+        for block in first..end {
+            self.set(block, content);
         }
     }
 
@@ -77,7 +84,7 @@ impl DiskMap {
 
     /// The blocks in which two maps of the same disk differ: block, here, there. Shared chunks cost little.
     pub(crate) fn diff(&self, other: &Self) -> Vec<(u64, ContentRef, ContentRef)> {
-        let nothing = Arc::new([BASE.code(); CHUNK as usize]);
+        let nothing = Arc::new([BASE.code(); CHUNK_BLOCKS]);
         let mut differing = Vec::new();
         let mut compare = |at: u64, here: &Arc<Chunk>, there: &Arc<Chunk>| {
             if Arc::ptr_eq(here, there) {
@@ -92,7 +99,6 @@ impl DiskMap {
         let (mut mine, mut theirs) = (self.chunks.iter().peekable(), other.chunks.iter().peekable());
         loop {
             match (mine.peek().copied(), theirs.peek().copied()) {
-                (None, None) => break,
                 (Some((at, here)), there) if there.is_none_or(|(other, _)| at < other) => {
                     compare(*at, here, &nothing);
                     mine.next();
@@ -106,7 +112,7 @@ impl DiskMap {
                     mine.next();
                     theirs.next();
                 }
-                (None, Some(_)) | (Some(_), None) => break,
+                _ => break,
             }
         }
         differing
@@ -148,8 +154,8 @@ impl DiskMap {
         let length = usize::try_from(count.checked_mul(CHUNK)?).ok()?;
         let list = content_list::decode(bytes, length)?;
         let mut map = Self::base(blocks);
-        for (at, contents) in places.into_iter().zip(list.chunks(slot(CHUNK - 1) + 1)) {
-            let mut chunk = [BASE.code(); CHUNK as usize];
+        for (at, contents) in places.into_iter().zip(list.chunks(CHUNK_BLOCKS)) {
+            let mut chunk = [BASE.code(); CHUNK_BLOCKS];
             for ((code, content), block) in chunk.iter_mut().zip(contents).zip(at * CHUNK..) {
                 if block >= blocks && *content != BASE {
                     return None;

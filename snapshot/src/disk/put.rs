@@ -101,16 +101,13 @@ impl DiskRoute {
             let name = &target.record.name;
             let shape = target.record.shape();
             let stand = stands.get(name).filter(|stand| stand.record.differs(&shape).is_none());
-            let differing = match stand {
-                Some(stand) => {
-                    stand.map.diff(&target.map).into_iter().map(|(block, _, to)| (block, to)).collect()
-                }
-                // The disk that the machine stands on lay over another image.
-                None => {
-                    let why = format!("{name} is not the disk that the machine has now");
-                    return Err(Error::Invalid { what: "target", why });
-                }
-            };
+            // The disk that the machine stands on may have lain over another image.
+            let stand = stand.ok_or_else(|| Error::Invalid {
+                what: "target",
+                why: format!("{name} is not the disk that the machine has now"),
+            })?;
+            let differing =
+                stand.map.diff(&target.map).into_iter().map(|(block, _, to)| (block, to)).collect();
             written += put(store, machine, name, differing)?;
         }
         Ok((as_it_is(state), written))
