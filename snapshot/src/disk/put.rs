@@ -106,9 +106,9 @@ impl DiskRoute {
                 what: "target",
                 why: format!("{name} is not the disk that the machine has now"),
             })?;
-            let differing =
+            let differing: Vec<_> =
                 stand.map.diff(&target.map).into_iter().map(|(block, _, to)| (block, to)).collect();
-            written += put(store, machine, name, differing)?;
+            written += put(store, machine, name, &differing)?;
         }
         Ok((as_it_is(state), written))
     }
@@ -129,7 +129,7 @@ impl DiskRoute {
                 why: format!("the machine has no disk {}", target.record.name),
             })?;
             let differing = differing(store, machine, at, target)?;
-            Ok(written + put(store, machine, &target.record.name, differing)?)
+            Ok(written + put(store, machine, &target.record.name, &differing)?)
         });
         if let Err(error) = machine.release_state(&found) {
             tracing::warn!(%error, "the disks' contents before a restore could not be released");
@@ -197,7 +197,7 @@ fn differing(
 }
 
 /// Writes blocks, which are ascending. Answers how many.
-fn put(store: &Store, machine: &mut dyn Machine, disk: &str, blocks: Vec<(u64, ContentRef)>) -> Result<u64> {
+fn put(store: &Store, machine: &mut dyn Machine, disk: &str, blocks: &[(u64, ContentRef)]) -> Result<u64> {
     let total = blocks.len() as u64;
     for batch in blocks.chunks(BATCH_BLOCKS) {
         let pages = store.contents(batch.iter().filter_map(|(_, content)| content.stored()))?;

@@ -25,7 +25,9 @@ impl Store {
         for (record, disk_link) in disks {
             match self.block_changes(&disk_link) {
                 Ok(changes) => {
-                    changes.iter().for_each(|(block, to)| content(&record, *block, *to));
+                    for (block, to) in &changes {
+                        content(&record, *block, *to);
+                    }
                     damaged.extend(self.verify_disk_map(&record, &disk_link, &changes)?);
                 }
                 Err(Error::Damaged(damage)) => damaged.push(of_disk(*damage, &record.shape())),
@@ -63,7 +65,9 @@ impl Store {
                 Err(error) => return Err(error),
             },
         };
-        changes.iter().for_each(|(block, content)| computed.set(*block, *content));
+        for (block, content) in changes {
+            computed.set(*block, *content);
+        }
         if computed.diff(&stored).is_empty() {
             return Ok(None);
         }
