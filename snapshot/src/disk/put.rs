@@ -76,6 +76,11 @@ impl DiskRoute {
         Ok(Self::Blocks(targets))
     }
 
+    /// Whether nothing has to be written.
+    pub(crate) fn is_kept(&self) -> bool {
+        matches!(self, Self::Kept)
+    }
+
     /// After blocks were written, their changes are counted from what the machine had before: that is what the driver
     /// keeps.
     pub(crate) fn seen_from(&self, before: &DiskStands, after: &mut DiskStands) {

@@ -198,7 +198,8 @@ impl Recorder {
         let start = Instant::now();
         let mut draft = self.draft(machine, &mut took)?;
         let mut ready = Ready::new();
-        let is_durable = policy == PresentPolicy::Durable;
+        // Where blocks are to be written, the present's must be safe before.
+        let is_durable = policy == PresentPolicy::Durable || !target.disks.is_kept();
         let flushed = (is_durable && !draft.staged.is_empty()).then(|| {
             draft.is_early = true;
             self.pipeline.early_flushed(std::mem::take(&mut draft.staged))
@@ -273,6 +274,7 @@ impl Recorder {
             request: CheckpointRequest { label: None, kind: CheckpointKind::BeforeRollback },
             at_ms,
             state: state.clone(),
+            disks: Vec::new(),
             staged: Arc::new(draft.staged),
             timing: took,
             since: begun,

@@ -19,6 +19,7 @@ use super::staging::{Staged, StagedContent};
 use super::target::Target;
 use crate::catalogue::{CheckpointKind, Move};
 use crate::clock::{now_ms, since_us};
+use crate::disk::DiskDraft;
 use crate::error::{Error, Result};
 use crate::store::Marker;
 
@@ -122,9 +123,11 @@ impl Recorder {
         took.pause_us = timing.rollback_us;
         let since = Instant::now();
         let synced = machine.sync_state(&state).map_err(Error::from);
+        let synced = synced.and_then(|()| self.disk_drafts(machine, &state));
         let is_synced = synced.is_ok();
-        let stored =
-            synced.and_then(|()| self.keep_present(&left, at_ms, took, since, Some(Moving::Happened(to))));
+        let stored = synced.and_then(|disks| {
+            self.keep_present(&left, disks, at_ms, took, since, Some(Moving::Happened(to)))
+        });
         timing.durable_us = since_us(since);
         let committed = match stored {
             Ok(stored) => stored.committed,
@@ -143,7 +146,7 @@ impl Recorder {
         };
         self.settle_until(machine, usize::MAX);
         marker.end();
-        self.moved(committed.stands, &target.map)?;
+        self.moved(committed.stands, &target)?;
         resumed.map_err(Error::Resume)?;
         let catalogue = self.store.catalogue();
         let operation = committed.operation.ok_or(Error::Nothing { what: "note" })?;
@@ -153,6 +156,8 @@ impl Recorder {
             timeline: committed.stands.timeline,
             new_timeline: journey.timeline.is_none(),
             pages_written: overwrite.pages() + late.pages(),
+            // Only where the driver keeps the disks' contents is this way taken.
+            blocks_written: 0,
             timing,
             operation: catalogue.operation(operation)?,
         })
@@ -173,6 +178,7 @@ impl Recorder {
     fn keep_present(
         &mut self,
         left: &Left,
+        disks: Vec<DiskDraft>,
         at_ms: i64,
         timing: CheckpointTiming,
         since: Instant,
@@ -182,6 +188,7 @@ impl Recorder {
             request: CheckpointRequest { label: None, kind: CheckpointKind::BeforeRollback },
             at_ms,
             state: left.state.clone(),
+            disks,
             staged: Arc::clone(&left.staged),
             timing,
             since,
@@ -210,7 +217,12 @@ impl Recorder {
                 let timing = CheckpointTiming::default();
                 let kept = may_keep
                     && machine.sync_state(&left.state).is_ok()
-                    && self.keep_present(left, now_ms(), timing, Instant::now(), None).is_ok();
+                    && self
+                        .disk_drafts(machine, &left.state)
+                        .and_then(|disks| {
+                            self.keep_present(left, disks, now_ms(), timing, Instant::now(), None)
+                        })
+                        .is_ok();
                 if !kept {
                     tracing::error!(machine = self.name, "the present of a rollback that failed is lost");
                 }
