@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use retrovisor_guest::{
-    Accelerator, Gpa, MachineIdentity, MachineState, MemoryLayout, MemorySlot, PAGE_SIZE, Page,
+    Accelerator, Gfn, Gpa, MachineIdentity, MachineState, MemoryLayout, MemorySlot, PAGE_SIZE, Page,
     VcpuRegisters, is_zero,
 };
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,9 @@ use serde_json::json;
 
 use super::notes;
 use super::pages::{Progress, tell};
-use crate::catalogue::{CheckpointKind, Commit, Hashes, MachineRecord, Moment, NewCheckpoint, Noted, OperationKind};
+use crate::catalogue::{
+    CheckpointKind, Commit, Hashes, MachineRecord, Moment, NewCheckpoint, Noted, OperationKind,
+};
 use crate::clock;
 use crate::content::ContentRef;
 use crate::disk::block_changes_hash;
@@ -160,12 +162,7 @@ impl Store {
             let sealed = intake.seal()?;
             // Only now is it certain that there is something to add.
             let machine = catalogue.add_machine(identity)?;
-            let changes: Vec<_> = map
-                .iter()
-                .enumerate()
-                .filter(|(_, content)| *content != ContentRef::Zero)
-                .filter_map(|(at, content)| Some((layout.gfn(at as u64)?, content)))
-                .collect();
+            let changes = written(&map, layout);
             let checkpoint = NewCheckpoint {
                 machine: machine.id,
                 label: None,
@@ -227,6 +224,12 @@ impl Store {
             newest,
         })
     }
+}
+
+/// The frames that are not zero.
+fn written(map: &PageMap, layout: &MemoryLayout) -> Vec<(Gfn, ContentRef)> {
+    let contents = map.iter().enumerate().filter(|(_, content)| *content != ContentRef::Zero);
+    contents.filter_map(|(at, content)| Some((layout.gfn(at as u64)?, content))).collect()
 }
 
 /// Fills `into`.
