@@ -24,6 +24,8 @@ pub(crate) struct Lab {
     pub(crate) guest: Guest,
     /// Pages whose contents are stored.
     known: Vec<Gfn>,
+    /// Pages made up beforehand: making them up would take longer than to store them.
+    stock: Vec<Page>,
 }
 
 impl Lab {
@@ -50,7 +52,7 @@ impl Lab {
         table.one("guest.zstd_ratio", "", (sample.len() * PAGE_SIZE) as f64 / bytes as f64);
         let id = store.catalogue().add_machine(machine.identity()).unwrap().id;
         let recorder = Recorder::new(Arc::clone(&store), id).unwrap();
-        let mut lab = Self { _dir: dir, store, id, machine, recorder, guest, known };
+        let mut lab = Self { _dir: dir, store, id, machine, recorder, guest, known, stock: sample };
         let first = lab.recorder.checkpoint(&mut lab.machine, &CheckpointRequest::default()).unwrap();
         table.one("capture.first.pause_us/1GiB", "us", first.timing.pause_us as f64);
         table.one("capture.first.durable_ms/1GiB", "ms", first.timing.durable_us as f64 / 1e3);
@@ -74,7 +76,11 @@ impl Lab {
             let gfn = Gfn((first + at * stride) % PAGES);
             let mut page = [0; PAGE_SIZE];
             if all_new || self.guest.below(3) == 0 {
-                page = self.guest.page();
+                // Alike to one of the stock, but never seen.
+                page = self.stock[self.guest.below(self.stock.len() as u64) as usize];
+                for at in (0..PAGE_SIZE).step_by(256) {
+                    page[at..at + 8].copy_from_slice(&self.guest.next().to_le_bytes());
+                }
                 new.push(page);
             } else {
                 let from = self.known[self.guest.below(self.known.len() as u64) as usize];

@@ -38,6 +38,10 @@ fn rows(table: &mut Table, variant: &str, pages: u64, reports: &[RollbackReport]
         add(".of_goal", "%", &|r| {
             r.timing.rollback_us as f64 / (40.0 + 0.7 * r.pages_written as f64) * 100.0
         });
+        add(".stop_us", "us", &|r| r.timing.stop_us as f64);
+        add(".find_us", "us", &|r| r.timing.find_us as f64);
+        add(".state_us", "us", &|r| r.timing.state_us as f64);
+        add(".apply_us", "us", &|r| r.timing.apply_us as f64);
         add(".copy_us", "us", &|r| r.timing.copy_us as f64);
         add(".write_us", "us", &|r| r.timing.write_us as f64);
     }
