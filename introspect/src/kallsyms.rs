@@ -38,27 +38,34 @@ impl Tables {
     /// The tables around a place where the ten digits stand.
     fn around(image: &Image, digits_at: usize) -> Option<Self> {
         let end = after_strings(&image.bytes, digits_at, 256 - 0x30)?;
-        // Where 8 bytes are the rule, 4 may seem to be.
-        [8, 4].into_iter().find_map(|align| Self::aligned(image, digits_at, end, align))
-    }
-
-    fn aligned(image: &Image, digits_at: usize, end: usize, align: usize) -> Option<Self> {
-        let index_at = end.next_multiple_of(align);
-        let tokens_at = digits_at.checked_sub(image.u16(index_at + 2 * 0x30)?.into())?;
-        let token_index = TokenIndex { image, tokens_at, index_at };
-        if !token_index.is_cumulative() {
-            return None;
-        }
-        let mut budget = WALK_BYTES_MAX;
-        let aligned = |at: usize| at - at % align;
-        let candidates =
-            (aligned(tokens_at.saturating_sub(NAMES_BYTES_MAX))..aligned(tokens_at)).step_by(align);
-        let count_at = candidates.rev().find(|count_at| {
-            count_in(image, *count_at, align).is_some_and(|count| {
-                names_agree_with_markers(image, (*count_at, align), count, tokens_at, &mut budget)
+        // Where the tables happen to lie, both alignments may fit.
+        let places: Vec<_> = [8, 4]
+            .into_iter()
+            .filter_map(|align| {
+                let index_at = end.next_multiple_of(align);
+                let tokens_at = digits_at.checked_sub(image.u16(index_at + 2 * 0x30)?.into())?;
+                let fits = TokenIndex { image, tokens_at, index_at }.is_cumulative();
+                fits.then_some((align, tokens_at, index_at))
             })
-        })?;
-        Some(Self { count_at, tokens_at, index_at, align })
+            .collect();
+        let (_, last, _) = *places.first()?;
+        let mut budget = WALK_BYTES_MAX;
+        let mut candidates = (last.saturating_sub(NAMES_BYTES_MAX) & !7..last & !3).step_by(4).rev();
+        candidates.find_map(|count_at| {
+            let mut fits = |(align, tokens_at): (usize, usize)| {
+                count_at.is_multiple_of(align)
+                    && count_in(image, count_at, align).is_some_and(|count| {
+                        names_agree_with_markers(image, (count_at, align), count, tokens_at, &mut budget)
+                    })
+            };
+            let place = places.iter().find(|(align, tokens_at, _)| fits((*align, *tokens_at)));
+            place.map(|(align, tokens_at, index_at)| Self {
+                count_at,
+                tokens_at: *tokens_at,
+                index_at: *index_at,
+                align: *align,
+            })
+        })
     }
 
     /// Checks tables whose places something else told (VMCOREINFO), and finds out how they are aligned.
@@ -164,6 +171,10 @@ fn names_agree_with_markers(
     for number in 0..count {
         if number % NAMES_PER_MARKER == 0 {
             starts.push(at - names_at);
+            // Most false tables are left here, after a few kilobytes.
+            if starts.len() == 2 && !some_marker_is(image, at - names_at, count, limit) {
+                break;
+            }
         }
         match name_length(&image.bytes, at) {
             Some((length, first)) if length > 0 && first + length <= limit => at = first + length,
@@ -176,6 +187,21 @@ fn names_agree_with_markers(
         starts.len() == count.div_ceil(NAMES_PER_MARKER) as usize && markers_at + starts.len() * 4 <= limit;
     let marker = |number: usize| image.u32(markers_at + number * 4).map(|marker| marker as usize);
     *budget > 0 && whole && starts.iter().enumerate().all(|(number, start)| marker(number) == Some(*start))
+}
+
+/// Whether the second marker can be this. The markers stand before the tokens, in some kernels (6.1 to 6.3) with a table
+/// of 3 or 4 bytes a name between them; padding makes their place uncertain by a few bytes.
+fn some_marker_is(image: &Image, second: usize, count: u32, tokens_at: usize) -> bool {
+    let (count, markers) = (count as usize, count.div_ceil(NAMES_PER_MARKER) as usize);
+    [0, 3, 4].iter().any(|bytes_a_name| {
+        let latest = tokens_at.checked_sub(count * bytes_a_name + markers * 4).map(|start| (start & !3) + 4);
+        latest.is_some_and(|latest| {
+            (0..=24).step_by(4).any(|padding| {
+                let marker = latest.checked_sub(padding).and_then(|at| image.u32(at));
+                marker.is_some_and(|marker| marker as usize == second)
+            })
+        })
+    })
 }
 
 /// A name's length in tokens, and where they begin.
