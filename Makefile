@@ -47,6 +47,7 @@ doc: ## make the documentation in target/doc
 bench: setup ## measure; rows go to target/bench
 	$(STEP) "store" cargo bench -p retrovisor-snapshot --bench store $(CARGO_FLAGS)
 	$(STEP) "verdicts" cargo bench -p retrovisor-analytics --bench score $(CARGO_FLAGS)
+	$(STEP) "introspection" cargo bench -p retrovisor-introspect --bench introspect $(CARGO_FLAGS)
 	$(STEP) "QEMU, introspection, verdicts" cargo bench -p retrovisor-tests --bench qemu $(CARGO_FLAGS)
 
 bench-volatility: setup ## read one memory beside Volatility 3, in an environment that is thrown away

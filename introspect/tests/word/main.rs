@@ -1,10 +1,15 @@
 //! Against the guest's own word: what is read of a stopped guest's memory must be what the guest said of itself just
 //! before and just after. One test a kernel; `make test-kernels` has all of them.
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test of numbers that are known to be small"
+)]
 
 mod counters;
 mod dump;
 mod files;
+mod hostile;
 mod kernel;
 #[path = "../live/mod.rs"]
 mod live;
@@ -12,6 +17,7 @@ mod log;
 mod modules;
 mod mounts;
 mod processors;
+mod reuse;
 mod sockets;
 mod statement;
 mod symbols;
@@ -98,4 +104,16 @@ fn kernel_6_12_plain() {
 #[ignore = "of the full matrix: make test-kernels"]
 fn kernel_7_plain() {
     both("7.", "sid-plain");
+}
+
+#[test]
+fn damaged_memories_are_survived() {
+    let Some(dump) = Dump::of("bookworm-cloud", "large", &large()) else { return };
+    hostile::mutations_are_survived(&dump);
+}
+
+#[test]
+fn unchanged_frames_are_not_read_again() {
+    let Some(dump) = Dump::of("bookworm-cloud", "large", &large()) else { return };
+    reuse::unchanged_frames_are_not_read(&dump);
 }

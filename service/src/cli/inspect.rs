@@ -10,13 +10,13 @@ use crate::terminal::table;
 /// Shows what was read from a checkpoint's memory.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  retrovisor inspect web tasks\n  retrovisor inspect web log --at last-good\n  retrovisor inspect web integrity --at -1"
+    after_help = "Examples:\n  retrovisor inspect web tasks\n  retrovisor inspect web sockets\n  retrovisor inspect web log --at last-good\n  retrovisor inspect web integrity --at -1"
 )]
 pub(crate) struct InspectArgs {
     /// The machine
     name: String,
     /// What to show
-    #[arg(default_value = "summary", value_parser = ["summary", "tasks", "modules", "syscalls", "log", "counters", "integrity", "memory", "registers"])]
+    #[arg(default_value = "summary", value_parser = ["summary", "tasks", "processes", "sockets", "files", "mounts", "modules", "syscalls", "log", "counters", "processors", "integrity", "memory", "registers"])]
     what: String,
     /// Which checkpoint
     #[arg(long, default_value = "latest", allow_hyphen_values = true, value_name = "CHECKPOINT")]

@@ -21,8 +21,40 @@ fn question(what: &str) -> Option<&'static [(&'static str, &'static str)]> {
     );
     const TASKS: (&str, &str) = (
         "Tasks",
-        "SELECT pid, ppid, comm, state, uid, utime_ns / 1000000 AS user_ms, stime_ns / 1000000 AS system_ms, \
-         rss_pages, kernel_thread AS kthread, views FROM fact_task WHERE checkpoint = ?1 ORDER BY pid",
+        "SELECT pid, ppid, comm, state, uid, (utime_ns + stime_ns) / 1000000 AS cpu_ms, rss_pages * 4 AS rss_kib, \
+         waits_in FROM fact_task WHERE checkpoint = ?1 ORDER BY tgid, pid",
+    );
+    const PROCESSES: (&str, &str) = (
+        "Processes",
+        "SELECT pid, ppid, uid, comm, executable, command_line FROM fact_task \
+         WHERE checkpoint = ?1 AND pid = tgid AND NOT kernel_thread ORDER BY pid",
+    );
+    // IPv6 addresses stand in brackets before a port.
+    const SOCKETS: (&str, &str) = (
+        "Sockets",
+        "SELECT protocol, state, \
+         CASE WHEN local_port IS NULL THEN local_address WHEN protocol LIKE '%6' THEN \
+         '[' || local_address || ']:' || local_port ELSE local_address || ':' || local_port END AS local, \
+         CASE WHEN remote_port IS NULL OR state = 'listen' THEN '' WHEN protocol LIKE '%6' THEN \
+         '[' || remote_address || ']:' || remote_port ELSE remote_address || ':' || remote_port END AS remote, \
+         pid, comm FROM fact_socket WHERE checkpoint = ?1 ORDER BY protocol, local_port, local_address, inode",
+    );
+    const FILES: (&str, &str) = (
+        "Open files",
+        "SELECT pid, comm, fd, access, kind, path FROM fact_open_file WHERE checkpoint = ?1 ORDER BY pid, fd",
+    );
+    const MOUNTS: (&str, &str) = (
+        "Mounts",
+        "SELECT point, kind, source, device, root, options FROM fact_mount WHERE checkpoint = ?1 \
+         ORDER BY namespace, id",
+    );
+    const PROCESSORS: (&str, &str) = (
+        "Processors",
+        "SELECT cpu, (user_ns + nice_ns) / 1000000 AS user_ms, system_ns / 1000000 AS system_ms, \
+         idle_ns / 1000000 AS idle_ms, iowait_ns / 1000000 AS iowait_ms, \
+         (irq_ns + softirq_ns) / 1000000 AS irq_ms, steal_ns / 1000000 AS steal_ms, \
+         context_switches AS switches, current_pid AS pid FROM fact_processor \
+         WHERE checkpoint = ?1 AND online ORDER BY cpu",
     );
     const BUSIEST: (&str, &str) = (
         "Busiest tasks",
@@ -32,6 +64,11 @@ fn question(what: &str) -> Option<&'static [(&'static str, &'static str)]> {
     Some(match what {
         "" | "summary" => &[KERNEL, INTEGRITY, BUSIEST],
         "tasks" => &[TASKS],
+        "processes" => &[PROCESSES],
+        "sockets" => &[SOCKETS],
+        "files" => &[FILES],
+        "mounts" => &[MOUNTS],
+        "processors" => &[PROCESSORS],
         "modules" => &[("Modules", "SELECT * FROM fact_module WHERE checkpoint = ?1 ORDER BY name")],
         "log" => &[(
             "Kernel log",
@@ -60,10 +97,22 @@ pub(super) fn tables(store: &Store, record: &CheckpointRecord, what: &str) -> Re
     }
     let questions = question(what)
         .ok_or_else(|| CareError::Invalid(format!("there is no `{}` to inspect", what.escape_debug())))?;
-    questions.iter().map(|(title, sql)| ask(store, record, title, sql)).collect()
+    let known = store.catalogue().fact_tables()?;
+    questions.iter().map(|question| ask(store, record, &known, *question)).collect()
 }
 
-fn ask(store: &Store, record: &CheckpointRecord, title: &str, sql: &str) -> Result<Table, CareError> {
+fn ask(
+    store: &Store,
+    record: &CheckpointRecord,
+    known: &[String],
+    (title, sql): (&str, &str),
+) -> Result<Table, CareError> {
+    // Facts of a kind that nothing recorded yet have no table.
+    let asked = sql.split_whitespace().find(|word| word.starts_with("fact_"));
+    if asked.is_some_and(|asked| known.iter().all(|known| known != asked)) {
+        let note = ["nothing of this kind was read of any checkpoint".to_owned()];
+        return Ok(convert::table(title, &note, &[]));
+    }
     let rows = store.catalogue().query(sql, &[Value::Integer(record.id.0)], ROWS_MAX)?;
     let (columns, rows) = if rows.rows.len() == 1 && rows.columns.len() > 6 {
         // One wide row reads better as a list.

@@ -1,0 +1,120 @@
+//! What reading a guest costs, on a dump of a stock Debian guest of 512 MiB: the first observation, a next one after
+//! 1,000 of the frames it reads have changed, and what of the first is finding the kernel.
+//!
+//! Prints a table and writes `target/bench/introspect.json`: rows `{name, unit, p50, p99, n}`.
+#![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on panics")]
+
+#[allow(dead_code, reason = "the benchmark reads no statement")]
+#[path = "../tests/word/dump.rs"]
+mod dump;
+#[path = "../tests/live/mod.rs"]
+mod live;
+#[allow(dead_code, reason = "the benchmark reads no statement")]
+#[path = "../tests/word/statement.rs"]
+mod statement;
+
+use std::{cell::RefCell, collections::BTreeSet, fs, path::PathBuf, time::Instant};
+
+use dump::Dump;
+use live::Setting;
+use retrovisor_guest::{Gfn, MemoryError, MemoryLayout, MemoryView, Page, PageToken, ZERO_PAGE, is_zero};
+use retrovisor_introspect::{Introspector, Kernel};
+
+const ROUNDS: u64 = 20;
+const NEXTS: u64 = 5;
+const DIRTY: usize = 1000;
+
+/// A memory held by us, whose frames have names, as in a store.
+struct Held {
+    layout: MemoryLayout,
+    pages: Vec<Page>,
+    zero: Vec<bool>,
+    /// Counts up for each checkpoint.
+    generation: u64,
+    /// Frames that change from each checkpoint to the next.
+    dirty: BTreeSet<u64>,
+    /// Frames that were read.
+    read: RefCell<BTreeSet<u64>>,
+}
+
+impl Held {
+    fn of(dump: &Dump) -> Self {
+        let layout = dump.memory.layout().clone();
+        let mut pages = vec![ZERO_PAGE; usize::try_from(layout.pages()).unwrap()];
+        for (gfn, page) in layout.gfns().zip(&mut pages) {
+            dump.memory.read_page(gfn, page).unwrap();
+        }
+        let zero = pages.iter().map(is_zero).collect();
+        Self { layout, pages, zero, generation: 0, dirty: BTreeSet::new(), read: RefCell::default() }
+    }
+}
+
+impl MemoryView for Held {
+    fn layout(&self) -> &MemoryLayout {
+        &self.layout
+    }
+    fn read_page(&self, gfn: Gfn, into: &mut Page) -> Result<(), MemoryError> {
+        let page = usize::try_from(gfn.0).ok().and_then(|gfn| self.pages.get(gfn));
+        *into = *page.ok_or(MemoryError::NotMemory { gpa: gfn.gpa() })?;
+        if self.generation == 0 {
+            self.read.borrow_mut().insert(gfn.0);
+        }
+        Ok(())
+    }
+    fn token(&self, gfn: Gfn) -> Option<PageToken> {
+        let generation = if self.dirty.contains(&gfn.0) { self.generation } else { 0 };
+        Some(PageToken(gfn.0 | generation << 40))
+    }
+    fn known_zero(&self, gfn: Gfn) -> bool {
+        usize::try_from(gfn.0).is_ok_and(|gfn| self.zero.get(gfn) == Some(&true))
+    }
+}
+
+fn main() {
+    // `cargo test --benches` builds and starts this, too.
+    if std::env::args().any(|argument| argument == "--test") {
+        return;
+    }
+    let setting =
+        Setting { vcpus: 4, accelerator: "tcg,thread=single", append: "pti=off", ..Setting::default() };
+    let Some(dump) = Dump::of("bookworm-cloud", "large", &setting) else { return };
+    let mut view = Held::of(&dump);
+    // Frames with data that an observation reads, evenly spread over them: the worst that can be dirty.
+    let mut introspector = Introspector::new();
+    drop(introspector.observe(&view, &dump.registers));
+    let read: Vec<u64> = view.read.borrow().iter().copied().collect();
+    view.dirty = read.iter().step_by(read.len() / DIRTY).take(DIRTY).copied().collect();
+    let ms = |work: &mut dyn FnMut()| {
+        let start = Instant::now();
+        work();
+        start.elapsed().as_secs_f64() * 1e3
+    };
+    let (mut firsts, mut finds, mut nexts) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        view.generation = 1;
+        let mut introspector = Introspector::new();
+        firsts.push(ms(&mut || drop(introspector.observe(&view, &dump.registers))));
+        finds.push(ms(&mut || drop(Kernel::find(&view, &dump.registers))));
+        for next in 0..NEXTS {
+            view.generation = 2 + next;
+            nexts.push(ms(&mut || drop(introspector.observe(&view, &dump.registers))));
+        }
+    }
+    let rows = [
+        ("introspect.first_ms/dump", firsts),
+        ("introspect.first_ms/find", finds),
+        ("introspect.next_ms/1000-dirty", nexts),
+    ];
+    let mut json = Vec::new();
+    for (name, mut samples) in rows {
+        samples.sort_by(f64::total_cmp);
+        let (p50, p99) = (samples[samples.len() / 2], samples[samples.len() * 99 / 100]);
+        println!("{name:<34} {p50:>10.2} ms p50 {p99:>10.2} ms p99 {:>5}", samples.len());
+        json.push(
+            serde_json::json!({ "name": name, "unit": "ms", "p50": p50, "p99": p99, "n": samples.len() }),
+        );
+    }
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/bench");
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("introspect.json"), serde_json::to_string_pretty(&json).unwrap()).unwrap();
+}
