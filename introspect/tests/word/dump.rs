@@ -41,6 +41,10 @@ impl Dump {
         let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
         let sum = |file: &str| manifest["sha256"][file].as_str().unwrap()[..16].to_owned();
         let key = [FORMAT.to_owned(), sum("vmlinuz"), sum("initramfs.cpio.gz")].join("-");
+        // One test at a time boots guests; the next then finds the dump that it wants.
+        fs::create_dir_all(cache()?.join("dumps")).unwrap();
+        let lock = File::create(cache()?.join("dumps/lock")).unwrap();
+        lock.lock().unwrap();
         let place = cache()?.join("dumps").join(format!("{kernel}-{circumstances}"));
         if fs::read_to_string(place.join("key")).ok().as_ref() != Some(&key) {
             take(&place, &key, &Setting { folder, disks: true, ..*setting })?;
