@@ -37,7 +37,7 @@ fn a_running_guest_is_watched_without_false_alarms() {
     assert_eq!((late.integrity.as_slice(), late.syscalls.as_slice()), ([].as_slice(), [].as_slice()));
     guest.resume();
 
-    // The other one learnt from damaged memories what modules are like.
+    // The other one was shown attacks.
     lawful_changes_are_no_violations(&mut guest, &mut from_the_start);
     moments_of_a_busy_guest_are_no_violations(&mut guest, &mut from_the_start);
 }
