@@ -11,7 +11,9 @@ mod inject;
 mod inspect;
 mod list;
 mod log;
+mod pin;
 mod power;
+mod prune;
 mod query;
 mod report;
 mod rollback;
@@ -96,6 +98,12 @@ enum Verb {
     Watch(watch::WatchArgs),
     /// Checks everything in the store against its hashes
     Verify,
+    /// Removes checkpoints that no rule keeps, and gives their space back
+    Prune(prune::PruneArgs),
+    /// Keeps a checkpoint from being pruned
+    Pin(pin::PinArgs),
+    /// Lets a pinned checkpoint be pruned again
+    Unpin(pin::PinArgs),
     /// Prints a completion script for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -126,6 +134,9 @@ pub(crate) async fn run(cli: Cli) -> Result<(), CliError> {
         Verb::Inject(args) => inject::run(args, global).await,
         Verb::Watch(args) => watch::run(args, global).await,
         Verb::Verify => verify::run(global).await,
+        Verb::Prune(args) => prune::run(args, global).await,
+        Verb::Pin(args) => pin::run(args, true, global).await,
+        Verb::Unpin(args) => pin::run(args, false, global).await,
         Verb::Completions(args) => {
             completions::run(&args);
             Ok(())

@@ -9,6 +9,7 @@ use retrovisor_proto::v1::checkpoint_service_client::CheckpointServiceClient;
 use retrovisor_proto::v1::fault_service_client::FaultServiceClient;
 use retrovisor_proto::v1::machine_service_client::MachineServiceClient;
 use retrovisor_proto::v1::query_service_client::QueryServiceClient;
+use retrovisor_proto::v1::store_service_client::StoreServiceClient;
 use retrovisor_proto::v1::watch_service_client::WatchServiceClient;
 use retrovisor_snapshot::{Access, Store};
 use tokio::net::UnixStream;
@@ -49,6 +50,10 @@ impl Client {
         FaultServiceClient::new(self.channel.clone())
     }
 
+    pub(crate) fn store(&self) -> StoreServiceClient<Channel> {
+        StoreServiceClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
     pub(crate) fn watch(&self) -> WatchServiceClient<Channel> {
         WatchServiceClient::new(self.channel.clone())
     }
@@ -67,6 +72,15 @@ pub(crate) async fn daemon(store: &Path) -> Result<Client, CliError> {
 
 /// Connects to the daemon, or, when none runs, reads the store without one.
 pub(crate) async fn reader(store: &Path) -> Result<Client, CliError> {
+    daemon_or(store, Access::ReadOnly).await
+}
+
+/// Connects to the daemon, or, when none runs, opens the store for writing without one.
+pub(crate) async fn writer(store: &Path) -> Result<Client, CliError> {
+    daemon_or(store, Access::ReadWrite).await
+}
+
+async fn daemon_or(store: &Path, access: Access) -> Result<Client, CliError> {
     if let Some(client) = over_socket(&place::socket(store)).await {
         return Ok(client);
     }
@@ -76,7 +90,7 @@ pub(crate) async fn reader(store: &Path) -> Result<Client, CliError> {
             "Name one with --store, see the story with `retrovisor demo`, or start the daemon with `retrovisor serve`.",
         ));
     }
-    let opened = Store::open(store, Access::ReadOnly).map_err(|error| CliError::failed(error.to_string()))?;
+    let opened = Store::open(store, access).map_err(|error| CliError::failed(error.to_string()))?;
     in_process(Arc::new(Care::new(Arc::new(opened), store))).await
 }
 

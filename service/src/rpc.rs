@@ -9,6 +9,7 @@ mod inspect;
 mod machines;
 mod query;
 mod status;
+mod store;
 mod watch;
 
 use std::net::SocketAddr;
@@ -21,6 +22,7 @@ use retrovisor_proto::v1::checkpoint_service_server::CheckpointServiceServer;
 use retrovisor_proto::v1::fault_service_server::FaultServiceServer;
 use retrovisor_proto::v1::machine_service_server::MachineServiceServer;
 use retrovisor_proto::v1::query_service_server::QueryServiceServer;
+use retrovisor_proto::v1::store_service_server::StoreServiceServer;
 use retrovisor_proto::v1::watch_service_server::WatchServiceServer;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
@@ -47,6 +49,7 @@ pub(crate) async fn routes(care: Arc<Care>) -> Router {
         <AnomalyServiceServer<Services> as NamedService>::NAME,
         <QueryServiceServer<Services> as NamedService>::NAME,
         <FaultServiceServer<Services> as NamedService>::NAME,
+        <StoreServiceServer<Services> as NamedService>::NAME,
         <WatchServiceServer<Services> as NamedService>::NAME,
     ] {
         health.set_service_status(name, tonic_health::ServingStatus::Serving).await;
@@ -59,6 +62,7 @@ pub(crate) async fn routes(care: Arc<Care>) -> Router {
         .add_service(AnomalyServiceServer::new(services.clone()))
         .add_service(QueryServiceServer::new(services.clone()))
         .add_service(FaultServiceServer::new(services.clone()))
+        .add_service(StoreServiceServer::new(services.clone()))
         .add_service(WatchServiceServer::new(services));
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(retrovisor_proto::DESCRIPTORS)

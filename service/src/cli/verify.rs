@@ -9,7 +9,7 @@ use crate::terminal::style;
 
 pub(super) async fn run(global: &Global) -> Result<(), CliError> {
     let mut stream =
-        client::reader(&global.store).await?.checkpoints().verify(VerifyRequest {}).await?.into_inner();
+        client::reader(&global.store).await?.store().verify(VerifyRequest {}).await?.into_inner();
     let live = std::io::stderr().is_terminal() && !global.json;
     let mut last = None;
     while let Some(progress) = stream.message().await? {

@@ -1,17 +1,13 @@
-use std::pin::Pin;
 use std::sync::Arc;
 
 use retrovisor_proto::v1::checkpoint_service_server::CheckpointService;
 use retrovisor_proto::v1::{
     CreateCheckpointRequest, CreateCheckpointResponse, DiffRequest, DiffResponse, GetCheckpointRequest,
     GetCheckpointResponse, InspectRequest, InspectResponse, ListCheckpointsRequest, ListCheckpointsResponse,
-    ListOperationsRequest, ListOperationsResponse, RedoRequest, RedoResponse, RollbackRequest,
-    RollbackResponse, UndoRequest, UndoResponse, VerifyRequest, VerifyResponse,
+    ListOperationsRequest, ListOperationsResponse, PinCheckpointRequest, PinCheckpointResponse, RedoRequest,
+    RedoResponse, RollbackRequest, RollbackResponse, UndoRequest, UndoResponse,
 };
-use retrovisor_snapshot::{CheckpointRecord, Recorder, VerifyProgress};
-use tokio::sync::mpsc;
-use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
+use retrovisor_snapshot::{CheckpointRecord, Recorder};
 use tonic::{Request, Response, Status};
 
 use super::{Services, convert, difference, inspect, status};
@@ -51,8 +47,6 @@ impl Services {
 
 #[tonic::async_trait]
 impl CheckpointService for Services {
-    type VerifyStream = Pin<Box<dyn Stream<Item = Result<VerifyResponse, Status>> + Send>>;
-
     async fn create_checkpoint(
         &self,
         request: Request<CreateCheckpointRequest>,
@@ -189,35 +183,19 @@ impl CheckpointService for Services {
         Ok(Response::new(answer))
     }
 
-    async fn verify(&self, _: Request<VerifyRequest>) -> Result<Response<Self::VerifyStream>, Status> {
-        let (to, stream) = mpsc::channel(16);
-        let services = self.clone();
-        tokio::task::spawn_blocking(move || {
-            let store = services.care.store();
-            let mut total_pages = 0;
-            let report = store.verify(&mut |progress: VerifyProgress| {
-                total_pages = progress.pages_total;
-                let message = VerifyResponse {
-                    checked_pages: progress.pages_done,
-                    total_pages: progress.pages_total,
-                    ..VerifyResponse::default()
-                };
-                // Progress that nobody takes is dropped; the report below is not.
-                let _ = to.try_send(Ok(message));
-            });
-            let last = report.map_err(CareError::from).and_then(|report| {
-                Ok(VerifyResponse {
-                    checked_pages: report.pages_checked,
-                    total_pages,
-                    finished: true,
-                    damaged: report.damaged.iter().map(ToString::to_string).collect(),
-                    checkpoints: report.checkpoints_checked,
-                    stored_bytes: store.size()?,
-                })
-            });
-            // The caller may have gone: then nobody wants the report.
-            let _ = to.blocking_send(last.map_err(|error| status::of(&error)));
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    async fn pin_checkpoint(
+        &self,
+        request: Request<PinCheckpointRequest>,
+    ) -> Result<Response<PinCheckpointResponse>, Status> {
+        let PinCheckpointRequest { machine, checkpoint, pinned } = request.into_inner();
+        let answer = self
+            .blocking(move |services| {
+                let record = services.resolve(&machine, &checkpoint)?;
+                let store = services.care.store();
+                let changed = store.pin(record.id, pinned)?;
+                Ok(PinCheckpointResponse { checkpoint: Some(convert::checkpoint(store, &record)?), changed })
+            })
+            .await?;
+        Ok(Response::new(answer))
     }
 }

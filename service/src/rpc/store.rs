@@ -1,0 +1,165 @@
+use std::ops::ControlFlow;
+use std::pin::Pin;
+
+use retrovisor_proto::v1::store_service_server::StoreService;
+use retrovisor_proto::v1::{
+    KeptCheckpoint, MachinePrune, PrunePlan, PruneProgress, PruneReport, PruneRequest, PruneResponse,
+    RemovedCheckpoint, VerifyRequest, VerifyResponse, prune_response,
+};
+use retrovisor_snapshot::{CompactOptions, RetentionPolicy, VerifyProgress};
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::{Services, status};
+use crate::care::CareError;
+
+/// Messages that wait for a slow caller.
+const WAITING_MAX: usize = 16;
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl Services {
+    /// Does long work on a thread of its own, and streams what it says.
+    fn stream<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self, &mpsc::Sender<Result<T, Status>>) -> Result<(), CareError> + Send + 'static,
+    ) -> Response<Answers<T>> {
+        let (to, stream) = mpsc::channel(WAITING_MAX);
+        let services = self.clone();
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = work(&services, &to) {
+                // The caller may have gone: then nobody wants the error.
+                let _ = to.blocking_send(Err(status::of(&error)));
+            }
+        });
+        Response::new(Box::pin(ReceiverStream::new(stream)))
+    }
+}
+
+#[tonic::async_trait]
+impl StoreService for Services {
+    type VerifyStream = Answers<VerifyResponse>;
+    type PruneStream = Answers<PruneResponse>;
+
+    async fn verify(&self, _: Request<VerifyRequest>) -> Result<Response<Self::VerifyStream>, Status> {
+        Ok(self.stream(|services, to| {
+            let store = services.care.store();
+            let mut total_pages = 0;
+            let report = store.verify(&mut |progress: VerifyProgress| {
+                total_pages = progress.pages_total;
+                let message = VerifyResponse {
+                    checked_pages: progress.pages_done,
+                    total_pages: progress.pages_total,
+                    ..VerifyResponse::default()
+                };
+                // Progress that nobody takes is dropped; the report below is not.
+                let _ = to.try_send(Ok(message));
+            })?;
+            let last = VerifyResponse {
+                checked_pages: report.pages_checked,
+                total_pages,
+                finished: true,
+                damaged: report.damaged.iter().map(ToString::to_string).collect(),
+                checkpoints: report.checkpoints_checked,
+                stored_bytes: store.size()?,
+            };
+            let _ = to.blocking_send(Ok(last));
+            Ok(())
+        }))
+    }
+
+    async fn prune(&self, request: Request<PruneRequest>) -> Result<Response<Self::PruneStream>, Status> {
+        let PruneRequest { machine, policy, dry_run } = request.into_inner();
+        let policy = self::policy(policy.unwrap_or_default());
+        Ok(self.stream(move |services, to| {
+            let say = |step| to.blocking_send(Ok(PruneResponse { step: Some(step) })).is_ok();
+            let store = services.care.store();
+            let id = match &machine[..] {
+                "" => None,
+                name => Some(store.catalogue().machine(name)?.id),
+            };
+            let plan = store.plan_prune(&policy, id)?;
+            let heard = say(prune_response::Step::Plan(self::plan(&plan)));
+            if dry_run || !heard {
+                return Ok(());
+            }
+            let before = store.size()?;
+            let report = store.prune(&plan, &CompactOptions::default(), &mut |progress| {
+                let message =
+                    PruneResponse { step: Some(prune_response::Step::Progress(self::progress(progress))) };
+                match to.try_send(Ok(message)) {
+                    Err(mpsc::error::TrySendError::Closed(_)) => ControlFlow::Break(()),
+                    // Progress that nobody takes in time is dropped.
+                    Ok(()) | Err(mpsc::error::TrySendError::Full(_)) => ControlFlow::Continue(()),
+                }
+            })?;
+            say(prune_response::Step::Report(PruneReport {
+                checkpoints: report.checkpoints,
+                passed_over: report.passed_over,
+                stored_bytes_before: before,
+                stored_bytes: store.size()?,
+            }));
+            Ok(())
+        }))
+    }
+}
+
+fn policy(asked: retrovisor_proto::v1::RetentionPolicy) -> RetentionPolicy {
+    let default = RetentionPolicy::default();
+    RetentionPolicy {
+        keep_last: asked.keep_last.unwrap_or(default.keep_last),
+        keep_hourly: asked.keep_hourly.unwrap_or(default.keep_hourly),
+        keep_daily: asked.keep_daily.unwrap_or(default.keep_daily),
+        keep_weekly: asked.keep_weekly.unwrap_or(default.keep_weekly),
+        keep_monthly: asked.keep_monthly.unwrap_or(default.keep_monthly),
+        keep_labelled: asked.keep_labelled.unwrap_or(default.keep_labelled),
+        keep_bad_days: asked.keep_bad_days.or(default.keep_bad_days),
+        undo_depth: asked.undo_depth.unwrap_or(default.undo_depth),
+    }
+}
+
+fn plan(plan: &retrovisor_snapshot::PrunePlan) -> PrunePlan {
+    let machines = plan.machines.iter().map(|machine| MachinePrune {
+        machine: machine.machine.clone(),
+        kept: machine
+            .kept
+            .iter()
+            .map(|kept| KeptCheckpoint {
+                name: kept.name.clone(),
+                sequence: kept.sequence,
+                reasons: kept.reasons.iter().map(word).collect(),
+            })
+            .collect(),
+        removed: machine
+            .removed
+            .iter()
+            .map(|removed| RemovedCheckpoint {
+                name: removed.name.clone(),
+                sequence: removed.sequence,
+                taken_at_ms: removed.taken_at_ms,
+                label: removed.label.clone().unwrap_or_default(),
+                quarantined: removed.quarantined,
+            })
+            .collect(),
+    });
+    PrunePlan {
+        machines: machines.collect(),
+        garbage_bytes: plan.estimate.garbage_bytes,
+        pack_bytes: plan.estimate.pack_bytes,
+        catalogue_bytes: plan.estimate.catalogue_bytes,
+    }
+}
+
+fn progress(progress: retrovisor_snapshot::PruneProgress) -> PruneProgress {
+    PruneProgress { step: word(&progress.step), done: progress.done, total: progress.total }
+}
+
+/// The word that stands for a plain variant in JSON, too.
+fn word(variant: &impl serde::Serialize) -> String {
+    match serde_json::to_value(variant) {
+        Ok(serde_json::Value::String(word)) => word,
+        _ => String::new(),
+    }
+}
