@@ -7,4 +7,5 @@ mod crash;
 mod daemon;
 mod demo;
 mod disk;
+mod prune;
 mod restore;
