@@ -96,8 +96,8 @@ enum Verb {
     Inject(inject::InjectArgs),
     /// Follows what happens, as it happens
     Watch(watch::WatchArgs),
-    /// Checks everything in the store against its hashes
-    Verify,
+    /// Checks everything in the store against its hashes, and repairs it
+    Verify(verify::VerifyArgs),
     /// Removes checkpoints that no rule keeps, and gives their space back
     Prune(prune::PruneArgs),
     /// Keeps a checkpoint from being pruned
@@ -133,7 +133,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), CliError> {
         Verb::Query(args) => query::run(args, global).await,
         Verb::Inject(args) => inject::run(args, global).await,
         Verb::Watch(args) => watch::run(args, global).await,
-        Verb::Verify => verify::run(global).await,
+        Verb::Verify(args) => verify::run(args, global).await,
         Verb::Prune(args) => prune::run(args, global).await,
         Verb::Pin(args) => pin::run(args, true, global).await,
         Verb::Unpin(args) => pin::run(args, false, global).await,

@@ -1,29 +1,47 @@
 use std::io::{IsTerminal as _, Write as _};
 
-use retrovisor_proto::v1::VerifyRequest;
+use clap::Args;
+use retrovisor_proto::v1::repair_response::Step;
+use retrovisor_proto::v1::{LostCheckpoint, RepairPlan, RepairReport, RepairRequest, VerifyRequest};
 
 use super::global::{Global, print_json};
 use crate::client;
 use crate::error::CliError;
-use crate::terminal::style;
+use crate::terminal::{paragraph, style};
 
-pub(super) async fn run(global: &Global) -> Result<(), CliError> {
-    let mut stream =
-        client::reader(&global.store).await?.store().verify(VerifyRequest {}).await?.into_inner();
-    let live = std::io::stderr().is_terminal() && !global.json;
+/// Reads everything in the store back and checks it against its hashes. Works without a daemon, too.
+///
+/// With --repair, contents that are there a second time are linked anew, what follows from something else is derived,
+/// and checkpoints that cannot be saved are marked: they are refused as targets, all others stay usable.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  retrovisor verify
+  retrovisor verify --repair --dry-run     what a repair would do
+  retrovisor verify --repair")]
+pub(crate) struct VerifyArgs {
+    /// Puts in order what can be put in order
+    #[arg(long)]
+    repair: bool,
+    /// Only says what the repair would do
+    #[arg(long, requires = "repair")]
+    dry_run: bool,
+}
+
+pub(super) async fn run(args: VerifyArgs, global: &Global) -> Result<(), CliError> {
+    if args.repair { repair(args.dry_run, global).await } else { check(global).await }
+}
+
+async fn check(global: &Global) -> Result<(), CliError> {
+    let client = client::reader(&global.store).await?;
+    let mut stream = client.store().verify(VerifyRequest {}).await?.into_inner();
+    let mut bar = Bar::new(global);
     let mut last = None;
     while let Some(progress) = stream.message().await? {
-        if live && progress.total_pages > 0 {
-            let percent = progress.checked_pages * 100 / progress.total_pages;
-            eprint!("\r{} of {} contents checked, {percent} %", progress.checked_pages, progress.total_pages);
-            // Progress is for the eye only: a terminal that went away changes nothing.
-            let _ = std::io::stderr().flush();
-        }
+        bar.show(progress.checked_pages, progress.total_pages);
         last = Some(progress);
     }
-    if live {
-        eprintln!();
-    }
+    bar.end();
     let report =
         last.filter(|last| last.finished).ok_or_else(|| CliError::failed("the check was cut short"))?;
     if global.json {
@@ -43,11 +61,104 @@ pub(super) async fn run(global: &Global) -> Result<(), CliError> {
         if !global.json {
             println!("Everything matches its hash.");
         }
-        Ok(())
+        return Ok(());
+    }
+    let what = format!("{} places are damaged; what is not named above is intact", report.damaged.len());
+    Err(CliError::failed(format!("{what}. See what can be mended: retrovisor verify --repair --dry-run")))
+}
+
+async fn repair(dry_run: bool, global: &Global) -> Result<(), CliError> {
+    let client =
+        if dry_run { client::reader(&global.store).await? } else { client::writer(&global.store).await? };
+    let mut stream = client.store().repair(RepairRequest { dry_run }).await?.into_inner();
+    let mut bar = Bar::new(global);
+    let (mut plan, mut report) = (None, None);
+    while let Some(message) = stream.message().await? {
+        match message.step {
+            Some(Step::Progress(progress)) => bar.show(progress.checked_pages, progress.total_pages),
+            Some(Step::Plan(told)) => plan = Some(told),
+            Some(Step::Report(told)) => report = Some(told),
+            None => {}
+        }
+    }
+    bar.end();
+    let cut = || CliError::failed("the repair was cut short; start it again");
+    let plan: RepairPlan = plan.ok_or_else(cut)?;
+    if dry_run {
+        return if global.json { print_json(&plan) } else { show(&plan) };
+    }
+    let report: RepairReport = report.ok_or_else(cut)?;
+    if global.json {
+        print_json(&report)?;
     } else {
-        Err(CliError::failed(format!(
-            "{} places are damaged; what is not named above is intact",
-            report.damaged.len()
-        )))
+        told(&plan, &report);
+    }
+    let open = report.lost.len() + report.failed.len() + plan.beyond_repair.len();
+    if open == 0 {
+        return Ok(());
+    }
+    Err(CliError::failed("not everything could be mended; what is not named above is intact"))
+}
+
+fn show(plan: &RepairPlan) -> Result<(), CliError> {
+    if plan.items.is_empty() && plan.lost.is_empty() && plan.beyond_repair.is_empty() {
+        println!("Everything matches its hash: there is nothing to repair.");
+        return Ok(());
+    }
+    for item in &plan.items {
+        paragraph::print(&format!("{}: {}", item.action, item.damage));
+    }
+    lost(&plan.lost);
+    for damage in &plan.beyond_repair {
+        paragraph::print(&format!("beyond repair: {damage}"));
+    }
+    println!("Nothing was changed. Do it: retrovisor verify --repair");
+    Ok(())
+}
+
+fn told(plan: &RepairPlan, report: &RepairReport) {
+    println!("{} of {} places were put in order.", report.repaired, plan.items.len());
+    for damage in &report.failed {
+        paragraph::print(&format!("not any more possible: {damage}"));
+    }
+    for name in &report.found_again {
+        println!("{name} is whole again.");
+    }
+    lost(&report.lost);
+    for damage in &plan.beyond_repair {
+        paragraph::print(&format!("beyond repair: {damage}"));
+    }
+}
+
+fn lost(lost: &[LostCheckpoint]) {
+    for checkpoint in lost {
+        paragraph::print(&format!("{} is lost: {}", checkpoint.name, checkpoint.what.join("; ")));
+    }
+}
+
+/// Progress, for the eye only: on a terminal, and not beside JSON.
+struct Bar {
+    live: bool,
+    shown: bool,
+}
+
+impl Bar {
+    fn new(global: &Global) -> Self {
+        Self { live: std::io::stderr().is_terminal() && !global.json, shown: false }
+    }
+
+    fn show(&mut self, done: u64, total: u64) {
+        if self.live && total > 0 {
+            eprint!("\r{done} of {total} contents checked, {} %", done * 100 / total);
+            // A terminal that went away changes nothing.
+            let _ = std::io::stderr().flush();
+            self.shown = true;
+        }
+    }
+
+    fn end(&self) {
+        if self.shown {
+            eprintln!();
+        }
     }
 }

@@ -3,10 +3,11 @@ use std::pin::Pin;
 
 use retrovisor_proto::v1::store_service_server::StoreService;
 use retrovisor_proto::v1::{
-    KeptCheckpoint, MachinePrune, PrunePlan, PruneProgress, PruneReport, PruneRequest, PruneResponse,
-    RemovedCheckpoint, VerifyRequest, VerifyResponse, prune_response,
+    CheckProgress, KeptCheckpoint, LostCheckpoint, MachinePrune, PrunePlan, PruneProgress, PruneReport,
+    PruneRequest, PruneResponse, RemovedCheckpoint, RepairItem, RepairPlan, RepairReport, RepairRequest,
+    RepairResponse, VerifyRequest, VerifyResponse, prune_response, repair_response,
 };
-use retrovisor_snapshot::{CompactOptions, RetentionPolicy, VerifyProgress};
+use retrovisor_snapshot::{CompactOptions, RepairAction, RetentionPolicy, VerifyProgress};
 use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -42,6 +43,7 @@ impl Services {
 impl StoreService for Services {
     type VerifyStream = Answers<VerifyResponse>;
     type PruneStream = Answers<PruneResponse>;
+    type RepairStream = Answers<RepairResponse>;
 
     async fn verify(&self, _: Request<VerifyRequest>) -> Result<Response<Self::VerifyStream>, Status> {
         Ok(self.stream(|services, to| {
@@ -66,6 +68,33 @@ impl StoreService for Services {
                 stored_bytes: store.size()?,
             };
             let _ = to.blocking_send(Ok(last));
+            Ok(())
+        }))
+    }
+
+    async fn repair(&self, request: Request<RepairRequest>) -> Result<Response<Self::RepairStream>, Status> {
+        let RepairRequest { dry_run } = request.into_inner();
+        Ok(self.stream(move |services, to| {
+            let answer = |step| Ok(RepairResponse { step: Some(step) });
+            let mut progress = |progress: VerifyProgress| {
+                let progress =
+                    CheckProgress { checked_pages: progress.pages_done, total_pages: progress.pages_total };
+                let _ = to.try_send(answer(repair_response::Step::Progress(progress)));
+            };
+            let store = services.care.store();
+            let plan = store.plan_repair(&mut progress)?;
+            let heard = to.blocking_send(answer(repair_response::Step::Plan(repair_plan(&plan)))).is_ok();
+            if dry_run || !heard {
+                return Ok(());
+            }
+            let report = store.repair(&plan, &mut progress)?;
+            let report = RepairReport {
+                repaired: report.repaired,
+                failed: report.failed,
+                lost: report.lost.into_iter().map(lost).collect(),
+                found_again: report.found_again,
+            };
+            let _ = to.blocking_send(answer(repair_response::Step::Report(report)));
             Ok(())
         }))
     }
@@ -104,6 +133,33 @@ impl StoreService for Services {
             Ok(())
         }))
     }
+}
+
+fn repair_plan(plan: &retrovisor_snapshot::RepairPlan) -> RepairPlan {
+    let item = |item: &retrovisor_snapshot::RepairItem| RepairItem {
+        damage: item.damage.clone(),
+        action: action(&item.action).to_owned(),
+    };
+    RepairPlan {
+        items: plan.items.iter().map(item).collect(),
+        lost: plan.lost.iter().cloned().map(lost).collect(),
+        beyond_repair: plan.beyond_repair.clone(),
+    }
+}
+
+fn action(action: &RepairAction) -> &'static str {
+    match action {
+        RepairAction::Relink { .. } => "relink",
+        RepairAction::RebuildChanges { .. } => "rebuild-changes",
+        RepairAction::Rehang { .. } => "rehang",
+        RepairAction::RebuildMap { .. } => "rebuild-map",
+        RepairAction::RebuildPack { .. } => "rebuild-pack",
+        RepairAction::RebuildIndex => "rebuild-index",
+    }
+}
+
+fn lost(lost: retrovisor_snapshot::LostCheckpoint) -> LostCheckpoint {
+    LostCheckpoint { name: lost.name, what: lost.what }
 }
 
 fn policy(asked: retrovisor_proto::v1::RetentionPolicy) -> RetentionPolicy {
