@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?);
-    let files = ["anomaly", "checkpoint", "fault", "machine", "query", "store", "watch"]
+    let files = ["anomaly", "checkpoint", "fault", "machine", "query", "store", "transfer", "watch"]
         .map(|name| root.join(format!("retrovisor/v1/{name}.proto")));
     println!("cargo::rerun-if-changed=retrovisor/v1");
     let descriptors = protox::compile(&files, [&root])?;

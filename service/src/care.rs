@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use retrovisor_guest::{Machine as _, RunState};
+use retrovisor_introspect::Introspector;
 use retrovisor_machine::qemu::QemuMachine;
 use retrovisor_snapshot::{CheckpointId, MachineRecord, Store};
 use tokio::sync::{broadcast, oneshot};
@@ -104,6 +105,14 @@ impl Care {
         let (arrived, journey) = oneshot::channel();
         self.keep(name, machine, &spec, Arrival::Restore { target, verify_image, arrived })?;
         journey.blocking_recv().map_err(|_| CareError::Gone { machine: name.to_owned() })
+    }
+
+    /// Reads a checkpoint that was not taken here, and records what was found. Why little was found, if so.
+    pub(crate) fn read(&self, checkpoint: CheckpointId) -> Result<Option<String>, CareError> {
+        let view = self.store.view(checkpoint)?;
+        let observation = Introspector::new().observe(&view, &self.store.registers(checkpoint)?);
+        self.store.catalogue().record_facts(checkpoint, &observation.tables())?;
+        Ok(observation.reason)
     }
 
     /// After a restart of the daemon: takes the machines that still run into care again. One line each for the user.

@@ -6,6 +6,7 @@ mod checkpoint;
 mod completions;
 mod demo;
 mod diff;
+mod export;
 mod global;
 mod inject;
 mod inspect;
@@ -98,6 +99,10 @@ enum Verb {
     Watch(watch::WatchArgs),
     /// Checks everything in the store against its hashes, and repairs it
     Verify(verify::VerifyArgs),
+    /// Writes a checkpoint to a file for other tools
+    Export(export::ExportArgs),
+    /// Brings a dump of memory in as a machine
+    Import(export::ImportArgs),
     /// Removes checkpoints that no rule keeps, and gives their space back
     Prune(prune::PruneArgs),
     /// Keeps a checkpoint from being pruned
@@ -134,6 +139,8 @@ pub(crate) async fn run(cli: Cli) -> Result<(), CliError> {
         Verb::Inject(args) => inject::run(args, global).await,
         Verb::Watch(args) => watch::run(args, global).await,
         Verb::Verify(args) => verify::run(args, global).await,
+        Verb::Export(args) => export::export(args, global).await,
+        Verb::Import(args) => export::import(args, global).await,
         Verb::Prune(args) => prune::run(args, global).await,
         Verb::Pin(args) => pin::run(args, true, global).await,
         Verb::Unpin(args) => pin::run(args, false, global).await,

@@ -10,6 +10,7 @@ use retrovisor_proto::v1::fault_service_client::FaultServiceClient;
 use retrovisor_proto::v1::machine_service_client::MachineServiceClient;
 use retrovisor_proto::v1::query_service_client::QueryServiceClient;
 use retrovisor_proto::v1::store_service_client::StoreServiceClient;
+use retrovisor_proto::v1::transfer_service_client::TransferServiceClient;
 use retrovisor_proto::v1::watch_service_client::WatchServiceClient;
 use retrovisor_snapshot::{Access, Store};
 use tokio::net::UnixStream;
@@ -52,6 +53,10 @@ impl Client {
 
     pub(crate) fn store(&self) -> StoreServiceClient<Channel> {
         StoreServiceClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    pub(crate) fn transfers(&self) -> TransferServiceClient<Channel> {
+        TransferServiceClient::new(self.channel.clone())
     }
 
     pub(crate) fn watch(&self) -> WatchServiceClient<Channel> {

@@ -10,6 +10,8 @@ mod machines;
 mod query;
 mod status;
 mod store;
+mod stream;
+mod transfer;
 mod watch;
 
 use std::net::SocketAddr;
@@ -23,6 +25,7 @@ use retrovisor_proto::v1::fault_service_server::FaultServiceServer;
 use retrovisor_proto::v1::machine_service_server::MachineServiceServer;
 use retrovisor_proto::v1::query_service_server::QueryServiceServer;
 use retrovisor_proto::v1::store_service_server::StoreServiceServer;
+use retrovisor_proto::v1::transfer_service_server::TransferServiceServer;
 use retrovisor_proto::v1::watch_service_server::WatchServiceServer;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
@@ -50,6 +53,7 @@ pub(crate) async fn routes(care: Arc<Care>) -> Router {
         <QueryServiceServer<Services> as NamedService>::NAME,
         <FaultServiceServer<Services> as NamedService>::NAME,
         <StoreServiceServer<Services> as NamedService>::NAME,
+        <TransferServiceServer<Services> as NamedService>::NAME,
         <WatchServiceServer<Services> as NamedService>::NAME,
     ] {
         health.set_service_status(name, tonic_health::ServingStatus::Serving).await;
@@ -63,6 +67,7 @@ pub(crate) async fn routes(care: Arc<Care>) -> Router {
         .add_service(QueryServiceServer::new(services.clone()))
         .add_service(FaultServiceServer::new(services.clone()))
         .add_service(StoreServiceServer::new(services.clone()))
+        .add_service(TransferServiceServer::new(services.clone()))
         .add_service(WatchServiceServer::new(services));
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(retrovisor_proto::DESCRIPTORS)

@@ -39,13 +39,32 @@ fn a_store_is_pruned_while_its_guest_runs_and_when_nobody_runs() {
 
     // Through what was pruned back to what stays, the guest running all the while.
     let went = daemon.json(&["rollback", "g", "--to", "precious", "--verify-image"]);
-    assert_eq!(went["image_matches"], true, "{went:#}");
+    assert_eq!(went["move"]["image_matches"], true, "{went:#}");
     let _tick = daemon.next_tick();
     daemon.run(&["stop", "g"]).ok();
     drop(daemon);
 
     let report = retrovisor(store.path(), &[&few[..], &["--yes", "--json"]].concat()).ok().json();
     assert!(report["checkpoints"].as_u64().unwrap() > 0, "{report:#}");
+    // What is left can be carried elsewhere, and read there.
+    let core = store.path().join("g.core");
+    let core = core.to_str().unwrap();
+    let exported = retrovisor(store.path(), &["export", "g", core, "--at", "precious", "--json"]).ok().json();
+    assert_eq!(exported["vmcoreinfo"], true, "{exported:#}");
+    let elsewhere = tempfile::tempdir().unwrap();
+    drop(Daemon::start(elsewhere.path()));
+    let imported = retrovisor(elsewhere.path(), &["import", "h", core, "--json"]).ok().json();
+    assert_eq!(imported["reason"], "", "{imported:#}");
+    let tasks = |dir: &std::path::Path, name: &str, at: &str| {
+        let told = retrovisor(dir, &["inspect", name, "tasks", "--at", at, "--json"]).ok().json();
+        told["tables"].clone()
+    };
+    let (there, here) = (tasks(store.path(), "g", "precious"), tasks(elsewhere.path(), "h", "latest"));
+    assert!(there.to_string().contains("workload"), "{there:#}");
+    assert_eq!(there, here, "the same memory tells the same");
+    let again = retrovisor(elsewhere.path(), &["import", "h", core]);
+    assert_eq!(again.code, 1, "{again:#?}");
+
     let verified = retrovisor(store.path(), &["verify", "--json"]).ok().json();
     assert_eq!(verified["damaged"].as_array().map(Vec::len), Some(0), "{verified:#}");
 }

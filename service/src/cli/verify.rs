@@ -85,7 +85,11 @@ async fn repair(dry_run: bool, global: &Global) -> Result<(), CliError> {
     let cut = || CliError::failed("the repair was cut short; start it again");
     let plan: RepairPlan = plan.ok_or_else(cut)?;
     if dry_run {
-        return if global.json { print_json(&plan) } else { show(&plan) };
+        if global.json {
+            return print_json(&plan);
+        }
+        show(&plan);
+        return Ok(());
     }
     let report: RepairReport = report.ok_or_else(cut)?;
     if global.json {
@@ -100,10 +104,10 @@ async fn repair(dry_run: bool, global: &Global) -> Result<(), CliError> {
     Err(CliError::failed("not everything could be mended; what is not named above is intact"))
 }
 
-fn show(plan: &RepairPlan) -> Result<(), CliError> {
+fn show(plan: &RepairPlan) {
     if plan.items.is_empty() && plan.lost.is_empty() && plan.beyond_repair.is_empty() {
         println!("Everything matches its hash: there is nothing to repair.");
-        return Ok(());
+        return;
     }
     for item in &plan.items {
         paragraph::print(&format!("{}: {}", item.action, item.damage));
@@ -113,7 +117,6 @@ fn show(plan: &RepairPlan) -> Result<(), CliError> {
         paragraph::print(&format!("beyond repair: {damage}"));
     }
     println!("Nothing was changed. Do it: retrovisor verify --repair");
-    Ok(())
 }
 
 fn told(plan: &RepairPlan, report: &RepairReport) {

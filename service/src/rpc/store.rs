@@ -1,6 +1,3 @@
-use std::ops::ControlFlow;
-use std::pin::Pin;
-
 use retrovisor_proto::v1::store_service_server::StoreService;
 use retrovisor_proto::v1::{
     CheckProgress, KeptCheckpoint, LostCheckpoint, MachinePrune, PrunePlan, PruneProgress, PruneReport,
@@ -8,36 +5,10 @@ use retrovisor_proto::v1::{
     RepairResponse, VerifyRequest, VerifyResponse, prune_response, repair_response,
 };
 use retrovisor_snapshot::{CompactOptions, RepairAction, RetentionPolicy, VerifyProgress};
-use tokio::sync::mpsc;
-use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{Services, status};
-use crate::care::CareError;
-
-/// Messages that wait for a slow caller.
-const WAITING_MAX: usize = 16;
-
-type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-impl Services {
-    /// Does long work on a thread of its own, and streams what it says.
-    fn stream<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Self, &mpsc::Sender<Result<T, Status>>) -> Result<(), CareError> + Send + 'static,
-    ) -> Response<Answers<T>> {
-        let (to, stream) = mpsc::channel(WAITING_MAX);
-        let services = self.clone();
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = work(&services, &to) {
-                // The caller may have gone: then nobody wants the error.
-                let _ = to.blocking_send(Err(status::of(&error)));
-            }
-        });
-        Response::new(Box::pin(ReceiverStream::new(stream)))
-    }
-}
+use super::Services;
+use super::stream::{self, Answers};
 
 #[tonic::async_trait]
 impl StoreService for Services {
@@ -116,13 +87,8 @@ impl StoreService for Services {
             }
             let before = store.size()?;
             let report = store.prune(&plan, &CompactOptions::default(), &mut |progress| {
-                let message =
-                    PruneResponse { step: Some(prune_response::Step::Progress(self::progress(progress))) };
-                match to.try_send(Ok(message)) {
-                    Err(mpsc::error::TrySendError::Closed(_)) => ControlFlow::Break(()),
-                    // Progress that nobody takes in time is dropped.
-                    Ok(()) | Err(mpsc::error::TrySendError::Full(_)) => ControlFlow::Continue(()),
-                }
+                let step = prune_response::Step::Progress(self::progress(progress));
+                stream::progress(to, PruneResponse { step: Some(step) })
             })?;
             say(prune_response::Step::Report(PruneReport {
                 checkpoints: report.checkpoints,

@@ -1,0 +1,147 @@
+use std::io::{IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use retrovisor_proto::v1::{ExportRequest, FileFormat, ImportRequest};
+
+use super::global::{Global, print_json};
+use crate::client;
+use crate::error::CliError;
+use crate::terminal::style;
+
+/// How a file is laid out.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    /// The byte at offset N is the one at guest-physical address N
+    Raw,
+    /// For gdb, crash, drgn, Volatility
+    ElfCore,
+}
+
+impl Format {
+    fn message(self) -> FileFormat {
+        match self {
+            Self::Raw => FileFormat::Raw,
+            Self::ElfCore => FileFormat::ElfCore,
+        }
+    }
+}
+
+/// Writes a checkpoint to a file for other tools. Works without a daemon, too.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  retrovisor export web web.core                        the newest checkpoint as an ELF core
+  retrovisor export web web.raw --at -5 --format raw
+  gdb -ex 'info registers' vmlinux web.core")]
+pub(crate) struct ExportArgs {
+    /// The machine
+    name: String,
+    /// The file to write; it must not be there yet
+    file: PathBuf,
+    /// A name or its beginning, a label, @SEQUENCE, -N (N checkpoints back), latest, or last-good
+    #[arg(long, default_value = "latest", allow_hyphen_values = true, value_name = "CHECKPOINT")]
+    at: String,
+    /// How
+    #[arg(long, value_enum, default_value_t = Format::ElfCore)]
+    format: Format,
+}
+
+/// Brings a dump of a machine's memory in as a machine of one checkpoint, and reads it.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  retrovisor import crashed /var/crash/vmcore           then: retrovisor inspect crashed tasks
+  retrovisor import old memory.raw --format raw")]
+pub(crate) struct ImportArgs {
+    /// A name for the machine
+    name: String,
+    /// An ELF core (of `export`, of QEMU's dump-guest-memory, of kdump), or raw memory
+    file: PathBuf,
+    /// What it is; told by its first bytes when not said
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+}
+
+pub(super) async fn export(args: ExportArgs, global: &Global) -> Result<(), CliError> {
+    let request = ExportRequest {
+        machine: args.name.clone(),
+        checkpoint: args.at,
+        format: args.format.message().into(),
+        path: absolute(&args.file)?,
+    };
+    let client = client::reader(&global.store).await?;
+    let mut stream = client.transfers().export(request).await?.into_inner();
+    let mut last = None;
+    while let Some(message) = stream.message().await? {
+        live(global, message.done, message.total);
+        last = Some(message);
+    }
+    clear(global);
+    let report =
+        last.filter(|last| last.finished).ok_or_else(|| CliError::failed("the export was cut short"))?;
+    if global.json {
+        return print_json(&report);
+    }
+    println!(
+        "Wrote {}: {} long, {} on disk{}.",
+        args.file.display(),
+        style::bytes(report.length_bytes),
+        style::bytes(report.disk_bytes),
+        if report.vmcoreinfo { ", with the guest's VMCOREINFO" } else { "" }
+    );
+    Ok(())
+}
+
+pub(super) async fn import(args: ImportArgs, global: &Global) -> Result<(), CliError> {
+    let request = ImportRequest {
+        machine: args.name,
+        format: args.format.map_or(FileFormat::Unspecified, Format::message).into(),
+        path: absolute(&args.file)?,
+    };
+    let client = client::writer(&global.store).await?;
+    let mut stream = client.transfers().import(request).await?.into_inner();
+    let mut last = None;
+    while let Some(message) = stream.message().await? {
+        live(global, message.done, message.total);
+        last = Some(message);
+    }
+    clear(global);
+    let report =
+        last.filter(|last| last.finished).ok_or_else(|| CliError::failed("the import was cut short"))?;
+    if global.json {
+        return print_json(&report);
+    }
+    println!(
+        "{} is in the store: {} checkpoint(s), {} new.",
+        report.machine,
+        report.checkpoints,
+        style::bytes(report.stored_bytes)
+    );
+    if report.reason.is_empty() {
+        println!("Look at it: retrovisor inspect {}", report.machine);
+    } else {
+        println!("Little could be read from its memory: {}", report.reason);
+    }
+    Ok(())
+}
+
+fn absolute(path: &Path) -> Result<String, CliError> {
+    let failed = |why: String| CliError::failed(format!("{}: {why}", path.display()));
+    let absolute = std::path::absolute(path).map_err(|error| failed(error.to_string()))?;
+    absolute.into_os_string().into_string().map_err(|_| failed("the path is not UTF-8".into()))
+}
+
+fn live(global: &Global, done: u64, total: u64) {
+    if std::io::stderr().is_terminal() && !global.json && total > 0 {
+        eprint!("\r{done} of {total} pages, {} %", done * 100 / total);
+        // Progress is for the eye only.
+        let _ = std::io::stderr().flush();
+    }
+}
+
+fn clear(global: &Global) {
+    if std::io::stderr().is_terminal() && !global.json {
+        eprint!("\r\x1b[K");
+    }
+}

@@ -1,0 +1,103 @@
+use std::path::{Path, PathBuf};
+
+use retrovisor_proto::v1::transfer_service_server::TransferService;
+use retrovisor_proto::v1::{ExportRequest, ExportResponse, FileFormat, ImportRequest, ImportResponse};
+use retrovisor_snapshot::{DumpFormat, ExportProgress};
+use tonic::{Request, Response, Status};
+
+use super::Services;
+use super::stream::{Answers, progress};
+use crate::care::CareError;
+
+#[tonic::async_trait]
+impl TransferService for Services {
+    type ExportStream = Answers<ExportResponse>;
+    type ImportStream = Answers<ImportResponse>;
+
+    async fn export(&self, request: Request<ExportRequest>) -> Result<Response<Self::ExportStream>, Status> {
+        let request = request.into_inner();
+        let (format, path) = (request.format(), absolute(&request.path)?);
+        Ok(self.stream(move |services, to| {
+            let store = services.care.store();
+            let mut tell = |ExportProgress { done, total }| {
+                progress(to, ExportResponse { done, total, ..ExportResponse::default() })
+            };
+            let wanted = if request.checkpoint.is_empty() { "latest" } else { &request.checkpoint };
+            let report = match format {
+                FileFormat::Raw => {
+                    let record = services.resolve(&request.machine, wanted)?;
+                    store.export_raw(record.id, &path, &mut tell)?
+                }
+                FileFormat::ElfCore => {
+                    let record = services.resolve(&request.machine, wanted)?;
+                    store.export_elf_core(record.id, &path, &mut tell)?
+                }
+                FileFormat::Archive | FileFormat::Unspecified => {
+                    return Err(CareError::Invalid("an export needs a format: raw or elf-core".into()));
+                }
+            };
+            // The caller may have gone: the file is there all the same.
+            let _ = to.blocking_send(Ok(ExportResponse {
+                done: report.pages,
+                total: report.pages,
+                finished: true,
+                length_bytes: report.length_bytes,
+                disk_bytes: report.disk_bytes,
+                vmcoreinfo: report.vmcoreinfo,
+            }));
+            Ok(())
+        }))
+    }
+
+    async fn import(&self, request: Request<ImportRequest>) -> Result<Response<Self::ImportStream>, Status> {
+        let request = request.into_inner();
+        let path = absolute(&request.path)?;
+        let format = match request.format() {
+            FileFormat::Unspecified => guess(&path)?,
+            named => named,
+        };
+        Ok(self.stream(move |services, to| {
+            let store = services.care.store();
+            let mut tell = |ExportProgress { done, total }| {
+                progress(to, ImportResponse { done, total, ..ImportResponse::default() })
+            };
+            let format = match format {
+                FileFormat::Raw => DumpFormat::Raw,
+                FileFormat::ElfCore => DumpFormat::ElfCore,
+                FileFormat::Archive | FileFormat::Unspecified => {
+                    return Err(CareError::Invalid("an import needs a format: raw or elf-core".into()));
+                }
+            };
+            let report = store.import_dump(&request.machine, &path, format, &mut tell)?;
+            let reason = services.care.read(report.newest)?;
+            // The caller may have gone: the machine is there all the same.
+            let _ = to.blocking_send(Ok(ImportResponse {
+                finished: true,
+                machine: report.machine,
+                checkpoints: report.checkpoints,
+                stored_bytes: report.stored_bytes,
+                reason: reason.unwrap_or_default(),
+                ..ImportResponse::default()
+            }));
+            Ok(())
+        }))
+    }
+}
+
+fn absolute(path: &str) -> Result<PathBuf, Status> {
+    let path = PathBuf::from(path);
+    if path.is_absolute() {
+        return Ok(path);
+    }
+    Err(Status::invalid_argument(format!("{} is not an absolute path", path.display())))
+}
+
+/// An ELF core tells itself by its first bytes; all else is raw.
+fn guess(path: &Path) -> Result<FileFormat, Status> {
+    use std::io::Read as _;
+    let failed =
+        |error: std::io::Error| Status::not_found(format!("cannot read {}: {error}", path.display()));
+    let mut magic = [0; 4];
+    let length = std::fs::File::open(path).map_err(failed)?.read(&mut magic).map_err(failed)?;
+    Ok(if magic[..length] == *b"\x7fELF" { FileFormat::ElfCore } else { FileFormat::Raw })
+}
