@@ -45,9 +45,9 @@ impl Overwrite {
         Self { frames, cold: Put::new(cold.into_iter()), covered: indices.clone() }
     }
 
-    /// Whether a frame is among them.
-    pub(super) fn covers(&self, index: u64) -> bool {
-        self.covered.contains_index(index)
+    /// The frames.
+    pub(super) fn covered(&self) -> &PageSet {
+        &self.covered
     }
 
     /// Frames to be written.

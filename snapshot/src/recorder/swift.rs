@@ -96,10 +96,6 @@ impl Recorder {
                 return Err(error);
             }
         };
-        let mut frames = draft.late.clone();
-        frames.union(&self.differing(&target));
-        let staged = Arc::new(draft.staged);
-        let left = Left { staged: Arc::clone(&staged), state: state.clone(), frames, was_running };
 
         let begun = Instant::now();
         let written = overwrite
@@ -109,6 +105,13 @@ impl Recorder {
         let begun = Instant::now();
         let applied = written.and_then(|()| Ok(machine.apply_state(&target.state, journey.request.clock)?));
         timing.apply_us = since_us(begun);
+        let resumed =
+            if applied.is_ok() { run_on(machine, was_running, &mut timing.resume_us) } else { Ok(()) };
+        timing.rollback_us = since_us(start);
+        // Nothing of this has to be done while the guest stands still.
+        let mut frames = overwrite.covered().clone();
+        frames.union(late.covered());
+        let left = Left { staged: Arc::new(draft.staged), state: state.clone(), frames, was_running };
         if let Err(error) = applied {
             let error = self.take_back(machine, &target, &left, error, true);
             if !matches!(error, Error::Stranded { .. }) {
@@ -117,9 +120,6 @@ impl Recorder {
             }
             return Err(error);
         }
-        let resumed = run_on(machine, was_running, &mut timing.resume_us);
-        timing.rollback_us = since_us(start);
-
         took.pause_us = timing.rollback_us;
         let since = Instant::now();
         let synced = machine.sync_state(&state).map_err(Error::from);
@@ -166,7 +166,7 @@ impl Recorder {
     /// The frames that became dirty after the list was made.
     fn late(&self, draft: &Draft, overwrite: &Overwrite, target: &Target) -> Result<Overwrite> {
         let mut late = PageSet::empty(&self.layout);
-        for index in draft.late.indices().filter(|index| !overwrite.covers(*index)) {
+        for index in draft.late.indices().filter(|index| !overwrite.covered().contains_index(*index)) {
             late.insert_index(index);
         }
         let mut ready = Ready::new();
