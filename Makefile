@@ -44,6 +44,9 @@ lint: ## formatting, clippy, documentation, licences, shell scripts
 doc: ## make the documentation in target/doc
 	$(STEP) "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps $(CARGO_FLAGS)
 
+fuzz: ## run every fuzzer for FUZZ_SECONDS (30); needs nightly and cargo-fuzz
+	$(STEP) "fuzzers" setup/fuzz.sh
+
 bench: setup ## measure; rows go to target/bench
 	$(STEP) "store" cargo bench -p retrovisor-snapshot --bench store $(CARGO_FLAGS)
 	$(STEP) "verdicts" cargo bench -p retrovisor-analytics --bench score $(CARGO_FLAGS)

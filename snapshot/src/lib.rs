@@ -12,6 +12,9 @@ mod damage;
 mod disk;
 mod error;
 mod export;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod id;
 mod intake;
 mod key;

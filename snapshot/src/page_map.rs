@@ -1,3 +1,4 @@
+use std::io::{self, Read};
 use std::sync::Arc;
 
 use crate::content::ContentRef;
@@ -5,6 +6,11 @@ use crate::content_list;
 
 /// Frames in a chunk. Small, so that scattered changes copy little; what did not change is shared between maps.
 const CHUNK: usize = 64;
+
+/// Level of compression of full maps, which are written rarely.
+const LEVEL: i32 = 3;
+/// An encoded map has at most so many bytes a page: a run of one, and its number.
+const ENCODED_BYTES_MAX: usize = 20;
 
 /// Codes of contents: half the size of the contents themselves.
 type Chunk = [u64; CHUNK];
@@ -80,6 +86,23 @@ impl PageMap {
         }
         Some(map)
     }
+}
+
+/// An encoded map as it is stored.
+pub(crate) fn compress(encoded: &[u8]) -> io::Result<Vec<u8>> {
+    zstd::bulk::compress(encoded, LEVEL)
+}
+
+/// The reverse of [`compress`], for a map of so many frames. Memory is taken for what comes out, not for what the
+/// bytes say will.
+pub(crate) fn decompress(stored: &[u8], pages: usize) -> io::Result<Vec<u8>> {
+    let bytes_max = pages.saturating_mul(ENCODED_BYTES_MAX) as u64;
+    let mut encoded = Vec::new();
+    zstd::stream::read::Decoder::with_buffer(stored)?.take(bytes_max + 1).read_to_end(&mut encoded)?;
+    if encoded.len() as u64 > bytes_max {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    Ok(encoded)
 }
 
 #[cfg(test)]

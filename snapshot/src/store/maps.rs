@@ -9,13 +9,8 @@ use crate::damage::Damage;
 use crate::error::{Error, Result};
 use crate::id::CheckpointId;
 use crate::key::{Hash, Key};
-use crate::page_map::PageMap;
+use crate::page_map::{self, PageMap};
 use crate::reads::Reads;
-
-/// Level of compression of full maps, which are written rarely.
-const LEVEL: i32 = 3;
-/// An encoded map has at most so many bytes a page: a run of one, and its number.
-const ENCODED_BYTES_MAX: usize = 20;
 
 impl Store {
     /// What stands in every frame at a checkpoint. Costs the same however long its history: from the nearest full map
@@ -109,7 +104,7 @@ impl Store {
         let keyframe = self.catalogue().keyframe(checkpoint)?;
         let keyframe = keyframe.ok_or_else(|| damaged("the full page map is missing", checkpoint))?;
         let pages = usize::try_from(layout.pages()).unwrap_or(usize::MAX);
-        let encoded = zstd::bulk::decompress(&keyframe.map, pages.saturating_mul(ENCODED_BYTES_MAX))
+        let encoded = page_map::decompress(&keyframe.map, pages)
             .map_err(|_| damaged("the full page map cannot be decompressed", checkpoint))?;
         if map_hash(&self.key, &encoded) != keyframe.hash {
             return Err(damaged("the full page map is not what was written", checkpoint));
@@ -132,7 +127,7 @@ impl Store {
 /// A map as it is stored.
 pub(crate) fn keyframe(key: &Key, map: &PageMap) -> Result<Keyframe> {
     let encoded = map.encode();
-    let compressed = zstd::bulk::compress(&encoded, LEVEL).map_err(|source| Error::Io {
+    let compressed = page_map::compress(&encoded).map_err(|source| Error::Io {
         doing: "compressing",
         path: "the page map".into(),
         source,
