@@ -53,7 +53,8 @@ pub(crate) fn seed_frames() -> Vec<(u8, Vec<u8>)> {
     let Ok(mut compressor) = compressor() else { return seeds };
     for pages in [1_u8, 2, 4] {
         let length = usize::from(pages) * PAGE_SIZE;
-        let soft = (0..length).map(|at| if at % 3 == 0 { b'a' } else { b"0123456789"[at / 100 % 10] }).collect();
+        let soft =
+            (0..length).map(|at| if at % 3 == 0 { b'a' } else { b"0123456789"[at / 100 % 10] }).collect();
         let hard: Vec<u8> =
             (0..length / 32).flat_map(|at| *blake3::hash(&at.to_le_bytes()).as_bytes()).collect();
         for raw in [soft, hard] {

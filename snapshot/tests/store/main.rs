@@ -6,6 +6,7 @@ mod crash;
 mod damage;
 mod disk;
 mod export;
+mod damage_everywhere;
 mod failures;
 mod formats;
 mod full_disk;

@@ -19,22 +19,31 @@ pub(super) struct Told {
     /// The checkpoints that are safe, and what they hold.
     pub(super) done: BTreeMap<CheckpointId, Arc<Image>>,
     /// What is being tried.
-    trying: Option<Arc<Image>>,
+    trying: BTreeMap<u64, Arc<Image>>,
     /// What was tried and failed: a checkpoint may be there (a rollback can fail after it took its checkpoint).
-    pub(super) failed: Vec<Arc<Image>>,
+    failed: Vec<Arc<Image>>,
+    /// Those that may be gone.
+    pruned: BTreeMap<CheckpointId, Arc<Image>>,
 }
 
 impl Told {
     pub(super) fn hear(&mut self, mark: &Mark) {
         match mark {
             Mark::Machine => self.machine = true,
-            Mark::Try(image) => self.trying = Some(Arc::clone(image)),
-            Mark::Done(id) => {
-                let image = self.trying.take().unwrap();
-                assert!(self.done.insert(*id, image).is_none(), "a number is given twice");
+            Mark::Try(number, image) => {
+                self.trying.insert(*number, Arc::clone(image));
             }
-            Mark::Failed(_) => self.failed.extend(self.trying.take()),
-            Mark::Space => (),
+            Mark::Done(number, id) => {
+                let image = self.trying.remove(number).unwrap();
+                let known = self.done.contains_key(id) || self.pruned.contains_key(id);
+                assert!(!known, "a number is given twice");
+                self.done.insert(*id, image);
+            }
+            Mark::Failed(number, _) => self.failed.extend(self.trying.remove(number)),
+            Mark::Prune(ids) => {
+                self.pruned.extend(ids.iter().filter_map(|id| self.done.remove_entry(id)));
+            }
+            Mark::Refused(_) | Mark::Space => (),
         }
     }
 }
@@ -55,8 +64,12 @@ pub(super) fn check(dir: &Path, told: &Told, seed: u64) {
     }
     // What nobody was told of is whole all the same.
     for record in there.iter().filter(|record| !told.done.contains_key(&record.id)) {
-        let candidates: Vec<_> = told.trying.iter().chain(&told.failed).collect();
-        let holds = candidates.iter().any(|image| holds(&store, record.id, image).is_none());
+        if let Some(image) = told.pruned.get(&record.id) {
+            assert_holds(&store, record.id, image);
+            continue;
+        }
+        let mut candidates = told.trying.values().chain(&told.failed);
+        let holds = candidates.any(|image| holds(&store, record.id, image).is_none());
         assert!(holds, "checkpoint {} is nothing that was tried", record.id.0);
     }
     // The machine comes back, and goes on.

@@ -18,7 +18,9 @@ const STEPS: u64 = 5;
 /// Every message of a full disk says what to do. (SQLite does not tell what a sync failed of.)
 fn is_clear(message: &str, errno: Errno) -> bool {
     let full = message.contains("no space left") && message.contains("Free some space");
-    errno != Errno::ENOSPC || full || message.contains("has free space")
+    // Those that were captured behind the one that failed say so.
+    let behind = message.contains("an earlier one could not be stored");
+    errno != Errno::ENOSPC || full || behind || message.contains("has free space")
 }
 
 /// Runs the history with a failure; whether it was reached.
@@ -30,7 +32,7 @@ fn fails_well(failing: Failing) -> Option<bool> {
     for event in &trace.events {
         let Event::Mark(mark) = event else { continue };
         told.hear(mark);
-        if let Mark::Failed(message) = mark {
+        if let Mark::Failed(_, message) | Mark::Refused(message) = mark {
             assert!(is_clear(message, failing.errno), "{failing:?}: {message}");
         }
     }

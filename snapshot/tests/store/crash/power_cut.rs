@@ -20,7 +20,7 @@ use crate::toy::quick_dir;
 const HISTORIES: u64 = 4;
 const STEPS: u64 = 24;
 /// Of the disks that each event could leave behind, one in so many is looked at.
-const SAMPLE: u64 = 12;
+const SAMPLE: u64 = 16;
 /// Disks kept in files, for people to look at.
 const KEPT: usize = 5;
 /// Images by chance for each event.
@@ -67,7 +67,11 @@ fn cases(seed: u64, events: &[Event], only: Option<u64>, sample: u64, mut each: 
                 continue;
             }
             let image = disk.image(loss);
-            if known.insert((fingerprint(&image), told.done.len(), told.machine)) {
+            if known.insert((
+                fingerprint(&image),
+                told.done.clone().into_keys().collect::<Vec<_>>(),
+                told.machine,
+            )) {
                 each(Case { seed, event, loss, image, told: told.clone() });
             }
         }

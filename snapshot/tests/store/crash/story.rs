@@ -3,13 +3,15 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use retrovisor_guest::fact::{Column, Kind, Schema, Table, Value};
 use retrovisor_guest::{Machine, MemoryLayout, PAGE_SIZE};
 use retrovisor_snapshot::{
-    Access, CheckpointId, CheckpointKind, CheckpointRequest, Error, MachineId, Recorder, RollbackRequest,
-    Store, StoreOptions,
+    Access, CheckpointId, CheckpointKind, CheckpointRequest, CompactOptions, Error, MachineId, Pending,
+    Recorder, RetentionPolicy, RollbackRequest, Store, StoreOptions,
 };
 
 use super::random::Random;
@@ -24,17 +26,24 @@ pub(super) const PAGES: u64 = 40;
 /// Small enough that a history has several packs.
 pub(super) const OPTIONS: StoreOptions = StoreOptions { pack_bytes_max: 40_000 };
 
+static SEEN: Schema =
+    Schema { table: "fact_seen", columns: &[Column { name: "count", kind: Kind::Integer }] };
+
 /// What the child says.
 #[derive(Clone, Debug)]
 pub(super) enum Mark {
     /// There is a machine.
     Machine,
-    /// It is about to take a checkpoint of this.
-    Try(Arc<Image>),
-    /// The checkpoint that was tried last is safe.
-    Done(CheckpointId),
-    /// What was tried last failed, with these words.
-    Failed(String),
+    /// It is about to take a checkpoint of this, under this number.
+    Try(u64, Arc<Image>),
+    /// What was tried under this number is safe, as a checkpoint.
+    Done(u64, CheckpointId),
+    /// What was tried under this number failed, with these words.
+    Failed(u64, String),
+    /// Something else failed.
+    Refused(String),
+    /// These checkpoints may go from now on.
+    Prune(Vec<CheckpointId>),
     /// Calls are not to fail any more.
     Space,
 }
@@ -43,11 +52,16 @@ impl Mark {
     pub(super) fn parse(text: &str) -> Option<Self> {
         let text = text.trim_end().strip_prefix("MARK ")?;
         let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
+        let (first, more) = rest.split_once(' ').unwrap_or((rest, ""));
+        let number = |text: &str| text.parse::<i64>().unwrap();
+        let try_number = || first.parse().unwrap();
         Some(match word {
             "MACHINE" => Self::Machine,
-            "TRY" => Self::Try(Arc::new(read_image(rest))),
-            "DONE" => Self::Done(CheckpointId(rest.parse().unwrap())),
-            "FAILED" => Self::Failed(rest.to_owned()),
+            "TRY" => Self::Try(try_number(), Arc::new(read_image(more))),
+            "DONE" => Self::Done(try_number(), CheckpointId(number(more))),
+            "FAILED" => Self::Failed(try_number(), more.to_owned()),
+            "REFUSED" => Self::Refused(rest.to_owned()),
+            "PRUNE" => Self::Prune(rest.split_whitespace().map(|id| CheckpointId(number(id))).collect()),
             "SPACE" => Self::Space,
             other => panic!("a mark {other}"),
         })
@@ -137,6 +151,7 @@ struct Story {
     marks: File,
     random: Random,
     toy: Toy,
+    tries: u64,
 }
 
 impl Story {
@@ -144,13 +159,25 @@ impl Story {
         (&self.marks).write_all(format!("MARK {text}\n").as_bytes()).unwrap();
     }
 
-    /// Notes what came of trying to take a checkpoint of the present.
-    fn note<T>(&self, done: &Result<T, Error>, checkpoint: impl FnOnce(&T) -> CheckpointId) -> bool {
+    /// Says what is to be tried, and gives it a number.
+    fn announce(&mut self) -> u64 {
+        self.tries += 1;
+        self.mark(&format!("TRY {} {}", self.tries, image_text(&self.toy.image)));
+        self.tries
+    }
+
+    /// Notes what came of trying to take a checkpoint.
+    fn note<T>(
+        &self,
+        number: u64,
+        done: &Result<T, Error>,
+        checkpoint: impl FnOnce(&T) -> CheckpointId,
+    ) -> bool {
         match done {
-            Ok(report) => self.mark(&format!("DONE {}", checkpoint(report).0)),
+            Ok(report) => self.mark(&format!("DONE {number} {}", checkpoint(report).0)),
             Err(error) => {
                 assert!(!self.toy.paused, "the guest stands still");
-                self.mark(&format!("FAILED {error}"));
+                self.mark(&format!("FAILED {number} {error}"));
             }
         }
         done.is_ok()
@@ -158,21 +185,35 @@ impl Story {
 
     fn step(&mut self, store: &Arc<Store>, recorder: &mut Recorder, machine: MachineId) {
         scribble(&mut self.toy, &mut self.random);
-        self.mark(&format!("TRY {}", image_text(&self.toy.image)));
         let all = store.catalogue().checkpoints(machine).unwrap();
-        let what = if all.is_empty() { 0 } else { self.random.below(20) };
-        if what < 13 {
-            let kind = if what < 6 { CheckpointKind::Manual } else { CheckpointKind::Automatic };
-            let request = CheckpointRequest { label: None, kind };
-            let done = recorder.checkpoint(&mut self.toy, &request);
-            self.note(&done, |report| report.record.id);
-            return;
+        let what = if all.is_empty() { 0 } else { self.random.below(24) };
+        match what {
+            0..9 => {
+                let number = self.announce();
+                let kind = if what < 4 { CheckpointKind::Manual } else { CheckpointKind::Automatic };
+                let request = CheckpointRequest { label: None, kind };
+                let done = recorder.checkpoint(&mut self.toy, &request);
+                self.note(number, &done, |report| report.record.id);
+            }
+            9..12 => self.burst(recorder),
+            12..14 => self.prune(store, machine),
+            14..16 => {
+                let about = all[self.random.index(all.len())].id;
+                self.facts(store, about);
+            }
+            _ => {
+                let target = all[self.random.index(all.len())].id;
+                let number = self.announce();
+                self.travel(recorder, what, target, number);
+            }
         }
+    }
+
+    fn travel(&mut self, recorder: &mut Recorder, what: u64, target: CheckpointId, number: u64) {
         let request = RollbackRequest::default();
-        let target = all[self.random.index(all.len())].id;
         let done = match what {
-            13..=16 => recorder.rollback(&mut self.toy, target, &request),
-            17..=18 => match recorder.undo(&mut self.toy, &request) {
+            16..20 => recorder.rollback(&mut self.toy, target, &request),
+            20..22 => match recorder.undo(&mut self.toy, &request) {
                 Err(Error::Nothing { .. }) => recorder.rollback(&mut self.toy, target, &request),
                 done => done,
             },
@@ -181,7 +222,46 @@ impl Story {
                 done => done,
             },
         };
-        self.note(&done, |report| report.present.as_ref().unwrap().id);
+        self.note(number, &done, |report| report.present.as_ref().unwrap().id);
+    }
+
+    /// Captures several without waiting: they share a commit, as it comes.
+    fn burst(&mut self, recorder: &mut Recorder) {
+        let mut waiting = Vec::new();
+        for _ in 0..2 + self.random.below(3) {
+            scribble(&mut self.toy, &mut self.random);
+            let number = self.announce();
+            let pending = recorder.capture(&mut self.toy, &CheckpointRequest::default());
+            waiting.push((number, pending));
+        }
+        for (number, pending) in waiting {
+            let done = pending.and_then(Pending::wait);
+            self.note(number, &done, |report| report.record.id);
+        }
+        recorder.drain(&mut self.toy);
+    }
+
+    /// Removes old checkpoints and rewrites packs.
+    fn prune(&mut self, store: &Arc<Store>, machine: MachineId) {
+        let policy = RetentionPolicy { keep_last: 3 + self.random.below(5), ..RetentionPolicy::nothing() };
+        let go_on = &mut |_| ControlFlow::Continue(());
+        let options = CompactOptions { garbage_percent_min: 5, vacuum_percent_min: 20 };
+        let done = store.plan_prune(&policy, Some(machine)).and_then(|plan| {
+            let removed = plan.machines.iter().flat_map(|machine| &machine.removed);
+            let ids: Vec<_> = removed.map(|removed| removed.id.0.to_string()).collect();
+            self.mark(&format!("PRUNE {}", ids.join(" ")));
+            store.prune(&plan, &options, go_on)
+        });
+        if let Err(error) = done {
+            self.mark(&format!("REFUSED {error}"));
+        }
+    }
+
+    fn facts(&self, store: &Arc<Store>, checkpoint: CheckpointId) {
+        let table = Table { schema: &SEEN, rows: vec![vec![Value::Integer(1)]] };
+        if let Err(error) = store.catalogue().record_facts(checkpoint, &[table]) {
+            self.mark(&format!("REFUSED {error}"));
+        }
     }
 
     /// Opens the store, makes the machine if there is none, and brings it back if there was one.
@@ -207,7 +287,7 @@ impl Story {
                 Ok(open) => open,
                 Err(error) => {
                     // Where calls are made to fail, opening can fail too: again, with space.
-                    self.mark(&format!("FAILED {error}"));
+                    self.mark(&format!("REFUSED {error}"));
                     self.mark("SPACE");
                     self.open().unwrap()
                 }
@@ -220,9 +300,9 @@ impl Story {
             if left == 0 {
                 // With space again, all that the guest wrote goes into the next one.
                 self.mark("SPACE");
-                self.mark(&format!("TRY {}", image_text(&self.toy.image)));
+                let number = self.announce();
                 let done = recorder.checkpoint(&mut self.toy, &CheckpointRequest::default());
-                assert!(self.note(&done, |report| report.record.id), "there is space, and it fails");
+                assert!(self.note(number, &done, |report| report.record.id), "there is space, and it fails");
             }
         }
     }
@@ -237,6 +317,6 @@ fn child() {
     println!("\nREADY");
     std::io::stdin().read_exact(&mut [0]).unwrap();
     let marks = OpenOptions::new().write(true).open("/dev/null").unwrap();
-    let mut story = Story { dir, marks, random: Random::new(number(SEED)), toy: toy() };
+    let mut story = Story { dir, marks, random: Random::new(number(SEED)), toy: toy(), tries: 0 };
     story.run(number(STEPS));
 }
