@@ -1,24 +1,22 @@
+use std::collections::HashMap;
+
 use crate::catalogue::Link;
 use crate::content::{ContentId, ContentRef};
 use crate::damage::Damage;
 use crate::error::{Error, Result};
 use crate::store::{Store, pieces};
 
-/// A set of contents: a bit each.
+/// A set of contents: a bit each. Numbers come from the disk: memory is taken for those that are there only.
 #[derive(Clone, Default)]
-pub(super) struct ContentSet(Vec<u64>);
+pub(super) struct ContentSet(HashMap<u64, u64>);
 
 impl ContentSet {
     pub(super) fn insert(&mut self, id: ContentId) {
-        let word = usize::try_from(id.0 / 64).unwrap_or(usize::MAX);
-        if self.0.len() <= word {
-            self.0.resize(word + 1, 0);
-        }
-        self.0[word] |= 1 << (id.0 % 64);
+        *self.0.entry(id.0 / 64).or_default() |= 1 << (id.0 % 64);
     }
 
     pub(super) fn contains(&self, id: ContentId) -> bool {
-        let word = usize::try_from(id.0 / 64).ok().and_then(|word| self.0.get(word));
+        let word = self.0.get(&(id.0 / 64));
         word.is_some_and(|word| word >> (id.0 % 64) & 1 == 1)
     }
 }

@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use retrovisor_guest::Gfn;
 
@@ -42,23 +42,19 @@ pub struct VerifyReport {
 #[derive(Default)]
 struct Contents {
     /// Those that are in the catalogue: a bit each.
-    there: Vec<u64>,
+    there: HashMap<u64, u64>,
     /// Those that are not what was written, or not there though something refers to them.
     bad: BTreeMap<ContentId, Damage>,
 }
 
 impl Contents {
     fn add(&mut self, id: ContentId) {
-        let word = usize::try_from(id.0 / 64).unwrap_or(usize::MAX);
-        if self.there.len() <= word {
-            self.there.resize(word + 1, 0);
-        }
-        self.there[word] |= 1 << (id.0 % 64);
+        *self.there.entry(id.0 / 64).or_default() |= 1 << (id.0 % 64);
     }
 
     /// The damage of a content that something refers to, if it has any.
     fn damage(&mut self, id: ContentId) -> Option<&mut Damage> {
-        let word = usize::try_from(id.0 / 64).ok().and_then(|word| self.there.get(word));
+        let word = self.there.get(&(id.0 / 64));
         if word.is_none_or(|word| word >> (id.0 % 64) & 1 == 0)
             && let Error::Damaged(damage) = missing(id)
         {
@@ -198,6 +194,11 @@ impl Store {
                 }
             };
             report.checkpoints_checked += 1;
+            let is_first = link.parent.is_none_or(|parent| parent >= link.checkpoint);
+            if is_first && link.keyframe_distance > 0 && self.catalogue().same_link(link)?.is_some() {
+                let what = "the chain of parents ends without a full map";
+                self.report(report, link, Damage { breaks_chain: true, ..Damage::catalogue(what) })?;
+            }
             let mut frames = link.parent.and_then(|parent| touched.get(&parent)).cloned().unwrap_or_default();
             for (gfn, content) in &changes {
                 frames.remove(gfn);
