@@ -7,6 +7,7 @@ mod damage;
 mod disk;
 mod export;
 mod damage_everywhere;
+mod export;
 mod failures;
 mod formats;
 mod full_disk;
