@@ -4,9 +4,8 @@
 mod ask;
 mod crash;
 mod damage;
-mod disk;
-mod export;
 mod damage_everywhere;
+mod disk;
 mod export;
 mod failures;
 mod formats;
