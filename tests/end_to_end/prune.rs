@@ -63,7 +63,7 @@ fn a_store_is_pruned_while_its_guest_runs_and_when_nobody_runs() {
     assert!(there.to_string().contains("workload"), "{there:#}");
     assert_eq!(there, here, "the same memory tells the same");
     let again = retrovisor(elsewhere.path(), &["import", "h", core]);
-    assert_eq!(again.code, 1, "{again:#?}");
+    assert_eq!(again.code, 4, "{again:#?}");
 
     let verified = retrovisor(store.path(), &["verify", "--json"]).ok().json();
     assert_eq!(verified["damaged"].as_array().map(Vec::len), Some(0), "{verified:#}");
