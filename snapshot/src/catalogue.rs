@@ -1,6 +1,8 @@
 //! The catalogue: everything of a store that people ask for, as tables.
 
 mod abort;
+mod archive;
+mod arrival;
 mod checkpoint;
 mod commit;
 mod connection;
@@ -36,6 +38,8 @@ pub use query::Rows;
 pub use timeline::TimelineRecord;
 pub use verdict::{Verdict, VerdictRecord};
 
+pub(crate) use archive::{Archived, SHAPES, Space};
+pub(crate) use arrival::Arrival;
 pub(crate) use checkpoint::NewCheckpoint;
 pub(crate) use commit::{Commit, Committed, Hashes, Moment, Move, Noted};
 pub(crate) use connection::{Durability, lock};

@@ -17,6 +17,6 @@ pub use record::DiskRecord;
 pub(crate) use draft::{DiskDraft, since};
 pub(crate) use intake::DiskReady;
 pub(crate) use map::DiskMap;
-pub(crate) use maps::block_changes_hash;
+pub(crate) use maps::{block_changes_hash, decode_disk_keyframe, disk_keyframe};
 pub(crate) use put::DiskRoute;
 pub(crate) use stand::{DiskStand, DiskStands};

@@ -1,5 +1,6 @@
 //! Checkpoints and histories as files that others read: raw memory, ELF cores, archives; and the way back.
 
+mod archive;
 mod core;
 mod dump;
 mod notes;
@@ -7,5 +8,6 @@ mod output;
 mod pages;
 mod raw;
 
+pub use archive::ArchiveReport;
 pub use dump::{DumpFormat, ImportReport};
 pub use pages::{ExportProgress, ExportReport};

@@ -26,6 +26,7 @@ mod worker;
 pub use dirty::{Consumer, DirtyEpochs};
 pub use engine::Recorder;
 pub use pending::Pending;
+pub(crate) use ready::{KEYFRAME_DISTANCE, KEYFRAME_ROWS_MIN};
 pub use report::{
     CheckpointReport, CheckpointRequest, CheckpointTiming, PresentPolicy, RollbackPlan, RollbackReport,
     RollbackRequest, RollbackTiming,

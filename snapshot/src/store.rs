@@ -17,6 +17,6 @@ pub use verify::{VerifyProgress, VerifyReport};
 pub use view::CheckpointView;
 
 pub(crate) use contents::missing;
-pub(crate) use maps::{changes_hash, keyframe};
+pub(crate) use maps::{changes_hash, decode_keyframe, keyframe};
 pub(crate) use marker::Marker;
-pub(crate) use states::{pieces, store_state};
+pub(crate) use states::{pieces, state_hash, store_state};

@@ -87,14 +87,7 @@ impl Catalogue {
         hashes: &Hashes<'_>,
     ) -> Result<Vec<Committed>> {
         self.write("committing a checkpoint", Durability::Full, |transaction| {
-            let mut pack = transaction.prepare_cached(
-                "INSERT INTO pack (id, committed_bytes) VALUES (?1, ?2)
-                 ON CONFLICT (id) DO UPDATE SET committed_bytes = excluded.committed_bytes",
-            )?;
-            for (number, bytes) in commit.packs {
-                pack.execute(rusqlite::params![number, bytes])?;
-            }
-            content::insert(transaction, commit.frames, commit.contents)?;
+            insert_contents(transaction, commit)?;
             let mut all = Vec::with_capacity(commit.moments.len());
             for moment in &commit.moments {
                 let above = parent.map(|parent| parent.checkpoint);
@@ -159,6 +152,18 @@ impl Catalogue {
             Ok(rows.collect::<Result<_, _>>()?)
         })
     }
+}
+
+/// Adds the contents of a commit.
+pub(super) fn insert_contents(transaction: &Transaction<'_>, commit: &Commit<'_>) -> Result<(), Abort> {
+    let mut pack = transaction.prepare_cached(
+        "INSERT INTO pack (id, committed_bytes) VALUES (?1, ?2)
+         ON CONFLICT (id) DO UPDATE SET committed_bytes = excluded.committed_bytes",
+    )?;
+    for (number, bytes) in commit.packs {
+        pack.execute(rusqlite::params![number, bytes])?;
+    }
+    content::insert(transaction, commit.frames, commit.contents)
 }
 
 /// Records the operation that belongs to a checkpoint.

@@ -34,7 +34,7 @@ pub(crate) struct NewDiskVersion<'a> {
 }
 
 const DISK: &str = "SELECT d.id, d.machine, d.name, d.size_bytes, d.base FROM disk d";
-const LINK: &str =
+pub(super) const DISK_LINK: &str =
     "SELECT v.checkpoint, v.disk, c.parent, v.changes_hash, v.keyframe_distance, v.keyframe_rows
     FROM disk_version v JOIN checkpoint c ON c.id = v.checkpoint";
 
@@ -48,7 +48,7 @@ impl Catalogue {
     pub(crate) fn disks_at(&self, checkpoint: CheckpointId) -> Result<Vec<(DiskRecord, DiskLink)>> {
         self.read("reading the disks of a checkpoint", |reader| {
             let mut links =
-                reader.prepare_cached(&format!("{LINK} WHERE v.checkpoint = ?1 ORDER BY v.disk"))?;
+                reader.prepare_cached(&format!("{DISK_LINK} WHERE v.checkpoint = ?1 ORDER BY v.disk"))?;
             let links: Vec<DiskLink> = links.query_map([checkpoint.0], link)?.collect::<Result<_, _>>()?;
             let mut disk = reader.prepare_cached(&format!("{DISK} WHERE d.id = ?1"))?;
             let mut found = Vec::new();
@@ -89,7 +89,7 @@ impl Catalogue {
     pub(crate) fn disk_chain(&self, checkpoint: CheckpointId, disk: DiskId) -> Result<Vec<DiskLink>> {
         self.read("reading the chain of a disk", |reader| {
             let mut statement =
-                reader.prepare_cached(&format!("{LINK} WHERE v.checkpoint = ?1 AND v.disk = ?2"))?;
+                reader.prepare_cached(&format!("{DISK_LINK} WHERE v.checkpoint = ?1 AND v.disk = ?2"))?;
             let mut links: Vec<DiskLink> = Vec::new();
             let mut next = Some(checkpoint);
             while let Some(at) = next {
@@ -111,29 +111,12 @@ impl Catalogue {
         checkpoint: CheckpointId,
         disk: DiskId,
     ) -> Result<Vec<(u64, ContentRef)>> {
-        self.read("reading changed blocks", |reader| {
-            let mut statement = reader.prepare_cached(
-                "SELECT block, content FROM block_version WHERE checkpoint = ?1 AND disk = ?2 ORDER BY block",
-            )?;
-            let rows = statement.query_map(params![checkpoint.0, disk.0], |row| {
-                Ok((row.get(0)?, ContentRef::from_code(row.get(1)?)))
-            })?;
-            Ok(rows.collect::<Result<_, _>>()?)
-        })
+        self.read("reading changed blocks", |reader| changes(reader, checkpoint, disk))
     }
 
     /// The full map of a disk at a checkpoint, if one is stored.
     pub(crate) fn disk_keyframe(&self, checkpoint: CheckpointId, disk: DiskId) -> Result<Option<Keyframe>> {
-        self.read("reading a full block map", |reader| {
-            let mut statement = reader
-                .prepare_cached("SELECT hash, map FROM disk_keyframe WHERE checkpoint = ?1 AND disk = ?2")?;
-            let found = statement
-                .query_row(params![checkpoint.0, disk.0], |row| {
-                    Ok(Keyframe { hash: row.get(0)?, map: row.get(1)? })
-                })
-                .optional()?;
-            Ok(found)
-        })
+        self.read("reading a full block map", |reader| keyframe(reader, checkpoint, disk))
     }
 
     /// The descriptions of the disks (JSON) of all checkpoints of a machine whose disks are in the store.
@@ -200,6 +183,33 @@ pub(super) fn replace(
     insert(transaction, checkpoint, &[version], |_, _| disk.changes_hash)
 }
 
+pub(super) fn changes(
+    reader: &Connection,
+    checkpoint: CheckpointId,
+    disk: DiskId,
+) -> Result<Vec<(u64, ContentRef)>, Abort> {
+    let mut statement = reader.prepare_cached(
+        "SELECT block, content FROM block_version WHERE checkpoint = ?1 AND disk = ?2 ORDER BY block",
+    )?;
+    let rows = statement.query_map(params![checkpoint.0, disk.0], |row| {
+        Ok((row.get(0)?, ContentRef::from_code(row.get(1)?)))
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+pub(super) fn keyframe(
+    reader: &Connection,
+    checkpoint: CheckpointId,
+    disk: DiskId,
+) -> Result<Option<Keyframe>, Abort> {
+    let mut statement =
+        reader.prepare_cached("SELECT hash, map FROM disk_keyframe WHERE checkpoint = ?1 AND disk = ?2")?;
+    let found = statement
+        .query_row(params![checkpoint.0, disk.0], |row| Ok(Keyframe { hash: row.get(0)?, map: row.get(1)? }))
+        .optional()?;
+    Ok(found)
+}
+
 fn disks(reader: &Connection, machine: MachineId) -> Result<Vec<DiskRecord>, Abort> {
     let mut statement = reader.prepare_cached(&format!("{DISK} WHERE d.machine = ?1 ORDER BY d.id"))?;
     let mut rows = statement.query([machine.0])?;
@@ -223,7 +233,7 @@ fn record(row: &Row<'_>) -> Result<DiskRecord, Abort> {
     })
 }
 
-fn link(row: &Row<'_>) -> rusqlite::Result<DiskLink> {
+pub(super) fn link(row: &Row<'_>) -> rusqlite::Result<DiskLink> {
     Ok(DiskLink {
         checkpoint: CheckpointId(row.get(0)?),
         disk: DiskId(row.get(1)?),

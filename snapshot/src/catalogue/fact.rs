@@ -15,6 +15,11 @@ const PREFIX: &str = "fact_";
 const NAME_MAX: usize = 64;
 /// Most columns of a fact table.
 const COLUMNS_MAX: usize = 200;
+const TABLES: &str =
+    "SELECT name FROM sqlite_schema WHERE type = 'table' AND name GLOB 'fact_*' ORDER BY name";
+
+/// The name of a fact table, and names and kinds of its columns after `checkpoint`.
+pub(crate) type FactShape = (String, Vec<(String, Kind)>);
 
 impl Catalogue {
     /// Keeps the facts of a checkpoint: one table a schema, a row a fact. Facts of the same kind recorded for this
@@ -34,7 +39,7 @@ impl Catalogue {
                 let name = table.schema.table;
                 let shape = (name, table.schema.columns.len());
                 if !lock(&self.fact_tables).contains(&shape) {
-                    make(transaction, table.schema)?;
+                    make(transaction, name, &columns_of(table.schema))?;
                 }
                 transaction
                     .prepare_cached(&format!("DELETE FROM \"{name}\" WHERE checkpoint = ?1"))?
@@ -67,9 +72,7 @@ impl Catalogue {
     /// The names of the fact tables there are.
     pub fn fact_tables(&self) -> Result<Vec<String>> {
         self.read("reading the names of fact tables", |reader| {
-            let mut statement = reader.prepare_cached(
-                "SELECT name FROM sqlite_schema WHERE type = 'table' AND name GLOB 'fact_*' ORDER BY name",
-            )?;
+            let mut statement = reader.prepare_cached(TABLES)?;
             let names = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
             Ok(names)
         })
@@ -77,28 +80,44 @@ impl Catalogue {
 }
 
 fn insert(transaction: &Transaction<'_>, checkpoint: CheckpointId, table: &Table) -> Result<(), Abort> {
-    let names: Vec<_> = table.schema.columns.iter().map(|column| format!(", \"{}\"", column.name)).collect();
-    let marks = ", ?".repeat(names.len());
-    let sql =
-        format!("INSERT INTO \"{}\" (checkpoint{}) VALUES (?{marks})", table.schema.table, names.concat());
-    let mut statement = transaction.prepare_cached(&sql)?;
-    let number = Value::Integer(checkpoint.0);
     for row in &table.rows {
-        statement.execute(params_from_iter(std::iter::once(&number).chain(row).map(Cell)))?;
+        let names = table.schema.columns.iter().map(|column| column.name);
+        insert_row(transaction, checkpoint, table.schema.table, names, row)?;
     }
     Ok(())
 }
 
+/// Adds a fact.
+pub(super) fn insert_row<'a>(
+    transaction: &Transaction<'_>,
+    checkpoint: CheckpointId,
+    table: &str,
+    columns: impl Iterator<Item = &'a str>,
+    row: &[Value],
+) -> Result<(), Abort> {
+    let names: Vec<_> = columns.map(|name| format!(", \"{name}\"")).collect();
+    let marks = ", ?".repeat(names.len());
+    let sql = format!("INSERT INTO \"{table}\" (checkpoint{}) VALUES (?{marks})", names.concat());
+    let number = Value::Integer(checkpoint.0);
+    transaction
+        .prepare_cached(&sql)?
+        .execute(params_from_iter(std::iter::once(&number).chain(row).map(Cell)))?;
+    Ok(())
+}
+
 /// Makes the table or the columns that are missing, and the view.
-fn make(transaction: &Transaction<'_>, schema: &Schema) -> Result<(), Abort> {
-    let table = schema.table;
+pub(super) fn make(
+    transaction: &Transaction<'_>,
+    table: &str,
+    columns: &[(&str, Kind)],
+) -> Result<(), Abort> {
     let there: HashSet<String> = column_names(transaction, table)?.into_iter().collect();
-    let missing = schema.columns.iter().filter(|column| !there.contains(column.name));
-    let typed = |column: &retrovisor_guest::fact::Column| {
+    let missing = columns.iter().filter(|(name, _)| !there.contains(*name));
+    let typed = |(name, kind): &(&str, Kind)| {
         format!(
             "\"{}\" {}",
-            column.name,
-            match column.kind {
+            name,
+            match kind {
                 Kind::Integer => "INTEGER",
                 Kind::Real => "REAL",
                 Kind::Text => "TEXT",
@@ -134,6 +153,29 @@ fn make(transaction: &Transaction<'_>, schema: &Schema) -> Result<(), Abort> {
     Ok(())
 }
 
+/// The fact tables there are, each with its columns after `checkpoint`.
+pub(super) fn shapes(reader: &rusqlite::Connection) -> Result<Vec<FactShape>, Abort> {
+    let mut statement = reader.prepare_cached(TABLES)?;
+    let names: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    names.into_iter().map(|name| Ok((name.clone(), columns(reader, &name)?))).collect()
+}
+
+/// The table's columns after `checkpoint`, with their kinds.
+pub(super) fn columns(reader: &rusqlite::Connection, table: &str) -> Result<Vec<(String, Kind)>, Abort> {
+    let mut statement = reader.prepare_cached(
+        "SELECT name, type FROM pragma_table_info(?1) WHERE name <> 'checkpoint' ORDER BY cid",
+    )?;
+    let rows = statement.query_map([table], |row| {
+        let kind = match row.get::<_, String>(1)?.as_str() {
+            "INTEGER" => Kind::Integer,
+            "REAL" => Kind::Real,
+            _ => Kind::Text,
+        };
+        Ok((row.get(0)?, kind))
+    })?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
 /// The table's columns after `checkpoint`; empty when there is no such table.
 fn column_names(reader: &rusqlite::Connection, table: &str) -> rusqlite::Result<Vec<String>> {
     reader
@@ -144,19 +186,7 @@ fn column_names(reader: &rusqlite::Connection, table: &str) -> rusqlite::Result<
 
 fn check(table: &Table) -> Result<()> {
     let schema = table.schema;
-    check_name("fact table", schema.table, true)?;
-    let mut names = HashSet::from(["checkpoint", "machine_name", "checkpoint_name", "checkpoint_sequence"]);
-    for column in schema.columns {
-        check_name("fact column", column.name, false)?;
-        if !names.insert(column.name) {
-            let why = format!("{} is there twice or means something else in {}", column.name, schema.table);
-            return Err(Error::Invalid { what: "fact column", why });
-        }
-    }
-    if schema.columns.is_empty() || schema.columns.len() > COLUMNS_MAX {
-        let why = format!("{} has {} columns, not 1 to {COLUMNS_MAX}", schema.table, schema.columns.len());
-        return Err(Error::Invalid { what: "fact table", why });
-    }
+    check_shape(schema.table, &columns_of(schema))?;
     for row in &table.rows {
         if row.len() != schema.columns.len() {
             let why =
@@ -164,17 +194,43 @@ fn check(table: &Table) -> Result<()> {
             return Err(Error::Invalid { what: "fact row", why });
         }
         for (column, value) in schema.columns.iter().zip(row) {
-            let fits = match value {
-                Value::Null => true,
-                Value::Integer(_) => column.kind == Kind::Integer,
-                Value::Real(_) => column.kind == Kind::Real,
-                Value::Text(_) => column.kind == Kind::Text,
-            };
-            if !fits {
+            if !fits(column.kind, value) {
                 let why = format!("{}.{} is {:?}, got {value:?}", schema.table, column.name, column.kind);
                 return Err(Error::Invalid { what: "fact row", why });
             }
         }
+    }
+    Ok(())
+}
+
+fn columns_of(schema: &Schema) -> Vec<(&'static str, Kind)> {
+    schema.columns.iter().map(|column| (column.name, column.kind)).collect()
+}
+
+/// Whether a column of this kind can hold the value.
+pub(super) fn fits(kind: Kind, value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Integer(_) => kind == Kind::Integer,
+        Value::Real(_) => kind == Kind::Real,
+        Value::Text(_) => kind == Kind::Text,
+    }
+}
+
+/// Checks the names of a table and its columns.
+pub(super) fn check_shape(table: &str, columns: &[(&str, Kind)]) -> Result<()> {
+    check_name("fact table", table, true)?;
+    let mut names = HashSet::from(["checkpoint", "machine_name", "checkpoint_name", "checkpoint_sequence"]);
+    for (name, _) in columns {
+        check_name("fact column", name, false)?;
+        if !names.insert(name) {
+            let why = format!("{name} is there twice or means something else in {table}");
+            return Err(Error::Invalid { what: "fact column", why });
+        }
+    }
+    if columns.is_empty() || columns.len() > COLUMNS_MAX {
+        let why = format!("{table} has {} columns, not 1 to {COLUMNS_MAX}", columns.len());
+        return Err(Error::Invalid { what: "fact table", why });
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
 use retrovisor_guest::MachineIdentity;
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::abort::Abort;
 use super::connection::{Catalogue, Durability};
@@ -60,19 +60,8 @@ impl Catalogue {
 
     /// Adds a machine. Its name must be new: letters, digits, `-`, `_` and `.`, at most 64, not starting with `-` or `.`.
     pub fn add_machine(&self, identity: &MachineIdentity) -> Result<MachineRecord> {
-        check_name(&identity.name)?;
-        let json = serde_json::to_string(identity)
-            .map_err(|e| Error::Invalid { what: "machine identity", why: e.to_string() })?;
         let id = self.write("adding a machine", Durability::Full, |transaction| {
-            let added = transaction.execute(
-                "INSERT INTO machine (name, driver, created_at_ms, identity) VALUES (?1, ?2, ?3, ?4)
-                 ON CONFLICT (name) DO NOTHING",
-                params![identity.name, identity.driver, clock::now_ms(), json],
-            )?;
-            if added == 0 {
-                return Err(Error::Exists { what: "machine", name: identity.name.clone() }.into());
-            }
-            Ok(MachineId(transaction.last_insert_rowid()))
+            insert(transaction, identity, clock::now_ms())
         })?;
         self.machine_by_id(id)
     }
@@ -120,7 +109,27 @@ impl Catalogue {
     }
 }
 
-fn one(
+/// Adds a machine, if its name is new and usable.
+pub(super) fn insert(
+    transaction: &Transaction<'_>,
+    identity: &MachineIdentity,
+    created_at_ms: i64,
+) -> Result<MachineId, Abort> {
+    check_name(&identity.name)?;
+    let json = serde_json::to_string(identity)
+        .map_err(|e| Error::Invalid { what: "machine identity", why: e.to_string() })?;
+    let added = transaction.execute(
+        "INSERT INTO machine (name, driver, created_at_ms, identity) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT (name) DO NOTHING",
+        params![identity.name, identity.driver, created_at_ms, json],
+    )?;
+    if added == 0 {
+        return Err(Error::Exists { what: "machine", name: identity.name.clone() }.into());
+    }
+    Ok(MachineId(transaction.last_insert_rowid()))
+}
+
+pub(super) fn one(
     reader: &Connection,
     condition: &str,
     key: impl rusqlite::ToSql,

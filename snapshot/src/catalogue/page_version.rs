@@ -63,14 +63,7 @@ impl Catalogue {
 
     /// The frames that changed at a checkpoint, ascending.
     pub(crate) fn changes_at(&self, checkpoint: CheckpointId) -> Result<Vec<(Gfn, ContentRef)>> {
-        self.read("reading changed pages", |reader| {
-            let mut statement = reader
-                .prepare_cached("SELECT gfn, content FROM page_version WHERE checkpoint = ?1 ORDER BY gfn")?;
-            let rows = statement.query_map([checkpoint.0], |row| {
-                Ok((Gfn(row.get(0)?), ContentRef::from_code(row.get(1)?)))
-            })?;
-            Ok(rows.collect::<Result<_, _>>()?)
-        })
+        self.read("reading changed pages", |reader| changes(reader, checkpoint))
     }
 
     /// Number of frames that changed at a checkpoint.
@@ -114,14 +107,7 @@ impl Catalogue {
 
     /// The full map at a checkpoint, if one is stored.
     pub(crate) fn keyframe(&self, checkpoint: CheckpointId) -> Result<Option<Keyframe>> {
-        self.read("reading a full map", |reader| {
-            let mut statement =
-                reader.prepare_cached("SELECT hash, map FROM keyframe WHERE checkpoint = ?1")?;
-            let found = statement
-                .query_row([checkpoint.0], |row| Ok(Keyframe { hash: row.get(0)?, map: row.get(1)? }))
-                .optional()?;
-            Ok(found)
-        })
+        self.read("reading a full map", |reader| keyframe(reader, checkpoint))
     }
 
     /// Every link of the store, in the order of taking, which is parents first.
@@ -137,6 +123,25 @@ impl Catalogue {
             Ok(rows.collect::<Result<_, _>>()?)
         })
     }
+}
+
+pub(super) fn changes(
+    reader: &Connection,
+    checkpoint: CheckpointId,
+) -> Result<Vec<(Gfn, ContentRef)>, Abort> {
+    let mut statement =
+        reader.prepare_cached("SELECT gfn, content FROM page_version WHERE checkpoint = ?1 ORDER BY gfn")?;
+    let rows = statement
+        .query_map([checkpoint.0], |row| Ok((Gfn(row.get(0)?), ContentRef::from_code(row.get(1)?))))?;
+    Ok(rows.collect::<Result<_, _>>()?)
+}
+
+pub(super) fn keyframe(reader: &Connection, checkpoint: CheckpointId) -> Result<Option<Keyframe>, Abort> {
+    let mut statement = reader.prepare_cached("SELECT hash, map FROM keyframe WHERE checkpoint = ?1")?;
+    let found = statement
+        .query_row([checkpoint.0], |row| Ok(Keyframe { hash: row.get(0)?, map: row.get(1)? }))
+        .optional()?;
+    Ok(found)
 }
 
 /// Adds the frames that changed at a checkpoint.
@@ -165,16 +170,16 @@ pub(crate) fn insert_keyframe(
     Ok(())
 }
 
-const LINK: &str =
+pub(super) const LINK: &str =
     "SELECT id, machine, parent, changes_hash, keyframe_distance, keyframe_rows FROM checkpoint";
 
-fn link(reader: &Connection, checkpoint: CheckpointId) -> Result<Link, Abort> {
+pub(super) fn link(reader: &Connection, checkpoint: CheckpointId) -> Result<Link, Abort> {
     let mut statement = reader.prepare_cached(&format!("{LINK} WHERE id = ?1"))?;
     let found = statement.query_row([checkpoint.0], link_row).optional()?;
     found.ok_or_else(|| super::checkpoint::not_found(&checkpoint.to_string()).into())
 }
 
-fn link_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Link> {
+pub(super) fn link_row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Link> {
     Ok(Link {
         checkpoint: CheckpointId(row.get(0)?),
         machine: MachineId(row.get(1)?),

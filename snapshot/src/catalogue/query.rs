@@ -92,15 +92,16 @@ pub(super) fn read_rows(
             answer.truncated = true;
             break;
         }
-        let cells = (0..width).map(|at| row.get_ref(at).map(value)).collect::<rusqlite::Result<Vec<_>>>()?;
+        let cells = (0..width).map(|at| row.get_ref(at).map(cell)).collect::<rusqlite::Result<Vec<_>>>()?;
         bytes += cells.iter().map(|cell| 32 + cell.as_str().map_or(0, str::len)).sum::<usize>();
         answer.rows.push(cells);
     }
     Ok(answer)
 }
 
-fn value(cell: ValueRef<'_>) -> Value {
-    match cell {
+/// A value of any kind.
+pub(super) fn cell(value: ValueRef<'_>) -> Value {
+    match value {
         ValueRef::Null => Value::Null,
         ValueRef::Integer(number) => Value::Integer(number),
         ValueRef::Real(number) => Value::Real(number),

@@ -90,6 +90,12 @@ fn decompress(bytes: &[u8], longest: u64) -> Option<Vec<u8>> {
     (read as u64 <= longest).then_some(out)
 }
 
+/// A map out of what was stored, unless it is none of this many blocks.
+pub(crate) fn decode_disk_keyframe(keyframe: &Keyframe, blocks: u64) -> Option<DiskMap> {
+    let longest = blocks.saturating_add(1024).saturating_mul(ENCODED_BYTES_MAX);
+    DiskMap::decode(&decompress(&keyframe.map, longest)?, blocks)
+}
+
 /// A map as it is stored.
 pub(crate) fn disk_keyframe(key: &Key, disk: DiskId, map: &DiskMap) -> Result<Keyframe> {
     let encoded = map.encode();

@@ -51,7 +51,9 @@ impl Output {
         })?;
         self.file = None;
         let here = self.path.clone();
-        std::fs::rename(&self.partial, &here).map_err(Error::io("naming", &here))?;
+        name(&self.partial, &here)?;
+        let dir = here.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(Error::io("syncing", dir))?;
         let meta = std::fs::metadata(&here).map_err(Error::io("measuring", &here))?;
         Ok(std::os::unix::fs::MetadataExt::blocks(&meta) * 512)
     }
@@ -65,6 +67,20 @@ impl Output {
             Some(file) => work(file).map_err(Error::io(doing, &self.path)),
             None => Err(Error::Invalid { what: "file", why: "it is complete already".into() }),
         }
+    }
+}
+
+/// Gives a complete file its name, unless something of this name came meanwhile.
+fn name(partial: &Path, path: &Path) -> Result<()> {
+    match std::fs::hard_link(partial, path) {
+        Ok(()) => std::fs::remove_file(partial).map_err(Error::io("naming", path)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            // What was written is of no use to anybody.
+            let _ = std::fs::remove_file(partial);
+            Err(Error::Exists { what: "the file", name: path.display().to_string() })
+        }
+        // A file system without hard links.
+        Err(_) => std::fs::rename(partial, path).map_err(Error::io("naming", path)),
     }
 }
 

@@ -18,10 +18,10 @@ use crate::page_map::PageMap;
 use crate::store::{Store, keyframe, store_state};
 
 /// A full map is stored after so many checkpoints,
-const KEYFRAME_DISTANCE: u64 = 64;
+pub(crate) const KEYFRAME_DISTANCE: u64 = 64;
 /// or once the changes since the last one outnumber the pages of the machine (but not before this many): whichever
 /// comes first bounds what reading a map costs.
-const KEYFRAME_ROWS_MIN: u64 = 1 << 14;
+pub(crate) const KEYFRAME_ROWS_MIN: u64 = 1 << 14;
 /// Frames of a capture that is not complete yet.
 pub(super) struct Open<'s> {
     pub(super) intake: MutexGuard<'s, Intake>,

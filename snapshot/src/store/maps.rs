@@ -124,6 +124,12 @@ impl Store {
     }
 }
 
+/// A map out of what was stored, unless it is none of this many pages.
+pub(crate) fn decode_keyframe(keyframe: &Keyframe, pages: usize) -> Option<PageMap> {
+    let encoded = page_map::decompress(&keyframe.map, pages).ok()?;
+    PageMap::decode(&encoded, pages)
+}
+
 /// A map as it is stored.
 pub(crate) fn keyframe(key: &Key, map: &PageMap) -> Result<Keyframe> {
     let encoded = map.encode();

@@ -118,7 +118,8 @@ pub(crate) fn store_state(
     Ok(stored)
 }
 
-fn state_hash(key: &Key, state: &StoredState) -> Hash {
+/// Over all of a state.
+pub(crate) fn state_hash(key: &Key, state: &StoredState) -> Hash {
     let mut hasher = key.record("state");
     let mut add = |bytes: &[u8]| {
         hasher.update(&(bytes.len() as u64).to_le_bytes());

@@ -1,6 +1,7 @@
 //! The store from outside: histories, damage, crashes, full disks, and what people ask.
 #![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
 
+mod archive;
 mod ask;
 mod crash;
 mod damage;
