@@ -4,6 +4,7 @@ mod grid;
 mod log;
 mod task;
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 use retrovisor_guest::fact::Table;
@@ -17,7 +18,7 @@ pub(crate) use self::task::family;
 use crate::error::{AnalyticsError, Result};
 
 /// Something that is never so in a healthy guest, and was found.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Violation {
     /// Which rule: `syscall`, `hidden task`…
     pub kind: String,
@@ -31,6 +32,24 @@ pub struct Violation {
     pub expected: Option<String>,
     /// What is there.
     pub found: Option<String>,
+}
+
+impl Ord for Violation {
+    /// What was taken over comes before the bytes that were changed for it: it says more.
+    fn cmp(&self, other: &Self) -> Ordering {
+        let key = |v: &Self| v.kind.ends_with("_changed");
+        let texts = |v: &'_ Self| [v.symbol.clone(), v.detail.clone(), v.expected.clone(), v.found.clone()];
+        key(self)
+            .cmp(&key(other))
+            .then_with(|| (&self.kind, &self.object).cmp(&(&other.kind, &other.object)))
+            .then_with(|| texts(self).cmp(&texts(other)))
+    }
+}
+
+impl PartialOrd for Violation {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 /// What taking the checkpoint itself told, in pages and bytes.
