@@ -99,9 +99,9 @@ enum Verb {
     Watch(watch::WatchArgs),
     /// Checks everything in the store against its hashes, and repairs it
     Verify(verify::VerifyArgs),
-    /// Writes a checkpoint to a file for other tools
+    /// Writes a checkpoint or a whole history to a file
     Export(export::ExportArgs),
-    /// Brings a dump of memory in as a machine
+    /// Brings a dump of memory or an archive in as a machine
     Import(export::ImportArgs),
     /// Removes checkpoints that no rule keeps, and gives their space back
     Prune(prune::PruneArgs),

@@ -8,6 +8,6 @@ mod output;
 mod pages;
 mod raw;
 
-pub use archive::ArchiveReport;
+pub use archive::{ARCHIVE_MAGIC, ArchiveReport};
 pub use dump::{DumpFormat, ImportReport};
 pub use pages::{ExportProgress, ExportReport};

@@ -39,7 +39,7 @@ pub use content::{ContentId, ContentRef};
 pub use damage::Damage;
 pub use disk::{DiskImage, DiskRecord};
 pub use error::{Error, Result};
-pub use export::{ArchiveReport, DumpFormat, ExportProgress, ExportReport, ImportReport};
+pub use export::{ARCHIVE_MAGIC, ArchiveReport, DumpFormat, ExportProgress, ExportReport, ImportReport};
 pub use id::{CheckpointId, DiskId, IncidentId, MachineId, OperationId, TimelineId};
 pub use reads::Reads;
 pub use recorder::{

@@ -41,7 +41,7 @@ fn a_store_is_pruned_while_its_guest_runs_and_when_nobody_runs() {
     let went = daemon.json(&["rollback", "g", "--to", "precious", "--verify-image"]);
     assert_eq!(went["move"]["image_matches"], true, "{went:#}");
     let _tick = daemon.next_tick();
-    daemon.run(&["stop", "g"]).ok();
+    let _stopped = daemon.run(&["stop", "g"]).ok();
     drop(daemon);
 
     let report = retrovisor(store.path(), &[&few[..], &["--yes", "--json"]].concat()).ok().json();
@@ -64,6 +64,14 @@ fn a_store_is_pruned_while_its_guest_runs_and_when_nobody_runs() {
     assert_eq!(there, here, "the same memory tells the same");
     let again = retrovisor(elsewhere.path(), &["import", "h", core]);
     assert_eq!(again.code, 4, "{again:#?}");
+
+    let archive = store.path().join("g.rv");
+    let archive = archive.to_str().unwrap();
+    let _written = retrovisor(store.path(), &["export", "g", archive, "--format", "archive"]).ok();
+    let moved = retrovisor(elsewhere.path(), &["import", "g", archive, "--json"]).ok().json();
+    let log = |dir: &std::path::Path| retrovisor(dir, &["log", "g", "--newest", "0", "--json"]).ok().json();
+    assert_eq!(moved["checkpoints"].as_u64(), log(store.path()).as_array().map(|all| all.len() as u64));
+    assert_eq!(tasks(elsewhere.path(), "g", "precious"), there);
 
     let verified = retrovisor(store.path(), &["verify", "--json"]).ok().json();
     assert_eq!(verified["damaged"].as_array().map(Vec::len), Some(0), "{verified:#}");

@@ -16,6 +16,8 @@ enum Format {
     Raw,
     /// For gdb, crash, drgn, Volatility
     ElfCore,
+    /// The machine's whole history, for another store
+    Archive,
 }
 
 impl Format {
@@ -23,16 +25,18 @@ impl Format {
         match self {
             Self::Raw => FileFormat::Raw,
             Self::ElfCore => FileFormat::ElfCore,
+            Self::Archive => FileFormat::Archive,
         }
     }
 }
 
-/// Writes a checkpoint to a file for other tools. Works without a daemon, too.
+/// Writes a checkpoint to a file for other tools, or a whole history for another store. Works without a daemon, too.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   retrovisor export web web.core                        the newest checkpoint as an ELF core
   retrovisor export web web.raw --at -5 --format raw
+  retrovisor export web web.rv --format archive         then elsewhere: retrovisor import web web.rv
   gdb -ex 'info registers' vmlinux web.core")]
 pub(crate) struct ExportArgs {
     /// The machine
@@ -47,7 +51,7 @@ pub(crate) struct ExportArgs {
     format: Format,
 }
 
-/// Brings a dump of a machine's memory in as a machine of one checkpoint, and reads it.
+/// Brings in a dump of a machine's memory, as a machine of one checkpoint, and reads it; or an archive of a history.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -56,7 +60,7 @@ Examples:
 pub(crate) struct ImportArgs {
     /// A name for the machine
     name: String,
-    /// An ELF core (of `export`, of QEMU's dump-guest-memory, of kdump), or raw memory
+    /// An ELF core (of `export`, of QEMU's dump-guest-memory, of kdump), raw memory, or an archive
     file: PathBuf,
     /// What it is; told by its first bytes when not said
     #[arg(long, value_enum)]

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use retrovisor_proto::v1::transfer_service_server::TransferService;
 use retrovisor_proto::v1::{ExportRequest, ExportResponse, FileFormat, ImportRequest, ImportResponse};
-use retrovisor_snapshot::{DumpFormat, ExportProgress};
+use retrovisor_snapshot::{ARCHIVE_MAGIC, DumpFormat, ExportProgress};
 use tonic::{Request, Response, Status};
 
 use super::Services;
@@ -32,11 +32,24 @@ impl TransferService for Services {
                     let record = services.resolve(&request.machine, wanted)?;
                     store.export_elf_core(record.id, &path, &mut tell)?
                 }
-                FileFormat::Archive | FileFormat::Unspecified => {
-                    return Err(CareError::Invalid("an export needs a format: raw or elf-core".into()));
+                FileFormat::Archive => {
+                    let machine = store.catalogue().machine(&request.machine)?.id;
+                    let report = store.export_archive(machine, &path, &mut tell)?;
+                    // The caller may have gone: the file is there all the same.
+                    let _ = to.blocking_send(Ok(ExportResponse {
+                        done: report.contents,
+                        total: report.contents,
+                        finished: true,
+                        length_bytes: report.length_bytes,
+                        disk_bytes: report.length_bytes,
+                        vmcoreinfo: false,
+                    }));
+                    return Ok(());
+                }
+                FileFormat::Unspecified => {
+                    return Err(CareError::Invalid("an export needs a format".into()));
                 }
             };
-            // The caller may have gone: the file is there all the same.
             let _ = to.blocking_send(Ok(ExportResponse {
                 done: report.pages,
                 total: report.pages,
@@ -61,15 +74,22 @@ impl TransferService for Services {
             let mut tell = |ExportProgress { done, total }| {
                 progress(to, ImportResponse { done, total, ..ImportResponse::default() })
             };
-            let format = match format {
-                FileFormat::Raw => DumpFormat::Raw,
-                FileFormat::ElfCore => DumpFormat::ElfCore,
-                FileFormat::Archive | FileFormat::Unspecified => {
-                    return Err(CareError::Invalid("an import needs a format: raw or elf-core".into()));
+            let mut dump = |format| -> Result<_, CareError> {
+                let report = store.import_dump(&request.machine, &path, format, &mut tell)?;
+                let reason = services.care.read(report.newest)?;
+                Ok((report, reason))
+            };
+            let (report, reason) = match format {
+                FileFormat::Raw => dump(DumpFormat::Raw)?,
+                FileFormat::ElfCore => dump(DumpFormat::ElfCore)?,
+                FileFormat::Archive => {
+                    let name = Some(&request.machine[..]).filter(|name| !name.is_empty());
+                    (store.import_archive(name, &path, &mut tell)?, None)
+                }
+                FileFormat::Unspecified => {
+                    return Err(CareError::Invalid("an import needs a format".into()));
                 }
             };
-            let report = store.import_dump(&request.machine, &path, format, &mut tell)?;
-            let reason = services.care.read(report.newest)?;
             // The caller may have gone: the machine is there all the same.
             let _ = to.blocking_send(Ok(ImportResponse {
                 finished: true,
@@ -92,12 +112,16 @@ fn absolute(path: &str) -> Result<PathBuf, Status> {
     Err(Status::invalid_argument(format!("{} is not an absolute path", path.display())))
 }
 
-/// An ELF core tells itself by its first bytes; all else is raw.
+/// An ELF core and an archive tell themselves by their first bytes; all else is raw.
 fn guess(path: &Path) -> Result<FileFormat, Status> {
     use std::io::Read as _;
     let failed =
         |error: std::io::Error| Status::not_found(format!("cannot read {}: {error}", path.display()));
-    let mut magic = [0; 4];
+    let mut magic = [0; 8];
     let length = std::fs::File::open(path).map_err(failed)?.read(&mut magic).map_err(failed)?;
-    Ok(if magic[..length] == *b"\x7fELF" { FileFormat::ElfCore } else { FileFormat::Raw })
+    Ok(match &magic[..length] {
+        bytes if bytes.starts_with(b"\x7fELF") => FileFormat::ElfCore,
+        bytes if bytes == ARCHIVE_MAGIC => FileFormat::Archive,
+        _ => FileFormat::Raw,
+    })
 }

@@ -7,6 +7,7 @@ mod leave;
 mod maps;
 mod record;
 
+pub use record::ARCHIVE_MAGIC;
 use serde::{Deserialize, Serialize};
 
 use retrovisor_guest::MachineIdentity;

@@ -10,7 +10,8 @@ use crate::error::{Error, Result};
 use crate::export::dump::foreign;
 use crate::export::output::Output;
 
-const MAGIC: &[u8; 8] = b"RVARCHIV";
+/// The first bytes of an archive of a history.
+pub const ARCHIVE_MAGIC: &[u8; 8] = b"RVARCHIV";
 /// The format that is written, and the newest that is known.
 const VERSION: u32 = 1;
 const HEADER: usize = 16;
@@ -51,7 +52,7 @@ pub(super) struct Writer {
 impl Writer {
     pub(super) fn begin(path: &Path) -> Result<Self> {
         let mut header = [0; HEADER];
-        header[..8].copy_from_slice(MAGIC);
+        header[..8].copy_from_slice(ARCHIVE_MAGIC);
         header[8..12].copy_from_slice(&VERSION.to_le_bytes());
         let mut output = Output::begin(path)?;
         output.write_at(0, &header)?;
@@ -108,7 +109,7 @@ impl<'a> Reader<'a> {
             return Err(foreign(path, "it is no archive of a machine: it is too short"));
         }
         reader.fill(&mut header)?;
-        if &header[..8] != MAGIC {
+        if &header[..8] != ARCHIVE_MAGIC {
             return Err(foreign(path, "it is no archive of a machine"));
         }
         let version = u32::from_le_bytes([header[8], header[9], header[10], header[11]]);
