@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use live::Guest;
+use live::{Guest, Setting};
 use retrovisor_introspect::{
     Introspector, Linux,
     fact::{HookKind, Violation, ViolationKind},
@@ -52,7 +52,11 @@ impl Victim {
             );
             return None;
         }
-        let mut guest = Guest::start_with(folder, Some(&archive))?;
+        // The kernel's code is patched all the time here: several threads of the translator see half an instruction
+        // now and then, and the guest hangs.
+        let setting =
+            Setting { folder: folder.to_owned(), accelerator: "tcg,thread=single", ..Setting::default() };
+        let mut guest = Guest::start_on(&setting, Some(&archive))?;
         guest.wait_for_shell();
         eprintln!("attacks on {}", guest.run("uname -r").trim());
         Some(Self { guest, introspector: Introspector::new(), known: Vec::new() })

@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use retrovisor_tests::{Daemon, GuestImage, retrovisor};
 
+/// How many states of a disk are kept in its overlay.
+const KEPT: usize = 64;
+
 #[test]
 fn a_daemon_killed_at_any_moment_leaves_a_whole_store() {
     let Some(image) = GuestImage::find() else { return };
@@ -38,7 +41,9 @@ fn a_daemon_killed_at_any_moment_leaves_a_whole_store() {
         .output()
         .expect("qemu-img runs");
     let kept = String::from_utf8_lossy(&listed.stdout).matches(" rv-").count();
-    assert_eq!(Some(kept as u64), paused["checkpoints"].as_u64(), "{listed:?}");
+    let checkpoints = usize::try_from(paused["checkpoints"].as_u64().unwrap()).unwrap();
+    // Blocks of older ones are in the store; the newest state waits for the next turn to be counted.
+    assert!((KEPT.min(checkpoints)..=KEPT + 1).contains(&kept), "{kept} of {checkpoints}: {listed:?}");
 }
 
 /// Verifies the store without a daemon, checks that nothing committed was lost, and starts a daemon again.

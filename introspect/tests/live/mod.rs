@@ -24,7 +24,7 @@ pub(crate) fn cache() -> Option<PathBuf> {
 }
 
 const MEMORY_MIB: u64 = 512;
-const PATIENCE: Duration = Duration::from_mins(5);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 pub(crate) struct Guest {
     process: Child,
@@ -69,11 +69,6 @@ impl Guest {
     /// Starts the test guest, or says why that cannot be.
     pub(crate) fn start() -> Option<Self> {
         Self::start_on(&Setting::default(), None)
-    }
-
-    /// Starts the guest whose files lie in a folder; an archive (cpio) is unpacked over its root.
-    pub(crate) fn start_with(files: &Path, archive: Option<&Path>) -> Option<Self> {
-        Self::start_on(&Setting { folder: files.to_owned(), ..Setting::default() }, archive)
     }
 
     /// Starts a guest on a machine of this kind.
