@@ -197,13 +197,15 @@ impl Recorder {
         let mut took = CheckpointTiming::default();
         let start = Instant::now();
         let mut draft = self.draft(machine, &mut took)?;
-        // What the guest wrote until now: what replaces it is read before the pause, too.
-        let mut found = PageSet::empty(&self.layout);
-        if let Err(error) = self.dirty.collect(machine, &mut found) {
-            self.abandon(&draft);
-            return Err(error.into());
+        if draft.staged.is_empty() && !draft.is_early {
+            // Nobody has looked yet what the guest wrote: what replaces it is read before the pause, too.
+            let mut found = PageSet::empty(&self.layout);
+            if let Err(error) = self.dirty.collect(machine, &mut found) {
+                self.abandon(&draft);
+                return Err(error.into());
+            }
+            draft.late.union(&found);
         }
-        draft.late.union(&found);
         let mut ready = Ready::new();
         // Where blocks are to be written, the present's must be safe before.
         let is_durable = policy == PresentPolicy::Durable || !target.disks.is_kept();
