@@ -51,7 +51,7 @@ pub enum MachineError {
     RunState {
         /// What was asked.
         doing: &'static str,
-        /// `paused` or `running`.
+        /// `paused`, `running` or `restored`.
         needed: &'static str,
     },
     /// The configuration is not usable: a missing file, an impossible size.

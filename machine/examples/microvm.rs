@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use retrovisor_guest::{Machine as _, MemoryLayout};
-use retrovisor_machine::kvm::{Boot, KvmConfig, KvmMachine};
+use retrovisor_machine::kvm::{Boot, KvmConfig, KvmMachine, MemorySource};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -15,6 +15,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut machine = KvmMachine::launch(&KvmConfig {
         name: "microvm".into(),
         layout: MemoryLayout::flat(memory_mib.parse::<u64>()? << 20)?,
+        memory: MemorySource::Fresh,
         vcpus: vcpus.parse()?,
         boot: Boot::Linux {
             kernel: kernel.into(),

@@ -6,11 +6,15 @@ mod config;
 mod device;
 mod gate;
 mod host;
+mod layout;
 mod machine;
 mod state;
+mod template;
 mod vcpu;
 mod vm;
 
 pub use boot::Boot;
-pub use config::KvmConfig;
+pub use config::{KvmConfig, MemorySource};
+pub use layout::memory_layout;
 pub use machine::KvmMachine;
+pub use template::{Template, TemplateWriter};

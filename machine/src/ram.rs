@@ -1,20 +1,24 @@
 use std::fs::File;
+use std::sync::Arc;
 
 use nix::errno::Errno;
+use nix::libc;
 use nix::unistd::{Whence, lseek};
 use retrovisor_guest::{
     Gfn, Gpa, MachineError, MemoryError, MemoryLayout, MemorySlot, MemoryView, PAGE_SHIFT, PAGE_SIZE, Page,
     PageContent, PageSet, ZERO_PAGE,
 };
 use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    MemoryRegionAddress,
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MemoryRegionAddress, MmapRegion,
 };
 
 /// A guest's RAM, mapped into this process.
 pub(crate) struct Ram {
     layout: MemoryLayout,
     map: GuestMemoryMmap<()>,
+    /// Holes of the file that lies below are pages of zeros.
+    shows_holes: bool,
 }
 
 impl Ram {
@@ -42,7 +46,36 @@ impl Ram {
         Self::mapped(layout, Some(file), offset)
     }
 
+    /// A file of a machine's whole memory, which stays as it is: what is written is only this mapping's.
+    pub(crate) fn private(layout: MemoryLayout, file: &Arc<File>) -> Result<Self, MachineError> {
+        let mut regions = Vec::new();
+        let mut offset = 0;
+        for slot in layout.slots() {
+            let length = usize::try_from(slot.length_bytes).map_err(|_| too_large(&layout))?;
+            // Checks that the file is long enough.
+            let region = MmapRegion::build(
+                Some(FileOffset::from_arc(Arc::clone(file), offset)),
+                length,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_NORESERVE,
+            );
+            let region =
+                region.ok().and_then(|region| GuestRegionMmap::new(region, GuestAddress(slot.gpa.0)));
+            regions.push(region.ok_or_else(|| MachineError::Driver {
+                doing: "mapping a template".into(),
+                message: format!("{length} bytes at {offset} are not to be had"),
+            })?);
+            offset += slot.length_bytes;
+        }
+        let map = GuestMemoryMmap::from_regions(regions).map_err(|error| MachineError::Driver {
+            doing: "mapping a template".into(),
+            message: error.to_string(),
+        })?;
+        Ok(Self { layout, map, shows_holes: false })
+    }
+
     fn mapped(layout: MemoryLayout, file: Option<File>, mut offset: u64) -> Result<Self, MachineError> {
+        let shows_holes = file.is_some();
         let base = file.map(|file| FileOffset::new(file, 0));
         let mut ranges = Vec::new();
         for slot in layout.slots() {
@@ -55,7 +88,7 @@ impl Ram {
             doing: format!("mapping {} bytes of guest memory", layout.bytes()),
             message: error.to_string(),
         })?;
-        Ok(Self { layout, map })
+        Ok(Self { layout, map, shows_holes })
     }
 
     /// The slots, each with the address in this process from which on it is mapped.
@@ -161,6 +194,9 @@ impl MemoryView for Ram {
 
     /// Holes of the memory file: nobody ever wrote there. Reading them instead would fill them with pages of zeros.
     fn known_zero(&self, gfn: Gfn) -> bool {
+        if !self.shows_holes {
+            return false;
+        }
         let Ok((region, at)) = self.region(gfn) else { return false };
         let Some(file) = region.file_offset() else { return false };
         let Ok(offset) = i64::try_from(file.start() + at.0) else { return false };

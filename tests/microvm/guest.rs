@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use retrovisor_guest::{Machine as _, MemoryLayout, RunState};
-use retrovisor_machine::kvm::{Boot, KvmConfig, KvmMachine};
+use retrovisor_machine::kvm::{Boot, KvmConfig, KvmMachine, MemorySource};
 use retrovisor_tests::GuestImage;
 
 pub(crate) const VCPUS: u32 = 2;
@@ -13,6 +13,7 @@ pub(crate) fn launch(paused: bool) -> KvmMachine {
     KvmMachine::launch(&KvmConfig {
         name: "linux".into(),
         layout: MemoryLayout::flat(256 << 20).unwrap(),
+        memory: MemorySource::Fresh,
         vcpus: VCPUS,
         boot: Boot::Linux {
             kernel: image.kernel,

@@ -1,6 +1,7 @@
 use retrovisor_guest::MemoryLayout;
 
 use super::boot::Boot;
+use super::template::Template;
 
 /// What a microVM is made of.
 #[derive(Clone, Debug)]
@@ -9,10 +10,23 @@ pub struct KvmConfig {
     pub name: String,
     /// Where its memory lies.
     pub layout: MemoryLayout,
+    /// What is in its memory at first.
+    pub memory: MemorySource,
     /// Number of vCPUs, 1 to 8.
     pub vcpus: u32,
     /// What its vCPUs run first.
     pub boot: Boot,
     /// Whether it waits for [`retrovisor_guest::Machine::resume`] before the first instruction.
     pub paused: bool,
+}
+
+/// What a microVM's memory begins with.
+#[derive(Clone, Debug, Default)]
+pub enum MemorySource {
+    /// Zeros, and what [`Boot`] puts there.
+    #[default]
+    Fresh,
+    /// The memory of another instant, shared until it is written. [`KvmConfig::boot`] is passed over: the machine
+    /// waits for [`retrovisor_guest::Machine::apply_state`] with the state of that instant, then for `resume`.
+    Template(Template),
 }

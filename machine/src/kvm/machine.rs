@@ -6,7 +6,7 @@ use retrovisor_guest::{
 };
 
 use super::bus::Bus;
-use super::config::KvmConfig;
+use super::config::{KvmConfig, MemorySource};
 use super::device::{Power, Reset, Serial, SerialOutput};
 use super::gate::Gate;
 use super::host::{self, failed};
@@ -35,6 +35,8 @@ pub struct KvmMachine {
     output: SerialOutput,
     /// Nobody has asked yet: the whole memory counts as dirty.
     unseen: bool,
+    /// Memory of another instant, whose state was not applied yet.
+    needs_state: bool,
 }
 
 impl KvmMachine {
@@ -47,8 +49,23 @@ impl KvmMachine {
             });
         }
         let kvm = host::open()?;
-        let ram = Ram::anonymous(config.layout.clone())?;
-        let entry = config.boot.load(&ram, &config.layout, config.vcpus)?;
+        let (ram, entry) = match &config.memory {
+            MemorySource::Fresh => {
+                let ram = Ram::anonymous(config.layout.clone())?;
+                let entry = config.boot.load(&ram, &config.layout, config.vcpus)?;
+                (ram, Some(entry))
+            }
+            MemorySource::Template(template) => {
+                if *template.layout() != config.layout {
+                    return Err(mismatch(
+                        "the layout of a template's memory",
+                        "another one",
+                        "this machine's",
+                    ));
+                }
+                (Ram::private(config.layout.clone(), template.file())?, None)
+            }
+        };
         let vm = Vm::new(&kvm, &config.layout)?;
         vm.map(&ram)?;
         let output = SerialOutput::default();
@@ -65,7 +82,7 @@ impl KvmMachine {
             fd.set_cpuid2(&cpuid::of_vcpu(&supported, number, config.vcpus))
                 .map_err(failed("telling a vCPU what it can do"))?;
             let mut sregs = fd.get_sregs().map_err(failed("reading system registers"))?;
-            if let Some(regs) = entry.registers(number, &mut sregs) {
+            if let Some(regs) = entry.as_ref().and_then(|entry| entry.registers(number, &mut sregs)) {
                 fd.set_sregs(&sregs).map_err(failed("setting system registers"))?;
                 fd.set_regs(&regs).map_err(failed("setting registers"))?;
                 let runnable = kvm_bindings::kvm_mp_state { mp_state: kvm_bindings::KVM_MP_STATE_RUNNABLE };
@@ -101,8 +118,9 @@ impl KvmMachine {
             xsave_bytes,
             output,
             unseen: true,
+            needs_state: entry.is_none(),
         };
-        if !config.paused {
+        if !config.paused && entry.is_some() {
             machine.resume()?;
         }
         Ok(machine)
@@ -158,6 +176,9 @@ impl Machine for KvmMachine {
     fn resume(&mut self) -> Result<(), MachineError> {
         if let Some(reason) = self.gate.ended() {
             return Err(MachineError::Gone { machine: self.identity.name.clone(), reason });
+        }
+        if self.needs_state {
+            return Err(MachineError::RunState { doing: "running on", needed: "restored" });
         }
         self.gate.open();
         Ok(())
@@ -237,6 +258,7 @@ impl Machine for KvmMachine {
             let _ = vcpu.fd().kvmclock_ctrl();
         }
         self.gate.revive();
+        self.needs_state = false;
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use retrovisor_guest::{Gfn, Gpa, Machine as _, MemoryLayout, MemorySlot, PAGE_SIZE};
-use retrovisor_machine::kvm::{Boot, KvmConfig, KvmMachine};
+use retrovisor_machine::kvm::{Boot, KvmConfig, KvmMachine, MemorySource};
 
 /// Where the code lies; the page before holds what the test and the guest tell each other.
 const CODE: Gpa = Gpa(0x10_1000);
@@ -71,6 +71,7 @@ pub(crate) fn launch(layout: MemoryLayout, vcpus: u32) -> Option<KvmMachine> {
     let config = KvmConfig {
         name: "bare".into(),
         layout,
+        memory: MemorySource::Fresh,
         vcpus,
         boot: Boot::Flat { image: writer(), at: CODE },
         paused: true,
