@@ -1,4 +1,3 @@
-use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -7,6 +6,7 @@ use retrovisor_proto::v1::{ExportRequest, FileFormat, ImportRequest};
 use super::global::{Global, print_json};
 use crate::client;
 use crate::error::CliError;
+use crate::terminal::progress::Progress;
 use crate::terminal::style;
 
 /// How a file is laid out.
@@ -76,14 +76,14 @@ pub(super) async fn export(args: ExportArgs, global: &Global) -> Result<(), CliE
     };
     let client = client::reader(&global.store).await?;
     let mut stream = client.transfers().export(request).await?.into_inner();
-    let mut last = None;
+    let mut progress = Progress::new(global.json);
+    let mut report = None;
     while let Some(message) = stream.message().await? {
-        live(global, message.done, message.total);
-        last = Some(message);
+        progress.show(message.done, message.total, "pages");
+        report = message.finished.then_some(message);
     }
-    clear(global);
-    let report =
-        last.filter(|last| last.finished).ok_or_else(|| CliError::failed("the export was cut short"))?;
+    drop(progress);
+    let report = report.ok_or_else(|| CliError::failed("the export was cut short"))?;
     if global.json {
         return print_json(&report);
     }
@@ -105,14 +105,14 @@ pub(super) async fn import(args: ImportArgs, global: &Global) -> Result<(), CliE
     };
     let client = client::writer(&global.store).await?;
     let mut stream = client.transfers().import(request).await?.into_inner();
-    let mut last = None;
+    let mut progress = Progress::new(global.json);
+    let mut report = None;
     while let Some(message) = stream.message().await? {
-        live(global, message.done, message.total);
-        last = Some(message);
+        progress.show(message.done, message.total, "pages");
+        report = message.finished.then_some(message);
     }
-    clear(global);
-    let report =
-        last.filter(|last| last.finished).ok_or_else(|| CliError::failed("the import was cut short"))?;
+    drop(progress);
+    let report = report.ok_or_else(|| CliError::failed("the import was cut short"))?;
     if global.json {
         return print_json(&report);
     }
@@ -134,18 +134,4 @@ fn absolute(path: &Path) -> Result<String, CliError> {
     let failed = |why: String| CliError::failed(format!("{}: {why}", path.display()));
     let absolute = std::path::absolute(path).map_err(|error| failed(error.to_string()))?;
     absolute.into_os_string().into_string().map_err(|_| failed("the path is not UTF-8".into()))
-}
-
-fn live(global: &Global, done: u64, total: u64) {
-    if std::io::stderr().is_terminal() && !global.json && total > 0 {
-        eprint!("\r{done} of {total} pages, {} %", done * 100 / total);
-        // Progress is for the eye only.
-        let _ = std::io::stderr().flush();
-    }
-}
-
-fn clear(global: &Global) {
-    if std::io::stderr().is_terminal() && !global.json {
-        eprint!("\r\x1b[K");
-    }
 }

@@ -8,6 +8,7 @@ use retrovisor_proto::v1::{MachinePrune, PrunePlan, PruneReport, PruneRequest, R
 use super::global::{Global, print_json};
 use crate::client::{self, Client};
 use crate::error::CliError;
+use crate::terminal::progress::Progress;
 use crate::terminal::{paragraph, style, table};
 
 /// Removes the checkpoints that no rule keeps, and gives their space back. Machines run on meanwhile.
@@ -66,7 +67,7 @@ pub(super) async fn run(args: PruneArgs, global: &Global) -> Result<(), CliError
         dry_run,
     };
     if args.dry_run {
-        let plan = ask(&client::reader(&global.store).await?, request(true)).await?.0;
+        let plan = ask(&client::reader(&global.store).await?, request(true), global.json).await?.0;
         if global.json {
             return print_json(&plan);
         }
@@ -76,9 +77,9 @@ pub(super) async fn run(args: PruneArgs, global: &Global) -> Result<(), CliError
     }
     let client = client::writer(&global.store).await?;
     if !args.yes {
-        confirm(&ask(&client, request(true)).await?.0)?;
+        confirm(&ask(&client, request(true), global.json).await?.0)?;
     }
-    let (plan, report) = ask(&client, request(false)).await?;
+    let (plan, report) = ask(&client, request(false), global.json).await?;
     let report = report.ok_or_else(|| CliError::failed("the prune was cut short; what was done is done"))?;
     if global.json {
         return print_json(&report);
@@ -127,24 +128,21 @@ fn read(path: &Path) -> Result<Rules, CliError> {
 }
 
 /// Sends the request; the plan, and the report when it was carried out.
-async fn ask(client: &Client, request: PruneRequest) -> Result<(PrunePlan, Option<PruneReport>), CliError> {
+async fn ask(
+    client: &Client,
+    request: PruneRequest,
+    json: bool,
+) -> Result<(PrunePlan, Option<PruneReport>), CliError> {
     let mut stream = client.store().prune(request).await?.into_inner();
-    let live = std::io::stderr().is_terminal();
+    let mut bar = Progress::new(json);
     let (mut plan, mut report) = (PrunePlan::default(), None);
     while let Some(message) = stream.message().await? {
         match message.step {
             Some(Step::Plan(told)) => plan = told,
             Some(Step::Report(told)) => report = Some(told),
-            Some(Step::Progress(progress)) if live => {
-                eprint!("\r{}: {} of {}          ", progress.step, progress.done, progress.total);
-                // Progress is for the eye only.
-                let _ = std::io::stderr().flush();
-            }
-            Some(Step::Progress(_)) | None => {}
+            Some(Step::Progress(progress)) => bar.show(progress.done, progress.total, progress.step),
+            None => {}
         }
-    }
-    if live && report.is_some() {
-        eprint!("\r\x1b[K");
     }
     Ok((plan, report))
 }

@@ -1,5 +1,3 @@
-use std::io::{IsTerminal as _, Write as _};
-
 use clap::Args;
 use retrovisor_proto::v1::repair_response::Step;
 use retrovisor_proto::v1::{LostCheckpoint, RepairPlan, RepairReport, RepairRequest, VerifyRequest};
@@ -7,6 +5,7 @@ use retrovisor_proto::v1::{LostCheckpoint, RepairPlan, RepairReport, RepairReque
 use super::global::{Global, print_json};
 use crate::client;
 use crate::error::CliError;
+use crate::terminal::progress::Progress;
 use crate::terminal::{paragraph, style};
 
 /// Reads everything in the store back and checks it against its hashes. Works without a daemon, too.
@@ -35,13 +34,13 @@ pub(super) async fn run(args: VerifyArgs, global: &Global) -> Result<(), CliErro
 async fn check(global: &Global) -> Result<(), CliError> {
     let client = client::reader(&global.store).await?;
     let mut stream = client.store().verify(VerifyRequest {}).await?.into_inner();
-    let mut bar = Bar::new(global);
+    let mut bar = Progress::new(global.json);
     let mut last = None;
     while let Some(progress) = stream.message().await? {
-        bar.show(progress.checked_pages, progress.total_pages);
+        bar.show(progress.checked_pages, progress.total_pages, "contents checked");
         last = Some(progress);
     }
-    bar.end();
+    drop(bar);
     let report =
         last.filter(|last| last.finished).ok_or_else(|| CliError::failed("the check was cut short"))?;
     if global.json {
@@ -71,17 +70,19 @@ async fn repair(dry_run: bool, global: &Global) -> Result<(), CliError> {
     let client =
         if dry_run { client::reader(&global.store).await? } else { client::writer(&global.store).await? };
     let mut stream = client.store().repair(RepairRequest { dry_run }).await?.into_inner();
-    let mut bar = Bar::new(global);
+    let mut bar = Progress::new(global.json);
     let (mut plan, mut report) = (None, None);
     while let Some(message) = stream.message().await? {
         match message.step {
-            Some(Step::Progress(progress)) => bar.show(progress.checked_pages, progress.total_pages),
+            Some(Step::Progress(progress)) => {
+                bar.show(progress.checked_pages, progress.total_pages, "contents checked");
+            }
             Some(Step::Plan(told)) => plan = Some(told),
             Some(Step::Report(told)) => report = Some(told),
             None => {}
         }
     }
-    bar.end();
+    drop(bar);
     let cut = || CliError::failed("the repair was cut short; start it again");
     let plan: RepairPlan = plan.ok_or_else(cut)?;
     if dry_run {
@@ -136,32 +137,5 @@ fn told(plan: &RepairPlan, report: &RepairReport) {
 fn lost(lost: &[LostCheckpoint]) {
     for checkpoint in lost {
         paragraph::print(&format!("{} is lost: {}", checkpoint.name, checkpoint.what.join("; ")));
-    }
-}
-
-/// Progress, for the eye only: on a terminal, and not beside JSON.
-struct Bar {
-    live: bool,
-    shown: bool,
-}
-
-impl Bar {
-    fn new(global: &Global) -> Self {
-        Self { live: std::io::stderr().is_terminal() && !global.json, shown: false }
-    }
-
-    fn show(&mut self, done: u64, total: u64) {
-        if self.live && total > 0 {
-            eprint!("\r{done} of {total} contents checked, {} %", done * 100 / total);
-            // A terminal that went away changes nothing.
-            let _ = std::io::stderr().flush();
-            self.shown = true;
-        }
-    }
-
-    fn end(&self) {
-        if self.shown {
-            eprintln!();
-        }
     }
 }
