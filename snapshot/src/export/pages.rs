@@ -1,15 +1,11 @@
 use std::ops::ControlFlow;
 
-use retrovisor_guest::{Gfn, MemoryLayout, PAGE_SIZE, Page};
+use retrovisor_guest::{Gfn, MemoryLayout, Page};
 use serde::Serialize;
 
-use crate::content::{ContentId, ContentRef};
 use crate::error::{Error, Result};
 use crate::id::CheckpointId;
 use crate::store::Store;
-
-/// Pages read at a time: 16 MiB.
-const WINDOW: usize = 4096;
 
 /// How far an export or import is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -59,35 +55,15 @@ impl Store {
         mut each: impl FnMut(Gfn, &Page) -> Result<()>,
     ) -> Result<()> {
         let layout = self.layout_at(checkpoint)?;
-        let map = self.map(checkpoint)?;
-        let contents: Vec<ContentRef> = map.iter().collect();
-        let mut window = vec![0; WINDOW * PAGE_SIZE];
-        let mut done = 0;
-        for part in contents.chunks(WINDOW) {
-            let mut wanted: Vec<(ContentId, usize)> =
-                part.iter().enumerate().filter_map(|(at, content)| Some((content.stored()?, at))).collect();
-            wanted.sort_unstable();
-            let mut ids: Vec<ContentId> = wanted.iter().map(|(id, _)| *id).collect();
-            ids.dedup();
-            self.each_content(&ids, |id, page| {
-                let first = wanted.partition_point(|(other, _)| *other < id);
-                for (_, at) in wanted[first..].iter().take_while(|(other, _)| *other == id) {
-                    window[at * PAGE_SIZE..(at + 1) * PAGE_SIZE].copy_from_slice(&page[..]);
-                }
-                Ok(())
-            })
-            .map_err(|error| self.unless_gone(checkpoint, error))?;
-            let pages = window.as_chunks::<PAGE_SIZE>().0;
-            for (at, content) in part.iter().enumerate() {
+        self.each_window(checkpoint, |span, contents, bytes| {
+            for ((content, page), index) in contents.iter().zip(bytes.as_chunks().0).zip(span.first..) {
                 if content.stored().is_some()
-                    && let Some(gfn) = layout.gfn(done + at as u64)
+                    && let Some(gfn) = layout.gfn(index)
                 {
-                    each(gfn, &pages[at])?;
+                    each(gfn, page)?;
                 }
             }
-            done += part.len() as u64;
-            tell(progress, done, contents.len() as u64)?;
-        }
-        Ok(())
+            tell(progress, span.first + contents.len() as u64, span.pages)
+        })
     }
 }

@@ -39,6 +39,16 @@ struct Prepared {
     swift: Option<Swift>,
 }
 
+/// A journey half way: the guest stands still, and what is to be its past is copied.
+pub(super) struct Leaving {
+    pub(super) draft: Draft,
+    pub(super) to: Move,
+    pub(super) was_running: bool,
+    /// From before it was stopped.
+    pub(super) start: Instant,
+    pub(super) took: CheckpointTiming,
+}
+
 /// The present, safe on the disk.
 pub(super) struct Present {
     pub(super) position: Position,
@@ -112,22 +122,13 @@ impl Recorder {
         let taken = match (frozen, swift) {
             // What does not fit into staging memory cannot be put back from there.
             (Ok(()), Some(swift)) if !draft.is_early => {
-                return self.leave(
-                    machine,
-                    journey,
-                    target,
-                    swift,
-                    draft,
-                    to,
-                    was_running,
-                    start,
-                    took,
-                    timing,
-                );
+                let leaving = Leaving { draft, to, was_running, start, took };
+                return self.leave(machine, journey, target, swift, leaving, timing);
             }
             (Ok(()), swift) => {
                 swift.into_iter().for_each(Swift::cancel);
-                self.take_present(machine, &target, draft, ready, to, took, &mut timing)
+                let leaving = Leaving { draft, to, was_running, start, took };
+                self.take_present(machine, &target, leaving, ready, &mut timing)
             }
             (Err(error), swift) => {
                 swift.into_iter().for_each(Swift::cancel);
@@ -242,17 +243,15 @@ impl Recorder {
 
     /// The guest stands still: checkpoints the present, with the operation as begun. While the driver captures the
     /// state, the last pages are stored, and what they will be replaced with is read.
-    #[expect(clippy::too_many_arguments, reason = "a journey half way")]
     fn take_present(
         &mut self,
         machine: &mut dyn Machine,
         target: &Target,
-        mut draft: Draft,
+        leaving: Leaving,
         mut ready: Ready,
-        to: Move,
-        took: CheckpointTiming,
         timing: &mut RollbackTiming,
     ) -> Result<(Present, Ready)> {
+        let Leaving { mut draft, to, took, .. } = leaving;
         let at_ms = now_ms();
         self.send_ahead(&mut draft);
 

@@ -14,7 +14,7 @@ use super::pipeline::Moving;
 use super::put::{Put, Ready};
 use super::ready::latest;
 use super::report::{CheckpointRequest, CheckpointTiming, RollbackReport, RollbackTiming};
-use super::rollback::Journey;
+use super::rollback::{Journey, Leaving};
 use super::staging::{Staged, StagedContent};
 use super::target::Target;
 use crate::catalogue::{CheckpointKind, Move};
@@ -63,21 +63,17 @@ impl Recorder {
 
     /// The guest stands still and its dirty frames are copied: puts the target in place and lets the guest run on; then
     /// makes the present durable. A failure puts the present back.
-    #[expect(clippy::too_many_arguments, reason = "a journey half way")]
     pub(super) fn leave(
         &mut self,
         machine: &mut dyn Machine,
         journey: &Journey<'_>,
         target: Target,
         swift: Swift,
-        draft: Draft,
-        to: Move,
-        was_running: bool,
-        start: Instant,
-        mut took: CheckpointTiming,
+        leaving: Leaving,
         mut timing: RollbackTiming,
     ) -> Result<RollbackReport> {
         let Swift { overwrite, marker } = swift;
+        let Leaving { draft, to, was_running, start, mut took } = leaving;
         let at_ms = now_ms();
         let begun = Instant::now();
         let state = self.late(&draft, &overwrite, &target).and_then(|late| {

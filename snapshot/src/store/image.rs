@@ -5,8 +5,8 @@ use crate::content::{ContentId, ContentRef};
 use crate::error::{Error, Result};
 use crate::id::CheckpointId;
 
-/// Pages hashed at a time: 4 MiB.
-const WINDOW: usize = 1024;
+/// Pages read at a time: 16 MiB.
+const WINDOW: usize = 4096;
 
 /// The hash of all pages of a view in order of index, zero and removed ones as zeros. BLAKE3 without a key, so that it
 /// can be compared with any other copy of the memory.
@@ -45,11 +45,24 @@ impl Store {
     /// The hash of all pages of a checkpoint in order, the same that [`image_hash`] computes of a view. Reads every
     /// page, and checks it.
     pub fn image_hash(&self, checkpoint: CheckpointId) -> Result<blake3::Hash> {
-        let map = self.map(checkpoint)?;
-        let contents: Vec<ContentRef> = map.iter().collect();
         let mut hasher = blake3::Hasher::new();
+        self.each_window(checkpoint, |_, _, bytes| {
+            hasher.update(bytes);
+            Ok(())
+        })?;
+        Ok(hasher.finalize())
+    }
+
+    /// Calls `each` with the pages of a checkpoint, ascending, some at a time: how many came before and how many there
+    /// are, what they hold, and their bytes. Each is checked; those without stored contents read as zeros.
+    pub(crate) fn each_window(
+        &self,
+        checkpoint: CheckpointId,
+        mut each: impl FnMut(Span, &[ContentRef], &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let contents: Vec<ContentRef> = self.map(checkpoint)?.iter().collect();
         let mut window = Vec::with_capacity(WINDOW * PAGE_SIZE);
-        for part in contents.chunks(WINDOW) {
+        for (part, first) in contents.chunks(WINDOW).zip((0..).step_by(WINDOW)) {
             window.clear();
             window.resize(part.len() * PAGE_SIZE, 0);
             let mut wanted: Vec<(ContentId, usize)> =
@@ -65,8 +78,17 @@ impl Store {
                 Ok(())
             })
             .map_err(|error| self.unless_gone(checkpoint, error))?;
-            hasher.update(&window);
+            each(Span { first, pages: contents.len() as u64 }, part, &window)?;
         }
-        Ok(hasher.finalize())
+        Ok(())
     }
+}
+
+/// Where a window lies.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    /// The index of its first page.
+    pub(crate) first: u64,
+    /// Pages of the whole image.
+    pub(crate) pages: u64,
 }
