@@ -1,8 +1,10 @@
 use std::fs::File;
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::libc;
+use nix::sys::mman::{MmapAdvise, madvise};
 use nix::unistd::{Whence, lseek};
 use retrovisor_guest::{
     Gfn, Gpa, MachineError, MemoryError, MemoryLayout, MemorySlot, MemoryView, PAGE_SHIFT, PAGE_SIZE, Page,
@@ -28,7 +30,12 @@ impl Ram {
     }
 
     /// A file that another process uses as the guest's RAM: the slots lie in it one after another from `offset` on.
-    pub(crate) fn shared(layout: MemoryLayout, file: File, offset: u64) -> Result<Self, MachineError> {
+    pub(crate) fn shared(
+        layout: MemoryLayout,
+        file: impl Into<Arc<File>>,
+        offset: u64,
+    ) -> Result<Self, MachineError> {
+        let file = file.into();
         let length_bytes = file
             .metadata()
             .map_err(|source| MachineError::Io {
@@ -43,7 +50,7 @@ impl Ram {
                 message: format!("it has {length_bytes} bytes and the guest {}", layout.bytes()),
             });
         }
-        Self::mapped(layout, Some(file), offset)
+        Self::mapped(layout, Some(&file), offset)
     }
 
     /// A file of a machine's whole memory, which stays as it is: what is written is only this mapping's.
@@ -71,16 +78,15 @@ impl Ram {
             doing: "mapping a template".into(),
             message: error.to_string(),
         })?;
-        Ok(Self { layout, map, shows_holes: false })
+        Ok(Self::of(layout, map, false))
     }
 
-    fn mapped(layout: MemoryLayout, file: Option<File>, mut offset: u64) -> Result<Self, MachineError> {
+    fn mapped(layout: MemoryLayout, file: Option<&Arc<File>>, mut offset: u64) -> Result<Self, MachineError> {
         let shows_holes = file.is_some();
-        let base = file.map(|file| FileOffset::new(file, 0));
         let mut ranges = Vec::new();
         for slot in layout.slots() {
             let length = usize::try_from(slot.length_bytes).map_err(|_| too_large(&layout))?;
-            let part = base.as_ref().map(|base| FileOffset::from_arc(base.arc().clone(), offset));
+            let part = file.map(|file| FileOffset::from_arc(Arc::clone(file), offset));
             ranges.push((GuestAddress(slot.gpa.0), length, part));
             offset += slot.length_bytes;
         }
@@ -88,7 +94,22 @@ impl Ram {
             doing: format!("mapping {} bytes of guest memory", layout.bytes()),
             message: error.to_string(),
         })?;
-        Ok(Self { layout, map, shows_holes })
+        Ok(Self::of(layout, map, shows_holes))
+    }
+
+    /// Keeps the guest's secrets out of core dumps of this process.
+    fn of(layout: MemoryLayout, map: GuestMemoryMmap<()>, shows_holes: bool) -> Self {
+        for region in map.iter() {
+            let length = usize::try_from(region.len()).unwrap_or(usize::MAX);
+            if let Some(start) = NonNull::new(region.as_ptr().cast()) {
+                // SAFETY: the range is a mapping of ours, and the advice changes no byte of it.
+                let advised = unsafe { madvise(start, length, MmapAdvise::MADV_DONTDUMP) };
+                if let Err(error) = advised {
+                    tracing::warn!(%error, "a core dump of this process would contain guest memory");
+                }
+            }
+        }
+        Self { layout, map, shows_holes }
     }
 
     /// The slots, each with the address in this process from which on it is mapped.

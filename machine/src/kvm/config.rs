@@ -1,3 +1,6 @@
+use std::fs::File;
+use std::sync::Arc;
+
 use retrovisor_guest::MemoryLayout;
 
 use super::boot::Boot;
@@ -26,6 +29,9 @@ pub enum MemorySource {
     /// Zeros, and what [`Boot`] puts there.
     #[default]
     Fresh,
+    /// The same, in a file that others map, too: the slots lie in it one after another from its beginning. It must not
+    /// become shorter.
+    Shared(Arc<File>),
     /// The memory of another instant, shared until it is written. [`KvmConfig::boot`] is passed over: the machine
     /// waits for [`retrovisor_guest::Machine::apply_state`] with the state of that instant, then for `resume`.
     Template(Template),

@@ -42,6 +42,15 @@ pub struct KvmMachine {
 impl KvmMachine {
     /// Makes the machine and lets it run, unless it shall wait.
     pub fn launch(config: &KvmConfig) -> Result<Self, MachineError> {
+        Self::launch_after(config, || Ok(()))
+    }
+
+    /// Like [`Self::launch`]; calls `made` when all files are open and before the first thread starts, so that what it
+    /// takes from this thread no thread of the machine has.
+    pub fn launch_after(
+        config: &KvmConfig,
+        made: impl FnOnce() -> Result<(), MachineError>,
+    ) -> Result<Self, MachineError> {
         if !(1..=VCPUS_MAX).contains(&config.vcpus) {
             return Err(MachineError::Config {
                 what: format!("a machine has 1 to {VCPUS_MAX} vCPUs, not {}", config.vcpus),
@@ -50,8 +59,11 @@ impl KvmMachine {
         }
         let kvm = host::open()?;
         let (ram, entry) = match &config.memory {
-            MemorySource::Fresh => {
-                let ram = Ram::anonymous(config.layout.clone())?;
+            fresh @ (MemorySource::Fresh | MemorySource::Shared(_)) => {
+                let ram = match fresh {
+                    MemorySource::Shared(file) => Ram::shared(config.layout.clone(), Arc::clone(file), 0)?,
+                    _ => Ram::anonymous(config.layout.clone())?,
+                };
                 let entry = config.boot.load(&ram, &config.layout, config.vcpus)?;
                 (ram, Some(entry))
             }
@@ -75,7 +87,7 @@ impl KvmMachine {
         let gate = Arc::new(Gate::default());
         let supported = cpuid::supported(&kvm)?;
         let mut msrs = None;
-        let mut vcpus = Vec::new();
+        let mut fds = Vec::new();
         for number in 0..config.vcpus {
             let fd =
                 vm.fd().create_vcpu(u64::from(number)).map_err(failed(format!("creating vCPU {number}")))?;
@@ -91,6 +103,11 @@ impl KvmMachine {
             if msrs.is_none() {
                 msrs = Some(MsrList::find(&kvm, &fd)?);
             }
+            fds.push(fd);
+        }
+        made()?;
+        let mut vcpus = Vec::new();
+        for (number, fd) in fds.into_iter().enumerate() {
             let name = format!("vcpu{number}:{}", config.name);
             vcpus.push(Vcpu::start(&name, fd, Arc::clone(&gate), Arc::clone(&bus))?);
         }
