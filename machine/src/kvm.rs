@@ -3,7 +3,9 @@
 mod boot;
 mod bus;
 mod config;
+mod console;
 mod device;
+mod door;
 mod gate;
 mod host;
 mod layout;
@@ -15,6 +17,8 @@ mod vm;
 
 pub use boot::Boot;
 pub use config::{KvmConfig, MemorySource};
+pub use console::ConsoleInput;
+pub use console::output::ConsoleOutput;
 pub use layout::memory_layout;
 pub use machine::KvmMachine;
 pub use template::{Template, TemplateWriter};

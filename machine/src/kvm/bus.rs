@@ -36,6 +36,12 @@ impl Bus {
         self.with(at, |device, offset| device.write(offset, data)).unwrap_or(Outcome::Done)
     }
 
+    /// Lets every device take the input that waits for it.
+    pub(super) fn take_input(&self) {
+        let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        devices.iter_mut().for_each(|device| device.take_input());
+    }
+
     /// The devices' states, each with its format.
     pub(super) fn save(&self) -> Result<Vec<(String, Vec<u8>)>, MachineError> {
         let devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);

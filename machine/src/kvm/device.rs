@@ -8,7 +8,7 @@ use retrovisor_guest::MachineError;
 
 pub(super) use power::Power;
 pub(super) use reset::Reset;
-pub(super) use serial::{Serial, SerialOutput};
+pub(super) use serial::Serial;
 
 /// A device as the vCPUs and the checkpoints see it.
 ///
@@ -22,6 +22,9 @@ pub(super) trait Device: Send {
 
     /// A vCPU writes.
     fn write(&mut self, offset: u64, data: &[u8]) -> Outcome;
+
+    /// Takes what came from outside and waits for it, as much as it has room for. The machine runs.
+    fn take_input(&mut self) {}
 
     /// The name and version of its state's format: `serial/1`.
     fn format(&self) -> &'static str;

@@ -44,6 +44,15 @@ impl Gate {
         true
     }
 
+    /// A thread that brings input from outside enters like one of a vCPU, but does not wait: `false` when the machine does
+    /// not run.
+    pub(super) fn try_enter(&self) -> bool {
+        let mut inner = self.lock();
+        let running = inner.phase == Phase::Running;
+        inner.inside += usize::from(running);
+        running
+    }
+
     /// A vCPU thread has left the guest, with what it had to do there done.
     pub(super) fn leave(&self) {
         let mut inner = self.lock();

@@ -7,7 +7,11 @@ use retrovisor_guest::{
 
 use super::bus::Bus;
 use super::config::{KvmConfig, MemorySource};
-use super::device::{Power, Reset, Serial, SerialOutput};
+use super::console::ConsoleInput;
+use super::console::output::ConsoleOutput;
+use super::console::pending::Pending;
+use super::device::{Power, Reset, Serial};
+use super::door::Door;
 use super::gate::Gate;
 use super::host::{self, failed};
 use super::state::{decode, encode};
@@ -32,7 +36,9 @@ pub struct KvmMachine {
     ram: Ram,
     msrs: MsrList,
     xsave_bytes: usize,
-    output: SerialOutput,
+    door: Door,
+    output: ConsoleOutput,
+    input: Pending,
     /// Nobody has asked yet: the whole memory counts as dirty.
     unseen: bool,
     /// Memory of another instant, whose state was not applied yet.
@@ -80,11 +86,12 @@ impl KvmMachine {
         };
         let vm = Vm::new(&kvm, &config.layout)?;
         vm.map(&ram)?;
-        let output = SerialOutput::default();
-        let serial = Serial::new(vm.line(SERIAL_LINE)?, output.clone())
+        let (output, input) = (ConsoleOutput::default(), Pending::default());
+        let serial = Serial::new(vm.line(SERIAL_LINE)?, output.clone(), input.clone())
             .map_err(|source| MachineError::Io { doing: "making the serial port".into(), source })?;
         let bus = Arc::new(Bus::new(vec![Box::new(serial), Box::new(Reset), Box::new(Power)]));
         let gate = Arc::new(Gate::default());
+        let door = Door::new(Arc::clone(&gate), &bus);
         let supported = cpuid::supported(&kvm)?;
         let mut msrs = None;
         let mut fds = Vec::new();
@@ -133,7 +140,9 @@ impl KvmMachine {
                 message: "there is no vCPU".into(),
             })?,
             xsave_bytes,
+            door,
             output,
+            input,
             unseen: true,
             needs_state: entry.is_none(),
         };
@@ -147,6 +156,18 @@ impl KvmMachine {
     #[must_use]
     pub fn console(&self) -> Vec<u8> {
         self.output.bytes()
+    }
+
+    /// What the guest writes to its serial port, to be followed from anywhere.
+    #[must_use]
+    pub fn console_output(&self) -> ConsoleOutput {
+        self.output.clone()
+    }
+
+    /// What types into the guest's serial port, from anywhere.
+    #[must_use]
+    pub fn console_input(&self) -> ConsoleInput {
+        ConsoleInput::new(self.input.clone(), self.door.clone())
     }
 
     /// Why the guest has ended, if it has.
@@ -198,6 +219,7 @@ impl Machine for KvmMachine {
             return Err(MachineError::RunState { doing: "running on", needed: "restored" });
         }
         self.gate.open();
+        self.door.knock();
         Ok(())
     }
 

@@ -68,12 +68,17 @@ pub(crate) fn split_layout() -> MemoryLayout {
 
 /// The guest, or nothing, loudly, where there is no KVM.
 pub(crate) fn launch(layout: MemoryLayout, vcpus: u32) -> Option<KvmMachine> {
+    launch_image(writer(), layout, vcpus)
+}
+
+/// As [`launch`], with code of the caller's, which runs at 1 MiB and a page.
+pub(crate) fn launch_image(image: Vec<u8>, layout: MemoryLayout, vcpus: u32) -> Option<KvmMachine> {
     let config = KvmConfig {
         name: "bare".into(),
         layout,
         memory: MemorySource::Fresh,
         vcpus,
-        boot: Boot::Flat { image: writer(), at: CODE },
+        boot: Boot::Flat { image, at: CODE },
         paused: true,
     };
     match KvmMachine::launch(&config) {

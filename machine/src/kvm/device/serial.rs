@@ -1,5 +1,4 @@
-use std::io::{self, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
 
 use retrovisor_guest::MachineError;
 use serde::{Deserialize, Serialize};
@@ -8,42 +7,19 @@ use vm_superio::{Serial as Uart, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Device, Outcome, Place};
+use crate::kvm::console::output::ConsoleOutput;
+use crate::kvm::console::pending::Pending;
 
 /// The first serial port of a PC.
 const PORT: u16 = 0x3f8;
-/// Output that is kept for whoever looks, in bytes.
-const OUTPUT_BYTES_MAX: usize = 1 << 20;
-
-/// What the guest has said, the newest bytes of it.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct SerialOutput(Arc<Mutex<Vec<u8>>>);
-
-impl SerialOutput {
-    /// A copy of what is there.
-    pub(crate) fn bytes(&self) -> Vec<u8> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-}
-
-impl Write for SerialOutput {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.extend_from_slice(bytes);
-        let excess = kept.len().saturating_sub(OUTPUT_BYTES_MAX);
-        kept.drain(..excess);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
+/// What its receiver holds.
+const FIFO_BYTES: usize = 64;
 /// A 16550A, the console.
 pub(crate) struct Serial {
-    uart: Uart<Line, NoEvents, SerialOutput>,
+    uart: Uart<Line, NoEvents, ConsoleOutput>,
     line: EventFd,
-    output: SerialOutput,
+    output: ConsoleOutput,
+    input: Pending,
 }
 
 struct Line(EventFd);
@@ -65,9 +41,17 @@ struct Saved {
 
 impl Serial {
     /// A port that raises its interrupt through `line`.
-    pub(crate) fn new(line: EventFd, output: SerialOutput) -> io::Result<Self> {
+    pub(crate) fn new(line: EventFd, output: ConsoleOutput, input: Pending) -> io::Result<Self> {
         let uart = Uart::new(Line(line.try_clone()?), output.clone());
-        Ok(Self { uart, line, output })
+        Ok(Self { uart, line, output, input })
+    }
+
+    /// Fills the receiver again when the guest has read all of it, which costs one interrupt and not one for each byte.
+    fn fill(&mut self) {
+        if self.uart.fifo_capacity() == FIFO_BYTES {
+            let uart = &mut self.uart;
+            self.input.offer(FIFO_BYTES, |bytes| uart.enqueue_raw_bytes(bytes).unwrap_or(0));
+        }
     }
 }
 
@@ -80,6 +64,7 @@ impl Device for Serial {
         if let ([byte], Ok(offset)) = (data, u8::try_from(offset)) {
             *byte = self.uart.read(offset);
         }
+        self.fill();
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) -> Outcome {
@@ -88,7 +73,12 @@ impl Device for Serial {
         {
             tracing::debug!(%error, "the serial port");
         }
+        self.fill();
         Outcome::Done
+    }
+
+    fn take_input(&mut self) {
+        self.fill();
     }
 
     fn format(&self) -> &'static str {
