@@ -27,8 +27,6 @@ mod runtime;
 mod shape;
 mod stream;
 
-use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -36,7 +34,6 @@ use retrovisor_guest::{
     BlockContent, ClockPolicy, DiskChanges, DiskShape, DiskState, Gfn, Machine, MachineError,
     MachineIdentity, MachineState, MemoryView, PageContent, PageSet, RunState,
 };
-use serde_json::json;
 
 pub use attach::AttachConfig;
 pub use disk::DiskConfig;
@@ -45,7 +42,7 @@ pub use launch::LaunchConfig;
 
 use attach::Parts;
 use device_state::DeviceState;
-use disk::{AttachedDisk, BlockWriter};
+use disk::{DiskSet, TAG_PREFIX};
 use finder::Finder;
 use monitor::Monitor;
 use runtime::RuntimeDir;
@@ -53,9 +50,6 @@ use shape::Shape;
 use stream::RegisterFinder;
 
 use crate::ram::Ram;
-
-/// What the names of all disk snapshots of ours begin with.
-const TAG_PREFIX: &str = "rv-";
 
 /// States that QEMU saved and we have read (half a megabyte each) are freed while the guest runs; so many may wait.
 const UNTIDY_MAX: usize = 16;
@@ -69,11 +63,7 @@ pub struct QemuMachine {
     finder: Finder,
     registers: RegisterFinder,
     device_state: DeviceState,
-    disks: Vec<AttachedDisk>,
-    /// Of those of `disks` whose blocks can be read.
-    disk_shapes: Vec<DiskShape>,
-    /// Blocks that were written and not checked.
-    blocks: BlockWriter,
+    disks: DiskSet,
     runtime: RuntimeDir,
     /// QEMU lives on when this is dropped.
     detached: bool,
@@ -150,9 +140,7 @@ impl QemuMachine {
             finder,
             registers: RegisterFinder::default(),
             device_state,
-            disk_shapes: disks.iter().filter_map(|disk| disk.shape.clone()).collect(),
-            disks,
-            blocks: BlockWriter::default(),
+            disks: DiskSet::new(disks),
             runtime,
             detached,
             half_applied: false,
@@ -220,58 +208,11 @@ impl QemuMachine {
         }
     }
 
-    /// QEMU's names of the disks.
-    fn disk_nodes(&self) -> Vec<String> {
-        self.disks.iter().map(|disk| disk.node.clone()).collect()
-    }
-
-    fn disk(&self, name: &str) -> Result<&AttachedDisk, MachineError> {
-        self.disks.iter().find(|disk| disk.node == name).ok_or_else(|| MachineError::Mismatch {
-            what: "the disks".into(),
-            expected: name.to_owned(),
-            found: format!("{:?}", self.disk_nodes()),
-        })
-    }
-
     /// A name that no snapshot has, in this process or another.
     fn new_tag(&mut self) -> String {
         self.tags += 1;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         format!("{TAG_PREFIX}{:x}-{}-{}", now.as_nanos(), std::process::id(), self.tags)
-    }
-
-    /// The snapshot that the disks must go back to, after checking that every disk of the machine has it; none when
-    /// they are to stay as they are.
-    fn check_disks(&mut self, state: &MachineState) -> Result<Option<String>, MachineError> {
-        let mismatch = |expected: String, found: String| MachineError::Mismatch {
-            what: "the disks".into(),
-            expected,
-            found,
-        };
-        let mut expected: Vec<_> = state.disks.iter().map(|disk| disk.disk.clone()).collect();
-        let mut found = self.disk_nodes();
-        expected.sort();
-        found.sort();
-        if expected != found {
-            return Err(mismatch(format!("{expected:?}"), format!("{found:?}")));
-        }
-        let Some(tag) = state.disks.first().map(|disk| disk.reference.clone()) else { return Ok(None) };
-        if let Some(other) = state.disks.iter().find(|disk| disk.reference != tag) {
-            return Err(mismatch(
-                format!("the snapshots {tag} and {}", other.reference),
-                "one for all".into(),
-            ));
-        }
-        if tag.is_empty() {
-            return Ok(None);
-        }
-        let nodes = self.monitor.execute("query-named-block-nodes", &json!({ "flat": true }))?;
-        match self.disks.iter().find(|disk| !disk::snapshots(&nodes, &disk.node).any(|own| own == tag)) {
-            Some(disk) => {
-                Err(mismatch(format!("{} at {tag}", disk.node), "a disk without that snapshot".into()))
-            }
-            None => Ok(Some(tag)),
-        }
     }
 }
 
@@ -349,7 +290,7 @@ impl Machine for QemuMachine {
             return Err(driver(format!("QEMU showed {} of {} vCPUs", vcpus.len(), self.identity.vcpus)));
         }
         let tag = self.new_tag();
-        let nodes = self.disk_nodes();
+        let nodes = self.disks.nodes();
         let stream = self.device_state.save(&mut self.monitor, &tag, &nodes)?;
         self.registers.complete(&stream, &mut vcpus);
         let disks = nodes.into_iter().map(|disk| DiskState { disk, reference: tag.clone() });
@@ -358,20 +299,11 @@ impl Machine for QemuMachine {
         Ok(state)
     }
 
-    /// QEMU does not wait for the host's disk while the guest stands still: this does, from outside, while it runs.
     fn sync_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
         if self.monitor.running() {
             self.tidy();
         }
-        let disks = if state.disks.is_empty() { &[][..] } else { &self.disks };
-        for path in disks.iter().filter_map(|disk| disk.path.as_ref()) {
-            let synced = File::open(path).and_then(|file| file.sync_data());
-            synced.map_err(|source| MachineError::Io {
-                doing: format!("making the disk {} durable", path.display()),
-                source,
-            })?;
-        }
-        Ok(())
+        if state.disks.is_empty() { Ok(()) } else { self.disks.sync() }
     }
 
     fn write_page(&mut self, gfn: Gfn, content: PageContent<'_>) -> Result<(), MachineError> {
@@ -392,19 +324,18 @@ impl Machine for QemuMachine {
             });
         }
         let stream = self.shape.stream_of(state)?;
-        let snapshot = self.check_disks(state)?;
+        let snapshot = self.disks.target(&mut self.monitor, state)?;
         let begin = Instant::now();
         self.half_applied = true;
         if snapshot.is_none() {
-            self.blocks.check(&mut self.monitor, &self.disks)?;
+            self.disks.check(&mut self.monitor)?;
         }
-        // Blocks that were written, and are not asked for any more, need no check.
-        self.blocks = BlockWriter::default();
+        self.disks.forget_written();
         if self.monitor.shut_down() {
             self.monitor.reset()?;
         }
         let (tag, nodes) = match snapshot {
-            Some(tag) => (tag, self.disk_nodes()),
+            Some(tag) => (tag, self.disks.nodes()),
             None => (self.new_tag(), Vec::new()),
         };
         self.device_state.load(&mut self.monitor, &tag, &nodes, stream)?;
@@ -415,20 +346,11 @@ impl Machine for QemuMachine {
 
     /// What is not set aside any more is passed over.
     fn release_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
-        let mut disks: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for disk in state.disks.iter().filter(|disk| !disk.reference.is_empty()) {
-            if self.disks.iter().any(|own| own.node == disk.disk) {
-                disks.entry(&disk.reference).or_default().push(&disk.disk);
-            }
-        }
-        for (tag, devices) in disks {
-            self.monitor.job("snapshot-delete", json!({ "tag": tag, "devices": devices }))?;
-        }
-        Ok(())
+        self.disks.release(&mut self.monitor, &state.disks)
     }
 
     fn disks(&self) -> &[DiskShape] {
-        &self.disk_shapes
+        self.disks.shapes()
     }
 
     /// Must be called while nothing makes or releases states; what it answers can be read at any time.
@@ -437,18 +359,11 @@ impl Machine for QemuMachine {
         at: &DiskState,
         since: Option<&DiskState>,
     ) -> Result<Box<dyn DiskChanges>, MachineError> {
-        let since = since.map(|state| state.reference.as_str());
-        Ok(Box::new(self.disk(&at.disk)?.changes(&at.reference, since)?))
+        self.disks.changes(at, since)
     }
 
     fn kept_disks(&mut self) -> Result<Vec<DiskState>, MachineError> {
-        let nodes = self.monitor.execute("query-named-block-nodes", &json!({ "flat": true }))?;
-        let mut kept = Vec::new();
-        for disk in &self.disks {
-            let own = disk::snapshots(&nodes, &disk.node).filter(|tag| tag.starts_with(TAG_PREFIX));
-            kept.extend(own.map(|tag| DiskState { disk: disk.node.clone(), reference: tag.to_owned() }));
-        }
-        Ok(kept)
+        self.disks.kept(&mut self.monitor)
     }
 
     fn write_blocks(
@@ -458,9 +373,7 @@ impl Machine for QemuMachine {
         contents: &[BlockContent<'_>],
     ) -> Result<(), MachineError> {
         self.needs_pause("writing a disk")?;
-        let found = self.disks.iter().find(|own| own.node == disk);
-        let Some(found) = found else { return self.disk(disk).map(drop) };
-        self.blocks.write(&mut self.monitor, found, first, contents)
+        self.disks.write(&mut self.monitor, disk, first, contents)
     }
 }
 

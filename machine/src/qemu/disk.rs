@@ -3,6 +3,7 @@
 mod attached;
 mod base;
 mod changes;
+mod set;
 mod writer;
 
 use std::fs::File;
@@ -15,8 +16,8 @@ use serde_json::{Value, json};
 use super::qcow2::header::{Header, MAGIC};
 use super::qcow2::overlay;
 
-pub(super) use attached::{AttachedDisk, snapshots};
-pub(super) use writer::BlockWriter;
+pub(super) use attached::AttachedDisk;
+pub(super) use set::{DiskSet, TAG_PREFIX};
 
 /// Longest name of a disk: QEMU's limit is 31, and the backing node's is longer.
 const NAME_BYTES_MAX: usize = 20;

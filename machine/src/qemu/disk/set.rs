@@ -1,0 +1,154 @@
+use std::collections::BTreeMap;
+use std::fs::File;
+
+use retrovisor_guest::{BlockContent, DiskChanges, DiskShape, DiskState, MachineError, MachineState};
+use serde_json::json;
+
+use super::attached::{AttachedDisk, snapshots};
+use super::writer::BlockWriter;
+use crate::qemu::monitor::Monitor;
+
+/// What the names of all disk snapshots of ours begin with.
+pub(in crate::qemu) const TAG_PREFIX: &str = "rv-";
+
+/// All writable disks of the running machine, which go back together.
+pub(in crate::qemu) struct DiskSet {
+    disks: Vec<AttachedDisk>,
+    /// Of those of `disks` whose blocks can be read.
+    shapes: Vec<DiskShape>,
+    /// Blocks that were written and not checked.
+    blocks: BlockWriter,
+}
+
+impl DiskSet {
+    pub(in crate::qemu) fn new(disks: Vec<AttachedDisk>) -> Self {
+        let shapes = disks.iter().filter_map(|disk| disk.shape.clone()).collect();
+        Self { disks, shapes, blocks: BlockWriter::default() }
+    }
+
+    pub(in crate::qemu) fn shapes(&self) -> &[DiskShape] {
+        &self.shapes
+    }
+
+    /// QEMU's names of the disks.
+    pub(in crate::qemu) fn nodes(&self) -> Vec<String> {
+        self.disks.iter().map(|disk| disk.node.clone()).collect()
+    }
+
+    /// The snapshot that the disks must go back to, after checking that every disk of the machine has it; none when
+    /// they are to stay as they are.
+    pub(in crate::qemu) fn target(
+        &self,
+        monitor: &mut Monitor,
+        state: &MachineState,
+    ) -> Result<Option<String>, MachineError> {
+        let mut expected: Vec<_> = state.disks.iter().map(|disk| disk.disk.clone()).collect();
+        let mut found = self.nodes();
+        expected.sort();
+        found.sort();
+        if expected != found {
+            return Err(mismatch(format!("{expected:?}"), format!("{found:?}")));
+        }
+        let Some(tag) = state.disks.first().map(|disk| disk.reference.clone()) else { return Ok(None) };
+        if let Some(other) = state.disks.iter().find(|disk| disk.reference != tag) {
+            return Err(mismatch(
+                format!("the snapshots {tag} and {}", other.reference),
+                "one for all".into(),
+            ));
+        }
+        if tag.is_empty() {
+            return Ok(None);
+        }
+        let nodes = monitor.execute("query-named-block-nodes", &json!({ "flat": true }))?;
+        match self.disks.iter().find(|disk| !snapshots(&nodes, &disk.node).any(|own| own == tag)) {
+            Some(disk) => {
+                Err(mismatch(format!("{} at {tag}", disk.node), "a disk without that snapshot".into()))
+            }
+            None => Ok(Some(tag)),
+        }
+    }
+
+    /// Makes what a state needs of the disks durable. QEMU does not wait for the host's disk while the guest stands
+    /// still: this does, from outside, while it runs.
+    pub(in crate::qemu) fn sync(&self) -> Result<(), MachineError> {
+        for path in self.disks.iter().filter_map(|disk| disk.path.as_ref()) {
+            let synced = File::open(path).and_then(|file| file.sync_data());
+            synced.map_err(|source| MachineError::Io {
+                doing: format!("making the disk {} durable", path.display()),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Lets go of snapshots; those of disks that are not there are passed over.
+    pub(in crate::qemu) fn release(
+        &self,
+        monitor: &mut Monitor,
+        states: &[DiskState],
+    ) -> Result<(), MachineError> {
+        let mut disks: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for disk in states.iter().filter(|disk| !disk.reference.is_empty()) {
+            if self.disks.iter().any(|own| own.node == disk.disk) {
+                disks.entry(&disk.reference).or_default().push(&disk.disk);
+            }
+        }
+        for (tag, devices) in disks {
+            monitor.job("snapshot-delete", json!({ "tag": tag, "devices": devices }))?;
+        }
+        Ok(())
+    }
+
+    pub(in crate::qemu) fn changes(
+        &self,
+        at: &DiskState,
+        since: Option<&DiskState>,
+    ) -> Result<Box<dyn DiskChanges>, MachineError> {
+        let since = since.map(|state| state.reference.as_str());
+        Ok(Box::new(self.find(&at.disk)?.changes(&at.reference, since)?))
+    }
+
+    /// The snapshots of ours, of all disks.
+    pub(in crate::qemu) fn kept(&self, monitor: &mut Monitor) -> Result<Vec<DiskState>, MachineError> {
+        let nodes = monitor.execute("query-named-block-nodes", &json!({ "flat": true }))?;
+        let mut kept = Vec::new();
+        for disk in &self.disks {
+            let own = snapshots(&nodes, &disk.node).filter(|tag| tag.starts_with(TAG_PREFIX));
+            kept.extend(own.map(|tag| DiskState { disk: disk.node.clone(), reference: tag.to_owned() }));
+        }
+        Ok(kept)
+    }
+
+    /// Writes blocks; what was written counts once it is [checked](Self::check).
+    pub(in crate::qemu) fn write(
+        &mut self,
+        monitor: &mut Monitor,
+        disk: &str,
+        first: u64,
+        contents: &[BlockContent<'_>],
+    ) -> Result<(), MachineError> {
+        let Some(found) = self.disks.iter().find(|own| own.node == disk) else {
+            return self.find(disk).map(drop);
+        };
+        self.blocks.write(monitor, found, first, contents)
+    }
+
+    /// Reads back what was written.
+    pub(in crate::qemu) fn check(&mut self, monitor: &mut Monitor) -> Result<(), MachineError> {
+        self.blocks.check(monitor, &self.disks)
+    }
+
+    /// Nobody asks any more for what was written.
+    pub(in crate::qemu) fn forget_written(&mut self) {
+        self.blocks = BlockWriter::default();
+    }
+
+    fn find(&self, name: &str) -> Result<&AttachedDisk, MachineError> {
+        let found = self.disks.iter().find(|disk| disk.node == name);
+        found.ok_or_else(|| mismatch(name.to_owned(), format!("{:?}", self.nodes())))
+    }
+}
+
+fn mismatch(expected: String, found: String) -> MachineError {
+    MachineError::Mismatch { what: "the disks".into(), expected, found }
+}
