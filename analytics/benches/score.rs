@@ -11,8 +11,9 @@ use std::time::Instant;
 
 use retrovisor_analytics::{explain, report};
 use retrovisor_snapshot::Verdict;
+use synthetic::Fault;
+use synthetic::run::Run;
 use synthetic::stored::StoredRun;
-use synthetic::{Fault, Run};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     // `cargo test --benches` builds and starts this, too.

@@ -5,7 +5,7 @@ mod synthetic;
 use proptest::prelude::*;
 use retrovisor_analytics::Sample;
 use retrovisor_guest::fact::{Table, Value};
-use synthetic::Run;
+use synthetic::run::Run;
 
 fn value() -> impl Strategy<Value = Value> {
     prop_oneof![

@@ -5,7 +5,8 @@ mod synthetic;
 
 use retrovisor_analytics::{Judgement, Sample};
 use retrovisor_snapshot::Verdict;
-use synthetic::{Fault, Run};
+use synthetic::Fault;
+use synthetic::run::Run;
 
 /// Runs `work` for every seed on both processors, and gives the results in the order of the seeds.
 fn for_seeds<T: Send>(seeds: u32, work: impl Fn(u32) -> T + Sync) -> Vec<T> {

@@ -14,6 +14,7 @@ mod full_disk;
 mod history;
 mod kill;
 mod long_chain;
+mod meanwhile;
 mod opening;
 mod repair;
 mod retention;
