@@ -8,11 +8,13 @@ mod device;
 mod door;
 mod gate;
 mod host;
+mod interrupt;
 mod layout;
 mod machine;
 mod state;
 mod template;
 mod vcpu;
+mod virtio;
 mod vm;
 
 pub use boot::Boot;

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use kvm_bindings::{kvm_regs, kvm_sregs};
 use retrovisor_guest::{Gpa, MachineError, MemoryLayout};
 
+use super::virtio::Window;
 use crate::ram::Ram;
 
 pub(super) use acpi::{POWER_PORT, POWER_PORTS, SLEEP_ENABLE, SLEEP_TYPE_OFF};
@@ -46,11 +47,17 @@ pub(super) struct Entry {
 
 impl Boot {
     /// Puts all that is needed into memory.
-    pub(super) fn load(&self, ram: &Ram, layout: &MemoryLayout, vcpus: u32) -> Result<Entry, MachineError> {
+    pub(super) fn load(
+        &self,
+        ram: &Ram,
+        layout: &MemoryLayout,
+        vcpus: u32,
+        virtio: &[Window],
+    ) -> Result<Entry, MachineError> {
         long_mode::write_tables(ram, layout)?;
         match self {
             Self::Linux { kernel, initrd, append } => {
-                acpi::write(ram, vcpus)?;
+                acpi::write(ram, vcpus, virtio)?;
                 linux::load(ram, layout, kernel, initrd.as_deref(), append)
             }
             Self::Flat { image, at } => flat::load(ram, layout, image, *at),

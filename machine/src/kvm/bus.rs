@@ -1,4 +1,4 @@
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use retrovisor_guest::MachineError;
 
@@ -7,7 +7,13 @@ use super::device::{Device, Outcome, Place};
 /// What vCPUs reach by ports and by addresses that are not memory.
 #[derive(Default)]
 pub(super) struct Bus {
-    devices: Mutex<Vec<Box<dyn Device>>>,
+    devices: Vec<Slot>,
+}
+
+/// A device, under a lock of its own, and where it answers.
+struct Slot {
+    place: Place,
+    device: Arc<Mutex<dyn Device>>,
 }
 
 /// An access of a vCPU.
@@ -18,8 +24,12 @@ pub(super) enum Address {
 }
 
 impl Bus {
-    pub(super) fn new(devices: Vec<Box<dyn Device>>) -> Self {
-        Self { devices: Mutex::new(devices) }
+    /// Adds a device; what is returned is for work on it from outside of the guest.
+    pub(super) fn add<D: Device + 'static>(&mut self, device: D) -> Arc<Mutex<D>> {
+        let place = device.place();
+        let device = Arc::new(Mutex::new(device));
+        self.devices.push(Slot { place, device: Arc::clone(&device) as Arc<Mutex<dyn Device>> });
+        device
     }
 
     /// Reads; where there is no device, all bits are set, as on a real bus.
@@ -38,46 +48,64 @@ impl Bus {
 
     /// Lets every device take the input that waits for it.
     pub(super) fn take_input(&self) {
-        let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
-        devices.iter_mut().for_each(|device| device.take_input());
+        self.devices.iter().for_each(|slot| slot.lock().take_input());
+    }
+
+    /// Does what devices were asked for and have not done yet, until `stop` says that there is no time.
+    pub(super) fn catch_up(&self, stop: impl Fn() -> bool) {
+        for slot in &self.devices {
+            while !stop() && slot.lock().catch_up() {}
+        }
     }
 
     /// The devices' states, each with its format.
     pub(super) fn save(&self) -> Result<Vec<(String, Vec<u8>)>, MachineError> {
-        let devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
-        devices.iter().map(|device| Ok((device.format().to_owned(), device.save()?))).collect()
+        let save = |slot: &Slot| {
+            let device = slot.lock();
+            Ok((device.format().to_owned(), device.save()?))
+        };
+        self.devices.iter().map(save).collect()
     }
 
     /// Puts the devices' states back; each must be there, in order.
     pub(super) fn restore(&self, states: &[(&str, &[u8])]) -> Result<(), MachineError> {
-        let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
-        let known: Vec<_> = devices.iter().map(|device| device.format()).collect();
-        if known.iter().copied().ne(states.iter().map(|(format, _)| *format)) {
+        let known: Vec<_> = self.devices.iter().map(|slot| slot.lock().format().to_owned()).collect();
+        if known.iter().map(String::as_str).ne(states.iter().map(|(format, _)| *format)) {
             return Err(MachineError::Mismatch {
                 what: "the list of devices".into(),
                 expected: states.iter().map(|(format, _)| *format).collect::<Vec<_>>().join(", "),
                 found: known.join(", "),
             });
         }
-        for (device, (_, bytes)) in devices.iter_mut().zip(states) {
-            device.restore(bytes)?;
+        for (slot, (_, bytes)) in self.devices.iter().zip(states) {
+            slot.lock().restore(bytes)?;
         }
         Ok(())
     }
 
     fn with(&self, at: Address, access: impl FnOnce(&mut dyn Device, u64) -> Outcome) -> Option<Outcome> {
-        let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
-        for device in devices.iter_mut() {
-            let offset = match (device.place(), at) {
-                (Place::Ports { first, count }, Address::Port(port)) => {
-                    port.checked_sub(first).filter(|offset| *offset < count).map(u64::from)
-                }
-                _ => None,
-            };
-            if let Some(offset) = offset {
-                return Some(access(&mut **device, offset));
+        let found = self.devices.iter().find_map(|slot| Some((slot, slot.place.offset(at)?)));
+        found.map(|(slot, offset)| access(&mut *slot.lock(), offset))
+    }
+}
+
+impl Slot {
+    fn lock(&self) -> MutexGuard<'_, dyn Device + 'static> {
+        self.device.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    /// How far into the place an access goes, if it goes there.
+    fn offset(self, at: Address) -> Option<u64> {
+        match (self, at) {
+            (Self::Ports { first, count }, Address::Port(port)) => {
+                port.checked_sub(first).filter(|offset| *offset < count).map(u64::from)
             }
+            (Self::Memory { first, bytes }, Address::Memory(gpa)) => {
+                gpa.checked_sub(first.0).filter(|offset| *offset < bytes)
+            }
+            _ => None,
         }
-        None
     }
 }

@@ -4,7 +4,7 @@ mod power;
 mod reset;
 mod serial;
 
-use retrovisor_guest::MachineError;
+use retrovisor_guest::{Gpa, MachineError};
 
 pub(super) use power::Power;
 pub(super) use reset::Reset;
@@ -26,8 +26,14 @@ pub(super) trait Device: Send {
     /// Takes what came from outside and waits for it, as much as it has room for. The machine runs.
     fn take_input(&mut self) {}
 
-    /// The name and version of its state's format: `serial/1`.
-    fn format(&self) -> &'static str;
+    /// Does a part of what the guest asked for and [`Outcome::Behind`] left. Whether there is more.
+    fn catch_up(&mut self) -> bool {
+        false
+    }
+
+    /// The name and version of its state's format: `serial/1`. With more of its kind, each has a name of its own:
+    /// `virtio-block/1:d0`.
+    fn format(&self) -> &str;
 
     /// Its state. Nothing is in flight: the vCPUs stand still.
     fn save(&self) -> Result<Vec<u8>, MachineError>;
@@ -46,6 +52,13 @@ pub(super) enum Place {
         /// How many.
         count: u16,
     },
+    /// A range of addresses that is not memory.
+    Memory {
+        /// The first one.
+        first: Gpa,
+        /// How many.
+        bytes: u64,
+    },
 }
 
 /// What a write leads to.
@@ -53,6 +66,8 @@ pub(super) enum Place {
 pub(super) enum Outcome {
     /// The vCPU goes on.
     Done,
+    /// The vCPU goes on once devices have caught up, which may be after a pause ([`Device::catch_up`]).
+    Behind,
     /// The machine ends, and why.
     End(&'static str),
 }

@@ -16,6 +16,7 @@ use super::gate::Gate;
 use super::host::{self, failed};
 use super::state::{decode, encode};
 use super::vcpu::{MsrList, Vcpu, VcpuState, cpuid};
+use super::virtio::{DeviceMemory, Rng, VirtioSlots};
 use super::vm::{Vm, VmState};
 use crate::ram::Ram;
 
@@ -34,6 +35,8 @@ pub struct KvmMachine {
     bus: Arc<Bus>,
     vm: Vm,
     ram: Ram,
+    /// The same, as devices write it.
+    device_memory: DeviceMemory,
     msrs: MsrList,
     xsave_bytes: usize,
     door: Door,
@@ -64,15 +67,9 @@ impl KvmMachine {
             });
         }
         let kvm = host::open()?;
-        let (ram, entry) = match &config.memory {
-            fresh @ (MemorySource::Fresh | MemorySource::Shared(_)) => {
-                let ram = match fresh {
-                    MemorySource::Shared(file) => Ram::shared(config.layout.clone(), Arc::clone(file), 0)?,
-                    _ => Ram::anonymous(config.layout.clone())?,
-                };
-                let entry = config.boot.load(&ram, &config.layout, config.vcpus)?;
-                (ram, Some(entry))
-            }
+        let ram = match &config.memory {
+            MemorySource::Fresh => Ram::anonymous(config.layout.clone())?,
+            MemorySource::Shared(file) => Ram::shared(config.layout.clone(), Arc::clone(file), 0)?,
             MemorySource::Template(template) => {
                 if *template.layout() != config.layout {
                     return Err(mismatch(
@@ -81,15 +78,26 @@ impl KvmMachine {
                         "this machine's",
                     ));
                 }
-                (Ram::private(config.layout.clone(), template.file())?, None)
+                Ram::private(config.layout.clone(), template.file())?
             }
         };
         let vm = Vm::new(&kvm, &config.layout)?;
         vm.map(&ram)?;
         let (output, input) = (ConsoleOutput::default(), Pending::default());
-        let serial = Serial::new(vm.line(SERIAL_LINE)?, output.clone(), input.clone())
-            .map_err(|source| MachineError::Io { doing: "making the serial port".into(), source })?;
-        let bus = Arc::new(Bus::new(vec![Box::new(serial), Box::new(Reset), Box::new(Power)]));
+        let memory = DeviceMemory::over(&ram)?;
+        let mut bus = Bus::default();
+        bus.add(Serial::new(vm.line(SERIAL_LINE), output.clone(), input.clone()));
+        bus.add(Reset);
+        bus.add(Power);
+        let mut virtio = VirtioSlots::new(&vm, &memory);
+        virtio.add(&mut bus, Rng)?;
+        let entry = match &config.memory {
+            MemorySource::Fresh | MemorySource::Shared(_) => {
+                Some(config.boot.load(&ram, &config.layout, config.vcpus, virtio.windows())?)
+            }
+            MemorySource::Template(_) => None,
+        };
+        let bus = Arc::new(bus);
         let gate = Arc::new(Gate::default());
         let door = Door::new(Arc::clone(&gate), &bus);
         let supported = cpuid::supported(&kvm)?;
@@ -135,6 +143,7 @@ impl KvmMachine {
             bus,
             vm,
             ram,
+            device_memory: memory,
             msrs: msrs.ok_or_else(|| MachineError::Driver {
                 doing: "listing the MSRs".into(),
                 message: "there is no vCPU".into(),
@@ -225,7 +234,13 @@ impl Machine for KvmMachine {
 
     fn take_dirty(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
         // Also the first time: that starts the log.
-        self.vm.take_dirty(into)?;
+        let taken = self.vm.take_dirty(into);
+        self.device_memory.take_dirty(into);
+        if let Err(error) = taken {
+            // What was taken is in no log any more: the next answer names all.
+            self.unseen = true;
+            return Err(error);
+        }
         if self.unseen {
             into.union(&PageSet::full(&self.identity.layout));
             self.unseen = false;

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use kvm_bindings::{
     KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
     KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_irqchip, kvm_pit_config,
@@ -6,9 +8,9 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VmFd};
 use retrovisor_guest::{ClockPolicy, MachineError, MemoryLayout, PageSet};
 use serde::{Deserialize, Serialize};
-use vmm_sys_util::eventfd::EventFd;
 
 use super::host::failed;
+use super::interrupt::VmLine;
 use crate::ram::Ram;
 
 /// Three pages that KVM needs on Intel processors, where no memory is.
@@ -17,7 +19,7 @@ const CHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQC
 
 /// The virtual machine as KVM knows it: memory, interrupt controllers, timer, clock.
 pub(super) struct Vm {
-    fd: VmFd,
+    fd: Arc<VmFd>,
     layout: MemoryLayout,
 }
 
@@ -37,7 +39,7 @@ impl Vm {
         fd.create_irq_chip().map_err(failed("creating the interrupt controllers"))?;
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
         fd.create_pit2(pit).map_err(failed("creating the timer"))?;
-        Ok(Self { fd, layout: layout.clone() })
+        Ok(Self { fd: Arc::new(fd), layout: layout.clone() })
     }
 
     /// Gives the guest its memory, with a log of what it writes.
@@ -61,16 +63,9 @@ impl Vm {
         &self.fd
     }
 
-    /// An event that raises an interrupt line of the guest.
-    pub(super) fn line(&self, number: u32) -> Result<EventFd, MachineError> {
-        let event = EventFd::new(nix::libc::EFD_NONBLOCK).map_err(|source| MachineError::Io {
-            doing: "making an event for an interrupt".into(),
-            source,
-        })?;
-        self.fd
-            .register_irqfd(&event, number)
-            .map_err(failed(format!("connecting interrupt line {number}")))?;
-        Ok(event)
+    /// A line into the interrupt controllers.
+    pub(super) fn line(&self, number: u32) -> VmLine {
+        VmLine::new(Arc::clone(&self.fd), number)
     }
 
     /// Adds the frames that vCPUs have written since the last call.

@@ -7,6 +7,7 @@ use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, aml};
 use retrovisor_guest::{Gpa, MachineError};
 
+use crate::kvm::virtio::{WINDOW_BYTES, Window};
 use crate::ram::Ram;
 
 /// Where guests look for the root of the tables; the other tables follow it.
@@ -37,7 +38,7 @@ const SERIAL_PORT: u16 = 0x3f8;
 const SERIAL_LINE: u32 = 4;
 
 /// Writes the tables that tell a guest what the machine has.
-pub(super) fn write(ram: &Ram, vcpus: u32) -> Result<(), MachineError> {
+pub(super) fn write(ram: &Ram, vcpus: u32, virtio: &[Window]) -> Result<(), MachineError> {
     let mut next = TABLES;
     let mut put = |table: &dyn Aml| -> Result<u64, MachineError> {
         let mut bytes = Vec::new();
@@ -53,7 +54,7 @@ pub(super) fn write(ram: &Ram, vcpus: u32) -> Result<(), MachineError> {
         ram.write(Gpa(at), &bytes)?;
         Ok(at)
     };
-    let dsdt = put(&dsdt())?;
+    let dsdt = put(&dsdt(virtio))?;
     let port = |port: u16| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, u64::from(port));
     let mut fadt = FADTBuilder::new(OEM, TABLE, REVISION)
         .dsdt_64(dsdt)
@@ -82,7 +83,7 @@ pub(super) fn write(ram: &Ram, vcpus: u32) -> Result<(), MachineError> {
 }
 
 /// The devices that a guest cannot find by probing, and how to switch off.
-fn dsdt() -> Sdt {
+fn dsdt(virtio: &[Window]) -> Sdt {
     let mut body = Vec::new();
     aml::Device::new(
         "_SB_.COM1".into(),
@@ -99,8 +100,41 @@ fn dsdt() -> Sdt {
         ],
     )
     .to_aml_bytes(&mut body);
+    for (number, window) in virtio.iter().enumerate() {
+        VirtioNode { number, window: *window }.to_aml_bytes(&mut body);
+    }
     aml::Name::new("_S5_".into(), &aml::Package::new(vec![&SLEEP_TYPE_OFF])).to_aml_bytes(&mut body);
     let mut table = Sdt::new(*b"DSDT", 36, DSDT_REVISION, OEM, TABLE, REVISION);
     table.append_slice(&body);
     table
+}
+
+/// What the guest's virtio-mmio driver is found by.
+struct VirtioNode {
+    number: usize,
+    window: Window,
+}
+
+impl Aml for VirtioNode {
+    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+        // Below 4 GiB, and there are a few of them.
+        let base = u32::try_from(self.window.first.0).unwrap_or(u32::MAX);
+        let bytes = u32::try_from(WINDOW_BYTES).unwrap_or(u32::MAX);
+        aml::Device::new(
+            format!("_SB_.VR{:02}", self.number).as_str().into(),
+            vec![
+                &aml::Name::new("_HID".into(), &"LNRO0005"),
+                &aml::Name::new("_UID".into(), &self.number),
+                &aml::Name::new("_CCA".into(), &aml::ONE),
+                &aml::Name::new(
+                    "_CRS".into(),
+                    &aml::ResourceTemplate::new(vec![
+                        &aml::Memory32Fixed::new(true, base, bytes),
+                        &aml::Interrupt::new(true, false, false, false, self.window.line),
+                    ]),
+                ),
+            ],
+        )
+        .to_aml_bytes(sink);
+    }
 }

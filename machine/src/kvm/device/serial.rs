@@ -1,14 +1,14 @@
-use std::io;
+use std::convert::Infallible;
 
 use retrovisor_guest::MachineError;
 use serde::{Deserialize, Serialize};
 use vm_superio::serial::{NoEvents, SerialState};
 use vm_superio::{Serial as Uart, Trigger};
-use vmm_sys_util::eventfd::EventFd;
 
 use super::{Device, Outcome, Place};
 use crate::kvm::console::output::ConsoleOutput;
 use crate::kvm::console::pending::Pending;
+use crate::kvm::interrupt::{InterruptLine as _, VmLine};
 
 /// The first serial port of a PC.
 const PORT: u16 = 0x3f8;
@@ -17,18 +17,20 @@ const FIFO_BYTES: usize = 64;
 /// A 16550A, the console.
 pub(crate) struct Serial {
     uart: Uart<Line, NoEvents, ConsoleOutput>,
-    line: EventFd,
+    line: VmLine,
     output: ConsoleOutput,
     input: Pending,
 }
 
-struct Line(EventFd);
+struct Line(VmLine);
 
 impl Trigger for Line {
-    type E = io::Error;
+    type E = Infallible;
 
-    fn trigger(&self) -> io::Result<()> {
-        self.0.write(1)
+    fn trigger(&self) -> Result<(), Infallible> {
+        // A serial port's line is one of edges.
+        self.0.pulse();
+        Ok(())
     }
 }
 
@@ -41,9 +43,9 @@ struct Saved {
 
 impl Serial {
     /// A port that raises its interrupt through `line`.
-    pub(crate) fn new(line: EventFd, output: ConsoleOutput, input: Pending) -> io::Result<Self> {
-        let uart = Uart::new(Line(line.try_clone()?), output.clone());
-        Ok(Self { uart, line, output, input })
+    pub(crate) fn new(line: VmLine, output: ConsoleOutput, input: Pending) -> Self {
+        let uart = Uart::new(Line(line.clone()), output.clone());
+        Self { uart, line, output, input }
     }
 
     /// Fills the receiver again when the guest has read all of it, which costs one interrupt and not one for each byte.
@@ -130,8 +132,7 @@ impl Device for Serial {
         };
         let failed =
             |message: String| MachineError::Driver { doing: "putting the serial port back".into(), message };
-        let line = self.line.try_clone().map_err(|error| failed(error.to_string()))?;
-        self.uart = Uart::from_state(&state, Line(line), NoEvents, self.output.clone())
+        self.uart = Uart::from_state(&state, Line(self.line.clone()), NoEvents, self.output.clone())
             .map_err(|error| failed(format!("{error:?}")))?;
         Ok(())
     }

@@ -16,6 +16,9 @@ use crate::kvm::gate::Gate;
 /// Pulls a thread out of the guest; its handler does nothing.
 const KICK: Signal = Signal::SIGUSR1;
 
+/// Most accesses of one instruction: KVM looks after this many of a string instruction whether to go on.
+const ACCESSES_MAX: usize = 1024;
+
 /// A vCPU and the thread that runs it.
 pub(crate) struct Vcpu {
     shared: Arc<Shared>,
@@ -110,23 +113,41 @@ impl Shared {
             {
                 let mut fd = self.lock();
                 self.immediate_exit.set(0);
+                bus.catch_up(|| gate.wants_stop());
                 while !gate.wants_stop() {
-                    if let Err(why) = turn(&mut fd, bus) {
+                    if let Err(why) = turn(&mut fd, bus, gate) {
                         gate.give_up(why);
                     }
                 }
-                // An access that left the guest is only finished by the next entry.
+                // An access that left the guest is only finished by the next entry, which returns at once by the flag: but
+                // for an instruction with several accesses, each of which leaves the guest.
                 self.immediate_exit.set(1);
-                // It returns at once, by the flag.
-                let _ = fd.run();
+                for _ in 0..ACCESSES_MAX {
+                    match turn(&mut fd, bus, gate) {
+                        Ok(Turn::Exit) => {}
+                        Ok(Turn::Interrupted) => break,
+                        Err(why) => {
+                            gate.give_up(why);
+                            break;
+                        }
+                    }
+                }
             }
             gate.leave();
         }
     }
 }
 
+/// Why a vCPU left the guest.
+enum Turn {
+    /// It wanted something, which was done.
+    Exit,
+    /// It was pulled out.
+    Interrupted,
+}
+
 /// Runs the guest up to its next exit and does what it wanted.
-fn turn(fd: &mut VcpuFd, bus: &Bus) -> Result<(), String> {
+fn turn(fd: &mut VcpuFd, bus: &Bus, gate: &Gate) -> Result<Turn, String> {
     let outcome = match fd.run() {
         Ok(VcpuExit::IoIn(port, data)) => {
             bus.read(Address::Port(port), data);
@@ -138,17 +159,23 @@ fn turn(fd: &mut VcpuFd, bus: &Bus) -> Result<(), String> {
             Outcome::Done
         }
         Ok(VcpuExit::MmioWrite(gpa, data)) => bus.write(Address::Memory(gpa), data),
-        Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::Nmi) => Outcome::Done,
+        Ok(VcpuExit::Intr) => return Ok(Turn::Interrupted),
+        Ok(VcpuExit::IrqWindowOpen | VcpuExit::Nmi) => Outcome::Done,
         Ok(VcpuExit::Hlt) => Outcome::End("a vCPU halted with interrupts off"),
         Ok(VcpuExit::Shutdown) => Outcome::End("a vCPU faulted three times over"),
         Ok(exit) => return Err(format!("a vCPU cannot go on: {exit:?}")),
         Err(error) => match Errno::from_raw(error.errno()) {
-            Errno::EINTR | Errno::EAGAIN => Outcome::Done,
+            Errno::EINTR => return Ok(Turn::Interrupted),
+            Errno::EAGAIN => Outcome::Done,
             errno => return Err(format!("KVM cannot run the guest: {}", errno.desc())),
         },
     };
     match outcome {
-        Outcome::Done => Ok(()),
+        Outcome::Done => Ok(Turn::Exit),
+        Outcome::Behind => {
+            bus.catch_up(|| gate.wants_stop());
+            Ok(Turn::Exit)
+        }
         Outcome::End(why) => Err(why.into()),
     }
 }

@@ -1,0 +1,23 @@
+//! Virtio devices on virtio-mmio (version 2): a guest finds them by ACPI and drives them with its stock drivers.
+//!
+//! A device implements [`VirtioDevice`]; [`Mmio`] is its registers, queues, interrupt and state. All work on queues is done
+//! in the exit of the vCPU that asks for it, or by a thread that comes in through the `Door`: nothing is in flight when
+//! all vCPUs are out.
+
+mod chain;
+mod device;
+mod dirty;
+mod memory;
+mod mmio;
+mod queues;
+mod rng;
+mod saved;
+mod slots;
+
+pub(super) use chain::{Chain, Cursor};
+pub(super) use device::{Broken, VirtioDevice};
+pub(super) use memory::DeviceMemory;
+pub(super) use mmio::Mmio;
+pub(super) use queues::Queues;
+pub(super) use rng::Rng;
+pub(super) use slots::{VirtioSlots, WINDOW_BYTES, Window};
