@@ -52,6 +52,7 @@ bench: setup ## measure; rows go to target/bench
 	$(STEP) "verdicts" cargo bench -p retrovisor-analytics --bench score $(CARGO_FLAGS)
 	$(STEP) "introspection" cargo bench -p retrovisor-introspect --bench introspect $(CARGO_FLAGS)
 	$(STEP) "QEMU, introspection, verdicts" cargo bench -p retrovisor-tests --bench qemu $(CARGO_FLAGS)
+	$(STEP) "microVM" cargo bench -p retrovisor-tests --bench kvm $(CARGO_FLAGS)
 
 bench-volatility: setup ## read one memory beside Volatility 3, in an environment that is thrown away
 	$(STEP) "Volatility 3" introspect/benches/volatility.sh

@@ -1,5 +1,7 @@
 //! The driver for our own microVM: KVM inside this process, made to be checkpointed and taken back in place.
 
+#[cfg(feature = "bare-guests")]
+pub mod bare;
 mod boot;
 mod bus;
 mod config;

@@ -81,8 +81,7 @@ impl KvmMachine {
                 Ram::private(config.layout.clone(), template.file())?
             }
         };
-        let vm = Vm::new(&kvm, &config.layout)?;
-        vm.map(&ram)?;
+        let vm = Vm::new(&kvm, &ram)?;
         let (output, input) = (ConsoleOutput::default(), Pending::default());
         let memory = DeviceMemory::over(&ram)?;
         let mut bus = Bus::default();

@@ -6,7 +6,7 @@ use kvm_bindings::{
     kvm_pit_state2, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VmFd};
-use retrovisor_guest::{ClockPolicy, MachineError, MemoryLayout, PageSet};
+use retrovisor_guest::{ClockPolicy, MachineError, MemoryLayout, MemoryView as _, PageSet};
 use serde::{Deserialize, Serialize};
 
 use super::host::failed;
@@ -32,31 +32,17 @@ pub(super) struct VmState {
 }
 
 impl Vm {
-    /// Interrupt controllers and timer, no memory, no vCPU.
-    pub(super) fn new(kvm: &Kvm, layout: &MemoryLayout) -> Result<Self, MachineError> {
+    /// Memory, interrupt controllers and timer, no vCPU.
+    ///
+    /// Memory comes first: afterwards, the kernel would wait for several milliseconds before it takes it.
+    pub(super) fn new(kvm: &Kvm, ram: &Ram) -> Result<Self, MachineError> {
         let fd = kvm.create_vm().map_err(failed("creating a virtual machine"))?;
+        map(&fd, ram)?;
         fd.set_tss_address(TSS).map_err(failed("placing the task state segment"))?;
         fd.create_irq_chip().map_err(failed("creating the interrupt controllers"))?;
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
         fd.create_pit2(pit).map_err(failed("creating the timer"))?;
-        Ok(Self { fd: Arc::new(fd), layout: layout.clone() })
-    }
-
-    /// Gives the guest its memory, with a log of what it writes.
-    pub(super) fn map(&self, ram: &Ram) -> Result<(), MachineError> {
-        for (number, (slot, host)) in (0..).zip(ram.mappings()) {
-            let region = kvm_userspace_memory_region {
-                slot: number,
-                flags: KVM_MEM_LOG_DIRTY_PAGES,
-                guest_phys_addr: slot.gpa.0,
-                memory_size: slot.length_bytes,
-                userspace_addr: host as u64,
-            };
-            // SAFETY: `host` is a mapping of `length_bytes` of the `Ram` that the machine keeps longer than this VM.
-            unsafe { self.fd.set_user_memory_region(region) }
-                .map_err(failed(format!("giving the guest its memory at {}", slot.gpa)))?;
-        }
-        Ok(())
+        Ok(Self { fd: Arc::new(fd), layout: ram.layout().clone() })
     }
 
     pub(super) fn fd(&self) -> &VmFd {
@@ -116,4 +102,21 @@ impl Vm {
         }
         self.fd.set_pit2(&state.pit).map_err(failed("putting the timer back"))
     }
+}
+
+/// Gives the guest its memory, with a log of what it writes.
+fn map(fd: &VmFd, ram: &Ram) -> Result<(), MachineError> {
+    for (number, (slot, host)) in (0..).zip(ram.mappings()) {
+        let region = kvm_userspace_memory_region {
+            slot: number,
+            flags: KVM_MEM_LOG_DIRTY_PAGES,
+            guest_phys_addr: slot.gpa.0,
+            memory_size: slot.length_bytes,
+            userspace_addr: host as u64,
+        };
+        // SAFETY: `host` is a mapping of `length_bytes` of the `Ram` that the machine keeps longer than this VM.
+        unsafe { fd.set_user_memory_region(region) }
+            .map_err(failed(format!("giving the guest its memory at {}", slot.gpa)))?;
+    }
+    Ok(())
 }

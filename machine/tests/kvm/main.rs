@@ -3,5 +3,7 @@
 
 mod bare;
 mod console;
+mod past;
 mod pausing;
 mod rollback;
+mod timers;

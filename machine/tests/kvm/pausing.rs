@@ -4,7 +4,9 @@ use crate::bare;
 
 #[test]
 fn a_bare_guest_runs_stands_still_and_runs_on() {
-    let Some(mut machine) = bare::launch(MemoryLayout::flat(64 << 20).unwrap(), 2) else { return };
+    let Some(mut machine) = bare::launch(MemoryLayout::flat(64 << 20).unwrap(), 2) else {
+        return;
+    };
     assert_eq!(machine.run_state(), RunState::Paused);
     bare::tell(&mut machine, Gpa(0x20_0000), 16, 4096);
     machine.resume().unwrap();

@@ -9,6 +9,8 @@ const GDT: u64 = 0x1000;
 const TABLES: u64 = 0x1_0000;
 /// Most memory that they can map, below the first byte that others use.
 const MAPPED_GIB_MAX: u64 = 64;
+/// What is always mapped: interrupt controllers and devices answer below 4 GiB.
+const MAPPED_GIB_MIN: u64 = 4;
 /// Present, writable.
 const TABLE: u64 = 0b11;
 /// Present, writable, and a page of 2 MiB.
@@ -34,7 +36,7 @@ pub(super) fn end(layout: &MemoryLayout) -> u64 {
     layout.slots().last().map_or(0, |slot| slot.end().0)
 }
 
-/// Maps all memory one to one, and describes flat segments.
+/// Maps all memory and the devices below 4 GiB one to one, and describes flat segments.
 pub(super) fn write_tables(ram: &Ram, layout: &MemoryLayout) -> Result<(), MachineError> {
     let gib = end(layout).div_ceil(1 << 30);
     if gib > MAPPED_GIB_MAX {
@@ -43,6 +45,7 @@ pub(super) fn write_tables(ram: &Ram, layout: &MemoryLayout) -> Result<(), Machi
             help: "Ask for less memory".into(),
         });
     }
+    let gib = gib.max(MAPPED_GIB_MIN);
     let (level_3, level_2) = (TABLES + 0x1000, TABLES + 0x2000);
     table(ram, TABLES, |at| if at == 0 { level_3 | TABLE } else { 0 })?;
     table(ram, level_3, |at| if at < gib { (level_2 + at * 0x1000) | TABLE } else { 0 })?;

@@ -1,0 +1,45 @@
+//! Guests of a few instructions, for tests and benchmarks: they need no firmware, no kernel and no file, and run
+//! wherever KVM runs anything.
+//!
+//! Test and guest talk through one page, [`MAIL`]: it begins with what the guest is told; at `64 × (vCPU + 1)` each
+//! vCPU counts.
+
+mod clockwork;
+mod writer;
+
+use retrovisor_guest::{Gpa, Machine as _, MachineError, PAGE_SIZE, PageContent};
+
+pub use clockwork::{Beats, beats, clockwork};
+pub use writer::{Writing, tell, writer};
+
+use super::KvmMachine;
+
+/// The page through which a guest is told what to do, and tells what it did.
+pub const MAIL: Gpa = Gpa(0x10_0000);
+/// Where the code lies: after the mail.
+const CODE: Gpa = Gpa(0x10_1000);
+
+/// Rounds that a vCPU of a [`writer`] has done, or times that one of a [`clockwork`] woke up.
+pub fn rounds(machine: &KvmMachine, vcpu: u64) -> Result<u64, MachineError> {
+    word(machine, counters(vcpu))
+}
+
+fn counters(vcpu: u64) -> Gpa {
+    Gpa(MAIL.0 + 64 * (vcpu + 1))
+}
+
+fn word(machine: &KvmMachine, at: Gpa) -> Result<u64, MachineError> {
+    let mut bytes = [0; 8];
+    machine.memory().read(at, &mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+/// Puts words at the beginning of the mail; the machine must be paused.
+fn post(machine: &mut KvmMachine, words: &[u64]) -> Result<(), MachineError> {
+    let mut page = [0; PAGE_SIZE];
+    machine.memory().read_page(MAIL.gfn(), &mut page)?;
+    for (place, word) in page.chunks_exact_mut(8).zip(words) {
+        place.copy_from_slice(&word.to_le_bytes());
+    }
+    machine.write_page(MAIL.gfn(), PageContent::Data(&page))
+}

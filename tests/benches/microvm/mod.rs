@@ -1,0 +1,15 @@
+//! One file a group of rows.
+
+mod branch;
+mod lab;
+mod pause;
+mod peers;
+mod rollback;
+mod slowdown;
+
+pub(crate) use branch::measure as branch;
+pub(crate) use lab::Lab;
+pub(crate) use pause::measure as pause;
+pub(crate) use peers::print as print_peers;
+pub(crate) use rollback::measure as rollback;
+pub(crate) use slowdown::measure as slowdown;
