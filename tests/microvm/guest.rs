@@ -15,6 +15,7 @@ pub(crate) fn launch(paused: bool) -> KvmMachine {
         layout: MemoryLayout::flat(256 << 20).unwrap(),
         memory: MemorySource::Fresh,
         vcpus: VCPUS,
+        disks: Vec::new(),
         boot: Boot::Linux {
             kernel: image.kernel,
             initrd: Some(image.initrd),

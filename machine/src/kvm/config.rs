@@ -4,6 +4,7 @@ use std::sync::Arc;
 use retrovisor_guest::MemoryLayout;
 
 use super::boot::Boot;
+use super::disk::DiskConfig;
 use super::template::Template;
 
 /// What a microVM is made of.
@@ -19,6 +20,8 @@ pub struct KvmConfig {
     pub vcpus: u32,
     /// What its vCPUs run first.
     pub boot: Boot,
+    /// Its disks, each in turn as `/dev/vda`, `/dev/vdb`…
+    pub disks: Vec<DiskConfig>,
     /// Whether it waits for [`retrovisor_guest::Machine::resume`] before the first instruction.
     pub paused: bool,
 }

@@ -1,8 +1,8 @@
 use std::sync::Arc;
 
 use retrovisor_guest::{
-    Accelerator, ClockPolicy, Gfn, Machine, MachineError, MachineIdentity, MachineState, MemoryView,
-    PageContent, PageSet, RunState, StateSection,
+    Accelerator, BlockContent, ClockPolicy, DiskChanges, DiskShape, DiskState, Gfn, Machine, MachineError,
+    MachineIdentity, MachineState, MemoryView, PageContent, PageSet, RunState, StateSection,
 };
 
 use super::bus::Bus;
@@ -10,13 +10,14 @@ use super::config::{KvmConfig, MemorySource};
 use super::console::ConsoleInput;
 use super::console::output::ConsoleOutput;
 use super::console::pending::Pending;
-use super::device::{Power, Reset, Serial};
+use super::disk::DiskSet;
 use super::door::Door;
+use super::equipment::Equipment;
 use super::gate::Gate;
 use super::host::{self, failed};
 use super::state::{decode, encode};
 use super::vcpu::{MsrList, Vcpu, VcpuState, cpuid};
-use super::virtio::{DeviceMemory, Rng, VirtioSlots};
+use super::virtio::DeviceMemory;
 use super::vm::{Vm, VmState};
 use crate::ram::Ram;
 
@@ -24,7 +25,6 @@ const VM_FORMAT: &str = "kvm-vm/1";
 const VCPU_FORMAT: &str = "kvm-vcpu/1";
 const DEVICE_FORMAT: &str = "kvm-device/";
 const VCPUS_MAX: u32 = 8;
-const SERIAL_LINE: u32 = 4;
 
 /// A microVM of this process.
 pub struct KvmMachine {
@@ -37,6 +37,7 @@ pub struct KvmMachine {
     ram: Ram,
     /// The same, as devices write it.
     device_memory: DeviceMemory,
+    disks: DiskSet,
     msrs: MsrList,
     xsave_bytes: usize,
     door: Door,
@@ -82,17 +83,10 @@ impl KvmMachine {
             }
         };
         let vm = Vm::new(&kvm, &ram)?;
-        let (output, input) = (ConsoleOutput::default(), Pending::default());
-        let memory = DeviceMemory::over(&ram)?;
-        let mut bus = Bus::default();
-        bus.add(Serial::new(vm.line(SERIAL_LINE), output.clone(), input.clone()));
-        bus.add(Reset);
-        bus.add(Power);
-        let mut virtio = VirtioSlots::new(&vm, &memory);
-        virtio.add(&mut bus, Rng)?;
+        let Equipment { bus, memory, windows, disks, output, input } = Equipment::new(config, &vm, &ram)?;
         let entry = match &config.memory {
             MemorySource::Fresh | MemorySource::Shared(_) => {
-                Some(config.boot.load(&ram, &config.layout, config.vcpus, virtio.windows())?)
+                Some(config.boot.load(&ram, &config.layout, config.vcpus, &windows)?)
             }
             MemorySource::Template(_) => None,
         };
@@ -143,6 +137,7 @@ impl KvmMachine {
             vm,
             ram,
             device_memory: memory,
+            disks,
             msrs: msrs.ok_or_else(|| MachineError::Driver {
                 doing: "listing the MSRs".into(),
                 message: "there is no vCPU".into(),
@@ -264,6 +259,8 @@ impl Machine for KvmMachine {
         for (format, bytes) in self.bus.save()? {
             state.sections.push(StateSection { format: format!("{DEVICE_FORMAT}{format}"), bytes });
         }
+        // Last: what is set aside for it would stay if something failed after it.
+        state.disks = self.disks.capture();
         Ok(state)
     }
 
@@ -300,12 +297,14 @@ impl Machine for KvmMachine {
                 &self.vcpus.len().to_string(),
             ));
         }
+        self.disks.check(&state.disks)?;
         self.vm.restore_clock(&vm, clock)?;
         for (vcpu, state) in self.vcpus.iter().zip(&vcpus) {
             state.restore(&vcpu.fd(), self.xsave_bytes, clock)?;
         }
         self.vm.restore_chips(&vm)?;
         self.bus.restore(&devices)?;
+        self.disks.apply(&state.disks)?;
         for vcpu in &self.vcpus {
             // Tells the guest's watchdogs that it stood still; refused by guests without the paravirtual clock.
             let _ = vcpu.fd().kvmclock_ctrl();
@@ -315,8 +314,35 @@ impl Machine for KvmMachine {
         Ok(())
     }
 
-    fn release_state(&mut self, _state: &MachineState) -> Result<(), MachineError> {
+    fn release_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
+        self.disks.release(&state.disks);
         Ok(())
+    }
+
+    fn disks(&self) -> &[DiskShape] {
+        self.disks.shapes()
+    }
+
+    fn disk_changes(
+        &self,
+        at: &DiskState,
+        since: Option<&DiskState>,
+    ) -> Result<Box<dyn DiskChanges>, MachineError> {
+        self.disks.changes(at, since)
+    }
+
+    fn kept_disks(&mut self) -> Result<Vec<DiskState>, MachineError> {
+        Ok(self.disks.kept())
+    }
+
+    fn write_blocks(
+        &mut self,
+        disk: &str,
+        first: u64,
+        contents: &[BlockContent<'_>],
+    ) -> Result<(), MachineError> {
+        self.needs_pause("writing a disk")?;
+        self.disks.write(disk, first, contents)
     }
 }
 

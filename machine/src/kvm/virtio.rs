@@ -4,6 +4,7 @@
 //! in the exit of the vCPU that asks for it, or by a thread that comes in through the `Door`: nothing is in flight when
 //! all vCPUs are out.
 
+mod block;
 mod chain;
 mod device;
 mod dirty;
@@ -14,6 +15,7 @@ mod rng;
 mod saved;
 mod slots;
 
+pub(super) use block::Block;
 pub(super) use chain::{Chain, Cursor};
 pub(super) use device::{Broken, VirtioDevice};
 pub(super) use memory::DeviceMemory;

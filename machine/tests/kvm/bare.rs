@@ -16,7 +16,15 @@ pub(crate) fn split_layout() -> MemoryLayout {
 }
 
 pub(crate) fn config(layout: MemoryLayout, vcpus: u32, boot: Boot) -> KvmConfig {
-    KvmConfig { name: "bare".into(), layout, memory: MemorySource::Fresh, vcpus, boot, paused: true }
+    KvmConfig {
+        name: "bare".into(),
+        layout,
+        memory: MemorySource::Fresh,
+        vcpus,
+        boot,
+        disks: Vec::new(),
+        paused: true,
+    }
 }
 
 /// The guest, or nothing, loudly, where there is no KVM.

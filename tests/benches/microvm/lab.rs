@@ -155,6 +155,7 @@ pub(crate) fn config(memory: MemorySource) -> KvmConfig {
         memory,
         vcpus: 1,
         boot: bare::writer(),
+        disks: Vec::new(),
         paused: true,
     }
 }

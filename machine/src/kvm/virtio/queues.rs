@@ -65,6 +65,11 @@ impl<'a> Queues<'a> {
         }
     }
 
+    /// A request cost as much as copying so many bytes more than its own.
+    pub(crate) fn spend(&mut self, bytes: usize) {
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+
     /// Answers a request; `written` bytes of its buffers were written.
     pub(crate) fn push(&mut self, queue: usize, chain: &Chain, written: usize) -> Result<(), Broken> {
         let Some(ring) = self.rings.get_mut(queue) else { return Ok(()) };

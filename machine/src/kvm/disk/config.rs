@@ -1,0 +1,15 @@
+use std::path::PathBuf;
+
+/// A disk of a microVM, of 512-byte sectors. The first one is called `d0`, the next `d1`.
+#[derive(Clone, Debug)]
+pub struct DiskConfig {
+    /// A raw image that the disk begins as; it is only read, and must stay as it is. None: zeros.
+    pub base: Option<PathBuf>,
+    /// Bytes, a multiple of 512; past the end of the base there are zeros. None: as the base.
+    pub size_bytes: Option<u64>,
+    /// Whether the guest may only read it.
+    pub read_only: bool,
+    /// The folder that holds what the guest writes, in a file without a name that ends with the machine. What is written
+    /// takes room there, and so does what kept states had before.
+    pub changes_dir: PathBuf,
+}

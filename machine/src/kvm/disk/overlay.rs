@@ -1,0 +1,288 @@
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use retrovisor_guest::{BLOCK_SIZE, BlockContent, DiskShape, MachineError, ZERO_PAGE};
+
+use super::base::Base;
+use super::block_map::BlockMap;
+use super::changes::Changes;
+use super::config::DiskConfig;
+use super::delta::{Change, Stored};
+use super::history::History;
+use super::slot_file::{self, SlotFile};
+
+const SECTOR_BYTES: u64 = 512;
+/// As far as slots can be numbered.
+const SIZE_BYTES_MAX: u64 = 8 << 40;
+
+/// A disk that its device and the machine reach.
+pub(crate) type SharedOverlay = Arc<Mutex<Overlay>>;
+
+/// A disk: what the guest wrote, over a base that is only read.
+///
+/// A block that is written goes into a slot of a file; once a state was captured, into another one, so that the captured
+/// state's stays.
+pub(crate) struct Overlay {
+    shape: DiskShape,
+    read_only: bool,
+    base: Option<Base>,
+    slots: SlotFile,
+    map: BlockMap,
+    history: History,
+}
+
+impl Overlay {
+    /// The disk as its base is.
+    pub(crate) fn new(name: &str, config: &DiskConfig) -> Result<Self, MachineError> {
+        let base = config.base.as_deref().map(Base::open).transpose()?;
+        let of_base = base.as_ref().map(|base| base.length_bytes().next_multiple_of(SECTOR_BYTES));
+        let size_bytes = config.size_bytes.or(of_base).unwrap_or(0);
+        if size_bytes == 0 || size_bytes > SIZE_BYTES_MAX || !size_bytes.is_multiple_of(SECTOR_BYTES) {
+            return Err(MachineError::Config {
+                what: format!("disk {name} has {size_bytes} bytes"),
+                help: "Give it a size: a multiple of 512, up to 8 TiB".into(),
+            });
+        }
+        let identity = base.as_ref().map(|base| base.identity().clone());
+        let shape = DiskShape { name: name.to_owned(), size_bytes, base: identity };
+        Ok(Self {
+            read_only: config.read_only,
+            base,
+            slots: SlotFile::new(&config.changes_dir)?,
+            map: BlockMap::new(shape.blocks()),
+            history: History::new(),
+            shape,
+        })
+    }
+
+    pub(crate) fn shape(&self) -> &DiskShape {
+        &self.shape
+    }
+
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Reads bytes that lie within the disk.
+    pub(crate) fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.check(offset, into.len())?;
+        let (mut at, mut rest) = (offset, into);
+        while !rest.is_empty() {
+            let (block, skipped) = place(at);
+            let stored = self.map.get(block);
+            // As far as it lies in one piece.
+            let mut bytes = (BLOCK_SIZE - skipped).min(rest.len());
+            let mut next = block + 1;
+            while bytes < rest.len() && self.map.get(next) == after(stored, next - block) {
+                bytes = (bytes + BLOCK_SIZE).min(rest.len());
+                next += 1;
+            }
+            let (piece, later) = rest.split_at_mut(bytes);
+            match (stored, &self.base) {
+                (Stored::Base, Some(base)) => base.read(at, piece)?,
+                (Stored::Base, None) | (Stored::Zero, _) => piece.fill(0),
+                (Stored::Slot(slot), _) => slot_file::read(self.slots.file(), slot, skipped, piece)?,
+            }
+            at += bytes as u64;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Writes bytes that lie within the disk. When it fails, the old or the new bytes are there, block by block.
+    pub(crate) fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.check(offset, bytes.len())?;
+        let (mut at, mut rest) = (offset, bytes);
+        while !rest.is_empty() {
+            let (block, skipped) = place(at);
+            let whole = if skipped == 0 { rest.len() / BLOCK_SIZE * BLOCK_SIZE } else { 0 };
+            let length = if whole > 0 { whole } else { (BLOCK_SIZE - skipped).min(rest.len()) };
+            let (piece, later) = rest.split_at(length);
+            if whole > 0 {
+                self.write_blocks(block, piece)?;
+            } else {
+                let mut page = self.block(block)?;
+                page[skipped..skipped + length].copy_from_slice(piece);
+                self.write_blocks(block, &page)?;
+            }
+            at += length as u64;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Makes zeros of bytes that lie within the disk; whole blocks take no room then.
+    pub(crate) fn zero(&mut self, offset: u64, length: u64) -> io::Result<()> {
+        let end = offset.checked_add(length).filter(|end| *end <= self.shape.size_bytes);
+        let end = end.ok_or(io::ErrorKind::InvalidInput)?;
+        let mut at = offset;
+        while at < end {
+            let (block, skipped) = place(at);
+            let block_end = ((block + 1) * BLOCK_SIZE as u64).min(self.shape.size_bytes);
+            let until = block_end.min(end);
+            if skipped == 0 && until == block_end {
+                self.set(block, Stored::Zero);
+            } else {
+                // Less than a block.
+                let zeros = &ZERO_PAGE[..usize::try_from(until - at).unwrap_or(BLOCK_SIZE)];
+                self.write(at, zeros)?;
+            }
+            at = until;
+        }
+        Ok(())
+    }
+
+    /// Keeps the present; a number for it.
+    pub(crate) fn capture(&mut self) -> u64 {
+        self.history.capture()
+    }
+
+    pub(super) fn kept(&self) -> impl Iterator<Item = u64> + '_ {
+        self.history.kept()
+    }
+
+    pub(super) fn is_kept(&self, state: u64) -> bool {
+        self.history.is_kept(state)
+    }
+
+    /// Makes a kept state the present.
+    pub(super) fn go_to(&mut self, state: u64) {
+        let mut freed = Vec::new();
+        self.history.go_to(state, &mut self.map, &mut freed);
+        self.slots.give_back(&mut freed);
+    }
+
+    /// Nobody will go to this state any more.
+    pub(super) fn release(&mut self, state: u64) {
+        let mut freed = Vec::new();
+        self.history.release(state, &mut freed);
+        self.slots.give_back(&mut freed);
+    }
+
+    /// What is needed to read the blocks in which two kept states differ; the rest of the work needs no lock.
+    pub(super) fn changes(&self, at: u64, since: Option<u64>) -> Option<impl FnOnce() -> Changes + use<>> {
+        let between = self.history.between(since, at)?;
+        let (disk, file) = (self.shape.name.clone(), Arc::clone(self.slots.file()));
+        let has_base = self.base.is_some();
+        Some(move || {
+            let (blocks, pin) = between.blocks();
+            Changes { disk, file, blocks, told: 0, has_base, _pin: pin }
+        })
+    }
+
+    /// Puts contents into a block that is on the disk.
+    pub(super) fn put(&mut self, block: u64, content: &BlockContent<'_>) -> io::Result<()> {
+        match content {
+            BlockContent::Zero => self.set(block, Stored::Zero),
+            BlockContent::Base => self.set(block, Stored::Base),
+            BlockContent::Data(page) => {
+                let mut page = **page;
+                page[self.block_bytes(block)..].fill(0);
+                self.write_blocks(block, &page)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The whole block; zeros past the disk's end.
+    fn block(&self, block: u64) -> io::Result<[u8; BLOCK_SIZE]> {
+        let mut page = ZERO_PAGE;
+        let bytes = self.block_bytes(block);
+        self.read(block * BLOCK_SIZE as u64, &mut page[..bytes])?;
+        Ok(page)
+    }
+
+    /// Bytes of a block that are on the disk.
+    fn block_bytes(&self, block: u64) -> usize {
+        let left = self.shape.size_bytes.saturating_sub(block.saturating_mul(BLOCK_SIZE as u64));
+        usize::try_from(left).unwrap_or(usize::MAX).min(BLOCK_SIZE)
+    }
+
+    /// Writes whole blocks.
+    fn write_blocks(&mut self, first: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut at = 0;
+        let mut block = first;
+        let zero = |from: &[u8]| from.iter().all(|byte| *byte == 0);
+        while at < bytes.len() {
+            if zero(&bytes[at..at + BLOCK_SIZE]) {
+                self.set(block, Stored::Zero);
+                (at, block) = (at + BLOCK_SIZE, block + 1);
+                continue;
+            }
+            // As many as go into slots in a row.
+            let (slot, mut fresh) = self.slot_for(block)?;
+            let mut fresh_slots = Vec::from_iter(fresh.then_some(slot));
+            let mut count = 1;
+            while at + (count + 1) * BLOCK_SIZE <= bytes.len()
+                && !zero(&bytes[at + count * BLOCK_SIZE..][..BLOCK_SIZE])
+            {
+                let next;
+                (next, fresh) = self.slot_for(block + count as u64)?;
+                if u64::from(next) != u64::from(slot) + count as u64 {
+                    if fresh {
+                        self.slots.give_back(&mut vec![next]);
+                    }
+                    break;
+                }
+                fresh_slots.extend(fresh.then_some(next));
+                count += 1;
+            }
+            let written = self.slots.write(slot, &bytes[at..at + count * BLOCK_SIZE]);
+            if let Err(error) = written {
+                self.slots.give_back(&mut fresh_slots);
+                return Err(error);
+            }
+            for (block, slot) in (block..).zip(slot..).take(count) {
+                self.set(block, Stored::Slot(slot));
+            }
+            (at, block) = (at + count * BLOCK_SIZE, block + count as u64);
+        }
+        Ok(())
+    }
+
+    /// Where a block is to be written, and whether that slot was taken for it.
+    fn slot_for(&mut self, block: u64) -> io::Result<(u32, bool)> {
+        match self.history.owned(block) {
+            Some(slot) => Ok((slot, false)),
+            None => Ok((self.slots.take()?, true)),
+        }
+    }
+
+    fn set(&mut self, block: u64, new: Stored) {
+        let old = self.map.get(block);
+        let mut freed = Vec::new();
+        self.history.record(block, Change { old, new }, &mut freed);
+        self.slots.give_back(&mut freed);
+        self.map.set(block, new);
+    }
+
+    fn check(&self, offset: u64, length: usize) -> io::Result<()> {
+        let end = offset.checked_add(length as u64).filter(|end| *end <= self.shape.size_bytes);
+        end.map(|_| ()).ok_or_else(|| io::ErrorKind::InvalidInput.into())
+    }
+
+    /// Slots of the file that something is in.
+    #[cfg(test)]
+    pub(super) fn slots_taken(&self) -> usize {
+        self.slots.taken()
+    }
+}
+
+/// The block of a byte, and the bytes before it there.
+fn place(offset: u64) -> (u64, usize) {
+    let bytes = BLOCK_SIZE as u64;
+    #[expect(clippy::cast_possible_truncation, reason = "less than a block")]
+    let skipped = (offset % bytes) as usize;
+    (offset / bytes, skipped)
+}
+
+/// Where a block would be that lies `count` further in the same piece.
+fn after(stored: Stored, count: u64) -> Stored {
+    match stored {
+        Stored::Slot(slot) => {
+            let slot = u64::from(slot) + count;
+            u32::try_from(slot).map_or(Stored::Zero, Stored::Slot)
+        }
+        other => other,
+    }
+}

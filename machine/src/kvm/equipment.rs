@@ -1,0 +1,45 @@
+use retrovisor_guest::MachineError;
+
+use super::bus::Bus;
+use super::config::KvmConfig;
+use super::console::output::ConsoleOutput;
+use super::console::pending::Pending;
+use super::device::{Power, Reset, Serial};
+use super::disk::DiskSet;
+use super::virtio::{Block, DeviceMemory, Rng, VirtioSlots, Window};
+use super::vm::Vm;
+use crate::ram::Ram;
+
+const SERIAL_LINE: u32 = 4;
+
+/// All devices of a machine, on their bus, and what the machine keeps of them.
+pub(super) struct Equipment {
+    pub(super) bus: Bus,
+    /// The guest's memory as devices write it.
+    pub(super) memory: DeviceMemory,
+    /// Where virtio devices are found, to be told to the guest.
+    pub(super) windows: Vec<Window>,
+    pub(super) disks: DiskSet,
+    pub(super) output: ConsoleOutput,
+    pub(super) input: Pending,
+}
+
+impl Equipment {
+    /// Makes the devices. Their order is that of their states in a checkpoint, and of their windows.
+    pub(super) fn new(config: &KvmConfig, vm: &Vm, ram: &Ram) -> Result<Self, MachineError> {
+        let (output, input) = (ConsoleOutput::default(), Pending::default());
+        let memory = DeviceMemory::over(ram)?;
+        let mut bus = Bus::default();
+        bus.add(Serial::new(vm.line(SERIAL_LINE), output.clone(), input.clone()));
+        bus.add(Reset);
+        bus.add(Power);
+        let mut virtio = VirtioSlots::new(vm, &memory);
+        virtio.add(&mut bus, Rng)?;
+        let (disks, overlays) = DiskSet::open(&config.disks)?;
+        for overlay in overlays {
+            virtio.add(&mut bus, Block::new(overlay))?;
+        }
+        let windows = virtio.windows().to_vec();
+        Ok(Self { bus, memory, windows, disks, output, input })
+    }
+}
