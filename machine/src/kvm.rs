@@ -29,3 +29,4 @@ pub use disk::DiskConfig;
 pub use layout::memory_layout;
 pub use machine::KvmMachine;
 pub use template::{Template, TemplateWriter};
+pub use virtio::VirtioModel;
