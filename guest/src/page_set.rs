@@ -100,6 +100,12 @@ impl PageSet {
         }
     }
 
+    /// The bitmap: bit `n` of word `at` stands for index `64 * at + n`.
+    #[must_use]
+    pub fn words(&self) -> &[u64] {
+        &self.words
+    }
+
     /// Whether the frame of this index is in the set.
     #[must_use]
     pub fn contains_index(&self, index: u64) -> bool {

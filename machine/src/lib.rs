@@ -6,5 +6,6 @@ pub mod accelerator;
 mod error;
 pub mod kvm;
 pub mod memory;
+mod process;
 pub mod qemu;
 mod ram;

@@ -19,7 +19,6 @@ mod memory_file;
 mod message;
 mod monitor;
 mod pagemap;
-mod process;
 mod qcow2;
 mod qmp;
 mod registers;

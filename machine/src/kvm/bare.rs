@@ -7,12 +7,10 @@
 mod clockwork;
 mod writer;
 
-use retrovisor_guest::{Gpa, Machine as _, MachineError, PAGE_SIZE, PageContent};
+use retrovisor_guest::{Gpa, Machine, MachineError, PAGE_SIZE, PageContent};
 
 pub use clockwork::{Beats, beats, clockwork};
 pub use writer::{Writing, tell, writer};
-
-use super::KvmMachine;
 
 /// The page through which a guest is told what to do, and tells what it did.
 pub const MAIL: Gpa = Gpa(0x10_0000);
@@ -20,7 +18,7 @@ pub const MAIL: Gpa = Gpa(0x10_0000);
 const CODE: Gpa = Gpa(0x10_1000);
 
 /// Rounds that a vCPU of a [`writer`] has done, or times that one of a [`clockwork`] woke up.
-pub fn rounds(machine: &KvmMachine, vcpu: u64) -> Result<u64, MachineError> {
+pub fn rounds(machine: &dyn Machine, vcpu: u64) -> Result<u64, MachineError> {
     word(machine, counters(vcpu))
 }
 
@@ -28,14 +26,14 @@ fn counters(vcpu: u64) -> Gpa {
     Gpa(MAIL.0 + 64 * (vcpu + 1))
 }
 
-fn word(machine: &KvmMachine, at: Gpa) -> Result<u64, MachineError> {
+fn word(machine: &dyn Machine, at: Gpa) -> Result<u64, MachineError> {
     let mut bytes = [0; 8];
     machine.memory().read(at, &mut bytes)?;
     Ok(u64::from_le_bytes(bytes))
 }
 
 /// Puts words at the beginning of the mail; the machine must be paused.
-fn post(machine: &mut KvmMachine, words: &[u64]) -> Result<(), MachineError> {
+fn post(machine: &mut dyn Machine, words: &[u64]) -> Result<(), MachineError> {
     let mut page = [0; PAGE_SIZE];
     machine.memory().read_page(MAIL.gfn(), &mut page)?;
     for (place, word) in page.chunks_exact_mut(8).zip(words) {

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use kvm_bindings::{kvm_regs, kvm_sregs};
 use retrovisor_guest::{Gpa, MachineError, MemoryLayout};
+use serde::{Deserialize, Serialize};
 
 use super::virtio::Window;
 use crate::ram::Ram;
@@ -16,7 +17,7 @@ use crate::ram::Ram;
 pub(super) use acpi::{POWER_PORT, POWER_PORTS, SLEEP_ENABLE, SLEEP_TYPE_OFF};
 
 /// What the vCPUs run first.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Boot {
     /// A Linux kernel, started by the 64-bit boot protocol; ACPI tells it what the machine has.
     Linux {

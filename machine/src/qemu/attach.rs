@@ -13,11 +13,11 @@ use super::layout;
 use super::mapping::Mapping;
 use super::message::Version;
 use super::monitor::{Monitor, text};
-use super::process::Process;
 use super::qmp::Qmp;
 use super::runtime::RuntimeDir;
 use super::shape::Shape;
 use crate::error::QmpError;
+use crate::process::Process;
 use crate::ram::Ram;
 
 /// The first version with everything that is needed here.
@@ -55,7 +55,7 @@ pub(super) fn connect(config: &AttachConfig) -> Result<Monitor, MachineError> {
     })?;
     let pid = getsockopt(qmp.stream(), PeerCredentials).map_or(0, |peer| peer.pid());
     let log = Some(RuntimeDir::new(&config.runtime_dir).log()).filter(|path| path.exists());
-    let process = Process::find(pid, log).map_err(|error| {
+    let process = Process::find("QEMU", pid, log).map_err(|error| {
         refuse(
             format!("the process behind {} cannot be seen: {error}", config.qmp.display()),
             "Attach on the host and in the container where QEMU runs, as its user or root",

@@ -13,10 +13,10 @@ use serde_json::Value;
 
 use super::disk::DiskConfig;
 use super::memory_file;
-use super::process::Process;
 use super::qmp::Qmp;
 use super::runtime::RuntimeDir;
 use crate::error::QmpError;
+use crate::process::Process;
 
 /// Loaded into QEMU to find dirty pages; see `preload.c`.
 static PRELOAD: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/preload.so"));
@@ -99,7 +99,7 @@ pub(super) fn launch(config: &LaunchConfig) -> Result<(Qmp, Process), MachineErr
     let log = log.map_err(|source| io(format!("making {}", runtime.log().display()), source))?;
     let second = log.try_clone().map_err(|source| io("copying a descriptor", source))?;
     command.stdin(Stdio::null()).stdout(second).stderr(log);
-    let started = Process::spawn(command, inherited, config.detached, runtime.log());
+    let started = Process::spawn("QEMU", command, inherited, config.detached, runtime.log());
     let mut process = started.map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => refuse(
             format!("QEMU ({}) is not there", config.binary().display()),

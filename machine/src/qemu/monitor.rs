@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use super::event::GuestEvent;
 use super::message::Event;
 use super::message::Version;
-use super::process::Process;
 use super::qmp::Qmp;
 use crate::error::QmpError;
+use crate::process::Process;
 
 /// How long saving or loading a state may take.
 const JOB_WAIT: Duration = Duration::from_mins(2);

@@ -7,3 +7,4 @@ mod past;
 mod pausing;
 mod rollback;
 mod timers;
+mod worker;

@@ -1,6 +1,6 @@
-use retrovisor_guest::MachineError;
+use retrovisor_guest::{Machine, MachineError};
 
-use super::{CODE, KvmMachine, counters, word};
+use super::{CODE, counters, word};
 use crate::kvm::Boot;
 
 std::arch::global_asm!(
@@ -181,7 +181,7 @@ pub struct Beats {
 }
 
 /// Reads a vCPU's counts.
-pub fn beats(machine: &KvmMachine, vcpu: u64) -> Result<Beats, MachineError> {
+pub fn beats(machine: &dyn Machine, vcpu: u64) -> Result<Beats, MachineError> {
     let mut at = counters(vcpu);
     let mut next = || {
         let value = word(machine, at);

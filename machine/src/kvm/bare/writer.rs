@@ -1,6 +1,6 @@
-use retrovisor_guest::{Gpa, MachineError};
+use retrovisor_guest::{Gpa, Machine, MachineError};
 
-use super::{CODE, KvmMachine, post};
+use super::{CODE, post};
 use crate::kvm::Boot;
 
 std::arch::global_asm!(
@@ -86,7 +86,7 @@ pub struct Writing {
 }
 
 /// Tells a [`writer`] what to do next; the machine must be paused.
-pub fn tell(machine: &mut KvmMachine, writing: &Writing) -> Result<(), MachineError> {
+pub fn tell(machine: &mut dyn Machine, writing: &Writing) -> Result<(), MachineError> {
     let Writing { first, pages, stride_bytes, idle_turns, rounds } = *writing;
     post(machine, &[first.0, pages, stride_bytes, idle_turns, rounds])
 }

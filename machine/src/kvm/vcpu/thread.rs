@@ -11,6 +11,7 @@ use retrovisor_guest::MachineError;
 
 use crate::kvm::bus::{Address, Bus};
 use crate::kvm::device::Outcome;
+use crate::kvm::filter::enter_vcpu_thread;
 use crate::kvm::gate::Gate;
 
 /// Pulls a thread out of the guest; its handler does nothing.
@@ -109,6 +110,10 @@ impl Shared {
     }
 
     fn run(&self, gate: &Gate, bus: &Bus) {
+        if let Err(error) = enter_vcpu_thread() {
+            gate.give_up(format!("a vCPU's thread cannot be confined: {error}"));
+            return;
+        }
         while gate.enter() {
             {
                 let mut fd = self.lock();

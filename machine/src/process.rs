@@ -1,4 +1,4 @@
-//! QEMU's process: started here, or found.
+//! The process behind a machine: started here, or found.
 
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
@@ -17,7 +17,9 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 const LAST_WORDS_BYTES_MAX: u64 = 1500;
 
 /// A process by its descriptor: never another one that got its number later.
-pub(super) struct Process {
+pub(crate) struct Process {
+    /// What it is called in an obituary.
+    name: &'static str,
     pid: i32,
     descriptor: OwnedFd,
     /// Waits for our own child; absent when the process is not.
@@ -29,13 +31,14 @@ pub(super) struct Process {
 
 impl Process {
     /// A process that somebody else started.
-    pub(super) fn find(pid: i32, log: Option<PathBuf>) -> std::io::Result<Self> {
-        Ok(Self { pid, descriptor: open(pid)?, watch: None, exit: None, log })
+    pub(crate) fn find(name: &'static str, pid: i32, log: Option<PathBuf>) -> std::io::Result<Self> {
+        Ok(Self { name, pid, descriptor: open(pid)?, watch: None, exit: None, log })
     }
 
     /// Starts the command in a session of its own, with `inherited` open in it under the same numbers.
     /// Unless `detached`, the kernel ends it when this process ends, however that happens.
-    pub(super) fn spawn(
+    pub(crate) fn spawn(
+        name: &'static str,
         mut command: Command,
         inherited: Vec<OwnedFd>,
         detached: bool,
@@ -63,7 +66,7 @@ impl Process {
         // The kernel's signal at a parent's death is tied to the thread that forked: one is kept for it,
         // which also collects the exit status.
         let (sender, started) = mpsc::sync_channel(1);
-        let watch = std::thread::Builder::new().name("qemu-watch".into()).spawn(move || {
+        let watch = std::thread::Builder::new().name("process-watch".into()).spawn(move || {
             let mut child = match command.spawn() {
                 Ok(child) => child,
                 Err(error) => {
@@ -78,15 +81,15 @@ impl Process {
         })?;
         let started = started.recv().map_err(|_| std::io::Error::other("the starting thread ended"))?;
         let (pid, descriptor) = started?;
-        Ok(Self { pid, descriptor, watch: Some(watch), exit: None, log: Some(log) })
+        Ok(Self { name, pid, descriptor, watch: Some(watch), exit: None, log: Some(log) })
     }
 
-    pub(super) fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         self.pid
     }
 
     /// Whether it runs no more.
-    pub(super) fn ended(&mut self) -> bool {
+    pub(crate) fn ended(&mut self) -> bool {
         if self.exit.is_some() {
             return true;
         }
@@ -104,7 +107,7 @@ impl Process {
     }
 
     /// Waits for its end. Returns whether it came.
-    pub(super) fn wait(&mut self, patience: Duration) -> bool {
+    pub(crate) fn wait(&mut self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         while !self.ended() {
             if Instant::now() >= deadline {
@@ -116,7 +119,7 @@ impl Process {
     }
 
     /// Ends it at once, and waits until it is gone.
-    pub(super) fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if !self.ended() {
             let _ = pidfd_send_signal(&self.descriptor, Signal::KILL);
             self.wait(Duration::from_secs(10));
@@ -124,18 +127,19 @@ impl Process {
     }
 
     /// How it ended and what it said last, for a message.
-    pub(super) fn obituary(&mut self) -> String {
+    pub(crate) fn obituary(&mut self) -> String {
+        let name = self.name;
         let mut text = if self.ended() {
             match self.exit {
                 Some(status) => match (status.code(), status.signal()) {
-                    (Some(code), _) => format!("QEMU ended with status {code}"),
-                    (_, Some(signal)) => format!("QEMU was ended by signal {signal}"),
-                    _ => "QEMU ended".into(),
+                    (Some(code), _) => format!("{name} ended with status {code}"),
+                    (_, Some(signal)) => format!("{name} was ended by signal {signal}"),
+                    _ => format!("{name} ended"),
                 },
-                None => "QEMU ended".into(),
+                None => format!("{name} ended"),
             }
         } else {
-            format!("QEMU (process {}) does not answer", self.pid)
+            format!("{name} (process {}) does not answer", self.pid)
         };
         if let Some(words) = self.log.as_deref().and_then(last_words) {
             text += "; its last words: ";
@@ -172,7 +176,7 @@ mod tests {
     fn shell(script: &str, log: &Path) -> Process {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", script]).stderr(std::fs::File::create(log).unwrap());
-        Process::spawn(command, Vec::new(), false, log.to_path_buf()).unwrap()
+        Process::spawn("QEMU", command, Vec::new(), false, log.to_path_buf()).unwrap()
     }
 
     #[test]
@@ -184,7 +188,7 @@ mod tests {
         assert_eq!(process.obituary(), "QEMU ended with status 3; its last words: one / tw o");
         let mut process = shell("exec sleep 100", &log);
         assert!(!process.ended());
-        let mut found = Process::find(process.pid(), None).unwrap();
+        let mut found = Process::find("QEMU", process.pid(), None).unwrap();
         assert!(!found.ended());
         process.kill();
         assert_eq!(process.obituary(), "QEMU was ended by signal 9");
@@ -194,9 +198,10 @@ mod tests {
 
     #[test]
     fn a_process_that_is_not_there_is_an_error() {
-        let missing = Process::spawn(Command::new("/nonexistent/qemu"), Vec::new(), false, PathBuf::new());
+        let missing =
+            Process::spawn("QEMU", Command::new("/nonexistent/qemu"), Vec::new(), false, PathBuf::new());
         assert_eq!(missing.err().unwrap().kind(), std::io::ErrorKind::NotFound);
-        assert!(Process::find(0, None).is_err());
-        assert!(Process::find(-1, None).is_err());
+        assert!(Process::find("QEMU", 0, None).is_err());
+        assert!(Process::find("QEMU", -1, None).is_err());
     }
 }

@@ -1,0 +1,205 @@
+//! Which system calls the worker's threads may make.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::OnceLock;
+
+use nix::libc;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use retrovisor_guest::MachineError;
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+
+/// The type of KVM's ioctls, and where it lies in the number.
+const KVM_IOCTLS: u64 = 0xae00;
+const IOCTL_TYPE: u64 = 0xff00;
+/// What a vCPU's thread may ask of KVM: to run, and to raise an interrupt.
+const VCPU_IOCTLS: [u64; 4] = [0xae80, 0x4008_ae61, 0xc008_ae67, 0x4020_aea5];
+
+/// What every thread may do: memory, time, waiting, signals, and the files that it has open.
+const ANY: [i64; 57] = [
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_readv,
+    libc::SYS_writev,
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
+    libc::SYS_preadv,
+    libc::SYS_pwritev,
+    libc::SYS_preadv2,
+    libc::SYS_pwritev2,
+    libc::SYS_lseek,
+    libc::SYS_fsync,
+    libc::SYS_fdatasync,
+    libc::SYS_sync_file_range,
+    libc::SYS_fallocate,
+    libc::SYS_ftruncate,
+    libc::SYS_fstat,
+    libc::SYS_close,
+    libc::SYS_recvmsg,
+    libc::SYS_recvfrom,
+    libc::SYS_sendmsg,
+    libc::SYS_sendto,
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_ctl,
+    libc::SYS_timerfd_settime,
+    libc::SYS_futex,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_brk,
+    libc::SYS_set_robust_list,
+    libc::SYS_rseq,
+    libc::SYS_sigaltstack,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_restart_syscall,
+    libc::SYS_tgkill,
+    libc::SYS_gettid,
+    libc::SYS_getpid,
+    libc::SYS_getuid,
+    libc::SYS_geteuid,
+    libc::SYS_sched_yield,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_nanosleep,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_getres,
+    libc::SYS_gettimeofday,
+    libc::SYS_getrandom,
+    libc::SYS_membarrier,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_getrusage,
+];
+
+/// What the threads may do, too, that talk to the outside and start others.
+const CONTROL: [i64; 17] = [
+    // Answered by another filter, which could not overrule this one if this one refused.
+    libc::SYS_clone3,
+    libc::SYS_accept4,
+    libc::SYS_getsockopt,
+    libc::SYS_setsockopt,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
+    libc::SYS_shutdown,
+    libc::SYS_socketpair,
+    libc::SYS_dup,
+    libc::SYS_dup3,
+    libc::SYS_fcntl,
+    libc::SYS_statx,
+    libc::SYS_newfstatat,
+    libc::SYS_eventfd2,
+    libc::SYS_epoll_create1,
+    libc::SYS_timerfd_create,
+    libc::SYS_seccomp,
+];
+
+/// What vCPU threads put on top, once the worker is confined.
+static VCPU: OnceLock<BpfProgram> = OnceLock::new();
+
+/// Confines this thread, and all that it starts from now on.
+pub(super) fn apply() -> Result<(), MachineError> {
+    let failed = |message: String| MachineError::Driver { doing: "confining system calls".into(), message };
+    let install =
+        |program: &BpfProgram| seccompiler::apply_filter(program).map_err(|error| failed(error.to_string()));
+    tell_of_refusals().map_err(|error| failed(error.to_string()))?;
+    let vcpu = vcpu().map_err(|error| failed(error.to_string()))?;
+    let control = control().map_err(|error| failed(error.to_string()))?;
+    let old_clone = old_clone().map_err(|error| failed(error.to_string()))?;
+    let _ = VCPU.set(vcpu);
+    install(&old_clone)?;
+    install(&control)
+}
+
+/// For a vCPU's thread, before it enters the guest for the first time: in a confined worker it loses what it does not
+/// need; elsewhere nothing happens. A thread that cannot be confined must not go on.
+pub(super) fn enter_vcpu_thread() -> Result<(), String> {
+    match VCPU.get() {
+        Some(program) => seccompiler::apply_filter(program).map_err(|error| error.to_string()),
+        None => Ok(()),
+    }
+}
+
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+fn when(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, BackendError> {
+    SeccompRule::new(vec![SeccompCondition::new(argument, SeccompCmpArgLen::Qword, operator, value)?])
+}
+
+fn any() -> Result<Rules, BackendError> {
+    let mut rules: Rules = ANY.iter().map(|call| (*call, Vec::new())).collect();
+    // No memory becomes code.
+    let executable = u64::try_from(libc::PROT_EXEC).unwrap_or(u64::MAX);
+    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+        rules.insert(call, vec![when(2, SeccompCmpOp::MaskedEq(executable), 0)?]);
+    }
+    // Naming a thread or a mapping.
+    let name = |option: libc::c_int| when(0, SeccompCmpOp::Eq, u64::try_from(option).unwrap_or(0));
+    rules.insert(libc::SYS_prctl, vec![name(libc::PR_SET_NAME)?, name(libc::PR_SET_VMA)?]);
+    Ok(rules)
+}
+
+fn control() -> Result<BpfProgram, BackendError> {
+    let mut rules = any()?;
+    rules.extend(CONTROL.iter().map(|call| (*call, Vec::new())));
+    let nonblocking = when(1, SeccompCmpOp::Eq, libc::FIONBIO)?;
+    rules
+        .insert(libc::SYS_ioctl, vec![when(1, SeccompCmpOp::MaskedEq(IOCTL_TYPE), KVM_IOCTLS)?, nonblocking]);
+    // Threads, no processes.
+    let thread = u64::try_from(libc::CLONE_THREAD).unwrap_or(u64::MAX);
+    rules.insert(libc::SYS_clone, vec![when(0, SeccompCmpOp::MaskedEq(thread), thread)?]);
+    let no_new = u64::try_from(libc::PR_SET_NO_NEW_PRIVS).unwrap_or(0);
+    rules.entry(libc::SYS_prctl).or_default().push(when(0, SeccompCmpOp::Eq, no_new)?);
+    program(rules, SeccompAction::Trap, SeccompAction::Allow)
+}
+
+fn vcpu() -> Result<BpfProgram, BackendError> {
+    let mut rules = any()?;
+    let run = VCPU_IOCTLS.iter().map(|number| when(1, SeccompCmpOp::Eq, *number));
+    rules.insert(libc::SYS_ioctl, run.collect::<Result<_, _>>()?);
+    program(rules, SeccompAction::Trap, SeccompAction::Allow)
+}
+
+/// The new call for starting threads hides its flags in memory: without it, the C library takes the old one.
+fn old_clone() -> Result<BpfProgram, BackendError> {
+    let rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    let absent = SeccompAction::Errno(u32::try_from(libc::ENOSYS).unwrap_or(1));
+    program(rules, SeccompAction::Allow, absent)
+}
+
+fn program(rules: Rules, other: SeccompAction, these: SeccompAction) -> Result<BpfProgram, BackendError> {
+    SeccompFilter::new(rules, other, these, TargetArch::x86_64)?.try_into()
+}
+
+/// A refused call is written to the log before the worker ends.
+fn tell_of_refusals() -> io::Result<()> {
+    let action = SigAction::new(SigHandler::SigAction(refused), SaFlags::SA_SIGINFO, SigSet::empty());
+    // SAFETY: the handler makes two plain system calls and nothing else.
+    unsafe { sigaction(Signal::SIGSYS, &action) }?;
+    Ok(())
+}
+
+extern "C" fn refused(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    /// Where the kernel puts the number of the call, in bytes from the beginning.
+    const CALL_AT: usize = 24;
+    let mut text = *b"worker: system call      is not allowed; the worker ends\n";
+    // SAFETY: the kernel passes a `siginfo_t` of 128 bytes, and for SIGSYS an int lies at that place.
+    let call = unsafe { info.cast::<u8>().add(CALL_AT).cast::<[u8; 4]>().read() };
+    let mut call = u32::from_ne_bytes(call);
+    for place in text[20..24].iter_mut().rev() {
+        *place = b'0' + u8::try_from(call % 10).unwrap_or(0);
+        call /= 10;
+    }
+    // SAFETY: writes a local array to standard error; `_exit` ends all threads and returns never.
+    unsafe {
+        libc::write(2, text.as_ptr().cast(), text.len());
+        libc::_exit(159);
+    }
+}

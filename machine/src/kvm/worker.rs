@@ -1,0 +1,25 @@
+//! A microVM in a process of its own.
+//!
+//! The *worker* process holds the virtual machine, its vCPU threads and its devices, and nothing of the store. Whoever
+//! cares for the machine holds a [`RemoteMachine`]: the guest's memory is a sealed file that both have mapped, everything
+//! else goes as messages over a Unix socket in the machine's runtime directory. The worker outlives its carer; the next
+//! one finds it by that socket.
+//!
+//! The guest is hostile, so the worker may be taken over by it: what it answers is bounded and checked, and it is confined
+//! before the guest's first instruction ([`confine`]).
+
+mod channel;
+mod confine;
+mod console;
+mod failure;
+mod launch;
+mod message;
+mod peer;
+mod process;
+mod remote;
+mod runtime;
+mod serve;
+
+pub use confine::{Confinement, Limits};
+pub use process::run as worker_process;
+pub use remote::{RemoteConfig, RemoteMachine};

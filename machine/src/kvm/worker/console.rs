@@ -1,0 +1,136 @@
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use retrovisor_guest::MachineError;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::Uid;
+
+use super::peer::may;
+use crate::kvm::console::ConsoleInput;
+use crate::kvm::console::output::ConsoleOutput;
+use crate::kvm::machine::KvmMachine;
+
+/// Consoles that may be open at a time.
+const OPEN_MAX: usize = 4;
+/// A console that nothing is said on is looked after this often, whether somebody still listens.
+const LOOK: Duration = Duration::from_millis(500);
+/// A guest that does not read what is typed is tried again after this time.
+const FULL: Duration = Duration::from_millis(10);
+
+/// Writes what the guest says into the log, and lets others look and type. On threads of its own, which end with the
+/// process.
+pub(super) fn serve(
+    listener: UnixListener,
+    owner: Uid,
+    log: File,
+    machine: &KvmMachine,
+) -> Result<(), MachineError> {
+    let (output, input) = (machine.console_output(), machine.console_input());
+    start("console-log", {
+        let output = output.clone();
+        move || keep(log, &output)
+    })?;
+    start("console", move || {
+        let open = Arc::new(AtomicUsize::new(0));
+        for stream in listener.incoming().map_while(Result::ok) {
+            if !may(&stream, owner) || open.load(Ordering::SeqCst) >= OPEN_MAX {
+                continue;
+            }
+            if let Err(error) = connect(stream, &output, &input, &open) {
+                tracing::warn!(%error, "a console does not open");
+            }
+        }
+    })
+}
+
+fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), MachineError> {
+    let started = thread::Builder::new().name(name.to_owned()).spawn(work);
+    started
+        .map(drop)
+        .map_err(|source| MachineError::Io { doing: format!("starting the thread {name}"), source })
+}
+
+fn keep(mut log: File, output: &ConsoleOutput) {
+    let mut offset = 0;
+    loop {
+        if !output.wait(offset, LOOK) {
+            continue;
+        }
+        let (bytes, next) = output.since(offset);
+        if let Err(error) = log.write_all(&bytes) {
+            tracing::warn!(%error, "what the guest says is not kept in the file any more");
+            return;
+        }
+        offset = next;
+    }
+}
+
+fn connect(
+    stream: UnixStream,
+    output: &ConsoleOutput,
+    input: &ConsoleInput,
+    open: &Arc<AtomicUsize>,
+) -> Result<(), MachineError> {
+    let reader = stream
+        .try_clone()
+        .map_err(|source| MachineError::Io { doing: "opening a console".into(), source })?;
+    let input = input.clone();
+    start("console-input", move || {
+        // The end of the connection is the end of typing.
+        let _ = type_in(reader, &input);
+    })?;
+    let (output, open) = (output.clone(), Arc::clone(open));
+    open.fetch_add(1, Ordering::SeqCst);
+    start("console-output", move || {
+        // Somebody who went away is no error.
+        let _ = show(stream, &output);
+        open.fetch_sub(1, Ordering::SeqCst);
+    })
+}
+
+fn type_in(mut from: UnixStream, input: &ConsoleInput) -> io::Result<()> {
+    let mut bytes = [0; 4096];
+    loop {
+        let count = from.read(&mut bytes)?;
+        if count == 0 {
+            return Ok(());
+        }
+        let mut rest = &bytes[..count];
+        while !rest.is_empty() {
+            let taken = input.type_in(rest);
+            rest = rest.get(taken..).unwrap_or_default();
+            if taken == 0 {
+                if gone(&from) {
+                    return Ok(());
+                }
+                thread::sleep(FULL);
+            }
+        }
+    }
+}
+
+/// All that is kept, then what comes.
+fn show(mut to: UnixStream, output: &ConsoleOutput) -> io::Result<()> {
+    let mut offset = 0;
+    loop {
+        if output.wait(offset, LOOK) {
+            let (bytes, next) = output.since(offset);
+            to.write_all(&bytes)?;
+            offset = next;
+        } else if gone(&to) {
+            return Ok(());
+        }
+    }
+}
+
+/// Whether the other end listens no more.
+fn gone(stream: &UnixStream) -> bool {
+    let mut polled = [PollFd::new(stream, PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut polled, Some(&now)).is_ok() && polled[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
+}

@@ -1,0 +1,116 @@
+//! Starting a worker's process, and finding it again.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use retrovisor_guest::{MachineError, MemoryLayout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use super::runtime::RuntimeDir;
+use crate::process::Process;
+
+/// A process that was started listens after this time, or does not.
+const LISTEN_PATIENCE: Duration = Duration::from_secs(20);
+/// How often it is tried meanwhile.
+const TRY_AGAIN: Duration = Duration::from_micros(300);
+
+/// The guest's memory: a file in memory that cannot change its length, so that no mapping of it can ever fail.
+pub(super) fn memory_file(layout: &MemoryLayout) -> Result<File, MachineError> {
+    let failed = |source| MachineError::Io { doing: "making the guest's memory".into(), source };
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let file = File::from(memfd_create(c"retrovisor-guest", flags).map_err(|errno| failed(errno.into()))?);
+    file.set_len(layout.bytes()).map_err(failed)?;
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(|errno| failed(errno.into()))?;
+    Ok(file)
+}
+
+/// A file that a worker gave, if it is one that cannot become shorter under our mapping.
+pub(super) fn sealed(theirs: OwnedFd) -> Option<File> {
+    let seals = fcntl(&theirs, FcntlArg::F_GET_SEALS).ok()?;
+    SealFlag::from_bits_retain(seals).contains(SealFlag::F_SEAL_SHRINK).then(|| File::from(theirs))
+}
+
+pub(super) fn log_file(path: &Path) -> Result<File, MachineError> {
+    let opened = File::options().create(true).append(true).mode(0o600).open(path);
+    opened.map_err(|source| MachineError::Io { doing: format!("opening {}", path.display()), source })
+}
+
+/// Starts the process that becomes the worker, and waits until it has.
+pub(super) fn start(
+    program: &Path,
+    arguments: &[OsString],
+    runtime: &RuntimeDir,
+) -> Result<(), MachineError> {
+    let failed = |doing: &str| {
+        let doing = format!("{doing} for the worker");
+        move |source: io::Error| MachineError::Io { doing, source }
+    };
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir("/").env_clear();
+    for kept in ["RETROVISOR_LOG", "RUST_BACKTRACE"] {
+        if let Some(value) = std::env::var_os(kept) {
+            command.env(kept, value);
+        }
+    }
+    command.stdin(Stdio::from(bound(&runtime.control()).map_err(failed("making a socket"))?));
+    command.stdout(Stdio::from(bound(&runtime.console()).map_err(failed("making a socket"))?));
+    command.stderr(log_file(&runtime.log())?);
+    let status = command.status().map_err(failed("starting a process"))?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(MachineError::Driver {
+        doing: "starting a worker".into(),
+        message: format!("{status}; see {}", runtime.log().display()),
+    })
+}
+
+/// A socket that has its name and does not listen yet.
+fn bound(path: &Path) -> io::Result<OwnedFd> {
+    let socket =
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(socket)
+}
+
+/// Connects to the worker, and gets hold of its process: of the one that listens, which must have been ours.
+pub(super) fn connect(runtime: &RuntimeDir) -> io::Result<(UnixStream, Process)> {
+    let stream = UnixStream::connect(runtime.control())?;
+    let peer = getsockopt(&stream, PeerCredentials)?;
+    if peer.uid() != rustix::process::geteuid().as_raw() {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("user {} listens there", peer.uid()),
+        ));
+    }
+    let process = Process::find("the worker", peer.pid(), Some(runtime.log()))?;
+    Ok((stream, process))
+}
+
+pub(super) fn connect_soon(runtime: &RuntimeDir) -> Result<(UnixStream, Process), MachineError> {
+    let began = Instant::now();
+    loop {
+        match connect(runtime) {
+            Ok(connected) => return Ok(connected),
+            Err(error) if began.elapsed() > LISTEN_PATIENCE => {
+                return Err(MachineError::Driver {
+                    doing: "starting a worker".into(),
+                    message: format!("{error}; see {}", runtime.log().display()),
+                });
+            }
+            Err(_) => std::thread::sleep(TRY_AGAIN),
+        }
+    }
+}

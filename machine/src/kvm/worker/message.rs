@@ -1,0 +1,166 @@
+use retrovisor_guest::{
+    ClockPolicy, DiskState, MachineError, MachineIdentity, MachineState, MemoryLayout, RunState,
+    StateSection, VcpuRegisters,
+};
+use serde::{Deserialize, Serialize};
+
+use super::confine::{Confinement, Limits};
+use super::failure::{Failure, plain};
+use crate::kvm::boot::Boot;
+
+/// Of the messages below: both ends must speak the same.
+pub(super) const VERSION: u32 = 1;
+/// Longest body of a state in either direction: some eight vCPUs with the largest extended state, and devices.
+pub(super) const STATE_BYTES_MAX: usize = 16 << 20;
+/// Most vCPUs, sections and disks of a state.
+const PARTS_MAX: usize = 256;
+
+/// What a worker is asked. Each has one answer, before the next.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Request {
+    /// To begin with: start this machine. Comes with the file that is its memory. Answer: `Welcome`.
+    Launch(Box<Launch>),
+    /// To begin with: tell what runs here. Answer: `Welcome`, with the file that is its memory.
+    Hello { version: u32 },
+    /// Answer: `State`.
+    RunState,
+    /// Answer: `Done`.
+    Pause,
+    /// Answer: `Done`.
+    Resume,
+    /// Answer: `Done`, with the bitmap of all frames, by index, in words of eight bytes, little endian.
+    TakeDirty,
+    /// Answer: `Captured`, with the sections' bytes one after another.
+    Capture,
+    /// With the sections' bytes. Answer: `Done`.
+    Apply { clock: ClockPolicy, state: StateHead },
+}
+
+/// What a worker answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Answer {
+    Done,
+    Failed(Failure),
+    Welcome(Box<Welcome>),
+    State { state: State, ended: Option<String> },
+    Captured(StateHead),
+}
+
+/// What to start.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Launch {
+    pub(super) version: u32,
+    pub(super) name: String,
+    pub(super) layout: MemoryLayout,
+    pub(super) vcpus: u32,
+    pub(super) boot: Boot,
+    /// Whether the worker goes on when the connection ends.
+    pub(super) detached: bool,
+    pub(super) limits: Limits,
+}
+
+/// What runs in a worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Welcome {
+    pub(super) version: u32,
+    pub(super) identity: MachineIdentity,
+    pub(super) confinement: Confinement,
+}
+
+/// [`RunState`] on its way.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) enum State {
+    Running,
+    Paused,
+    Gone,
+}
+
+impl From<RunState> for State {
+    fn from(state: RunState) -> Self {
+        match state {
+            RunState::Running => Self::Running,
+            RunState::Paused => Self::Paused,
+            RunState::Gone => Self::Gone,
+        }
+    }
+}
+
+impl From<State> for RunState {
+    fn from(state: State) -> Self {
+        match state {
+            State::Running => Self::Running,
+            State::Paused => Self::Paused,
+            State::Gone => Self::Gone,
+        }
+    }
+}
+
+/// A [`MachineState`] without the bytes of its sections.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct StateHead {
+    vcpus: Vec<VcpuRegisters>,
+    /// Format and length in bytes.
+    sections: Vec<(String, u32)>,
+    disks: Vec<DiskState>,
+}
+
+impl StateHead {
+    /// The head of a state, and the pieces of its body.
+    pub(super) fn split(state: &MachineState) -> Result<(Self, Vec<&[u8]>), MachineError> {
+        let mut sections = Vec::with_capacity(state.sections.len());
+        let mut total = 0;
+        for section in &state.sections {
+            total += section.bytes.len();
+            sections.push((section.format.clone(), u32::try_from(section.bytes.len()).unwrap_or(u32::MAX)));
+        }
+        let parts = state.vcpus.len().max(sections.len()).max(state.disks.len());
+        if total > STATE_BYTES_MAX || parts > PARTS_MAX {
+            return Err(MachineError::Mismatch {
+                what: "the size of the state".into(),
+                expected: format!("{total} bytes in {parts} parts"),
+                found: format!("at most {STATE_BYTES_MAX} in {PARTS_MAX}"),
+            });
+        }
+        let head = Self { vcpus: state.vcpus.clone(), sections, disks: state.disks.clone() };
+        Ok((head, state.sections.iter().map(|section| &section.bytes[..]).collect()))
+    }
+
+    /// The state that [`Self::split`] took apart; `None` when head and body do not fit.
+    pub(super) fn join(self, mut body: &[u8]) -> Option<MachineState> {
+        if self.vcpus.len().max(self.sections.len()).max(self.disks.len()) > PARTS_MAX {
+            return None;
+        }
+        let mut sections = Vec::with_capacity(self.sections.len());
+        for (format, length) in self.sections {
+            let (bytes, rest) = body.split_at_checked(usize::try_from(length).ok()?)?;
+            sections.push(StateSection { format: plain(&format), bytes: bytes.to_vec() });
+            body = rest;
+        }
+        body.is_empty().then_some(MachineState { vcpus: self.vcpus, sections, disks: self.disks })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_comes_together_again_and_one_that_does_not_fit_is_refused() {
+        let section =
+            |format: &str, bytes: &[u8]| StateSection { format: format.into(), bytes: bytes.into() };
+        let state = MachineState {
+            vcpus: vec![VcpuRegisters { rip: 5, ..VcpuRegisters::default() }],
+            sections: vec![section("a/1", b"abc"), section("b/1", b""), section("c/1", b"d")],
+            disks: vec![DiskState::as_it_is("d0")],
+        };
+        let (head, pieces) = StateHead::split(&state).unwrap();
+        let body = pieces.concat();
+        assert_eq!(head.join(&body), Some(state.clone()));
+        for wrong in [&body[..3], b"abcde"] {
+            assert_eq!(StateHead::split(&state).unwrap().0.join(wrong), None);
+        }
+        let (mut head, _) = StateHead::split(&state).unwrap();
+        head.sections[0].1 = u32::MAX;
+        assert_eq!(head.join(&body), None);
+    }
+}

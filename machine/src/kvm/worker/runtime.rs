@@ -1,0 +1,61 @@
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use retrovisor_guest::MachineError;
+
+/// Longest path of a Unix socket, without its final zero byte.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// The directory in which a machine has its sockets and logs.
+#[derive(Clone, Debug)]
+pub(super) struct RuntimeDir(PathBuf);
+
+impl RuntimeDir {
+    pub(super) fn new(path: &Path) -> Self {
+        Self(path.to_path_buf())
+    }
+
+    /// Where the worker is spoken to.
+    pub(super) fn control(&self) -> PathBuf {
+        self.0.join("worker")
+    }
+
+    /// The serial port: what is written there is typed, what the guest says is read; what it said before comes first.
+    pub(super) fn console(&self) -> PathBuf {
+        self.0.join("console")
+    }
+
+    /// What the guest said, in a file.
+    pub(super) fn console_log(&self) -> PathBuf {
+        self.0.join("console.log")
+    }
+
+    /// The worker's own messages.
+    pub(super) fn log(&self) -> PathBuf {
+        self.0.join("worker.log")
+    }
+
+    /// Makes it, for its owner alone, and refuses a path that is too long for sockets.
+    pub(super) fn prepare(&self) -> Result<(), MachineError> {
+        let longest = self.console().as_os_str().as_bytes().len();
+        if longest > SOCKET_PATH_BYTES_MAX {
+            return Err(MachineError::Config {
+                what: format!(
+                    "the path of {} is {} bytes too long for sockets",
+                    self.0.display(),
+                    longest - SOCKET_PATH_BYTES_MAX
+                ),
+                help: "Use a store with a shorter path, such as one below /run or /tmp".into(),
+            });
+        }
+        std::fs::create_dir_all(&self.0)
+            .map_err(|source| MachineError::Io { doing: format!("making {}", self.0.display()), source })
+    }
+
+    /// Takes away what is of no use without a worker. Logs stay.
+    pub(super) fn remove_sockets(&self) {
+        for path in [self.control(), self.console()] {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! The machine in a process of its own: this program, started once more, is the worker.
+
+use std::ffi::OsString;
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use retrovisor_guest::{ClockPolicy, Gpa, Machine, MachineError, MemoryLayout, PageSet, RunState};
+use retrovisor_machine::kvm::{Limits, RemoteConfig, RemoteMachine, worker_process};
+
+use crate::bare;
+
+/// The word that makes this program a worker.
+const WORKER: &str = "machine-worker";
+const FIRST: Gpa = Gpa(0x20_0000);
+
+/// Runs before the test harness does anything: a worker begins with one thread.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static BEFORE_MAIN: extern "C" fn() = become_worker;
+
+extern "C" fn become_worker() {
+    if std::env::args_os().nth(1) == Some(OsString::from(WORKER)) {
+        // `exit` would run the harness's own end.
+        let code = worker_process();
+        std::process::exit(i32::from(code != std::process::ExitCode::SUCCESS));
+    }
+}
+
+fn config(dir: &Path, detached: bool) -> RemoteConfig {
+    RemoteConfig {
+        machine: bare::config(bare::split_layout(), 2, retrovisor_machine::kvm::bare::writer()),
+        program: std::env::current_exe().unwrap(),
+        arguments: vec![WORKER.into()],
+        runtime_dir: dir.join("m"),
+        detached,
+        limits: Limits::of("bare"),
+    }
+}
+
+/// The bare guest in a worker, or nothing, loudly, where there is no KVM.
+fn launch(dir: &Path, detached: bool) -> Option<RemoteMachine> {
+    match RemoteMachine::launch(&config(dir, detached)) {
+        Ok(machine) => Some(machine),
+        Err(error @ (MachineError::Config { .. } | MachineError::Unsupported { .. })) => {
+            eprintln!("SKIPPED: no KVM for a bare guest: {error}");
+            None
+        }
+        Err(error) => panic!("{error}\n{}", log(dir)),
+    }
+}
+
+fn log(dir: &Path) -> String {
+    std::fs::read_to_string(dir.join("m/worker.log")).unwrap_or_default()
+}
+
+fn status(pid: i32, what: &str) -> String {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':'));
+    line.unwrap_or_default().trim().to_owned()
+}
+
+#[test]
+fn a_guest_in_a_worker_is_paused_captured_and_taken_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(mut machine) = launch(dir.path(), false) else { return };
+    let layout = machine.identity().layout.clone();
+    assert_eq!(machine.run_state(), RunState::Paused);
+    bare::tell(&mut machine, FIRST, 32, 4096);
+    machine.resume().unwrap();
+    assert_eq!(machine.run_state(), RunState::Running);
+    bare::wait_rounds(&machine, 2, 5);
+    assert!(matches!(machine.capture_state(), Err(MachineError::RunState { .. })));
+    machine.pause().unwrap();
+    let mut dirty = PageSet::empty(&layout);
+    machine.take_dirty(&mut dirty).unwrap();
+    assert_eq!(dirty.len(), layout.pages(), "at first all is dirty");
+    let state = machine.capture_state().unwrap();
+    assert_eq!(state.vcpus.len(), 2);
+    let kept: Vec<_> = (0..64)
+        .map(|page| {
+            let mut bytes = [0; 4096];
+            let gfn = retrovisor_guest::Gfn(bare::MAIL.gfn().0 + page);
+            machine.memory().read_page(gfn, &mut bytes).unwrap();
+            (gfn, bytes)
+        })
+        .collect();
+    for _ in 0..50 {
+        machine.resume().unwrap();
+        bare::wait_rounds(&machine, 2, 1);
+        machine.pause().unwrap();
+        dirty.clear();
+        machine.take_dirty(&mut dirty).unwrap();
+        assert!((33..100).contains(&dirty.len()), "{} pages", dirty.len());
+        for gfn in dirty.iter() {
+            // The written pages lie elsewhere; the counters do not.
+            if let Some((_, bytes)) = kept.iter().find(|(kept, _)| *kept == gfn) {
+                machine.write_page(gfn, retrovisor_guest::PageContent::Data(bytes)).unwrap();
+            }
+        }
+        machine.apply_state(&state, ClockPolicy::StandStill).unwrap();
+        assert_eq!(machine.capture_state().unwrap().vcpus, state.vcpus);
+        let counter = u64::from_le_bytes(kept[0].1[64..72].try_into().unwrap());
+        assert_eq!(bare::rounds(&machine, 0), counter);
+    }
+    machine.resume().unwrap();
+    let error = machine.write_page(FIRST.gfn(), retrovisor_guest::PageContent::Zero).unwrap_err();
+    assert!(matches!(error, MachineError::RunState { .. }));
+}
+
+#[test]
+fn the_worker_is_confined_before_the_guest_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(mut machine) = launch(dir.path(), false) else { return };
+    machine.resume().unwrap();
+    bare::wait_rounds(&machine, 2, 1);
+    let pid = machine.pid();
+    eprintln!("confined: {:?}", machine.confinement());
+    assert!(machine.confinement().done.iter().any(|what| what == "seccomp"));
+    // Of every thread, as the kernel says.
+    let mut names = Vec::new();
+    for thread in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        let thread = thread.unwrap().file_name().into_string().unwrap();
+        let thread = format!("{pid}/task/{thread}");
+        let of = |what: &str| {
+            let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':'));
+            line.unwrap_or_default().trim().to_owned()
+        };
+        assert_eq!((of("Seccomp"), of("NoNewPrivs")), ("2".into(), "1".into()), "{thread}");
+        for set in ["CapEff", "CapPrm", "CapInh", "CapAmb"] {
+            assert_eq!(u64::from_str_radix(&of(set), 16), Ok(0), "{set} of {thread}");
+        }
+        let filters: u32 = of("Seccomp_filters").parse().unwrap();
+        let name = of("Name");
+        assert!(filters >= if name.starts_with("vcpu") { 3 } else { 2 }, "{name}: {filters} filters");
+        names.push(name);
+    }
+    assert!(names.iter().filter(|name| name.starts_with("vcpu")).count() == 2, "{names:?}");
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap_or_default();
+    if let Some(core) = limits.lines().find(|line| line.starts_with("Max core file size")) {
+        assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"]);
+    }
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
+    let mut guest = 0;
+    let mut in_guest = false;
+    for line in maps.lines() {
+        if line.split_whitespace().next().is_some_and(|first| first.contains('-')) {
+            in_guest = line.contains("memfd:retrovisor-guest");
+        }
+        if in_guest && let Some(flags) = line.strip_prefix("VmFlags:") {
+            assert!(
+                flags.split_whitespace().any(|flag| flag == "dd"),
+                "guest memory would be dumped: {flags}"
+            );
+            guest += 1;
+        }
+    }
+    if !is_root() {
+        eprintln!("SKIPPED: only root sees a worker's root and mappings");
+        return;
+    }
+    assert_eq!(guest, 2, "the guest's memory is mapped in two parts:\n{maps}");
+    let user = Limits::of("bare").user;
+    let users: Vec<u32> = status(pid, "Uid").split_whitespace().map(|id| id.parse().unwrap()).collect();
+    assert_eq!(users, [user; 4]);
+    assert_eq!(status(pid, "Groups"), "");
+    let done = &machine.confinement().done;
+    if done.iter().any(|what| what == "empty root") {
+        assert_eq!(std::fs::read_dir(format!("/proc/{pid}/root/")).unwrap().count(), 0);
+    }
+    for (kind, what) in
+        [("net", "network namespace"), ("mnt", "mount namespace"), ("pid", "process namespace")]
+    {
+        if done.iter().any(|done| done == what) {
+            let of = |who: &str| std::fs::read_link(format!("/proc/{who}/ns/{kind}")).unwrap();
+            assert_ne!(of("self"), of(&pid.to_string()), "{what}");
+        }
+    }
+}
+
+fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+#[test]
+fn a_worker_that_is_killed_takes_its_machine_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(mut machine) = launch(dir.path(), true) else { return };
+    machine.resume().unwrap();
+    kill(Pid::from_raw(machine.pid()), Signal::SIGKILL).unwrap();
+    let began = Instant::now();
+    while machine.run_state() != RunState::Gone {
+        assert!(began.elapsed() < Duration::from_secs(5));
+    }
+    let error = machine.pause().unwrap_err();
+    assert!(
+        matches!(&error, MachineError::Gone { reason, .. } if reason.contains("the worker ended")),
+        "{error}"
+    );
+    drop(machine);
+    assert!(!dir.path().join("m/worker").exists());
+    let mut again = launch(dir.path(), false).unwrap();
+    again.resume().unwrap();
+    bare::wait_rounds(&again, 2, 1);
+}
+
+#[test]
+fn a_detached_worker_is_found_again_and_all_its_memory_counts_as_dirty() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(mut machine) = launch(dir.path(), true) else { return };
+    bare::tell(&mut machine, FIRST, 4, 4096);
+    machine.resume().unwrap();
+    bare::wait_rounds(&machine, 2, 2);
+    let (pid, rounds) = (machine.pid(), bare::rounds(&machine, 0));
+    let mut dirty = PageSet::empty(&machine.identity().layout);
+    machine.take_dirty(&mut dirty).unwrap();
+    drop(machine);
+    let mut machine = RemoteMachine::attach("bare", &dir.path().join("m")).unwrap();
+    assert_eq!((machine.pid(), machine.run_state()), (pid, RunState::Running));
+    bare::wait_rounds(&machine, 2, 1);
+    assert!(bare::rounds(&machine, 0) > rounds, "it went on");
+    machine.pause().unwrap();
+    dirty.clear();
+    machine.take_dirty(&mut dirty).unwrap();
+    assert_eq!(dirty.len(), machine.identity().layout.pages());
+    machine.quit();
+    assert!(RemoteMachine::attach("bare", &dir.path().join("m")).is_err());
+    let left = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    assert!(left.is_empty() || status(pid, "State").starts_with('Z'), "it lives:\n{left}");
+}
+
+#[test]
+fn the_console_shows_what_was_said_before_and_is_kept_in_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(mut machine) = launch(dir.path(), false) else { return };
+    machine.resume().unwrap();
+    bare::wait_rounds(&machine, 2, 1);
+    let mut console = UnixStream::connect(machine.console()).unwrap();
+    console.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    console.write_all(b"nobody reads this").unwrap();
+    let mut said = [0; 4];
+    console.read_exact(&mut said).unwrap();
+    said.sort_unstable();
+    assert_eq!(&said, b"ppuu");
+    let began = Instant::now();
+    while std::fs::read(machine.console_log()).unwrap().len() < 4 {
+        assert!(began.elapsed() < Duration::from_secs(10), "nothing in the log");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_machine_that_cannot_start_says_why_and_leaves_no_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path(), true);
+    config.machine.vcpus = 99;
+    let error = RemoteMachine::launch(&config).err().unwrap();
+    assert!(error.to_string().contains("1 to 8 vCPUs"), "{error}");
+    assert!(UnixStream::connect(dir.path().join("m/worker")).is_err());
+    config.machine.vcpus = 1;
+    config.machine.layout = MemoryLayout::flat(16 << 20).unwrap();
+    config.program = "/nonexistent/worker".into();
+    assert!(matches!(RemoteMachine::launch(&config), Err(MachineError::Io { .. })));
+}
