@@ -2,12 +2,12 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use retrovisor_guest::{Machine as _, MemoryLayout, RunState};
-use retrovisor_machine::kvm::{Boot, KvmConfig, KvmMachine, MemorySource};
+use retrovisor_machine::kvm::{Boot, DiskConfig, KvmConfig, KvmMachine, MemorySource};
 use retrovisor_tests::GuestImage;
 
 pub(crate) const VCPUS: u32 = 2;
 
-/// The test guest in a microVM; it waits for its first resume when `paused`.
+/// The test guest in a microVM, with its disk; it waits for its first resume when `paused`.
 pub(crate) fn launch(paused: bool) -> KvmMachine {
     let image = GuestImage::files().unwrap();
     KvmMachine::launch(&KvmConfig {
@@ -15,7 +15,12 @@ pub(crate) fn launch(paused: bool) -> KvmMachine {
         layout: MemoryLayout::flat(256 << 20).unwrap(),
         memory: MemorySource::Fresh,
         vcpus: VCPUS,
-        disks: Vec::new(),
+        disks: vec![DiskConfig {
+            base: Some(image.disk),
+            size_bytes: None,
+            read_only: false,
+            changes_dir: std::env::temp_dir(),
+        }],
         boot: Boot::Linux {
             kernel: image.kernel,
             initrd: Some(image.initrd),

@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use retrovisor_guest::Machine as _;
-use retrovisor_snapshot::{Access, CheckpointRequest, Recorder, RollbackRequest, Store};
+use retrovisor_snapshot::{Access, CheckpointRequest, Recorder, RecorderSettings, RollbackRequest, Store};
 
 use crate::guest::{self, Listener};
 use crate::lab;
@@ -32,8 +32,12 @@ fn a_linux_guest_goes_back_and_forth_and_into_a_new_machine_and_notices_nothing(
     let mut machine = guest::launch(false);
     let mut listener = Listener::default();
     listener.wait_tick(&mut machine);
+    let console = String::from_utf8_lossy(&machine.console()).into_owned();
+    assert!(console.contains("files in /data"), "the guest's files are not on its disk:\n{console}");
     let id = store.catalogue().add_machine(machine.identity()).unwrap().id;
-    let mut recorder = Recorder::new(Arc::clone(&store), id).unwrap();
+    // Of most checkpoints the disk is in the store alone.
+    let settings = RecorderSettings { kept_disk_states_max: 8, ..RecorderSettings::default() };
+    let mut recorder = Recorder::with_settings(Arc::clone(&store), id, settings).unwrap();
     let mut taken = Vec::new();
     for _ in 0..scale.checkpoints {
         let report = recorder.checkpoint(&mut machine, &CheckpointRequest::default()).unwrap();
@@ -41,6 +45,9 @@ fn a_linux_guest_goes_back_and_forth_and_into_a_new_machine_and_notices_nothing(
         std::thread::sleep(Duration::from_millis(50));
     }
     listener.assert_unnoticed(&machine);
+
+    let kept = machine.kept_disks().unwrap().len();
+    assert!((1..=16).contains(&kept) && kept < taken.len(), "{kept} disk states are kept");
 
     // Hops of a stride that visits early and late ones in turn.
     for hop in 0..scale.rollbacks {
