@@ -15,8 +15,26 @@ use seccompiler::{
 /// The type of KVM's ioctls, and where it lies in the number.
 const KVM_IOCTLS: u64 = 0xae00;
 const IOCTL_TYPE: u64 = 0xff00;
-/// What a vCPU's thread may ask of KVM: to run, and to raise an interrupt.
-const VCPU_IOCTLS: [u64; 4] = [0xae80, 0x4008_ae61, 0xc008_ae67, 0x4020_aea5];
+/// What a vCPU's thread may ask of KVM: to run, and to raise an interrupt; and to read the vCPU's state.
+const VCPU_IOCTLS: [u64; 15] = [
+    0xae80,
+    0x4008_ae61,
+    0xc008_ae67,
+    0x4020_aea5,
+    // Run state, registers, system registers, extended ones (two calls), their control, debug registers.
+    0x8004_ae98,
+    0x8090_ae81,
+    0x8138_ae83,
+    0x9000_aea4,
+    0x9000_aecf,
+    0x8188_aea6,
+    0x8080_aea1,
+    // Local interrupt controller, MSRs, events, attributes (the time-stamp counter's offset).
+    0x8400_ae8e,
+    0xc008_ae88,
+    0x8040_ae9f,
+    0x4018_aee2,
+];
 
 /// What every thread may do: memory, time, waiting, signals, and the files that it has open.
 const ANY: [i64; 57] = [

@@ -1,5 +1,8 @@
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+/// Looks at the number of threads inside before the system is asked to wait.
+const SPINS_MAX: u32 = 4_000;
 
 /// What the vCPU threads are to do, and how many of them are in the guest.
 #[derive(Default)]
@@ -8,6 +11,19 @@ pub(super) struct Gate {
     stop: AtomicBool,
     inner: Mutex<Inner>,
     changed: Condvar,
+    /// As in `inner`, to be watched without a lock.
+    inside: AtomicUsize,
+}
+
+/// What a vCPU thread is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Enter the guest.
+    Run,
+    /// Read the vCPU's state, and say [`Gate::looked`].
+    Look,
+    /// End.
+    End,
 }
 
 #[derive(Default)]
@@ -15,6 +31,9 @@ struct Inner {
     phase: Phase,
     /// vCPU threads between their entry and their exit.
     inside: usize,
+    /// Times that vCPU threads were asked to read states, and threads that have not yet.
+    look: u64,
+    looking: usize,
     /// Why the guest can run no more.
     ended: Option<String>,
 }
@@ -28,20 +47,54 @@ enum Phase {
 }
 
 impl Gate {
-    /// A vCPU thread waits here until it may enter the guest; `false` when it shall end.
-    pub(super) fn enter(&self) -> bool {
+    /// A vCPU thread waits here until there is something to do. `look`: which request to read its state it has seen last.
+    pub(super) fn enter(&self, look: &mut u64) -> Next {
         let mut inner = self.lock();
         loop {
+            if *look != inner.look {
+                *look = inner.look;
+                return Next::Look;
+            }
             match inner.phase {
-                Phase::Over => return false,
+                Phase::Over => return Next::End,
                 Phase::Running => break,
-                Phase::Stopped => {
-                    inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
-                }
+                Phase::Stopped => inner = self.wait(inner),
             }
         }
-        inner.inside += 1;
-        true
+        self.step(&mut inner, 1);
+        Next::Run
+    }
+
+    /// A vCPU thread has read its state.
+    pub(super) fn looked(&self) {
+        let mut inner = self.lock();
+        inner.looking -= 1;
+        if inner.looking == 0 {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Has all `threads` vCPU threads, which are stopped, read their states.
+    pub(super) fn look(&self, threads: usize) {
+        let mut inner = self.lock();
+        if inner.phase != Phase::Stopped {
+            return;
+        }
+        inner.look += 1;
+        inner.looking = threads;
+        self.changed.notify_all();
+        while inner.looking > 0 {
+            inner = self.wait(inner);
+        }
+    }
+
+    /// Waits until all are out; `false` when the gate is open again before.
+    pub(super) fn wait_all_out(&self) -> bool {
+        let mut inner = self.lock();
+        while inner.inside > 0 && inner.phase == Phase::Stopped {
+            inner = self.wait(inner);
+        }
+        inner.phase == Phase::Stopped
     }
 
     /// A thread that brings input from outside enters like one of a vCPU, but does not wait: `false` when the machine does
@@ -49,14 +102,14 @@ impl Gate {
     pub(super) fn try_enter(&self) -> bool {
         let mut inner = self.lock();
         let running = inner.phase == Phase::Running;
-        inner.inside += usize::from(running);
+        self.step(&mut inner, usize::from(running).cast_signed());
         running
     }
 
     /// A vCPU thread has left the guest, with what it had to do there done.
     pub(super) fn leave(&self) {
         let mut inner = self.lock();
-        inner.inside -= 1;
+        self.step(&mut inner, -1);
         if inner.inside == 0 {
             self.changed.notify_all();
         }
@@ -86,10 +139,17 @@ impl Gate {
         if inner.inside > 0 {
             drop(inner);
             kick();
+            // Mostly they are out sooner than the system would wake this thread.
+            for _ in 0..SPINS_MAX {
+                if self.inside.load(Ordering::SeqCst) == 0 {
+                    break;
+                }
+                std::hint::spin_loop();
+            }
             inner = self.lock();
         }
         while inner.inside > 0 {
-            inner = self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner);
+            inner = self.wait(inner);
         }
     }
 
@@ -121,6 +181,15 @@ impl Gate {
 
     pub(super) fn ended(&self) -> Option<String> {
         self.lock().ended.clone()
+    }
+
+    fn step(&self, inner: &mut Inner, by: isize) {
+        inner.inside = inner.inside.saturating_add_signed(by);
+        self.inside.store(inner.inside, Ordering::SeqCst);
+    }
+
+    fn wait<'a>(&self, inner: MutexGuard<'a, Inner>) -> MutexGuard<'a, Inner> {
+        self.changed.wait(inner).unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

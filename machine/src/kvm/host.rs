@@ -2,13 +2,14 @@ use kvm_ioctls::Kvm;
 use retrovisor_guest::MachineError;
 
 /// What the host's KVM must be able to do, and what it is called in an error.
-const NEEDED: [(kvm_ioctls::Cap, &str); 7] = [
+const NEEDED: [(kvm_ioctls::Cap, &str); 8] = [
     (kvm_ioctls::Cap::Irqchip, "interrupt controllers in the kernel"),
     (kvm_ioctls::Cap::Pit2, "a timer in the kernel"),
     (kvm_ioctls::Cap::UserMemory, "guest memory from this process"),
     (kvm_ioctls::Cap::ImmediateExit, "leaving the guest at once"),
     (kvm_ioctls::Cap::AdjustClock, "setting the guest's clock"),
     (kvm_ioctls::Cap::Xcrs, "extended control registers"),
+    (kvm_ioctls::Cap::SyncRegs, "registers in shared memory"),
     (kvm_ioctls::Cap::VcpuEvents, "pending events of a vCPU"),
 ];
 

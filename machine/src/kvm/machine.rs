@@ -16,7 +16,7 @@ use super::equipment::Equipment;
 use super::gate::Gate;
 use super::host::{self, failed};
 use super::state::{decode, encode};
-use super::vcpu::{MsrList, Vcpu, VcpuState, cpuid};
+use super::vcpu::{Shape, Vcpu, VcpuState, cpuid};
 use super::virtio::DeviceMemory;
 use super::vm::{Vm, VmState};
 use crate::ram::Ram;
@@ -38,8 +38,7 @@ pub struct KvmMachine {
     /// The same, as devices write it.
     device_memory: DeviceMemory,
     disks: DiskSet,
-    msrs: MsrList,
-    xsave_bytes: usize,
+    shape: Arc<Shape>,
     door: Door,
     output: ConsoleOutput,
     input: Pending,
@@ -94,7 +93,10 @@ impl KvmMachine {
         let gate = Arc::new(Gate::default());
         let door = Door::new(Arc::clone(&gate), &bus);
         let supported = cpuid::supported(&kvm)?;
-        let mut msrs = None;
+        let xsave_bytes = usize::try_from(vm.fd().check_extension_int(kvm_ioctls::Cap::Xsave2))
+            .unwrap_or(0)
+            .max(size_of::<kvm_bindings::kvm_xsave>());
+        let mut shape = None;
         let mut fds = Vec::new();
         for number in 0..config.vcpus {
             let fd =
@@ -108,20 +110,21 @@ impl KvmMachine {
                 let runnable = kvm_bindings::kvm_mp_state { mp_state: kvm_bindings::KVM_MP_STATE_RUNNABLE };
                 fd.set_mp_state(runnable).map_err(failed("making a vCPU runnable"))?;
             }
-            if msrs.is_none() {
-                msrs = Some(MsrList::find(&kvm, &fd)?);
+            if shape.is_none() {
+                shape = Some(Arc::new(Shape::find(&kvm, &fd, xsave_bytes, config.vcpus)?));
             }
             fds.push(fd);
         }
+        let shape = shape.ok_or_else(|| MachineError::Driver {
+            doing: "listing the MSRs".into(),
+            message: "there is no vCPU".into(),
+        })?;
         made()?;
         let mut vcpus = Vec::new();
         for (number, fd) in fds.into_iter().enumerate() {
             let name = format!("vcpu{number}:{}", config.name);
-            vcpus.push(Vcpu::start(&name, fd, Arc::clone(&gate), Arc::clone(&bus))?);
+            vcpus.push(Vcpu::start(&name, fd, Arc::clone(&shape), Arc::clone(&gate), Arc::clone(&bus))?);
         }
-        let xsave_bytes = usize::try_from(vm.fd().check_extension_int(kvm_ioctls::Cap::Xsave2))
-            .unwrap_or(0)
-            .max(size_of::<kvm_bindings::kvm_xsave>());
         let mut machine = Self {
             identity: MachineIdentity {
                 name: config.name.clone(),
@@ -138,11 +141,7 @@ impl KvmMachine {
             ram,
             device_memory: memory,
             disks,
-            msrs: msrs.ok_or_else(|| MachineError::Driver {
-                doing: "listing the MSRs".into(),
-                message: "there is no vCPU".into(),
-            })?,
-            xsave_bytes,
+            shape,
             door,
             output,
             input,
@@ -171,6 +170,13 @@ impl KvmMachine {
     #[must_use]
     pub fn console_input(&self) -> ConsoleInput {
         ConsoleInput::new(self.input.clone(), self.door.clone())
+    }
+
+    /// Whether the guest's time-stamp counter can stand still with it. A KVM that interprets guests may leave the counter
+    /// to the hardware: then it goes on over every stop and rollback, whatever the clock policy says.
+    #[must_use]
+    pub fn moves_tsc(&self) -> bool {
+        self.shape.moves_tsc()
     }
 
     /// Why the guest has ended, if it has.
@@ -251,10 +257,13 @@ impl Machine for KvmMachine {
         let mut state = MachineState::default();
         let mut section = |format: String, bytes| state.sections.push(StateSection { format, bytes });
         section(VM_FORMAT.into(), encode("the virtual machine", &self.vm.save()?)?);
+        if !self.vcpus.iter().all(Vcpu::is_known) {
+            self.gate.look(self.vcpus.len());
+        }
         for vcpu in &self.vcpus {
-            let saved = VcpuState::save(&vcpu.fd(), &self.msrs, self.xsave_bytes)?;
-            section(VCPU_FORMAT.into(), encode("a vCPU", &saved)?);
-            state.vcpus.push(saved.registers());
+            let (bytes, registers) = vcpu.core().take_saved()?;
+            section(VCPU_FORMAT.into(), bytes);
+            state.vcpus.push(registers);
         }
         for (format, bytes) in self.bus.save()? {
             state.sections.push(StateSection { format: format!("{DEVICE_FORMAT}{format}"), bytes });
@@ -298,17 +307,13 @@ impl Machine for KvmMachine {
             ));
         }
         self.disks.check(&state.disks)?;
-        self.vm.restore_clock(&vm, clock)?;
+        let gap = self.vm.restore_clock(&vm, clock, self.shape.tsc_khz)?;
         for (vcpu, state) in self.vcpus.iter().zip(&vcpus) {
-            state.restore(&vcpu.fd(), self.xsave_bytes, clock)?;
+            vcpu.core().restore(state, gap)?;
         }
         self.vm.restore_chips(&vm)?;
         self.bus.restore(&devices)?;
         self.disks.apply(&state.disks)?;
-        for vcpu in &self.vcpus {
-            // Tells the guest's watchdogs that it stood still; refused by guests without the paravirtual clock.
-            let _ = vcpu.fd().kvmclock_ctrl();
-        }
         self.gate.revive();
         self.needs_state = false;
         Ok(())

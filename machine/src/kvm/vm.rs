@@ -1,9 +1,9 @@
 use std::sync::Arc;
 
 use kvm_bindings::{
-    KVM_CLOCK_REALTIME, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
-    KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_irqchip, kvm_pit_config,
-    kvm_pit_state2, kvm_userspace_memory_region,
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_irqchip, kvm_pit_config, kvm_pit_state2,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VmFd};
 use retrovisor_guest::{ClockPolicy, MachineError, MemoryLayout, MemoryView as _, PageSet};
@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::host::failed;
 use super::interrupt::VmLine;
+use super::vcpu::tsc;
 use crate::ram::Ram;
 
 /// Three pages that KVM needs on Intel processors, where no memory is.
@@ -29,6 +30,9 @@ pub(super) struct VmState {
     chips: Vec<kvm_irqchip>,
     pit: kvm_pit_state2,
     clock: kvm_clock_data,
+    /// The host's time-stamp counter at that instant, and its wall clock in nanoseconds since 1970.
+    host_tsc: u64,
+    host_ns: u64,
 }
 
 impl Vm {
@@ -80,19 +84,31 @@ impl Vm {
             chips,
             pit: self.fd.get_pit2().map_err(failed("saving the timer"))?,
             clock: self.fd.get_clock().map_err(failed("saving the clock"))?,
+            host_tsc: tsc::host(),
+            host_ns: wall_clock_ns(),
         })
     }
 
-    /// Puts the clock back: before any vCPU runs.
-    pub(super) fn restore_clock(&self, state: &VmState, policy: ClockPolicy) -> Result<(), MachineError> {
-        // With the flag, KVM adds the time that passed on the host's clock since the state was taken.
-        let flags = match policy {
-            ClockPolicy::StandStill => 0,
-            ClockPolicy::JumpToNow => state.clock.flags & KVM_CLOCK_REALTIME,
-        };
-        self.fd
-            .set_clock(&kvm_clock_data { flags, ..state.clock })
-            .map_err(failed("setting the guest's clock"))
+    /// Puts the clock back: before any vCPU runs. What the host's time-stamp counter has gained since the state was
+    /// taken, and the guest's must not.
+    pub(super) fn restore_clock(
+        &self,
+        state: &VmState,
+        policy: ClockPolicy,
+        tsc_khz: u32,
+    ) -> Result<u64, MachineError> {
+        let gap = tsc::host().wrapping_sub(state.host_tsc);
+        let mut clock = kvm_clock_data { flags: 0, ..state.clock };
+        let mut jump = 0;
+        if policy == ClockPolicy::JumpToNow {
+            // The host's counter would do, had the host not started anew since.
+            let missed_ns = wall_clock_ns().saturating_sub(state.host_ns);
+            clock.clock = clock.clock.saturating_add(missed_ns);
+            jump = u128::from(missed_ns) * u128::from(tsc_khz) / 1_000_000;
+        }
+        self.fd.set_clock(&clock).map_err(failed("setting the guest's clock"))?;
+        #[expect(clippy::cast_possible_truncation, reason = "the counter has 64 bits and wraps")]
+        Ok(gap.wrapping_sub(jump as u64))
     }
 
     /// Puts interrupt controllers and timer back: after the vCPUs' own interrupt controllers, which they may address.
@@ -119,4 +135,9 @@ fn map(fd: &VmFd, ram: &Ram) -> Result<(), MachineError> {
             .map_err(failed(format!("giving the guest its memory at {}", slot.gpa)))?;
     }
     Ok(())
+}
+
+fn wall_clock_ns() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -79,3 +79,41 @@ fn after_a_rollback_every_timer_goes_on() {
         }
     }
 }
+
+/// One of several guests that runs on after a stop of a second, by the clock that it is given.
+fn ticks_over_a_second(policy: ClockPolicy) -> Option<(u64, u64)> {
+    let mut machine = launch()?;
+    if policy == ClockPolicy::StandStill && !machine.moves_tsc() {
+        eprintln!("SKIPPED: this host's KVM leaves the time-stamp counter to the hardware");
+        return None;
+    }
+    machine.resume().unwrap();
+    wait_beats(&machine, 3);
+    let (tsc, at) = (all(&machine)[0].tsc, Instant::now());
+    wait_beats(&machine, 40);
+    let ticks = all(&machine)[0].tsc - tsc;
+    let per_s = u128::from(ticks) * 1_000_000 / at.elapsed().as_micros();
+    machine.pause().unwrap();
+    let past = Past::of(&mut machine);
+    let stood = all(&machine);
+    std::thread::sleep(Duration::from_secs(1));
+    past.put_back(&mut machine, policy);
+    machine.resume().unwrap();
+    wait_beats(&machine, 1);
+    machine.pause().unwrap();
+    let now = all(&machine);
+    assert!(now.iter().all(|beats| beats.back == 0), "time went back: {now:?}");
+    Some((now.iter().zip(&stood).map(|(now, stood)| now.tsc - stood.tsc).min()?, per_s.try_into().unwrap()))
+}
+
+#[test]
+fn the_counter_stands_still_with_the_guest() {
+    let Some((ticks, per_s)) = ticks_over_a_second(ClockPolicy::StandStill) else { return };
+    assert!(ticks < per_s / 2, "{ticks} ticks of {per_s} a second");
+}
+
+#[test]
+fn the_counter_goes_on_over_a_jump_to_now() {
+    let Some((ticks, per_s)) = ticks_over_a_second(ClockPolicy::JumpToNow) else { return };
+    assert!(ticks > per_s * 9 / 10, "{ticks} ticks of {per_s} a second");
+}

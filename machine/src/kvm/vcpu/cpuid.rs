@@ -1,3 +1,5 @@
+use std::sync::OnceLock;
+
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::Kvm;
 use retrovisor_guest::MachineError;
@@ -7,9 +9,15 @@ use crate::kvm::host::failed;
 /// A guest knows that it is one.
 const HYPERVISOR: u32 = 1 << 31;
 
-/// What the host's processor and KVM offer a guest.
+/// What the host's processor and KVM offer a guest. Asked only once: it takes KVM a third of a millisecond.
 pub(crate) fn supported(kvm: &Kvm) -> Result<CpuId, MachineError> {
-    kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("asking what the processor can do"))
+    static ALWAYS: OnceLock<CpuId> = OnceLock::new();
+    if let Some(known) = ALWAYS.get() {
+        return Ok(known.clone());
+    }
+    let found =
+        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("asking what the processor can do"))?;
+    Ok(ALWAYS.get_or_init(|| found).clone())
 }
 
 /// The same for one vCPU of several: it tells its number, and all are cores of one package.

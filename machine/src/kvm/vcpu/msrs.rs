@@ -5,7 +5,7 @@ use retrovisor_guest::MachineError;
 use crate::kvm::host::failed;
 
 /// Deadline of the local timer: set after the time-stamp counter, which it is compared with.
-const TSC_DEADLINE: u32 = 0x6e0;
+pub(super) const TSC_DEADLINE: u32 = 0x6e0;
 /// Writes to it are the guest's requests, and reading gives nothing that could be put back.
 const NOT_STATE: [u32; 1] = [0x4b56_4d03];
 
@@ -34,7 +34,7 @@ impl MsrList {
     }
 
     /// Their values.
-    pub(crate) fn read(&self, vcpu: &VcpuFd) -> Result<Vec<(u32, u64)>, MachineError> {
+    pub(super) fn read(&self, vcpu: &VcpuFd) -> Result<Vec<(u32, u64)>, MachineError> {
         let mut entries = self.entries()?;
         let read = vcpu.get_msrs(&mut entries).map_err(failed("reading MSRs"))?;
         if read < self.0.len() {

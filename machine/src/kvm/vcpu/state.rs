@@ -1,88 +1,186 @@
 use kvm_bindings::{
-    KVM_MP_STATE_HALTED, Xsave, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_sregs,
-    kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    KVM_MP_STATE_HALTED, KVM_MP_STATE_RUNNABLE, Xsave, kvm_debugregs, kvm_lapic_state, kvm_mp_state,
+    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
-use kvm_ioctls::VcpuFd;
-use retrovisor_guest::{ClockPolicy, DescriptorTable, MachineError, VcpuRegisters};
+use kvm_ioctls::{SyncReg, VcpuFd};
+use retrovisor_guest::{DescriptorTable, MachineError, VcpuRegisters};
 use serde::{Deserialize, Serialize};
 
-use super::msrs::{self, MsrList};
-use super::tsc;
+use super::msrs::{self, TSC_DEADLINE};
+use super::shape::Shape;
+use super::tsc::{self, Tsc};
 use crate::kvm::host::failed;
 
 const TSC: u32 = 0x10;
+/// Where the guest has its paravirtual clock, and whether: bit 0.
+const KVM_CLOCK: u32 = 0x4b56_4d01;
+const KVM_CLOCK_OLD: u32 = 0x12;
+/// Where the timer's initial count lies in the local interrupt controller; 0: it does not run.
+const LAPIC_TIMER_INITIAL: usize = 0x380;
+/// Where a processor begins, in real mode.
+const RESET_RIP: u64 = 0xfff0;
+const CR0_PE: u64 = 1;
 const KERNEL_GS_BASE: u32 = 0xc000_0102;
 const LSTAR: u32 = 0xc000_0082;
 /// Bytes of `kvm_xsave` without its flexible part.
 const XSAVE_BYTES: usize = size_of::<kvm_xsave>();
 
 /// Everything of one vCPU.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct VcpuState {
-    mp_state: kvm_mp_state,
-    regs: kvm_regs,
-    sregs: kvm_sregs,
-    xcrs: kvm_xcrs,
-    debug: kvm_debugregs,
-    lapic: kvm_lapic_state,
+    pub(super) mp_state: kvm_mp_state,
+    pub(super) regs: kvm_regs,
+    pub(super) sregs: kvm_sregs,
+    pub(super) xcrs: kvm_xcrs,
+    pub(super) debug: kvm_debugregs,
+    pub(super) lapic: kvm_lapic_state,
     /// The XSAVE area in 32-bit words, as long as this host's KVM says.
-    xsave: Vec<u32>,
-    msrs: Vec<(u32, u64)>,
-    events: kvm_vcpu_events,
+    pub(super) xsave: Vec<u32>,
+    pub(super) msrs: Vec<(u32, u64)>,
+    pub(super) events: kvm_vcpu_events,
+    /// What its time-stamp counter was ahead of the host's.
+    pub(super) tsc_offset: u64,
 }
 
 impl VcpuState {
     /// Reads all of it. `MP_STATE` comes first and the events last: reading the former settles the latter.
-    pub(crate) fn save(vcpu: &VcpuFd, list: &MsrList, xsave_bytes: usize) -> Result<Self, MachineError> {
+    /// What KVM left in the page that it shares with us when the vCPU came out is not asked for again, as long as nobody
+    /// can have changed it since.
+    pub(super) fn save(vcpu: &VcpuFd, shape: &Shape, tsc: &mut Tsc) -> Result<Self, MachineError> {
         let mp_state = vcpu.get_mp_state().map_err(failed("saving the run state of a vCPU"))?;
-        Ok(Self {
-            mp_state,
-            regs: vcpu.get_regs().map_err(failed("saving registers"))?,
-            sregs: vcpu.get_sregs().map_err(failed("saving system registers"))?,
-            xsave: get_xsave(vcpu, xsave_bytes)?,
-            xcrs: vcpu.get_xcrs().map_err(failed("saving extended control registers"))?,
-            debug: vcpu.get_debug_regs().map_err(failed("saving debug registers"))?,
-            lapic: vcpu.get_lapic().map_err(failed("saving a local interrupt controller"))?,
-            msrs: list.read(vcpu)?,
-            events: vcpu.get_vcpu_events().map_err(failed("saving pending events"))?,
-        })
+        let left = vcpu.sync_regs();
+        // Another vCPU may have started this one after it came out.
+        let is_asleep = !matches!(mp_state.mp_state, KVM_MP_STATE_RUNNABLE | KVM_MP_STATE_HALTED);
+        let is_reset = is_asleep || left.regs.rip == RESET_RIP && left.sregs.cr0 & CR0_PE == 0;
+        let (regs, sregs) = if is_reset {
+            (
+                vcpu.get_regs().map_err(failed("saving registers"))?,
+                vcpu.get_sregs().map_err(failed("saving system registers"))?,
+            )
+        } else {
+            (left.regs, left.sregs)
+        };
+        let xsave = get_xsave(vcpu, shape.xsave_bytes)?;
+        let xcrs = vcpu.get_xcrs().map_err(failed("saving extended control registers"))?;
+        let debug = vcpu.get_debug_regs().map_err(failed("saving debug registers"))?;
+        let lapic = vcpu.get_lapic().map_err(failed("saving a local interrupt controller"))?;
+        let before = tsc::host();
+        let msrs = shape.msrs.read(vcpu)?;
+        let after = tsc::host();
+        let events = if is_reset || shape.vcpus > 1 {
+            // Another vCPU may have sent it an interrupt that cannot be masked.
+            vcpu.get_vcpu_events().map_err(failed("saving pending events"))?
+        } else {
+            left.events
+        };
+        let mut state =
+            Self { mp_state, regs, sregs, xcrs, debug, lapic, xsave, msrs, events, tsc_offset: 0 };
+        if let (true, Some(counter)) = (shape.moves_tsc, state.msr(TSC)) {
+            state.tsc_offset = tsc.offset(vcpu, counter, before..=after)?;
+        }
+        Ok(state)
     }
 
     /// Puts all of it back, in the order that KVM needs.
-    pub(crate) fn restore(
+    pub(super) fn restore(
         &self,
-        vcpu: &VcpuFd,
-        xsave_bytes: usize,
-        clock: ClockPolicy,
+        vcpu: &mut VcpuFd,
+        shape: &Shape,
+        tsc: &mut Tsc,
+        host_tsc_gap: u64,
     ) -> Result<(), MachineError> {
+        for part in [SyncReg::Register, SyncReg::SystemRegister, SyncReg::VcpuEvents] {
+            vcpu.clear_sync_dirty_reg(part);
+        }
         vcpu.set_mp_state(self.mp_state).map_err(failed("putting the run state of a vCPU back"))?;
         vcpu.set_regs(&self.regs).map_err(failed("putting registers back"))?;
         vcpu.set_sregs(&self.sregs).map_err(failed("putting system registers back"))?;
-        set_xsave(vcpu, &self.xsave, xsave_bytes)?;
+        set_xsave(vcpu, &self.xsave, shape.xsave_bytes)?;
         vcpu.set_xcrs(&self.xcrs).map_err(failed("putting extended control registers back"))?;
         vcpu.set_debug_regs(&self.debug).map_err(failed("putting debug registers back"))?;
         vcpu.set_lapic(&self.lapic).map_err(failed("putting a local interrupt controller back"))?;
-        if clock == ClockPolicy::StandStill {
-            self.restore_tsc(vcpu)?;
-        }
+        self.restore_tsc(vcpu, shape, tsc, host_tsc_gap)?;
         msrs::write(vcpu, self.msrs.iter().copied().filter(|(index, _)| *index != TSC))?;
-        vcpu.set_vcpu_events(&self.events).map_err(failed("putting pending events back"))
+        vcpu.set_vcpu_events(&self.events).map_err(failed("putting pending events back"))?;
+        self.tell_that_it_stood(vcpu);
+        Ok(())
     }
 
-    /// The counter goes on from where it stood.
-    fn restore_tsc(&self, vcpu: &VcpuFd) -> Result<(), MachineError> {
-        let Some(wanted) = self.msr(TSC) else { return Ok(()) };
-        let mut now = kvm_bindings::Msrs::from_entries(&[kvm_bindings::kvm_msr_entry {
-            index: TSC,
-            ..kvm_bindings::kvm_msr_entry::default()
-        }])
-        .map_err(|error| MachineError::Driver {
-            doing: "asking for the time-stamp counter".into(),
-            message: format!("{error:?}"),
-        })?;
-        vcpu.get_msrs(&mut now).map_err(failed("reading the time-stamp counter"))?;
-        let now = now.as_slice().first().map_or(0, |entry| entry.data);
-        tsc::shift(vcpu, wanted.wrapping_sub(now))
+    /// The same for a vCPU that is as in `present`, in a machine that has not run since: what is alike is left alone.
+    /// Registers and events go with the next entry into the guest. `false`: this way cannot be taken, and nothing was
+    /// done.
+    pub(super) fn restore_over(
+        &self,
+        present: &Self,
+        vcpu: &mut VcpuFd,
+        shape: &Shape,
+        tsc: &mut Tsc,
+        host_tsc_gap: u64,
+    ) -> Result<bool, MachineError> {
+        let runs =
+            |state: &Self| matches!(state.mp_state.mp_state, KVM_MP_STATE_RUNNABLE | KVM_MP_STATE_HALTED);
+        // System registers hold the mode of the local interrupt controller, which must be right before its state is.
+        if !runs(self) || !runs(present) || self.sregs.apic_base != present.sregs.apic_base {
+            return Ok(false);
+        }
+        if self.mp_state != present.mp_state {
+            vcpu.set_mp_state(self.mp_state).map_err(failed("putting the run state of a vCPU back"))?;
+        }
+        if self.xsave != present.xsave {
+            set_xsave(vcpu, &self.xsave, shape.xsave_bytes)?;
+        }
+        if self.xcrs != present.xcrs {
+            vcpu.set_xcrs(&self.xcrs).map_err(failed("putting extended control registers back"))?;
+        }
+        if self.debug != present.debug {
+            vcpu.set_debug_regs(&self.debug).map_err(failed("putting debug registers back"))?;
+        }
+        if self.has_timer() || present.has_timer() || self.lapic.regs != present.lapic.regs {
+            vcpu.set_lapic(&self.lapic).map_err(failed("putting a local interrupt controller back"))?;
+        }
+        self.restore_tsc(vcpu, shape, tsc, host_tsc_gap)?;
+        // Both lists come from KVM's, in its order. A deadline is compared with the counter, which has moved.
+        let has_deadline = |state: &Self| state.msr(TSC_DEADLINE).is_some_and(|deadline| deadline != 0);
+        let writes_deadline = has_deadline(self) || has_deadline(present);
+        let entries = self.msrs.iter().copied().enumerate().filter(|(at, entry)| match entry.0 {
+            TSC => false,
+            TSC_DEADLINE => writes_deadline,
+            _ => present.msrs.get(*at) != Some(entry),
+        });
+        msrs::write(vcpu, entries.map(|(_, entry)| entry))?;
+        let put = vcpu.sync_regs_mut();
+        (put.regs, put.sregs, put.events) = (self.regs, self.sregs, self.events);
+        for part in [SyncReg::Register, SyncReg::SystemRegister, SyncReg::VcpuEvents] {
+            vcpu.set_sync_dirty_reg(part);
+        }
+        self.tell_that_it_stood(vcpu);
+        Ok(true)
+    }
+
+    /// Whether its local timer has more to it than what is in its registers.
+    fn has_timer(&self) -> bool {
+        let register = |at: usize| self.lapic.regs[at..at + 4].iter().any(|byte| *byte != 0);
+        register(LAPIC_TIMER_INITIAL) || self.msr(TSC_DEADLINE).is_some_and(|deadline| deadline != 0)
+    }
+
+    /// The counter goes on from where it stood, or jumps: `host_tsc_gap` is what the host's gained meanwhile without it.
+    fn restore_tsc(
+        &self,
+        vcpu: &VcpuFd,
+        shape: &Shape,
+        tsc: &mut Tsc,
+        host_tsc_gap: u64,
+    ) -> Result<(), MachineError> {
+        if shape.moves_tsc { tsc.set(vcpu, self.tsc_offset.wrapping_sub(host_tsc_gap)) } else { Ok(()) }
+    }
+
+    /// Tells the guest's watchdogs that it stood still.
+    fn tell_that_it_stood(&self, vcpu: &VcpuFd) {
+        let is_on = |index| self.msr(index).is_some_and(|at| at & 1 == 1);
+        if is_on(KVM_CLOCK) || is_on(KVM_CLOCK_OLD) {
+            // Refused by guests that have just let go of the paravirtual clock.
+            let _ = vcpu.kvmclock_ctrl();
+        }
     }
 
     fn msr(&self, index: u32) -> Option<u64> {

@@ -1,7 +1,7 @@
 use std::os::unix::thread::JoinHandleExt as _;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
@@ -9,16 +9,21 @@ use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use retrovisor_guest::MachineError;
 
+use super::core::Core;
+use super::shape::Shape;
 use crate::kvm::bus::{Address, Bus};
 use crate::kvm::device::Outcome;
 use crate::kvm::filter::enter_vcpu_thread;
-use crate::kvm::gate::Gate;
+use crate::kvm::gate::{Gate, Next};
 
 /// Pulls a thread out of the guest; its handler does nothing.
 const KICK: Signal = Signal::SIGUSR1;
 
 /// Most accesses of one instruction: KVM looks after this many of a string instruction whether to go on.
 const ACCESSES_MAX: usize = 1024;
+
+/// Looks at a lock before its holder is waited for by the system: about as long as reading a state takes.
+const SPINS_MAX: u32 = 4_000;
 
 /// A vCPU and the thread that runs it.
 pub(crate) struct Vcpu {
@@ -27,8 +32,8 @@ pub(crate) struct Vcpu {
 }
 
 struct Shared {
-    /// Held by the thread while it is in the guest, by whoever saves or restores while it is not.
-    fd: Mutex<VcpuFd>,
+    /// Held by the thread while it is in the guest or reads its state, by whoever restores while it does not.
+    core: Mutex<Core>,
     /// The flag in the page that this vCPU shares with KVM.
     immediate_exit: Flag,
 }
@@ -54,6 +59,7 @@ impl Vcpu {
     pub(crate) fn start(
         name: &str,
         mut fd: VcpuFd,
+        shape: Arc<Shape>,
         gate: Arc<Gate>,
         bus: Arc<Bus>,
     ) -> Result<Self, MachineError> {
@@ -66,7 +72,7 @@ impl Vcpu {
             }
         });
         let byte = NonNull::from(&mut fd.get_kvm_run().immediate_exit).cast();
-        let shared = Arc::new(Shared { fd: Mutex::new(fd), immediate_exit: Flag(byte) });
+        let shared = Arc::new(Shared { core: Mutex::new(Core::new(fd, shape)), immediate_exit: Flag(byte) });
         let thread = std::thread::Builder::new()
             .name(name.to_owned())
             .spawn({
@@ -77,9 +83,21 @@ impl Vcpu {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// The vCPU, to save or restore it. Waits for its thread to be out of the guest.
-    pub(crate) fn fd(&self) -> MutexGuard<'_, VcpuFd> {
+    /// The vCPU, to take or restore its state. Waits for its thread to be out of the guest and to have read the state.
+    pub(crate) fn core(&self) -> MutexGuard<'_, Core> {
+        for _ in 0..SPINS_MAX {
+            match self.shared.core.try_lock() {
+                Ok(core) => return core,
+                Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
+                Err(TryLockError::Poisoned(core)) => return core.into_inner(),
+            }
+        }
         self.shared.lock()
+    }
+
+    /// Whether its state is known, as it is a while after it was stopped.
+    pub(crate) fn is_known(&self) -> bool {
+        self.core().is_known()
     }
 
     /// Pulls the thread out of the guest, or keeps it from entering. The flag catches the moment before the entry, the
@@ -105,40 +123,64 @@ impl Drop for Vcpu {
 extern "C" fn ignore(_: nix::libc::c_int) {}
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, VcpuFd> {
-        self.fd.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn run(&self, gate: &Gate, bus: &Bus) {
-        if let Err(error) = enter_vcpu_thread() {
-            gate.give_up(format!("a vCPU's thread cannot be confined: {error}"));
-            return;
-        }
-        while gate.enter() {
-            {
-                let mut fd = self.lock();
-                self.immediate_exit.set(0);
-                bus.catch_up(|| gate.wants_stop());
-                while !gate.wants_stop() {
-                    if let Err(why) = turn(&mut fd, bus, gate) {
-                        gate.give_up(why);
-                    }
+        let confined = enter_vcpu_thread();
+        let mut look = 0;
+        loop {
+            let next = gate.enter(&mut look);
+            let mut core = self.lock();
+            match (next, &confined) {
+                (Next::End, _) => break,
+                (Next::Look, Err(_)) => gate.looked(),
+                (Next::Run, Err(error)) => {
+                    gate.give_up(format!("a vCPU's thread cannot be confined: {error}"));
+                    gate.leave();
                 }
-                // An access that left the guest is only finished by the next entry, which returns at once by the flag: but
-                // for an instruction with several accesses, each of which leaves the guest.
-                self.immediate_exit.set(1);
-                for _ in 0..ACCESSES_MAX {
-                    match turn(&mut fd, bus, gate) {
-                        Ok(Turn::Exit) => {}
-                        Ok(Turn::Interrupted) => break,
-                        Err(why) => {
-                            gate.give_up(why);
-                            break;
-                        }
+                (Next::Look, Ok(())) => {
+                    self.immediate_exit.set(1);
+                    core.settle_and_look();
+                    gate.looked();
+                }
+                (Next::Run, Ok(())) => {
+                    core.forget();
+                    self.immediate_exit.set(0);
+                    self.stay(&mut core.fd, gate, bus);
+                    gate.leave();
+                    // Nobody runs: what others do to this vCPU is done. Whoever stopped it finds the dirty pages meanwhile.
+                    if gate.wait_all_out() {
+                        core.look();
                     }
                 }
             }
-            gate.leave();
+        }
+    }
+
+    /// Runs the guest until the gate closes.
+    fn stay(&self, fd: &mut VcpuFd, gate: &Gate, bus: &Bus) {
+        bus.catch_up(|| gate.wants_stop());
+        let mut last = Ok(Turn::Exit);
+        while !gate.wants_stop() {
+            last = turn(fd, bus, gate);
+            if let Err(why) = &last {
+                gate.give_up(why.clone());
+            }
+        }
+        // An access that left the guest is only finished by the next entry, which returns at once by the flag: but
+        // for an instruction with several accesses, each of which leaves the guest.
+        self.immediate_exit.set(1);
+        for _ in 0..ACCESSES_MAX {
+            if matches!(last, Ok(Turn::Interrupted)) {
+                break;
+            }
+            last = turn(fd, bus, gate);
+            if let Err(why) = &last {
+                gate.give_up(why.clone());
+                break;
+            }
         }
     }
 }

@@ -1,0 +1,44 @@
+use std::sync::OnceLock;
+
+use kvm_ioctls::{Kvm, VcpuFd};
+use retrovisor_guest::MachineError;
+
+use super::msrs::MsrList;
+use super::tsc;
+
+/// What a vCPU's state consists of on this host, and in this machine.
+#[derive(Clone, Debug)]
+pub(crate) struct Shape {
+    pub(super) msrs: MsrList,
+    pub(super) xsave_bytes: usize,
+    /// Whether the time-stamp counter can be moved: a KVM that interprets guests may leave it to the hardware.
+    pub(super) moves_tsc: bool,
+    /// vCPUs that the machine has.
+    pub(super) vcpus: u32,
+    /// Ticks of the time-stamp counter in a millisecond.
+    pub(crate) tsc_khz: u32,
+}
+
+impl Shape {
+    /// Asks KVM; what does not change from machine to machine only once. `xsave_bytes`: what KVM says.
+    pub(crate) fn find(
+        kvm: &Kvm,
+        vcpu: &VcpuFd,
+        xsave_bytes: usize,
+        vcpus: u32,
+    ) -> Result<Self, MachineError> {
+        static ALWAYS: OnceLock<(MsrList, bool)> = OnceLock::new();
+        let (msrs, moves_tsc) = if let Some(known) = ALWAYS.get() {
+            known.clone()
+        } else {
+            let found = (MsrList::find(kvm, vcpu)?, tsc::can_move(vcpu));
+            ALWAYS.get_or_init(|| found).clone()
+        };
+        Ok(Self { msrs, xsave_bytes, moves_tsc, vcpus, tsc_khz: vcpu.get_tsc_khz().unwrap_or(0) })
+    }
+
+    /// Whether the guest's time-stamp counter can stand still over a stop.
+    pub(crate) fn moves_tsc(&self) -> bool {
+        self.moves_tsc
+    }
+}
