@@ -56,14 +56,18 @@ impl PageSet {
     pub fn insert_words(&mut self, first: u64, words: &[u64]) {
         let shift = first % 64;
         let skip = usize::try_from(first / 64).unwrap_or(usize::MAX);
-        for (at, word) in (skip..).zip(words) {
-            if let Some(low) = self.words.get_mut(at) {
-                *low |= word << shift;
+        if shift == 0 {
+            for (word, more) in self.words.iter_mut().skip(skip).zip(words) {
+                *word |= more;
             }
-            if shift > 0
-                && let Some(high) = self.words.get_mut(at + 1)
-            {
-                *high |= word >> (64 - shift);
+        } else {
+            for (at, word) in (skip..).zip(words) {
+                if let Some(low) = self.words.get_mut(at) {
+                    *low |= word << shift;
+                }
+                if let Some(high) = self.words.get_mut(at + 1) {
+                    *high |= word >> (64 - shift);
+                }
             }
         }
         let tail = self.layout.pages() % 64;

@@ -4,9 +4,11 @@
 pub mod bare;
 mod boot;
 mod bus;
+mod compare;
 mod config;
 mod console;
 mod device;
+mod dirty_log;
 mod disk;
 mod door;
 mod equipment;
@@ -24,6 +26,7 @@ mod vm;
 mod worker;
 
 pub use boot::Boot;
+pub use compare::compare_states;
 pub use config::{KvmConfig, MemorySource};
 pub use console::ConsoleInput;
 pub use console::output::ConsoleOutput;

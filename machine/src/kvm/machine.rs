@@ -21,8 +21,8 @@ use super::virtio::DeviceMemory;
 use super::vm::{Vm, VmState};
 use crate::ram::Ram;
 
-const VM_FORMAT: &str = "kvm-vm/1";
-const VCPU_FORMAT: &str = "kvm-vcpu/1";
+pub(super) const VM_FORMAT: &str = "kvm-vm/1";
+pub(super) const VCPU_FORMAT: &str = "kvm-vcpu/1";
 const DEVICE_FORMAT: &str = "kvm-device/";
 const VCPUS_MAX: u32 = 8;
 

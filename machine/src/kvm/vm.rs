@@ -2,13 +2,14 @@ use std::sync::Arc;
 
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MEM_LOG_DIRTY_PAGES,
-    KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_irqchip, kvm_pit_config, kvm_pit_state2,
-    kvm_userspace_memory_region,
+    KVM_PIT_SPEAKER_DUMMY, kvm_clock_data, kvm_irqchip, kvm_pit_channel_state, kvm_pit_config,
+    kvm_pit_state2, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VmFd};
 use retrovisor_guest::{ClockPolicy, MachineError, MemoryLayout, MemoryView as _, PageSet};
 use serde::{Deserialize, Serialize};
 
+use super::dirty_log::DirtyLog;
 use super::host::failed;
 use super::interrupt::VmLine;
 use super::vcpu::tsc;
@@ -22,6 +23,7 @@ const CHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQC
 pub(super) struct Vm {
     fd: Arc<VmFd>,
     layout: MemoryLayout,
+    log: DirtyLog,
 }
 
 /// Its state.
@@ -35,6 +37,28 @@ pub(super) struct VmState {
     host_ns: u64,
 }
 
+impl VmState {
+    /// Names the parts that differ, but for what time changes.
+    pub(super) fn differences(&self, other: &Self) -> Vec<&'static str> {
+        const NAMES: [&str; 3] = ["first PIC", "second PIC", "I/O APIC"];
+        let chips = self.chips.iter().zip(&other.chips).zip(NAMES);
+        let mut differing: Vec<_> =
+            chips.filter(|((left, right), _)| image(left) != image(right)).map(|(_, name)| name).collect();
+        // When the counts were loaded is told in the host's time.
+        let channel = |of: &kvm_pit_channel_state| kvm_pit_channel_state { count_load_time: 0, ..*of };
+        if !self.pit.channels.iter().map(channel).eq(other.pit.channels.iter().map(channel)) {
+            differing.push("timer");
+        }
+        differing
+    }
+}
+
+/// All bytes of a chip's state.
+fn image(chip: &kvm_irqchip) -> &[u8; 512] {
+    // SAFETY: all members of the union are plain data within these 512 bytes, which KVM wrote as a whole.
+    unsafe { &*(&raw const chip.chip.dummy).cast() }
+}
+
 impl Vm {
     /// Memory, interrupt controllers and timer, no vCPU.
     ///
@@ -46,7 +70,7 @@ impl Vm {
         fd.create_irq_chip().map_err(failed("creating the interrupt controllers"))?;
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..kvm_pit_config::default() };
         fd.create_pit2(pit).map_err(failed("creating the timer"))?;
-        Ok(Self { fd: Arc::new(fd), layout: ram.layout().clone() })
+        Ok(Self { fd: Arc::new(fd), layout: ram.layout().clone(), log: DirtyLog::default() })
     }
 
     pub(super) fn fd(&self) -> &VmFd {
@@ -59,15 +83,11 @@ impl Vm {
     }
 
     /// Adds the frames that vCPUs have written since the last call.
-    pub(super) fn take_dirty(&self, into: &mut PageSet) -> Result<(), MachineError> {
+    pub(super) fn take_dirty(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
         let mut first = 0;
         for (number, slot) in (0..).zip(self.layout.slots()) {
-            let length = usize::try_from(slot.length_bytes).unwrap_or(usize::MAX);
-            let log = self
-                .fd
-                .get_dirty_log(number, length)
-                .map_err(failed(format!("reading the dirty log of the memory at {}", slot.gpa)))?;
-            into.insert_words(first, &log);
+            let words = self.log.read(&self.fd, number, slot.pages())?;
+            into.insert_words(first, words);
             first += slot.pages();
         }
         Ok(())

@@ -1,9 +1,8 @@
 //! What the tests have in common of bare guests.
 
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::{Duration, Instant};
 
-use retrovisor_guest::{Gfn, Gpa, Machine, MemoryLayout, MemorySlot, PAGE_SIZE};
+use retrovisor_guest::{Gpa, Machine, MemoryLayout, MemorySlot};
 use retrovisor_machine::kvm::bare::{self, Writing};
 use retrovisor_machine::kvm::{Boot, KvmConfig, KvmMachine, MemorySource};
 
@@ -66,15 +65,4 @@ pub(crate) fn wait_rounds(machine: &dyn Machine, vcpus: u64, more: u64) {
         assert!(began.elapsed() < Duration::from_secs(30), "the guest does nothing");
         std::thread::yield_now();
     }
-}
-
-/// A hash of some of the guest's memory.
-pub(crate) fn memory_hash(machine: &dyn Machine, frames: impl Iterator<Item = Gfn>) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    let mut page = [0; PAGE_SIZE];
-    for gfn in frames {
-        machine.memory().read_page(gfn, &mut page).unwrap();
-        page.hash(&mut hasher);
-    }
-    hasher.finish()
 }

@@ -1,13 +1,10 @@
 use retrovisor_guest::{ClockPolicy, Machine as _, MachineState, PAGE_SIZE, Page, PageContent, PageSet};
 use retrovisor_machine::kvm::KvmMachine;
 
-use crate::bare;
-
 /// All of a small machine at one instant.
 pub(crate) struct Past {
     pub(crate) state: MachineState,
     pages: Vec<Page>,
-    pub(crate) hash: u64,
 }
 
 impl Past {
@@ -21,8 +18,12 @@ impl Past {
             machine.memory().read_page(gfn, &mut page).unwrap();
             page
         };
-        let pages = layout.gfns().map(read).collect();
-        Self { state, pages, hash: bare::memory_hash(machine, layout.gfns()) }
+        Self { pages: layout.gfns().map(read).collect(), state }
+    }
+
+    /// The contents of all frames, in order.
+    pub(crate) fn pages(&self) -> &[Page] {
+        &self.pages
     }
 
     /// Puts what differs back; the machine is paused. The frames that were written.

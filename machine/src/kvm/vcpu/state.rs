@@ -17,6 +17,7 @@ const KVM_CLOCK: u32 = 0x4b56_4d01;
 const KVM_CLOCK_OLD: u32 = 0x12;
 /// Where the timer's initial count lies in the local interrupt controller; 0: it does not run.
 const LAPIC_TIMER_INITIAL: usize = 0x380;
+const LAPIC_TIMER_CURRENT: usize = 0x390;
 /// Where a processor begins, in real mode.
 const RESET_RIP: u64 = 0xfff0;
 const CR0_PE: u64 = 1;
@@ -181,6 +182,34 @@ impl VcpuState {
             // Refused by guests that have just let go of the paravirtual clock.
             let _ = vcpu.kvmclock_ctrl();
         }
+    }
+
+    /// Names the parts that differ, but for what time changes.
+    pub(crate) fn differences(&self, other: &Self) -> Vec<String> {
+        let registers = |state: &Self| {
+            let mut registers = state.lapic.regs;
+            registers[LAPIC_TIMER_CURRENT..LAPIC_TIMER_CURRENT + 4].fill(0);
+            registers
+        };
+        let parts = [
+            ("run state", self.mp_state == other.mp_state),
+            ("registers", self.regs == other.regs),
+            ("system registers", self.sregs == other.sregs),
+            ("extended control registers", self.xcrs == other.xcrs),
+            ("debug registers", self.debug == other.debug),
+            ("local interrupt controller", registers(self) == registers(other)),
+            ("extended register area", self.xsave == other.xsave),
+            ("events", self.events == other.events),
+            ("the list of MSRs", self.msrs.len() == other.msrs.len()),
+        ];
+        let parts = parts.into_iter().filter(|(_, is_same)| !is_same).map(|(part, _)| part.to_owned());
+        let msrs = self.msrs.iter().zip(&other.msrs);
+        parts
+            .chain(
+                msrs.filter(|(left, right)| left != right && left.0 != TSC)
+                    .map(|(left, right)| format!("MSR {:#x}: {:#x}, {:#x}", left.0, left.1, right.1)),
+            )
+            .collect()
     }
 
     fn msr(&self, index: u32) -> Option<u64> {
