@@ -135,8 +135,7 @@ fn frames_of(kernel: &str, append: &'static str) {
 }
 
 fn frames_belong_to_whom_the_guest_says(setting: &Setting) {
-    let Some(mut guest) = Guest::start_on(setting, None) else { return };
-    guest.wait_for_shell();
+    let Some(mut guest) = Guest::boot_on(setting, None) else { return };
     guest.run("dd if=/dev/urandom of=/run/known bs=4096 count=13; mkdir -p /run/work/deep; cp /run/known /run/work/deep/copy");
     let areas: Vec<Area> = ["httpd", "syslogd"].iter().flat_map(|comm| areas_of(&mut guest, comm)).collect();
     let before = Told::ask(&mut guest);

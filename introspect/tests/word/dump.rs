@@ -66,8 +66,7 @@ impl Dump {
 /// Boots the guest, lets it set its scene, and stops it between two statements.
 fn take(place: &Path, key: &str, setting: &Setting) -> Option<()> {
     eprintln!("booting {} for {}", setting.folder.display(), place.display());
-    let mut guest = Guest::start_on(setting, None)?;
-    guest.wait_for_shell();
+    let mut guest = Guest::boot_on(setting, None)?;
     guest.run("start-stop-daemon -S -b -x /bin/witness -- scene /data/scene 'two words' caf\u{e9}; sleep 2");
     // What goes on by itself stands still: then nothing may be missing and nothing too much.
     let said =

@@ -21,11 +21,9 @@ static int __init hide_module_init(void)
 #ifdef CONFIG_MODULES_TREE_LOOKUP
 	if (deep && tree) {
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 4, 0)
-		for_class_mod_mem_type(type, text)
-			if (THIS_MODULE->mem[type].size)
-				latch_tree_erase(&THIS_MODULE->mem[type].mtn.node, (struct latch_tree_root *)tree, &no_order);
-		for_class_mod_mem_type(type, data)
-			if (THIS_MODULE->mem[type].size)
+		/* The start-up code leaves the tree by itself, later. */
+		for_each_mod_mem_type(type)
+			if (!mod_mem_type_is_init(type) && THIS_MODULE->mem[type].size)
 				latch_tree_erase(&THIS_MODULE->mem[type].mtn.node, (struct latch_tree_root *)tree, &no_order);
 #else
 		latch_tree_erase(&THIS_MODULE->core_layout.mtn.node, (struct latch_tree_root *)tree, &no_order);
