@@ -19,4 +19,15 @@ fn main() {
     put("catalogue", "seed-format-1".to_owned(), &fs::read(&catalogue).expect("a catalogue"));
     retrovisor_fuzz::migrate(dir.path());
     put("catalogue", "seed-newest".to_owned(), &fs::read(&catalogue).expect("a catalogue"));
+    for (at, (target, bytes)) in retrovisor_introspect::fuzzing::seeds().into_iter().enumerate() {
+        put(target, format!("seed-{at}"), &bytes);
+    }
+    for (at, (target, bytes)) in retrovisor_fuzz::kernel_seeds().into_iter().enumerate() {
+        put(target, format!("kernel-{at}"), &bytes);
+    }
+    for (at, bytes) in retrovisor_fuzz::guest_seeds().into_iter().enumerate() {
+        for target in ["guest", "guest_log", "guest_tasks", "guest_areas"] {
+            put(target, format!("seed-{at}"), &bytes);
+        }
+    }
 }

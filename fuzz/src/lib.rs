@@ -1,9 +1,12 @@
 //! What fuzzers begin from.
 
+mod guest;
+
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use guest::{ask_guest, guest_seeds, kernel_seeds};
 use retrovisor_guest::{Gfn, MemoryView as _, PAGE_SIZE};
 use retrovisor_snapshot::{Access, Store};
 

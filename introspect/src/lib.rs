@@ -11,6 +11,9 @@ mod difference;
 mod dump;
 mod error;
 pub mod fact;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod hash;
 mod image;
 mod introspector;
