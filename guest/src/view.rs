@@ -37,6 +37,13 @@ pub trait MemoryView {
         while done < into.len() {
             let at = gpa.checked_add(done as u64).ok_or(MemoryError::NotMemory { gpa })?;
             let offset = at.offset_in_page();
+            if offset == 0
+                && let Some(whole) = into[done..].first_chunk_mut()
+            {
+                self.read_page(at.gfn(), whole)?;
+                done += PAGE_SIZE;
+                continue;
+            }
             let length = (PAGE_SIZE - offset).min(into.len() - done);
             self.read_page(at.gfn(), &mut page)?;
             into[done..done + length].copy_from_slice(&page[offset..offset + length]);

@@ -1,5 +1,6 @@
 //! What reading a guest costs, on a dump of a stock Debian guest of 512 MiB: the first observation, a next one after
-//! 1,000 of the frames it reads have changed, and what of the first is finding the kernel.
+//! 1,000 of the frames it reads have changed, what of the first is finding the kernel, and whose each frame is. A raw dump has
+//! no names for contents: there everything that an observation needs is read again.
 //!
 //! Prints a table and writes `target/bench/introspect.json`: rows `{name, unit, p50, p99, n}`.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on panics")]
@@ -18,7 +19,7 @@ use std::{cell::RefCell, collections::BTreeSet, fs, path::PathBuf, time::Instant
 use dump::Dump;
 use live::Setting;
 use retrovisor_guest::{Gfn, MemoryError, MemoryLayout, MemoryView, Page, PageToken, ZERO_PAGE, is_zero};
-use retrovisor_introspect::{Introspector, Kernel};
+use retrovisor_introspect::{Introspector, Kernel, OwnerMap};
 
 const ROUNDS: u64 = 20;
 const NEXTS: u64 = 5;
@@ -100,18 +101,54 @@ fn main() {
             nexts.push(ms(&mut || drop(introspector.observe(&view, &dump.registers))));
         }
     }
+    let (mut raw_firsts, mut raw_tasks, mut raw_nexts) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let mut introspector = Introspector::new();
+        raw_firsts.push(ms(&mut || drop(introspector.observe(&dump.memory, &dump.registers))));
+        raw_tasks.push(ms(&mut || {
+            let kernel = Kernel::find(&dump.memory, &dump.registers).unwrap();
+            assert!(kernel.tasks(&dump.memory).len() > 10);
+        }));
+        for _ in 0..NEXTS {
+            raw_nexts.push(ms(&mut || drop(introspector.observe(&dump.memory, &dump.registers))));
+        }
+    }
+    let mut introspector = Introspector::new();
+    let observation = introspector.observe(&view, &dump.registers);
+    let kernel = introspector.kernel().unwrap();
+    let (mut maps, mut owners) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let mut map = None;
+        maps.push(ms(&mut || map = Some(OwnerMap::build(&kernel, &view, &observation))));
+        let map = map.unwrap();
+        // A thousand frames at a time: the clock is too coarse for one.
+        let gfns: Vec<Gfn> = view.layout.gfns().collect();
+        for some in gfns.chunks_exact(1000) {
+            let took = ms(&mut || {
+                for gfn in some {
+                    std::hint::black_box(map.explain(*gfn));
+                }
+            });
+            owners.push(took * 1e6 / 1000.0);
+        }
+    }
     let rows = [
-        ("introspect.first_ms/dump", firsts),
-        ("introspect.first_ms/find", finds),
-        ("introspect.next_ms/1000-dirty", nexts),
+        ("introspect.first_ms/dump", "ms", firsts),
+        ("introspect.first_ms/find", "ms", finds),
+        ("introspect.first_ms/raw", "ms", raw_firsts),
+        ("introspect.tasks_ms/raw", "ms", raw_tasks),
+        ("introspect.next_ms/1000-dirty", "ms", nexts),
+        ("introspect.next_ms/raw", "ms", raw_nexts),
+        ("introspect.owner_map_ms", "ms", maps),
+        ("introspect.owner_ns", "ns", owners),
     ];
     let mut json = Vec::new();
-    for (name, mut samples) in rows {
+    for (name, unit, mut samples) in rows {
         samples.sort_by(f64::total_cmp);
         let (p50, p99) = (samples[samples.len() / 2], samples[samples.len() * 99 / 100]);
-        println!("{name:<34} {p50:>10.2} ms p50 {p99:>10.2} ms p99 {:>5}", samples.len());
+        println!("{name:<34} {p50:>10.2} {unit} p50 {p99:>10.2} {unit} p99 {:>5}", samples.len());
         json.push(
-            serde_json::json!({ "name": name, "unit": "ms", "p50": p50, "p99": p99, "n": samples.len() }),
+            serde_json::json!({ "name": name, "unit": unit, "p50": p50, "p99": p99, "n": samples.len() }),
         );
     }
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/bench");

@@ -63,12 +63,17 @@ read_with_volatility linux.pslist >/dev/null 2>"$work/first" ||
     skip "Volatility cannot read this memory: $(tail -n 1 "$work/first")"
 pslist_ms=$(milliseconds "$work/pslist" read_with_volatility linux.pslist)
 lsmod_ms=$(milliseconds "$work/lsmod" read_with_volatility linux.lsmod)
-own_ms=$(milliseconds "$work/own" "$examples/export_isf" "$memory" "$registers" facts)
+milliseconds "$work/own" "$examples/export_isf" "$memory" "$registers" facts >/dev/null
+# The processes alone, as the plugin does: both are whole programs that start from nothing. The median of several.
+tasks_ms=$(for _ in 1 2 3 4 5 6 7 8 9; do
+    milliseconds "$work/tasks" "$examples/export_isf" "$memory" "$registers" tasks
+done | sort -n | sed -n 5p)
+[ "$tasks_ms" -gt 0 ] || tasks_ms=1
 
-python3 - "$work" "$pslist_ms" "$lsmod_ms" "$own_ms" <<'PYTHON'
+python3 - "$work" "$pslist_ms" "$lsmod_ms" "$tasks_ms" <<'PYTHON'
 import json, sys
 
-work, pslist_ms, lsmod_ms, own_ms = sys.argv[1], *map(int, sys.argv[2:])
+work, pslist_ms, lsmod_ms, tasks_ms = sys.argv[1], *map(int, sys.argv[2:])
 own = json.load(open(work + "/own"))
 tasks = {pid: comm for pid, comm in own["tasks"]}
 modules = set(own["modules"])
@@ -86,9 +91,9 @@ for what, ours, theirs in (("tasks", set(tasks.items()), set(vol_tasks.items()))
 rows = {
     "introspect.volatility_pslist_ms": pslist_ms,
     "introspect.volatility_lsmod_ms": lsmod_ms,
-    "introspect.process_ms": own_ms,
+    "introspect.tasks_process_ms": tasks_ms,
+    "introspect.volatility_ratio": round(pslist_ms / tasks_ms, 1),
     "introspect.first_ms": took,
-    "introspect.volatility_ratio": round(pslist_ms / took, 1),
 }
 for name, value in rows.items():
     print(f"{name:36} {value}")

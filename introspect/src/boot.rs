@@ -27,7 +27,7 @@ use crate::{
         processors, programs,
         protections::{self, Controls},
         sockets,
-        stacks::Stacks,
+        stacks::{Registers as UnwindRegisters, Stacks},
         syscalls::Syscalls,
         task_slabs::TaskSlabs,
         tasks::Tasks,
@@ -50,6 +50,7 @@ pub(crate) struct Boot {
     controls: Controls,
     forgeries: Forgeries,
     task_slabs: TaskSlabs,
+    unwind_registers: Option<UnwindRegisters>,
     seen_lines: SeenLines,
     pub(crate) module_symbols: ModuleSymbols,
 }
@@ -67,6 +68,7 @@ impl Boot {
             controls: Controls::new(),
             forgeries: Forgeries::default(),
             task_slabs: TaskSlabs::default(),
+            unwind_registers: None,
             seen_lines: SeenLines::default(),
             module_symbols: ModuleSymbols::default(),
         }
@@ -119,7 +121,7 @@ impl Boot {
         }
         self.module_symbols = symbols;
         let mut tasks = tasks.all;
-        if let Some(stacks) = Stacks::new(&probe, &modules) {
+        if let Some(stacks) = Stacks::new(&probe, &modules, &mut self.unwind_registers) {
             stacks.complete(&mut tasks, &self.module_symbols);
         }
         let (mut files, mut mounts) = (Files::default(), Vec::new());

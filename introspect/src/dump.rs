@@ -4,7 +4,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use retrovisor_guest::{Gfn, MemoryError, MemoryLayout, MemoryView, Page};
+use retrovisor_guest::{Gfn, Gpa, MemoryError, MemoryLayout, MemoryView, Page};
 
 use crate::Error;
 
@@ -46,13 +46,32 @@ impl MemoryView for RawDump {
     }
 
     fn read_page(&self, gfn: Gfn, into: &mut Page) -> Result<(), MemoryError> {
-        let index = self.layout.index(gfn).ok_or(MemoryError::NotMemory { gpa: gfn.gpa() })?;
-        self.file.read_exact_at(into, Gfn(index).gpa().0).map_err(|error| match error.kind() {
-            std::io::ErrorKind::UnexpectedEof => {
-                MemoryError::Damaged(format!("the dump {} was cut short at frame {gfn}", self.path.display()))
-            }
-            _ => MemoryError::Host(error),
-        })
+        self.read(gfn.gpa(), into)
+    }
+
+    fn read(&self, gpa: Gpa, into: &mut [u8]) -> Result<(), MemoryError> {
+        let mut done = 0;
+        while done < into.len() {
+            let at = gpa.checked_add(done as u64).ok_or(MemoryError::NotMemory { gpa })?;
+            let slot = self.layout.slots().iter().find(|slot| (slot.gpa..slot.end()).contains(&at));
+            let slot = slot.ok_or(MemoryError::NotMemory { gpa: at })?;
+            let index = self.layout.index(at.gfn()).ok_or(MemoryError::NotMemory { gpa: at })?;
+            // What lies in one slot lies together in the file.
+            let rest = usize::try_from(slot.end().0 - at.0).unwrap_or(usize::MAX).min(into.len() - done);
+            let offset = Gfn(index).gpa().0 + at.offset_in_page() as u64;
+            self.file.read_exact_at(&mut into[done..done + rest], offset).map_err(|error| {
+                if error.kind() == std::io::ErrorKind::UnexpectedEof {
+                    let path = self.path.display();
+                    return MemoryError::Damaged(format!(
+                        "the dump {path} was cut short after frame {}",
+                        at.gfn()
+                    ));
+                }
+                MemoryError::Host(error)
+            })?;
+            done += rest;
+        }
+        Ok(())
     }
 }
 
@@ -60,7 +79,7 @@ impl MemoryView for RawDump {
 mod tests {
     use std::io::Write;
 
-    use retrovisor_guest::{Gpa, MemorySlot};
+    use retrovisor_guest::MemorySlot;
 
     use super::*;
 
@@ -78,6 +97,10 @@ mod tests {
         let holed = RawDump::open_with_layout(file.path(), layout).unwrap();
         holed.read_page(Gpa(1 << 32).gfn(), &mut page).unwrap();
         assert_eq!(page[0], 2);
+        let mut both = [0; 6000];
+        flat.read(Gpa(1000), &mut both).unwrap();
+        assert_eq!((both[3095], both[3096]), (1, 2));
+        assert!(matches!(holed.read(Gpa(1000), &mut both), Err(MemoryError::NotMemory { .. })));
         file.as_file().set_len(4096).unwrap();
         assert!(matches!(holed.read_page(Gpa(1 << 32).gfn(), &mut page), Err(MemoryError::Damaged(_))));
     }

@@ -309,7 +309,7 @@ impl Guest {
             Question::Tasks => {
                 let Some(mut tasks) = Tasks::read(&probe) else { return };
                 let modules = Modules::read(&probe).unwrap_or_default();
-                if let Some(stacks) = Stacks::new(&probe, &modules) {
+                if let Some(stacks) = Stacks::new(&probe, &modules, &mut None) {
                     stacks.complete(&mut tasks.all, &crate::linux::module_symbols::ModuleSymbols::default());
                 }
             }

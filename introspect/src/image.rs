@@ -1,4 +1,4 @@
-use retrovisor_guest::{Gpa, PAGE_SIZE};
+use retrovisor_guest::{Gfn, Gpa, PAGE_SIZE};
 
 use crate::{pages::Pages, paging::AddressSpace};
 
@@ -22,6 +22,9 @@ const IMAGE_BYTES: std::ops::RangeInclusive<u64> = (4 << 20)..=(256 << 20);
 /// A real tree needs about 300 tables for the image; a hostile one ends here.
 const TABLES_MAX: u32 = 2048;
 
+/// Frames asked for at once: one call for a dump.
+const RUN_FRAMES: usize = 64;
+
 impl ImageRange {
     /// Looks at what a page-table tree maps where kernels are.
     pub(crate) fn find(pages: &Pages, space: AddressSpace) -> Option<Self> {
@@ -43,6 +46,33 @@ impl ImageRange {
         range.filter(|range| IMAGE_BYTES.contains(&range.bytes))
     }
 
+    /// The part of the image that page tables protect as constant data, where kallsyms and the types lie; `None` before the
+    /// kernel protects it.
+    pub(crate) fn constants(&self, pages: &Pages, space: AddressSpace) -> Option<Self> {
+        let (mut best, mut run) = (Self { bytes: 0, ..*self }, Self { bytes: 0, ..*self });
+        space.walk(
+            pages,
+            (self.virt, self.virt.checked_add(self.bytes)?.checked_sub(1)?),
+            &mut TABLES_MAX.clone(),
+            &mut |mapping| {
+                let offset = mapping.virt.wrapping_sub(self.virt);
+                let in_line = mapping.gpa.0.checked_sub(self.gpa.0) == Some(offset) && offset < self.bytes;
+                if !mapping.constant || !in_line {
+                    return;
+                }
+                if run.virt.checked_add(run.bytes) != Some(mapping.virt) {
+                    run = Self { virt: mapping.virt, gpa: mapping.gpa, bytes: 0 };
+                }
+                run.bytes += mapping.bytes.min(self.bytes - offset);
+                if run.bytes > best.bytes {
+                    best = run;
+                }
+            },
+            &mut |_, _, _| (),
+        );
+        (best.bytes > 0).then_some(best)
+    }
+
     pub(crate) fn contains(&self, virt: u64) -> bool {
         virt.checked_sub(self.virt).is_some_and(|offset| offset < self.bytes)
     }
@@ -52,9 +82,14 @@ impl ImageRange {
         let length = usize::try_from(self.bytes).unwrap_or(0);
         let mut bytes = vec![0; length];
         let (frames, _) = bytes.as_chunks_mut::<PAGE_SIZE>();
-        for (gfn, frame) in (self.gpa.gfn().0..).map(retrovisor_guest::Gfn).zip(frames) {
-            if !pages.view().known_zero(gfn) && pages.read_into(gfn, frame).is_none() {
-                frame.fill(0);
+        for (run, frames) in (self.gpa.gfn().0..).step_by(RUN_FRAMES).zip(frames.chunks_mut(RUN_FRAMES)) {
+            if pages.read_run(Gfn(run), frames).is_some() {
+                continue;
+            }
+            for (gfn, frame) in (run..).map(Gfn).zip(frames) {
+                if pages.view().known_zero(gfn) || pages.read_into(gfn, frame).is_none() {
+                    frame.fill(0);
+                }
             }
         }
         Image { virt: self.virt, bytes }

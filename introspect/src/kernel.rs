@@ -5,10 +5,13 @@ use retrovisor_guest::{Gpa, MemoryView, VcpuRegisters};
 use crate::{
     Error,
     btf::{self, Types},
+    fact::Task,
     image::{Image, ImageRange},
     kallsyms::Tables,
+    linux::tasks::Tasks,
     pages::Pages,
     paging::AddressSpace,
+    probe::Probe,
     reader::Reader,
     symbols::{Place, Symbols},
     vmcoreinfo::{Traces, VmcoreInfo},
@@ -91,15 +94,22 @@ impl Kernel {
     /// The kernel that these page tables map, or why there is none.
     fn at(pages: &Pages, space: AddressSpace, note: Option<&VmcoreInfo>) -> Result<Self, String> {
         let image_range = ImageRange::find(pages, space).ok_or("map no kernel image")?;
-        let image = image_range.read(pages);
-        let told = note.and_then(|note| tables_of(note, &image));
-        let tables = told.or_else(|| Tables::scan(&image)).ok_or("map an image without a symbol table")?;
+        // Symbols and types are constant data: less than half of the image.
+        let constants = image_range.constants(pages, space).map(|constants| constants.read(pages));
+        let found = constants.and_then(|image| Some((find_tables(note, &image)?, image)));
+        let (tables, mut image) = if let Some(found) = found {
+            found
+        } else {
+            let image = image_range.read(pages);
+            (find_tables(note, &image).ok_or("map an image without a symbol table")?, image)
+        };
         let symbols =
             tables.read(&image, &image_range).ok_or("map an image whose symbol table is damaged")?;
         let text = symbols.address("_text").or_else(|| symbols.address("_stext"));
         let start = text
             .filter(|text| image_range.contains(*text))
             .ok_or("map an image whose symbols lie elsewhere")?;
+        let whole = image_range;
         let image_range = ImageRange {
             virt: start,
             gpa: Gpa(image_range.gpa.0 + (start - image_range.virt)),
@@ -114,7 +124,11 @@ impl Kernel {
         if note.and_then(VmcoreInfo::release).is_some_and(|told| told != release) {
             return Err("map another kernel than the VMCOREINFO note names".into());
         }
-        let types = read_types(&image, &symbols);
+        let mut types = read_types(&image, &symbols);
+        if types.is_none() && (image.bytes.len() as u64) < whole.bytes {
+            image = whole.read(pages);
+            types = read_types(&image, &symbols);
+        }
         if types.is_none() {
             tracing::warn!(release, "this kernel has no readable BTF: only symbols and syscalls can be read");
         }
@@ -139,6 +153,16 @@ impl Kernel {
             }
         }
         Ok(kernel)
+    }
+
+    /// The tasks of a memory in which this kernel runs, and nothing else: threads too, by process, without what needs
+    /// the processes' own memory (arguments, executables) or the unwind table. Empty when they cannot be read.
+    #[must_use]
+    pub fn tasks(&self, view: &dyn MemoryView) -> Vec<Task> {
+        let pages = Pages::new(view);
+        let reader = Reader::new(&pages, self.space);
+        let tasks = Probe::new(self, &reader).and_then(|probe| Tasks::read(&probe));
+        tasks.map(|tasks| tasks.all).unwrap_or_default()
     }
 
     /// Whether this kernel is the one that runs in another memory (of the same guest, earlier or later).
@@ -292,6 +316,11 @@ impl std::fmt::Debug for Kernel {
             .field("types", &self.type_count())
             .finish_non_exhaustive()
     }
+}
+
+/// Where kallsyms is: where a note says, else by its structure.
+fn find_tables(note: Option<&VmcoreInfo>, image: &Image) -> Option<Tables> {
+    note.and_then(|note| tables_of(note, image)).or_else(|| Tables::scan(image))
 }
 
 /// Where a VMCOREINFO note of 6.0 and later says that kallsyms is, if its tables are really there.

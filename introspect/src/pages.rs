@@ -84,11 +84,51 @@ impl<'v> Pages<'v> {
         }
     }
 
+    /// Reads frames that follow one another, past the cache. `None` when one of them cannot be read, or is known to be
+    /// zeros: then they are asked for one by one.
+    pub(crate) fn read_run(&self, first: Gfn, into: &mut [Page]) -> Option<()> {
+        let frames = (first.0..).map(Gfn).take(into.len());
+        if frames.into_iter().any(|gfn| self.view.known_zero(gfn)) {
+            return None;
+        }
+        self.view.read(first.gpa(), into.as_flattened_mut()).ok()?;
+        self.read.set(self.read.get() + into.len() as u64);
+        Some(())
+    }
+
     /// The 64-bit word at `gpa`, which must be 8-aligned.
     pub(crate) fn word(&self, gpa: Gpa) -> Option<u64> {
         let page = self.frame(gpa.gfn())?;
         let offset = gpa.offset_in_page();
         page.get(offset..offset + 8)?.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
+    }
+}
+
+/// Frames of a view without names that were read, past the cache, before they are asked for: one call for many.
+#[derive(Default)]
+pub(crate) struct ReadAhead {
+    first: u64,
+    frames: Vec<Page>,
+}
+
+impl ReadAhead {
+    const FRAMES_MAX: usize = 64;
+
+    /// A frame; with it as many of those that follow as may be asked for next.
+    pub(crate) fn frame(&mut self, pages: &Pages, gfn: Gfn, run: usize) -> Option<&Page> {
+        let known = gfn.0.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
+        if let Some(at) = known.filter(|at| *at < self.frames.len()) {
+            return self.frames.get(at);
+        }
+        self.first = gfn.0;
+        self.frames.resize(run.clamp(1, Self::FRAMES_MAX), ZERO_PAGE);
+        if self.frames.len() == 1 || pages.read_run(gfn, &mut self.frames).is_none() {
+            self.frames.truncate(1);
+            if pages.read_into(gfn, self.frames.first_mut()?).is_none() {
+                self.frames.clear();
+            }
+        }
+        self.frames.first()
     }
 }
 

@@ -20,9 +20,13 @@ pub(crate) struct Mapping {
     pub(crate) gpa: Gpa,
     /// Bytes: 4 KiB, 2 MiB or 1 GiB.
     pub(crate) bytes: u64,
+    /// Whether it may be neither written nor executed.
+    pub(crate) constant: bool,
 }
 
 const PRESENT: u64 = 1;
+const WRITABLE: u64 = 1 << 1;
+const NO_EXECUTE: u64 = 1 << 63;
 const HUGE: u64 = 1 << 7;
 const CR0_PG: u64 = 1 << 31;
 const CR4_LA57: u64 = 1 << 12;
@@ -50,7 +54,8 @@ impl AddressSpace {
                 return None;
             }
             if let Some((gpa, bytes)) = leaf(entry, level) {
-                return Some(Mapping { virt: virt & !(bytes - 1), gpa, bytes });
+                let virt = virt & !(bytes - 1);
+                return Some(Mapping { virt, gpa, bytes, constant: is_constant(entry) });
             }
             table = Gpa(entry & ADDRESS);
         }
@@ -122,7 +127,7 @@ impl Walk<'_, '_> {
                 continue;
             }
             if let Some((gpa, bytes)) = leaf(entry, level) {
-                (self.each)(Mapping { virt, gpa, bytes });
+                (self.each)(Mapping { virt, gpa, bytes, constant: is_constant(entry) });
             } else if level > 1 && !self.descend(Gpa(entry & ADDRESS), level - 1, virt, levels) {
                 return false;
             }
@@ -135,6 +140,10 @@ impl Walk<'_, '_> {
 fn leaf(entry: u64, level: u8) -> Option<(Gpa, u64)> {
     let bytes = 1_u64 << (12 + 9 * u32::from(level - 1));
     (level == 1 || (level <= 3 && entry & HUGE != 0)).then(|| (Gpa(entry & ADDRESS & !(bytes - 1)), bytes))
+}
+
+fn is_constant(entry: u64) -> bool {
+    entry & (WRITABLE | NO_EXECUTE) == NO_EXECUTE
 }
 
 fn entry_index(virt: u64, level: u8) -> u64 {

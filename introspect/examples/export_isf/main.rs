@@ -3,7 +3,8 @@
 //!
 //! `cargo run --release -p retrovisor-introspect --example export_isf -- memory.raw registers.txt > symbols.json`
 //!
-//! With a third argument `facts` it writes the processes and modules that it reads itself, and how long that took.
+//! With a third argument `facts` it writes the processes and modules that it reads itself, and how long that took;
+//! with `tasks` it prints the processes and does nothing else.
 
 #[path = "../inspect_dump/registers.rs"]
 mod registers;
@@ -31,7 +32,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (memory, vcpus, facts) = match arguments.as_slice() {
         [memory, vcpus] => (memory, vcpus, false),
         [memory, vcpus, what] if what == "facts" => (memory, vcpus, true),
-        _ => return Err("usage: export_isf memory.raw registers.txt [facts]".into()),
+        [memory, vcpus, what] if what == "tasks" => return print_tasks(memory, vcpus),
+        _ => return Err("usage: export_isf memory.raw registers.txt [facts|tasks]".into()),
     };
     let dump = RawDump::open(Path::new(memory))?;
     let vcpus = registers::parse(&std::fs::read_to_string(vcpus)?);
@@ -75,6 +77,18 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut out = std::io::stdout().lock();
     serde_json::to_writer(&mut out, &file)?;
     out.write_all(b"\n")?;
+    Ok(())
+}
+
+/// The processes and nothing else, from nothing: what `linux.pslist` does.
+fn print_tasks(memory: &str, vcpus: &str) -> Result<(), Box<dyn Error>> {
+    let dump = RawDump::open(Path::new(memory))?;
+    let vcpus = registers::parse(&std::fs::read_to_string(vcpus)?);
+    let kernel = Kernel::find(&dump, &vcpus)?;
+    let mut out = std::io::stdout().lock();
+    for task in kernel.tasks(&dump).iter().filter(|task| task.pid == task.tgid) {
+        writeln!(out, "{:#018x} {:6} {:6} {}", task.address, task.pid, task.ppid, task.comm)?;
+    }
     Ok(())
 }
 

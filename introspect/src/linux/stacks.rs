@@ -56,15 +56,19 @@ const SAMPLE: u64 = 512;
 
 /// How this kernel numbers registers in its table.
 #[derive(Clone, Copy)]
-struct Registers {
+pub(crate) struct Registers {
     sp: u64,
     /// The stack pointer before the call.
     previous_sp: u64,
 }
 
 impl<'p, 'a> Stacks<'p, 'a> {
-    /// `None` when this kernel has no such table.
-    pub(crate) fn new(probe: &'p Probe<'a>, modules: &Modules) -> Option<Self> {
+    /// `None` when this kernel has no such table. How the table numbers registers is learnt once a boot.
+    pub(crate) fn new(
+        probe: &'p Probe<'a>,
+        modules: &Modules,
+        learnt: &mut Option<Registers>,
+    ) -> Option<Self> {
         let frame = |path: &str| probe.field("inactive_task_frame", path);
         let entry = |path: &str| probe.field("orc_entry", path);
         let fields = Fields {
@@ -95,7 +99,10 @@ impl<'p, 'a> Stacks<'p, 'a> {
             Some(bound("start")?..bound("end")?)
         };
         let uninteresting = ["sched", "lock"].into_iter().filter_map(range).collect();
-        let registers = Registers::learn(probe, &fields, tables.first()?)?;
+        let registers = match *learnt {
+            Some(registers) => registers,
+            None => *learnt.insert(Registers::learn(probe, &fields, tables.first()?)?),
+        };
         Some(Self { probe, fields, tables, uninteresting, registers, steps: RefCell::default() })
     }
 

@@ -6,6 +6,7 @@ use super::tasks::Tasks;
 use crate::{
     btf::Field,
     hash::{IntegerMap, IntegerSet},
+    pages::ReadAhead,
     probe::Probe,
 };
 
@@ -112,7 +113,7 @@ impl TaskSlabs {
         }
         let (pages, per_frame) = (probe.reader.pages(), PAGE / descriptor);
         let count = pages.view().layout().gfns().last().map_or(0, |last| last.0 + 1);
-        let mut slabs = Vec::new();
+        let (mut slabs, mut ahead) = (Vec::new(), ReadAhead::default());
         for number in 0..count.div_ceil(per_frame) {
             let virt = base.checked_add(number * PAGE)?;
             // Holes of guest memory have no descriptors.
@@ -122,7 +123,13 @@ impl TaskSlabs {
                 slabs.extend(known);
                 continue;
             }
-            let Some(frame) = pages.frame(gfn) else { continue };
+            // Where frames have no names all are read, many at once.
+            let kept = token.and_then(|_| pages.frame(gfn));
+            let frame = match &kept {
+                Some(kept) => Some(&**kept),
+                None => ahead.frame(pages, gfn, usize::MAX),
+            };
+            let Some(frame) = frame else { continue };
             let step = usize::try_from(descriptor).ok()?;
             let found: Vec<u64> = (number * per_frame..)
                 .zip(frame.chunks_exact(step))

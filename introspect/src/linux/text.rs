@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, ops::Range};
 use retrovisor_guest::{Gfn, Gpa, PAGE_SIZE, PageToken, ZERO_PAGE};
 
 use super::patching::{Lawful, LawfulSites};
-use crate::probe::Probe;
+use crate::{pages::ReadAhead, probe::Probe};
 
 /// What must stay as it is, as it stood when it was first seen: the code and constant data of the kernel, and of each
 /// module.
@@ -217,18 +217,19 @@ impl Region {
         gfn_of: &dyn Fn(u64) -> Option<Gfn>,
     ) -> u64 {
         let pages = lawful.code.probe.reader.pages();
-        let (mut differing, mut page) = (0, ZERO_PAGE);
+        let (mut differing, mut ahead) = (0, ReadAhead::default());
         for (frame, start) in self.frames.iter().zip(page_starts(&self.range)) {
             let gfn = gfn_of(start);
             let token = gfn.and_then(|gfn| pages.view().token(gfn));
             let same = token.is_some() && frame.token == token;
             let Some(before) = frame.bytes.as_deref().filter(|_| !same) else { continue };
             let Some(gfn) = gfn.or(frame.gfn) else { continue };
-            if pages.read_into(gfn, &mut page).is_none() || page == *before {
-                continue;
-            }
+            // Where frames have no names all are read, many at once.
+            let end = self.range.end.saturating_sub(start).div_ceil(PAGE_SIZE as u64);
+            let run = if token.is_none() { usize::try_from(end).unwrap_or(1) } else { 1 };
+            let Some(page) = ahead.frame(pages, gfn, run).filter(|page| *page != before) else { continue };
             differing += 1;
-            for run in runs(before, &page) {
+            for run in runs(before, page) {
                 let virt = start + run.start as u64;
                 let (before, now) = (&before[run.clone()], &page[run]);
                 let told = self.range.contains(&virt) && changes.unexplained.len() < CHANGES_MAX;
