@@ -3,6 +3,7 @@
 
 mod bare;
 mod console;
+mod disk;
 mod past;
 mod pausing;
 mod rollback;
