@@ -34,4 +34,5 @@ pub use disk::DiskConfig;
 pub use layout::memory_layout;
 pub use machine::KvmMachine;
 pub use template::{Template, TemplateWriter};
+pub use virtio::VirtioModel;
 pub use worker::{Confinement, Limits, RemoteConfig, RemoteMachine, worker_process};

@@ -40,6 +40,8 @@ pub(crate) struct Mmio<D> {
     device: D,
     first: Gpa,
     line: Box<dyn InterruptLine>,
+    /// How the line stands, which KVM does not tell.
+    raised: bool,
     memory: DeviceMemory,
     queues: Vec<Queue>,
     registers: Registers,
@@ -58,7 +60,7 @@ impl<D: VirtioDevice> Mmio<D> {
             doing: format!("making the queues of {}", device.format()),
             message: error.to_string(),
         })?;
-        Ok(Self { device, first, line, memory, queues, registers: Registers::default() })
+        Ok(Self { device, first, line, raised: false, memory, queues, registers: Registers::default() })
     }
 
     /// Work on the device that no driver asked for: something arrived. `None` without a driver that is ready.
@@ -102,7 +104,16 @@ impl<D: VirtioDevice> Mmio<D> {
 
     fn interrupt(&mut self, why: u32) {
         self.registers.interrupt_status |= why;
-        self.line.set(true);
+        self.set_line();
+    }
+
+    /// The line is raised while there is something that the driver has not acknowledged.
+    fn set_line(&mut self) {
+        let raised = self.registers.interrupt_status != 0;
+        if raised != self.raised {
+            self.raised = raised;
+            self.line.set(raised);
+        }
     }
 
     fn break_down(&mut self, Broken(why): Broken) {
@@ -119,7 +130,7 @@ impl<D: VirtioDevice> Mmio<D> {
         self.queues.iter_mut().for_each(Queue::reset);
         let config_generation = self.registers.config_generation;
         self.registers = Registers { config_generation, ..Registers::default() };
-        self.line.set(false);
+        self.set_line();
     }
 
     fn features(&self) -> u64 {
@@ -180,7 +191,7 @@ impl<D: VirtioDevice> Mmio<D> {
             }
             VIRTIO_MMIO_INTERRUPT_ACK => {
                 self.registers.interrupt_status &= !value;
-                self.line.set(self.registers.interrupt_status != 0);
+                self.set_line();
             }
             VIRTIO_MMIO_STATUS => self.set_status(value),
             _ => {}
@@ -320,7 +331,7 @@ impl<D: VirtioDevice> Device for Mmio<D> {
         }
         self.device.restore(&saved.device)?;
         (self.queues, self.registers) = (queues, saved.registers);
-        self.line.set(self.registers.interrupt_status != 0);
+        self.set_line();
         Ok(())
     }
 }
