@@ -91,7 +91,7 @@ make_tree() {
     cp "$programs"/{workload,witness} "$tree/bin/"
     ln -s workload "$tree/bin/runaway"
     cp "$sources/linux/init" "$tree/init"
-    cp "$sources"/linux/{housekeeper,shell-on-port} "$tree/bin/"
+    cp "$sources"/linux/{housekeeper,shell-on-port,fetcher} "$tree/bin/"
     echo "It works." >"$tree/srv/index.html"
     printf '%s\n' root:x:0:0:root:/root:/bin/sh daemon:x:1:1:daemon:/:/bin/false \
         work:x:1000:1000:work:/data:/bin/sh >"$tree/etc/passwd"

@@ -6,4 +6,4 @@ if ! command -v shellcheck >/dev/null; then
     exit 0
 fi
 shellcheck -x setup/guest.sh setup/kernels.sh setup/attackers.sh setup/compiler.sh setup/step.sh setup/test.sh setup/deny.sh setup/shellcheck.sh .ci/run
-shellcheck tests/guests/linux/init tests/guests/linux/housekeeper tests/guests/linux/shell-on-port
+shellcheck tests/guests/linux/init tests/guests/linux/housekeeper tests/guests/linux/shell-on-port tests/guests/linux/fetcher

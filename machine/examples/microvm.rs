@@ -28,6 +28,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             initrd: (initrd != "-").then(|| initrd.into()),
             append: append.clone(),
         },
+        nets: Vec::new(),
+        channel: false,
         paused: false,
     })?;
     let mut shown = 0;

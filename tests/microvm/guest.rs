@@ -9,9 +9,14 @@ pub(crate) const VCPUS: u32 = 2;
 
 /// The test guest in a microVM, with its disk; it waits for its first resume when `paused`.
 pub(crate) fn launch(paused: bool) -> KvmMachine {
+    KvmMachine::launch(&KvmConfig { paused, ..config("linux", "") }).unwrap()
+}
+
+/// The test guest in a microVM; `append` is added to the kernel's command line.
+pub(crate) fn config(name: &str, append: &str) -> KvmConfig {
     let image = GuestImage::files().unwrap();
-    KvmMachine::launch(&KvmConfig {
-        name: "linux".into(),
+    KvmConfig {
+        name: name.into(),
         layout: MemoryLayout::flat(256 << 20).unwrap(),
         memory: MemorySource::Fresh,
         vcpus: VCPUS,
@@ -24,11 +29,12 @@ pub(crate) fn launch(paused: bool) -> KvmMachine {
         boot: Boot::Linux {
             kernel: image.kernel,
             initrd: Some(image.initrd),
-            append: "console=ttyS0 quiet panic=-1".into(),
+            append: format!("console=ttyS0 quiet panic=-1 {append}"),
         },
-        paused,
-    })
-    .unwrap()
+        nets: Vec::new(),
+        channel: false,
+        paused: false,
+    }
 }
 
 /// What the guest said, cut where it was taken back: there a line may end in its middle, and another go on in its own.

@@ -4,4 +4,5 @@
 
 mod guest;
 mod lab;
+mod talking;
 mod time_travel;

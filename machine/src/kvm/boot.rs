@@ -2,6 +2,7 @@
 
 mod acpi;
 mod flat;
+mod generation;
 mod linux;
 mod long_mode;
 
@@ -15,6 +16,7 @@ use super::virtio::Window;
 use crate::ram::Ram;
 
 pub(super) use acpi::{POWER_PORT, POWER_PORTS, SLEEP_ENABLE, SLEEP_TYPE_OFF};
+pub(super) use generation::{GENERATION_ID, GENERATION_LINE};
 
 /// What the vCPUs run first.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -5,6 +5,8 @@ use retrovisor_guest::MemoryLayout;
 
 use super::boot::Boot;
 use super::disk::DiskConfig;
+use super::net::address::MacAddress;
+use super::net::link::NetBackend;
 use super::template::Template;
 
 /// What a microVM is made of.
@@ -22,8 +24,21 @@ pub struct KvmConfig {
     pub boot: Boot,
     /// Its disks, each in turn as `/dev/vda`, `/dev/vdb`…
     pub disks: Vec<DiskConfig>,
+    /// Its network interfaces, in order.
+    pub nets: Vec<NetConfig>,
+    /// Whether it has a control channel: a second console, `hvc0` in a Linux guest.
+    pub channel: bool,
     /// Whether it waits for [`retrovisor_guest::Machine::resume`] before the first instruction.
     pub paused: bool,
+}
+
+/// A network interface of a microVM.
+#[derive(Clone, Debug)]
+pub struct NetConfig {
+    /// What it is plugged into.
+    pub backend: NetBackend,
+    /// Its address; without one, it has [`MacAddress::of_machine`].
+    pub mac: Option<MacAddress>,
 }
 
 /// What a microVM's memory begins with.

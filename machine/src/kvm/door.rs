@@ -18,11 +18,15 @@ impl Door {
 
     /// Lets every device take the input that waits for it, if the machine runs. Who resumes it knocks again.
     pub(super) fn knock(&self) {
-        if self.gate.try_enter() {
-            if let Some(bus) = self.bus.upgrade() {
-                bus.take_input();
-            }
-            self.gate.leave();
+        if let (Some(_inside), Some(bus)) = (self.gate.try_pass(), self.bus.upgrade()) {
+            bus.take_input();
         }
+    }
+
+    /// Waits until the machine runs, then does some work on a device, which must be short: a pause waits for it. `None`
+    /// when the machine is over.
+    pub(super) fn pass<R>(&self, work: impl FnOnce() -> R) -> Option<R> {
+        let _inside = self.gate.pass()?;
+        Some(work())
     }
 }

@@ -6,7 +6,9 @@ use super::console::output::ConsoleOutput;
 use super::console::pending::Pending;
 use super::device::{Power, Reset, Serial};
 use super::disk::DiskSet;
-use super::virtio::{Block, DeviceMemory, Rng, VirtioSlots, Window};
+use super::net::address::MacAddress;
+use super::net::receiver::Interface;
+use super::virtio::{Block, Console, DeviceMemory, Rng, VirtioSlots, Window};
 use super::vm::Vm;
 use crate::ram::Ram;
 
@@ -20,6 +22,14 @@ pub(super) struct Equipment {
     /// Where virtio devices are found, to be told to the guest.
     pub(super) windows: Vec<Window>,
     pub(super) disks: DiskSet,
+    pub(super) console: Ends,
+    pub(super) channel: Option<Ends>,
+    pub(super) interfaces: Vec<Interface>,
+}
+
+/// Our side of a console.
+#[derive(Clone, Default)]
+pub(super) struct Ends {
     pub(super) output: ConsoleOutput,
     pub(super) input: Pending,
 }
@@ -27,10 +37,11 @@ pub(super) struct Equipment {
 impl Equipment {
     /// Makes the devices. Their order is that of their states in a checkpoint, and of their windows.
     pub(super) fn new(config: &KvmConfig, vm: &Vm, ram: &Ram) -> Result<Self, MachineError> {
-        let (output, input) = (ConsoleOutput::default(), Pending::default());
+        let console = Ends::default();
+        let channel = config.channel.then(Ends::default);
         let memory = DeviceMemory::over(ram)?;
         let mut bus = Bus::default();
-        bus.add(Serial::new(vm.line(SERIAL_LINE), output.clone(), input.clone()));
+        bus.add(Serial::new(vm.line(SERIAL_LINE), console.output.clone(), console.input.clone()));
         bus.add(Reset);
         bus.add(Power);
         let mut virtio = VirtioSlots::new(vm, &memory);
@@ -39,7 +50,16 @@ impl Equipment {
         for overlay in overlays {
             virtio.add(&mut bus, Block::new(overlay))?;
         }
+        if let Some(ends) = channel.clone() {
+            virtio.add(&mut bus, Console::new(ends.output, ends.input))?;
+        }
+        let mut interfaces = Vec::new();
+        for (index, net) in config.nets.iter().enumerate() {
+            let mac = net.mac.unwrap_or_else(|| MacAddress::of_machine(&config.name, index));
+            let interface = Interface::plug(&net.backend, index, mac, |device| virtio.add(&mut bus, device))?;
+            interfaces.push(interface);
+        }
         let windows = virtio.windows().to_vec();
-        Ok(Self { bus, memory, windows, disks, output, input })
+        Ok(Self { bus, memory, windows, disks, console, channel, interfaces })
     }
 }

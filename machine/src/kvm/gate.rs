@@ -46,6 +46,15 @@ enum Phase {
     Over,
 }
 
+/// A thread that passed the gate, and leaves when this is dropped: also when it panics.
+pub(super) struct Inside<'a>(&'a Gate);
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
 impl Gate {
     /// A vCPU thread waits here until there is something to do. `look`: which request to read its state it has seen last.
     pub(super) fn enter(&self, look: &mut u64) -> Next {
@@ -97,13 +106,29 @@ impl Gate {
         inner.phase == Phase::Stopped
     }
 
-    /// A thread that brings input from outside enters like one of a vCPU, but does not wait: `false` when the machine does
-    /// not run.
-    pub(super) fn try_enter(&self) -> bool {
+    /// A thread that brings input from outside waits here until the machine runs, and is inside as long as what is returned
+    /// lives. `None` when it shall end.
+    pub(super) fn pass(&self) -> Option<Inside<'_>> {
+        let mut inner = self.lock();
+        loop {
+            match inner.phase {
+                Phase::Over => return None,
+                Phase::Running => break,
+                Phase::Stopped => inner = self.wait(inner),
+            }
+        }
+        self.step(&mut inner, 1);
+        drop(inner);
+        Some(Inside(self))
+    }
+
+    /// As [`Gate::pass`], without waiting: `None` when the machine does not run.
+    pub(super) fn try_pass(&self) -> Option<Inside<'_>> {
         let mut inner = self.lock();
         let running = inner.phase == Phase::Running;
         self.step(&mut inner, usize::from(running).cast_signed());
-        running
+        drop(inner);
+        running.then(|| Inside(self))
     }
 
     /// A vCPU thread has left the guest, with what it had to do there done.

@@ -5,16 +5,18 @@ use retrovisor_guest::{
     MachineIdentity, MachineState, MemoryView, PageContent, PageSet, RunState, StateSection,
 };
 
+use super::boot::{GENERATION_ID, GENERATION_LINE};
 use super::bus::Bus;
 use super::config::{KvmConfig, MemorySource};
 use super::console::ConsoleInput;
 use super::console::output::ConsoleOutput;
-use super::console::pending::Pending;
 use super::disk::DiskSet;
 use super::door::Door;
-use super::equipment::Equipment;
+use super::equipment::{Ends, Equipment};
 use super::gate::Gate;
 use super::host::{self, failed};
+use super::interrupt::{InterruptLine as _, VmLine};
+use super::net::receiver::Receiver;
 use super::state::{decode, encode};
 use super::vcpu::{Shape, Vcpu, VcpuState, cpuid};
 use super::virtio::DeviceMemory;
@@ -31,6 +33,8 @@ pub struct KvmMachine {
     identity: MachineIdentity,
     // The order of these is the order in which they end: vCPUs before the VM, the VM before its memory.
     vcpus: Vec<Vcpu>,
+    /// Kept for their end.
+    _receivers: Vec<Receiver>,
     gate: Arc<Gate>,
     bus: Arc<Bus>,
     vm: Vm,
@@ -40,8 +44,9 @@ pub struct KvmMachine {
     disks: DiskSet,
     shape: Arc<Shape>,
     door: Door,
-    output: ConsoleOutput,
-    input: Pending,
+    console: Ends,
+    channel: Option<Ends>,
+    generation_line: VmLine,
     /// Nobody has asked yet: the whole memory counts as dirty.
     unseen: bool,
     /// Memory of another instant, whose state was not applied yet.
@@ -67,28 +72,19 @@ impl KvmMachine {
             });
         }
         let kvm = host::open()?;
-        let ram = match &config.memory {
-            MemorySource::Fresh => Ram::anonymous(config.layout.clone())?,
-            MemorySource::Shared(file) => Ram::shared(config.layout.clone(), Arc::clone(file), 0)?,
-            MemorySource::Template(template) => {
-                if *template.layout() != config.layout {
-                    return Err(mismatch(
-                        "the layout of a template's memory",
-                        "another one",
-                        "this machine's",
-                    ));
-                }
-                Ram::private(config.layout.clone(), template.file())?
-            }
-        };
+        let ram = map_memory(config)?;
         let vm = Vm::new(&kvm, &ram)?;
-        let Equipment { bus, memory, windows, disks, output, input } = Equipment::new(config, &vm, &ram)?;
+        let Equipment { bus, memory, windows, disks, console, channel, interfaces } =
+            Equipment::new(config, &vm, &ram)?;
         let entry = match &config.memory {
             MemorySource::Fresh | MemorySource::Shared(_) => {
                 Some(config.boot.load(&ram, &config.layout, config.vcpus, &windows)?)
             }
             MemorySource::Template(_) => None,
         };
+        if entry.is_some() {
+            memory.write(GENERATION_ID, &generation_id()?)?;
+        }
         let bus = Arc::new(bus);
         let gate = Arc::new(Gate::default());
         let door = Door::new(Arc::clone(&gate), &bus);
@@ -125,6 +121,13 @@ impl KvmMachine {
             let name = format!("vcpu{number}:{}", config.name);
             vcpus.push(Vcpu::start(&name, fd, Arc::clone(&shape), Arc::clone(&gate), Arc::clone(&bus))?);
         }
+        let mut receivers = Vec::new();
+        for interface in interfaces {
+            let started = interface.start(door.clone());
+            // The threads that are there wait for the gate.
+            receivers.push(started.inspect_err(|_| gate.end(|| ()))?);
+        }
+        let generation_line = vm.line(GENERATION_LINE);
         let mut machine = Self {
             identity: MachineIdentity {
                 name: config.name.clone(),
@@ -135,6 +138,7 @@ impl KvmMachine {
                 layout: config.layout.clone(),
             },
             vcpus,
+            _receivers: receivers,
             gate,
             bus,
             vm,
@@ -143,8 +147,9 @@ impl KvmMachine {
             disks,
             shape,
             door,
-            output,
-            input,
+            console,
+            channel,
+            generation_line,
             unseen: true,
             needs_state: entry.is_none(),
         };
@@ -157,19 +162,42 @@ impl KvmMachine {
     /// What the guest wrote to its serial port, the newest mebibyte.
     #[must_use]
     pub fn console(&self) -> Vec<u8> {
-        self.output.bytes()
+        self.console.output.bytes()
     }
 
     /// What the guest writes to its serial port, to be followed from anywhere.
     #[must_use]
     pub fn console_output(&self) -> ConsoleOutput {
-        self.output.clone()
+        self.console.output.clone()
     }
 
     /// What types into the guest's serial port, from anywhere.
     #[must_use]
     pub fn console_input(&self) -> ConsoleInput {
-        ConsoleInput::new(self.input.clone(), self.door.clone())
+        ConsoleInput::new(self.console.input.clone(), self.door.clone())
+    }
+
+    /// The control channel, if the machine has one: what types into the guest's second console, and what it writes there.
+    #[must_use]
+    pub fn channel(&self) -> Option<(ConsoleInput, ConsoleOutput)> {
+        let ends = self.channel.clone()?;
+        Some((ConsoleInput::new(ends.input, self.door.clone()), ends.output))
+    }
+
+    /// The identifier by which the guest knows whether it is the only one with its past.
+    pub fn generation_id(&self) -> Result<[u8; 16], MachineError> {
+        let mut id = [0; 16];
+        self.ram.read(GENERATION_ID, &mut id)?;
+        Ok(id)
+    }
+
+    /// Gives the guest another identifier and tells it so: a Linux guest with the driver (`CONFIG_VMGENID`) then makes its
+    /// random numbers anew. Needs a paused machine, and comes after [`Machine::apply_state`], which brings back the old one.
+    pub fn set_generation_id(&mut self, id: [u8; 16]) -> Result<(), MachineError> {
+        self.needs_pause("changing the generation identifier")?;
+        self.device_memory.write(GENERATION_ID, &id)?;
+        self.generation_line.pulse();
+        Ok(())
     }
 
     /// Whether the guest's time-stamp counter can stand still with it. A KVM that interprets guests may leave the counter
@@ -353,4 +381,26 @@ impl Machine for KvmMachine {
 
 fn mismatch(what: &str, expected: &str, found: &str) -> MachineError {
     MachineError::Mismatch { what: what.into(), expected: expected.into(), found: found.into() }
+}
+
+/// One that no other machine has.
+fn generation_id() -> Result<[u8; 16], MachineError> {
+    let mut id = [0; 16];
+    rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty()).map_err(|errno| {
+        MachineError::Io { doing: "making a generation identifier".into(), source: errno.into() }
+    })?;
+    Ok(id)
+}
+
+fn map_memory(config: &KvmConfig) -> Result<Ram, MachineError> {
+    match &config.memory {
+        MemorySource::Fresh => Ram::anonymous(config.layout.clone()),
+        MemorySource::Shared(file) => Ram::shared(config.layout.clone(), Arc::clone(file), 0),
+        MemorySource::Template(template) => {
+            if *template.layout() != config.layout {
+                return Err(mismatch("the layout of a template's memory", "another one", "this machine's"));
+            }
+            Ram::private(config.layout.clone(), template.file())
+        }
+    }
 }

@@ -6,11 +6,13 @@
 
 mod block;
 mod chain;
+mod console;
 mod device;
 mod dirty;
 mod memory;
 mod mmio;
 mod model;
+mod net;
 mod queues;
 mod rng;
 mod saved;
@@ -18,10 +20,12 @@ mod slots;
 
 pub(super) use block::Block;
 pub(super) use chain::{Chain, Cursor};
+pub(super) use console::Console;
 pub(super) use device::{Broken, VirtioDevice};
 pub(super) use memory::DeviceMemory;
 pub(super) use mmio::Mmio;
 pub use model::VirtioModel;
+pub(super) use net::{Net, Progress};
 pub(super) use queues::Queues;
 pub(super) use rng::Rng;
 pub(super) use slots::{VirtioSlots, WINDOW_BYTES, Window};

@@ -22,6 +22,8 @@ pub(crate) fn config(layout: MemoryLayout, vcpus: u32, boot: Boot) -> KvmConfig 
         vcpus,
         boot,
         disks: Vec::new(),
+        nets: Vec::new(),
+        channel: false,
         paused: true,
     }
 }

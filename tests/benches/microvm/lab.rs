@@ -156,6 +156,8 @@ pub(crate) fn config(memory: MemorySource) -> KvmConfig {
         vcpus: 1,
         boot: bare::writer(),
         disks: Vec::new(),
+        nets: Vec::new(),
+        channel: false,
         paused: true,
     }
 }

@@ -7,6 +7,7 @@ use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, aml};
 use retrovisor_guest::{Gpa, MachineError};
 
+use super::generation;
 use crate::kvm::virtio::{WINDOW_BYTES, Window};
 use crate::ram::Ram;
 
@@ -103,6 +104,7 @@ fn dsdt(virtio: &[Window]) -> Sdt {
     for (number, window) in virtio.iter().enumerate() {
         VirtioNode { number, window: *window }.to_aml_bytes(&mut body);
     }
+    generation::describe(&mut body);
     aml::Name::new("_S5_".into(), &aml::Package::new(vec![&SLEEP_TYPE_OFF])).to_aml_bytes(&mut body);
     let mut table = Sdt::new(*b"DSDT", 36, DSDT_REVISION, OEM, TABLE, REVISION);
     table.append_slice(&body);

@@ -3,9 +3,6 @@ use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Output that is kept for whoever looks, in bytes.
-const KEPT_BYTES_MAX: usize = 1 << 20;
-
 /// What a guest has said, the newest mebibyte of it. Clones are the same output; it may be read while the machine is
 /// elsewhere.
 ///
@@ -34,6 +31,9 @@ impl Said {
 }
 
 impl ConsoleOutput {
+    /// Bytes that are kept for whoever looks.
+    pub const KEPT_BYTES_MAX: usize = 1 << 20;
+
     /// A copy of what is there.
     #[must_use]
     pub fn bytes(&self) -> Vec<u8> {
@@ -79,7 +79,7 @@ impl Write for ConsoleOutput {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut said = self.lock();
         said.kept.extend(bytes);
-        let excess = said.kept.len().saturating_sub(KEPT_BYTES_MAX);
+        let excess = said.kept.len().saturating_sub(Self::KEPT_BYTES_MAX);
         said.kept.drain(..excess);
         said.first += excess as u64;
         drop(said);
@@ -103,12 +103,12 @@ mod tests {
         assert_eq!(output.since(0), (b"hello".to_vec(), 5));
         assert_eq!(output.since(3), (b"lo".to_vec(), 5));
         assert_eq!(output.since(9), (Vec::new(), 5));
-        output.write_all(&vec![b'x'; KEPT_BYTES_MAX]).unwrap();
+        output.write_all(&vec![b'x'; ConsoleOutput::KEPT_BYTES_MAX]).unwrap();
         output.write_all(b"yz").unwrap();
-        let end = KEPT_BYTES_MAX as u64 + 7;
+        let end = ConsoleOutput::KEPT_BYTES_MAX as u64 + 7;
         assert_eq!(output.since(end - 3), (b"xyz".to_vec(), end));
         let (kept, next) = output.since(2);
-        assert_eq!((kept.len(), next, output.end()), (KEPT_BYTES_MAX, end, end));
+        assert_eq!((kept.len(), next, output.end()), (ConsoleOutput::KEPT_BYTES_MAX, end, end));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::kvm::interrupt::{InterruptLine as _, VmLine};
 const PORT: u16 = 0x3f8;
 /// What its receiver holds.
 const FIFO_BYTES: usize = 64;
+
 /// A 16550A, the console.
 pub(crate) struct Serial {
     uart: Uart<Line, NoEvents, ConsoleOutput>,

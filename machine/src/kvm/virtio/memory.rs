@@ -1,9 +1,10 @@
 use std::sync::Arc;
 
-use retrovisor_guest::{MachineError, PAGE_SHIFT, PageSet};
+use retrovisor_guest::{Gpa, MachineError, MemoryError, PAGE_SHIFT, PageSet};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
-    GuestMemoryBackend as _, GuestMemoryMmap, GuestMemoryRegion as _, GuestRegionMmap, MmapRegion,
+    Bytes as _, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap, GuestMemoryRegion as _,
+    GuestRegionMmap, MmapRegion,
 };
 
 use super::dirty::DirtyLog;
@@ -51,6 +52,12 @@ impl DeviceMemory {
         &self.0.map
     }
 
+    /// Writes bytes within one slot.
+    pub(crate) fn write(&self, at: Gpa, bytes: &[u8]) -> Result<(), MemoryError> {
+        let written = self.map().write_slice(bytes, GuestAddress(at.0));
+        written.map_err(|error| MemoryError::Host(std::io::Error::other(error)))
+    }
+
     /// Adds the frames that devices have written since the last call.
     pub(crate) fn take_dirty(&self, into: &mut PageSet) {
         let mut first = 0;
@@ -65,7 +72,6 @@ impl DeviceMemory {
 #[cfg(test)]
 mod tests {
     use retrovisor_guest::{Gpa, MemoryLayout, MemorySlot};
-    use vm_memory::{Bytes as _, GuestAddress};
 
     use super::*;
 

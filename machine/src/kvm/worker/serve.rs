@@ -89,7 +89,17 @@ impl Worker {
         let (memory, log) = (Arc::new(File::from(memory)), File::from(log));
         let dirty = PageSet::empty(&layout);
         let source = MemorySource::Shared(Arc::clone(&memory));
-        let config = KvmConfig { name, layout, memory: source, vcpus, boot, disks: Vec::new(), paused: true };
+        let config = KvmConfig {
+            name,
+            layout,
+            memory: source,
+            vcpus,
+            boot,
+            disks: Vec::new(),
+            nets: Vec::new(),
+            channel: false,
+            paused: true,
+        };
         let machine = KvmMachine::launch_after(&config, || confine::late(limits, &mut confinement))?;
         console::serve(console, owner, log, &machine)?;
         Ok((Self { machine, memory, confinement, dirty }, detached))

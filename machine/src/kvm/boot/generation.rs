@@ -1,0 +1,54 @@
+use acpi_tables::{Aml, aml};
+use retrovisor_guest::Gpa;
+
+/// Where the machine's generation identifier lies, 16 bytes: in a page that no guest takes for memory.
+pub(crate) const GENERATION_ID: Gpa = Gpa(0xd_f000);
+/// The line that says that it changed.
+pub(crate) const GENERATION_LINE: u32 = 9;
+/// What the device is told then: its status changed.
+const CHANGED: u8 = 0x80;
+
+/// The generation identifier as a device, and the one that turns its interrupt into a notification: machines without
+/// the registers of full ACPI have no other way.
+pub(super) fn describe(body: &mut Vec<u8>) {
+    let path = "_SB_.VGEN";
+    aml::Device::new(
+        path.into(),
+        vec![
+            &aml::Name::new("_HID".into(), &"RTRV0001"),
+            // The name in the specification, and the one that fits systems which keep eight letters.
+            &aml::Name::new("_CID".into(), &aml::Package::new(vec![&"VM_Gen_Counter", &"VMGENCTR"])),
+            &aml::Name::new("_DDN".into(), &"VM_Gen_Counter"),
+            // The lower and the upper half of its address.
+            &aml::Name::new("ADDR".into(), &aml::Package::new(vec![&GENERATION_ID.0, &aml::ZERO])),
+        ],
+    )
+    .to_aml_bytes(body);
+    aml::Device::new(
+        "_SB_.GED0".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &"ACPI0013"),
+            &aml::Name::new("_UID".into(), &aml::ZERO),
+            &aml::Name::new(
+                "_CRS".into(),
+                &aml::ResourceTemplate::new(vec![&aml::Interrupt::new(
+                    true,
+                    true,
+                    false,
+                    false,
+                    GENERATION_LINE,
+                )]),
+            ),
+            &aml::Method::new(
+                "_EVT".into(),
+                1,
+                true,
+                vec![&aml::If::new(
+                    &aml::Equal::new(&aml::Arg(0), &GENERATION_LINE),
+                    vec![&aml::Notify::new(&aml::Path::new(path), &CHANGED)],
+                )],
+            ),
+        ],
+    )
+    .to_aml_bytes(body);
+}

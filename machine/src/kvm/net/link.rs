@@ -1,0 +1,117 @@
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use retrovisor_guest::MachineError;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
+
+use super::{FRAME_BYTES_MAX, tap};
+
+/// What a network device of a machine is plugged into.
+#[derive(Clone, Debug)]
+pub enum NetBackend {
+    /// The [`super::hub::Hub`] that listens there. When it comes back after it was gone, so does the link.
+    Hub(PathBuf),
+    /// A connection to a hub that someone else has made: a `SOCK_SEQPACKET` socket, or one of datagrams, of which each
+    /// packet is a frame.
+    Socket(Arc<OwnedFd>),
+    /// A tap of the host's, by name; it is made if the caller may.
+    Tap(String),
+}
+
+/// An open way for frames.
+pub(crate) struct Link {
+    fd: OwnedFd,
+    /// A socket, not a tap.
+    socket: bool,
+}
+
+/// What there is to receive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Received {
+    /// A frame of so many bytes.
+    Frame(usize),
+    /// No frame now.
+    Nothing,
+    /// No frame any more: the other side is gone.
+    Closed,
+}
+
+impl Link {
+    /// Plugs in.
+    pub(crate) fn open(backend: &NetBackend) -> Result<Self, MachineError> {
+        match backend {
+            NetBackend::Hub(path) => {
+                let fd = connect(path).map_err(|error| MachineError::Config {
+                    what: format!("no hub answers at {}: {error}", path.display()),
+                    help: "Start one there, or use another network".into(),
+                })?;
+                Ok(Self { fd, socket: true })
+            }
+            NetBackend::Socket(fd) => {
+                let failed = |source: io::Error| MachineError::Io {
+                    doing: "taking over a connection to a hub".into(),
+                    source,
+                };
+                let fd = fd.try_clone().map_err(failed)?;
+                rustix::io::ioctl_fionbio(&fd, true).map_err(|errno| failed(errno.into()))?;
+                Ok(Self { fd, socket: true })
+            }
+            NetBackend::Tap(name) => Ok(Self { fd: tap::open(name)?, socket: false }),
+        }
+    }
+
+    /// Sends a frame, or loses it where there is no room, as networks do.
+    pub(crate) fn send(&self, frame: &[u8]) {
+        let sent = if self.socket {
+            rustix::net::send(&self.fd, frame, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
+        } else {
+            rustix::io::write(&self.fd, frame)
+        };
+        match sent {
+            Ok(_) | Err(Errno::AGAIN | Errno::NOBUFS | Errno::PIPE | Errno::CONNRESET) => {}
+            Err(errno) => tracing::debug!(%errno, "a frame is lost"),
+        }
+    }
+
+    /// Receives a frame. One that is too long is cut: nobody on our networks may send it.
+    pub(crate) fn receive(&self, into: &mut [u8; FRAME_BYTES_MAX]) -> Received {
+        loop {
+            let received = if self.socket {
+                rustix::net::recv(&self.fd, &mut into[..], RecvFlags::DONTWAIT).map(|(length, _)| length)
+            } else {
+                rustix::io::read(&self.fd, &mut into[..])
+            };
+            return match received {
+                Ok(0) => Received::Closed,
+                Ok(length) => Received::Frame(length),
+                Err(Errno::INTR) => continue,
+                Err(Errno::AGAIN) => Received::Nothing,
+                Err(_) => Received::Closed,
+            };
+        }
+    }
+
+    /// Loses what waits to be received, within bounds; what there was in the end.
+    pub(crate) fn drain(&self) -> Received {
+        let mut frame = [0; FRAME_BYTES_MAX];
+        let last =
+            (0..4096).map(|_| self.receive(&mut frame)).find(|last| !matches!(last, Received::Frame(_)));
+        last.unwrap_or(Received::Nothing)
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn connect(path: &Path) -> Result<OwnedFd, Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let fd = rustix::net::socket_with(rustix::net::AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    rustix::net::connect(&fd, &SocketAddrUnix::new(path)?)?;
+    Ok(fd)
+}

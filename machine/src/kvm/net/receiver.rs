@@ -1,0 +1,168 @@
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use retrovisor_guest::MachineError;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
+
+use super::address::MacAddress;
+use super::link::{Link, NetBackend};
+use crate::kvm::door::Door;
+use crate::kvm::virtio::{Mmio, Net, Progress};
+
+/// How often a hub that is gone is looked for.
+const RETRY: Duration = Duration::from_millis(500);
+/// How long a link is down before it is up again: guests look at it some time after they are told.
+const BOUNCE: Duration = Duration::from_millis(500);
+
+/// The thread that hands a network interface what arrives.
+pub(crate) struct Receiver {
+    wake: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// A network interface that is plugged in, before its thread starts.
+pub(crate) struct Interface {
+    net: Arc<Mutex<Mmio<Net>>>,
+    backend: NetBackend,
+    link: Arc<Link>,
+    /// Written when the driver gave buffers, a state was put back, or the machine is over.
+    wake: Arc<OwnedFd>,
+}
+
+impl Interface {
+    /// Plugs the interface number `index` of a machine in; `add` gives it a place.
+    pub(crate) fn plug(
+        backend: &NetBackend,
+        index: usize,
+        mac: MacAddress,
+        add: impl FnOnce(Net) -> Result<Arc<Mutex<Mmio<Net>>>, MachineError>,
+    ) -> Result<Self, MachineError> {
+        let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let wake = wake.map(Arc::new).map_err(|errno| MachineError::Io {
+            doing: "making an event for a network interface".into(),
+            source: errno.into(),
+        })?;
+        let link = Arc::new(Link::open(backend)?);
+        let net = add(Net::new(index, mac, Some(Arc::clone(&link)), Arc::clone(&wake)))?;
+        Ok(Self { net, backend: backend.clone(), link, wake })
+    }
+
+    /// Starts the thread; it ends once the machine is over and what is returned is dropped.
+    pub(crate) fn start(self, door: Door) -> Result<Receiver, MachineError> {
+        let Self { net, backend, link, wake } = self;
+        let work = Work { door, net, backend, link: Some(link), wake: Arc::clone(&wake), full: false };
+        let thread = std::thread::Builder::new().name("net".into()).spawn(|| work.run());
+        let thread = thread.map_err(|source| MachineError::Io {
+            doing: "starting the thread of a network interface".into(),
+            source,
+        })?;
+        Ok(Receiver { wake, thread: Some(thread) })
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        // Fails only when the counter is full: then it is awake.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Work {
+    door: Door,
+    net: Arc<Mutex<Mmio<Net>>>,
+    backend: NetBackend,
+    link: Option<Arc<Link>>,
+    wake: Arc<OwnedFd>,
+    /// The driver has given no buffers: what arrives waits.
+    full: bool,
+}
+
+/// What one look at the interface led to.
+enum Next {
+    Wait(Progress),
+    /// The link went down so that it can go up again.
+    Bounce,
+}
+
+impl Work {
+    fn run(mut self) {
+        loop {
+            self.sleep();
+            if self.link.is_none() {
+                self.look_for_hub();
+            }
+            let link = self.link.clone();
+            match self.work(|net| look(net, link)) {
+                None => return,
+                Some(Next::Bounce) => {
+                    std::thread::sleep(BOUNCE);
+                    self.full = false;
+                    if self.work(|net| net.device().end_bounce()).is_none() {
+                        return;
+                    }
+                    // To tell the guest that it is up again.
+                    let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+                }
+                Some(Next::Wait(progress)) => {
+                    self.full = progress == Progress::Full;
+                    if progress == Progress::Closed {
+                        self.link = None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Work on the interface while the machine runs. `None`: it is over.
+    fn work<R>(&self, work: impl FnOnce(&mut Mmio<Net>) -> R) -> Option<R> {
+        self.door.pass(|| work(&mut self.net.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    /// Until something arrives or was asked for.
+    fn sleep(&self) {
+        let mut fds = vec![PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN)];
+        // A link that is full of frames would keep it awake.
+        let link = self.link.as_ref().filter(|_| !self.full);
+        fds.extend(link.map(|link| PollFd::from_borrowed_fd(link.as_fd(), PollFlags::IN)));
+        let retry = self.link.is_none() && matches!(self.backend, NetBackend::Hub(_));
+        let timeout = retry.then(|| Timespec { tv_sec: 0, tv_nsec: RETRY.subsec_nanos().into() });
+        // Interrupted or failed, it looks for nothing.
+        let _ = rustix::event::poll(&mut fds, timeout.as_ref());
+        let _ = rustix::io::read(&self.wake, &mut [0; 8]);
+    }
+
+    fn look_for_hub(&mut self) {
+        if matches!(self.backend, NetBackend::Hub(_)) {
+            self.link = Link::open(&self.backend).ok().map(Arc::new);
+        }
+    }
+}
+
+/// Tells the guest what became of its link, and hands it what arrived.
+fn look(net: &mut Mmio<Net>, link: Option<Arc<Link>>) -> Next {
+    net.device().plug(link);
+    tell(net);
+    if net.device().is_bouncing() {
+        return Next::Bounce;
+    }
+    let progress = match net.work(Net::receive) {
+        Some(progress) => progress,
+        None => net.device().lose(),
+    };
+    if progress == Progress::Closed {
+        net.device().plug(None);
+        tell(net);
+    }
+    Next::Wait(progress)
+}
+
+fn tell(net: &mut Mmio<Net>) {
+    if let Some(up) = net.device().news() {
+        net.reconfigure(|net| net.set_up(up));
+    }
+}

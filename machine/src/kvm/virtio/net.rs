@@ -1,0 +1,216 @@
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use retrovisor_guest::MachineError;
+use serde::{Deserialize, Serialize};
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP, virtio_net_hdr_v1,
+};
+
+use super::device::{Broken, VirtioDevice};
+use super::queues::Queues;
+use crate::kvm::net::address::MacAddress;
+use crate::kvm::net::link::{Link, Received};
+use crate::kvm::net::{FRAME_BYTES_MAX, HEADER_BYTES, MTU_BYTES};
+use crate::kvm::state::{decode, encode};
+
+const RECEIVE: usize = 0;
+const TRANSMIT: usize = 1;
+const QUEUE_SIZES: [u16; 2] = [256, 256];
+/// What stands before each frame in a queue: of it, without offloads, only the number of buffers is used.
+const PREFIX_BYTES: usize = size_of::<virtio_net_hdr_v1>();
+/// Frames that are received in one go: a pause waits for one go.
+const GO_FRAMES: usize = 24;
+
+/// A network interface.
+pub(crate) struct Net {
+    format: String,
+    mac: MacAddress,
+    /// What it is plugged into. None: nothing.
+    link: Option<Arc<Link>>,
+    /// What the guest is told of that.
+    up: bool,
+    /// The guest has read another address: its link is to go down and up, so that it looks again.
+    bounce: bool,
+    /// Wakes whoever receives: there may be buffers again.
+    wake: Arc<OwnedFd>,
+}
+
+/// How far receiving went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Progress {
+    /// There may be more frames.
+    Going,
+    /// No frame waits.
+    Idle,
+    /// The driver has given no buffer: whoever receives is woken when it does.
+    Full,
+    /// The other side is gone.
+    Closed,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    /// The address that the driver was told.
+    mac: MacAddress,
+    up: bool,
+}
+
+impl Net {
+    /// The interface number `index` of a machine, plugged into `link`.
+    pub(crate) fn new(index: usize, mac: MacAddress, link: Option<Arc<Link>>, wake: Arc<OwnedFd>) -> Self {
+        let format = format!("virtio-net/1:n{index}");
+        Self { format, mac, up: link.is_some(), link, bounce: false, wake }
+    }
+
+    /// Hands frames to the driver, as long as there are frames and buffers.
+    pub(crate) fn receive(&mut self, queues: &mut Queues<'_>) -> Result<Progress, Broken> {
+        let Some(link) = &self.link else { return Ok(Progress::Idle) };
+        let mut bytes = [0; FRAME_BYTES_MAX];
+        for _ in 0..GO_FRAMES {
+            let Some(chain) = queues.pop(RECEIVE)? else { return Ok(Progress::Full) };
+            let mut writer = chain.writer();
+            let length = match link.receive(&mut bytes) {
+                Received::Frame(length)
+                    if length >= HEADER_BYTES && writer.left() >= PREFIX_BYTES + length =>
+                {
+                    length
+                }
+                Received::Frame(_) => {
+                    queues.put_back(RECEIVE);
+                    continue;
+                }
+                Received::Nothing => {
+                    queues.put_back(RECEIVE);
+                    return Ok(Progress::Idle);
+                }
+                Received::Closed => {
+                    queues.put_back(RECEIVE);
+                    return Ok(Progress::Closed);
+                }
+            };
+            let mut prefix = [0; PREFIX_BYTES];
+            // One buffer, in the last two bytes.
+            prefix[PREFIX_BYTES - 2] = 1;
+            let mut written = writer.write(queues.memory(), &prefix)?;
+            written += writer.write(queues.memory(), &bytes[..length])?;
+            queues.push(RECEIVE, &chain, written)?;
+        }
+        Ok(Progress::Going)
+    }
+
+    /// Loses what waits to be received: there is no driver.
+    pub(crate) fn lose(&self) -> Progress {
+        match self.link.as_ref().map(|link| link.drain()) {
+            Some(Received::Closed) => Progress::Closed,
+            _ => Progress::Idle,
+        }
+    }
+
+    /// Plugs in, or out.
+    pub(crate) fn plug(&mut self, link: Option<Arc<Link>>) {
+        self.link = link;
+    }
+
+    /// What the guest should be told of the link, if it has been told otherwise.
+    pub(crate) fn news(&self) -> Option<bool> {
+        let up = self.link.is_some() && !self.bounce;
+        (up != self.up).then_some(up)
+    }
+
+    /// The guest is told.
+    pub(crate) fn set_up(&mut self, up: bool) {
+        self.up = up;
+    }
+
+    /// Whether the link is down only so that it can go up again.
+    pub(crate) fn is_bouncing(&self) -> bool {
+        self.bounce
+    }
+
+    /// It was down for long enough.
+    pub(crate) fn end_bounce(&mut self) {
+        self.bounce = false;
+    }
+
+    fn transmit(&self, queues: &mut Queues<'_>) -> Result<(), Broken> {
+        let mut bytes = [0; FRAME_BYTES_MAX];
+        while let Some(chain) = queues.pop(TRANSMIT)? {
+            let mut reader = chain.reader();
+            reader.skip(PREFIX_BYTES);
+            if (HEADER_BYTES..=FRAME_BYTES_MAX).contains(&reader.left()) {
+                let length = reader.read(queues.memory(), &mut bytes)?;
+                if let Some(link) = &self.link {
+                    link.send(&bytes[..length]);
+                }
+            }
+            queues.push(TRANSMIT, &chain, 0)?;
+        }
+        Ok(())
+    }
+
+    fn wake(&self) {
+        // Fails only when the counter is full: then it is awake.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+}
+
+impl VirtioDevice for Net {
+    fn kind(&self) -> u32 {
+        VIRTIO_ID_NET
+    }
+
+    fn format(&self) -> &str {
+        &self.format
+    }
+
+    fn features(&self) -> u64 {
+        1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_STATUS | 1 << VIRTIO_NET_F_MTU
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &QUEUE_SIZES
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let mut config = [0; 12];
+        config[..6].copy_from_slice(&self.mac.bytes());
+        let status = if self.up { VIRTIO_NET_S_LINK_UP } else { 0 };
+        #[expect(clippy::cast_possible_truncation, reason = "a flag of 16 bits, and a small constant")]
+        {
+            config[6..8].copy_from_slice(&(status as u16).to_le_bytes());
+            config[10..].copy_from_slice(&(MTU_BYTES as u16).to_le_bytes());
+        }
+        let from = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)).unwrap_or_default();
+        for (into, from) in data.iter_mut().zip(from) {
+            *into = *from;
+        }
+    }
+
+    fn notify(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<(), Broken> {
+        if queue == TRANSMIT {
+            return self.transmit(queues);
+        }
+        self.wake();
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.wake();
+    }
+
+    fn save(&self) -> Result<Vec<u8>, MachineError> {
+        encode("a network interface", &Saved { mac: self.mac, up: self.up })
+    }
+
+    fn restore(&mut self, bytes: &[u8]) -> Result<(), MachineError> {
+        let saved: Saved = decode("a network interface", bytes)?;
+        self.up = saved.up;
+        self.bounce = saved.mac != self.mac;
+        // What was on its way belongs to a time that has not been.
+        self.lose();
+        self.wake();
+        Ok(())
+    }
+}

@@ -1,0 +1,136 @@
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use retrovisor_guest::{Machine as _, RunState};
+use retrovisor_machine::kvm::{
+    ConsoleInput, ConsoleOutput, Hub, KvmConfig, KvmMachine, NetBackend, NetConfig,
+};
+use retrovisor_snapshot::{Access, CheckpointRequest, Recorder, RollbackRequest, Store};
+
+use crate::guest::{self, Listener};
+use crate::lab;
+
+/// Waits until what was said from `offset` on holds `words`, and gives the offset of what follows.
+fn hear(machine: &mut KvmMachine, output: &ConsoleOutput, offset: u64, words: &str) -> u64 {
+    let began = Instant::now();
+    loop {
+        let (said, next) = output.since(offset);
+        let text = String::from_utf8_lossy(&said);
+        if text.contains(words) {
+            return next;
+        }
+        assert_ne!(machine.run_state(), RunState::Gone, "{:?}\n{text}", machine.ended());
+        assert!(began.elapsed() < Duration::from_mins(2), "no {words:?} is said:\n{text}");
+        let _ = output.wait(next, Duration::from_millis(500));
+    }
+}
+
+fn say(input: &ConsoleInput, words: &str) {
+    assert_eq!(input.type_in(words.as_bytes()), words.len());
+}
+
+#[test]
+fn commands_are_typed_on_the_console_and_on_the_channel_also_after_a_rollback() {
+    if !lab::boots_here() {
+        return;
+    }
+    let config = KvmConfig { channel: true, ..guest::config("talker", "console-shell") };
+    let mut machine = KvmMachine::launch(&config).unwrap();
+    let (serial_in, serial_out) = (machine.console_input(), machine.console_output());
+    let (channel_in, channel_out) = machine.channel().unwrap();
+    Listener::default().wait_tick(&mut machine);
+    let ends = [(&serial_in, &serial_out), (&channel_in, &channel_out)];
+    for (input, output) in ends {
+        let offset = output.end();
+        say(input, "echo answer $((6 * 7))\n");
+        hear(&mut machine, output, offset, "answer 42\n");
+    }
+    // Far more than the port holds, in one go: it waits until the guest reads it.
+    for (input, output) in ends {
+        let offset = output.end();
+        say(input, "turns=0\n");
+        say(input, &"turns=$((turns + 1))\n".repeat(300));
+        say(input, "echo counted $turns\n");
+        hear(&mut machine, output, offset, "counted 300\n");
+        assert_eq!(input.waiting_bytes(), 0);
+    }
+
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(Store::open(dir.path(), Access::Create).unwrap());
+    let id = store.catalogue().add_machine(machine.identity()).unwrap().id;
+    let mut recorder = Recorder::new(Arc::clone(&store), id).unwrap();
+    let taken = recorder.checkpoint(&mut machine, &CheckpointRequest::default()).unwrap();
+    for (input, output) in ends {
+        let offset = output.end();
+        say(input, "turns=7; echo now $turns\n");
+        hear(&mut machine, output, offset, "now 7\n");
+    }
+    recorder.rollback(&mut machine, taken.record.id, &RollbackRequest::default()).unwrap();
+    for (input, output) in ends {
+        let offset = output.end();
+        say(input, "echo back $turns\n");
+        hear(&mut machine, output, offset, "back 300\n");
+    }
+}
+
+/// How often the guest's fetcher said that a file arrived whole.
+fn fetched(machine: &KvmMachine) -> usize {
+    let console = String::from_utf8_lossy(&machine.console()).into_owned();
+    assert!(!console.contains("CORRUPT"), "a file arrived damaged:\n{console}");
+    console
+        .lines()
+        .filter(|line| line.trim_end().starts_with("net ") && line.trim_end().ends_with(" ok"))
+        .count()
+}
+
+fn wait_fetched(machine: &mut KvmMachine, more: usize) {
+    let before = fetched(machine);
+    let began = Instant::now();
+    while fetched(machine) < before + more {
+        assert_ne!(machine.run_state(), RunState::Gone, "{:?}", machine.ended());
+        let console = String::from_utf8_lossy(&machine.console()).into_owned();
+        assert!(began.elapsed() < Duration::from_mins(2), "nothing is fetched:\n{console}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn two_machines_on_a_hub_talk_while_one_goes_back_and_forth() {
+    if !lab::boots_here() {
+        return;
+    }
+    let long = std::env::var_os("RETROVISOR_LAB_LONG").is_some();
+    let (checkpoints, rollbacks) = if long { (400, 40) } else { (10, 3) };
+    let dir = tempfile::tempdir().unwrap();
+    let hub = Hub::serve(&dir.path().join("hub")).unwrap();
+    let launch = |name, append| {
+        let nets = vec![NetConfig { backend: NetBackend::Hub(hub.path().to_owned()), mac: None }];
+        KvmMachine::launch(&KvmConfig { nets, vcpus: 1, ..guest::config(name, append) }).unwrap()
+    };
+    let mut server = launch("server", "net=10.9.0.1/24");
+    let mut client = launch("client", "net=10.9.0.2/24 fetch=10.9.0.1");
+    let (server_ears, mut client_ears) = (Listener::default(), Listener::default());
+    server_ears.wait_tick(&mut server);
+    wait_fetched(&mut client, 3);
+
+    let store = Arc::new(Store::open(&dir.path().join("store"), Access::Create).unwrap());
+    let id = store.catalogue().add_machine(client.identity()).unwrap().id;
+    let mut recorder = Recorder::new(Arc::clone(&store), id).unwrap();
+    let mut taken = Vec::new();
+    for _ in 0..checkpoints {
+        let report = recorder.checkpoint(&mut client, &CheckpointRequest::default()).unwrap();
+        taken.push(report.record.id);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    for hop in 0..rollbacks {
+        let target = taken[hop * 7 % taken.len()];
+        recorder.rollback(&mut client, target, &RollbackRequest::default()).unwrap();
+        client_ears.cut(&client);
+        wait_fetched(&mut client, 2);
+    }
+    client_ears.assert_unnoticed(&client);
+    server_ears.assert_unnoticed(&server);
+    let traffic = hub.traffic();
+    println!("{} frames forwarded, {} lost", traffic.forwarded_frames, traffic.lost_frames);
+    assert!(traffic.forwarded_frames > 1000);
+}
