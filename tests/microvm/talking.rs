@@ -15,12 +15,12 @@ fn hear(machine: &mut KvmMachine, output: &ConsoleOutput, offset: u64, words: &s
     let began = Instant::now();
     loop {
         let (said, next) = output.since(offset);
-        let text = String::from_utf8_lossy(&said);
+        let text = String::from_utf8_lossy(&said).replace('\r', "");
         if text.contains(words) {
             return next;
         }
         assert_ne!(machine.run_state(), RunState::Gone, "{:?}\n{text}", machine.ended());
-        assert!(began.elapsed() < Duration::from_mins(2), "no {words:?} is said:\n{text}");
+        assert!(began.elapsed() < Duration::from_mins(1), "no {words:?} is said:\n{text}");
         let _ = output.wait(next, Duration::from_millis(500));
     }
 }
@@ -89,7 +89,7 @@ fn wait_fetched(machine: &mut KvmMachine, more: usize) {
     while fetched(machine) < before + more {
         assert_ne!(machine.run_state(), RunState::Gone, "{:?}", machine.ended());
         let console = String::from_utf8_lossy(&machine.console()).into_owned();
-        assert!(began.elapsed() < Duration::from_mins(2), "nothing is fetched:\n{console}");
+        assert!(began.elapsed() < Duration::from_mins(1), "nothing is fetched:\n{console}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }
