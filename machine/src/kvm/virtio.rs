@@ -1,6 +1,6 @@
 //! Virtio devices on virtio-mmio (version 2): a guest finds them by ACPI and drives them with its stock drivers.
 //!
-//! A device implements [`VirtioDevice`]; [`Mmio`] is its registers, queues, interrupt and state. All work on queues is done
+//! A device implements `VirtioDevice`; [`Mmio`] is its registers, queues, interrupt and state. All work on queues is done
 //! in the exit of the vCPU that asks for it, or by a thread that comes in through the `Door`: nothing is in flight when
 //! all vCPUs are out.
 
@@ -19,13 +19,10 @@ mod saved;
 mod slots;
 
 pub(super) use block::Block;
-pub(super) use chain::{Chain, Cursor};
 pub(super) use console::Console;
-pub(super) use device::{Broken, VirtioDevice};
 pub(super) use memory::DeviceMemory;
 pub(super) use mmio::Mmio;
 pub use model::VirtioModel;
 pub(super) use net::{Net, Progress};
-pub(super) use queues::Queues;
 pub(super) use rng::Rng;
 pub(super) use slots::{VirtioSlots, WINDOW_BYTES, Window};

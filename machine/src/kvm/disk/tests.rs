@@ -172,7 +172,7 @@ proptest! {
 fn a_reader_reads_what_it_was_made_for_while_the_guest_writes_on_and_lets_go() {
     let dir = tempfile::tempdir().unwrap();
     let (set, disk, base) = open(dir.path(), true);
-    let write = |seed: u8| disk.lock().unwrap().write(0, &[seed; 8 * BLOCK_SIZE]).unwrap();
+    let write = |seed: u8| disk.lock().unwrap().write(0, &vec![seed; 8 * BLOCK_SIZE]).unwrap();
     write(1);
     let first = set.capture().remove(0);
     write(2);

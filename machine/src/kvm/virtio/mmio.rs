@@ -71,7 +71,7 @@ impl<D: VirtioDevice> Mmio<D> {
         if !self.is_running() {
             return None;
         }
-        let mut queues = Queues::new(&self.memory, &mut self.queues, self.registers.driver_features);
+        let mut queues = Queues::new(&self.memory, &mut self.queues);
         let done = work(&mut self.device, &mut queues);
         let interrupt = queues.wants_interrupt();
         if interrupt {

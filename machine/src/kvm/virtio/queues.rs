@@ -17,7 +17,6 @@ const BYTES_MAX: usize = 256 << 10;
 pub(crate) struct Queues<'a> {
     memory: &'a DeviceMemory,
     rings: &'a mut [Queue],
-    features: u64,
     chains: usize,
     bytes: usize,
     behind: bool,
@@ -26,18 +25,13 @@ pub(crate) struct Queues<'a> {
 }
 
 impl<'a> Queues<'a> {
-    pub(super) fn new(memory: &'a DeviceMemory, rings: &'a mut [Queue], features: u64) -> Self {
-        Self { memory, rings, features, chains: 0, bytes: 0, behind: false, used: 0 }
+    pub(super) fn new(memory: &'a DeviceMemory, rings: &'a mut [Queue]) -> Self {
+        Self { memory, rings, chains: 0, bytes: 0, behind: false, used: 0 }
     }
 
     /// The guest's memory, in which chains lie.
     pub(crate) fn memory(&self) -> &'a GuestMemoryMmap<DirtyLog> {
         self.memory.map()
-    }
-
-    /// The features that the driver chose of those offered.
-    pub(crate) fn features(&self) -> u64 {
-        self.features
     }
 
     /// The next request in a queue. `None`: there is none, or the device has done enough for now.
