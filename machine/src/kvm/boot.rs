@@ -5,6 +5,7 @@ mod flat;
 mod generation;
 mod linux;
 mod long_mode;
+mod pvh;
 
 use std::path::PathBuf;
 
@@ -21,9 +22,10 @@ pub(super) use generation::{GENERATION_ID, GENERATION_LINE};
 /// What the vCPUs run first.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Boot {
-    /// A Linux kernel, started by the 64-bit boot protocol; ACPI tells it what the machine has.
+    /// A Linux kernel, started by the 64-bit boot protocol or at its entry for virtual machines (PVH); ACPI tells it what
+    /// the machine has.
     Linux {
-        /// A bzImage, as distributions ship it.
+        /// A bzImage, as distributions ship it, or a vmlinux (ELF).
         kernel: PathBuf,
         /// The initial RAM file system.
         initrd: Option<PathBuf>,
@@ -44,8 +46,19 @@ pub enum Boot {
 pub(super) struct Entry {
     /// Registers of the first vCPU.
     pub(super) regs: kvm_regs,
+    /// The mode that they are for.
+    pub(super) mode: Mode,
     /// Whether the others start with it, each with its number in RDI; else they wait to be woken by it.
     pub(super) all: bool,
+}
+
+/// How a processor begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// 64 bits, memory mapped one to one.
+    Long,
+    /// 32 bits, no paging.
+    Protected,
 }
 
 impl Boot {
@@ -74,7 +87,10 @@ impl Entry {
         if vcpu > 0 && !self.all {
             return None;
         }
-        long_mode::set_registers(sregs);
+        match self.mode {
+            Mode::Long => long_mode::set_registers(sregs),
+            Mode::Protected => long_mode::set_protected(sregs),
+        }
         Some(if self.all { kvm_regs { rdi: u64::from(vcpu), ..self.regs } } else { self.regs })
     }
 }

@@ -1,7 +1,7 @@
 use kvm_bindings::kvm_regs;
 use retrovisor_guest::{Gpa, MachineError, MemoryLayout};
 
-use super::{Entry, long_mode};
+use super::{Entry, Mode, long_mode};
 use crate::ram::Ram;
 
 const FIRST_MIB: u64 = 1 << 20;
@@ -15,5 +15,5 @@ pub(super) fn load(ram: &Ram, layout: &MemoryLayout, image: &[u8], at: Gpa) -> R
     }
     ram.write(at, image)?;
     let regs = kvm_regs { rip: at.0, rflags: 2, rsi: long_mode::end(layout), ..kvm_regs::default() };
-    Ok(Entry { regs, all: true })
+    Ok(Entry { regs, mode: Mode::Long, all: true })
 }

@@ -1,13 +1,15 @@
 use std::fs::File;
+use std::io::Read as _;
 use std::path::Path;
 
 use kvm_bindings::kvm_regs;
-use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
-use linux_loader::loader::{BzImage, KernelLoader as _};
+use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
+use linux_loader::loader::elf::PvhBootCapability;
+use linux_loader::loader::{BzImage, Elf, KernelLoader as _};
 use retrovisor_guest::{Gpa, MachineError, MemoryLayout, PAGE_SIZE};
 use vm_memory::{ByteValued as _, GuestAddress};
 
-use super::{Entry, acpi};
+use super::{Entry, Mode, acpi, pvh};
 use crate::ram::Ram;
 
 /// The parameters that the kernel is started with.
@@ -22,14 +24,28 @@ const ENTRY: u64 = 0x200;
 /// Usable memory ends here; ACPI tables and what real machines have there follow.
 const LOW_END: u64 = 0x9_fc00;
 const FIRST_MIB: u64 = 1 << 20;
-const E820_RAM: u32 = 1;
-const E820_RESERVED: u32 = 2;
+/// Kinds of memory, alike in both protocols.
+const RAM: u32 = 1;
+const RESERVED: u32 = 2;
+/// How a vmlinux begins.
+const ELF: [u8; 4] = *b"\x7fELF";
+/// A vmlinux does not say how high it looks: as far as all kernels do.
+const INITRD_END: u64 = 0x8000_0000;
+/// What kernels are aligned to.
+const ALIGNMENT: u32 = 2 << 20;
 const BOOT_FLAG: u16 = 0xaa55;
 const HEADER: u32 = 0x5372_6448;
 /// A loader without a number of its own.
 const LOADER: u8 = 0xff;
 /// The protocol that has a 64-bit entry.
 const XLF_KERNEL_64: u16 = 1;
+
+/// A part of the guest's address space, and what it is.
+pub(super) struct Part {
+    pub(super) first: u64,
+    pub(super) bytes: u64,
+    pub(super) kind: u32,
+}
 
 pub(super) fn load(
     ram: &Ram,
@@ -45,34 +61,74 @@ pub(super) fn load(
             "Up to 2047 are possible, without a zero byte",
         ));
     }
-    let mut file = open(kernel)?;
-    let loaded = BzImage::load(ram.map(), Some(GuestAddress(KERNEL)), &mut file, None).map_err(|error| {
-        config(
-            format!("{} cannot be loaded: {error}", kernel.display()),
-            "It must be an x86-64 bzImage, and the guest have memory for it",
-        )
-    })?;
-    let header = loaded.setup_header.filter(|header| header.xloadflags & XLF_KERNEL_64 != 0);
-    let Some(mut header) = header else {
-        return Err(config(format!("{} has no 64-bit entry", kernel.display()), "Use an x86-64 kernel"));
-    };
-    // Room to unpack itself into.
-    let kernel_end = KERNEL + u64::from(header.init_size).max(loaded.kernel_end.saturating_sub(KERNEL));
-    let low_end = layout.slots().first().map_or(0, |slot| slot.end().0);
-    if kernel_end > low_end {
-        return Err(config(
-            format!("the kernel needs memory up to {} MiB", kernel_end >> 20),
-            "Give the guest more memory",
-        ));
-    }
-    if let Some(path) = initrd {
-        let (at, length) =
-            load_initrd(ram, path, kernel_end, low_end.min(u64::from(header.initrd_addr_max) + 1))?;
-        (header.ramdisk_image, header.ramdisk_size) = (at, length);
-    }
     let mut line = append.as_bytes().to_vec();
     line.push(0);
     ram.write(COMMAND_LINE, &line)?;
+    let mut file = open(kernel)?;
+    let mut magic = [0; ELF.len()];
+    // What is shorter is no kernel either.
+    let is_elf = file.read_exact(&mut magic).is_ok() && magic == ELF;
+    if is_elf {
+        elf(ram, layout, kernel, &mut file, initrd)
+    } else {
+        bzimage(ram, layout, kernel, &mut file, initrd)
+    }
+}
+
+/// As distributions ship it: it unpacks itself.
+fn bzimage(
+    ram: &Ram,
+    layout: &MemoryLayout,
+    kernel: &Path,
+    file: &mut File,
+    initrd: Option<&Path>,
+) -> Result<Entry, MachineError> {
+    let loaded = BzImage::load(ram.map(), Some(GuestAddress(KERNEL)), file, None)
+        .map_err(|error| unusable(kernel, &error))?;
+    let header = loaded.setup_header.filter(|header| header.xloadflags & XLF_KERNEL_64 != 0);
+    let Some(mut header) = header else {
+        return Err(MachineError::Config {
+            what: format!("{} has no 64-bit entry", kernel.display()),
+            help: "Use an x86-64 kernel".into(),
+        });
+    };
+    // Room to unpack itself into.
+    let kernel_end = KERNEL + u64::from(header.init_size).max(loaded.kernel_end.saturating_sub(KERNEL));
+    let initrd_max = u64::from(header.initrd_addr_max) + 1;
+    if let Some((at, length)) = place_initrd(ram, layout, initrd, kernel_end, initrd_max)? {
+        (header.ramdisk_image, header.ramdisk_size) = (at, length);
+    }
+    start(ram, layout, header, KERNEL + ENTRY)
+}
+
+/// As the compiler made it. Where it has an entry for virtual machines (PVH), that is used.
+fn elf(
+    ram: &Ram,
+    layout: &MemoryLayout,
+    kernel: &Path,
+    file: &mut File,
+    initrd: Option<&Path>,
+) -> Result<Entry, MachineError> {
+    let loaded = Elf::load(ram.map(), None, file, Some(GuestAddress(FIRST_MIB)))
+        .map_err(|error| unusable(kernel, &error))?;
+    let initrd = place_initrd(ram, layout, initrd, loaded.kernel_end, INITRD_END)?;
+    if let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap {
+        return pvh::start(ram, &memory_map(layout), COMMAND_LINE, initrd, entry.0);
+    }
+    let mut header = setup_header { kernel_alignment: ALIGNMENT, ..setup_header::default() };
+    if let Some((at, length)) = initrd {
+        (header.ramdisk_image, header.ramdisk_size) = (at, length);
+    }
+    start(ram, layout, header, loaded.kernel_load.0)
+}
+
+/// Starts by the 64-bit protocol.
+fn start(
+    ram: &Ram,
+    layout: &MemoryLayout,
+    mut header: setup_header,
+    entry: u64,
+) -> Result<Entry, MachineError> {
     header.type_of_loader = LOADER;
     header.boot_flag = BOOT_FLAG;
     header.header = HEADER;
@@ -82,24 +138,53 @@ pub(super) fn load(
         header.cmdline_size = COMMAND_LINE_MAX as u32;
     }
     let mut params = boot_params { hdr: header, acpi_rsdp_addr: acpi::RSDP.0, ..boot_params::default() };
-    let mut entries = 0;
-    let mut map = |addr, size, type_| {
-        params.e820_table[usize::from(entries)] = boot_e820_entry { addr, size, r#type: type_ };
-        entries += 1;
-    };
-    map(0, LOW_END, E820_RAM);
-    map(LOW_END, FIRST_MIB - LOW_END, E820_RESERVED);
-    for slot in layout.slots() {
-        let first = slot.gpa.0.max(FIRST_MIB);
-        map(first, slot.end().0 - first, E820_RAM);
+    let map = memory_map(layout);
+    for (place, part) in params.e820_table.iter_mut().zip(&map) {
+        *place = boot_e820_entry { addr: part.first, size: part.bytes, r#type: part.kind };
     }
-    params.e820_entries = entries;
+    params.e820_entries = u8::try_from(map.len()).unwrap_or(u8::MAX);
     ram.write(ZERO_PAGE, params.as_slice())?;
-    let regs = kvm_regs { rip: KERNEL + ENTRY, rflags: 2, rsi: ZERO_PAGE.0, ..kvm_regs::default() };
-    Ok(Entry { regs, all: false })
+    let regs = kvm_regs { rip: entry, rflags: 2, rsi: ZERO_PAGE.0, ..kvm_regs::default() };
+    Ok(Entry { regs, mode: Mode::Long, all: false })
 }
 
-/// As high as the kernel looks, so that it is out of the way. Its address and length.
+/// What is where, below and above the first mebibyte.
+fn memory_map(layout: &MemoryLayout) -> Vec<Part> {
+    let low = Part { first: 0, bytes: LOW_END, kind: RAM };
+    let reserved = Part { first: LOW_END, bytes: FIRST_MIB - LOW_END, kind: RESERVED };
+    let slots = layout.slots().iter().map(|slot| {
+        let first = slot.gpa.0.max(FIRST_MIB);
+        Part { first, bytes: slot.end().0.saturating_sub(first), kind: RAM }
+    });
+    [low, reserved].into_iter().chain(slots).collect()
+}
+
+/// Puts the initial RAM file system as high as the kernel looks, so that it is out of the way.
+fn place_initrd(
+    ram: &Ram,
+    layout: &MemoryLayout,
+    initrd: Option<&Path>,
+    kernel_end: u64,
+    initrd_end: u64,
+) -> Result<Option<(u32, u32)>, MachineError> {
+    let low_end = layout.slots().first().map_or(0, |slot| slot.end().0);
+    if kernel_end > low_end {
+        return Err(MachineError::Config {
+            what: format!("the kernel needs memory up to {} MiB", kernel_end >> 20),
+            help: "Give the guest more memory".into(),
+        });
+    }
+    initrd.map(|path| load_initrd(ram, path, kernel_end, low_end.min(initrd_end))).transpose()
+}
+
+fn unusable(kernel: &Path, error: &linux_loader::loader::Error) -> MachineError {
+    MachineError::Config {
+        what: format!("{} cannot be loaded: {error}", kernel.display()),
+        help: "It must be an x86-64 bzImage or vmlinux, and the guest have memory for it".into(),
+    }
+}
+
+/// Its address and length.
 fn load_initrd(ram: &Ram, path: &Path, kernel_end: u64, end: u64) -> Result<(u32, u32), MachineError> {
     let bytes = std::fs::read(path)
         .map_err(|source| MachineError::Io { doing: format!("reading {}", path.display()), source })?;

@@ -61,6 +61,23 @@ pub(super) fn write_tables(ram: &Ram, layout: &MemoryLayout) -> Result<(), Machi
 
 /// 64-bit mode with paging on.
 pub(super) fn set_registers(sregs: &mut kvm_sregs) {
+    set_segments(sregs, true);
+    sregs.gdt = kvm_dtable { base: GDT, limit: DATA + 7, ..kvm_dtable::default() };
+    sregs.cr0 = CR0_PE | CR0_ET | CR0_NE | CR0_WP | CR0_PG;
+    sregs.cr3 = TABLES;
+    sregs.cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT;
+    sregs.efer = EFER_LME | EFER_LMA;
+}
+
+/// 32-bit protected mode, without paging.
+pub(super) fn set_protected(sregs: &mut kvm_sregs) {
+    set_segments(sregs, false);
+    sregs.cr0 = CR0_PE | CR0_ET;
+    (sregs.cr4, sregs.efer) = (0, 0);
+}
+
+/// Flat ones.
+fn set_segments(sregs: &mut kvm_sregs, is_long: bool) {
     let segment = |selector, type_, l, db| kvm_segment {
         base: 0,
         limit: u32::MAX,
@@ -74,14 +91,11 @@ pub(super) fn set_registers(sregs: &mut kvm_sregs) {
         g: 1,
         ..kvm_segment::default()
     };
-    sregs.cs = segment(CODE, 11, 1, 0);
+    sregs.cs = segment(CODE, 11, u8::from(is_long), u8::from(!is_long));
     let data = segment(DATA, 3, 0, 1);
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    sregs.gdt = kvm_dtable { base: GDT, limit: DATA + 7, ..kvm_dtable::default() };
-    sregs.cr0 = CR0_PE | CR0_ET | CR0_NE | CR0_WP | CR0_PG;
-    sregs.cr3 = TABLES;
-    sregs.cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT;
-    sregs.efer = EFER_LME | EFER_LMA;
+    // A busy task state segment of 32 or 64 bits; without limit, as nobody uses it.
+    sregs.tr = kvm_segment { limit: 0x67, type_: 11, present: 1, ..kvm_segment::default() };
 }
 
 fn table(ram: &Ram, at: u64, entry: impl Fn(u64) -> u64) -> Result<(), MachineError> {
