@@ -3,12 +3,13 @@
 # The lock file decides; CARGO_FLAGS= allows it to change.
 CARGO_FLAGS ?= --locked
 ARGS ?=
+LAB_KERNELS ?= bullseye-cloud bookworm-plain trixie-cloud trixie-plain sid-cloud sid-plain
 export CARGO_FLAGS
 STEP = @setup/step.sh
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-kernels lint doc fuzz bench bench-volatility bench-backup
+.PHONY: help setup demo test test-lab test-kernels lint doc fuzz bench bench-volatility bench-backup
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
@@ -26,6 +27,11 @@ test: setup lint ## formatting, clippy, documentation and all tests
 	$(STEP) "build tests" cargo test --workspace --all-targets --no-run $(CARGO_FLAGS)
 	$(STEP) "documentation tests" cargo test --workspace --doc $(CARGO_FLAGS)
 	$(STEP) "tests" setup/test.sh
+
+test-lab: setup ## Linux in microVMs for long, and on every kernel; in the lab where this host's KVM runs no Linux
+	$(STEP) "all kernels" setup/kernels.sh all
+	$(STEP) "long run" env RETROVISOR_LAB_LONG=1 LAB_SECONDS=7200 LAB_KERNELS="$(LAB_KERNELS)" \
+		cargo test -p retrovisor-tests --test microvm $(CARGO_FLAGS) -- --nocapture --test-threads 1
 
 test-kernels: ## introspection on every kernel: 5.10, 6.1, 6.12, 7.x, cloud and plain (downloads about 600 MB once)
 	$(STEP) setup setup/guest.sh

@@ -15,6 +15,8 @@ case ${1:-} in
     echo "usage: setup/lab.sh PROGRAM [ARGUMENT]…"
     echo "Runs PROGRAM (a binary for this host) in the lab and ends with its status; 125: the lab itself failed."
     echo "In the lab, RETROVISOR_CACHE holds the test guest, /tmp is in memory. LAB_SECONDS (600) ends it."
+    echo "LAB_KERNELS names other kernels to bring along (folders of the cache's kernels/, made by setup/kernels.sh);"
+    echo "RETROVISOR_LAB_LONG is passed on."
     exit 2
     ;;
 esac
@@ -39,6 +41,16 @@ for module in irqbypass kvm kvm-amd ccp; do
 done
 [ -e "$root/modules/kvm.ko" ] || die "the guest's kernel package has no module kvm.ko"
 cp --sparse=always "$cache/vmlinuz" "$cache/initramfs.cpio.gz" "$cache/disk.raw" "$root/cache/guest/"
+"$(dirname "${BASH_SOURCE[0]}")/vmlinux.sh" "$cache/vmlinuz" "$root/cache/guest/vmlinux" || rm -f "$root/cache/guest/vmlinux"
+for kernel in ${LAB_KERNELS:-}; do
+    folder=$(dirname "$cache")/kernels/$kernel
+    if [ ! -e "$folder/vmlinuz" ]; then
+        echo "SKIPPED: there is no kernel $kernel: setup/kernels.sh gets it"
+        continue
+    fi
+    mkdir -p "$root/cache/kernels/$kernel"
+    cp "$folder/vmlinuz" "$folder/initramfs.cpio.gz" "$root/cache/kernels/$kernel/"
+done
 cp "$program" "$root/bin/program"
 while read -r library; do
     mkdir -p "$root$(dirname "$library")"
@@ -49,6 +61,7 @@ done < <(ldd "$program" | grep -oE '/[^ ]+')
     printf 'set --'
     printf ' %q' "$@"
     printf '\n'
+    if [ -n "${RETROVISOR_LAB_LONG:-}" ]; then echo "export RETROVISOR_LAB_LONG=1"; fi
 } >"$root/arguments"
 cat >"$root/init" <<'INIT'
 #!/bin/busybox sh

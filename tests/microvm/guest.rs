@@ -1,34 +1,42 @@
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use retrovisor_guest::{Machine as _, MemoryLayout, RunState};
-use retrovisor_machine::kvm::{Boot, DiskConfig, KvmConfig, KvmMachine, MemorySource};
+use retrovisor_machine::kvm::{Boot, DiskConfig, KvmConfig, KvmMachine, MemorySource, memory_layout};
 use retrovisor_tests::GuestImage;
 
 pub(crate) const VCPUS: u32 = 2;
 
 /// The test guest in a microVM, with its disk; it waits for its first resume when `paused`.
 pub(crate) fn launch(paused: bool) -> KvmMachine {
-    KvmMachine::launch(&KvmConfig { paused, ..config("linux", "") }).unwrap()
+    KvmMachine::launch(&KvmConfig { paused, ..config("linux", "tell-time") }).unwrap()
 }
 
 /// The test guest in a microVM; `append` is added to the kernel's command line.
 pub(crate) fn config(name: &str, append: &str) -> KvmConfig {
     let image = GuestImage::files().unwrap();
+    let disks = vec![DiskConfig {
+        base: Some(image.disk),
+        size_bytes: None,
+        read_only: false,
+        changes_dir: std::env::temp_dir(),
+    }];
+    let layout = memory_layout(256 << 20).unwrap();
+    KvmConfig { name: name.into(), disks, ..of_kernel(image.kernel, image.initrd, append, layout) }
+}
+
+/// A guest of such a kernel, without a disk.
+pub(crate) fn of_kernel(kernel: PathBuf, initrd: PathBuf, append: &str, layout: MemoryLayout) -> KvmConfig {
     KvmConfig {
-        name: name.into(),
-        layout: MemoryLayout::flat(256 << 20).unwrap(),
+        name: "linux".into(),
+        layout,
         memory: MemorySource::Fresh,
         vcpus: VCPUS,
-        disks: vec![DiskConfig {
-            base: Some(image.disk),
-            size_bytes: None,
-            read_only: false,
-            changes_dir: std::env::temp_dir(),
-        }],
+        disks: Vec::new(),
         boot: Boot::Linux {
-            kernel: image.kernel,
-            initrd: Some(image.initrd),
+            kernel,
+            initrd: Some(initrd),
             append: format!("console=ttyS0 quiet panic=-1 {append}"),
         },
         nets: Vec::new(),
@@ -80,6 +88,27 @@ impl Listener {
         }
     }
 
+    /// Waits until the running guest tells its clocks anew: wall and monotonic, in milliseconds.
+    pub(crate) fn wait_clocks(&self, machine: &mut KvmMachine) -> (u64, u64) {
+        let clocks = |machine: &KvmMachine| {
+            let console = machine.console();
+            let from = self.cuts.last().copied().unwrap_or(0).min(console.len());
+            let text = String::from_utf8_lossy(&console[from..]).into_owned();
+            let whole = text.rfind('\n').map_or("", |end| &text[..end]).to_owned();
+            whole.lines().filter_map(clock_line).collect::<Vec<_>>()
+        };
+        let before = clocks(machine).len();
+        let began = Instant::now();
+        loop {
+            let told = clocks(machine);
+            if let Some(last) = told.get(before..).and_then(<[_]>::last) {
+                return *last;
+            }
+            assert!(began.elapsed() < Duration::from_mins(2), "the guest tells no time");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// The ticks that were said, with their whole lines.
     pub(crate) fn ticks(&self, machine: &KvmMachine) -> Vec<(u64, String)> {
         let console = machine.console();
@@ -101,4 +130,9 @@ impl Listener {
         }
         ticks
     }
+}
+
+fn clock_line(line: &str) -> Option<(u64, u64)> {
+    let mut words = line.trim_end().strip_prefix("clock wall ")?.split(" monotonic ");
+    Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
 }

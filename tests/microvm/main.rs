@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+mod clocks;
 mod guest;
+mod kernels;
 mod lab;
 mod talking;
 mod time_travel;

@@ -5,9 +5,11 @@ use std::path::PathBuf;
 /// What `workload --help` prints.
 pub(crate) const USAGE: &str = "\
 usage: workload [--interval-ms 100] [--memory-mib 8] [--dir DIR] [--report-every TICKS] [--ticks TICKS]
+                [--tell-time 0|1]
        workload runaway [--burners 2] [--memory-mib 48] [--spawn-every-ms 50] [--seconds SECONDS]
 
 Without a command: ticks, rewrites and checks its memory and a file in DIR, and prints a line now and then.
+--tell-time 1: prints its clocks as well, and checks the processor's extended registers.
 runaway: burns CPU, starts children in a steady loop and grows memory up to --memory-mib for each burner.";
 
 /// What to do.
@@ -38,6 +40,8 @@ pub(crate) struct Steady {
     pub(crate) report_every: u64,
     /// Ends after so many ticks; none: never.
     pub(crate) ticks: Option<u64>,
+    /// Also prints its clocks, and checks extended registers.
+    pub(crate) tell_time: bool,
 }
 
 /// Options of the runaway.
@@ -66,7 +70,14 @@ pub(crate) fn parse(arguments: Vec<String>) -> Result<Command, String> {
     if let Some(word) = arguments.next_if(|word| !word.starts_with('-')) {
         verb = Some(word);
     }
-    let mut steady = Steady { interval_ms: 100, memory_mib: 8, dir: None, report_every: 10, ticks: None };
+    let mut steady = Steady {
+        interval_ms: 100,
+        memory_mib: 8,
+        dir: None,
+        report_every: 10,
+        ticks: None,
+        tell_time: false,
+    };
     let mut runaway = Runaway { program, burners: 2, memory_mib: 48, spawn_every_ms: 50, seconds: None };
     while let Some(option) = arguments.next() {
         if option == "--help" || option == "-h" {
@@ -79,6 +90,7 @@ pub(crate) fn parse(arguments: Vec<String>) -> Result<Command, String> {
             ("--dir", false) => steady.dir = Some(PathBuf::from(value)),
             ("--report-every", false) => steady.report_every = number(&option, &value, 1, 1_000_000)?,
             ("--ticks", false) => steady.ticks = Some(number(&option, &value, 1, u64::MAX)?),
+            ("--tell-time", false) => steady.tell_time = number(&option, &value, 0, 1)? == 1,
             ("--burners", true) => runaway.burners = size(&option, &value, 64)?,
             ("--memory-mib", true) => runaway.memory_mib = size(&option, &value, 1024)?,
             ("--spawn-every-ms", true) => runaway.spawn_every_ms = number(&option, &value, 1, 60_000)?,
@@ -124,6 +136,7 @@ mod tests {
             dir: Some(PathBuf::from("/data")),
             report_every: 10,
             ticks: Some(7),
+            tell_time: false,
         };
         assert_eq!(command, Ok(Command::Steady(expected)));
     }

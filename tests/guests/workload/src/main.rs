@@ -7,10 +7,12 @@
 
 mod arguments;
 mod buffer;
+mod clocks;
 mod complaints;
 mod generator;
 mod identity;
 mod journal;
+mod lanes;
 mod page;
 mod runaway;
 mod steady;

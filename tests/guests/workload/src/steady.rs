@@ -6,9 +6,11 @@ use std::time::{Duration, Instant};
 
 use crate::arguments::Steady;
 use crate::buffer::Buffer;
+use crate::clocks::Clocks;
 use crate::complaints::Complaints;
 use crate::identity::Identity;
 use crate::journal::Journal;
+use crate::lanes;
 
 /// Ticks from one write to the files to the next: making them durable is the dearest part of a tick.
 const FILE_TICKS: u64 = 5;
@@ -21,10 +23,14 @@ pub(crate) fn run(options: &Steady) -> io::Result<()> {
     let mut journal = options.dir.as_deref().map(Journal::create).transpose()?;
     let interval = Duration::from_millis(options.interval_ms);
     let mut due = Instant::now();
+    let mut clocks = Clocks::now();
     for tick in 1..=options.ticks.unwrap_or(u64::MAX) {
         identity.check(&mut complaints);
         buffer.write(tick);
         buffer.check(&mut complaints);
+        if options.tell_time {
+            lanes::check(tick, &mut complaints);
+        }
         if tick % FILE_TICKS == 0
             && let Some(journal) = &mut journal
         {
@@ -43,7 +49,14 @@ pub(crate) fn run(options: &Steady) -> io::Result<()> {
         }
         // A tick that came late shifts those after it: no burst follows a pause.
         due = (due + interval).max(Instant::now());
-        thread::sleep(due.saturating_duration_since(Instant::now()));
+        let pause = due.saturating_duration_since(Instant::now());
+        thread::sleep(pause);
+        if options.tell_time {
+            clocks.check(pause, &mut complaints);
+            if tick % options.report_every == 0 {
+                clocks.tell();
+            }
+        }
     }
     Ok(())
 }
