@@ -336,8 +336,9 @@ impl Machine for KvmMachine {
         }
         self.disks.check(&state.disks)?;
         let gap = self.vm.restore_clock(&vm, clock, self.shape.tsc_khz)?;
+        let is_quiet = self.vm.is_quiet(&vm)?;
         for (vcpu, state) in self.vcpus.iter().zip(&vcpus) {
-            vcpu.core().restore(state, gap)?;
+            vcpu.core().restore(state, gap, is_quiet)?;
         }
         self.vm.restore_chips(&vm)?;
         self.bus.restore(&devices)?;

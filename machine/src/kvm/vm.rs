@@ -131,6 +131,14 @@ impl Vm {
         Ok(gap.wrapping_sub(jump as u64))
     }
 
+    /// Whether the PC's timer, which goes on while vCPUs stand still, runs neither now nor in the state.
+    pub(super) fn is_quiet(&self, state: &VmState) -> Result<bool, MachineError> {
+        /// Nobody has set the channel's mode yet.
+        const OFF: u8 = 0xff;
+        let now = self.fd.get_pit2().map_err(failed("looking at the timer"))?;
+        Ok([&now, &state.pit].into_iter().all(|pit| pit.channels[0].mode == OFF))
+    }
+
     /// Puts interrupt controllers and timer back: after the vCPUs' own interrupt controllers, which they may address.
     pub(super) fn restore_chips(&self, state: &VmState) -> Result<(), MachineError> {
         for chip in &state.chips {

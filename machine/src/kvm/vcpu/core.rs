@@ -85,12 +85,17 @@ impl Core {
     }
 
     /// Gives it another state. `host_tsc_gap`: what the host's time-stamp counter has gained since that was taken and
-    /// the guest's is not to have gained.
-    pub(crate) fn restore(&mut self, state: &VcpuState, host_tsc_gap: u64) -> Result<(), MachineError> {
+    /// the guest's is not to have gained. `is_quiet`: no timer outside of the vCPUs can have sent it an interrupt meanwhile.
+    pub(crate) fn restore(
+        &mut self,
+        state: &VcpuState,
+        host_tsc_gap: u64,
+        is_quiet: bool,
+    ) -> Result<(), MachineError> {
         let (fd, shape, tsc) = (&mut self.fd, &self.shape, &mut self.tsc);
         // Whatever fails from here on, it is not as it was.
         if let Present::Known(present) = std::mem::replace(&mut self.present, Present::Unknown)
-            && state.restore_over(&present.state, fd, shape, tsc, host_tsc_gap)?
+            && state.restore_over(&present.state, fd, shape, tsc, host_tsc_gap, is_quiet)?
         {
             return Ok(());
         }

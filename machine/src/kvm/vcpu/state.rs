@@ -117,6 +117,7 @@ impl VcpuState {
         shape: &Shape,
         tsc: &mut Tsc,
         host_tsc_gap: u64,
+        is_quiet: bool,
     ) -> Result<bool, MachineError> {
         let runs =
             |state: &Self| matches!(state.mp_state.mp_state, KVM_MP_STATE_RUNNABLE | KVM_MP_STATE_HALTED);
@@ -136,7 +137,7 @@ impl VcpuState {
         if self.debug != present.debug {
             vcpu.set_debug_regs(&self.debug).map_err(failed("putting debug registers back"))?;
         }
-        if self.has_timer() || present.has_timer() || self.lapic.regs != present.lapic.regs {
+        if !is_quiet || self.has_timer() || present.has_timer() || self.lapic.regs != present.lapic.regs {
             vcpu.set_lapic(&self.lapic).map_err(failed("putting a local interrupt controller back"))?;
         }
         self.restore_tsc(vcpu, shape, tsc, host_tsc_gap)?;
