@@ -11,6 +11,10 @@ need_host_tools() {
     have mke2fs || missing+=(e2fsprogs)
     have flock || missing+=(util-linux)
     have cc || missing+=(gcc)
+    # Kernels are compressed with one or the other.
+    have xz || missing+=(xz-utils)
+    have zstd || missing+=(zstd)
+    have lz4 || missing+=(lz4)
     # The workload is linked statically, and so needs the archive of the C library and not only its headers.
     if ! { have cc && [ -f "$(cc -print-file-name=libc.a)" ]; }; then missing+=(libc6-dev); fi
     if [ ${#missing[@]} -gt 0 ]; then install_packages "${missing[@]}"; fi
