@@ -56,7 +56,7 @@ fn little_memory_and_one_vcpu_are_enough() {
 fn boot(kernel: &Path, initrd: &Path, memory_mib: u64, vcpus: u32) -> Result<(), String> {
     let name = kernel.display().to_string();
     let layout = memory_layout(memory_mib << 20).unwrap();
-    let config = guest::of_kernel(kernel.to_owned(), initrd.to_owned(), "", layout);
+    let config = guest::of_kernel(kernel.to_owned(), initrd.to_owned(), lab::append(), layout);
     let began = Instant::now();
     let mut machine = KvmMachine::launch(&KvmConfig { vcpus, ..config }).unwrap();
     let init = loop {

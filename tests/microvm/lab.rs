@@ -15,6 +15,12 @@ pub(crate) fn boots_here() -> bool {
     std::env::var_os(IN_THE_LAB).is_some() || accelerator::detect().accelerator == Accelerator::Kvm
 }
 
+/// What kernels must be told in the lab: its processor does not tell KVM when extended state is switched on, so that the size
+/// of the state is wrong, on which some of them stumble.
+pub(crate) fn append() -> &'static str {
+    if std::env::var_os(IN_THE_LAB).is_some() { "noxsave" } else { "" }
+}
+
 #[test]
 fn all_of_it_in_the_lab() {
     if boots_here() {
