@@ -40,6 +40,6 @@ pub use error::Error;
 pub use introspector::Introspector;
 pub use kernel::Kernel;
 pub use observation::{Linux, Observation};
-pub use owner::{Mapper, OwnerMap, OwnerReader, PageOwner};
+pub use owner::{Mapper, OwnerMap, OwnerReader, PageOwner, Share};
 pub use paging::AddressSpace;
 pub use syscall_sites::{CallSite, Site, SyscallSites};

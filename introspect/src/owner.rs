@@ -1,12 +1,17 @@
 //! Whose a frame is, in words.
 
+mod allocations;
 mod map;
 mod mapped;
+mod reader;
 mod referrers;
+mod share;
 
 use std::{fmt, sync::Arc};
 
-pub use map::{OwnerMap, OwnerReader};
+pub use map::OwnerMap;
+pub use reader::OwnerReader;
+pub use share::Share;
 
 /// Whose a frame is.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -155,6 +155,7 @@ fn frames_belong_to_whom_the_guest_says(setting: &Setting) {
     areas_agree(&map, &areas);
     kernel_memory_is_named(&kernel, &memory, &map, &owners, &observation);
     coverage(&owners);
+    shares_are_the_sum(&map, &owners);
     guest.resume();
     let after = Told::ask(&mut guest);
     flags_agree(&owners, &before, &after);
@@ -255,6 +256,19 @@ fn coverage(owners: &[PageOwner]) {
     let named = owners.iter().filter(|owner| **owner != PageOwner::Free && owner.is_named()).count();
     eprintln!("{named} of {used} frames in use have a name; by kind (frames, without a name): {kinds:?}");
     assert!(named * 1000 >= used * 995, "{named} of {used}");
+}
+
+/// Told owner by owner, all frames are told once.
+fn shares_are_the_sum(map: &OwnerMap, owners: &[PageOwner]) {
+    let mut own: BTreeMap<(&str, String), u64> = BTreeMap::new();
+    for owner in owners {
+        *own.entry((owner.kind(), owner.group())).or_default() += 1;
+    }
+    let shares = map.shares();
+    assert!(shares.is_sorted_by(|one, other| one.pages >= other.pages));
+    let told: BTreeMap<_, _> =
+        shares.into_iter().map(|share| ((share.kind, share.owner), share.pages)).collect();
+    assert_eq!(told, own);
 }
 
 fn flags_agree(owners: &[PageOwner], before: &Told, after: &Told) {

@@ -1,8 +1,10 @@
 //! Facts of checkpoints as tables for people.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use retrovisor_guest::fact::Value;
+use retrovisor_introspect::{Introspector, OwnerReader, Share};
 use retrovisor_proto::v1::Table;
 use retrovisor_snapshot::{CheckpointRecord, Store};
 
@@ -11,6 +13,8 @@ use crate::care::CareError;
 
 /// Rows of a fact table that are shown at the most.
 const ROWS_MAX: usize = 20_000;
+/// Owners of memory that are told by name.
+const OWNERS_MAX: usize = 24;
 
 /// What to ask for each kind of fact: title and SQL over one checkpoint.
 fn question(what: &str) -> Option<&'static [(&'static str, &'static str)]> {
@@ -89,7 +93,11 @@ fn question(what: &str) -> Option<&'static [(&'static str, &'static str)]> {
 }
 
 /// The tables of one kind of fact.
-pub(super) fn tables(store: &Store, record: &CheckpointRecord, what: &str) -> Result<Vec<Table>, CareError> {
+pub(super) fn tables(
+    store: &Arc<Store>,
+    record: &CheckpointRecord,
+    what: &str,
+) -> Result<Vec<Table>, CareError> {
     match what {
         "registers" => return Ok(vec![registers(store, record)?]),
         "syscalls" => return syscalls(store, record),
@@ -98,7 +106,44 @@ pub(super) fn tables(store: &Store, record: &CheckpointRecord, what: &str) -> Re
     let questions = question(what)
         .ok_or_else(|| CareError::Invalid(format!("there is no `{}` to inspect", what.escape_debug())))?;
     let known = store.catalogue().fact_tables()?;
-    questions.iter().map(|question| ask(store, record, &known, *question)).collect()
+    let tables = questions.iter().map(|question| ask(store, record, &known, *question));
+    let mut tables = tables.collect::<Result<Vec<Table>, CareError>>()?;
+    if what == "memory" {
+        tables.extend(memory(store, record)?);
+    }
+    Ok(tables)
+}
+
+/// Who fills memory, by kind and by name; nothing for a guest that cannot be read.
+fn memory(store: &Arc<Store>, record: &CheckpointRecord) -> Result<Vec<Table>, CareError> {
+    let view = store.view(record.id)?;
+    let mut introspector = Introspector::new();
+    let observation = introspector.observe(&view, &store.registers(record.id)?);
+    let Some(kernel) = introspector.kernel() else { return Ok(Vec::new()) };
+    let mut map = OwnerReader::new().read(&kernel, &view, &observation);
+    map.trace_allocations(&view);
+    let shares = map.shares();
+    let mut kinds: BTreeMap<&str, u64> = BTreeMap::new();
+    for share in &shares {
+        *kinds.entry(share.kind).or_default() += share.pages;
+    }
+    let mut kinds: Vec<_> = kinds.into_iter().collect();
+    kinds.sort_by_key(|(_, pages)| std::cmp::Reverse(*pages));
+    let columns = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let kib = |pages: u64| Value::from(pages * 4);
+    let by_kind: Vec<_> = kinds
+        .into_iter()
+        .map(|(kind, pages)| vec![Value::from(kind), Value::from(pages), kib(pages)])
+        .collect();
+    let named = shares.iter().filter(|share| share.kind != "free").take(OWNERS_MAX);
+    let row = |Share { kind, owner, pages }: &Share| {
+        vec![Value::from(*kind), Value::from(owner.as_str()), Value::from(*pages), kib(*pages)]
+    };
+    let by_owner: Vec<_> = named.map(row).collect();
+    Ok(vec![
+        convert::table("What fills memory", &columns(&["kind", "pages", "kib"]), &by_kind),
+        convert::table("Largest owners", &columns(&["kind", "owner", "pages", "kib"]), &by_owner),
+    ])
 }
 
 fn ask(
