@@ -1,6 +1,7 @@
 //! What changed between two instants of one guest, said with the names that the owners of its frames give.
 
 mod compare;
+mod groups;
 mod objects;
 mod values;
 

@@ -3,7 +3,8 @@ use std::collections::BTreeMap;
 use retrovisor_guest::{MemoryView, PAGE_SIZE};
 
 use super::{
-    ChangedFrame, Difference, FieldChange, GroupChange, ObjectChange,
+    ChangedFrame, Difference, FieldChange, ObjectChange,
+    groups::group,
     objects::{field_rank, is_alive, is_plumbing, label, structure_rank, type_of, variable_rank},
     values,
 };
@@ -22,7 +23,6 @@ const OBJECTS_MAX: usize = 40;
 const FIELDS_MAX: usize = 8;
 /// Fields from this rank on are not told for themselves.
 const QUIET_RANK: usize = 150;
-const GROUPS_MAX: usize = 40;
 /// Objects that are looked into; the rest is counted.
 const CANDIDATES_MAX: usize = 20_000;
 
@@ -153,7 +153,7 @@ fn slab_words(
     structures: &mut BTreeMap<u64, Touched>,
 ) {
     let Some((cache, part, objects)) = map.slab(frame.gfn) else { return };
-    let Some((type_id, structure)) = type_of(probe, &cache.name, cache.object_bytes) else { return };
+    let Some((type_id, structure)) = type_of(probe, cache) else { return };
     let Some(direct) = probe.word("page_offset_base") else { return };
     let start = direct.wrapping_add(frame.gfn.gpa().0.wrapping_sub(part * PAGE_SIZE as u64));
     for word in words {
@@ -211,8 +211,11 @@ fn fields(sides: &[Side; 2], leaves: &[Leaf], base: u64, words: &[u64]) -> (Vec<
     if found.first().is_none_or(|(rank, _)| *rank >= QUIET_RANK) {
         return (Vec::new(), 0);
     }
-    let rest = found.len().saturating_sub(FIELDS_MAX) as u64;
-    (found.into_iter().take(FIELDS_MAX).map(|(_, field)| field).collect(), rest)
+    let all = found.len() as u64;
+    let told = found.into_iter().take_while(|(rank, _)| *rank < QUIET_RANK).take(FIELDS_MAX);
+    let told: Vec<FieldChange> = told.map(|(_, field)| field).collect();
+    let rest = all - told.len() as u64;
+    (told, rest)
 }
 
 /// The leaves of each type, gathered once.
@@ -349,99 +352,4 @@ fn words(sides: &[Side; 2], base: u64, words: &[u64]) -> (Vec<FieldChange>, u64)
     };
     let told: Vec<FieldChange> = words.iter().take(FIELDS_MAX).filter_map(change).collect();
     (told, words.len().saturating_sub(FIELDS_MAX) as u64)
-}
-
-/// Sums the frames up by owner, file and process.
-fn group(old: &OwnerMap, new: &OwnerMap, changed: &[ChangedFrame], difference: &mut Difference) {
-    let mut owners: BTreeMap<String, GroupChange> = BTreeMap::new();
-    let mut files: BTreeMap<String, GroupChange> = BTreeMap::new();
-    let mut processes: BTreeMap<String, GroupChange> = BTreeMap::new();
-    for frame in changed {
-        let owner = new.explain(frame.gfn);
-        add(&mut owners, owner.group(), *frame, None, false);
-        let before = || old.explain(frame.gfn).group();
-        match &owner {
-            PageOwner::PageCache { file: Some(file), page, .. } => {
-                let fresh = before() != owner.group();
-                add(&mut files, file.to_string(), *frame, Some(*page), fresh);
-            }
-            PageOwner::Process(mapper) => {
-                let fresh = before() != owner.group();
-                let area = mapper.area.as_ref().map(|area| format!(" {area}")).unwrap_or_default();
-                let name = format!("{} ({}){area}", mapper.comm, mapper.pid);
-                add(&mut processes, name, *frame, Some(mapper.virt), fresh);
-            }
-            _ => {}
-        }
-    }
-    difference.owners = first_groups(owners, |group| {
-        // Code that changes is worth more than what is written all the time.
-        let code = ["module ", "kernel text"].iter().any(|code| group.owner.starts_with(code));
-        (u64::from(!code), u64::MAX - group.pages)
-    });
-    difference.files = first_groups(files, |group| (group.since, u64::MAX - group.pages));
-    difference.processes = first_groups(processes, |group| (group.since, u64::MAX - group.pages));
-}
-
-fn add(
-    groups: &mut BTreeMap<String, GroupChange>,
-    owner: String,
-    frame: ChangedFrame,
-    place: Option<u64>,
-    fresh: bool,
-) {
-    let group = groups.entry(owner).or_insert_with_key(|owner| GroupChange {
-        owner: owner.clone(),
-        pages: 0,
-        since: frame.since,
-        range: place.map(|place| (place, place)),
-        new: true,
-    });
-    group.pages += 1;
-    group.since = group.since.min(frame.since);
-    group.new &= fresh;
-    if let (Some((first, last)), Some(place)) = (&mut group.range, place) {
-        (*first, *last) = ((*first).min(place), (*last).max(place));
-    }
-}
-
-/// The groups in order, the last of them what does not fit.
-fn first_groups(
-    groups: BTreeMap<String, GroupChange>,
-    rank: impl Fn(&GroupChange) -> (u64, u64),
-) -> Vec<GroupChange> {
-    let mut all: Vec<GroupChange> = groups.into_values().collect();
-    all.sort_by_key(|group| rank(group));
-    let rest = all.split_off(all.len().min(GROUPS_MAX));
-    if let Some(since) = rest.iter().map(|group| group.since).min() {
-        let pages = rest.iter().map(|group| group.pages).sum();
-        all.push(GroupChange {
-            owner: format!("{} others", rest.len()),
-            pages,
-            since,
-            range: None,
-            new: false,
-        });
-    }
-    all
-}
-
-#[cfg(test)]
-mod tests {
-    use retrovisor_guest::Gfn;
-
-    use super::*;
-
-    #[test]
-    fn what_does_not_fit_is_summed_up() {
-        let mut groups = BTreeMap::new();
-        for number in 0..50 {
-            let frame = ChangedFrame { gfn: Gfn(number), since: 50 - number };
-            add(&mut groups, format!("owner {number:02}"), frame, Some(number), true);
-        }
-        let told = first_groups(groups, |group| (group.since, group.pages));
-        assert_eq!(told.len(), GROUPS_MAX + 1);
-        assert_eq!((told[0].owner.as_str(), told[0].range), ("owner 49", Some((49, 49))));
-        assert_eq!((told[GROUPS_MAX].owner.as_str(), told[GROUPS_MAX].pages), ("10 others", 10));
-    }
 }

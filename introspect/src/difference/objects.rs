@@ -1,6 +1,9 @@
 //! Which objects are worth a look, what they are, and which of their fields tell most.
 
-use crate::{linux::paths::Paths, probe::Probe};
+use crate::{
+    linux::{paths::Paths, slabs::SlabCache},
+    probe::Probe,
+};
 
 /// The type of the objects in a cache whose name says it otherwise. Other caches are named after their type.
 const TYPES: [(&str, &str); 30] = [
@@ -83,7 +86,16 @@ const TELLING_FIELDS: [&str; 22] = [
 ];
 
 /// Fields that change all the time: times, statistics, links of queues, locks.
-const NOISY_FIELDS: [&str; 40] = [
+const NOISY_FIELDS: [&str; 49] = [
+    "sched_remote",
+    "acct_",
+    "kstack_offset",
+    "thread_info.",
+    "numa_",
+    "write_protect",
+    "tlb_",
+    "rss_stat.events",
+    "i_security",
     "csw",
     "wakee",
     "recent_used",
@@ -127,10 +139,14 @@ const NOISY_FIELDS: [&str; 40] = [
 ];
 
 /// The name of the type of a cache's objects, if the kernel describes it and the sizes agree.
-pub(super) fn type_of(probe: &Probe, cache: &str, object_bytes: u64) -> Option<(u32, String)> {
-    let named = TYPES.iter().find(|(of, _)| *of == cache).map_or(cache, |(_, name)| *name);
+pub(super) fn type_of(probe: &Probe, cache: &SlabCache) -> Option<(u32, String)> {
+    let (name, object_bytes) = (cache.name.as_str(), cache.object_bytes);
+    let named = TYPES.iter().find(|(of, _)| *of == name).map_or(name, |(_, name)| *name);
+    // Other types' objects among those of a merged cache would be read as what they are not.
+    if cache.is_merged && !TELLING.contains(&named) {
+        return None;
+    }
     let id = probe.types.structure(named)?;
-    // Caches of one size are merged under one name: another type's objects may be in it.
     let bytes = probe.types.size_of(named)?;
     // A task ends in as much room for registers as the CPU needs; its type has room for any.
     let fits = bytes <= object_bytes || (named == "task_struct" && bytes <= object_bytes * 4);
@@ -157,7 +173,11 @@ pub(super) fn field_rank(path: &str) -> usize {
 
 /// Whether a structure only holds others together: nodes of trees, the allocator's own.
 pub(super) fn is_plumbing(structure: &str) -> bool {
-    const PLUMBING: [&str; 15] = [
+    const PLUMBING: [&str; 19] = [
+        "buffer_head",
+        "request_queue",
+        "bio",
+        "request",
         "signal_struct",
         "sighand_struct",
         "files_struct",

@@ -8,6 +8,8 @@ pub(crate) struct SlabCache {
     pub(crate) stride_bytes: u64,
     /// Of the object itself.
     pub(crate) object_bytes: u64,
+    /// Whether several caches of one size were merged into it: then its name tells the type of some of its objects only.
+    pub(crate) is_merged: bool,
 }
 
 /// The caches met, by the address of their description.
@@ -44,7 +46,9 @@ impl SlabCaches {
             bytes.filter(|bytes| (8..=STRIDE_BYTES_MAX).contains(bytes)).unwrap_or(0)
         };
         let number = u32::try_from(self.all.len()).ok()?;
-        self.all.push(SlabCache { name, stride_bytes: size(stride), object_bytes: size(object) });
+        let users = probe.field("kmem_cache", "refcount").and_then(|field| probe.reader.number(at, field));
+        let is_merged = users.is_some_and(|users| users > 1);
+        self.all.push(SlabCache { name, stride_bytes: size(stride), object_bytes: size(object), is_merged });
         self.numbers.insert(at, number);
         Some(number)
     }

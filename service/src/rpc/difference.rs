@@ -197,7 +197,14 @@ fn structures(difference: &Difference, tables: &mut Vec<Table>) {
 /// One row a field.
 fn rows(objects: &[ObjectChange], left_out: u64) -> Vec<Vec<Value>> {
     let mut rows = Vec::new();
-    for object in objects {
+    // Several of a kind of which nothing more is known are one row.
+    let alike = |one: &ObjectChange, other: &ObjectChange| {
+        one.fields.is_empty()
+            && other.fields.is_empty()
+            && (one.since, &one.structure, &one.object) == (other.since, &other.structure, &other.object)
+    };
+    for objects in objects.chunk_by(alike) {
+        let Some(object) = objects.first() else { continue };
         let mut row = |field: &str, before: &str, after: &str| {
             let names = [object.structure.as_str(), object.object.as_str(), field, before, after];
             let mut cells = vec![sequence(object.since)];
@@ -205,7 +212,8 @@ fn rows(objects: &[ObjectChange], left_out: u64) -> Vec<Vec<Value>> {
             rows.push(cells);
         };
         if object.fields.is_empty() {
-            row("", "", "");
+            let many = if objects.len() > 1 { format!("{} of them", objects.len()) } else { String::new() };
+            row(&many, "", "");
         }
         for field in &object.fields {
             row(&field.field, &field.before, &field.after);
