@@ -13,6 +13,7 @@ mod confine;
 mod console;
 mod failure;
 mod launch;
+mod link;
 mod message;
 mod peer;
 mod process;

@@ -1,7 +1,9 @@
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 /// A disk of a microVM, of 512-byte sectors. The first one is called `d0`, the next `d1`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DiskConfig {
     /// A raw image that the disk begins as; it is only read, and must stay as it is. None: zeros.
     pub base: Option<PathBuf>,

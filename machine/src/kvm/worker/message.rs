@@ -1,12 +1,13 @@
 use retrovisor_guest::{
-    ClockPolicy, DiskState, MachineError, MachineIdentity, MachineState, MemoryLayout, RunState,
-    StateSection, VcpuRegisters,
+    BlockContent, BlockRun, ClockPolicy, DiskShape, DiskState, MachineError, MachineIdentity, MachineState,
+    MemoryLayout, RunContent, RunState, StateSection, VcpuRegisters,
 };
 use serde::{Deserialize, Serialize};
 
 use super::confine::{Confinement, Limits};
 use super::failure::{Failure, plain};
 use crate::kvm::boot::Boot;
+use crate::kvm::disk::DiskConfig;
 
 /// Of the messages below: both ends must speak the same.
 pub(super) const VERSION: u32 = 1;
@@ -34,6 +35,18 @@ pub(super) enum Request {
     Capture,
     /// With the sections' bytes. Answer: `Done`.
     Apply { clock: ClockPolicy, state: StateHead },
+    /// Answer: `Kept`.
+    KeptDisks,
+    /// Answer: `Done`.
+    Release { disks: Vec<DiskState> },
+    /// Begins to look for the blocks that changed. Answer: `Changes`.
+    Changes { at: DiskState, since: Option<DiskState> },
+    /// Answer: `Run`, with its bytes.
+    NextRun { id: u64 },
+    /// Answer: `Done`.
+    EndChanges { id: u64 },
+    /// With the bytes of the blocks that have any. Answer: `Done`.
+    WriteBlocks { disk: String, first: u64, kinds: Vec<BlockKind> },
 }
 
 /// What a worker answers.
@@ -44,6 +57,55 @@ pub(super) enum Answer {
     Welcome(Box<Welcome>),
     State { state: State, ended: Option<String> },
     Captured(StateHead),
+    Kept(Vec<DiskState>),
+    Changes { id: u64 },
+    Run(Option<Run>),
+}
+
+/// A [`BlockRun`] on its way.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Run {
+    first: u64,
+    count: u64,
+    kind: BlockKind,
+}
+
+impl Run {
+    pub(super) fn of(run: &BlockRun) -> Self {
+        let kind = match run.content {
+            RunContent::Zero => BlockKind::Zero,
+            RunContent::Base => BlockKind::Base,
+            RunContent::Data => BlockKind::Data,
+        };
+        Self { first: run.first, count: run.count, kind }
+    }
+
+    pub(super) fn into_run(self) -> BlockRun {
+        let content = match self.kind {
+            BlockKind::Zero => RunContent::Zero,
+            BlockKind::Base => RunContent::Base,
+            BlockKind::Data => RunContent::Data,
+        };
+        BlockRun { first: self.first, count: self.count, content }
+    }
+}
+
+/// What stands in a block, or in those of a run.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) enum BlockKind {
+    Zero,
+    Base,
+    Data,
+}
+
+impl From<&BlockContent<'_>> for BlockKind {
+    fn from(content: &BlockContent<'_>) -> Self {
+        match content {
+            BlockContent::Zero => Self::Zero,
+            BlockContent::Base => Self::Base,
+            BlockContent::Data(_) => Self::Data,
+        }
+    }
 }
 
 /// What to start.
@@ -54,6 +116,7 @@ pub(super) struct Launch {
     pub(super) layout: MemoryLayout,
     pub(super) vcpus: u32,
     pub(super) boot: Boot,
+    pub(super) disks: Vec<DiskConfig>,
     /// Whether the worker goes on when the connection ends.
     pub(super) detached: bool,
     pub(super) limits: Limits,
@@ -64,6 +127,7 @@ pub(super) struct Launch {
 pub(super) struct Welcome {
     pub(super) version: u32,
     pub(super) identity: MachineIdentity,
+    pub(super) disks: Vec<DiskShape>,
     pub(super) confinement: Confinement,
 }
 

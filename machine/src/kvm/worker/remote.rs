@@ -3,19 +3,21 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use retrovisor_guest::{
-    ClockPolicy, Gfn, Machine, MachineError, MachineIdentity, MachineState, MemoryView, PageContent, PageSet,
-    RunState,
+    BLOCK_SIZE, BlockContent, BlockRun, ClockPolicy, DiskChanges, DiskShape, DiskState, Gfn, Machine,
+    MachineError, MachineIdentity, MachineState, MemoryView, PageContent, PageSet, RUN_BLOCKS_MAX,
+    RunContent, RunState,
 };
 
 use super::channel::Channel;
 use super::confine::{Confinement, Limits};
 use super::failure::plain;
 use super::launch::{connect, connect_soon, log_file, memory_file, sealed, start};
-use super::message::{Answer, Launch, Request, STATE_BYTES_MAX, StateHead, VERSION, Welcome};
+use super::link::Link;
+use super::message::{Answer, BlockKind, Launch, Request, Run, STATE_BYTES_MAX, StateHead, VERSION, Welcome};
 use super::runtime::RuntimeDir;
 use crate::kvm::config::KvmConfig;
 use crate::process::Process;
@@ -25,6 +27,10 @@ use crate::ram::Ram;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Reading a kernel and an initial RAM file system from a slow disk is part of a start.
 const START_PATIENCE: Duration = Duration::from_mins(2);
+/// Blocks written with one message.
+const RUN_BLOCKS: usize = 256;
+/// Longest body with blocks.
+const RUN_BYTES_MAX: usize = RUN_BLOCKS * BLOCK_SIZE;
 /// Longest lists of what a worker says about its confinement.
 const LINES_MAX: usize = 32;
 
@@ -52,15 +58,13 @@ pub struct RemoteConfig {
 pub struct RemoteMachine {
     identity: MachineIdentity,
     ram: Ram,
-    channel: Channel,
-    process: Process,
+    link: Arc<Mutex<Link>>,
+    disks: Vec<DiskShape>,
     runtime: RuntimeDir,
     confinement: Confinement,
     detached: bool,
     /// Whether the vCPUs stand still, as far as was asked for here.
     paused: bool,
-    /// Why the worker can be asked nothing any more.
-    lost: Option<String>,
     /// Why the guest ended by itself, as the worker said last.
     ended: Option<String>,
     /// Nobody has asked here yet: the whole memory counts as dirty.
@@ -70,7 +74,13 @@ pub struct RemoteMachine {
 impl RemoteMachine {
     /// Starts a worker and the machine in it. A worker that an earlier machine left in the directory is ended.
     pub fn launch(config: &RemoteConfig) -> Result<Self, MachineError> {
-        let KvmConfig { name, layout, vcpus, boot, paused, .. } = &config.machine;
+        let KvmConfig { name, layout, memory: _, vcpus, boot, disks, nets, channel, paused } = &config.machine;
+        if !nets.is_empty() || *channel {
+            return Err(MachineError::Unsupported {
+                what: "a network interface or a control channel of a machine in a worker".into(),
+                help: "Start it without".into(),
+            });
+        }
         let runtime = RuntimeDir::new(&config.runtime_dir);
         runtime.prepare()?;
         if let Ok((_, mut old)) = connect(&runtime) {
@@ -89,6 +99,7 @@ impl RemoteMachine {
             layout: layout.clone(),
             vcpus: *vcpus,
             boot: boot.clone(),
+            disks: disks.clone(),
             detached: config.detached,
             limits: config.limits,
         }));
@@ -154,7 +165,7 @@ impl RemoteMachine {
             }
             _ => return Err(refuse(&mut process, "the worker does not greet".into())),
         };
-        let Welcome { version, identity, confinement } = welcome;
+        let Welcome { version, identity, disks, confinement } = welcome;
         if version != VERSION || identity.name != name || identity.driver != "kvm" {
             let other = format!("the worker runs {} of version {version}", plain(&identity.name));
             return Err(refuse(&mut process, other));
@@ -169,13 +180,12 @@ impl RemoteMachine {
         Ok(Self {
             ram: Ram::shared(identity.layout.clone(), Arc::new(memory), 0)?,
             identity,
-            channel,
-            process,
+            link: Arc::new(Mutex::new(Link::new(name, channel, process))),
+            disks,
             runtime,
             confinement: shown(&confinement),
             detached: true,
             paused: true,
-            lost: None,
             ended: None,
             unseen: true,
         })
@@ -202,64 +212,35 @@ impl RemoteMachine {
     /// The worker's process number.
     #[must_use]
     pub fn pid(&self) -> i32 {
-        self.process.pid()
+        self.link().process().pid()
     }
 
     /// Why the guest ended by itself, or the worker was lost, as far as is known.
     #[must_use]
-    pub fn ended(&self) -> Option<&str> {
-        self.lost.as_deref().or(self.ended.as_deref())
+    pub fn ended(&self) -> Option<String> {
+        self.link().lost().map(str::to_owned).or_else(|| self.ended.clone())
     }
 
     /// Ends the worker, also a detached one. Logs stay in the runtime directory.
-    pub fn quit(mut self) {
-        self.process.kill();
+    pub fn quit(self) {
+        self.link().process().kill();
         self.runtime.remove_sockets();
-        self.lost = Some("it was ended".into());
     }
 
-    fn gone(&self, reason: String) -> MachineError {
-        MachineError::Gone { machine: self.identity.name.clone(), reason }
+    fn link(&self) -> MutexGuard<'_, Link> {
+        // A link is whole after every line, also when a thread panicked.
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks, and waits for the answer, whose body has at most `body_bytes_max` bytes; gives it to `use_answer`.
     fn ask<T>(
-        &mut self,
+        &self,
         doing: &'static str,
         request: &Request,
         body: &[&[u8]],
         body_bytes_max: usize,
         use_answer: impl FnOnce(Answer, &[u8]) -> Option<T>,
     ) -> Result<T, MachineError> {
-        if let Some(reason) = &self.lost {
-            return Err(self.gone(reason.clone()));
-        }
-        let sent = self.channel.send(request, body, &[]);
-        let received = sent.and_then(|()| self.channel.receive::<Answer>(body_bytes_max));
-        match received {
-            Ok(Some(received)) => {
-                let used = match received.head {
-                    Answer::Failed(failure) => return Err(failure.of(&self.identity.name, doing)),
-                    other => use_answer(other, self.channel.bytes(received.body)),
-                };
-                used.ok_or_else(|| self.lose(&format!("the worker answered nonsense when {doing}")))
-            }
-            Ok(None) => Err(self.lose("")),
-            Err(error) => Err(self.lose(&format!("{doing}: {error}"))),
-        }
-    }
-
-    /// Gives the worker up: nothing that it says can be relied on.
-    fn lose(&mut self, why: &str) -> MachineError {
-        // One that crashed says so by itself.
-        self.process.wait(Duration::from_millis(if why.is_empty() { 1000 } else { 100 }));
-        let mut reason = self.process.obituary();
-        if !self.process.ended() {
-            self.process.kill();
-            reason = format!("{why}; it was ended");
-        }
-        self.lost = Some(reason.clone());
-        self.gone(reason)
+        self.link().ask(doing, request, body, body_bytes_max, use_answer)
     }
 }
 
@@ -269,9 +250,7 @@ impl Machine for RemoteMachine {
     }
 
     fn run_state(&mut self) -> RunState {
-        if self.lost.is_none() && self.process.ended() {
-            self.lose("");
-        }
+        self.link().look();
         let state = self.ask("asking how it is", &Request::RunState, &[], 0, |answer, _| match answer {
             Answer::State { state, ended } => Some((RunState::from(state), ended)),
             _ => None,
@@ -350,7 +329,61 @@ impl Machine for RemoteMachine {
         )
     }
 
-    fn release_state(&mut self, _state: &MachineState) -> Result<(), MachineError> {
+    fn release_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
+        if state.disks.is_empty() {
+            return Ok(());
+        }
+        let request = Request::Release { disks: state.disks.clone() };
+        self.ask("letting go of a state", &request, &[], 0, |answer, body| done(&answer, body))
+    }
+
+    fn disks(&self) -> &[DiskShape] {
+        &self.disks
+    }
+
+    fn disk_changes(
+        &self,
+        at: &DiskState,
+        since: Option<&DiskState>,
+    ) -> Result<Box<dyn DiskChanges>, MachineError> {
+        let request = Request::Changes { at: at.clone(), since: since.cloned() };
+        let id = self.ask("looking for changed blocks", &request, &[], 0, |answer, _| match answer {
+            Answer::Changes { id } => Some(id),
+            _ => None,
+        })?;
+        let blocks = self.disks.iter().find(|disk| disk.name == at.disk).map_or(0, DiskShape::blocks);
+        Ok(Box::new(RemoteChanges { link: Arc::clone(&self.link), id, blocks, next: 0 }))
+    }
+
+    fn kept_disks(&mut self) -> Result<Vec<DiskState>, MachineError> {
+        if self.disks.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.ask("asking what disks keep", &Request::KeptDisks, &[], 0, |answer, _| match answer {
+            Answer::Kept(kept) => Some(kept),
+            _ => None,
+        })
+    }
+
+    fn write_blocks(
+        &mut self,
+        disk: &str,
+        first: u64,
+        contents: &[BlockContent<'_>],
+    ) -> Result<(), MachineError> {
+        for (number, contents) in (0..).zip(contents.chunks(RUN_BLOCKS)) {
+            let kinds = contents.iter().map(BlockKind::from).collect();
+            let pages: Vec<&[u8]> = contents
+                .iter()
+                .filter_map(|content| match content {
+                    BlockContent::Data(page) => Some(&page[..]),
+                    BlockContent::Zero | BlockContent::Base => None,
+                })
+                .collect();
+            let first = first.saturating_add(number * RUN_BLOCKS as u64);
+            let request = Request::WriteBlocks { disk: disk.to_owned(), first, kinds };
+            self.ask("writing a disk", &request, &pages, 0, |answer, body| done(&answer, body))?;
+        }
         Ok(())
     }
 }
@@ -358,10 +391,65 @@ impl Machine for RemoteMachine {
 impl Drop for RemoteMachine {
     fn drop(&mut self) {
         // A guest that ended by itself has nothing left to go on with.
-        if !self.detached || self.lost.is_some() || self.ended.is_some() {
-            self.process.kill();
+        let mut link = self.link();
+        if !self.detached || link.lost().is_some() || self.ended.is_some() {
+            link.process().kill();
             self.runtime.remove_sockets();
         }
+    }
+}
+
+/// Whether a run lies on the disk, after the one before, with as many bytes as it must have.
+fn checked(run: &BlockRun, next: u64, blocks: u64, bytes: usize) -> bool {
+    let end = run.first.checked_add(run.count).filter(|end| *end <= blocks);
+    let expected = match run.content {
+        RunContent::Data if run.count <= RUN_BLOCKS_MAX => usize::try_from(run.count).ok(),
+        RunContent::Data => None,
+        RunContent::Zero | RunContent::Base => Some(0),
+    };
+    run.count > 0
+        && run.first >= next
+        && end.is_some()
+        && expected.is_some_and(|count| count * BLOCK_SIZE == bytes)
+}
+
+/// Changed blocks, told by the worker run by run.
+struct RemoteChanges {
+    link: Arc<Mutex<Link>>,
+    id: u64,
+    /// Of the disk.
+    blocks: u64,
+    /// No run begins before this block.
+    next: u64,
+}
+
+impl DiskChanges for RemoteChanges {
+    fn next_run(&mut self, bytes: &mut Vec<u8>) -> Result<Option<BlockRun>, MachineError> {
+        let mut link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        let request = Request::NextRun { id: self.id };
+        let (next, blocks) = (self.next, self.blocks);
+        let run = link.ask("reading changed blocks", &request, &[], RUN_BYTES_MAX, |answer, body| {
+            let Answer::Run(run) = answer else { return None };
+            let run = run.map(Run::into_run);
+            if let Some(run) = &run {
+                checked(run, next, blocks, body.len()).then_some(())?;
+            }
+            bytes.clear();
+            bytes.extend_from_slice(body);
+            Some(run)
+        })?;
+        if let Some(run) = &run {
+            self.next = run.first + run.count;
+        }
+        Ok(run)
+    }
+}
+
+impl Drop for RemoteChanges {
+    fn drop(&mut self) {
+        let mut link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        // A worker that was lost needs not be told.
+        let _ = link.ask("ending", &Request::EndChanges { id: self.id }, &[], 0, |_, _| Some(()));
     }
 }
 

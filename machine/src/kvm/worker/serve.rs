@@ -1,17 +1,20 @@
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
-use retrovisor_guest::{Machine as _, MachineError, PageSet};
+use retrovisor_guest::{
+    BLOCK_SIZE, BlockContent, DiskChanges, Machine as _, MachineError, MachineState, PageSet,
+};
 use rustix::process::Uid;
 
 use super::channel::{Channel, Received};
 use super::confine::{self, Confinement};
 use super::console;
 use super::failure::Failure;
-use super::message::{Answer, Launch, Request, STATE_BYTES_MAX, StateHead, VERSION, Welcome};
+use super::message::{Answer, BlockKind, Launch, Request, Run, STATE_BYTES_MAX, StateHead, VERSION, Welcome};
 use super::peer::may;
 use crate::kvm::config::{KvmConfig, MemorySource};
 use crate::kvm::machine::KvmMachine;
@@ -64,6 +67,10 @@ struct Worker {
     confinement: Confinement,
     /// What was found dirty and not told yet.
     dirty: PageSet,
+    /// Walks over changed blocks that were begun.
+    changes: BTreeMap<u64, Box<dyn DiskChanges>>,
+    walks: u64,
+    run: Vec<u8>,
 }
 
 impl Worker {
@@ -81,7 +88,7 @@ impl Worker {
         let Request::Launch(launch) = first.head else {
             return Err(refused("the first message does not say what to start"));
         };
-        let Launch { version, name, layout, vcpus, boot, detached, limits } = *launch;
+        let Launch { version, name, layout, vcpus, boot, disks, detached, limits } = *launch;
         if version != VERSION {
             return Err(refused("the worker is of another version"));
         }
@@ -95,20 +102,22 @@ impl Worker {
             memory: source,
             vcpus,
             boot,
-            disks: Vec::new(),
+            disks,
             nets: Vec::new(),
             channel: false,
             paused: true,
         };
         let machine = KvmMachine::launch_after(&config, || confine::late(limits, &mut confinement))?;
         console::serve(console, owner, log, &machine)?;
-        Ok((Self { machine, memory, confinement, dirty }, detached))
+        let changes = BTreeMap::new();
+        Ok((Self { machine, memory, confinement, dirty, changes, walks: 0, run: Vec::new() }, detached))
     }
 
     fn welcome(&self, channel: &mut Channel) -> io::Result<()> {
         let welcome = Welcome {
             version: VERSION,
             identity: self.machine.identity().clone(),
+            disks: self.machine.disks().to_vec(),
             confinement: self.confinement.clone(),
         };
         channel.send(&Answer::Welcome(Box::new(welcome)), &[], &[self.memory.as_fd()])
@@ -116,6 +125,8 @@ impl Worker {
 
     /// Answers until the other end goes away.
     fn talk(&mut self, channel: &mut Channel) -> io::Result<()> {
+        // Those of an earlier connection.
+        self.changes.clear();
         while let Some(request) = channel.receive::<Request>(STATE_BYTES_MAX)? {
             let outcome = match &request.head {
                 Request::Hello { .. } => {
@@ -147,6 +158,33 @@ impl Worker {
                 }
                 Request::Pause => self.machine.pause().map(|()| Answer::Done),
                 Request::Resume => self.machine.resume().map(|()| Answer::Done),
+                Request::NextRun { id } => match self.next_run(*id) {
+                    Ok(run) => {
+                        channel.send(&Answer::Run(run), &[&self.run], &[])?;
+                        continue;
+                    }
+                    Err(error) => Err(error),
+                },
+                Request::KeptDisks => self.machine.kept_disks().map(Answer::Kept),
+                Request::Release { disks } => {
+                    let state = MachineState { disks: disks.clone(), ..MachineState::default() };
+                    self.machine.release_state(&state).map(|()| Answer::Done)
+                }
+                Request::Changes { at, since } => {
+                    self.machine.disk_changes(at, since.as_ref()).map(|changes| {
+                        self.walks += 1;
+                        self.changes.insert(self.walks, changes);
+                        Answer::Changes { id: self.walks }
+                    })
+                }
+                Request::EndChanges { id } => {
+                    self.changes.remove(id);
+                    Ok(Answer::Done)
+                }
+                Request::WriteBlocks { disk, first, kinds } => {
+                    let body = channel.bytes(request.body);
+                    self.write_blocks(disk, *first, kinds, body).map(|()| Answer::Done)
+                }
                 Request::Apply { .. } => self.apply(channel, request).map(|()| Answer::Done),
                 Request::Launch(_) => Err(MachineError::Driver {
                     doing: "starting a machine".into(),
@@ -157,6 +195,36 @@ impl Worker {
             channel.send(&answer, &[], &[])?;
         }
         Ok(())
+    }
+
+    /// The next run of a walk; its bytes are in `run` then.
+    fn next_run(&mut self, id: u64) -> Result<Option<Run>, MachineError> {
+        self.run.clear();
+        let changes = self.changes.get_mut(&id).ok_or_else(|| MachineError::Driver {
+            doing: "reading changed blocks".into(),
+            message: "that was not begun".into(),
+        })?;
+        Ok(changes.next_run(&mut self.run)?.as_ref().map(Run::of))
+    }
+
+    fn write_blocks(
+        &mut self,
+        disk: &str,
+        first: u64,
+        kinds: &[BlockKind],
+        body: &[u8],
+    ) -> Result<(), MachineError> {
+        let mut pages = body.as_chunks::<BLOCK_SIZE>().0.iter();
+        let contents = kinds.iter().map(|kind| match kind {
+            BlockKind::Zero => Some(BlockContent::Zero),
+            BlockKind::Base => Some(BlockContent::Base),
+            BlockKind::Data => pages.next().map(BlockContent::Data),
+        });
+        let contents = contents.collect::<Option<Vec<_>>>().ok_or_else(|| MachineError::Driver {
+            doing: "writing a disk".into(),
+            message: "blocks are missing".into(),
+        })?;
+        self.machine.write_blocks(disk, first, &contents)
     }
 
     fn apply(&mut self, channel: &Channel, request: Received<Request>) -> Result<(), MachineError> {

@@ -1,0 +1,82 @@
+use std::time::Duration;
+
+use retrovisor_guest::MachineError;
+
+use super::channel::Channel;
+use super::message::{Answer, Request};
+use crate::process::Process;
+
+/// A worker, spoken to.
+pub(super) struct Link {
+    machine: String,
+    channel: Channel,
+    process: Process,
+    /// Why the worker can be asked nothing any more.
+    lost: Option<String>,
+}
+
+impl Link {
+    pub(super) fn new(machine: &str, channel: Channel, process: Process) -> Self {
+        Self { machine: machine.to_owned(), channel, process, lost: None }
+    }
+
+    pub(super) fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    pub(super) fn lost(&self) -> Option<&str> {
+        self.lost.as_deref()
+    }
+
+    /// Looks whether the process is still there.
+    pub(super) fn look(&mut self) {
+        if self.lost.is_none() && self.process.ended() {
+            self.lose("");
+        }
+    }
+
+    /// Asks, and waits for the answer, whose body has at most `body_bytes_max` bytes; gives it to `use_answer`, which says
+    /// nothing when it is not what was asked for.
+    pub(super) fn ask<T>(
+        &mut self,
+        doing: &'static str,
+        request: &Request,
+        body: &[&[u8]],
+        body_bytes_max: usize,
+        use_answer: impl FnOnce(Answer, &[u8]) -> Option<T>,
+    ) -> Result<T, MachineError> {
+        if let Some(reason) = &self.lost {
+            return Err(self.gone(reason.clone()));
+        }
+        let sent = self.channel.send(request, body, &[]);
+        let received = sent.and_then(|()| self.channel.receive::<Answer>(body_bytes_max));
+        match received {
+            Ok(Some(received)) => {
+                let used = match received.head {
+                    Answer::Failed(failure) => return Err(failure.of(&self.machine, doing)),
+                    other => use_answer(other, self.channel.bytes(received.body)),
+                };
+                used.ok_or_else(|| self.lose(&format!("the worker answered nonsense when {doing}")))
+            }
+            Ok(None) => Err(self.lose("")),
+            Err(error) => Err(self.lose(&format!("{doing}: {error}"))),
+        }
+    }
+
+    fn gone(&self, reason: String) -> MachineError {
+        MachineError::Gone { machine: self.machine.clone(), reason }
+    }
+
+    /// Gives the worker up: nothing that it says can be relied on.
+    fn lose(&mut self, why: &str) -> MachineError {
+        // One that crashed says so by itself.
+        self.process.wait(Duration::from_millis(if why.is_empty() { 1000 } else { 100 }));
+        let mut reason = self.process.obituary();
+        if !self.process.ended() {
+            self.process.kill();
+            reason = format!("{why}; it was ended");
+        }
+        self.lost = Some(reason.clone());
+        self.gone(reason)
+    }
+}
