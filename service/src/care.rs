@@ -10,14 +10,14 @@ mod judge;
 mod keeper;
 mod leftovers;
 mod spec;
+mod vm;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use retrovisor_guest::{Machine as _, RunState};
+use retrovisor_guest::{ClockPolicy, RunState};
 use retrovisor_introspect::Introspector;
-use retrovisor_machine::qemu::QemuMachine;
 use retrovisor_snapshot::{CheckpointId, MachineRecord, Store};
 use tokio::sync::{broadcast, oneshot};
 
@@ -26,7 +26,8 @@ pub(crate) use error::CareError;
 pub(crate) use event::{Event, Happening};
 pub(crate) use inject::Fault;
 use keeper::{Arrival, Keeper, KeeperHandle};
-pub(crate) use spec::{Origin, Spec};
+pub(crate) use spec::{Driver, Origin, Spec, WORKER_VERB};
+pub(crate) use vm::Vm;
 
 use crate::place;
 
@@ -70,7 +71,7 @@ impl Care {
         &self,
         name: &str,
         spec: &Spec,
-        ready: impl FnOnce(&QemuMachine) -> Result<T, CareError>,
+        ready: impl FnOnce(&Vm) -> Result<T, CareError>,
     ) -> Result<T, CareError> {
         self.must_be_free(name)?;
         let machine = spec.launch(name, &self.runtime_dir(name), false)?;
@@ -92,6 +93,7 @@ impl Care {
         name: &str,
         target: CheckpointId,
         verify_image: bool,
+        clock: ClockPolicy,
     ) -> Result<Journey, CareError> {
         let record = self.store.catalogue().machine(name)?;
         let spec = Spec::from_runtime(name, &record.runtime)?;
@@ -103,7 +105,7 @@ impl Care {
         }
         let machine = spec.launch(name, &self.runtime_dir(name), true)?;
         let (arrived, journey) = oneshot::channel();
-        self.keep(name, machine, &spec, Arrival::Restore { target, verify_image, arrived })?;
+        self.keep(name, machine, &spec, Arrival::Restore { target, verify_image, clock, arrived })?;
         journey.blocking_recv().map_err(|_| CareError::Gone { machine: name.to_owned() })
     }
 
@@ -123,8 +125,7 @@ impl Care {
         };
         let mut lines = Vec::new();
         for record in records {
-            let Ok(mut spec) = Spec::from_runtime(&record.name, &record.runtime) else { continue };
-            spec.qmp.get_or_insert_with(|| self.runtime_dir(&record.name).join("qmp"));
+            let Ok(spec) = Spec::from_runtime(&record.name, &record.runtime) else { continue };
             let Ok(mut machine) = spec.attach(&record.name, &self.runtime_dir(&record.name)) else {
                 continue;
             };
@@ -140,12 +141,13 @@ impl Care {
     }
 
     /// A machine whose last move was cut off is half written: it is brought to where it was going.
-    fn again(&self, record: &MachineRecord, machine: QemuMachine, spec: &Spec) -> Result<(), CareError> {
+    fn again(&self, record: &MachineRecord, machine: Vm, spec: &Spec) -> Result<(), CareError> {
         let arrival =
             match self.store.catalogue().interrupted(record.id)?.and_then(|operation| operation.after) {
                 Some(position) => Arrival::Restore {
                     target: position.checkpoint,
                     verify_image: false,
+                    clock: ClockPolicy::StandStill,
                     arrived: oneshot::channel().0,
                 },
                 None => Arrival::Again,
@@ -178,7 +180,7 @@ impl Care {
         answer.await.map_err(|_| gone())?
     }
 
-    fn keep(&self, name: &str, machine: QemuMachine, spec: &Spec, arrival: Arrival) -> Result<(), CareError> {
+    fn keep(&self, name: &str, machine: Vm, spec: &Spec, arrival: Arrival) -> Result<(), CareError> {
         let keeper = Keeper::new(Arc::clone(&self.store), machine, spec, &arrival, self.events.clone())?;
         let handle = keeper.start(arrival)?;
         self.keepers().insert(name.to_owned(), handle);

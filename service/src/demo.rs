@@ -13,7 +13,7 @@ use retrovisor_analytics::QUERIES;
 use retrovisor_proto::v1::{Cell, GetReportRequest, QueryRequest, StopMachineRequest, cell};
 use retrovisor_snapshot::{Access, Store};
 
-use crate::care::{Care, CareError, Origin, Spec};
+use crate::care::{Care, CareError, Driver, Origin, Spec};
 use crate::client;
 use crate::error::CliError;
 use crate::place;
@@ -116,6 +116,7 @@ async fn boot(care: &Arc<Care>, plan: &Plan, screen: &mut Screen) -> Result<(), 
         disks: vec![plan.disk.clone()],
         memory_bytes: 512 << 20,
         vcpus: 2,
+        driver: Driver::Qemu,
         accelerator: None,
     };
     let spec = Spec { every_ms: plan.every_ms, qmp: None, origin, detached: false };

@@ -16,9 +16,13 @@ use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|verb| verb == care::WORKER_VERB) {
+        // A worker must begin with one thread: before there is a runtime.
+        log();
+        return retrovisor_machine::kvm::worker_process();
+    }
     let cli = cli::Cli::parse();
-    let filter = EnvFilter::try_from_env("RETROVISOR_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    log();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -36,4 +40,10 @@ fn main() -> ExitCode {
             ExitCode::from(error.exit_code)
         }
     }
+}
+
+/// Messages go to standard error, as many as `RETROVISOR_LOG` asks for.
+fn log() {
+    let filter = EnvFilter::try_from_env("RETROVISOR_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }

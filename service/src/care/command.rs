@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use retrovisor_guest::RunState;
+use retrovisor_guest::{ClockPolicy, RunState};
 use retrovisor_snapshot::{CheckpointId, CheckpointRecord};
 use tokio::sync::oneshot::Sender;
 
@@ -14,7 +14,7 @@ pub(crate) enum Command {
     /// Take a checkpoint now.
     Checkpoint { label: Option<String>, reply: Reply<CheckpointRecord> },
     /// Go to a checkpoint.
-    Rollback { target: CheckpointId, verify_image: bool, reply: Reply<Journey> },
+    Rollback { target: CheckpointId, verify_image: bool, clock: ClockPolicy, reply: Reply<Journey> },
     /// Undo the last move.
     Undo { verify_image: bool, reply: Reply<Journey> },
     /// Take the last undo back.
@@ -59,4 +59,6 @@ pub(crate) struct Vitals {
     pub(crate) console: Option<PathBuf>,
     pub(crate) console_log: Option<PathBuf>,
     pub(crate) finder: String,
+    /// Of its process, in words; empty when it is not ours to say.
+    pub(crate) confinement: String,
 }

@@ -1,6 +1,6 @@
 //! What a keeper does when it is asked.
 
-use retrovisor_guest::{Machine, RunState};
+use retrovisor_guest::{ClockPolicy, Machine, RunState};
 use retrovisor_snapshot::{
     CheckpointId, CheckpointKind, CheckpointRecord, CheckpointRequest, OperationKind, RollbackReport,
     RollbackRequest, image_hash,
@@ -21,7 +21,7 @@ impl Keeper {
         kind: CheckpointKind,
     ) -> Result<CheckpointRecord, CareError> {
         let request = CheckpointRequest { label, kind };
-        let report = self.recorder.checkpoint(&mut self.machine, &request)?;
+        let report = self.recorder.checkpoint(&mut *self.machine, &request)?;
         tracing::debug!(machine = self.name, timing = ?report.timing, "checkpoint");
         Ok(self.judged(report.record))
     }
@@ -46,10 +46,15 @@ impl Keeper {
     }
 
     /// Goes to another checkpoint; with `verify_image` the memory is hashed before the guest runs on.
-    pub(super) fn travel(&mut self, way: &Way, verify_image: bool) -> Result<Journey, CareError> {
-        let request = RollbackRequest::default();
+    pub(super) fn travel(
+        &mut self,
+        way: &Way,
+        verify_image: bool,
+        clock: ClockPolicy,
+    ) -> Result<Journey, CareError> {
+        let request = RollbackRequest { clock, ..RollbackRequest::default() };
         let (report, image_matches) = if verify_image {
-            let report = Self::go(&mut self.recorder, &mut Held(&mut self.machine), way, &request)?;
+            let report = Self::go(&mut self.recorder, &mut Held(&mut *self.machine), way, &request)?;
             let compared = self.compare_image(report.target.id);
             // Whatever became of comparing, the guest does not stand still because of it.
             if !self.paused {
@@ -57,7 +62,7 @@ impl Keeper {
             }
             (report, Some(compared))
         } else {
-            (Self::go(&mut self.recorder, &mut self.machine, way, &request)?, None)
+            (Self::go(&mut self.recorder, &mut *self.machine, way, &request)?, None)
         };
         if let Some(present) = &report.present {
             self.judged(present.clone());
@@ -80,8 +85,14 @@ impl Keeper {
     }
 
     /// Gives a new process the state of a checkpoint and lets it run.
-    pub(super) fn restore(&mut self, target: CheckpointId, verify_image: bool) -> Result<Journey, CareError> {
-        let report = self.recorder.restore(&mut self.machine, target, &RollbackRequest::default())?;
+    pub(super) fn restore(
+        &mut self,
+        target: CheckpointId,
+        verify_image: bool,
+        clock: ClockPolicy,
+    ) -> Result<Journey, CareError> {
+        let request = RollbackRequest { clock, ..RollbackRequest::default() };
+        let report = self.recorder.restore(&mut *self.machine, target, &request)?;
         let image_matches = verify_image.then(|| self.compare_image(report.target.id));
         self.machine.resume()?;
         self.judge.moved_to(report.target.id);
@@ -154,7 +165,7 @@ impl Keeper {
                 let newest =
                     self.recorder.position().ok_or_else(|| CareError::Gone { machine: self.name.clone() })?;
                 let written =
-                    inject::redirect(&mut self.machine, &self.store, newest.checkpoint, syscall, to);
+                    inject::redirect(&mut *self.machine, &self.store, newest.checkpoint, syscall, to);
                 if !self.paused {
                     self.machine.resume()?;
                 }

@@ -5,8 +5,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
-use retrovisor_guest::{Machine as _, RunState};
-use retrovisor_machine::qemu::QemuMachine;
+use retrovisor_guest::{ClockPolicy, RunState};
 use retrovisor_snapshot::{CheckpointId, CheckpointKind, MachineId, Recorder, Store};
 use tokio::sync::{broadcast, oneshot};
 
@@ -16,6 +15,7 @@ use super::event::{Event, Happening};
 use super::judge::Judge;
 use super::leftovers;
 use super::spec::Spec;
+use super::vm::Vm;
 
 /// Without an interval the keeper still looks after the guest this often.
 const IDLE_LOOK: Duration = Duration::from_secs(1);
@@ -27,7 +27,12 @@ pub(super) enum Arrival {
     /// Found again after the daemon's restart.
     Again,
     /// A new process, waiting to be given the state of a checkpoint.
-    Restore { target: CheckpointId, verify_image: bool, arrived: oneshot::Sender<Journey> },
+    Restore {
+        target: CheckpointId,
+        verify_image: bool,
+        clock: ClockPolicy,
+        arrived: oneshot::Sender<Journey>,
+    },
 }
 
 /// One machine, its recorder and its judge.
@@ -35,7 +40,7 @@ pub(super) struct Keeper {
     pub(super) name: String,
     pub(super) id: MachineId,
     pub(super) store: Arc<Store>,
-    pub(super) machine: QemuMachine,
+    pub(super) machine: Vm,
     pub(super) recorder: Recorder,
     pub(super) judge: Judge,
     pub(super) paused: bool,
@@ -75,7 +80,7 @@ impl KeeperHandle {
 impl Keeper {
     pub(super) fn new(
         store: Arc<Store>,
-        machine: QemuMachine,
+        machine: Vm,
         spec: &Spec,
         arrival: &Arrival,
         events: broadcast::Sender<Event>,
@@ -97,7 +102,8 @@ impl Keeper {
             every_ms: spec.every_ms,
             console: machine.console(),
             console_log: machine.console_log(),
-            finder: machine.finder().0.to_owned(),
+            finder: machine.finder(),
+            confinement: machine.confinement(),
         };
         Ok(Self {
             name: identity.name,
@@ -116,7 +122,7 @@ impl Keeper {
     /// Takes the first checkpoint (or restores the one asked for), then goes on in a thread of its own.
     pub(super) fn start(mut self, arrival: Arrival) -> Result<KeeperHandle, CareError> {
         if !matches!(arrival, Arrival::Fresh) {
-            match leftovers::release(&mut self.machine, self.store.catalogue(), self.id) {
+            match leftovers::release(&mut *self.machine, self.store.catalogue(), self.id) {
                 Ok(0) => {}
                 Ok(count) => {
                     tracing::info!(machine = self.name, count, "disk snapshots that nobody needs released");
@@ -132,8 +138,8 @@ impl Keeper {
                 // An earlier self may have died in the middle of a pause.
                 self.machine.resume()?;
             }
-            Arrival::Restore { target, verify_image, arrived } => {
-                let journey = self.restore(target, verify_image)?;
+            Arrival::Restore { target, verify_image, clock, arrived } => {
+                let journey = self.restore(target, verify_image, clock)?;
                 // Nobody waits any more: the machine is back all the same.
                 let _ = arrived.send(journey);
             }
@@ -204,11 +210,15 @@ impl Keeper {
             Command::Checkpoint { label, reply } => {
                 drop(reply.send(self.checkpoint(label, CheckpointKind::Manual)));
             }
-            Command::Rollback { target, verify_image, reply } => {
-                drop(reply.send(self.travel(&Way::Rollback(target), verify_image)));
+            Command::Rollback { target, verify_image, clock, reply } => {
+                drop(reply.send(self.travel(&Way::Rollback(target), verify_image, clock)));
             }
-            Command::Undo { verify_image, reply } => drop(reply.send(self.travel(&Way::Undo, verify_image))),
-            Command::Redo { reply } => drop(reply.send(self.travel(&Way::Redo, false))),
+            Command::Undo { verify_image, reply } => {
+                drop(reply.send(self.travel(&Way::Undo, verify_image, ClockPolicy::StandStill)));
+            }
+            Command::Redo { reply } => {
+                drop(reply.send(self.travel(&Way::Redo, false, ClockPolicy::StandStill)));
+            }
             Command::Pause { reply } => drop(reply.send(self.pause())),
             Command::Resume { reply } => drop(reply.send(self.resume())),
             Command::Inject { fault, reply } => drop(reply.send(self.inject(&fault))),

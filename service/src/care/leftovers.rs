@@ -3,8 +3,7 @@
 use std::collections::HashSet;
 
 use retrovisor_guest::fact::Value;
-use retrovisor_guest::{Machine as _, MachineState};
-use retrovisor_machine::qemu::QemuMachine;
+use retrovisor_guest::{Machine, MachineState};
 use retrovisor_snapshot::{Catalogue, MachineId};
 
 use super::error::CareError;
@@ -15,7 +14,7 @@ const NEEDED: &str = "SELECT DISTINCT json_extract(value, '$.reference') FROM st
 
 /// Lets go of the disk snapshots that no checkpoint refers to. Returns how many there were.
 pub(super) fn release(
-    machine: &mut QemuMachine,
+    machine: &mut dyn Machine,
     catalogue: &Catalogue,
     id: MachineId,
 ) -> Result<usize, CareError> {

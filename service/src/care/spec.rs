@@ -2,10 +2,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use retrovisor_guest::Accelerator;
+use retrovisor_machine::accelerator;
+use retrovisor_machine::kvm::{self, Boot, KvmConfig, Limits, MemorySource, RemoteConfig, RemoteMachine};
 use retrovisor_machine::qemu::{AttachConfig, DiskConfig, LaunchConfig, QemuMachine};
 use serde::{Deserialize, Serialize};
 
 use super::error::CareError;
+use super::vm::Vm;
+
+/// The verb under which this program is a worker.
+pub(crate) const WORKER_VERB: &str = "machine-worker";
 
 /// How a machine is found or started again: kept in the catalogue beside it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -32,11 +38,47 @@ pub(crate) enum Origin {
         disks: Vec<PathBuf>,
         memory_bytes: u64,
         vcpus: u32,
-        /// `None`: KVM where it can run Linux, else TCG.
+        /// Specs of earlier versions do not say it.
+        #[serde(default)]
+        driver: Driver,
+        /// QEMU's. `None`: KVM where it can run Linux, else TCG.
         accelerator: Option<Accelerator>,
     },
     /// Somebody else started it.
     Attached,
+}
+
+/// What runs a machine that we start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Driver {
+    /// Stock QEMU.
+    #[default]
+    Qemu,
+    /// Our own microVM, in a worker process.
+    Kvm,
+}
+
+impl Driver {
+    /// The driver of that name that can run Linux on this host; `auto` is the quickest one.
+    pub(crate) fn choose(name: &str) -> Result<Self, CareError> {
+        let detected = accelerator::detect();
+        let kvm = detected.accelerator == Accelerator::Kvm;
+        match name {
+            "qemu" => Ok(Self::Qemu),
+            "" | "auto" if !kvm => Ok(Self::Qemu),
+            "" | "auto" => Ok(Self::Kvm),
+            "kvm" if kvm => Ok(Self::Kvm),
+            "kvm" => Err(CareError::Refused {
+                what: format!("a microVM does not run here: {}", detected.reason),
+                help: "Or run it with `--driver qemu`, which translates where there is no KVM.".to_owned(),
+            }),
+            other => Err(CareError::Invalid(format!(
+                "there is no driver `{}`: use kvm, qemu or auto",
+                other.escape_debug()
+            ))),
+        }
+    }
 }
 
 impl Spec {
@@ -53,22 +95,49 @@ impl Spec {
     }
 
     /// Starts the VM, running or paused before its first instruction.
-    pub(crate) fn launch(
-        &self,
-        name: &str,
-        runtime_dir: &Path,
-        paused: bool,
-    ) -> Result<QemuMachine, CareError> {
-        let Origin::Launched { kernel, initrd, append, disks, memory_bytes, vcpus, accelerator } =
+    pub(crate) fn launch(&self, name: &str, runtime_dir: &Path, paused: bool) -> Result<Vm, CareError> {
+        let Origin::Launched { kernel, initrd, append, disks, memory_bytes, vcpus, driver, accelerator } =
             &self.origin
         else {
             return Err(CareError::Invalid(format!("{name} was not started by Retrovisor")));
         };
+        if *driver == Driver::Kvm {
+            let disks = disks.iter().map(|path| kvm::DiskConfig {
+                base: Some(path.clone()),
+                size_bytes: None,
+                read_only: false,
+                changes_dir: runtime_dir.to_owned(),
+            });
+            let program = std::env::current_exe().map_err(|source| CareError::Io {
+                doing: "cannot find our own program, to start a worker".to_owned(),
+                source,
+            })?;
+            return Ok(Vm::Kvm(Box::new(RemoteMachine::launch(&RemoteConfig {
+                machine: KvmConfig {
+                    name: name.to_owned(),
+                    layout: kvm::memory_layout(*memory_bytes)?,
+                    memory: MemorySource::Fresh,
+                    vcpus: *vcpus,
+                    boot: Boot::Linux {
+                        kernel: kernel.clone(),
+                        initrd: initrd.clone(),
+                        append: append.clone(),
+                    },
+                    disks: disks.collect(),
+                    paused,
+                },
+                program,
+                arguments: vec![WORKER_VERB.into()],
+                runtime_dir: runtime_dir.to_owned(),
+                detached: self.detached,
+                limits: Limits::of(name),
+            })?)));
+        }
         let disks = disks
             .iter()
             .enumerate()
             .map(|(at, path)| DiskConfig { name: format!("d{at}"), path: path.clone() });
-        Ok(QemuMachine::launch(&LaunchConfig {
+        Ok(Vm::Qemu(Box::new(QemuMachine::launch(&LaunchConfig {
             name: name.to_owned(),
             kernel: kernel.clone(),
             initrd: initrd.clone(),
@@ -81,17 +150,20 @@ impl Spec {
             binary: None,
             paused,
             detached: self.detached,
-        })?)
+        })?)))
     }
 
     /// Takes a running VM over.
-    pub(crate) fn attach(&self, name: &str, runtime_dir: &Path) -> Result<QemuMachine, CareError> {
-        let qmp = self.qmp.clone().ok_or_else(|| CareError::Invalid("no QMP socket is named".to_owned()))?;
-        Ok(QemuMachine::attach(&AttachConfig {
+    pub(crate) fn attach(&self, name: &str, runtime_dir: &Path) -> Result<Vm, CareError> {
+        if matches!(self.origin, Origin::Launched { driver: Driver::Kvm, .. }) {
+            return Ok(Vm::Kvm(Box::new(RemoteMachine::attach(name, runtime_dir)?)));
+        }
+        let qmp = self.qmp.clone().unwrap_or_else(|| runtime_dir.join("qmp"));
+        Ok(Vm::Qemu(Box::new(QemuMachine::attach(&AttachConfig {
             name: name.to_owned(),
             qmp,
             runtime_dir: runtime_dir.to_owned(),
-        })?)
+        })?)))
     }
 }
 

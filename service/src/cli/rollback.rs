@@ -1,5 +1,5 @@
-use clap::Args;
-use retrovisor_proto::v1::{Move, RedoRequest, RollbackRequest, UndoRequest};
+use clap::{Args, ValueEnum};
+use retrovisor_proto::v1::{ClockPolicy, Move, RedoRequest, RollbackRequest, UndoRequest};
 
 use super::global::{Global, print_json};
 use crate::client;
@@ -13,7 +13,8 @@ The present is checkpointed first: `retrovisor undo NAME` brings it back.
 Examples:
   retrovisor rollback web                    to the last good checkpoint
   retrovisor rollback web --to -3 --dry-run  what going back three checkpoints would do
-  retrovisor rollback web --to before-upgrade")]
+  retrovisor rollback web --to before-upgrade
+  retrovisor rollback web --clock jump-to-now")]
 pub(crate) struct RollbackArgs {
     /// The machine
     name: String,
@@ -26,6 +27,24 @@ pub(crate) struct RollbackArgs {
     /// Compare the whole restored memory with the checkpoint's hash before the guest runs on
     #[arg(long)]
     verify_image: bool,
+    /// What the guest's clocks do: go on from the checkpoint's instant, or jump to now (kvm only)
+    #[arg(long, default_value = "stand-still", value_enum)]
+    clock: Clock,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Clock {
+    StandStill,
+    JumpToNow,
+}
+
+impl From<Clock> for i32 {
+    fn from(clock: Clock) -> Self {
+        match clock {
+            Clock::StandStill => ClockPolicy::StandStill.into(),
+            Clock::JumpToNow => ClockPolicy::JumpToNow.into(),
+        }
+    }
 }
 
 /// Undoes the last operation that moved a machine.
@@ -51,6 +70,7 @@ pub(super) async fn rollback(args: RollbackArgs, global: &Global) -> Result<(), 
         checkpoint: args.to,
         dry_run: args.dry_run,
         verify_image: args.verify_image,
+        clock: args.clock.into(),
     };
     let client = if args.dry_run {
         client::reader(&global.store).await?

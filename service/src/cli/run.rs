@@ -14,6 +14,7 @@ use crate::error::CliError;
 #[command(after_help = "\
 Examples:
   retrovisor run web --kernel vmlinuz --initrd initramfs.cpio.gz --disk web.raw --every 500ms
+  retrovisor run fast --driver kvm --kernel vmlinuz --initrd i.gz --vcpus 2 --every 50ms
   retrovisor run big --kernel vmlinuz --initrd i.gz --memory 4G --vcpus 4 --append 'console=ttyS0 quiet'")]
 pub(crate) struct RunArgs {
     /// Name for the machine
@@ -30,8 +31,8 @@ pub(crate) struct RunArgs {
     /// Disk image; it is only read, what the guest writes is kept beside it. May be given several times
     #[arg(long = "disk", value_name = "FILE")]
     disks: Vec<PathBuf>,
-    /// Which driver runs it
-    #[arg(long, default_value = "auto", value_parser = ["auto", "qemu"])]
+    /// What runs it: kvm is our own microVM and needs KVM on hardware, qemu runs everywhere; auto chooses
+    #[arg(long, default_value = "auto", value_parser = ["auto", "kvm", "qemu"])]
     driver: String,
     /// Memory, such as 512M or 2G
     #[arg(long, default_value = "512M", value_parser = parse_size)]

@@ -40,6 +40,7 @@ pub(super) fn print(machine: &Machine) {
         if machine.every_ms == 0 { String::new() } else { format!(", one every {} ms", machine.every_ms) };
     line("checkpoints", &format!("{}{every}", machine.checkpoints));
     line("present", &format!("{} ({})", machine.present, style::verdict(machine.verdict())));
+    line("confined", &machine.confinement);
     line("console", &machine.console);
     line("console log", &machine.console_log);
 }

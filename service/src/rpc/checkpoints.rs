@@ -1,11 +1,13 @@
 use std::sync::Arc;
 
+use retrovisor_guest::ClockPolicy;
 use retrovisor_proto::v1::checkpoint_service_server::CheckpointService;
 use retrovisor_proto::v1::{
-    CreateCheckpointRequest, CreateCheckpointResponse, DiffRequest, DiffResponse, GetCheckpointRequest,
-    GetCheckpointResponse, InspectRequest, InspectResponse, ListCheckpointsRequest, ListCheckpointsResponse,
-    ListOperationsRequest, ListOperationsResponse, PinCheckpointRequest, PinCheckpointResponse, RedoRequest,
-    RedoResponse, RollbackRequest, RollbackResponse, UndoRequest, UndoResponse,
+    ClockPolicy as Clock, CreateCheckpointRequest, CreateCheckpointResponse, DiffRequest, DiffResponse,
+    GetCheckpointRequest, GetCheckpointResponse, InspectRequest, InspectResponse, ListCheckpointsRequest,
+    ListCheckpointsResponse, ListOperationsRequest, ListOperationsResponse, PinCheckpointRequest,
+    PinCheckpointResponse, RedoRequest, RedoResponse, RollbackRequest, RollbackResponse, UndoRequest,
+    UndoResponse,
 };
 use retrovisor_snapshot::{CheckpointRecord, Recorder};
 use tonic::{Request, Response, Status};
@@ -98,7 +100,12 @@ impl CheckpointService for Services {
         &self,
         request: Request<RollbackRequest>,
     ) -> Result<Response<RollbackResponse>, Status> {
-        let RollbackRequest { machine, checkpoint, dry_run, verify_image } = request.into_inner();
+        let request = request.into_inner();
+        let clock = match request.clock() {
+            Clock::JumpToNow => ClockPolicy::JumpToNow,
+            Clock::Unspecified | Clock::StandStill => ClockPolicy::StandStill,
+        };
+        let RollbackRequest { machine, checkpoint, dry_run, verify_image, clock: _ } = request;
         let wanted = if checkpoint.is_empty() { TARGET_DEFAULT.to_owned() } else { checkpoint };
         let target = self
             .blocking({
@@ -109,10 +116,11 @@ impl CheckpointService for Services {
         let journey = if dry_run {
             self.blocking(move |services| services.plan(&machine, target)).await?
         } else if self.care.vitals(&machine).is_some() {
-            let command = |reply| Command::Rollback { target: target.id, verify_image, reply };
+            let command = |reply| Command::Rollback { target: target.id, verify_image, clock, reply };
             self.care.ask(&machine, command).await.map_err(|error| status::of(&error))?
         } else {
-            self.blocking(move |services| services.care.restore(&machine, target.id, verify_image)).await?
+            self.blocking(move |services| services.care.restore(&machine, target.id, verify_image, clock))
+                .await?
         };
         Ok(Response::new(RollbackResponse { r#move: self.moved(journey).await?, dry_run }))
     }

@@ -44,6 +44,7 @@ pub(super) fn machine(care: &Care, record: &MachineRecord) -> Result<Machine, Ca
         console: path(vitals.as_ref().and_then(|vitals| vitals.console.as_ref())),
         every_ms: vitals.as_ref().map_or(0, |vitals| vitals.every_ms),
         dirty_finder: vitals.as_ref().map(|vitals| vitals.finder.clone()).unwrap_or_default(),
+        confinement: vitals.as_ref().map(|vitals| vitals.confinement.clone()).unwrap_or_default(),
         console_log: path(vitals.as_ref().and_then(|vitals| vitals.console_log.as_ref())),
     })
 }

@@ -9,7 +9,7 @@ use retrovisor_proto::v1::{
 use tonic::{Request, Response, Status};
 
 use super::{Services, convert, status};
-use crate::care::{CareError, Command, Origin, Spec};
+use crate::care::{CareError, Command, Driver, Origin, Spec};
 
 const MEMORY_BYTES_DEFAULT: u64 = 512 << 20;
 
@@ -115,12 +115,6 @@ impl MachineService for Services {
 }
 
 fn launch_spec(request: RunMachineRequest) -> Result<(String, Spec), CareError> {
-    if !["", "auto", "qemu"].contains(&request.driver.as_str()) {
-        return Err(CareError::Invalid(format!(
-            "there is no driver `{}`: use qemu or auto",
-            request.driver.escape_debug()
-        )));
-    }
     let origin = Origin::Launched {
         kernel: PathBuf::from(request.kernel),
         initrd: (!request.initrd.is_empty()).then(|| PathBuf::from(request.initrd)),
@@ -128,6 +122,7 @@ fn launch_spec(request: RunMachineRequest) -> Result<(String, Spec), CareError> 
         disks: request.disks.into_iter().map(PathBuf::from).collect(),
         memory_bytes: if request.memory_bytes == 0 { MEMORY_BYTES_DEFAULT } else { request.memory_bytes },
         vcpus: request.vcpus.max(1),
+        driver: Driver::choose(&request.driver)?,
         accelerator: None,
     };
     Ok((request.machine, Spec { every_ms: request.every_ms, qmp: None, origin, detached: true }))
