@@ -14,6 +14,7 @@ case ${1:-} in
 '' | -h | --help)
     echo "usage: setup/lab.sh PROGRAM [ARGUMENT]…"
     echo "Runs PROGRAM (a binary for this host) in the lab and ends with its status; 125: the lab itself failed."
+    echo "LAB_FILES names programs that PROGRAM finds in the root folder, separated by colons."
     echo "In the lab, RETROVISOR_CACHE holds the test guest, /tmp is in memory. LAB_SECONDS (600) ends it."
     echo "LAB_KERNELS names other kernels to bring along (folders of the cache's kernels/, made by setup/kernels.sh);"
     echo "RETROVISOR_LAB_LONG is passed on."
@@ -50,10 +51,17 @@ for kernel in ${LAB_KERNELS:-}; do
     cp "$folder/vmlinuz" "$folder/initramfs.cpio.gz" "$root/cache/kernels/$kernel/"
 done
 cp "$program" "$root/bin/program"
+programs=("$program")
+IFS=: read -ra files <<<"${LAB_FILES:-}"
+for file in "${files[@]}"; do
+    # What is only for debuggers makes most of a program's size.
+    strip --strip-debug -o "$root/${file##*/}" "$file" 2>/dev/null || cp "$file" "$root/"
+    programs+=("$file")
+done
 while read -r library; do
     mkdir -p "$root$(dirname "$library")"
     cp -L "$library" "$root$library"
-done < <(ldd "$program" | grep -oE '/[^ ]+')
+done < <(for each in "${programs[@]}"; do ldd "$each" || true; done | grep -oE '/[^ ]+' | sort -u)
 
 {
     printf 'set --'

@@ -4,6 +4,7 @@ mod anomalies;
 mod attach;
 mod checkpoint;
 mod completions;
+mod console;
 mod demo;
 mod diff;
 mod export;
@@ -67,6 +68,8 @@ enum Verb {
     List,
     /// Shows one machine
     Show(show::ShowArgs),
+    /// Talks to a machine's serial console
+    Console(console::ConsoleArgs),
     /// Pauses a machine
     Pause(power::PowerArgs),
     /// Lets a paused machine run on
@@ -123,6 +126,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), CliError> {
         Verb::Attach(args) => attach::run(args, global).await,
         Verb::List => list::run(global).await,
         Verb::Show(args) => show::run(args, global).await,
+        Verb::Console(args) => console::run(args, global).await,
         Verb::Pause(args) => power::pause(args, global).await,
         Verb::Resume(args) => power::resume(args, global).await,
         Verb::Stop(args) => power::stop(args, global).await,

@@ -2,6 +2,7 @@
 
 mod anomalies;
 mod checkpoints;
+mod console;
 mod convert;
 mod difference;
 mod faults;

@@ -3,7 +3,7 @@ use std::process::Command;
 
 use retrovisor_guest::Accelerator;
 use retrovisor_machine::accelerator;
-use retrovisor_tests::GuestImage;
+use retrovisor_tests::{GuestImage, command_path};
 
 /// Booted beside the guest's own kernel where the run is not told which.
 const OTHER_KERNEL: &str = "bullseye-cloud";
@@ -38,6 +38,7 @@ fn all_of_it_in_the_lab() {
     let ran = Command::new(script)
         .arg(std::env::current_exe().unwrap())
         .env("LAB_KERNELS", there.join(" "))
+        .env("LAB_FILES", command_path())
         .args(["--test-threads=1", "--nocapture", "--skip", "all_of_it_in_the_lab"])
         .output()
         .unwrap();

@@ -51,11 +51,16 @@ impl Daemon {
 
     /// Starts the test guest under the name `g` and waits until its workload ticks.
     pub fn run_guest(&self, image: &GuestImage, every: &str) {
+        self.run_guest_under("qemu", image, every);
+    }
+
+    /// The same under a driver of that name.
+    pub fn run_guest_under(&self, driver: &str, image: &GuestImage, every: &str) {
         let path = |path: &Path| path.to_str().expect("a printable path").to_owned();
         let (kernel, initrd, disk) = (path(&image.kernel), path(&image.initrd), path(&image.disk));
         let arguments = [
             "run", "g", "--kernel", &kernel, "--initrd", &initrd, "--disk", &disk, "--vcpus", "2", "--every",
-            every,
+            every, "--driver", driver,
         ];
         let _ran = self.run(&arguments).ok();
         wait_until("the guest's first tick", Duration::from_mins(1), || self.last_tick(0).is_some());
@@ -142,6 +147,10 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        if self.runtime_dir().join("worker").exists() {
+            // Nothing else ends a microVM from outside.
+            let _stopped = self.run(&["stop", "g"]);
+        }
         self.end();
         quit(&self.runtime_dir().join("qmp"));
     }

@@ -124,6 +124,8 @@ impl Spec {
                         append: append.clone(),
                     },
                     disks: disks.collect(),
+                    nets: Vec::new(),
+                    channel: false,
                     paused,
                 },
                 program,

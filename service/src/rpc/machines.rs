@@ -2,12 +2,14 @@ use std::path::PathBuf;
 
 use retrovisor_proto::v1::machine_service_server::MachineService;
 use retrovisor_proto::v1::{
-    AttachMachineRequest, AttachMachineResponse, GetMachineRequest, GetMachineResponse, ListMachinesRequest,
-    ListMachinesResponse, Machine, PauseMachineRequest, PauseMachineResponse, ResumeMachineRequest,
-    ResumeMachineResponse, RunMachineRequest, RunMachineResponse, StopMachineRequest, StopMachineResponse,
+    AttachMachineRequest, AttachMachineResponse, ConsoleRequest, ConsoleResponse, GetMachineRequest,
+    GetMachineResponse, ListMachinesRequest, ListMachinesResponse, Machine, PauseMachineRequest,
+    PauseMachineResponse, ResumeMachineRequest, ResumeMachineResponse, RunMachineRequest, RunMachineResponse,
+    StopMachineRequest, StopMachineResponse,
 };
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
+use super::stream::Answers;
 use super::{Services, convert, status};
 use crate::care::{CareError, Command, Driver, Origin, Spec};
 
@@ -102,6 +104,15 @@ impl MachineService for Services {
         let name = request.into_inner().machine;
         self.care.ask(&name, |reply| Command::Resume { reply }).await.map_err(|error| status::of(&error))?;
         Ok(Response::new(ResumeMachineResponse { machine: self.machine(name).await? }))
+    }
+
+    type ConsoleStream = Answers<ConsoleResponse>;
+
+    async fn console(
+        &self,
+        request: Request<Streaming<ConsoleRequest>>,
+    ) -> Result<Response<Self::ConsoleStream>, Status> {
+        Ok(Response::new(self.open_console(request.into_inner()).await?))
     }
 
     async fn stop_machine(

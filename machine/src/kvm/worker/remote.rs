@@ -74,7 +74,8 @@ pub struct RemoteMachine {
 impl RemoteMachine {
     /// Starts a worker and the machine in it. A worker that an earlier machine left in the directory is ended.
     pub fn launch(config: &RemoteConfig) -> Result<Self, MachineError> {
-        let KvmConfig { name, layout, memory: _, vcpus, boot, disks, nets, channel, paused } = &config.machine;
+        let KvmConfig { name, layout, memory: _, vcpus, boot, disks, nets, channel, paused } =
+            &config.machine;
         if !nets.is_empty() || *channel {
             return Err(MachineError::Unsupported {
                 what: "a network interface or a control channel of a machine in a worker".into(),
