@@ -19,6 +19,9 @@ fn main() {
     put("catalogue", "seed-format-1".to_owned(), &fs::read(&catalogue).expect("a catalogue"));
     retrovisor_fuzz::migrate(dir.path());
     put("catalogue", "seed-newest".to_owned(), &fs::read(&catalogue).expect("a catalogue"));
+    for (at, (target, bytes)) in retrovisor_machine::kvm::fuzzing::seeds().into_iter().enumerate() {
+        put(target, format!("seed-{at}"), &bytes);
+    }
     for (at, (target, bytes)) in retrovisor_introspect::fuzzing::seeds().into_iter().enumerate() {
         put(target, format!("seed-{at}"), &bytes);
     }

@@ -13,6 +13,8 @@ mod disk;
 mod door;
 mod equipment;
 mod filter;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod gate;
 mod host;
 mod interrupt;

@@ -134,3 +134,37 @@ fn two_machines_on_a_hub_talk_while_one_goes_back_and_forth() {
     println!("{} frames forwarded, {} lost", traffic.forwarded_frames, traffic.lost_frames);
     assert!(traffic.forwarded_frames > 1000);
 }
+
+#[test]
+fn a_new_generation_identifier_is_noticed() {
+    if !lab::boots_here() {
+        return;
+    }
+    let mut machine = KvmMachine::launch(&guest::config("twin", "console-shell")).unwrap();
+    let (input, output) = (machine.console_input(), machine.console_output());
+    Listener::default().wait_tick(&mut machine);
+    let command = "sed -n 's/.*ACPI:Ged/& told/p' /proc/interrupts | tr -s ' '; \
+        [ -d /sys/bus/acpi/drivers/vmgenid ] && echo has a dri''ver; dmesg | grep -c 'virtual machine fork'; echo done\n";
+    let mut told = |machine: &mut KvmMachine| {
+        let offset = output.end();
+        say(&input, command);
+        hear(machine, &output, offset, "\ndone\n");
+        String::from_utf8_lossy(&output.since(offset).0).replace('\r', "")
+    };
+    let before = told(&mut machine);
+    assert!(before.contains(": 0 IO-APIC"), "the guest has the line, and was told nothing:\n{before}");
+    machine.pause().unwrap();
+    let id = machine.generation_id().unwrap();
+    assert_ne!(id, [0; 16]);
+    machine.set_generation_id([7; 16]).unwrap();
+    assert_eq!(machine.generation_id().unwrap(), [7; 16]);
+    machine.resume().unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    let after = told(&mut machine);
+    assert!(after.contains(": 1 IO-APIC"), "{after}");
+    // Debian's cloud kernel 6.1 has no driver; those from 6.12 on, and the plain one, have it built in.
+    if before.contains("has a driver") {
+        assert!(before.contains("\n0\n") && after.contains("\n1\n"), "before:\n{before}\nafter:\n{after}");
+    }
+    println!("after the change the guest says:\n{after}");
+}

@@ -8,7 +8,7 @@ use vm_superio::{Serial as Uart, Trigger};
 use super::{Device, Outcome, Place};
 use crate::kvm::console::output::ConsoleOutput;
 use crate::kvm::console::pending::Pending;
-use crate::kvm::interrupt::{InterruptLine as _, VmLine};
+use crate::kvm::interrupt::InterruptLine;
 
 /// The first serial port of a PC.
 const PORT: u16 = 0x3f8;
@@ -16,16 +16,16 @@ const PORT: u16 = 0x3f8;
 const FIFO_BYTES: usize = 64;
 
 /// A 16550A, the console.
-pub(crate) struct Serial {
-    uart: Uart<Line, NoEvents, ConsoleOutput>,
-    line: VmLine,
+pub(crate) struct Serial<L: InterruptLine> {
+    uart: Uart<Line<L>, NoEvents, ConsoleOutput>,
+    line: L,
     output: ConsoleOutput,
     input: Pending,
 }
 
-struct Line(VmLine);
+struct Line<L>(L);
 
-impl Trigger for Line {
+impl<L: InterruptLine> Trigger for Line<L> {
     type E = Infallible;
 
     fn trigger(&self) -> Result<(), Infallible> {
@@ -42,9 +42,9 @@ struct Saved {
     input: Vec<u8>,
 }
 
-impl Serial {
+impl<L: InterruptLine + Clone> Serial<L> {
     /// A port that raises its interrupt through `line`.
-    pub(crate) fn new(line: VmLine, output: ConsoleOutput, input: Pending) -> Self {
+    pub(crate) fn new(line: L, output: ConsoleOutput, input: Pending) -> Self {
         let uart = Uart::new(Line(line.clone()), output.clone());
         Self { uart, line, output, input }
     }
@@ -58,7 +58,7 @@ impl Serial {
     }
 }
 
-impl Device for Serial {
+impl<L: InterruptLine + Clone> Device for Serial<L> {
     fn place(&self) -> Place {
         Place::Ports { first: PORT, count: 8 }
     }

@@ -49,7 +49,7 @@ pub(crate) struct Mmio<D> {
 
 impl<D: VirtioDevice> Mmio<D> {
     /// A device that answers from `first` on.
-    pub(super) fn new(
+    pub(crate) fn new(
         device: D,
         first: Gpa,
         line: Box<dyn InterruptLine>,
