@@ -140,12 +140,13 @@ fn a_new_generation_identifier_is_noticed() {
     if !lab::boots_here() {
         return;
     }
-    let mut machine = KvmMachine::launch(&guest::config("twin", "console-shell")).unwrap();
+    let mut machine =
+        KvmMachine::launch(&KvmConfig { vcpus: 1, ..guest::config("twin", "console-shell") }).unwrap();
     let (input, output) = (machine.console_input(), machine.console_output());
     Listener::default().wait_tick(&mut machine);
     let command = "sed -n 's/.*ACPI:Ged/& told/p' /proc/interrupts | tr -s ' '; \
         [ -d /sys/bus/acpi/drivers/vmgenid ] && echo has a dri''ver; dmesg | grep -c 'virtual machine fork'; echo done\n";
-    let mut told = |machine: &mut KvmMachine| {
+    let told = |machine: &mut KvmMachine| {
         let offset = output.end();
         say(&input, command);
         hear(machine, &output, offset, "\ndone\n");

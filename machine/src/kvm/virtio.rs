@@ -20,6 +20,8 @@ mod slots;
 
 pub(super) use block::Block;
 pub(super) use console::Console;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) use device::VirtioDevice;
 pub(super) use memory::DeviceMemory;
 pub(super) use mmio::Mmio;
 pub use model::VirtioModel;

@@ -214,3 +214,31 @@ impl VirtioDevice for Net {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(mac: &str) -> Net {
+        let (_, ours) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        let link = Link::open(&crate::kvm::net::link::NetBackend::Socket(Arc::new(ours.into()))).unwrap();
+        let wake = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap();
+        Net::new(0, mac.parse().unwrap(), Some(Arc::new(link)), Arc::new(wake))
+    }
+
+    #[test]
+    fn a_state_of_another_address_takes_the_link_down_and_up() {
+        let (was, mut is) = (net("02:00:00:00:00:01"), net("02:00:00:00:00:02"));
+        is.restore(&is.save().unwrap()).unwrap();
+        assert_eq!(is.news(), None, "its own state is no news");
+        is.restore(&was.save().unwrap()).unwrap();
+        assert_eq!((is.is_bouncing(), is.news()), (true, Some(false)));
+        is.set_up(false);
+        is.end_bounce();
+        assert_eq!(is.news(), Some(true));
+        let mut config = [0; 8];
+        is.read_config(0, &mut config);
+        assert_eq!(config, [2, 0, 0, 0, 0, 2, 0, 0]);
+        assert!(is.restore(b"no state").is_err());
+    }
+}
