@@ -11,9 +11,8 @@ const CHANGED: u8 = 0x80;
 /// The generation identifier as a device, and the one that turns its interrupt into a notification: machines without
 /// the registers of full ACPI have no other way.
 pub(super) fn describe(body: &mut Vec<u8>) {
-    let path = "_SB_.VGEN";
     aml::Device::new(
-        path.into(),
+        "_SB_.VGEN".into(),
         vec![
             &aml::Name::new("_HID".into(), &"RTRV0001"),
             // The name in the specification, and the one that fits systems which keep eight letters.
@@ -43,9 +42,10 @@ pub(super) fn describe(body: &mut Vec<u8>) {
                 "_EVT".into(),
                 1,
                 true,
+                // Named from the root: a name of several parts is not looked for in the scopes above.
                 vec![&aml::If::new(
                     &aml::Equal::new(&aml::Arg(0), &GENERATION_LINE),
-                    vec![&aml::Notify::new(&aml::Path::new(path), &CHANGED)],
+                    vec![&aml::Notify::new(&aml::Path::new(r"\_SB_.VGEN"), &CHANGED)],
                 )],
             ),
         ],
