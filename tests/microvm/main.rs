@@ -6,5 +6,6 @@ mod clocks;
 mod guest;
 mod kernels;
 mod lab;
+mod service;
 mod talking;
 mod time_travel;
