@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         return retrovisor_machine::kvm::worker_process();
     }
     let cli = cli::Cli::parse();
+    terminal::reader::end_when_nobody_reads();
     log();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -2,5 +2,6 @@
 
 pub(crate) mod paragraph;
 pub(crate) mod progress;
+pub(crate) mod reader;
 pub(crate) mod style;
 pub(crate) mod table;

@@ -68,3 +68,15 @@ fn help_shows_examples_and_completions_name_the_verbs() {
         assert!(String::from_utf8_lossy(&script).contains("rollback"), "{shell}");
     }
 }
+
+#[test]
+fn a_reader_that_goes_is_no_reason_to_panic() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = Command::new(env!("CARGO_BIN_EXE_retrovisor"))
+        .args(["completions", "bash"])
+        .stdout(writer)
+        .output()
+        .unwrap();
+    assert_eq!((output.status.code(), stderr(&output)), (Some(141), String::new()));
+}

@@ -6,6 +6,7 @@ mod bad_input;
 mod crash;
 mod daemon;
 mod demo;
+mod difference;
 mod disk;
 mod prune;
 mod restore;

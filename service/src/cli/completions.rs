@@ -10,5 +10,7 @@ pub(crate) struct CompletionsArgs {
 }
 
 pub(super) fn run(args: &CompletionsArgs) {
-    clap_complete::generate(args.shell, &mut super::Cli::command(), "retrovisor", &mut std::io::stdout());
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut super::Cli::command(), "retrovisor", &mut script);
+    print!("{}", String::from_utf8_lossy(&script));
 }

@@ -101,13 +101,14 @@ pub(super) fn parse_interval(text: &str) -> Result<Duration, String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(split);
     let number: u64 =
-        digits.parse().map_err(|_| format!("`{text}` is not an interval: write 200ms, 2s or 1m"))?;
+        digits.parse().map_err(|_| format!("`{text}` is not an interval: write 200ms, 2s, 1m or 1h"))?;
     let interval = match unit {
         "ms" => Duration::from_millis(number),
         "" if number == 0 => Duration::ZERO,
         "s" => Duration::from_secs(number),
         "m" | "min" => Duration::from_secs(number.saturating_mul(60)),
-        _ => return Err(format!("`{text}` has no unit that I know: write 200ms, 2s or 1m")),
+        "h" => Duration::from_secs(number.saturating_mul(3600)),
+        _ => return Err(format!("`{text}` has no unit that I know: write 200ms, 2s, 1m or 1h")),
     };
     if interval.is_zero() || interval >= Duration::from_millis(20) {
         Ok(interval)
