@@ -119,12 +119,13 @@ impl KvmMachine {
         let mut vcpus = Vec::new();
         for (number, fd) in fds.into_iter().enumerate() {
             let name = format!("vcpu{number}:{}", config.name);
-            vcpus.push(Vcpu::start(&name, fd, Arc::clone(&shape), Arc::clone(&gate), Arc::clone(&bus))?);
+            let started = Vcpu::start(&name, fd, Arc::clone(&shape), Arc::clone(&gate), Arc::clone(&bus));
+            // The threads that are there wait for the gate.
+            vcpus.push(started.inspect_err(|_| gate.end(|| ()))?);
         }
         let mut receivers = Vec::new();
         for interface in interfaces {
             let started = interface.start(door.clone());
-            // The threads that are there wait for the gate.
             receivers.push(started.inspect_err(|_| gate.end(|| ()))?);
         }
         let generation_line = vm.line(GENERATION_LINE);
