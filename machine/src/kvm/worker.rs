@@ -8,6 +8,7 @@
 //! The guest is hostile, so the worker may be taken over by it: what it answers is bounded and checked, and it is confined
 //! before the guest's first instruction ([`confine`]).
 
+mod changes;
 mod channel;
 mod confine;
 mod console;

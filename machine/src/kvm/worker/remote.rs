@@ -7,17 +7,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use retrovisor_guest::{
-    BLOCK_SIZE, BlockContent, BlockRun, ClockPolicy, DiskChanges, DiskShape, DiskState, Gfn, Machine,
-    MachineError, MachineIdentity, MachineState, MemoryView, PageContent, PageSet, RUN_BLOCKS_MAX,
-    RunContent, RunState,
+    BlockContent, ClockPolicy, DiskChanges, DiskShape, DiskState, Gfn, Machine, MachineError,
+    MachineIdentity, MachineState, MemoryView, PageContent, PageSet, RunState,
 };
 
+use super::changes::RemoteChanges;
 use super::channel::Channel;
 use super::confine::{Confinement, Limits};
 use super::failure::plain;
 use super::launch::{connect, connect_soon, log_file, memory_file, sealed, start};
 use super::link::Link;
-use super::message::{Answer, BlockKind, Launch, Request, Run, STATE_BYTES_MAX, StateHead, VERSION, Welcome};
+use super::message::{Answer, BlockKind, Launch, Request, STATE_BYTES_MAX, StateHead, VERSION, Welcome};
 use super::runtime::RuntimeDir;
 use crate::kvm::config::KvmConfig;
 use crate::process::Process;
@@ -29,8 +29,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const START_PATIENCE: Duration = Duration::from_mins(2);
 /// Blocks written with one message.
 const RUN_BLOCKS: usize = 256;
-/// Longest body with blocks.
-const RUN_BYTES_MAX: usize = RUN_BLOCKS * BLOCK_SIZE;
 /// Longest lists of what a worker says about its confinement.
 const LINES_MAX: usize = 32;
 
@@ -353,7 +351,7 @@ impl Machine for RemoteMachine {
             _ => None,
         })?;
         let blocks = self.disks.iter().find(|disk| disk.name == at.disk).map_or(0, DiskShape::blocks);
-        Ok(Box::new(RemoteChanges { link: Arc::clone(&self.link), id, blocks, next: 0 }))
+        Ok(Box::new(RemoteChanges::new(Arc::clone(&self.link), id, blocks)))
     }
 
     fn kept_disks(&mut self) -> Result<Vec<DiskState>, MachineError> {
@@ -397,60 +395,6 @@ impl Drop for RemoteMachine {
             link.process().kill();
             self.runtime.remove_sockets();
         }
-    }
-}
-
-/// Whether a run lies on the disk, after the one before, with as many bytes as it must have.
-fn checked(run: &BlockRun, next: u64, blocks: u64, bytes: usize) -> bool {
-    let end = run.first.checked_add(run.count).filter(|end| *end <= blocks);
-    let expected = match run.content {
-        RunContent::Data if run.count <= RUN_BLOCKS_MAX => usize::try_from(run.count).ok(),
-        RunContent::Data => None,
-        RunContent::Zero | RunContent::Base => Some(0),
-    };
-    run.count > 0
-        && run.first >= next
-        && end.is_some()
-        && expected.is_some_and(|count| count * BLOCK_SIZE == bytes)
-}
-
-/// Changed blocks, told by the worker run by run.
-struct RemoteChanges {
-    link: Arc<Mutex<Link>>,
-    id: u64,
-    /// Of the disk.
-    blocks: u64,
-    /// No run begins before this block.
-    next: u64,
-}
-
-impl DiskChanges for RemoteChanges {
-    fn next_run(&mut self, bytes: &mut Vec<u8>) -> Result<Option<BlockRun>, MachineError> {
-        let mut link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
-        let request = Request::NextRun { id: self.id };
-        let (next, blocks) = (self.next, self.blocks);
-        let run = link.ask("reading changed blocks", &request, &[], RUN_BYTES_MAX, |answer, body| {
-            let Answer::Run(run) = answer else { return None };
-            let run = run.map(Run::into_run);
-            if let Some(run) = &run {
-                checked(run, next, blocks, body.len()).then_some(())?;
-            }
-            bytes.clear();
-            bytes.extend_from_slice(body);
-            Some(run)
-        })?;
-        if let Some(run) = &run {
-            self.next = run.first + run.count;
-        }
-        Ok(run)
-    }
-}
-
-impl Drop for RemoteChanges {
-    fn drop(&mut self) {
-        let mut link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
-        // A worker that was lost needs not be told.
-        let _ = link.ask("ending", &Request::EndChanges { id: self.id }, &[], 0, |_, _| Some(()));
     }
 }
 
