@@ -5,6 +5,7 @@ mod flat;
 mod generation;
 mod linux;
 mod long_mode;
+mod memory_map;
 mod pvh;
 
 use std::path::PathBuf;

@@ -5,6 +5,7 @@
 //! all vCPUs are out.
 
 mod block;
+mod broken;
 mod chain;
 mod console;
 mod device;
@@ -24,7 +25,8 @@ pub(super) use console::Console;
 pub(super) use device::VirtioDevice;
 pub(super) use memory::DeviceMemory;
 pub(super) use mmio::Mmio;
+pub(super) use mmio::WINDOW_BYTES;
 pub use model::VirtioModel;
 pub(super) use net::{Net, Progress};
 pub(super) use rng::Rng;
-pub(super) use slots::{VirtioSlots, WINDOW_BYTES, Window};
+pub(super) use slots::{VirtioSlots, Window};

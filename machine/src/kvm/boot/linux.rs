@@ -9,6 +9,7 @@ use linux_loader::loader::{BzImage, Elf, KernelLoader as _};
 use retrovisor_guest::{Gpa, MachineError, MemoryLayout, PAGE_SIZE};
 use vm_memory::{ByteValued as _, GuestAddress};
 
+use super::memory_map::{FIRST_MIB, memory_map};
 use super::{Entry, Mode, acpi, pvh};
 use crate::ram::Ram;
 
@@ -21,12 +22,6 @@ const COMMAND_LINE_MAX: usize = 2048;
 const KERNEL: u64 = 16 << 20;
 /// Its 64-bit entry, from there on.
 const ENTRY: u64 = 0x200;
-/// Usable memory ends here; ACPI tables and what real machines have there follow.
-const LOW_END: u64 = 0x9_fc00;
-const FIRST_MIB: u64 = 1 << 20;
-/// Kinds of memory, alike in both protocols.
-const RAM: u32 = 1;
-const RESERVED: u32 = 2;
 /// How a vmlinux begins.
 const ELF: [u8; 4] = *b"\x7fELF";
 /// A vmlinux does not say how high it looks: as far as all kernels do.
@@ -39,13 +34,6 @@ const HEADER: u32 = 0x5372_6448;
 const LOADER: u8 = 0xff;
 /// The protocol that has a 64-bit entry.
 const XLF_KERNEL_64: u16 = 1;
-
-/// A part of the guest's address space, and what it is.
-pub(super) struct Part {
-    pub(super) first: u64,
-    pub(super) bytes: u64,
-    pub(super) kind: u32,
-}
 
 pub(super) fn load(
     ram: &Ram,
@@ -146,17 +134,6 @@ fn start(
     ram.write(ZERO_PAGE, params.as_slice())?;
     let regs = kvm_regs { rip: entry, rflags: 2, rsi: ZERO_PAGE.0, ..kvm_regs::default() };
     Ok(Entry { regs, mode: Mode::Long, all: false })
-}
-
-/// What is where, below and above the first mebibyte.
-fn memory_map(layout: &MemoryLayout) -> Vec<Part> {
-    let low = Part { first: 0, bytes: LOW_END, kind: RAM };
-    let reserved = Part { first: LOW_END, bytes: FIRST_MIB - LOW_END, kind: RESERVED };
-    let slots = layout.slots().iter().map(|slot| {
-        let first = slot.gpa.0.max(FIRST_MIB);
-        Part { first, bytes: slot.end().0.saturating_sub(first), kind: RAM }
-    });
-    [low, reserved].into_iter().chain(slots).collect()
 }
 
 /// Puts the initial RAM file system as high as the kernel looks, so that it is out of the way.

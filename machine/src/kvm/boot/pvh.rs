@@ -3,7 +3,7 @@ use linux_loader::loader::start_info::{hvm_memmap_table_entry, hvm_modlist_entry
 use retrovisor_guest::{Gpa, MachineError};
 use vm_memory::ByteValued as _;
 
-use super::linux::Part;
+use super::memory_map::Part;
 use super::{Entry, Mode, acpi};
 use crate::ram::Ram;
 

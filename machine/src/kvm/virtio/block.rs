@@ -10,8 +10,9 @@ use virtio_bindings::virtio_blk::{
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
+use super::broken::Broken;
 use super::chain::{Chain, Cursor};
-use super::device::{Broken, VirtioDevice};
+use super::device::VirtioDevice;
 use super::queues::Queues;
 use crate::kvm::disk::{Overlay, SharedOverlay};
 use crate::kvm::state::{decode, encode};

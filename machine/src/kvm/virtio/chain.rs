@@ -3,7 +3,7 @@ use std::ops::Deref;
 use virtio_queue::DescriptorChain;
 use vm_memory::{Address as _, Bytes as _, GuestAddress, GuestMemory, Permissions};
 
-use super::device::Broken;
+use super::broken::Broken;
 
 /// Most buffers in a chain: twice what stock drivers use.
 const BUFFERS_MAX: usize = 1024;

@@ -2,7 +2,8 @@ use std::io::Write as _;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 
-use super::device::{Broken, VirtioDevice};
+use super::broken::Broken;
+use super::device::VirtioDevice;
 use super::queues::Queues;
 use crate::kvm::console::output::ConsoleOutput;
 use crate::kvm::console::pending::Pending;

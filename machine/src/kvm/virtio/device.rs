@@ -1,5 +1,6 @@
 use retrovisor_guest::MachineError;
 
+use super::broken::Broken;
 use super::queues::Queues;
 
 /// A virtio device, without its transport.
@@ -55,7 +56,3 @@ pub(crate) trait VirtioDevice: Send {
         Ok(())
     }
 }
-
-/// The driver did what the standard forbids: the device needs a reset, and why.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Broken(pub(crate) &'static str);

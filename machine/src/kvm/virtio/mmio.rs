@@ -17,15 +17,17 @@ use virtio_bindings::virtio_mmio::{
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 use virtio_queue::{Queue, QueueT};
 
-use super::device::{Broken, VirtioDevice};
+use super::broken::Broken;
+use super::device::VirtioDevice;
 use super::memory::DeviceMemory;
 use super::queues::Queues;
 use super::saved::{Registers, Saved};
-use super::slots::WINDOW_BYTES;
 use crate::kvm::device::{Device, Outcome, Place};
 use crate::kvm::interrupt::InterruptLine;
 use crate::kvm::state::{decode, encode};
 
+/// Addresses of a device.
+pub(crate) const WINDOW_BYTES: u64 = 0x1000;
 /// "virt".
 const MAGIC: u32 = 0x7472_6976;
 const VERSION: u32 = 2;

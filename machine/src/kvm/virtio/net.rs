@@ -8,7 +8,8 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP, virtio_net_hdr_v1,
 };
 
-use super::device::{Broken, VirtioDevice};
+use super::broken::Broken;
+use super::device::VirtioDevice;
 use super::queues::Queues;
 use crate::kvm::net::address::MacAddress;
 use crate::kvm::net::link::{Link, Received};

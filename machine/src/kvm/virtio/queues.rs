@@ -4,8 +4,8 @@ use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT as _, QueueT as _};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
+use super::broken::Broken;
 use super::chain::Chain;
-use super::device::Broken;
 use super::dirty::DirtyLog;
 use super::memory::DeviceMemory;
 

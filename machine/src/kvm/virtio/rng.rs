@@ -1,6 +1,7 @@
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
-use super::device::{Broken, VirtioDevice};
+use super::broken::Broken;
+use super::device::VirtioDevice;
 use super::queues::Queues;
 
 /// Bytes that one request gets at most; drivers ask again.

@@ -5,12 +5,10 @@ use vm_memory::{GuestAddress, GuestMemoryBackend as _};
 
 use super::device::VirtioDevice;
 use super::memory::DeviceMemory;
-use super::mmio::Mmio;
+use super::mmio::{Mmio, WINDOW_BYTES};
 use crate::kvm::bus::Bus;
 use crate::kvm::vm::Vm;
 
-/// Addresses of a device.
-pub(crate) const WINDOW_BYTES: u64 = 0x1000;
 /// Where the first device answers: in the hole below 4 GiB.
 const FIRST: u64 = 0xd000_0000;
 /// Interrupt lines, one a device: first those that no device of old PCs has.
