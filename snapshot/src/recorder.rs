@@ -6,6 +6,7 @@ mod dirty;
 mod disks;
 mod engine;
 mod history;
+mod journey;
 mod overwrite;
 mod pending;
 mod pipeline;
@@ -20,6 +21,7 @@ mod staging;
 mod stand;
 mod swift;
 mod target;
+mod task;
 mod undo;
 mod worker;
 

@@ -3,7 +3,6 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::abort::Abort;
 use super::connection::{Catalogue, Durability};
-use super::lineage::ReparentedDisk;
 use super::page_version::Keyframe;
 use crate::content::ContentRef;
 use crate::damage::Damage;
@@ -11,6 +10,16 @@ use crate::disk::DiskRecord;
 use crate::error::{Error, Result};
 use crate::id::{CheckpointId, DiskId, MachineId};
 use crate::key::Hash;
+
+/// A disk of a checkpoint that hangs at another parent now: what it has instead.
+pub(crate) struct ReparentedDisk {
+    pub(crate) disk: DiskId,
+    pub(crate) changes: Vec<(u64, ContentRef)>,
+    pub(crate) changes_hash: Hash,
+    pub(crate) keyframe: Option<Keyframe>,
+    pub(crate) keyframe_distance: u64,
+    pub(crate) keyframe_rows: u64,
+}
 
 /// One link of the chain from a disk at a checkpoint back to a full map of it.
 #[derive(Clone, Debug)]

@@ -4,11 +4,12 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use super::abort::Abort;
 use super::connection::{Catalogue, Durability};
 use super::disk;
+use super::disk::ReparentedDisk;
 use super::page_version::{self, Keyframe};
 use crate::clock;
 use crate::content::ContentRef;
 use crate::error::{Error, Result};
-use crate::id::{CheckpointId, DiskId, MachineId};
+use crate::id::{CheckpointId, MachineId};
 use crate::key::Hash;
 
 /// What a checkpoint becomes whose parents go: it hangs at the nearest ancestor that stays.
@@ -25,16 +26,6 @@ pub(crate) struct Reparented<'a> {
     pub(crate) keyframe_distance: u64,
     pub(crate) keyframe_rows: u64,
     pub(crate) disks: &'a [ReparentedDisk],
-}
-
-/// The same for a disk.
-pub(crate) struct ReparentedDisk {
-    pub(crate) disk: DiskId,
-    pub(crate) changes: Vec<(u64, ContentRef)>,
-    pub(crate) changes_hash: Hash,
-    pub(crate) keyframe: Option<Keyframe>,
-    pub(crate) keyframe_distance: u64,
-    pub(crate) keyframe_rows: u64,
 }
 
 /// A checkpoint that was pruned and is still named by an operation or an incident.

@@ -3,10 +3,10 @@ use std::time::Instant;
 
 use retrovisor_guest::{Gfn, MemoryLayout, Page, PageSet};
 
-use super::pipeline::Capture;
 use super::report::CheckpointTiming;
 use super::staging::{Staged, StagedContent, StagedFrame};
 use super::stand::Stand;
+use super::task::Capture;
 use crate::catalogue::{Keyframe, NewCheckpoint, StoredState};
 use crate::clock::since_us;
 use crate::content::{ContentId, ContentRef};

@@ -7,8 +7,8 @@ use retrovisor_guest::{Machine, MachineState, PageSet, RunState};
 use super::capture::{Draft, release, run_on};
 use super::checkpoint::Taken;
 use super::engine::Recorder;
+use super::journey::{Journey, Leaving};
 use super::pending::wait_for;
-use super::pipeline::Moving;
 use super::put::{Put, Ready};
 use super::report::{
     CheckpointRequest, CheckpointTiming, PresentPolicy, RollbackPlan, RollbackReport, RollbackRequest,
@@ -17,36 +17,17 @@ use super::report::{
 use super::stand::Stand;
 use super::swift::Swift;
 use super::target::Target;
+use super::task::Moving;
 use crate::catalogue::{CheckpointKind, Durability, Move, OperationKind, Position};
 use crate::clock::{now_ms, since_us};
 use crate::error::{Error, Result};
-use crate::id::{CheckpointId, OperationId, TimelineId};
-
-/// Where to go, and how it is to be recorded.
-pub(super) struct Journey<'a> {
-    pub(super) target: CheckpointId,
-    pub(super) kind: OperationKind,
-    pub(super) undoes: Option<OperationId>,
-    /// The timeline to go on in; none for a new one.
-    pub(super) timeline: Option<TimelineId>,
-    pub(super) request: &'a RollbackRequest,
-}
+use crate::id::{CheckpointId, OperationId};
 
 /// What was made ready while the guest still ran.
 struct Prepared {
     draft: Draft,
     ready: Ready,
     swift: Option<Swift>,
-}
-
-/// A journey half way: the guest stands still, and what is to be its past is copied.
-pub(super) struct Leaving {
-    pub(super) draft: Draft,
-    pub(super) to: Move,
-    pub(super) was_running: bool,
-    /// From before it was stopped.
-    pub(super) start: Instant,
-    pub(super) took: CheckpointTiming,
 }
 
 /// The present, safe on the disk.

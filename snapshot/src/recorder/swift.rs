@@ -8,15 +8,15 @@ use retrovisor_guest::{ClockPolicy, Machine, MachineState, PageContent, PageSet}
 use super::capture::{Draft, release, run_on};
 use super::checkpoint::Taken;
 use super::engine::Recorder;
+use super::journey::{Journey, Leaving};
 use super::overwrite::Overwrite;
 use super::pending::{Stored, wait_for};
-use super::pipeline::Moving;
 use super::put::{Put, Ready};
 use super::ready::latest;
 use super::report::{CheckpointRequest, CheckpointTiming, RollbackReport, RollbackTiming};
-use super::rollback::{Journey, Leaving};
 use super::staging::{Staged, StagedContent};
 use super::target::Target;
+use super::task::Moving;
 use crate::catalogue::{CheckpointKind, Move};
 use crate::clock::{now_ms, since_us};
 use crate::disk::DiskDraft;

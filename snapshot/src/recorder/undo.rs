@@ -2,8 +2,8 @@ use retrovisor_guest::Machine;
 
 use super::engine::Recorder;
 use super::history::History;
+use super::journey::Journey;
 use super::report::{RollbackReport, RollbackRequest};
-use super::rollback::Journey;
 use crate::catalogue::{OperationKind, OperationRecord};
 use crate::error::{Error, Result};
 

@@ -4,11 +4,11 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use retrovisor_guest::{MemoryLayout, Page};
 
 use super::pending::Stored;
-use super::pipeline::{Capture, Done, Moving, Task};
 use super::ready::{Open, Ready, Tip, note_times};
 use super::report::CheckpointTiming;
 use super::staging::Staged;
 use super::stand::Stand;
+use super::task::{Capture, Done, Moving, Task};
 use crate::catalogue::{CheckpointKind, Commit, Committed, Hashes, Moment, Noted, lock};
 use crate::clock::since_us;
 use crate::content::ContentId;

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::body::{Changes, decode_pairs, decode_state};
 use super::cell::Rows;
+use super::maps::Known;
 use super::record::{Kind, Reader};
 use super::{Counts, Manifest, maps};
 use crate::catalogue::{
@@ -33,9 +34,6 @@ const MEMORY_PAGES_MAX: u64 = 1 << 28;
 const FACT_TABLES_MAX: usize = 1000;
 /// Most sections of a state.
 const SECTIONS_MAX: usize = 4096;
-
-/// How far the full map of a disk at a checkpoint is: checkpoints, and changes.
-pub(super) type Known = HashMap<(CheckpointId, DiskId), (u64, u64)>;
 
 impl Store {
     /// Brings a machine in from an archive, under its own name or another: all of it, or nothing. Its contents are

@@ -1,17 +1,21 @@
 //! Full maps for what comes in: an archive has only changes.
 
+use std::collections::HashMap;
+
 use retrovisor_guest::{Gfn, MemoryLayout};
 
-use super::arrive::Known;
 use crate::catalogue::{Arrival, Keyframe, NewDiskVersion};
 use crate::content::ContentRef;
 use crate::disk::{DiskMap, DiskRecord, block_changes_hash, decode_disk_keyframe, disk_keyframe};
 use crate::error::Result;
-use crate::id::CheckpointId;
+use crate::id::{CheckpointId, DiskId};
 use crate::key::Key;
 use crate::page_map::PageMap;
 use crate::recorder::{KEYFRAME_DISTANCE, KEYFRAME_ROWS_MIN};
 use crate::store::{changes_hash, decode_keyframe, keyframe};
+
+/// How far the full map of a disk at a checkpoint is: checkpoints, and changes.
+pub(super) type Known = HashMap<(CheckpointId, DiskId), (u64, u64)>;
 
 /// Adds the changes of a checkpoint, with a full map when the last one is too far away.
 pub(super) fn memory(
