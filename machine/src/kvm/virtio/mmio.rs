@@ -325,7 +325,9 @@ impl<D: VirtioDevice> Device for Mmio<D> {
         if queues.iter().any(|queue| queue.ready() && !queue.is_valid(self.memory.map())) {
             return Err(refused("a queue does not lie in memory"));
         }
-        if saved.registers.driver_features & !self.features() != 0 {
+        // Before they are agreed on, a driver may have written anything there.
+        let agreed = saved.registers.status & VIRTIO_CONFIG_S_FEATURES_OK != 0;
+        if agreed && saved.registers.driver_features & !self.features() != 0 {
             return Err(refused("its driver uses a feature that this device does not have"));
         }
         if saved.registers.behind.checked_shr(u32::try_from(queues.len()).unwrap_or(64)).unwrap_or(0) != 0 {
