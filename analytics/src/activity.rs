@@ -101,6 +101,8 @@ pub(crate) fn activity(deeds: &[TaskDeed<'_>], interval: Option<Interval>) -> Ac
 pub(crate) struct Habit {
     /// Clean checkpoints in which it was alive.
     pub(crate) seen: usize,
+    /// Whether all of it was seen to be new tasks once: commands that come and go, and may be missed between two of them.
+    pub(crate) replaced: bool,
     /// The most of everything.
     pub(crate) most: Deed,
 }
@@ -129,6 +131,7 @@ impl Habits {
             for (name, deed) in activity {
                 let habit = habits.families.entry(name.clone()).or_default();
                 habit.seen += 1;
+                habit.replaced |= deed.newcomers >= deed.tasks;
                 let most = &mut habit.most;
                 most.tasks = most.tasks.max(deed.tasks);
                 most.newcomers = most.newcomers.max(deed.newcomers);
@@ -149,11 +152,13 @@ impl Habits {
         self.families.get(name).copied().unwrap_or_default()
     }
 
-    /// Families that were alive in every clean checkpoint and are not in `activity`.
+    /// Families that were alive in every clean checkpoint, with the same tasks, and are not in `activity`.
     pub(crate) fn missing<'a>(&'a self, activity: &'a Activity) -> impl Iterator<Item = &'a str> {
         self.families
             .iter()
-            .filter(move |(name, habit)| habit.seen == self.checkpoints && !activity.contains_key(*name))
+            .filter(move |(name, habit)| {
+                habit.seen == self.checkpoints && !habit.replaced && !activity.contains_key(*name)
+            })
             .map(|(name, _)| name.as_str())
     }
 
@@ -185,5 +190,23 @@ impl Habits {
         count_f64(
             activity.iter().filter(|(name, deed)| !deed.kernel && !self.families.contains_key(*name)).count(),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_that_comes_anew_each_time_is_not_missed() {
+        let at = |sleep_newcomers| {
+            let one = Deed { tasks: 1.0, ..Deed::default() };
+            let sleep = Deed { newcomers: sleep_newcomers, ..one };
+            Activity::from([("daemon".to_owned(), one), ("sleep".to_owned(), sleep)])
+        };
+        let clean = [at(0.0), at(1.0), at(0.0)];
+        let habits = Habits::learn(clean.iter());
+        assert_eq!(habits.missing(&Activity::new()).collect::<Vec<_>>(), ["daemon"]);
+        assert_eq!(habits.missing(&clean[0]).count(), 0);
     }
 }
