@@ -336,6 +336,8 @@ impl Machine for KvmMachine {
             ));
         }
         self.disks.check(&state.disks)?;
+        // Until all of it is there, the guest must not run on what is.
+        self.needs_state = true;
         let gap = self.vm.restore_clock(&vm, clock, self.shape.tsc_khz)?;
         let is_quiet = self.vm.is_quiet(&vm)?;
         for (vcpu, state) in self.vcpus.iter().zip(&vcpus) {

@@ -1,4 +1,4 @@
-use retrovisor_guest::{Gpa, Machine as _, MachineError, MemoryLayout, PageSet, RunState};
+use retrovisor_guest::{ClockPolicy, Gpa, Machine as _, MachineError, MemoryLayout, PageSet, RunState};
 
 use crate::bare;
 
@@ -46,4 +46,24 @@ fn the_dirty_log_has_what_the_guest_wrote_in_every_slot() {
         assert_eq!(written, expected);
         assert!(dirty.contains(bare::MAIL.gfn()));
     }
+}
+
+#[test]
+fn half_of_a_state_is_nothing_to_run_on() {
+    let Some(mut machine) = bare::launch(MemoryLayout::flat(64 << 20).unwrap(), 2) else {
+        return;
+    };
+    bare::tell(&mut machine, Gpa(0x20_0000), 4, 4096);
+    machine.resume().unwrap();
+    bare::wait_rounds(&machine, 2, 1);
+    machine.pause().unwrap();
+    let state = machine.capture_state().unwrap();
+    let mut damaged = state.clone();
+    let serial = damaged.sections.iter_mut().find(|section| section.format.contains("serial")).unwrap();
+    serial.bytes.truncate(3);
+    assert!(machine.apply_state(&damaged, ClockPolicy::StandStill).is_err());
+    assert!(matches!(machine.resume(), Err(MachineError::RunState { needed: "restored", .. })));
+    machine.apply_state(&state, ClockPolicy::StandStill).unwrap();
+    machine.resume().unwrap();
+    bare::wait_rounds(&machine, 2, 1);
 }
