@@ -9,3 +9,4 @@ pub mod memory;
 mod process;
 pub mod qemu;
 mod ram;
+mod socket_path;

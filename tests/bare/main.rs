@@ -2,5 +2,6 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+#[path = "../../machine/tests/kvm/held.rs"]
 mod held;
 mod rollbacks;

@@ -1,13 +1,14 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use retrovisor_guest::MemoryLayout;
+use retrovisor_guest::{MachineError, MemoryLayout};
 
 use super::boot::Boot;
 use super::disk::DiskConfig;
 use super::net::address::MacAddress;
 use super::net::link::NetBackend;
 use super::template::Template;
+use crate::ram::Ram;
 
 /// What a microVM is made of.
 #[derive(Clone, Debug)]
@@ -53,4 +54,24 @@ pub enum MemorySource {
     /// The memory of another instant, shared until it is written. [`KvmConfig::boot`] is passed over: the machine
     /// waits for [`retrovisor_guest::Machine::apply_state`] with the state of that instant, then for `resume`.
     Template(Template),
+}
+
+impl MemorySource {
+    /// The memory of a machine with that layout.
+    pub(super) fn map(&self, layout: &MemoryLayout) -> Result<Ram, MachineError> {
+        match self {
+            Self::Fresh => Ram::anonymous(layout.clone()),
+            Self::Shared(file) => Ram::shared(layout.clone(), Arc::clone(file), 0),
+            Self::Template(template) => {
+                if template.layout() != layout {
+                    return Err(MachineError::Mismatch {
+                        what: "the layout of a template's memory".into(),
+                        expected: "another one".into(),
+                        found: "this machine's".into(),
+                    });
+                }
+                Ram::private(layout.clone(), template.file())
+            }
+        }
+    }
 }

@@ -72,7 +72,7 @@ impl KvmMachine {
             });
         }
         let kvm = host::open()?;
-        let ram = map_memory(config)?;
+        let ram = config.memory.map(&config.layout)?;
         let vm = Vm::new(&kvm, &ram)?;
         let Equipment { bus, memory, windows, disks, console, channel, interfaces } =
             Equipment::new(config, &vm, &ram)?;
@@ -394,17 +394,4 @@ fn generation_id() -> Result<[u8; 16], MachineError> {
         MachineError::Io { doing: "making a generation identifier".into(), source: errno.into() }
     })?;
     Ok(id)
-}
-
-fn map_memory(config: &KvmConfig) -> Result<Ram, MachineError> {
-    match &config.memory {
-        MemorySource::Fresh => Ram::anonymous(config.layout.clone()),
-        MemorySource::Shared(file) => Ram::shared(config.layout.clone(), Arc::clone(file), 0),
-        MemorySource::Template(template) => {
-            if *template.layout() != config.layout {
-                return Err(mismatch("the layout of a template's memory", "another one", "this machine's"));
-            }
-            Ram::private(config.layout.clone(), template.file())
-        }
-    }
 }

@@ -10,6 +10,7 @@
 
 mod changes;
 mod channel;
+mod config;
 mod confine;
 mod console;
 mod failure;
@@ -22,6 +23,7 @@ mod remote;
 mod runtime;
 mod serve;
 
+pub use config::RemoteConfig;
 pub use confine::{Confinement, Limits};
 pub use process::run as worker_process;
-pub use remote::{RemoteConfig, RemoteMachine};
+pub use remote::RemoteMachine;

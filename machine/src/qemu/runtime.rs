@@ -2,8 +2,7 @@ use std::path::{Path, PathBuf};
 
 use retrovisor_guest::MachineError;
 
-/// Longest path of a Unix socket, without its final zero byte.
-const SOCKET_PATH_BYTES_MAX: usize = 107;
+use crate::socket_path;
 
 /// The directory in which one machine has its sockets, logs and disk overlays.
 #[derive(Clone, Debug)]
@@ -53,17 +52,6 @@ impl RuntimeDir {
 
     /// Refuses a directory whose sockets would have names that are too long.
     pub(super) fn check_room(&self) -> Result<(), MachineError> {
-        let longest = self.console().as_os_str().len();
-        if longest <= SOCKET_PATH_BYTES_MAX {
-            return Ok(());
-        }
-        Err(MachineError::Config {
-            what: format!(
-                "the path of {} is {} bytes too long for sockets",
-                self.0.display(),
-                longest - SOCKET_PATH_BYTES_MAX
-            ),
-            help: "Use a runtime directory with a shorter path, such as one below /run or /tmp".into(),
-        })
+        socket_path::check(&self.console())
     }
 }

@@ -4,6 +4,7 @@
 mod bare;
 mod console;
 mod disk;
+mod held;
 mod past;
 mod pausing;
 mod rollback;

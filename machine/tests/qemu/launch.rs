@@ -66,7 +66,7 @@ fn a_launch_that_fails_says_why_and_leaves_nothing() {
     configs.push(with(&|config| config.memory_bytes = 5, "whole MiB"));
     configs.push(with(&|config| config.vcpus = 0, "1 to 255"));
     configs.push(with(&|config| config.name = "a,b".into(), "is not a machine's name"));
-    configs.push(with(&|config| config.runtime_dir = runtime.join("x".repeat(100)), "too long for sockets"));
+    configs.push(with(&|config| config.runtime_dir = runtime.join("x".repeat(100)), "too long for a socket"));
     configs.push(with(&|config| config.disks.push(config.disks[0].clone()), "two disks have one name"));
     for (config, word) in configs {
         let error = QemuMachine::launch(&config).err().unwrap();

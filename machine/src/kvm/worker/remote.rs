@@ -1,4 +1,3 @@
-use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd as _;
@@ -13,7 +12,8 @@ use retrovisor_guest::{
 
 use super::changes::RemoteChanges;
 use super::channel::Channel;
-use super::confine::{Confinement, Limits};
+use super::config::RemoteConfig;
+use super::confine::Confinement;
 use super::failure::plain;
 use super::launch::{connect, connect_soon, log_file, memory_file, sealed, start};
 use super::link::Link;
@@ -31,23 +31,6 @@ const START_PATIENCE: Duration = Duration::from_mins(2);
 const RUN_BLOCKS: usize = 256;
 /// Longest lists of what a worker says about its confinement.
 const LINES_MAX: usize = 32;
-
-/// Which machine to start in a worker process, and how.
-#[derive(Clone, Debug)]
-pub struct RemoteConfig {
-    /// The machine. Its memory begins fresh, whatever this says.
-    pub machine: KvmConfig,
-    /// The program that becomes the worker: it calls [`super::worker_process`] first thing.
-    pub program: PathBuf,
-    /// Its arguments.
-    pub arguments: Vec<OsString>,
-    /// Where the machine has its sockets and logs. For the owner alone.
-    pub runtime_dir: PathBuf,
-    /// Whether the worker lives on when this process ends or lets go of the machine.
-    pub detached: bool,
-    /// What the worker is left with.
-    pub limits: Limits,
-}
 
 /// A microVM in a worker process.
 ///

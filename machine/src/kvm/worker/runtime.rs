@@ -1,10 +1,8 @@
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use retrovisor_guest::MachineError;
 
-/// Longest path of a Unix socket, without its final zero byte.
-const SOCKET_PATH_BYTES_MAX: usize = 107;
+use crate::socket_path;
 
 /// The directory in which a machine has its sockets and logs.
 #[derive(Clone, Debug)]
@@ -37,17 +35,7 @@ impl RuntimeDir {
 
     /// Makes it, for its owner alone, and refuses a path that is too long for sockets.
     pub(super) fn prepare(&self) -> Result<(), MachineError> {
-        let longest = self.console().as_os_str().as_bytes().len();
-        if longest > SOCKET_PATH_BYTES_MAX {
-            return Err(MachineError::Config {
-                what: format!(
-                    "the path of {} is {} bytes too long for sockets",
-                    self.0.display(),
-                    longest - SOCKET_PATH_BYTES_MAX
-                ),
-                help: "Use a store with a shorter path, such as one below /run or /tmp".into(),
-            });
-        }
+        socket_path::check(&self.console())?;
         std::fs::create_dir_all(&self.0)
             .map_err(|source| MachineError::Io { doing: format!("making {}", self.0.display()), source })
     }

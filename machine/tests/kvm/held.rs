@@ -2,7 +2,7 @@
 #[derive(Debug)]
 pub(crate) struct Held {
     descriptors: usize,
-    threads: usize,
+    pub(crate) threads: usize,
     memory_kib: u64,
 }
 

@@ -1,0 +1,22 @@
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use super::confine::Limits;
+use crate::kvm::config::KvmConfig;
+
+/// Which machine to start in a worker process, and how.
+#[derive(Clone, Debug)]
+pub struct RemoteConfig {
+    /// The machine. Its memory begins fresh, whatever this says.
+    pub machine: KvmConfig,
+    /// The program that becomes the worker: it calls [`super::worker_process`] first thing.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<OsString>,
+    /// Where the machine has its sockets and logs. For the owner alone.
+    pub runtime_dir: PathBuf,
+    /// Whether the worker lives on when this process ends or lets go of the machine.
+    pub detached: bool,
+    /// What the worker is left with.
+    pub limits: Limits,
+}
