@@ -187,6 +187,33 @@ fn is_root() -> bool {
 }
 
 #[test]
+fn a_guest_in_a_worker_gets_a_new_identifier() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(mut machine) = launch(dir.path(), false) else { return };
+    bare::tell(&mut machine, FIRST, 4, 4096);
+    let first = machine.generation_id().unwrap();
+    assert_ne!(first, [0; 16], "a launch makes one at random");
+    let state = machine.capture_state().unwrap();
+    let mut dirty = PageSet::empty(&machine.identity().layout);
+    machine.take_dirty(&mut dirty).unwrap();
+    machine.resume().unwrap();
+    let error = machine.set_generation_id([7; 16]).unwrap_err();
+    assert!(matches!(error, MachineError::RunState { needed: "paused", .. }), "{error}");
+    machine.pause().unwrap();
+    machine.apply_state(&state, ClockPolicy::StandStill).unwrap();
+    dirty.clear();
+    machine.take_dirty(&mut dirty).unwrap();
+    assert_eq!(machine.generation_id().unwrap(), first, "going back brings no new one");
+    machine.set_generation_id([7; 16]).unwrap();
+    assert_eq!(machine.generation_id().unwrap(), [7; 16]);
+    dirty.clear();
+    machine.take_dirty(&mut dirty).unwrap();
+    assert_eq!(dirty.iter().collect::<Vec<_>>(), [Gpa(0xd_f000).gfn()], "its page is dirty");
+    machine.resume().unwrap();
+    bare::wait_rounds(&machine, 2, 1);
+}
+
+#[test]
 fn a_worker_that_is_killed_takes_its_machine_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let Some(mut machine) = launch(dir.path(), true) else { return };

@@ -10,7 +10,7 @@ use crate::kvm::boot::Boot;
 use crate::kvm::disk::DiskConfig;
 
 /// Of the messages below: both ends must speak the same.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 /// Longest body of a state in either direction: some eight vCPUs with the largest extended state, and devices.
 pub(super) const STATE_BYTES_MAX: usize = 16 << 20;
 /// Most vCPUs, sections and disks of a state.
@@ -47,6 +47,8 @@ pub(super) enum Request {
     EndChanges { id: u64 },
     /// With the bytes of the blocks that have any. Answer: `Done`.
     WriteBlocks { disk: String, first: u64, kinds: Vec<BlockKind> },
+    /// Answer: `Done`.
+    SetGenerationId { id: [u8; 16] },
 }
 
 /// What a worker answers.

@@ -19,6 +19,7 @@ use super::launch::{connect, connect_soon, log_file, memory_file, sealed, start}
 use super::link::Link;
 use super::message::{Answer, BlockKind, Launch, Request, STATE_BYTES_MAX, StateHead, VERSION, Welcome};
 use super::runtime::RuntimeDir;
+use crate::kvm::boot::GENERATION_ID;
 use crate::kvm::config::KvmConfig;
 use crate::process::Process;
 use crate::ram::Ram;
@@ -201,6 +202,20 @@ impl RemoteMachine {
     #[must_use]
     pub fn ended(&self) -> Option<String> {
         self.link().lost().map(str::to_owned).or_else(|| self.ended.clone())
+    }
+
+    /// The identifier by which the guest knows whether it is the only one with its past.
+    pub fn generation_id(&self) -> Result<[u8; 16], MachineError> {
+        let mut id = [0; 16];
+        self.ram.read(GENERATION_ID, &mut id)?;
+        Ok(id)
+    }
+
+    /// Gives the guest another identifier and tells it so, like [`crate::kvm::KvmMachine::set_generation_id`]: needs a paused
+    /// machine, and comes after [`Machine::apply_state`], which brings back the old one.
+    pub fn set_generation_id(&mut self, id: [u8; 16]) -> Result<(), MachineError> {
+        let doing = "changing the generation identifier";
+        self.ask(doing, &Request::SetGenerationId { id }, &[], 0, |answer, body| done(&answer, body))
     }
 
     /// Ends the worker, also a detached one. Logs stay in the runtime directory.

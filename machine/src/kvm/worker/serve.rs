@@ -185,6 +185,7 @@ impl Worker {
                     let body = channel.bytes(request.body);
                     self.write_blocks(disk, *first, kinds, body).map(|()| Answer::Done)
                 }
+                Request::SetGenerationId { id } => self.machine.set_generation_id(*id).map(|()| Answer::Done),
                 Request::Apply { .. } => self.apply(channel, request).map(|()| Answer::Done),
                 Request::Launch(_) => Err(MachineError::Driver {
                     doing: "starting a machine".into(),
