@@ -39,6 +39,7 @@ pub use machine::KvmMachine;
 pub use net::address::MacAddress;
 pub use net::hub::{Hub, HubTraffic};
 pub use net::link::NetBackend;
+pub use net::status::NetStatus;
 pub use template::{Template, TemplateWriter};
 pub use virtio::VirtioModel;
 pub use worker::{Confinement, Limits, RemoteConfig, RemoteMachine, worker_process};

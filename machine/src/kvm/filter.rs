@@ -36,6 +36,11 @@ const VCPU_IOCTLS: [u64; 15] = [
     0x4018_aee2,
 ];
 
+/// What the thread of a network interface may ask of KVM: to raise the interface's interrupt. All else that it does, every
+/// thread may: it waits for frames and to be woken (`ppoll`, `read`), receives them (`recvfrom` from a hub, `read` from a
+/// tap), and writes them into memory that is mapped. Sending is done by vCPUs (`sendto`, `write`).
+const NET_IOCTLS: [u64; 2] = [0x4008_ae61, 0xc008_ae67];
+
 /// What every thread may do: memory, time, waiting, signals, and the files that it has open.
 const ANY: [i64; 57] = [
     libc::SYS_read,
@@ -121,6 +126,8 @@ const CONTROL: [i64; 17] = [
 
 /// What vCPU threads put on top, once the worker is confined.
 static VCPU: OnceLock<BpfProgram> = OnceLock::new();
+/// What the threads of network interfaces put on top.
+static NET: OnceLock<BpfProgram> = OnceLock::new();
 
 /// Confines this thread, and all that it starts from now on.
 pub(super) fn apply() -> Result<(), MachineError> {
@@ -128,10 +135,12 @@ pub(super) fn apply() -> Result<(), MachineError> {
     let install =
         |program: &BpfProgram| seccompiler::apply_filter(program).map_err(|error| failed(error.to_string()));
     tell_of_refusals().map_err(|error| failed(error.to_string()))?;
-    let vcpu = vcpu().map_err(|error| failed(error.to_string()))?;
+    let vcpu = device_work(&VCPU_IOCTLS).map_err(|error| failed(error.to_string()))?;
+    let net = device_work(&NET_IOCTLS).map_err(|error| failed(error.to_string()))?;
     let control = control().map_err(|error| failed(error.to_string()))?;
     let old_clone = old_clone().map_err(|error| failed(error.to_string()))?;
     let _ = VCPU.set(vcpu);
+    let _ = NET.set(net);
     install(&old_clone)?;
     install(&control)
 }
@@ -139,7 +148,16 @@ pub(super) fn apply() -> Result<(), MachineError> {
 /// For a vCPU's thread, before it enters the guest for the first time: in a confined worker it loses what it does not
 /// need; elsewhere nothing happens. A thread that cannot be confined must not go on.
 pub(super) fn enter_vcpu_thread() -> Result<(), String> {
-    match VCPU.get() {
+    enter(&VCPU)
+}
+
+/// The same for the thread of a network interface.
+pub(super) fn enter_net_thread() -> Result<(), String> {
+    enter(&NET)
+}
+
+fn enter(program: &OnceLock<BpfProgram>) -> Result<(), String> {
+    match program.get() {
         Some(program) => seccompiler::apply_filter(program).map_err(|error| error.to_string()),
         None => Ok(()),
     }
@@ -158,6 +176,9 @@ fn any() -> Result<Rules, BackendError> {
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         rules.insert(call, vec![when(2, SeccompCmpOp::MaskedEq(executable), 0)?]);
     }
+    // A build with assertions looks whether a descriptor is open before it closes it.
+    let is_open = u64::try_from(libc::F_GETFD).unwrap_or(0);
+    rules.insert(libc::SYS_fcntl, vec![when(1, SeccompCmpOp::Eq, is_open)?]);
     // Naming a thread or a mapping.
     let name = |option: libc::c_int| when(0, SeccompCmpOp::Eq, u64::try_from(option).unwrap_or(0));
     rules.insert(libc::SYS_prctl, vec![name(libc::PR_SET_NAME)?, name(libc::PR_SET_VMA)?]);
@@ -178,10 +199,11 @@ fn control() -> Result<BpfProgram, BackendError> {
     program(rules, SeccompAction::Trap, SeccompAction::Allow)
 }
 
-fn vcpu() -> Result<BpfProgram, BackendError> {
+/// What every thread may do, and of ioctls these.
+fn device_work(ioctls: &[u64]) -> Result<BpfProgram, BackendError> {
     let mut rules = any()?;
-    let run = VCPU_IOCTLS.iter().map(|number| when(1, SeccompCmpOp::Eq, *number));
-    rules.insert(libc::SYS_ioctl, run.collect::<Result<_, _>>()?);
+    let ioctls = ioctls.iter().map(|number| when(1, SeccompCmpOp::Eq, *number));
+    rules.insert(libc::SYS_ioctl, ioctls.collect::<Result<_, _>>()?);
     program(rules, SeccompAction::Trap, SeccompAction::Allow)
 }
 

@@ -93,7 +93,7 @@ pub fn net(bytes: &[u8]) {
     else {
         return;
     };
-    let Ok(link) = Link::open(&NetBackend::Socket(Arc::new(ours))) else { return };
+    let Ok(link) = Link::open(&NetBackend::Open(Arc::new(ours))) else { return };
     let Ok(wake) = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK) else { return };
     let device = Net::new(0, MacAddress::of_machine("fuzz", 0), Some(Arc::new(link)), Arc::new(wake));
     attack(device, bytes, |device, frame| {

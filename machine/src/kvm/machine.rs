@@ -16,7 +16,9 @@ use super::equipment::{Ends, Equipment};
 use super::gate::Gate;
 use super::host::{self, failed};
 use super::interrupt::{InterruptLine as _, VmLine};
+use super::net::link::{Link, NetBackend};
 use super::net::receiver::Receiver;
+use super::net::status::NetStatus;
 use super::state::{decode, encode};
 use super::vcpu::{Shape, Vcpu, VcpuState, cpuid};
 use super::virtio::DeviceMemory;
@@ -33,8 +35,8 @@ pub struct KvmMachine {
     identity: MachineIdentity,
     // The order of these is the order in which they end: vCPUs before the VM, the VM before its memory.
     vcpus: Vec<Vcpu>,
-    /// Kept for their end.
-    _receivers: Vec<Receiver>,
+    /// One for each network interface.
+    receivers: Vec<Receiver>,
     gate: Arc<Gate>,
     bus: Arc<Bus>,
     vm: Vm,
@@ -139,7 +141,7 @@ impl KvmMachine {
                 layout: config.layout.clone(),
             },
             vcpus,
-            _receivers: receivers,
+            receivers,
             gate,
             bus,
             vm,
@@ -198,6 +200,23 @@ impl KvmMachine {
         self.needs_pause("changing the generation identifier")?;
         self.device_memory.write(GENERATION_ID, &id)?;
         self.generation_line.pulse();
+        Ok(())
+    }
+
+    /// How its network interfaces stand, in order.
+    #[must_use]
+    pub fn nets(&self) -> Vec<NetStatus> {
+        self.receivers.iter().map(Receiver::status).collect()
+    }
+
+    /// Plugs the network interface number `index` into something else; the guest sees its link come up, if it was down. At
+    /// once while the machine runs, else when it runs on.
+    pub fn plug(&mut self, index: usize, backend: &NetBackend) -> Result<(), MachineError> {
+        let receiver = self.receivers.get(index).ok_or_else(|| MachineError::Config {
+            what: format!("there is no network interface number {index}"),
+            help: format!("The machine has {}, counted from 0", self.receivers.len()),
+        })?;
+        receiver.plug(Link::open(backend)?);
         Ok(())
     }
 

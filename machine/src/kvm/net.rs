@@ -4,6 +4,7 @@ pub(super) mod address;
 pub(super) mod hub;
 pub(super) mod link;
 pub(super) mod receiver;
+pub(super) mod status;
 pub(super) mod tap;
 
 /// Bytes of an Ethernet header: two addresses and a type.

@@ -5,6 +5,7 @@ mod bare;
 mod console;
 mod disk;
 mod held;
+mod network;
 mod past;
 mod pausing;
 mod rollback;

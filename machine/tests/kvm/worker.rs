@@ -30,7 +30,7 @@ extern "C" fn become_worker() {
     }
 }
 
-fn config(dir: &Path, detached: bool) -> RemoteConfig {
+pub(crate) fn config(dir: &Path, detached: bool) -> RemoteConfig {
     RemoteConfig {
         machine: bare::config(bare::split_layout(), 2, retrovisor_machine::kvm::bare::writer()),
         program: std::env::current_exe().unwrap(),
@@ -43,18 +43,22 @@ fn config(dir: &Path, detached: bool) -> RemoteConfig {
 
 /// The bare guest in a worker, or nothing, loudly, where there is no KVM.
 fn launch(dir: &Path, detached: bool) -> Option<RemoteMachine> {
-    match RemoteMachine::launch(&config(dir, detached)) {
+    launch_config(&config(dir, detached))
+}
+
+pub(crate) fn launch_config(config: &RemoteConfig) -> Option<RemoteMachine> {
+    match RemoteMachine::launch(config) {
         Ok(machine) => Some(machine),
         Err(error @ (MachineError::Config { .. } | MachineError::Unsupported { .. })) => {
             eprintln!("SKIPPED: no KVM for a bare guest: {error}");
             None
         }
-        Err(error) => panic!("{error}\n{}", log(dir)),
+        Err(error) => panic!("{error}\n{}", log(&config.runtime_dir)),
     }
 }
 
-fn log(dir: &Path) -> String {
-    std::fs::read_to_string(dir.join("m/worker.log")).unwrap_or_default()
+fn log(runtime_dir: &Path) -> String {
+    std::fs::read_to_string(runtime_dir.join("worker.log")).unwrap_or_default()
 }
 
 fn status(pid: i32, what: &str) -> String {

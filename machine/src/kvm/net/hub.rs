@@ -14,6 +14,7 @@ use rustix::net::{RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType}
 
 use super::address::MacAddress;
 use super::{FRAME_BYTES_MAX, HEADER_BYTES};
+use crate::socket_path;
 
 /// Most machines on one hub.
 const PEERS_MAX: usize = 256;
@@ -56,6 +57,7 @@ impl Hub {
             doing: format!("making a hub at {}", path.display()),
             source: errno.into(),
         };
+        socket_path::check(path)?;
         let listener = listen(path).map_err(failed)?;
         let stop =
             rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(failed)?;
@@ -151,6 +153,8 @@ impl Switch {
                     return;
                 }
             };
+            // First, so that a frame reaches those who connected before it was sent.
+            self.accept();
             let mut gone = Vec::new();
             for (at, _) in ready.iter().enumerate().filter(|(_, ready)| **ready) {
                 if !self.take_from(at) {
@@ -161,7 +165,6 @@ impl Switch {
                 let peer = self.peers.swap_remove(at);
                 self.ports.retain(|_, port| *port != peer.port);
             }
-            self.accept();
         }
     }
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use retrovisor_guest::MachineError;
+use rustix::fs::FileType;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 
@@ -14,9 +15,9 @@ use super::{FRAME_BYTES_MAX, tap};
 pub enum NetBackend {
     /// The [`super::hub::Hub`] that listens there. When it comes back after it was gone, so does the link.
     Hub(PathBuf),
-    /// A connection to a hub that someone else has made: a `SOCK_SEQPACKET` socket, or one of datagrams, of which each
-    /// packet is a frame.
-    Socket(Arc<OwnedFd>),
+    /// What someone else has opened: a connection to a hub, which is a `SOCK_SEQPACKET` socket or one of datagrams, of which
+    /// each packet is a frame; or an attached tap.
+    Open(Arc<OwnedFd>),
     /// A tap of the host's, by name; it is made if the caller may.
     Tap(String),
 }
@@ -50,17 +51,24 @@ impl Link {
                 })?;
                 Ok(Self { fd, socket: true })
             }
-            NetBackend::Socket(fd) => {
-                let failed = |source: io::Error| MachineError::Io {
-                    doing: "taking over a connection to a hub".into(),
-                    source,
-                };
-                let fd = fd.try_clone().map_err(failed)?;
-                rustix::io::ioctl_fionbio(&fd, true).map_err(|errno| failed(errno.into()))?;
-                Ok(Self { fd, socket: true })
+            NetBackend::Open(fd) => {
+                let failed =
+                    |source: io::Error| MachineError::Io { doing: "taking over a network".into(), source };
+                Self::take(fd.try_clone().map_err(failed)?).map_err(|errno| failed(errno.into()))
             }
             NetBackend::Tap(name) => Ok(Self { fd: tap::open(name)?, socket: false }),
         }
+    }
+
+    fn take(fd: OwnedFd) -> Result<Self, Errno> {
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        let mode = rustix::fs::fstat(&fd)?.st_mode;
+        Ok(Self { fd, socket: FileType::from_raw_mode(mode) == FileType::Socket })
+    }
+
+    /// What it is made of, to be handed on.
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.fd
     }
 
     /// Sends a frame, or loses it where there is no room, as networks do.

@@ -8,7 +8,9 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 
 use super::address::MacAddress;
 use super::link::{Link, NetBackend};
+use super::status::NetStatus;
 use crate::kvm::door::Door;
+use crate::kvm::filter::enter_net_thread;
 use crate::kvm::virtio::{Mmio, Net, Progress};
 
 /// How often a hub that is gone is looked for.
@@ -18,9 +20,14 @@ const BOUNCE: Duration = Duration::from_millis(500);
 
 /// The thread that hands a network interface what arrives.
 pub(crate) struct Receiver {
+    net: Arc<Mutex<Mmio<Net>>>,
+    plugged: Plugged,
     wake: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
 }
+
+/// What an interface was plugged into anew, until its thread sees it.
+type Plugged = Arc<Mutex<Option<Link>>>;
 
 /// A network interface that is plugged in, before its thread starts.
 pub(crate) struct Interface {
@@ -52,20 +59,45 @@ impl Interface {
     /// Starts the thread; it ends once the machine is over and what is returned is dropped.
     pub(crate) fn start(self, door: Door) -> Result<Receiver, MachineError> {
         let Self { net, backend, link, wake } = self;
-        let work = Work { door, net, backend, link: Some(link), wake: Arc::clone(&wake), full: false };
+        let plugged = Plugged::default();
+        let work = Work {
+            door,
+            net: Arc::clone(&net),
+            backend,
+            link: Some(link),
+            plugged: Arc::clone(&plugged),
+            wake: Arc::clone(&wake),
+            full: false,
+        };
         let thread = std::thread::Builder::new().name("net".into()).spawn(|| work.run());
         let thread = thread.map_err(|source| MachineError::Io {
             doing: "starting the thread of a network interface".into(),
             source,
         })?;
-        Ok(Receiver { wake, thread: Some(thread) })
+        Ok(Receiver { net, plugged, wake, thread: Some(thread) })
+    }
+}
+
+impl Receiver {
+    /// Plugs the interface into something else, from when the machine runs on.
+    pub(crate) fn plug(&self, link: Link) {
+        *self.plugged.lock().unwrap_or_else(PoisonError::into_inner) = Some(link);
+        self.wake();
+    }
+
+    pub(crate) fn status(&self) -> NetStatus {
+        self.net.lock().unwrap_or_else(PoisonError::into_inner).device().status()
+    }
+
+    fn wake(&self) {
+        // Fails only when the counter is full: then it is awake.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 }
 
 impl Drop for Receiver {
     fn drop(&mut self) {
-        // Fails only when the counter is full: then it is awake.
-        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+        self.wake();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -77,6 +109,7 @@ struct Work {
     net: Arc<Mutex<Mmio<Net>>>,
     backend: NetBackend,
     link: Option<Arc<Link>>,
+    plugged: Plugged,
     wake: Arc<OwnedFd>,
     /// The driver has given no buffers: what arrives waits.
     full: bool,
@@ -91,8 +124,19 @@ enum Next {
 
 impl Work {
     fn run(mut self) {
+        if let Err(error) = enter_net_thread() {
+            tracing::error!(
+                error,
+                "the thread of a network interface cannot be confined, so it receives nothing"
+            );
+            return;
+        }
         loop {
             self.sleep();
+            if let Some(link) = self.plugged.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                self.link = Some(Arc::new(link));
+                self.full = false;
+            }
             if self.link.is_none() {
                 self.look_for_hub();
             }

@@ -13,6 +13,7 @@ use super::device::VirtioDevice;
 use super::queues::Queues;
 use crate::kvm::net::address::MacAddress;
 use crate::kvm::net::link::{Link, Received};
+use crate::kvm::net::status::NetStatus;
 use crate::kvm::net::{FRAME_BYTES_MAX, HEADER_BYTES, MTU_BYTES};
 use crate::kvm::state::{decode, encode};
 
@@ -125,6 +126,11 @@ impl Net {
         self.up = up;
     }
 
+    /// Its address, and whether the guest is told that the link is up.
+    pub(crate) fn status(&self) -> NetStatus {
+        NetStatus { mac: self.mac, up: self.up }
+    }
+
     /// Whether the link is down only so that it can go up again.
     pub(crate) fn is_bouncing(&self) -> bool {
         self.bounce
@@ -222,7 +228,7 @@ mod tests {
 
     fn net(mac: &str) -> Net {
         let (_, ours) = std::os::unix::net::UnixDatagram::pair().unwrap();
-        let link = Link::open(&crate::kvm::net::link::NetBackend::Socket(Arc::new(ours.into()))).unwrap();
+        let link = Link::open(&crate::kvm::net::link::NetBackend::Open(Arc::new(ours.into()))).unwrap();
         let wake = rustix::event::eventfd(0, rustix::event::EventfdFlags::NONBLOCK).unwrap();
         Net::new(0, mac.parse().unwrap(), Some(Arc::new(link)), Arc::new(wake))
     }

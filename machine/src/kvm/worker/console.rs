@@ -13,7 +13,6 @@ use rustix::process::Uid;
 use super::peer::may;
 use crate::kvm::console::ConsoleInput;
 use crate::kvm::console::output::ConsoleOutput;
-use crate::kvm::machine::KvmMachine;
 
 /// Consoles that may be open at a time.
 const OPEN_MAX: usize = 4;
@@ -22,27 +21,36 @@ const LOOK: Duration = Duration::from_millis(500);
 /// A guest that does not read what is typed is tried again after this time.
 const FULL: Duration = Duration::from_millis(10);
 
-/// Writes what the guest says into the log, and lets others look and type. On threads of its own, which end with the
-/// process.
+/// Our side of one of the machine's consoles.
+#[derive(Clone)]
+pub(super) struct Ends {
+    pub(super) output: ConsoleOutput,
+    pub(super) input: ConsoleInput,
+    /// Whether who connects is shown first what was said before. Else it is a place for questions and answers: when a
+    /// connection ends, what it typed and the guest has not read is forgotten.
+    pub(super) from_the_first: bool,
+}
+
+/// Writes what the guest says into the log, on a thread of its own, which ends with the process.
+pub(super) fn keep(log: File, output: ConsoleOutput) -> Result<(), MachineError> {
+    start("console-log", move || write(log, &output))
+}
+
+/// Lets others look and type, on threads of their own.
 pub(super) fn serve(
+    name: &'static str,
     listener: UnixListener,
     owner: Uid,
-    log: File,
-    machine: &KvmMachine,
+    ends: Ends,
 ) -> Result<(), MachineError> {
-    let (output, input) = (machine.console_output(), machine.console_input());
-    start("console-log", {
-        let output = output.clone();
-        move || keep(log, &output)
-    })?;
-    start("console", move || {
+    start(name, move || {
         let open = Arc::new(AtomicUsize::new(0));
         for stream in listener.incoming().map_while(Result::ok) {
             if !may(&stream, owner) || open.load(Ordering::SeqCst) >= OPEN_MAX {
                 continue;
             }
-            if let Err(error) = connect(stream, &output, &input, &open) {
-                tracing::warn!(%error, "a console does not open");
+            if let Err(error) = connect(stream, &ends, &open) {
+                tracing::warn!(%error, name, "a console does not open");
             }
         }
     })
@@ -55,7 +63,7 @@ fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Machine
         .map_err(|source| MachineError::Io { doing: format!("starting the thread {name}"), source })
 }
 
-fn keep(mut log: File, output: &ConsoleOutput) {
+fn write(mut log: File, output: &ConsoleOutput) {
     let mut offset = 0;
     loop {
         if !output.wait(offset, LOOK) {
@@ -70,25 +78,25 @@ fn keep(mut log: File, output: &ConsoleOutput) {
     }
 }
 
-fn connect(
-    stream: UnixStream,
-    output: &ConsoleOutput,
-    input: &ConsoleInput,
-    open: &Arc<AtomicUsize>,
-) -> Result<(), MachineError> {
+fn connect(stream: UnixStream, ends: &Ends, open: &Arc<AtomicUsize>) -> Result<(), MachineError> {
     let reader = stream
         .try_clone()
         .map_err(|source| MachineError::Io { doing: "opening a console".into(), source })?;
-    let input = input.clone();
+    let Ends { output, input, from_the_first } = ends.clone();
+    // Before anything is typed, so that its answer is shown.
+    let offset = if from_the_first { 0 } else { output.end() };
     start("console-input", move || {
         // The end of the connection is the end of typing.
         let _ = type_in(reader, &input);
+        if !from_the_first {
+            input.clear();
+        }
     })?;
-    let (output, open) = (output.clone(), Arc::clone(open));
+    let open = Arc::clone(open);
     open.fetch_add(1, Ordering::SeqCst);
     start("console-output", move || {
         // Somebody who went away is no error.
-        let _ = show(stream, &output);
+        let _ = show(stream, &output, offset);
         open.fetch_sub(1, Ordering::SeqCst);
     })
 }
@@ -114,9 +122,8 @@ fn type_in(mut from: UnixStream, input: &ConsoleInput) -> io::Result<()> {
     }
 }
 
-/// All that is kept, then what comes.
-fn show(mut to: UnixStream, output: &ConsoleOutput) -> io::Result<()> {
-    let mut offset = 0;
+/// All that is kept from `offset` on, then what comes.
+fn show(mut to: UnixStream, output: &ConsoleOutput, mut offset: u64) -> io::Result<()> {
     loop {
         if output.wait(offset, LOOK) {
             let (bytes, next) = output.since(offset);

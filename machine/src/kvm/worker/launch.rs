@@ -77,7 +77,7 @@ pub(super) fn start(
 }
 
 /// A socket that has its name and does not listen yet.
-fn bound(path: &Path) -> io::Result<OwnedFd> {
+pub(super) fn bound(path: &Path) -> io::Result<OwnedFd> {
     let socket =
         rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;

@@ -1,3 +1,4 @@
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use retrovisor_guest::MachineError;
@@ -45,10 +46,22 @@ impl Link {
         body_bytes_max: usize,
         use_answer: impl FnOnce(Answer, &[u8]) -> Option<T>,
     ) -> Result<T, MachineError> {
+        self.ask_with(doing, request, (body, &[]), body_bytes_max, use_answer)
+    }
+
+    /// The same, with a body and descriptors.
+    pub(super) fn ask_with<T>(
+        &mut self,
+        doing: &'static str,
+        request: &Request,
+        (body, fds): (&[&[u8]], &[BorrowedFd<'_>]),
+        body_bytes_max: usize,
+        use_answer: impl FnOnce(Answer, &[u8]) -> Option<T>,
+    ) -> Result<T, MachineError> {
         if let Some(reason) = &self.lost {
             return Err(self.gone(reason.clone()));
         }
-        let sent = self.channel.send(request, body, &[]);
+        let sent = self.channel.send(request, body, fds);
         let received = sent.and_then(|()| self.channel.receive::<Answer>(body_bytes_max));
         match received {
             Ok(Some(received)) => {

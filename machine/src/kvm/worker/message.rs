@@ -8,6 +8,8 @@ use super::confine::{Confinement, Limits};
 use super::failure::{Failure, plain};
 use crate::kvm::boot::Boot;
 use crate::kvm::disk::DiskConfig;
+use crate::kvm::net::address::MacAddress;
+use crate::kvm::net::status::NetStatus;
 
 /// Of the messages below: both ends must speak the same.
 pub(super) const VERSION: u32 = 2;
@@ -19,7 +21,8 @@ const PARTS_MAX: usize = 256;
 /// What a worker is asked. Each has one answer, before the next.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Request {
-    /// To begin with: start this machine. Comes with the file that is its memory. Answer: `Welcome`.
+    /// To begin with: start this machine. Comes with the file that is its memory, that of its console log, the bound socket
+    /// of its channel if it has one, and a way for frames for each of its interfaces. Answer: `Welcome`.
     Launch(Box<Launch>),
     /// To begin with: tell what runs here. Answer: `Welcome`, with the file that is its memory.
     Hello { version: u32 },
@@ -49,6 +52,10 @@ pub(super) enum Request {
     WriteBlocks { disk: String, first: u64, kinds: Vec<BlockKind> },
     /// Answer: `Done`.
     SetGenerationId { id: [u8; 16] },
+    /// With a new way for frames of that interface. Answer: `Done`.
+    Plug { interface: u32 },
+    /// Answer: `Nets`.
+    Nets,
 }
 
 /// What a worker answers.
@@ -62,6 +69,7 @@ pub(super) enum Answer {
     Kept(Vec<DiskState>),
     Changes { id: u64 },
     Run(Option<Run>),
+    Nets(Vec<NetStatus>),
 }
 
 /// A [`BlockRun`] on its way.
@@ -119,6 +127,9 @@ pub(super) struct Launch {
     pub(super) vcpus: u32,
     pub(super) boot: Boot,
     pub(super) disks: Vec<DiskConfig>,
+    /// The addresses of its network interfaces, where they are given.
+    pub(super) nets: Vec<Option<MacAddress>>,
+    pub(super) channel: bool,
     /// Whether the worker goes on when the connection ends.
     pub(super) detached: bool,
     pub(super) limits: Limits,

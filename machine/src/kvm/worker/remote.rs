@@ -1,6 +1,6 @@
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,12 +15,14 @@ use super::channel::Channel;
 use super::config::RemoteConfig;
 use super::confine::Confinement;
 use super::failure::plain;
-use super::launch::{connect, connect_soon, log_file, memory_file, sealed, start};
-use super::link::Link;
+use super::launch::{bound, connect, connect_soon, log_file, memory_file, sealed, start};
+use super::link::Link as WorkerLink;
 use super::message::{Answer, BlockKind, Launch, Request, STATE_BYTES_MAX, StateHead, VERSION, Welcome};
 use super::runtime::RuntimeDir;
 use crate::kvm::boot::GENERATION_ID;
 use crate::kvm::config::KvmConfig;
+use crate::kvm::net::link::{Link, NetBackend};
+use crate::kvm::net::status::NetStatus;
 use crate::process::Process;
 use crate::ram::Ram;
 
@@ -40,7 +42,7 @@ const LINES_MAX: usize = 32;
 pub struct RemoteMachine {
     identity: MachineIdentity,
     ram: Ram,
-    link: Arc<Mutex<Link>>,
+    link: Arc<Mutex<WorkerLink>>,
     disks: Vec<DiskShape>,
     runtime: RuntimeDir,
     confinement: Confinement,
@@ -56,14 +58,8 @@ pub struct RemoteMachine {
 impl RemoteMachine {
     /// Starts a worker and the machine in it. A worker that an earlier machine left in the directory is ended.
     pub fn launch(config: &RemoteConfig) -> Result<Self, MachineError> {
-        let KvmConfig { name, layout, memory: _, vcpus, boot, disks, nets, channel, paused } =
+        let KvmConfig { name, layout, memory: _, vcpus, boot, disks, nets, channel: has_channel, paused } =
             &config.machine;
-        if !nets.is_empty() || *channel {
-            return Err(MachineError::Unsupported {
-                what: "a network interface or a control channel of a machine in a worker".into(),
-                help: "Start it without".into(),
-            });
-        }
         let runtime = RuntimeDir::new(&config.runtime_dir);
         runtime.prepare()?;
         if let Ok((_, mut old)) = connect(&runtime) {
@@ -72,6 +68,12 @@ impl RemoteMachine {
         runtime.remove_sockets();
         let memory = memory_file(layout)?;
         let log = log_file(&runtime.console_log())?;
+        // A worker can open nothing by itself. After an earlier one has ended: it may have used the same tap.
+        let links = nets.iter().map(|net| Ok(Link::open(&net.backend)?.into_fd()));
+        let links = links.collect::<Result<Vec<_>, MachineError>>()?;
+        let shell = has_channel.then(|| bound(&runtime.channel())).transpose().map_err(|source| {
+            MachineError::Io { doing: format!("making {}", runtime.channel().display()), source }
+        })?;
         start(&config.program, &config.arguments, &runtime)?;
         let (stream, process) = connect_soon(&runtime)?;
         let io = |source| MachineError::Io { doing: "speaking to the worker".into(), source };
@@ -83,10 +85,14 @@ impl RemoteMachine {
             vcpus: *vcpus,
             boot: boot.clone(),
             disks: disks.clone(),
+            nets: nets.iter().map(|net| net.mac).collect(),
+            channel: *has_channel,
             detached: config.detached,
             limits: config.limits,
         }));
-        let sent = channel.send(&launch, &[], &[memory.as_fd(), log.as_fd()]);
+        let fds = [memory.as_fd(), log.as_fd()].into_iter();
+        let fds: Vec<_> = fds.chain(shell.iter().chain(&links).map(AsFd::as_fd)).collect();
+        let sent = channel.send(&launch, &[], &fds);
         let mut machine = Self::greeted(name, channel, process, runtime, sent, Some(memory))?;
         machine.detached = config.detached;
         if !paused {
@@ -163,7 +169,7 @@ impl RemoteMachine {
         Ok(Self {
             ram: Ram::shared(identity.layout.clone(), Arc::new(memory), 0)?,
             identity,
-            link: Arc::new(Mutex::new(Link::new(name, channel, process))),
+            link: Arc::new(Mutex::new(WorkerLink::new(name, channel, process))),
             disks,
             runtime,
             confinement: shown(&confinement),
@@ -178,6 +184,13 @@ impl RemoteMachine {
     #[must_use]
     pub fn console(&self) -> PathBuf {
         self.runtime.console()
+    }
+
+    /// The socket of its control channel, the guest's second console, if it has one: who connects sees what the guest says
+    /// there from then on.
+    #[must_use]
+    pub fn channel(&self) -> Option<PathBuf> {
+        Some(self.runtime.channel()).filter(|path| path.exists())
     }
 
     /// The file with what the guest wrote to its serial port.
@@ -218,13 +231,30 @@ impl RemoteMachine {
         self.ask(doing, &Request::SetGenerationId { id }, &[], 0, |answer, body| done(&answer, body))
     }
 
+    /// How its network interfaces stand, in order.
+    pub fn nets(&self) -> Result<Vec<NetStatus>, MachineError> {
+        self.ask("asking for its networks", &Request::Nets, &[], 0, |answer, _| match answer {
+            Answer::Nets(nets) if nets.len() <= LINES_MAX => Some(nets),
+            _ => None,
+        })
+    }
+
+    /// Plugs the network interface number `index` into something else, which is opened here; the guest sees its link come
+    /// up, if it was down.
+    pub fn plug(&mut self, index: usize, backend: &NetBackend) -> Result<(), MachineError> {
+        let link = Link::open(backend)?.into_fd();
+        let request = Request::Plug { interface: u32::try_from(index).unwrap_or(u32::MAX) };
+        let with: (&[&[u8]], _) = (&[], &[link.as_fd()][..]);
+        self.link().ask_with("plugging a network in", &request, with, 0, |answer, body| done(&answer, body))
+    }
+
     /// Ends the worker, also a detached one. Logs stay in the runtime directory.
     pub fn quit(self) {
         self.link().process().kill();
         self.runtime.remove_sockets();
     }
 
-    fn link(&self) -> MutexGuard<'_, Link> {
+    fn link(&self) -> MutexGuard<'_, WorkerLink> {
         // A link is whole after every line, also when a thread panicked.
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }

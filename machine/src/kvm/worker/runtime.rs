@@ -23,6 +23,11 @@ impl RuntimeDir {
         self.0.join("console")
     }
 
+    /// The control channel, in the same way, but without what was said before.
+    pub(super) fn channel(&self) -> PathBuf {
+        self.0.join("channel")
+    }
+
     /// What the guest said, in a file.
     pub(super) fn console_log(&self) -> PathBuf {
         self.0.join("console.log")
@@ -42,7 +47,7 @@ impl RuntimeDir {
 
     /// Takes away what is of no use without a worker. Logs stay.
     pub(super) fn remove_sockets(&self) {
-        for path in [self.control(), self.console()] {
+        for path in [self.control(), self.console(), self.channel()] {
             let _ = std::fs::remove_file(path);
         }
     }

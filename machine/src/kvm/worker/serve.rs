@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
@@ -12,12 +12,16 @@ use rustix::process::Uid;
 
 use super::channel::{Channel, Received};
 use super::confine::{self, Confinement};
-use super::console;
+use super::console::{self, Ends};
 use super::failure::Failure;
 use super::message::{Answer, BlockKind, Launch, Request, Run, STATE_BYTES_MAX, StateHead, VERSION, Welcome};
 use super::peer::may;
-use crate::kvm::config::{KvmConfig, MemorySource};
+use crate::kvm::config::{KvmConfig, MemorySource, NetConfig};
 use crate::kvm::machine::KvmMachine;
+use crate::kvm::net::link::NetBackend;
+
+/// Connections to the control channel that may wait.
+const BACKLOG: i32 = 8;
 
 /// Starts the machine that the first connection names, and serves it and those after it, one at a time.
 pub(super) fn serve(
@@ -61,6 +65,15 @@ fn next(listener: &UnixListener, owner: Uid) -> io::Result<Channel> {
     }
 }
 
+/// The listener that a bound socket becomes.
+fn listening(socket: OwnedFd) -> Result<UnixListener, MachineError> {
+    rustix::net::listen(&socket, BACKLOG).map_err(|errno| MachineError::Io {
+        doing: "listening for the control channel".into(),
+        source: errno.into(),
+    })?;
+    Ok(UnixListener::from(socket))
+}
+
 struct Worker {
     machine: KvmMachine,
     memory: Arc<File>,
@@ -88,27 +101,31 @@ impl Worker {
         let Request::Launch(launch) = first.head else {
             return Err(refused("the first message does not say what to start"));
         };
-        let Launch { version, name, layout, vcpus, boot, disks, detached, limits } = *launch;
+        let Launch { version, name, layout, vcpus, boot, disks, nets, channel, detached, limits } = *launch;
         if version != VERSION {
             return Err(refused("the worker is of another version"));
         }
-        let [memory, log] = <[_; 2]>::try_from(first.fds).map_err(|_| refused("files are missing"))?;
-        let (memory, log) = (Arc::new(File::from(memory)), File::from(log));
+        if first.fds.len() != 2 + usize::from(channel) + nets.len() {
+            return Err(refused("descriptors are missing"));
+        }
+        let mut fds = first.fds.into_iter();
+        let mut next = || fds.next().ok_or_else(|| refused("a descriptor is missing"));
+        let (memory, log) = (Arc::new(File::from(next()?)), File::from(next()?));
+        let channel_socket = channel.then(|| next().and_then(listening)).transpose()?;
+        let nets =
+            nets.into_iter().map(|mac| Ok(NetConfig { backend: NetBackend::Open(Arc::new(next()?)), mac }));
+        let nets = nets.collect::<Result<_, MachineError>>()?;
         let dirty = PageSet::empty(&layout);
         let source = MemorySource::Shared(Arc::clone(&memory));
-        let config = KvmConfig {
-            name,
-            layout,
-            memory: source,
-            vcpus,
-            boot,
-            disks,
-            nets: Vec::new(),
-            channel: false,
-            paused: true,
-        };
+        let config =
+            KvmConfig { name, layout, memory: source, vcpus, boot, disks, nets, channel, paused: true };
         let machine = KvmMachine::launch_after(&config, || confine::late(limits, &mut confinement))?;
-        console::serve(console, owner, log, &machine)?;
+        let (output, input) = (machine.console_output(), machine.console_input());
+        console::keep(log, output.clone())?;
+        console::serve("console", console, owner, Ends { output, input, from_the_first: true })?;
+        if let (Some(socket), Some((input, output))) = (channel_socket, machine.channel()) {
+            console::serve("channel", socket, owner, Ends { output, input, from_the_first: false })?;
+        }
         let changes = BTreeMap::new();
         Ok((Self { machine, memory, confinement, dirty, changes, walks: 0, run: Vec::new() }, detached))
     }
@@ -186,6 +203,8 @@ impl Worker {
                     self.write_blocks(disk, *first, kinds, body).map(|()| Answer::Done)
                 }
                 Request::SetGenerationId { id } => self.machine.set_generation_id(*id).map(|()| Answer::Done),
+                Request::Nets => Ok(Answer::Nets(self.machine.nets())),
+                Request::Plug { interface } => self.plug(*interface, request.fds).map(|()| Answer::Done),
                 Request::Apply { .. } => self.apply(channel, request).map(|()| Answer::Done),
                 Request::Launch(_) => Err(MachineError::Driver {
                     doing: "starting a machine".into(),
@@ -226,6 +245,15 @@ impl Worker {
             message: "blocks are missing".into(),
         })?;
         self.machine.write_blocks(disk, first, &contents)
+    }
+
+    fn plug(&mut self, interface: u32, fds: Vec<OwnedFd>) -> Result<(), MachineError> {
+        let link = fds.into_iter().next().ok_or_else(|| MachineError::Driver {
+            doing: "plugging a network in".into(),
+            message: "its descriptor is missing".into(),
+        })?;
+        let index = usize::try_from(interface).unwrap_or(usize::MAX);
+        self.machine.plug(index, &NetBackend::Open(Arc::new(link)))
     }
 
     fn apply(&mut self, channel: &Channel, request: Received<Request>) -> Result<(), MachineError> {
