@@ -5,11 +5,13 @@
 //! vCPU counts.
 
 mod clockwork;
+mod vectors;
 mod writer;
 
 use retrovisor_guest::{Gpa, Machine, MachineError, PAGE_SIZE, PageContent};
 
 pub use clockwork::{Beats, beats, clockwork};
+pub use vectors::{Registers, registers, vectors};
 pub use writer::{Writing, tell, writer};
 
 /// The page through which a guest is told what to do, and tells what it did.
@@ -17,7 +19,8 @@ pub const MAIL: Gpa = Gpa(0x10_0000);
 /// Where the code lies: after the mail.
 const CODE: Gpa = Gpa(0x10_1000);
 
-/// Rounds that a vCPU of a [`writer`] has done, or times that one of a [`clockwork`] woke up.
+/// Rounds that a vCPU of a [`writer`] has done, times that one of a [`clockwork`] woke up, or that one of
+/// [`vectors`] filled its registers.
 pub fn rounds(machine: &dyn Machine, vcpu: u64) -> Result<u64, MachineError> {
     word(machine, counters(vcpu))
 }

@@ -10,4 +10,5 @@ mod past;
 mod pausing;
 mod rollback;
 mod timers;
+mod vectors;
 mod worker;
