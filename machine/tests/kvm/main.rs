@@ -6,6 +6,7 @@ mod console;
 mod disk;
 mod held;
 mod network;
+mod ordinary_user;
 mod past;
 mod pausing;
 mod rollback;

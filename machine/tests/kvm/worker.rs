@@ -11,7 +11,7 @@ use nix::unistd::Pid;
 use retrovisor_guest::{ClockPolicy, Gpa, Machine, MachineError, MemoryLayout, PageSet, RunState};
 use retrovisor_machine::kvm::{Limits, RemoteConfig, RemoteMachine, worker_process};
 
-use crate::bare;
+use crate::{bare, ordinary_user};
 
 /// The word that makes this program a worker.
 const WORKER: &str = "machine-worker";
@@ -28,6 +28,7 @@ extern "C" fn become_worker() {
         let code = worker_process();
         std::process::exit(i32::from(code != std::process::ExitCode::SUCCESS));
     }
+    ordinary_user::become_keeper();
 }
 
 pub(crate) fn config(dir: &Path, detached: bool) -> RemoteConfig {
@@ -61,7 +62,7 @@ fn log(runtime_dir: &Path) -> String {
     std::fs::read_to_string(runtime_dir.join("worker.log")).unwrap_or_default()
 }
 
-fn status(pid: i32, what: &str) -> String {
+pub(crate) fn status(pid: i32, what: &str) -> String {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':'));
     line.unwrap_or_default().trim().to_owned()
@@ -115,16 +116,8 @@ fn a_guest_in_a_worker_is_paused_captured_and_taken_back() {
     assert!(matches!(error, MachineError::RunState { .. }));
 }
 
-#[test]
-fn the_worker_is_confined_before_the_guest_runs() {
-    let dir = tempfile::tempdir().unwrap();
-    let Some(mut machine) = launch(dir.path(), false) else { return };
-    machine.resume().unwrap();
-    bare::wait_rounds(&machine, 2, 1);
-    let pid = machine.pid();
-    eprintln!("confined: {:?}", machine.confinement());
-    assert!(machine.confinement().done.iter().any(|what| what == "seccomp"));
-    // Of every thread, as the kernel says.
+/// Of every thread of a worker with two vCPUs, as the kernel says.
+pub(crate) fn assert_threads_are_confined(pid: i32) {
     let mut names = Vec::new();
     for thread in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
         let thread = thread.unwrap().file_name().into_string().unwrap();
@@ -144,6 +137,18 @@ fn the_worker_is_confined_before_the_guest_runs() {
         names.push(name);
     }
     assert!(names.iter().filter(|name| name.starts_with("vcpu")).count() == 2, "{names:?}");
+}
+
+#[test]
+fn the_worker_is_confined_before_the_guest_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(mut machine) = launch(dir.path(), false) else { return };
+    machine.resume().unwrap();
+    bare::wait_rounds(&machine, 2, 1);
+    let pid = machine.pid();
+    eprintln!("confined: {:?}", machine.confinement());
+    assert!(machine.confinement().done.iter().any(|what| what == "seccomp"));
+    assert_threads_are_confined(pid);
     let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap_or_default();
     if let Some(core) = limits.lines().find(|line| line.starts_with("Max core file size")) {
         assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"]);
