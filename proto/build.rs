@@ -17,6 +17,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .field_attribute("Machine.run_state", "#[serde(serialize_with = \"crate::json::run_state\")]")
         .field_attribute("verdict", "#[serde(serialize_with = \"crate::json::verdict\")]")
         .field_attribute("WatchResponse.event", "#[serde(flatten)]")
+        .type_attribute("NetworkInterface.network", "#[serde(rename_all = \"snake_case\")]")
+        .field_attribute("NetworkInterface.network", "#[serde(flatten)]")
         .compile_fds(descriptors)?;
     Ok(())
 }

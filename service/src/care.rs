@@ -9,6 +9,7 @@ mod inject;
 mod judge;
 mod keeper;
 mod leftovers;
+mod network;
 mod spec;
 mod vm;
 
@@ -26,6 +27,8 @@ pub(crate) use error::CareError;
 pub(crate) use event::{Event, Happening};
 pub(crate) use inject::Fault;
 use keeper::{Arrival, Keeper, KeeperHandle};
+use network::Hubs;
+pub(crate) use network::{Interface, Network};
 pub(crate) use spec::{Driver, Origin, Spec, WORKER_VERB};
 pub(crate) use vm::Vm;
 
@@ -38,6 +41,7 @@ const EVENTS_MAX: usize = 1024;
 pub(crate) struct Care {
     store: Arc<Store>,
     root: PathBuf,
+    hubs: Hubs,
     keepers: Mutex<BTreeMap<String, KeeperHandle>>,
     events: broadcast::Sender<Event>,
 }
@@ -45,7 +49,7 @@ pub(crate) struct Care {
 impl Care {
     pub(crate) fn new(store: Arc<Store>, root: &Path) -> Self {
         let (events, _) = broadcast::channel(EVENTS_MAX);
-        Self { store, root: root.to_owned(), keepers: Mutex::default(), events }
+        Self { store, root: root.to_owned(), hubs: Hubs::new(root), keepers: Mutex::default(), events }
     }
 
     pub(crate) fn store(&self) -> &Arc<Store> {
@@ -74,7 +78,7 @@ impl Care {
         ready: impl FnOnce(&Vm) -> Result<T, CareError>,
     ) -> Result<T, CareError> {
         self.must_be_free(name)?;
-        let machine = spec.launch(name, &self.runtime_dir(name), false)?;
+        let machine = spec.launch(name, &self.runtime_dir(name), &self.hubs, false)?;
         let answer = ready(&machine)?;
         self.keep(name, machine, spec, Arrival::Fresh)?;
         Ok(answer)
@@ -83,7 +87,7 @@ impl Care {
     /// Takes a running QEMU into care. Blocks until the first checkpoint is durable.
     pub(crate) fn attach(&self, name: &str, spec: &Spec) -> Result<(), CareError> {
         self.must_be_free(name)?;
-        let machine = spec.attach(name, &self.runtime_dir(name))?;
+        let machine = spec.attach(name, &self.runtime_dir(name), &self.hubs)?;
         self.keep(name, machine, spec, Arrival::Fresh)
     }
 
@@ -103,7 +107,7 @@ impl Care {
                 help: "Start its QEMU again as before and attach it under a new name.".to_owned(),
             });
         }
-        let machine = spec.launch(name, &self.runtime_dir(name), true)?;
+        let machine = spec.launch(name, &self.runtime_dir(name), &self.hubs, true)?;
         let (arrived, journey) = oneshot::channel();
         self.keep(name, machine, &spec, Arrival::Restore { target, verify_image, clock, arrived })?;
         journey.blocking_recv().map_err(|_| CareError::Gone { machine: name.to_owned() })
@@ -126,7 +130,8 @@ impl Care {
         let mut lines = Vec::new();
         for record in records {
             let Ok(spec) = Spec::from_runtime(&record.name, &record.runtime) else { continue };
-            let Ok(mut machine) = spec.attach(&record.name, &self.runtime_dir(&record.name)) else {
+            let Ok(mut machine) = spec.attach(&record.name, &self.runtime_dir(&record.name), &self.hubs)
+            else {
                 continue;
             };
             if machine.run_state() == RunState::Gone {

@@ -118,6 +118,8 @@ async fn boot(care: &Arc<Care>, plan: &Plan, screen: &mut Screen) -> Result<(), 
         vcpus: 2,
         driver: Driver::Qemu,
         accelerator: None,
+        interfaces: Vec::new(),
+        channel: false,
     };
     let spec = Spec { every_ms: plan.every_ms, qmp: None, origin, detached: false };
     let began = Instant::now();

@@ -19,6 +19,11 @@ pub(crate) fn socket(store: &Path) -> PathBuf {
     store.join("daemon.sock")
 }
 
+/// Sockets of the hubs between machines.
+pub(crate) fn hubs(store: &Path) -> PathBuf {
+    store.join("hubs")
+}
+
 /// Sockets, overlays and logs of one machine.
 pub(crate) fn machine(store: &Path, name: &str) -> PathBuf {
     store.join("machines").join(name)

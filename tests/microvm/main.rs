@@ -6,6 +6,7 @@ mod clocks;
 mod guest;
 mod kernels;
 mod lab;
+mod network;
 mod service;
 mod talking;
 mod time_travel;

@@ -147,9 +147,12 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        if self.runtime_dir().join("worker").exists() {
-            // Nothing else ends a microVM from outside.
-            let _stopped = self.run(&["stop", "g"]);
+        // Nothing else ends a microVM from outside.
+        for machine in std::fs::read_dir(self.store.join("machines")).into_iter().flatten().flatten() {
+            if machine.path().join("worker").exists() {
+                let name = machine.file_name();
+                let _stopped = self.run(&["stop", name.to_str().unwrap_or_default()]);
+            }
         }
         self.end();
         quit(&self.runtime_dir().join("qmp"));

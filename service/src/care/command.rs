@@ -61,4 +61,6 @@ pub(crate) struct Vitals {
     pub(crate) finder: String,
     /// Of its process, in words; empty when it is not ours to say.
     pub(crate) confinement: String,
+    /// Whether the links of its network interfaces are up, in order.
+    pub(crate) links: Vec<bool>,
 }

@@ -176,11 +176,12 @@ impl Keeper {
             }
             Fault::ConsoleCommand { line } => {
                 let control = self.machine.control().ok_or_else(|| CareError::Refused {
-                    what: format!("{} has no control shell on a second serial port", self.name),
-                    help: "Start it with `retrovisor run`, from a guest that serves a shell on ttyS1."
+                    what: format!("{} has no port for a control shell", self.name),
+                    help: "Start it with `retrovisor run`, from a guest that serves a shell on its second \
+                        serial port (ttyS1) under QEMU, or on hvc0 in a microVM."
                         .to_owned(),
                 })?;
-                inject::type_line(&control, line)?;
+                inject::type_line(&control, self.machine.control_port(), line)?;
                 format!("Injected: `{line}` was typed into the guest's control shell.")
             }
         };

@@ -1,9 +1,10 @@
 //! Hurting a machine on purpose.
 
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use retrovisor_guest::{Machine, PageSet};
@@ -21,6 +22,8 @@ const ANSWER_BYTES_MAX: usize = 1 << 20;
 /// What the shell says once it has taken the command, in two halves.
 const TAKEN_HEAD: &str = "retrovisor-";
 const TAKEN_TAIL: &str = "typed";
+/// Commands typed so far.
+static TYPED: AtomicU64 = AtomicU64::new(0);
 
 /// What to break.
 #[derive(Clone, Debug)]
@@ -46,30 +49,39 @@ pub(super) fn redirect(
     Ok(retrovisor_faults::apply(machine, &patches)?)
 }
 
-/// Types one line into the guest's control shell and waits until the shell has taken it: QEMU drops what the guest
-/// had not read when the connection ends.
-pub(super) fn type_line(control: &Path, line: &str) -> Result<(), CareError> {
+/// Types one line into the guest's control shell, which is at its terminal `port`, and waits until the shell has taken it:
+/// what the guest has not read when the connection ends is dropped.
+pub(super) fn type_line(control: &Path, port: &str, line: &str) -> Result<(), CareError> {
     if line.is_empty() || line.len() > LINE_BYTES_MAX || line.chars().any(char::is_control) {
         return Err(CareError::Invalid(format!(
             "a command is one printable line of at most {LINE_BYTES_MAX} bytes"
         )));
     }
-    let failed = |source| CareError::Io {
-        doing: format!("the guest's shell at {} does not take the command", control.display()),
-        source,
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => CareError::Refused {
+            what: format!("no shell of the guest took the command within {} s", SHELL_PATIENCE.as_secs()),
+            help: format!("Have the guest serve a shell on {port}, which reads a command from each line."),
+        },
+        _ => CareError::Io {
+            doing: format!("the guest's shell at {} does not take the command", control.display()),
+            source,
+        },
     };
-    let mut port = UnixStream::connect(control).map_err(failed)?;
-    port.set_write_timeout(Some(SHELL_PATIENCE)).map_err(failed)?;
-    port.set_read_timeout(Some(SHELL_PATIENCE)).map_err(failed)?;
-    // Split in the command, so that an echo of the command is not taken for the answer.
-    port.write_all(format!("{line}\necho {TAKEN_HEAD}''{TAKEN_TAIL}\n").as_bytes()).map_err(failed)?;
-    let taken = format!("{TAKEN_HEAD}{TAKEN_TAIL}");
+    let mut stream = UnixStream::connect(control).map_err(failed)?;
+    stream.set_write_timeout(Some(SHELL_PATIENCE)).map_err(failed)?;
+    stream.set_read_timeout(Some(SHELL_PATIENCE)).map_err(failed)?;
+    // Its own number, so that a late answer to an earlier command is not taken for this one's; and split in the command, so
+    // that an echo of the command is not either.
+    let number = TYPED.fetch_add(1, Ordering::Relaxed);
+    let typed = format!("{line}\necho {TAKEN_HEAD}''{TAKEN_TAIL}-{number}.\n");
+    stream.write_all(typed.as_bytes()).map_err(failed)?;
+    let taken = format!("{TAKEN_HEAD}{TAKEN_TAIL}-{number}.");
     let mut said = Vec::new();
     let mut bytes = [0; 512];
     while !said.windows(taken.len()).any(|window| window == taken.as_bytes()) {
-        let count = port.read(&mut bytes).map_err(failed)?;
+        let count = stream.read(&mut bytes).map_err(failed)?;
         if count == 0 || said.len() > ANSWER_BYTES_MAX {
-            return Err(failed(std::io::ErrorKind::UnexpectedEof.into()));
+            return Err(failed(io::ErrorKind::UnexpectedEof.into()));
         }
         said.extend_from_slice(&bytes[..count]);
     }
@@ -84,8 +96,8 @@ mod tests {
     fn only_one_printable_line_is_typed() {
         let nowhere = Path::new("/nonexistent/port");
         for line in ["", "a\nb", "\x1b[A", &"x".repeat(513)] {
-            assert!(matches!(type_line(nowhere, line), Err(CareError::Invalid(_))), "{line:?}");
+            assert!(matches!(type_line(nowhere, "ttyS1", line), Err(CareError::Invalid(_))), "{line:?}");
         }
-        assert!(matches!(type_line(nowhere, "date"), Err(CareError::Io { .. })));
+        assert!(matches!(type_line(nowhere, "ttyS1", "date"), Err(CareError::Io { .. })));
     }
 }

@@ -46,6 +46,7 @@ pub(super) struct Keeper {
     pub(super) paused: bool,
     pub(super) events: broadcast::Sender<Event>,
     interval: Option<Duration>,
+    has_networks: bool,
     vitals: Arc<Mutex<Vitals>>,
 }
 
@@ -97,6 +98,7 @@ impl Keeper {
             Arrival::Fresh => Recorder::fresh(Arc::clone(&store), id)?,
             Arrival::Again | Arrival::Restore { .. } => Recorder::new(Arc::clone(&store), id)?,
         };
+        let has_networks = !spec.interfaces().is_empty();
         let vitals = Vitals {
             run_state: RunState::Running,
             every_ms: spec.every_ms,
@@ -104,6 +106,7 @@ impl Keeper {
             console_log: machine.console_log(),
             finder: machine.finder(),
             confinement: machine.confinement(),
+            links: if has_networks { machine.links() } else { Vec::new() },
         };
         Ok(Self {
             name: identity.name,
@@ -113,6 +116,7 @@ impl Keeper {
             machine,
             recorder,
             interval: spec.interval(),
+            has_networks,
             paused: false,
             vitals: Arc::new(Mutex::new(vitals)),
             events,
@@ -191,6 +195,10 @@ impl Keeper {
                 self.name
             )));
             return false;
+        }
+        if self.has_networks {
+            let links = self.machine.links();
+            self.vitals.lock().unwrap_or_else(PoisonError::into_inner).links = links;
         }
         if self.interval.is_some()
             && !self.paused

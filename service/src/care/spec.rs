@@ -3,11 +3,14 @@ use std::time::Duration;
 
 use retrovisor_guest::Accelerator;
 use retrovisor_machine::accelerator;
-use retrovisor_machine::kvm::{self, Boot, KvmConfig, Limits, MemorySource, RemoteConfig, RemoteMachine};
+use retrovisor_machine::kvm::{
+    self, Boot, KvmConfig, Limits, MemorySource, NetBackend, RemoteConfig, RemoteMachine,
+};
 use retrovisor_machine::qemu::{AttachConfig, DiskConfig, LaunchConfig, QemuMachine};
 use serde::{Deserialize, Serialize};
 
 use super::error::CareError;
+use super::network::{Hubs, Interface};
 use super::vm::Vm;
 
 /// The verb under which this program is a worker.
@@ -43,6 +46,12 @@ pub(crate) enum Origin {
         driver: Driver,
         /// QEMU's. `None`: KVM where it can run Linux, else TCG.
         accelerator: Option<Accelerator>,
+        /// A microVM's network interfaces, in order.
+        #[serde(default)]
+        interfaces: Vec<Interface>,
+        /// Whether a microVM has a control channel; those of earlier versions have none.
+        #[serde(default)]
+        channel: bool,
     },
     /// Somebody else started it.
     Attached,
@@ -94,10 +103,34 @@ impl Spec {
         (self.every_ms > 0).then(|| Duration::from_millis(self.every_ms.into()))
     }
 
+    /// The network interfaces it has, in order.
+    pub(crate) fn interfaces(&self) -> &[Interface] {
+        match &self.origin {
+            Origin::Launched { interfaces, .. } => interfaces,
+            Origin::Attached => &[],
+        }
+    }
+
     /// Starts the VM, running or paused before its first instruction.
-    pub(crate) fn launch(&self, name: &str, runtime_dir: &Path, paused: bool) -> Result<Vm, CareError> {
-        let Origin::Launched { kernel, initrd, append, disks, memory_bytes, vcpus, driver, accelerator } =
-            &self.origin
+    pub(crate) fn launch(
+        &self,
+        name: &str,
+        runtime_dir: &Path,
+        hubs: &Hubs,
+        paused: bool,
+    ) -> Result<Vm, CareError> {
+        let Origin::Launched {
+            kernel,
+            initrd,
+            append,
+            disks,
+            memory_bytes,
+            vcpus,
+            driver,
+            accelerator,
+            interfaces,
+            channel,
+        } = &self.origin
         else {
             return Err(CareError::Invalid(format!("{name} was not started by Retrovisor")));
         };
@@ -124,8 +157,8 @@ impl Spec {
                         append: append.clone(),
                     },
                     disks: disks.collect(),
-                    nets: Vec::new(),
-                    channel: false,
+                    nets: hubs.plugs(interfaces)?,
+                    channel: *channel,
                     paused,
                 },
                 program,
@@ -156,9 +189,13 @@ impl Spec {
     }
 
     /// Takes a running VM over.
-    pub(crate) fn attach(&self, name: &str, runtime_dir: &Path) -> Result<Vm, CareError> {
+    pub(crate) fn attach(&self, name: &str, runtime_dir: &Path, hubs: &Hubs) -> Result<Vm, CareError> {
         if matches!(self.origin, Origin::Launched { driver: Driver::Kvm, .. }) {
-            return Ok(Vm::Kvm(Box::new(RemoteMachine::attach(name, runtime_dir)?)));
+            let mut machine = RemoteMachine::attach(name, runtime_dir)?;
+            if let Err(error) = self.plug_in(&mut machine, hubs) {
+                tracing::warn!(machine = name, %error, "the guest has a network no more");
+            }
+            return Ok(Vm::Kvm(Box::new(machine)));
         }
         let qmp = self.qmp.clone().unwrap_or_else(|| runtime_dir.join("qmp"));
         Ok(Vm::Qemu(Box::new(QemuMachine::attach(&AttachConfig {
@@ -166,6 +203,16 @@ impl Spec {
             qmp,
             runtime_dir: runtime_dir.to_owned(),
         })?)))
+    }
+
+    /// Hubs went away with the daemon that served them: the worker is given connections to ours. Taps it still has.
+    fn plug_in(&self, machine: &mut RemoteMachine, hubs: &Hubs) -> Result<(), CareError> {
+        for (index, plug) in hubs.plugs(self.interfaces())?.into_iter().enumerate() {
+            if matches!(plug.backend, NetBackend::Hub(_)) {
+                machine.plug(index, &plug.backend)?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -28,11 +28,27 @@ impl Vm {
         }
     }
 
-    /// The socket of a serial port with a shell, for faults.
+    /// The socket of a port with a shell, for faults: QEMU's second serial port, a microVM's control channel.
     pub(super) fn control(&self) -> Option<PathBuf> {
         match self {
             Self::Qemu(machine) => machine.control(),
-            Self::Kvm(_) => None,
+            Self::Kvm(machine) => machine.channel(),
+        }
+    }
+
+    /// Which terminal that is in the guest.
+    pub(super) fn control_port(&self) -> &'static str {
+        match self {
+            Self::Qemu(_) => "ttyS1",
+            Self::Kvm(_) => "hvc0 (module virtio_console)",
+        }
+    }
+
+    /// Whether the links of its network interfaces are up, in order; none when that is not known.
+    pub(super) fn links(&self) -> Vec<bool> {
+        match self {
+            Self::Qemu(_) => Vec::new(),
+            Self::Kvm(machine) => machine.nets().unwrap_or_default().into_iter().map(|net| net.up).collect(),
         }
     }
 

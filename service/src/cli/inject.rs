@@ -29,7 +29,7 @@ enum FaultArgs {
         #[arg(long, default_value = "getuid")]
         to: String,
     },
-    /// Behaviour: types a command into the guest's control shell (second serial port)
+    /// Behaviour: types a command into the guest's control shell (ttyS1 under QEMU, hvc0 in a microVM)
     Command {
         /// One line
         line: String,

@@ -2,7 +2,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use retrovisor_proto::v1::RunMachineRequest;
+use retrovisor_machine::kvm::MacAddress;
+use retrovisor_proto::v1::network_interface::Network;
+use retrovisor_proto::v1::{NetworkInterface, RunMachineRequest};
 
 use super::global::{Global, print_json};
 use super::show;
@@ -15,6 +17,7 @@ use crate::error::CliError;
 Examples:
   retrovisor run web --kernel vmlinuz --initrd initramfs.cpio.gz --disk web.raw --every 500ms
   retrovisor run fast --driver kvm --kernel vmlinuz --initrd i.gz --vcpus 2 --every 50ms
+  retrovisor run db --driver kvm --kernel vmlinuz --initrd i.gz --net lan --net tap:tap0,mac=02:00:5e:10:00:01
   retrovisor run big --kernel vmlinuz --initrd i.gz --memory 4G --vcpus 4 --append 'console=ttyS0 quiet'")]
 pub(crate) struct RunArgs {
     /// Name for the machine
@@ -31,6 +34,10 @@ pub(crate) struct RunArgs {
     /// Disk image; it is only read, what the guest writes is kept beside it. May be given several times
     #[arg(long = "disk", value_name = "FILE")]
     disks: Vec<PathBuf>,
+    /// Network interface of a microVM: HUB (made on first use; machines on one hub talk), tap:NAME, either with ,mac=ADDRESS.
+    /// May be given several times
+    #[arg(long = "net", value_name = "NETWORK", value_parser = parse_net)]
+    nets: Vec<NetworkInterface>,
     /// What runs it: kvm is our own microVM and needs KVM on hardware, qemu runs everywhere; auto chooses
     #[arg(long, default_value = "auto", value_parser = ["auto", "kvm", "qemu"])]
     driver: String,
@@ -61,6 +68,7 @@ pub(super) async fn run(args: RunArgs, global: &Global) -> Result<(), CliError> 
         vcpus: args.vcpus,
         every_ms: interval_ms(args.every),
         driver: args.driver,
+        interfaces: args.nets,
     };
     let answer = client::daemon(&global.store).await?.machines().run_machine(request).await?.into_inner();
     let machine = answer.machine.unwrap_or_default();
@@ -96,6 +104,31 @@ fn parse_size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// `lan`, `hub:lan`, `tap:tap0`, `lan,mac=02:00:5e:10:00:01`. The daemon says what is wrong with names.
+fn parse_net(text: &str) -> Result<NetworkInterface, String> {
+    let (network, address) = match text.split_once(',') {
+        None => (text, ""),
+        Some((network, option)) => match option.strip_prefix("mac=") {
+            Some(address) => (network, address),
+            None => return Err(format!("`{option}` is no option of a network: write mac=02:00:5e:10:00:01")),
+        },
+    };
+    if !address.is_empty() || text.ends_with("mac=") {
+        let _address: MacAddress = address.parse()?;
+    }
+    let network = match network.split_once(':') {
+        None => Network::Hub(network.to_owned()),
+        Some(("hub", name)) => Network::Hub(name.to_owned()),
+        Some(("tap", name)) => Network::Tap(name.to_owned()),
+        Some((kind, _)) => return Err(format!("`{kind}` is no kind of network: write HUB or tap:NAME")),
+    };
+    let (Network::Hub(name) | Network::Tap(name)) = &network;
+    if name.is_empty() {
+        return Err("a network has a name: write HUB or tap:NAME".to_owned());
+    }
+    Ok(NetworkInterface { network: Some(network), address: address.to_owned(), link_up: false })
+}
+
 /// `200ms`, `2s`, `1m`, `0`.
 pub(super) fn parse_interval(text: &str) -> Result<Duration, String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
@@ -120,6 +153,18 @@ pub(super) fn parse_interval(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn networks_are_read_and_nonsense_is_refused() {
+        let net = |text| parse_net(text).map(|net| (net.network.unwrap(), net.address));
+        let (lan, mac) = (Network::Hub("lan".to_owned()), "02:00:5e:10:00:01".to_owned());
+        assert_eq!(net("lan"), Ok((lan.clone(), String::new())));
+        assert_eq!(net("hub:lan,mac=02:00:5e:10:00:01"), Ok((lan, mac)));
+        assert_eq!(net("tap:tap0"), Ok((Network::Tap("tap0".to_owned()), String::new())));
+        for wrong in ["", "tap:", "user:1", "lan,", "lan,mac=", "lan,mac=01:00:5e:00:00:01", "lan,mtu=9000"] {
+            assert!(parse_net(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn sizes_and_intervals_are_read_and_nonsense_is_refused() {

@@ -1,4 +1,5 @@
 use clap::Args;
+use retrovisor_proto::v1::network_interface::Network;
 use retrovisor_proto::v1::{GetMachineRequest, Machine};
 
 use super::global::{Global, print_json};
@@ -40,6 +41,15 @@ pub(super) fn print(machine: &Machine) {
         if machine.every_ms == 0 { String::new() } else { format!(", one every {} ms", machine.every_ms) };
     line("checkpoints", &format!("{}{every}", machine.checkpoints));
     line("present", &format!("{} ({})", machine.present, style::verdict(machine.verdict())));
+    for interface in &machine.interfaces {
+        let network = match &interface.network {
+            Some(Network::Hub(name)) => format!("hub {name}"),
+            Some(Network::Tap(name)) => format!("tap {name}"),
+            None => String::new(),
+        };
+        let status = if interface.link_up { "up" } else { "down" };
+        line("network", &format!("{network}, {}, link {status}", interface.address));
+    }
     line("confined", &machine.confinement);
     line("console", &machine.console);
     line("console log", &machine.console_log);

@@ -4,8 +4,11 @@ use std::path::PathBuf;
 
 use retrovisor_guest::RunState as Running;
 use retrovisor_guest::fact::Value;
+use retrovisor_machine::kvm::MacAddress;
+use retrovisor_proto::v1::network_interface::Network as Shown;
 use retrovisor_proto::v1::{
-    Cause, Cell, Checkpoint, Incident, Machine, Move, Operation, Row, RunState, Table, Verdict, cell,
+    Cause, Cell, Checkpoint, Incident, Machine, Move, NetworkInterface, Operation, Row, RunState, Table,
+    Verdict, cell,
 };
 use retrovisor_snapshot::{
     CheckpointId, CheckpointRecord, IncidentRecord, MachineRecord, OperationRecord, Store, Verdict as Judged,
@@ -13,7 +16,7 @@ use retrovisor_snapshot::{
 
 use serde::Deserialize;
 
-use crate::care::{Care, CareError, Journey};
+use crate::care::{Care, CareError, Journey, Network, Spec};
 
 pub(super) fn machine(care: &Care, record: &MachineRecord) -> Result<Machine, CareError> {
     let catalogue = care.store().catalogue();
@@ -46,7 +49,24 @@ pub(super) fn machine(care: &Care, record: &MachineRecord) -> Result<Machine, Ca
         dirty_finder: vitals.as_ref().map(|vitals| vitals.finder.clone()).unwrap_or_default(),
         confinement: vitals.as_ref().map(|vitals| vitals.confinement.clone()).unwrap_or_default(),
         console_log: path(vitals.as_ref().and_then(|vitals| vitals.console_log.as_ref())),
+        interfaces: interfaces(record, vitals.as_ref().map_or(&[], |vitals| &vitals.links)),
     })
+}
+
+/// The network interfaces that a machine was given; what `links` does not say is down.
+fn interfaces(record: &MachineRecord, links: &[bool]) -> Vec<NetworkInterface> {
+    // A machine that was imported has none of ours.
+    let spec = Spec::from_runtime(&record.name, &record.runtime).ok();
+    let interfaces = spec.as_ref().map_or(&[][..], Spec::interfaces).iter().enumerate();
+    let shown = interfaces.map(|(index, interface)| NetworkInterface {
+        network: Some(match &interface.network {
+            Network::Hub(name) => Shown::Hub(name.clone()),
+            Network::Tap(name) => Shown::Tap(name.clone()),
+        }),
+        address: interface.mac.unwrap_or_else(|| MacAddress::of_machine(&record.name, index)).to_string(),
+        link_up: links.get(index).copied().unwrap_or(false),
+    });
+    shown.collect()
 }
 
 /// The record as a message; reasons are looked up where a verdict was given.

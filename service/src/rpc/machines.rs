@@ -1,17 +1,18 @@
 use std::path::PathBuf;
 
 use retrovisor_proto::v1::machine_service_server::MachineService;
+use retrovisor_proto::v1::network_interface::Network as Asked;
 use retrovisor_proto::v1::{
     AttachMachineRequest, AttachMachineResponse, ConsoleRequest, ConsoleResponse, GetMachineRequest,
-    GetMachineResponse, ListMachinesRequest, ListMachinesResponse, Machine, PauseMachineRequest,
-    PauseMachineResponse, ResumeMachineRequest, ResumeMachineResponse, RunMachineRequest, RunMachineResponse,
-    StopMachineRequest, StopMachineResponse,
+    GetMachineResponse, ListMachinesRequest, ListMachinesResponse, Machine, NetworkInterface,
+    PauseMachineRequest, PauseMachineResponse, ResumeMachineRequest, ResumeMachineResponse,
+    RunMachineRequest, RunMachineResponse, StopMachineRequest, StopMachineResponse,
 };
 use tonic::{Request, Response, Status, Streaming};
 
 use super::stream::Answers;
 use super::{Services, convert, status};
-use crate::care::{CareError, Command, Driver, Origin, Spec};
+use crate::care::{CareError, Command, Driver, Interface, Network, Origin, Spec};
 
 const MEMORY_BYTES_DEFAULT: u64 = 512 << 20;
 
@@ -126,6 +127,14 @@ impl MachineService for Services {
 }
 
 fn launch_spec(request: RunMachineRequest) -> Result<(String, Spec), CareError> {
+    let driver = Driver::choose(&request.driver)?;
+    let interfaces = request.interfaces.into_iter().map(interface).collect::<Result<Vec<_>, _>>()?;
+    if driver == Driver::Qemu && !interfaces.is_empty() {
+        return Err(CareError::Refused {
+            what: "a guest under QEMU has no network here: only microVMs have".to_owned(),
+            help: "Run it with `--driver kvm`, which needs KVM on hardware, or without --net.".to_owned(),
+        });
+    }
     let origin = Origin::Launched {
         kernel: PathBuf::from(request.kernel),
         initrd: (!request.initrd.is_empty()).then(|| PathBuf::from(request.initrd)),
@@ -133,8 +142,25 @@ fn launch_spec(request: RunMachineRequest) -> Result<(String, Spec), CareError> 
         disks: request.disks.into_iter().map(PathBuf::from).collect(),
         memory_bytes: if request.memory_bytes == 0 { MEMORY_BYTES_DEFAULT } else { request.memory_bytes },
         vcpus: request.vcpus.max(1),
-        driver: Driver::choose(&request.driver)?,
+        driver,
         accelerator: None,
+        interfaces,
+        channel: true,
     };
     Ok((request.machine, Spec { every_ms: request.every_ms, qmp: None, origin, detached: true }))
+}
+
+fn interface(asked: NetworkInterface) -> Result<Interface, CareError> {
+    let network = match asked.network {
+        Some(Asked::Hub(name)) => Network::Hub(name),
+        Some(Asked::Tap(name)) => Network::Tap(name),
+        None => {
+            return Err(CareError::Invalid(
+                "an interface is plugged into a hub or a tap: name one".to_owned(),
+            ));
+        }
+    };
+    let mac = Some(asked.address).filter(|address| !address.is_empty());
+    let mac = mac.map(|address| address.parse().map_err(CareError::Invalid)).transpose()?;
+    Ok(Interface { network, mac })
 }
