@@ -6,6 +6,8 @@ use retrovisor_guest::{Machine as _, MemoryLayout, RunState};
 use retrovisor_machine::kvm::{Boot, DiskConfig, KvmConfig, KvmMachine, MemorySource, memory_layout};
 use retrovisor_tests::GuestImage;
 
+use crate::autopsy;
+
 pub(crate) const VCPUS: u32 = 2;
 
 /// The test guest in a microVM, with its disk; it waits for its first resume when `paused`.
@@ -70,7 +72,8 @@ impl Listener {
             }
             let console = String::from_utf8_lossy(&machine.console()).into_owned();
             assert_ne!(machine.run_state(), RunState::Gone, "{:?}\n{console}", machine.ended());
-            assert!(began.elapsed() < Duration::from_mins(2), "the guest says nothing:\n{console}");
+            let patient = began.elapsed() < Duration::from_mins(2);
+            assert!(patient, "the guest says nothing:\n{console}\n{}", autopsy::of(machine));
             std::thread::sleep(Duration::from_millis(20));
         }
     }

@@ -7,7 +7,7 @@ use retrovisor_machine::kvm::{KvmConfig, KvmMachine, memory_layout};
 use retrovisor_tests::GuestImage;
 
 use crate::guest::{self, Listener};
-use crate::lab;
+use crate::{autopsy, lab};
 
 #[test]
 fn stock_kernels_boot_to_userspace() {
@@ -65,7 +65,8 @@ fn boot(kernel: &Path, initrd: &Path, memory_mib: u64, vcpus: u32) -> Result<(),
             break began.elapsed();
         }
         if machine.ended().is_some() || began.elapsed().as_secs() > 120 {
-            return Err(format!("{name} does not come up: {:?}\n{console}", machine.ended()));
+            let (ended, autopsy) = (machine.ended(), autopsy::of(&mut machine));
+            return Err(format!("{name} does not come up: {ended:?}\n{console}\n{autopsy}"));
         }
         std::thread::sleep(Duration::from_millis(10));
     };
