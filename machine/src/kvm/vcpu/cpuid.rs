@@ -1,11 +1,14 @@
 use std::sync::OnceLock;
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{Cap, Kvm};
 use retrovisor_guest::MachineError;
 
 use crate::kvm::host::failed;
 
+/// A timer that goes off at a count of the time-stamp counter. KVM has it, but leaves it to us to offer it. A guest without it
+/// measures the local APIC's timer against the PC's, and gets that wrong when it stands still meanwhile.
+const TSC_DEADLINE: u32 = 1 << 24;
 /// A guest knows that it is one.
 const HYPERVISOR: u32 = 1 << 31;
 
@@ -15,8 +18,15 @@ pub(crate) fn supported(kvm: &Kvm) -> Result<CpuId, MachineError> {
     if let Some(known) = ALWAYS.get() {
         return Ok(known.clone());
     }
-    let found =
+    let mut found =
         kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("asking what the processor can do"))?;
+    if kvm.check_extension(Cap::TscDeadlineTimer) {
+        found
+            .as_mut_slice()
+            .iter_mut()
+            .filter(|entry| entry.function == 1)
+            .for_each(|entry| entry.ecx |= TSC_DEADLINE);
+    }
     Ok(ALWAYS.get_or_init(|| found).clone())
 }
 
