@@ -71,6 +71,7 @@ async fn a_program_drives_the_daemon() {
         dry_run: false,
         verify_image: true,
         clock: 0,
+        present: 0,
     };
     let went = checkpoints.rollback(request).await.unwrap().into_inner().r#move.unwrap();
     assert_eq!(went.image_matches, Some(true));

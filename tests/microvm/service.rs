@@ -39,6 +39,9 @@ fn a_microvm_lives_through_rollbacks_a_dead_daemon_and_a_dead_worker() {
     let _tick = daemon.next_tick();
     let tasks = daemon.json(&["inspect", "g", "tasks", "--at", "here"]);
     assert!(tasks.to_string().contains("workload"), "{tasks}");
+    let staged = daemon.json(&["rollback", "g", "--to", "here", "--present", "staged"]);
+    assert!(staged["move"]["present"]["name"].is_string(), "the present was kept: {staged}");
+    let _tick = daemon.next_tick();
     let _jumped = daemon.run(&["rollback", "g", "--to", "here", "--clock", "jump-to-now"]).ok();
     let _tick = daemon.next_tick();
 

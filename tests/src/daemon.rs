@@ -78,7 +78,9 @@ impl Daemon {
     #[must_use]
     pub fn last_tick(&self, skip: usize) -> Option<u64> {
         let console = self.console();
-        let lines: Vec<&str> = console.get(skip..)?.lines().collect();
+        let said = console.get(skip..)?;
+        // The last line may still be on its way: the number in it would be a part of one.
+        let lines: Vec<&str> = said[..said.rfind('\n')?].lines().collect();
         lines.iter().rev().find_map(|line| line.strip_prefix("tick ")?.split(' ').next()?.parse().ok())
     }
 

@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
-use retrovisor_guest::{ClockPolicy, RunState};
-use retrovisor_snapshot::{CheckpointId, CheckpointRecord};
+use retrovisor_guest::RunState;
+use retrovisor_snapshot::{CheckpointId, CheckpointRecord, RollbackRequest};
 use tokio::sync::oneshot::Sender;
 
 use super::error::CareError;
@@ -14,7 +14,7 @@ pub(crate) enum Command {
     /// Take a checkpoint now.
     Checkpoint { label: Option<String>, reply: Reply<CheckpointRecord> },
     /// Go to a checkpoint.
-    Rollback { target: CheckpointId, verify_image: bool, clock: ClockPolicy, reply: Reply<Journey> },
+    Rollback { target: CheckpointId, verify_image: bool, request: RollbackRequest, reply: Reply<Journey> },
     /// Undo the last move.
     Undo { verify_image: bool, reply: Reply<Journey> },
     /// Take the last undo back.

@@ -50,11 +50,10 @@ impl Keeper {
         &mut self,
         way: &Way,
         verify_image: bool,
-        clock: ClockPolicy,
+        request: &RollbackRequest,
     ) -> Result<Journey, CareError> {
-        let request = RollbackRequest { clock, ..RollbackRequest::default() };
         let (report, image_matches) = if verify_image {
-            let report = Self::go(&mut self.recorder, &mut Held(&mut *self.machine), way, &request)?;
+            let report = Self::go(&mut self.recorder, &mut Held(&mut *self.machine), way, request)?;
             let compared = self.compare_image(report.target.id);
             // Whatever became of comparing, the guest does not stand still because of it.
             if !self.paused {
@@ -62,7 +61,7 @@ impl Keeper {
             }
             (report, Some(compared))
         } else {
-            (Self::go(&mut self.recorder, &mut *self.machine, way, &request)?, None)
+            (Self::go(&mut self.recorder, &mut *self.machine, way, request)?, None)
         };
         if let Some(present) = &report.present {
             self.judged(present.clone());

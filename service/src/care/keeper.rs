@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use retrovisor_guest::{ClockPolicy, RunState};
-use retrovisor_snapshot::{CheckpointId, CheckpointKind, MachineId, Recorder, Store};
+use retrovisor_snapshot::{CheckpointId, CheckpointKind, MachineId, Recorder, RollbackRequest, Store};
 use tokio::sync::{broadcast, oneshot};
 
 use super::command::{Command, Journey, Vitals, Way};
@@ -218,14 +218,14 @@ impl Keeper {
             Command::Checkpoint { label, reply } => {
                 drop(reply.send(self.checkpoint(label, CheckpointKind::Manual)));
             }
-            Command::Rollback { target, verify_image, clock, reply } => {
-                drop(reply.send(self.travel(&Way::Rollback(target), verify_image, clock)));
+            Command::Rollback { target, verify_image, request, reply } => {
+                drop(reply.send(self.travel(&Way::Rollback(target), verify_image, &request)));
             }
             Command::Undo { verify_image, reply } => {
-                drop(reply.send(self.travel(&Way::Undo, verify_image, ClockPolicy::StandStill)));
+                drop(reply.send(self.travel(&Way::Undo, verify_image, &RollbackRequest::default())));
             }
             Command::Redo { reply } => {
-                drop(reply.send(self.travel(&Way::Redo, false, ClockPolicy::StandStill)));
+                drop(reply.send(self.travel(&Way::Redo, false, &RollbackRequest::default())));
             }
             Command::Pause { reply } => drop(reply.send(self.pause())),
             Command::Resume { reply } => drop(reply.send(self.resume())),

@@ -1,5 +1,5 @@
 use clap::{Args, ValueEnum};
-use retrovisor_proto::v1::{ClockPolicy, Move, RedoRequest, RollbackRequest, UndoRequest};
+use retrovisor_proto::v1::{ClockPolicy, Move, PresentPolicy, RedoRequest, RollbackRequest, UndoRequest};
 
 use super::global::{Global, print_json};
 use crate::client;
@@ -14,7 +14,8 @@ Examples:
   retrovisor rollback web                    to the last good checkpoint
   retrovisor rollback web --to -3 --dry-run  what going back three checkpoints would do
   retrovisor rollback web --to before-upgrade
-  retrovisor rollback web --clock jump-to-now")]
+  retrovisor rollback web --clock jump-to-now
+  retrovisor rollback web --present staged   the guest stands still as shortly as can be")]
 pub(crate) struct RollbackArgs {
     /// The machine
     name: String,
@@ -30,6 +31,25 @@ pub(crate) struct RollbackArgs {
     /// What the guest's clocks do: go on from the checkpoint's instant, or jump to now (kvm only)
     #[arg(long, default_value = "stand-still", value_enum)]
     clock: Clock,
+    /// When the present must be safe that is left: on the disk before anything is overwritten, or copied in memory, so that
+    /// the guest runs on within microseconds to milliseconds (a daemon killed in that moment loses it)
+    #[arg(long, default_value = "durable", value_enum)]
+    present: Present,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Present {
+    Durable,
+    Staged,
+}
+
+impl From<Present> for i32 {
+    fn from(present: Present) -> Self {
+        match present {
+            Present::Durable => PresentPolicy::Durable.into(),
+            Present::Staged => PresentPolicy::Staged.into(),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -71,6 +91,7 @@ pub(super) async fn rollback(args: RollbackArgs, global: &Global) -> Result<(), 
         dry_run: args.dry_run,
         verify_image: args.verify_image,
         clock: args.clock.into(),
+        present: args.present.into(),
     };
     let client = if args.dry_run {
         client::reader(&global.store).await?

@@ -190,6 +190,7 @@ async fn hurt(stage: &mut Stage, kind: &str, expected: &str, fault: Fault) -> Re
         dry_run: false,
         verify_image: true,
         clock: 0,
+        present: 0,
     };
     let moved = stage.client.checkpoints().rollback(request).await?.into_inner().r#move.unwrap_or_default();
     stage.hurt = false;

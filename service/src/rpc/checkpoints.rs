@@ -6,10 +6,10 @@ use retrovisor_proto::v1::{
     ClockPolicy as Clock, CreateCheckpointRequest, CreateCheckpointResponse, DiffRequest, DiffResponse,
     GetCheckpointRequest, GetCheckpointResponse, InspectRequest, InspectResponse, ListCheckpointsRequest,
     ListCheckpointsResponse, ListOperationsRequest, ListOperationsResponse, PinCheckpointRequest,
-    PinCheckpointResponse, RedoRequest, RedoResponse, RollbackRequest, RollbackResponse, UndoRequest,
-    UndoResponse,
+    PinCheckpointResponse, PresentPolicy as Present, RedoRequest, RedoResponse, RollbackRequest,
+    RollbackResponse, UndoRequest, UndoResponse,
 };
-use retrovisor_snapshot::{CheckpointRecord, Recorder};
+use retrovisor_snapshot::{CheckpointRecord, PresentPolicy, Recorder, RollbackRequest as Going};
 use tonic::{Request, Response, Status};
 
 use super::{Services, convert, difference, inspect, status};
@@ -105,7 +105,11 @@ impl CheckpointService for Services {
             Clock::JumpToNow => ClockPolicy::JumpToNow,
             Clock::Unspecified | Clock::StandStill => ClockPolicy::StandStill,
         };
-        let RollbackRequest { machine, checkpoint, dry_run, verify_image, clock: _ } = request;
+        let present = match request.present() {
+            Present::Staged => PresentPolicy::Staged,
+            Present::Unspecified | Present::Durable => PresentPolicy::Durable,
+        };
+        let RollbackRequest { machine, checkpoint, dry_run, verify_image, .. } = request;
         let wanted = if checkpoint.is_empty() { TARGET_DEFAULT.to_owned() } else { checkpoint };
         let target = self
             .blocking({
@@ -116,7 +120,8 @@ impl CheckpointService for Services {
         let journey = if dry_run {
             self.blocking(move |services| services.plan(&machine, target)).await?
         } else if self.care.vitals(&machine).is_some() {
-            let command = |reply| Command::Rollback { target: target.id, verify_image, clock, reply };
+            let request = Going { clock, present, ..Going::default() };
+            let command = |reply| Command::Rollback { target: target.id, verify_image, request, reply };
             self.care.ask(&machine, command).await.map_err(|error| status::of(&error))?
         } else {
             self.blocking(move |services| services.care.restore(&machine, target.id, verify_image, clock))
