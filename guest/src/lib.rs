@@ -26,7 +26,7 @@ pub use disk::{
 pub use error::{MachineError, MemoryError};
 pub use layout::{LayoutError, MemoryLayout, MemorySlot};
 pub use machine::{Accelerator, ClockPolicy, Machine, MachineIdentity, RunState};
-pub use page::{Page, PageContent, ZERO_PAGE, is_zero};
+pub use page::{LINE_SIZE, Page, PageContent, ZERO_PAGE, differing_lines, is_zero};
 pub use page_set::PageSet;
 pub use registers::{DescriptorTable, VcpuRegisters};
 pub use state::{DiskState, MachineState, StateSection};

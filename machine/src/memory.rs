@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use retrovisor_guest::{
     Accelerator, BlockContent, ClockPolicy, DiskChanges, DiskShape, DiskState, Gfn, Gpa, Machine,
-    MachineError, MachineIdentity, MachineState, MemoryError, MemoryLayout, MemoryView, PAGE_SIZE,
+    MachineError, MachineIdentity, MachineState, MemoryError, MemoryLayout, MemoryView, PAGE_SIZE, Page,
     PageContent, PageSet, RunState, StateSection, VcpuRegisters,
 };
 
@@ -199,6 +199,11 @@ impl Machine for MemoryMachine {
     fn write_page(&mut self, gfn: Gfn, content: PageContent<'_>) -> Result<(), MachineError> {
         self.needs_pause("writing memory")?;
         Ok(self.board.ram.write_page(gfn, content)?)
+    }
+
+    fn write_lines(&mut self, gfn: Gfn, page: &Page, lines: u64) -> Result<(), MachineError> {
+        self.needs_pause("writing memory")?;
+        Ok(self.board.ram.write_lines(gfn, page, lines)?)
     }
 
     fn apply_state(&mut self, state: &MachineState, _clock: ClockPolicy) -> Result<(), MachineError> {

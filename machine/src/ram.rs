@@ -7,8 +7,8 @@ use nix::libc;
 use nix::sys::mman::{MmapAdvise, madvise};
 use nix::unistd::{Whence, lseek};
 use retrovisor_guest::{
-    Gfn, Gpa, MachineError, MemoryError, MemoryLayout, MemorySlot, MemoryView, PAGE_SHIFT, PAGE_SIZE, Page,
-    PageContent, PageSet, ZERO_PAGE,
+    Gfn, Gpa, LINE_SIZE, MachineError, MemoryError, MemoryLayout, MemorySlot, MemoryView, PAGE_SHIFT,
+    PAGE_SIZE, Page, PageContent, PageSet, ZERO_PAGE,
 };
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
@@ -181,6 +181,21 @@ impl Ram {
         region.write_slice(bytes, at).map_err(host)
     }
 
+    /// Puts lines of `page` into a frame: line `n` where bit `n` of `lines` is set.
+    pub(crate) fn write_lines(&self, gfn: Gfn, page: &Page, lines: u64) -> Result<(), MemoryError> {
+        let (region, at) = self.region(gfn)?;
+        let mut rest = lines;
+        while rest != 0 {
+            let first = rest.trailing_zeros();
+            let end = first + (rest >> first).trailing_ones();
+            let (from, to) = (first as usize * LINE_SIZE, end as usize * LINE_SIZE);
+            region.write_slice(&page[from..to], MemoryRegionAddress(at.0 + from as u64)).map_err(host)?;
+            // Nothing is left of the page after a run to its end.
+            rest &= u64::MAX.checked_shl(end).unwrap_or(0);
+        }
+        Ok(())
+    }
+
     /// Writes bytes that lie within one frame.
     pub(crate) fn write_part(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), MemoryError> {
         let (region, at) = self.region(gpa.gfn())?;
@@ -244,7 +259,7 @@ mod tests {
     use std::io::{Read, Seek, SeekFrom, Write};
 
     use nix::sys::memfd::{MFdFlags, memfd_create};
-    use retrovisor_guest::MemorySlot;
+    use retrovisor_guest::{MemorySlot, differing_lines};
 
     use super::*;
 
@@ -300,6 +315,20 @@ mod tests {
         changed.clear();
         ram.compare(&mut shadow, &mut changed).unwrap();
         assert!(changed.is_empty());
+    }
+
+    #[test]
+    fn only_the_lines_that_are_named_are_written() {
+        let ram = Ram::anonymous(split()).unwrap();
+        for lines in [0, 1, 1 << 63, 0b1011, u64::MAX, u64::MAX << 1, u64::MAX >> 1] {
+            ram.write_page(Gfn(1), PageContent::Zero).unwrap();
+            ram.write_lines(Gfn(1), &[7; PAGE_SIZE], lines).unwrap();
+            let mut page = [1; PAGE_SIZE];
+            ram.read_page(Gfn(1), &mut page).unwrap();
+            assert_eq!(differing_lines(&page, &ZERO_PAGE), lines);
+            assert_eq!(differing_lines(&page, &[7; PAGE_SIZE]), !lines);
+        }
+        assert!(ram.write_lines(Gfn(2), &ZERO_PAGE, 0).is_err(), "not memory");
     }
 
     #[test]

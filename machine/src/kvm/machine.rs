@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use retrovisor_guest::{
     Accelerator, BlockContent, ClockPolicy, DiskChanges, DiskShape, DiskState, Gfn, Machine, MachineError,
-    MachineIdentity, MachineState, MemoryView, PageContent, PageSet, RunState, StateSection,
+    MachineIdentity, MachineState, MemoryView, Page, PageContent, PageSet, RunState, StateSection,
 };
 
 use super::boot::{GENERATION_ID, GENERATION_LINE};
@@ -328,6 +328,11 @@ impl Machine for KvmMachine {
     fn write_page(&mut self, gfn: Gfn, content: PageContent<'_>) -> Result<(), MachineError> {
         self.needs_pause("writing memory")?;
         Ok(self.ram.write_page(gfn, content)?)
+    }
+
+    fn write_lines(&mut self, gfn: Gfn, page: &Page, lines: u64) -> Result<(), MachineError> {
+        self.needs_pause("writing memory")?;
+        Ok(self.ram.write_lines(gfn, page, lines)?)
     }
 
     fn apply_state(&mut self, state: &MachineState, clock: ClockPolicy) -> Result<(), MachineError> {

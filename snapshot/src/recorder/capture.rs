@@ -22,18 +22,19 @@ pub(super) struct Draft {
 }
 
 impl Recorder {
-    /// Begins a capture: copies dirty frames while the guest still runs, if there are enough of them to be worth it.
+    /// Begins a capture: copies dirty frames while the guest still runs, if there are at least so many that it is
+    /// worth it.
     /// Those that it writes meanwhile are dirty again and are copied once more, in rounds, until few are left.
     /// Then waits until there is room for what the pause will copy.
     pub(super) fn draft(
         &mut self,
         machine: &mut dyn Machine,
         timing: &mut CheckpointTiming,
+        least: u64,
     ) -> Result<Draft> {
         let start = Instant::now();
         let mut draft =
             Draft { staged: Vec::new(), late: self.dirty.written(self.own).clone(), is_early: false };
-        let least = self.settings.precopy_pages_min;
         if draft.late.len().max(self.last_dirty_pages) >= least {
             // Waiting for memory in the middle of it would give the guest time to write everything anew.
             let half = self.pool.chunks_max() / 2;
@@ -41,7 +42,7 @@ impl Recorder {
             let expected = usize::try_from(expected).unwrap_or(usize::MAX).div_ceil(CHUNK);
             self.pool.wait_until_out(half - expected.min(half));
             let mut found = PageSet::empty(&self.layout);
-            let copied = self.rounds(machine, &mut draft, &mut found);
+            let copied = self.rounds(machine, &mut draft, &mut found, least);
             timing.precopy_us = since_us(start);
             if let Err(error) = copied {
                 self.abandon(&draft);
@@ -52,13 +53,19 @@ impl Recorder {
         Ok(draft)
     }
 
-    fn rounds(&mut self, machine: &mut dyn Machine, draft: &mut Draft, found: &mut PageSet) -> Result<()> {
+    fn rounds(
+        &mut self,
+        machine: &mut dyn Machine,
+        draft: &mut Draft,
+        found: &mut PageSet,
+        least: u64,
+    ) -> Result<()> {
         self.dirty.collect(machine, found)?;
         draft.late.union(found);
         let mut left = draft.late.len();
         for _ in 0..self.settings.precopy_rounds_max {
             // What a pause copies in the time of looking once more is not worth another round.
-            if left < self.settings.precopy_pages_min.clamp(64, 512) {
+            if left < least.clamp(64, 512) {
                 break;
             }
             self.stage(machine, draft, self.pool.chunks_max() / 2)?;

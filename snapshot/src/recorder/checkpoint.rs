@@ -57,7 +57,7 @@ impl Recorder {
         self.settle_until(machine, self.settings.pending_checkpoints_max.saturating_sub(1));
         self.release_old_disks(machine);
         let mut timing = CheckpointTiming::default();
-        let mut draft = self.draft(machine, &mut timing)?;
+        let mut draft = self.draft(machine, &mut timing, self.settings.precopy_pages_min)?;
 
         let was_running = machine.run_state() == RunState::Running;
         let at_ms = now_ms();

@@ -109,7 +109,7 @@ pub struct RollbackReport {
 pub struct RollbackTiming {
     /// From before the pause until the guest runs on from the past.
     pub rollback_us: u64,
-    /// Reading the target's pages before the pause, while the guest still ran.
+    /// Reading the target's pages before the pause, while the guest still ran, and comparing them with the present's.
     pub prefetch_us: u64,
     /// Copying and storing dirty frames before the pause.
     pub precopy_us: u64,

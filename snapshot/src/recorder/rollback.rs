@@ -178,8 +178,16 @@ impl Recorder {
     ) -> Result<Prepared> {
         let mut took = CheckpointTiming::default();
         let start = Instant::now();
-        let mut draft = self.draft(machine, &mut took)?;
-        if draft.staged.is_empty() && !draft.is_early {
+        // Where blocks are to be written, the present's must be safe before.
+        let is_durable = policy == PresentPolicy::Durable || !target.disks.is_kept();
+        let least = self.settings.precopy_pages_min;
+        let mut draft = if is_durable {
+            self.draft(machine, &mut took, least)?
+        } else {
+            // What the guest has written is looked for in any case.
+            self.draft(machine, &mut took, 0)?
+        };
+        if is_durable && draft.staged.is_empty() && !draft.is_early {
             // Nobody has looked yet what the guest wrote: what replaces it is read before the pause, too.
             let mut found = PageSet::empty(&self.layout);
             if let Err(error) = self.dirty.collect(machine, &mut found) {
@@ -189,8 +197,6 @@ impl Recorder {
             draft.late.union(&found);
         }
         let mut ready = Ready::new();
-        // Where blocks are to be written, the present's must be safe before.
-        let is_durable = policy == PresentPolicy::Durable || !target.disks.is_kept();
         let flushed = (is_durable && !draft.staged.is_empty()).then(|| {
             draft.is_early = true;
             self.pipeline.early_flushed(std::mem::take(&mut draft.staged))
@@ -203,9 +209,11 @@ impl Recorder {
             flushed.recv().unwrap_or_else(|_| Err(Error::Behind { cause: "the storing thread ended".into() }))
         });
         timing.precopy_us = since_us(start).saturating_sub(timing.prefetch_us);
+        let begun = Instant::now();
         let swift = stored.and(read).and_then(|()| {
-            if is_durable { Ok(None) } else { self.prepare_swift(target, to, &ready).map(Some) }
+            if is_durable { Ok(None) } else { self.prepare_swift(machine, target, to, &ready).map(Some) }
         });
+        timing.prefetch_us += since_us(begun);
         match swift {
             Ok(swift) => Ok(Prepared { draft, ready, swift }),
             Err(error) => {

@@ -56,8 +56,15 @@ impl Recorder {
     }
 
     /// Lists what will be written, and prepares the marker.
-    pub(super) fn prepare_swift(&self, target: &Target, to: &Move, ready: &Ready) -> Result<Swift> {
-        let overwrite = Overwrite::new(&self.layout, &self.differing(target), &target.map, ready);
+    pub(super) fn prepare_swift(
+        &self,
+        machine: &dyn Machine,
+        target: &Target,
+        to: &Move,
+        ready: &Ready,
+    ) -> Result<Swift> {
+        let frames = self.differing(target);
+        let overwrite = Overwrite::new(&self.layout, &frames, &target.map, ready, Some(machine.memory()))?;
         Ok(Swift { overwrite, marker: Marker::prepare(&self.store, self.machine, self.position(), to)? })
     }
 
@@ -94,9 +101,11 @@ impl Recorder {
         };
 
         let begun = Instant::now();
-        let written = overwrite
-            .write(&self.store, machine, &self.layout)
-            .and_then(|()| late.write(&self.store, machine, &self.layout));
+        let written = overwrite.write(&self.store, machine, &self.layout, &draft.late);
+        let written = match &late {
+            Some(late) => written.and_then(|()| late.write(&self.store, machine, &self.layout, &draft.late)),
+            None => written,
+        };
         timing.write_us = since_us(begun);
         let begun = Instant::now();
         let applied = written.and_then(|()| Ok(machine.apply_state(&target.state, journey.request.clock)?));
@@ -106,7 +115,9 @@ impl Recorder {
         timing.rollback_us = since_us(start);
         // Nothing of this has to be done while the guest stands still.
         let mut frames = overwrite.covered().clone();
-        frames.union(late.covered());
+        if let Some(late) = &late {
+            frames.union(late.covered());
+        }
         let left = Left { staged: Arc::new(draft.staged), state: state.clone(), frames, was_running };
         if let Err(error) = applied {
             let error = self.take_back(machine, &target, &left, error, true);
@@ -151,7 +162,7 @@ impl Recorder {
             target: target.record,
             timeline: committed.stands.timeline,
             new_timeline: journey.timeline.is_none(),
-            pages_written: overwrite.pages() + late.pages(),
+            pages_written: overwrite.pages() + late.as_ref().map_or(0, Overwrite::pages),
             // Only where the driver keeps the disks' contents is this way taken.
             blocks_written: 0,
             timing,
@@ -159,16 +170,21 @@ impl Recorder {
         })
     }
 
-    /// The frames that became dirty after the list was made.
-    fn late(&self, draft: &Draft, overwrite: &Overwrite, target: &Target) -> Result<Overwrite> {
-        let mut late = PageSet::empty(&self.layout);
-        for index in draft.late.indices().filter(|index| !overwrite.covered().contains_index(*index)) {
-            late.insert_index(index);
+    /// The frames that became dirty after the list was made and are not in it; mostly there are none.
+    fn late(&self, draft: &Draft, overwrite: &Overwrite, target: &Target) -> Result<Option<Overwrite>> {
+        let is_new = |index: &u64| !overwrite.covered().contains_index(*index);
+        let mut indices = draft.late.indices().filter(is_new).peekable();
+        if indices.peek().is_none() {
+            return Ok(None);
         }
+        let mut late = PageSet::empty(&self.layout);
+        indices.for_each(|index| {
+            late.insert_index(index);
+        });
         let mut ready = Ready::new();
         let frames = late.indices().filter_map(|index| usize::try_from(index).ok());
         Put::new(frames.map(|index| (index, target.map.get(index)))).make_ready(&self.store, &mut ready)?;
-        Ok(Overwrite::new(&self.layout, &late, &target.map, &ready))
+        Overwrite::new(&self.layout, &late, &target.map, &ready, None).map(Some)
     }
 
     fn keep_present(
