@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     BlockContent, DiskChanges, DiskShape, DiskState, Gfn, MachineError, MachineState, MemoryLayout,
-    MemoryView, Page, PageContent, PageSet,
+    MemoryView, PageContent, PageSet,
 };
 
 /// What runs the guest's instructions.
@@ -111,11 +111,11 @@ pub trait Machine: Send {
     /// (a translator may hold on to old code until then) or, for data, at the next `resume`.
     fn write_page(&mut self, gfn: Gfn, content: PageContent<'_>) -> Result<(), MachineError>;
 
-    /// As [`Machine::write_page`], for a frame that holds `page` already but for some lines: those are written, line `n`
-    /// (64 bytes) where bit `n` of `lines` is set. A driver may write all of it.
-    fn write_lines(&mut self, gfn: Gfn, page: &Page, lines: u64) -> Result<(), MachineError> {
+    /// As [`Machine::write_page`], for a frame that reads like `content` already but for some lines: those are written,
+    /// line `n` (64 bytes) where bit `n` of `lines` is set. A driver may write all of it.
+    fn write_lines(&mut self, gfn: Gfn, content: PageContent<'_>, lines: u64) -> Result<(), MachineError> {
         let _ = lines;
-        self.write_page(gfn, PageContent::Data(page))
+        self.write_page(gfn, content)
     }
 
     /// Puts vCPUs, devices and disks back. Needs the machine paused and the memory of that instant written before.

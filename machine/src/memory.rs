@@ -201,9 +201,9 @@ impl Machine for MemoryMachine {
         Ok(self.board.ram.write_page(gfn, content)?)
     }
 
-    fn write_lines(&mut self, gfn: Gfn, page: &Page, lines: u64) -> Result<(), MachineError> {
+    fn write_lines(&mut self, gfn: Gfn, content: PageContent<'_>, lines: u64) -> Result<(), MachineError> {
         self.needs_pause("writing memory")?;
-        Ok(self.board.ram.write_lines(gfn, page, lines)?)
+        Ok(self.board.ram.write_lines(gfn, content, lines)?)
     }
 
     fn apply_state(&mut self, state: &MachineState, _clock: ClockPolicy) -> Result<(), MachineError> {

@@ -173,16 +173,18 @@ impl Ram {
 
     /// Puts the content into one frame. A removed frame reads as zeros until the guest uses it again.
     pub(crate) fn write_page(&self, gfn: Gfn, content: PageContent<'_>) -> Result<(), MemoryError> {
-        let bytes = match content {
-            PageContent::Zero | PageContent::Removed => &ZERO_PAGE,
-            PageContent::Data(page) => page,
-        };
         let (region, at) = self.region(gfn)?;
-        region.write_slice(bytes, at).map_err(host)
+        region.write_slice(bytes(content), at).map_err(host)
     }
 
-    /// Puts lines of `page` into a frame: line `n` where bit `n` of `lines` is set.
-    pub(crate) fn write_lines(&self, gfn: Gfn, page: &Page, lines: u64) -> Result<(), MemoryError> {
+    /// Puts lines of the content into one frame: line `n` where bit `n` of `lines` is set.
+    pub(crate) fn write_lines(
+        &self,
+        gfn: Gfn,
+        content: PageContent<'_>,
+        lines: u64,
+    ) -> Result<(), MemoryError> {
+        let page = bytes(content);
         let (region, at) = self.region(gfn)?;
         let mut rest = lines;
         while rest != 0 {
@@ -240,6 +242,14 @@ impl MemoryView for Ram {
             Ok(data) => data - offset >= 1 << PAGE_SHIFT,
             Err(errno) => errno == Errno::ENXIO,
         }
+    }
+}
+
+/// What a frame with that content reads as.
+fn bytes(content: PageContent<'_>) -> &Page {
+    match content {
+        PageContent::Zero | PageContent::Removed => &ZERO_PAGE,
+        PageContent::Data(page) => page,
     }
 }
 
@@ -322,13 +332,13 @@ mod tests {
         let ram = Ram::anonymous(split()).unwrap();
         for lines in [0, 1, 1 << 63, 0b1011, u64::MAX, u64::MAX << 1, u64::MAX >> 1] {
             ram.write_page(Gfn(1), PageContent::Zero).unwrap();
-            ram.write_lines(Gfn(1), &[7; PAGE_SIZE], lines).unwrap();
+            ram.write_lines(Gfn(1), PageContent::Data(&[7; PAGE_SIZE]), lines).unwrap();
             let mut page = [1; PAGE_SIZE];
             ram.read_page(Gfn(1), &mut page).unwrap();
             assert_eq!(differing_lines(&page, &ZERO_PAGE), lines);
             assert_eq!(differing_lines(&page, &[7; PAGE_SIZE]), !lines);
         }
-        assert!(ram.write_lines(Gfn(2), &ZERO_PAGE, 0).is_err(), "not memory");
+        assert!(ram.write_lines(Gfn(2), PageContent::Zero, 0).is_err(), "not memory");
     }
 
     #[test]

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use retrovisor_guest::{
     Accelerator, BlockContent, ClockPolicy, DiskChanges, DiskShape, DiskState, Gfn, Machine, MachineError,
-    MachineIdentity, MachineState, MemoryView, Page, PageContent, PageSet, RunState, StateSection,
+    MachineIdentity, MachineState, MemoryView, PageContent, PageSet, RunState, StateSection,
 };
 
 use super::boot::{GENERATION_ID, GENERATION_LINE};
@@ -330,9 +330,9 @@ impl Machine for KvmMachine {
         Ok(self.ram.write_page(gfn, content)?)
     }
 
-    fn write_lines(&mut self, gfn: Gfn, page: &Page, lines: u64) -> Result<(), MachineError> {
+    fn write_lines(&mut self, gfn: Gfn, content: PageContent<'_>, lines: u64) -> Result<(), MachineError> {
         self.needs_pause("writing memory")?;
-        Ok(self.ram.write_lines(gfn, page, lines)?)
+        Ok(self.ram.write_lines(gfn, content, lines)?)
     }
 
     fn apply_state(&mut self, state: &MachineState, clock: ClockPolicy) -> Result<(), MachineError> {

@@ -1,6 +1,6 @@
 use retrovisor_guest::{
     BlockContent, ClockPolicy, DiskChanges, DiskShape, DiskState, Gfn, Machine, MachineError,
-    MachineIdentity, MachineState, MemoryView, Page, PageContent, PageSet, RunState,
+    MachineIdentity, MachineState, MemoryView, PageContent, PageSet, RunState,
 };
 
 /// A machine that does not run on when it is told to: lets something be looked at between a rollback and the
@@ -35,8 +35,8 @@ impl Machine for Held<'_> {
     fn write_page(&mut self, gfn: Gfn, content: PageContent<'_>) -> Result<(), MachineError> {
         self.0.write_page(gfn, content)
     }
-    fn write_lines(&mut self, gfn: Gfn, page: &Page, lines: u64) -> Result<(), MachineError> {
-        self.0.write_lines(gfn, page, lines)
+    fn write_lines(&mut self, gfn: Gfn, content: PageContent<'_>, lines: u64) -> Result<(), MachineError> {
+        self.0.write_lines(gfn, content, lines)
     }
     fn apply_state(&mut self, state: &MachineState, clock: ClockPolicy) -> Result<(), MachineError> {
         self.0.apply_state(state, clock)

@@ -115,11 +115,10 @@ impl Overwrite {
         changed: &PageSet,
     ) -> Result<()> {
         for Frame { index, gfn, filling, lines } in &self.frames {
-            match filling.page() {
-                Some(page) if *lines != ALL && !changed.contains_index(*index) => {
-                    machine.write_lines(*gfn, page, *lines)?;
-                }
-                _ => machine.write_page(*gfn, filling.content())?,
+            if *lines == ALL || changed.contains_index(*index) {
+                machine.write_page(*gfn, filling.content())?;
+            } else {
+                machine.write_lines(*gfn, filling.content(), *lines)?;
             }
         }
         self.cold.write(store, &Ready::new(), machine, layout)

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use retrovisor_guest::{
     BlockContent, ClockPolicy, DiskChanges, DiskShape, DiskState, Gfn, Machine, MachineError,
-    MachineIdentity, MachineState, MemoryView, Page, PageContent, PageSet, RunState,
+    MachineIdentity, MachineState, MemoryView, PageContent, PageSet, RunState,
 };
 
 use super::changes::RemoteChanges;
@@ -345,11 +345,11 @@ impl Machine for RemoteMachine {
         Ok(self.ram.write_page(gfn, content)?)
     }
 
-    fn write_lines(&mut self, gfn: Gfn, page: &Page, lines: u64) -> Result<(), MachineError> {
+    fn write_lines(&mut self, gfn: Gfn, content: PageContent<'_>, lines: u64) -> Result<(), MachineError> {
         if !self.paused {
             return Err(MachineError::RunState { doing: "writing memory", needed: "paused" });
         }
-        Ok(self.ram.write_lines(gfn, page, lines)?)
+        Ok(self.ram.write_lines(gfn, content, lines)?)
     }
 
     fn apply_state(&mut self, state: &MachineState, clock: ClockPolicy) -> Result<(), MachineError> {
