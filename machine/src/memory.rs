@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use retrovisor_guest::{
     Accelerator, BlockContent, ClockPolicy, DiskChanges, DiskShape, DiskState, Gfn, Gpa, Machine,
-    MachineError, MachineIdentity, MachineState, MemoryError, MemoryLayout, MemoryView, PAGE_SIZE, Page,
+    MachineError, MachineIdentity, MachineState, MemoryError, MemoryLayout, MemoryView, PAGE_SIZE,
     PageContent, PageSet, RunState, StateSection, VcpuRegisters,
 };
 
