@@ -13,6 +13,7 @@ mod channel;
 mod config;
 mod confine;
 mod console;
+mod console_log;
 mod failure;
 mod launch;
 mod link;

@@ -290,6 +290,31 @@ fn the_console_shows_what_was_said_before_and_is_kept_in_a_file() {
 }
 
 #[test]
+fn a_long_console_log_begins_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let runtime_dir = dir.path().join("m");
+    std::fs::create_dir(&runtime_dir).unwrap();
+    // As long as a log may be, from workers before this one.
+    let path = runtime_dir.join("console.log");
+    std::fs::File::create(&path).unwrap().set_len(16 << 20).unwrap();
+    let Some(mut machine) = launch(dir.path(), false) else { return };
+    machine.resume().unwrap();
+    let began = Instant::now();
+    while std::fs::metadata(&path).unwrap().len() != 4 {
+        assert!(
+            began.elapsed() < Duration::from_secs(20),
+            "the log does not begin anew:\n{}",
+            log(&runtime_dir)
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let mut said = std::fs::read(&path).unwrap();
+    said.sort_unstable();
+    assert_eq!(said, b"ppuu");
+    assert_eq!(std::fs::metadata(runtime_dir.join("console.log.1")).unwrap().len(), 16 << 20);
+}
+
+#[test]
 fn a_machine_that_cannot_start_says_why_and_leaves_no_process() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = config(dir.path(), true);

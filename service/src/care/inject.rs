@@ -90,6 +90,8 @@ pub(super) fn type_line(control: &Path, port: &str, line: &str) -> Result<(), Ca
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
 
     #[test]
@@ -99,5 +101,41 @@ mod tests {
             assert!(matches!(type_line(nowhere, "ttyS1", line), Err(CareError::Invalid(_))), "{line:?}");
         }
         assert!(matches!(type_line(nowhere, "ttyS1", "date"), Err(CareError::Io { .. })));
+    }
+
+    #[test]
+    fn a_late_answer_to_another_command_is_not_taken_for_this_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control");
+        let listener = UnixListener::bind(&path).unwrap();
+        let shell = std::thread::spawn(move || {
+            let (mut port, _) = listener.accept().unwrap();
+            let mut typed = String::new();
+            while typed.lines().count() < 2 {
+                let mut bytes = [0; 256];
+                let count = port.read(&mut bytes).unwrap();
+                typed.push_str(std::str::from_utf8(&bytes[..count]).unwrap());
+            }
+            port.write_all(b"retrovisor-typed-99.\n").unwrap();
+            // The other end is still there, and waits for its own.
+            port.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+            assert_eq!(port.read(&mut [0]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            let answer = typed.lines().nth(1).unwrap().strip_prefix("echo ").unwrap().replace("''", "");
+            port.write_all(format!("{answer}\n").as_bytes()).unwrap();
+            typed
+        });
+        type_line(&path, "hvc0", "date").unwrap();
+        assert!(shell.join().unwrap().starts_with("date\n"));
+    }
+
+    #[test]
+    fn a_guest_without_a_shell_is_refused_with_the_port_it_needs_one_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control");
+        let _silent = UnixListener::bind(&path).unwrap();
+        match type_line(&path, "hvc0", "date") {
+            Err(CareError::Refused { help, .. }) => assert!(help.contains("hvc0"), "{help}"),
+            other => panic!("{other:?}"),
+        }
     }
 }

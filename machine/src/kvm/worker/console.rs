@@ -1,4 +1,3 @@
-use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
@@ -10,6 +9,7 @@ use retrovisor_guest::MachineError;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Uid;
 
+use super::console_log::ConsoleLog;
 use super::peer::may;
 use crate::kvm::console::ConsoleInput;
 use crate::kvm::console::output::ConsoleOutput;
@@ -32,7 +32,7 @@ pub(super) struct Ends {
 }
 
 /// Writes what the guest says into the log, on a thread of its own, which ends with the process.
-pub(super) fn keep(log: File, output: ConsoleOutput) -> Result<(), MachineError> {
+pub(super) fn keep(log: ConsoleLog, output: ConsoleOutput) -> Result<(), MachineError> {
     start("console-log", move || write(log, &output))
 }
 
@@ -63,14 +63,14 @@ fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), Machine
         .map_err(|source| MachineError::Io { doing: format!("starting the thread {name}"), source })
 }
 
-fn write(mut log: File, output: &ConsoleOutput) {
+fn write(mut log: ConsoleLog, output: &ConsoleOutput) {
     let mut offset = 0;
     loop {
         if !output.wait(offset, LOOK) {
             continue;
         }
         let (bytes, next) = output.since(offset);
-        if let Err(error) = log.write_all(&bytes) {
+        if let Err(error) = log.append(&bytes) {
             tracing::warn!(%error, "what the guest says is not kept in the file any more");
             return;
         }

@@ -42,7 +42,7 @@ pub(super) fn sealed(theirs: OwnedFd) -> Option<File> {
 }
 
 pub(super) fn log_file(path: &Path) -> Result<File, MachineError> {
-    let opened = File::options().create(true).append(true).mode(0o600).open(path);
+    let opened = File::options().create(true).read(true).append(true).mode(0o600).open(path);
     opened.map_err(|source| MachineError::Io { doing: format!("opening {}", path.display()), source })
 }
 

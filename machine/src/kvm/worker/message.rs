@@ -21,7 +21,7 @@ const PARTS_MAX: usize = 256;
 /// What a worker is asked. Each has one answer, before the next.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Request {
-    /// To begin with: start this machine. Comes with the file that is its memory, that of its console log, the bound socket
+    /// To begin with: start this machine. Comes with the file that is its memory, its two console logs, the bound socket
     /// of its channel if it has one, and a way for frames for each of its interfaces. Answer: `Welcome`.
     Launch(Box<Launch>),
     /// To begin with: tell what runs here. Answer: `Welcome`, with the file that is its memory.

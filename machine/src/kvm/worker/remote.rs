@@ -67,7 +67,7 @@ impl RemoteMachine {
         }
         runtime.remove_sockets();
         let memory = memory_file(layout)?;
-        let log = log_file(&runtime.console_log())?;
+        let logs = [log_file(&runtime.console_log())?, log_file(&runtime.older_console_log())?];
         // A worker can open nothing by itself. After an earlier one has ended: it may have used the same tap.
         let links = nets.iter().map(|net| Ok(Link::open(&net.backend)?.into_fd()));
         let links = links.collect::<Result<Vec<_>, MachineError>>()?;
@@ -90,7 +90,7 @@ impl RemoteMachine {
             detached: config.detached,
             limits: config.limits,
         }));
-        let fds = [memory.as_fd(), log.as_fd()].into_iter();
+        let fds = [&memory, &logs[0], &logs[1]].map(AsFd::as_fd).into_iter();
         let fds: Vec<_> = fds.chain(shell.iter().chain(&links).map(AsFd::as_fd)).collect();
         let sent = channel.send(&launch, &[], &fds);
         let mut machine = Self::greeted(name, channel, process, runtime, sent, Some(memory))?;

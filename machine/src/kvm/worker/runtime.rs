@@ -33,6 +33,11 @@ impl RuntimeDir {
         self.0.join("console.log")
     }
 
+    /// What it said before that file began anew.
+    pub(super) fn older_console_log(&self) -> PathBuf {
+        self.0.join("console.log.1")
+    }
+
     /// The worker's own messages.
     pub(super) fn log(&self) -> PathBuf {
         self.0.join("worker.log")

@@ -13,6 +13,7 @@ use rustix::process::Uid;
 use super::channel::{Channel, Received};
 use super::confine::{self, Confinement};
 use super::console::{self, Ends};
+use super::console_log::{ConsoleLog, LOG_BYTES_MAX};
 use super::failure::Failure;
 use super::message::{Answer, BlockKind, Launch, Request, Run, STATE_BYTES_MAX, StateHead, VERSION, Welcome};
 use super::peer::may;
@@ -105,12 +106,15 @@ impl Worker {
         if version != VERSION {
             return Err(refused("the worker is of another version"));
         }
-        if first.fds.len() != 2 + usize::from(channel) + nets.len() {
+        if first.fds.len() != 3 + usize::from(channel) + nets.len() {
             return Err(refused("descriptors are missing"));
         }
         let mut fds = first.fds.into_iter();
         let mut next = || fds.next().ok_or_else(|| refused("a descriptor is missing"));
-        let (memory, log) = (Arc::new(File::from(next()?)), File::from(next()?));
+        let memory = Arc::new(File::from(next()?));
+        let log = ConsoleLog::new(next()?.into(), next()?.into(), LOG_BYTES_MAX);
+        let log =
+            log.map_err(|source| MachineError::Io { doing: "opening the console's log".into(), source })?;
         let channel_socket = channel.then(|| next().and_then(listening)).transpose()?;
         let nets =
             nets.into_iter().map(|mac| Ok(NetConfig { backend: NetBackend::Open(Arc::new(next()?)), mac }));
