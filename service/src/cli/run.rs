@@ -17,7 +17,7 @@ use crate::error::CliError;
 Examples:
   retrovisor run web --kernel vmlinuz --initrd initramfs.cpio.gz --disk web.raw --every 500ms
   retrovisor run fast --driver kvm --kernel vmlinuz --initrd i.gz --vcpus 2 --every 50ms
-  retrovisor run db --driver kvm --kernel vmlinuz --initrd i.gz --net lan --net tap:tap0,mac=02:00:5e:10:00:01
+  retrovisor run db --driver kvm --kernel vmlinuz --initrd i.gz --net lan
   retrovisor run big --kernel vmlinuz --initrd i.gz --memory 4G --vcpus 4 --append 'console=ttyS0 quiet'")]
 pub(crate) struct RunArgs {
     /// Name for the machine
