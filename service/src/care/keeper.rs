@@ -17,7 +17,7 @@ use super::leftovers;
 use super::spec::Spec;
 use super::vm::Vm;
 
-/// Without an interval the keeper still looks after the guest this often.
+/// The guest is looked after at least this often, also when no checkpoint is due.
 const IDLE_LOOK: Duration = Duration::from_secs(1);
 
 /// How a machine came into care.
@@ -161,7 +161,7 @@ impl Keeper {
         let step = self.interval.unwrap_or(IDLE_LOOK);
         let mut next = Instant::now() + step;
         loop {
-            match inbox.recv_deadline(next) {
+            match inbox.recv_deadline(next.min(Instant::now() + IDLE_LOOK)) {
                 Ok(Command::LetGo) | Err(RecvTimeoutError::Disconnected) => return,
                 Ok(Command::Stop { reply }) => {
                     let ended = self.stop();
@@ -176,18 +176,21 @@ impl Keeper {
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    if !self.look_after() {
+                    let is_due = Instant::now() >= next;
+                    if !self.look_after(is_due) {
                         return;
                     }
-                    // A slow disk stretches the interval: checkpoints that were due meanwhile are not made up for.
-                    next = (next + step).max(Instant::now() + step / 4);
+                    if is_due {
+                        // A slow disk stretches the interval: checkpoints that were due meanwhile are not made up for.
+                        next = (next + step).max(Instant::now() + step / 4);
+                    }
                 }
             }
         }
     }
 
-    /// The regular checkpoint. `false` when the machine is gone.
-    fn look_after(&mut self) -> bool {
+    /// Looks how the machine is, and takes the regular checkpoint if it is due. `false` when the machine is gone.
+    fn look_after(&mut self, is_due: bool) -> bool {
         if self.machine.run_state() == RunState::Gone {
             self.set_run_state(RunState::Gone);
             self.say(Happening::Trouble(format!(
@@ -200,7 +203,8 @@ impl Keeper {
             let links = self.machine.links();
             self.vitals.lock().unwrap_or_else(PoisonError::into_inner).links = links;
         }
-        if self.interval.is_some()
+        if is_due
+            && self.interval.is_some()
             && !self.paused
             && let Err(error) = self.checkpoint(None, CheckpointKind::Automatic)
         {
