@@ -1,4 +1,4 @@
-use crate::{Gfn, Gpa, MemoryError, MemoryLayout, PAGE_SIZE, Page};
+use crate::{Gfn, Gpa, MemoryError, MemoryLayout, PAGE_SIZE, Page, is_zero};
 
 /// Names a frame's contents within one source of views: two equal tokens mean equal bytes.
 /// Unequal tokens say nothing. Lets a reader keep what it derived from frames that did not change.
@@ -14,6 +14,13 @@ pub trait MemoryView {
 
     /// Reads one frame. A zero or removed frame reads as zeros.
     fn read_page(&self, gfn: Gfn, into: &mut Page) -> Result<(), MemoryError>;
+
+    /// Reads one frame into memory that is not looked at soon, and says whether all of it is zero. A source may go past the
+    /// processor's caches.
+    fn set_aside(&self, gfn: Gfn, into: &mut Page) -> Result<bool, MemoryError> {
+        self.read_page(gfn, into)?;
+        Ok(is_zero(into))
+    }
 
     /// The name of the frame's contents, where this source has one.
     fn token(&self, _gfn: Gfn) -> Option<PageToken> {
@@ -59,6 +66,9 @@ impl<V: MemoryView + ?Sized> MemoryView for &V {
     }
     fn read_page(&self, gfn: Gfn, into: &mut Page) -> Result<(), MemoryError> {
         (**self).read_page(gfn, into)
+    }
+    fn set_aside(&self, gfn: Gfn, into: &mut Page) -> Result<bool, MemoryError> {
+        (**self).set_aside(gfn, into)
     }
     fn token(&self, gfn: Gfn) -> Option<PageToken> {
         (**self).token(gfn)

@@ -8,12 +8,14 @@ use nix::sys::mman::{MmapAdvise, madvise};
 use nix::unistd::{Whence, lseek};
 use retrovisor_guest::{
     Gfn, Gpa, LINE_SIZE, MachineError, MemoryError, MemoryLayout, MemorySlot, MemoryView, PAGE_SHIFT,
-    PAGE_SIZE, Page, PageContent, PageSet, ZERO_PAGE,
+    PAGE_SIZE, Page, PageContent, PageSet, ZERO_PAGE, is_zero,
 };
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
     MemoryRegionAddress, MmapRegion,
 };
+
+mod stream;
 
 /// A guest's RAM, mapped into this process.
 pub(crate) struct Ram {
@@ -230,6 +232,17 @@ impl MemoryView for Ram {
         region.read_slice(into, at).map_err(host)
     }
 
+    fn set_aside(&self, gfn: Gfn, into: &mut Page) -> Result<bool, MemoryError> {
+        if !stream::can_go_to(into) {
+            self.read_page(gfn, into)?;
+            return Ok(is_zero(into));
+        }
+        let (region, at) = self.region(gfn)?;
+        let from = region.get_slice(at, PAGE_SIZE).map_err(host)?;
+        // SAFETY: the slice is a page of a mapping that lives as long as `self`; whether it is aligned was asked above.
+        Ok(unsafe { stream::copy(from.ptr_guard().as_ptr(), into) })
+    }
+
     /// Holes of the memory file: nobody ever wrote there. Reading them instead would fill them with pages of zeros.
     fn known_zero(&self, gfn: Gfn) -> bool {
         if !self.shows_holes {
@@ -325,6 +338,28 @@ mod tests {
         changed.clear();
         ram.compare(&mut shadow, &mut changed).unwrap();
         assert!(changed.is_empty());
+    }
+
+    #[test]
+    fn setting_aside_copies_and_finds_zeros_whatever_the_alignment() {
+        #[repr(align(64))]
+        struct Room([u8; 2 * PAGE_SIZE]);
+        let ram = Ram::anonymous(split()).unwrap();
+        let mut room = Room([9; 2 * PAGE_SIZE]);
+        let mut page = ZERO_PAGE;
+        for (at, byte) in page.iter_mut().enumerate() {
+            *byte = u8::try_from(at % 251).unwrap();
+        }
+        let mut last = ZERO_PAGE;
+        last[PAGE_SIZE - 1] = 1;
+        for offset in [0, 64, 16, 1] {
+            for content in [page, last, ZERO_PAGE] {
+                ram.write_page(Gfn(1), PageContent::Data(&content)).unwrap();
+                let into = room.0[offset..].first_chunk_mut().unwrap();
+                assert_eq!(ram.set_aside(Gfn(1), into).unwrap(), content == ZERO_PAGE);
+                assert!(*into == content, "at {offset}");
+            }
+        }
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub(super) struct Draft {
     pub(super) late: PageSet,
     /// Whether copied frames went ahead to be stored.
     pub(super) is_early: bool,
+    /// For frames that are found in the pause: memory that is there already.
+    found: PageSet,
 }
 
 impl Recorder {
@@ -33,16 +35,19 @@ impl Recorder {
         least: u64,
     ) -> Result<Draft> {
         let start = Instant::now();
-        let mut draft =
-            Draft { staged: Vec::new(), late: self.dirty.written(self.own).clone(), is_early: false };
+        let mut draft = Draft {
+            staged: Vec::new(),
+            late: self.dirty.written(self.own).clone(),
+            is_early: false,
+            found: PageSet::empty(&self.layout),
+        };
         if draft.late.len().max(self.last_dirty_pages) >= least {
             // Waiting for memory in the middle of it would give the guest time to write everything anew.
             let half = self.pool.chunks_max() / 2;
             let expected = draft.late.len().max(self.last_dirty_pages);
             let expected = usize::try_from(expected).unwrap_or(usize::MAX).div_ceil(CHUNK);
             self.pool.wait_until_out(half - expected.min(half));
-            let mut found = PageSet::empty(&self.layout);
-            let copied = self.rounds(machine, &mut draft, &mut found, least);
+            let copied = self.rounds(machine, &mut draft, least);
             timing.precopy_us = since_us(start);
             if let Err(error) = copied {
                 self.abandon(&draft);
@@ -53,15 +58,9 @@ impl Recorder {
         Ok(draft)
     }
 
-    fn rounds(
-        &mut self,
-        machine: &mut dyn Machine,
-        draft: &mut Draft,
-        found: &mut PageSet,
-        least: u64,
-    ) -> Result<()> {
-        self.dirty.collect(machine, found)?;
-        draft.late.union(found);
+    fn rounds(&mut self, machine: &mut dyn Machine, draft: &mut Draft, least: u64) -> Result<()> {
+        self.dirty.collect(machine, &mut draft.found)?;
+        draft.late.union(&draft.found);
         let mut left = draft.late.len();
         for _ in 0..self.settings.precopy_rounds_max {
             // What a pause copies in the time of looking once more is not worth another round.
@@ -69,8 +68,8 @@ impl Recorder {
                 break;
             }
             self.stage(machine, draft, self.pool.chunks_max() / 2)?;
-            self.dirty.collect(machine, found)?;
-            std::mem::swap(&mut draft.late, found);
+            self.dirty.collect(machine, &mut draft.found)?;
+            std::mem::swap(&mut draft.late, &mut draft.found);
             let before = std::mem::replace(&mut left, draft.late.len());
             if left > before - before / 4 {
                 break;
@@ -124,13 +123,12 @@ impl Recorder {
         draft: &mut Draft,
         timing: &mut CheckpointTiming,
     ) -> Result<()> {
-        let mut found = PageSet::empty(&self.layout);
         let start = Instant::now();
         machine.pause()?;
         timing.stop_us = since_us(start);
         let start = Instant::now();
-        self.dirty.collect(machine, &mut found)?;
-        draft.late.union(&found);
+        self.dirty.collect(machine, &mut draft.found)?;
+        draft.late.union(&draft.found);
         timing.find_us = since_us(start);
         let start = Instant::now();
         self.stage(machine, draft, self.pool.chunks_max())?;

@@ -1,6 +1,6 @@
 use std::sync::{Arc, Condvar, Mutex};
 
-use retrovisor_guest::{MemoryError, MemoryView, Page, PageSet, is_zero};
+use retrovisor_guest::{MemoryError, MemoryView, Page, PageSet};
 
 use crate::catalogue::lock;
 
@@ -9,7 +9,12 @@ pub(super) const CHUNK: usize = 64;
 /// Memory that is kept warm between captures, at most: 64 MiB.
 const IDLE_MAX: usize = (64 << 20) / (CHUNK * size_of::<Page>());
 
-type Chunk = Box<[Page]>;
+type Chunk = Box<[Room]>;
+
+/// Room for a page, at the start of a line of the processor's caches: copies can go past them.
+#[derive(Clone)]
+#[repr(align(64))]
+pub(super) struct Room(Page);
 
 /// The memory into which captures copy, within a budget of bytes. What a capture took comes back once it is stored.
 pub(super) struct Pool {
@@ -105,7 +110,7 @@ fn wait<'a>(signal: &Condvar, guard: std::sync::MutexGuard<'a, State>) -> std::s
 
 /// Not zeros: those would be given by the host only when they are touched.
 fn new_chunk() -> Chunk {
-    vec![[1; size_of::<Page>()]; CHUNK].into_boxed_slice()
+    vec![Room([1; size_of::<Page>()]); CHUNK].into_boxed_slice()
 }
 
 /// Dirty frames copied aside. Their memory goes back to the pool when they are dropped.
@@ -158,10 +163,8 @@ impl Staged {
                     let chunk = more(self);
                     self.chunks.push(chunk);
                 }
-                let page = &mut self.chunks[self.used / CHUNK][self.used % CHUNK];
-                view.read_page(gfn, page)?;
-                // Ends at the first byte that is not zero, mostly: cheap enough to be done within the pause.
-                if is_zero(page) {
+                let Room(page) = &mut self.chunks[self.used / CHUNK][self.used % CHUNK];
+                if view.set_aside(gfn, page)? {
                     StagedContent::Zero
                 } else {
                     self.used += 1;
@@ -192,7 +195,7 @@ impl Staged {
 
     /// The page at a place.
     pub(super) fn page(&self, place: u32) -> &Page {
-        &self.chunks[place as usize / CHUNK][place as usize % CHUNK]
+        &self.chunks[place as usize / CHUNK][place as usize % CHUNK].0
     }
 }
 

@@ -48,6 +48,8 @@ fn rows(measured: &mut Measured, case: &str, report: &RollbackReport) {
         measured.add(&format!("kvm.rollback{name}/{case}"), unit, value as f64);
     };
     add("_us", "us", timing.rollback_us);
+    // Before it, with the guest running.
+    add(".ready_us", "us", timing.precopy_us + timing.prefetch_us);
     add(".stop_us", "us", timing.stop_us);
     add(".find_us", "us", timing.find_us);
     add(".copy_us", "us", timing.copy_us);
