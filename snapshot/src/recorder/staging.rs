@@ -152,11 +152,14 @@ impl Staged {
         mut more: impl FnMut(&mut Self) -> Chunk,
     ) -> Result<(), MemoryError> {
         let layout = view.layout();
+        // Asking costs a driver a call. A frame that was written is no hole; so many are named only when nobody has looked
+        // at the memory yet.
+        let has_holes = set.len() > layout.pages() / 4;
         for index in set.indices() {
             let (Some(gfn), Ok(index)) = (layout.gfn(index), u32::try_from(index)) else { continue };
             let content = if view.removed(gfn) {
                 StagedContent::Removed
-            } else if view.known_zero(gfn) {
+            } else if has_holes && view.known_zero(gfn) {
                 StagedContent::Zero
             } else {
                 if self.used == self.chunks.len() * CHUNK {

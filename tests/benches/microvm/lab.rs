@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use retrovisor_guest::{Gpa, Machine as _};
+use retrovisor_guest::{Gpa, LINE_SIZE, Machine as _};
 use retrovisor_machine::kvm::bare::{self, Writing};
 use retrovisor_machine::kvm::{KvmConfig, KvmMachine, MemorySource, memory_layout};
 use retrovisor_snapshot::{
@@ -91,6 +91,18 @@ impl Lab {
     /// What a guest does that writes so many pages in a round.
     pub(crate) fn writing(pages: u64, order: Order) -> Writing {
         Writing { first: FIRST, pages, stride_bytes: order.stride_bytes(), idle_turns: 0, rounds: 0 }
+    }
+
+    /// The same for a word in every line of so many pages.
+    pub(crate) fn writing_lines(pages: u64) -> Writing {
+        let lines = PAGE_BYTES / LINE_SIZE as u64;
+        Writing {
+            first: FIRST,
+            pages: pages * lines,
+            stride_bytes: LINE_SIZE as u64,
+            idle_turns: 0,
+            rounds: 0,
+        }
     }
 
     /// The guest writes without end from now on.
