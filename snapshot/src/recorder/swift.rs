@@ -55,7 +55,7 @@ impl Recorder {
         frames
     }
 
-    /// Lists what will be written, and prepares the marker.
+    /// Lists what will be written, and sets the marker: the last that is done before the guest is stopped.
     pub(super) fn prepare_swift(
         &self,
         machine: &dyn Machine,
@@ -65,7 +65,7 @@ impl Recorder {
     ) -> Result<Swift> {
         let frames = self.differing(target);
         let overwrite = Overwrite::new(&self.layout, &frames, &target.map, ready, Some(machine.memory()))?;
-        Ok(Swift { overwrite, marker: Marker::prepare(&self.store, self.machine, self.position(), to)? })
+        Ok(Swift { overwrite, marker: Marker::set(&self.store, self.machine, self.position(), to)? })
     }
 
     /// The guest stands still and its dirty frames are copied: puts the target in place and lets the guest run on; then
@@ -86,8 +86,7 @@ impl Recorder {
         let state = self.late(&draft, &overwrite, &target).and_then(|late| {
             let state = machine.capture_state()?;
             timing.state_us = since_us(begun);
-            let begun = marker.begin().inspect_err(|_| release(machine, &state));
-            begun.map(|()| (late, state))
+            Ok((late, state))
         });
         let (late, state) = match state {
             Ok(ready) => ready,

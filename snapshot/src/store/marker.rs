@@ -1,6 +1,6 @@
 use std::fs::{File, OpenOptions};
-use std::io::Read;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::io::{Read, Write as _};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -12,20 +12,17 @@ use crate::id::{MachineId, OperationId, TimelineId};
 
 /// Names of marker files begin with this; the machine's number follows.
 const PREFIX: &str = "moving-";
-/// The first byte: nothing is overwritten yet,
-const READY: u8 = b'0';
-/// or the machine's memory may be half written.
+/// The first byte: the machine's memory may be half written. Another one says nothing.
 const WRITING: u8 = b'1';
 /// Longest marker that is read, in bytes: with a detail that is longer, it would not have been written.
 const LENGTH_MAX: u64 = 1 << 20;
 
 /// Tells the next process that a machine's memory may be half written, while the catalogue does not know of it yet:
 /// a rollback that commits the present only after the guest runs on has nothing else to say so. The file is written
-/// before the guest is stopped; one byte of it, not synced, before the first page is overwritten. That is enough: what
-/// a killed process wrote stays, and a power cut ends the guest as well.
+/// right before the guest is stopped, because a write costs a pause some 30 µs, and not synced. That is enough: what a
+/// killed process wrote stays, and a power cut ends the guest as well.
 pub(crate) struct Marker {
     path: PathBuf,
-    file: File,
 }
 
 /// What a marker says, as JSON after the first byte.
@@ -43,8 +40,8 @@ struct Saying {
 }
 
 impl Marker {
-    /// Writes a marker that says nothing yet.
-    pub(crate) fn prepare(
+    /// From now on memory may be half written.
+    pub(crate) fn set(
         store: &Store,
         machine: MachineId,
         before: Option<Position>,
@@ -62,7 +59,7 @@ impl Marker {
             detail: to.detail.clone(),
             newest,
         };
-        let mut bytes = vec![READY];
+        let mut bytes = vec![WRITING];
         serde_json::to_writer(&mut bytes, &saying)
             .map_err(|e| Error::Invalid { what: "detail", why: e.to_string() })?;
         if bytes.len() as u64 > LENGTH_MAX {
@@ -70,14 +67,10 @@ impl Marker {
         }
         let mut options = OpenOptions::new();
         options.write(true).create(true).truncate(true).mode(0o600);
-        let file = options.open(&path).map_err(Error::io("creating", &path))?;
-        file.write_all_at(&bytes, 0).map_err(Error::io("writing", &path))?;
-        Ok(Self { path, file })
-    }
-
-    /// From now on memory may be half written.
-    pub(crate) fn begin(&self) -> Result<()> {
-        self.file.write_all_at(&[WRITING], 0).map_err(Error::io("writing", &self.path))
+        let mut file = options.open(&path).map_err(Error::io("creating", &path))?;
+        // One that is cut off says nothing; it is in nobody's way.
+        file.write_all(&bytes).map_err(Error::io("writing", &path))?;
+        Ok(Self { path })
     }
 
     /// The catalogue knows, or the machine stands where it stood.
