@@ -30,6 +30,7 @@ test: setup lint ## formatting, clippy, documentation and all tests
 
 test-lab: setup ## Linux in microVMs for long, and on every kernel; in the lab where this host's KVM runs no Linux
 	$(STEP) "all kernels" setup/kernels.sh all
+	$(STEP) "build" cargo build -p retrovisor $(CARGO_FLAGS)
 	$(STEP) "long run" env RETROVISOR_LAB_LONG=1 LAB_SECONDS=7200 LAB_KERNELS="$(LAB_KERNELS)" \
 		cargo test -p retrovisor-tests --test microvm $(CARGO_FLAGS) -- --nocapture --test-threads 1
 

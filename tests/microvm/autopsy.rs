@@ -3,15 +3,14 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use retrovisor_guest::Machine as _;
+use retrovisor_guest::Machine;
 use retrovisor_introspect::Introspector;
-use retrovisor_machine::kvm::KvmMachine;
 
 /// How many of the kernel log's last lines are told.
 const LAST_LINES: usize = 20;
 
 /// Where each vCPU is, and the end of the kernel's log. The machine is left paused.
-pub(crate) fn of(machine: &mut KvmMachine) -> String {
+pub(crate) fn of(machine: &mut dyn Machine) -> String {
     let state = match machine.pause().map_err(|error| error.to_string()) {
         Ok(()) => machine.capture_state().map_err(|error| error.to_string()),
         Err(error) => Err(error),

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use retrovisor_guest::{ClockPolicy, Machine as _};
+use retrovisor_machine::kvm::KvmMachine;
 use retrovisor_snapshot::{Access, CheckpointRequest, Recorder, RollbackRequest, Store};
 
-use crate::guest::{self, Listener};
-use crate::lab;
+use crate::listener::Listener;
+use crate::{guest, lab};
 
-/// How long the guest runs on before it is taken back.
+/// How long the guest runs on before it is taken back: longer than the slack.
 const RUNS_ON: Duration = Duration::from_secs(11);
 /// From one line of the guest to the next it takes a second, and in the lab everything takes its time.
 const SLACK_MS: u64 = 5_000;
@@ -19,9 +20,23 @@ fn clocks_stand_still_or_jump_to_now() {
     if !lab::boots_here() {
         return;
     }
+    follow_the_policy(guest::launch(false));
+}
+
+#[test]
+fn under_other_kernels_too() {
+    if !lab::boots_here() || !lab::is_long("clocks under other kernels") {
+        return;
+    }
+    for other in lab::other_kernels().into_iter().filter(|other| other.name.ends_with("-cloud")) {
+        follow_the_policy(KvmMachine::launch(&guest::under(&other, "tell-time")).unwrap());
+        println!("{}: its clocks do as they are told", other.name);
+    }
+}
+
+fn follow_the_policy(mut machine: KvmMachine) {
     let dir = tempfile::tempdir().unwrap();
     let store = Arc::new(Store::open(dir.path(), Access::Create).unwrap());
-    let mut machine = guest::launch(false);
     let mut listener = Listener::default();
     listener.wait_tick(&mut machine);
     let id = store.catalogue().add_machine(machine.identity()).unwrap().id;
@@ -30,20 +45,23 @@ fn clocks_stand_still_or_jump_to_now() {
     // The guest's wall clock comes from the host's, up to what the way to the console takes.
     let behind = host_ms().abs_diff(wall);
     assert!(behind < SLACK_MS, "{behind} ms from the host's wall clock");
+    let told = Instant::now();
     let target = recorder.checkpoint(&mut machine, &CheckpointRequest::default()).unwrap().record.id;
+    let taken_after = told.elapsed();
     for clock in [ClockPolicy::StandStill, ClockPolicy::JumpToNow] {
         let begun = Instant::now();
         std::thread::sleep(RUNS_ON);
         let request = RollbackRequest { clock, ..RollbackRequest::default() };
-        recorder.rollback(&mut machine, target, &request).unwrap();
-        listener.cut(&machine);
+        let back = Instant::now();
+        listener.back_by(&mut recorder, &mut machine, target, &request);
         let (wall_now, monotonic_now) = listener.wait_clocks(&mut machine);
-        let passed = u64::try_from(begun.elapsed().as_millis()).unwrap();
-        assert!(passed > 2 * SLACK_MS);
+        // What the guest ran before and after: on a busy host it takes its time to the next line.
+        let ran = millis(taken_after + back.elapsed()) + SLACK_MS;
+        let passed = millis(begun.elapsed());
         match clock {
             ClockPolicy::StandStill => {
                 let gained = (wall_now.abs_diff(wall), monotonic_now.abs_diff(monotonic));
-                assert!(gained.0 < SLACK_MS && gained.1 < SLACK_MS, "{gained:?} ms gained in {passed} ms");
+                assert!(gained.0 < ran && gained.1 < ran, "{gained:?} ms gained in {passed} ms, ran {ran}");
             }
             ClockPolicy::JumpToNow => {
                 let behind = host_ms().abs_diff(wall_now);
@@ -57,5 +75,9 @@ fn clocks_stand_still_or_jump_to_now() {
 }
 
 fn host_ms() -> u64 {
-    u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
+    millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap())
+}
+
+fn millis(of: Duration) -> u64 {
+    u64::try_from(of.as_millis()).unwrap()
 }

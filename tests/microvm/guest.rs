@@ -1,14 +1,20 @@
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use retrovisor_guest::{Machine as _, MemoryLayout, RunState};
-use retrovisor_machine::kvm::{Boot, DiskConfig, KvmConfig, KvmMachine, MemorySource, memory_layout};
+use retrovisor_guest::{Machine, MemoryLayout, RunState};
+use retrovisor_machine::kvm::{
+    Boot, DiskConfig, KvmConfig, KvmMachine, MemorySource, RemoteMachine, memory_layout,
+};
 use retrovisor_tests::GuestImage;
 
 use crate::autopsy;
+use crate::lab::{self, OtherKernel};
 
 pub(crate) const VCPUS: u32 = 2;
+/// A kernel that takes longer hangs, even in the lab.
+const BOOT_PATIENCE: Duration = Duration::from_mins(4);
+/// The same for a second of the guest's.
+pub(crate) const PATIENCE: Duration = Duration::from_mins(3);
 
 /// The test guest in a microVM, with its disk; it waits for its first resume when `paused`.
 pub(crate) fn launch(paused: bool) -> KvmMachine {
@@ -47,95 +53,57 @@ pub(crate) fn of_kernel(kernel: PathBuf, initrd: PathBuf, append: &str, layout: 
     }
 }
 
-/// What the guest said, cut where it was taken back: there a line may end in its middle, and another go on in its own.
-#[derive(Default)]
-pub(crate) struct Listener {
-    cuts: Vec<usize>,
+/// The test guest under another kernel, with its disk.
+pub(crate) fn under(kernel: &OtherKernel, append: &str) -> KvmConfig {
+    let Boot::Linux { append, .. } = config("", &format!("{append} {}", lab::append())).boot else {
+        unreachable!("it is a Linux")
+    };
+    let boot = Boot::Linux { kernel: kernel.kernel.clone(), initrd: Some(kernel.initrd.clone()), append };
+    let layout = memory_layout(512 << 20).unwrap();
+    KvmConfig { boot, layout, ..config(&kernel.name, "") }
 }
 
-impl Listener {
-    /// The guest goes on from somewhere else now.
-    pub(crate) fn cut(&mut self, machine: &KvmMachine) {
-        self.cuts.push(machine.console().len());
+/// A machine whose guest was heard from its start on.
+pub(crate) trait Heard: Machine {
+    /// All that it said.
+    fn said(&self) -> Vec<u8>;
+    /// Why it is gone.
+    fn why_gone(&self) -> Option<String>;
+}
+
+impl Heard for KvmMachine {
+    fn said(&self) -> Vec<u8> {
+        self.console()
     }
 
-    /// Waits until the running guest says another tick, and tells which.
-    pub(crate) fn wait_tick(&self, machine: &mut KvmMachine) -> u64 {
-        let before = self.ticks(machine).len();
-        let began = Instant::now();
-        loop {
-            let ticks = self.ticks(machine);
-            if ticks.len() > before
-                && let Some((tick, _)) = ticks.last()
-            {
-                return *tick;
-            }
-            let console = String::from_utf8_lossy(&machine.console()).into_owned();
-            assert_ne!(machine.run_state(), RunState::Gone, "{:?}\n{console}", machine.ended());
-            let patient = began.elapsed() < Duration::from_mins(2);
-            assert!(patient, "the guest says nothing:\n{console}\n{}", autopsy::of(machine));
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    /// The guest noticed nothing: no word of complaint, and the line of a tick is the same each time that it was said.
-    pub(crate) fn assert_unnoticed(&self, machine: &KvmMachine) {
-        let console = String::from_utf8_lossy(&machine.console()).into_owned();
-        for complaint in ["corrupt", "CORRUPT", "BUG:", "WARNING:", "lockup", "stall", "Oops", "segfault"] {
-            assert!(!console.contains(complaint), "{complaint}:\n{console}");
-        }
-        let mut said = BTreeMap::new();
-        for (tick, line) in self.ticks(machine) {
-            let first: &String = said.entry(tick).or_insert_with(|| line.clone());
-            assert_eq!(*first, line, "tick {tick} was another one the second time:\n{console}");
-        }
-    }
-
-    /// Waits until the running guest tells its clocks anew: wall and monotonic, in milliseconds.
-    pub(crate) fn wait_clocks(&self, machine: &mut KvmMachine) -> (u64, u64) {
-        let clocks = |machine: &KvmMachine| {
-            let console = machine.console();
-            let from = self.cuts.last().copied().unwrap_or(0).min(console.len());
-            let text = String::from_utf8_lossy(&console[from..]).into_owned();
-            let whole = text.rfind('\n').map_or("", |end| &text[..end]).to_owned();
-            whole.lines().filter_map(clock_line).collect::<Vec<_>>()
-        };
-        let before = clocks(machine).len();
-        let began = Instant::now();
-        loop {
-            let told = clocks(machine);
-            if let Some(last) = told.get(before..).and_then(<[_]>::last) {
-                return *last;
-            }
-            assert!(began.elapsed() < Duration::from_mins(2), "the guest tells no time");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    /// The ticks that were said, with their whole lines.
-    pub(crate) fn ticks(&self, machine: &KvmMachine) -> Vec<(u64, String)> {
-        let console = machine.console();
-        let mut starts = vec![0];
-        starts.extend(self.cuts.iter().copied().filter(|cut| *cut <= console.len()));
-        let ends = starts.iter().skip(1).copied().chain([console.len()]);
-        let mut ticks = Vec::new();
-        for (part, (start, end)) in starts.iter().zip(ends).enumerate() {
-            let text = String::from_utf8_lossy(&console[*start..end]).into_owned();
-            // The last piece is no line yet, and after a cut the first is none of its own.
-            let lines = text.split('\n').skip(usize::from(part > 0));
-            let mut lines: Vec<_> = lines.map(str::trim_end).collect();
-            lines.pop();
-            for line in lines.into_iter().filter(|line| line.starts_with("tick ") && line.ends_with(" ok")) {
-                if let Some(tick) = line.split(' ').nth(1).and_then(|tick| tick.parse().ok()) {
-                    ticks.push((tick, line.to_owned()));
-                }
-            }
-        }
-        ticks
+    fn why_gone(&self) -> Option<String> {
+        self.ended()
     }
 }
 
-fn clock_line(line: &str) -> Option<(u64, u64)> {
-    let mut words = line.trim_end().strip_prefix("clock wall ")?.split(" monotonic ");
-    Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
+impl Heard for RemoteMachine {
+    fn said(&self) -> Vec<u8> {
+        // Not there before the first word.
+        std::fs::read(self.console_log()).unwrap_or_default()
+    }
+
+    fn why_gone(&self) -> Option<String> {
+        self.ended()
+    }
+}
+
+/// Waits until the guest said these words.
+pub(crate) fn wait_said(machine: &mut impl Heard, words: &str) -> Result<Duration, String> {
+    let began = Instant::now();
+    loop {
+        let console = String::from_utf8_lossy(&machine.said()).into_owned();
+        if console.contains(words) {
+            return Ok(began.elapsed());
+        }
+        if machine.run_state() == RunState::Gone || began.elapsed() > BOOT_PATIENCE {
+            let (why, autopsy) = (machine.why_gone(), autopsy::of(machine));
+            return Err(format!("no {words:?} after {:?}: {why:?}\n{console}\n{autopsy}", began.elapsed()));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }

@@ -3,10 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod autopsy;
+mod breadth;
 mod clocks;
 mod guest;
 mod kernels;
 mod lab;
+mod listener;
 mod network;
 mod service;
 mod talking;

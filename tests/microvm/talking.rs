@@ -7,8 +7,8 @@ use retrovisor_machine::kvm::{
 };
 use retrovisor_snapshot::{Access, CheckpointRequest, Recorder, RollbackRequest, Store};
 
-use crate::guest::{self, Listener};
-use crate::lab;
+use crate::listener::Listener;
+use crate::{guest, lab};
 
 /// Waits until what was said from `offset` on holds `words`, and gives the offset of what follows.
 fn hear(machine: &mut KvmMachine, output: &ConsoleOutput, offset: u64, words: &str) -> u64 {
@@ -20,7 +20,7 @@ fn hear(machine: &mut KvmMachine, output: &ConsoleOutput, offset: u64, words: &s
             return next;
         }
         assert_ne!(machine.run_state(), RunState::Gone, "{:?}\n{text}", machine.ended());
-        assert!(began.elapsed() < Duration::from_mins(1), "no {words:?} is said:\n{text}");
+        assert!(began.elapsed() < guest::PATIENCE, "no {words:?} is said:\n{text}");
         let _ = output.wait(next, Duration::from_millis(500));
     }
 }
@@ -30,7 +30,7 @@ fn say(input: &ConsoleInput, words: &str) {
 }
 
 #[test]
-fn commands_are_typed_on_the_console_and_on_the_channel_also_after_a_rollback() {
+fn a_guest_that_is_typed_to_goes_back_and_hears_of_a_new_generation() {
     if !lab::boots_here() {
         return;
     }
@@ -71,6 +71,7 @@ fn commands_are_typed_on_the_console_and_on_the_channel_also_after_a_rollback() 
         say(input, "echo back $turns\n");
         hear(&mut machine, output, offset, "back 300\n");
     }
+    is_told_of_a_new_generation(&mut machine);
 }
 
 /// How often the guest's fetcher said that a file arrived whole.
@@ -89,7 +90,7 @@ fn wait_fetched(machine: &mut KvmMachine, more: usize) {
     while fetched(machine) < before + more {
         assert_ne!(machine.run_state(), RunState::Gone, "{:?}", machine.ended());
         let console = String::from_utf8_lossy(&machine.console()).into_owned();
-        assert!(began.elapsed() < Duration::from_mins(1), "nothing is fetched:\n{console}");
+        assert!(began.elapsed() < guest::PATIENCE, "nothing is fetched:\n{console}");
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -99,7 +100,7 @@ fn two_machines_on_a_hub_talk_while_one_goes_back_and_forth() {
     if !lab::boots_here() {
         return;
     }
-    let long = std::env::var_os("RETROVISOR_LAB_LONG").is_some();
+    let long = lab::is_long("most rollbacks of a machine that talks");
     let (checkpoints, rollbacks) = if long { (400, 40) } else { (10, 3) };
     let dir = tempfile::tempdir().unwrap();
     let hub = Hub::serve(&dir.path().join("hub")).unwrap();
@@ -124,8 +125,7 @@ fn two_machines_on_a_hub_talk_while_one_goes_back_and_forth() {
     }
     for hop in 0..rollbacks {
         let target = taken[hop * 7 % taken.len()];
-        recorder.rollback(&mut client, target, &RollbackRequest::default()).unwrap();
-        client_ears.cut(&client);
+        client_ears.back(&mut recorder, &mut client, target);
         wait_fetched(&mut client, 2);
     }
     client_ears.assert_unnoticed(&client);
@@ -136,14 +136,31 @@ fn two_machines_on_a_hub_talk_while_one_goes_back_and_forth() {
 }
 
 #[test]
-fn a_new_generation_identifier_is_noticed() {
-    if !lab::boots_here() {
+fn kernels_with_a_driver_make_new_random_numbers_for_a_new_generation() {
+    if !lab::boots_here()
+        || !lab::is_long("new random numbers for a new generation, under kernels that do that")
+    {
         return;
     }
-    let mut machine =
-        KvmMachine::launch(&KvmConfig { vcpus: 1, ..guest::config("twin", "console-shell") }).unwrap();
+    let mut reseeded = 0;
+    for other in lab::other_kernels() {
+        let mut machine = KvmMachine::launch(&guest::under(&other, "console-shell")).unwrap();
+        Listener::default().wait_tick(&mut machine);
+        let has_driver = is_told_of_a_new_generation(&mut machine);
+        // Debian's kernels from 6.12 on have it built in, and the plain one of 6.1.
+        assert_eq!(
+            has_driver,
+            !["bullseye-cloud", "bullseye-plain", "bookworm-cloud"].contains(&&other.name[..])
+        );
+        reseeded += u32::from(has_driver);
+        println!("{}: {}", other.name, if has_driver { "reseeded" } else { "told, and has no driver" });
+    }
+    assert!(reseeded > 0, "no kernel with a driver was here");
+}
+
+/// Whether the guest, whose console is a shell, has a driver for it; if so it must have reseeded.
+fn is_told_of_a_new_generation(machine: &mut KvmMachine) -> bool {
     let (input, output) = (machine.console_input(), machine.console_output());
-    Listener::default().wait_tick(&mut machine);
     let command = "sed -n 's/.*ACPI:Ged/& told/p' /proc/interrupts | tr -s ' '; \
         [ -d /sys/bus/acpi/drivers/vmgenid ] && echo has a dri''ver; dmesg | grep -c 'virtual machine fork'; echo done\n";
     let told = |machine: &mut KvmMachine| {
@@ -152,8 +169,8 @@ fn a_new_generation_identifier_is_noticed() {
         hear(machine, &output, offset, "\ndone\n");
         String::from_utf8_lossy(&output.since(offset).0).replace('\r', "")
     };
-    let before = told(&mut machine);
-    assert!(before.contains(": 0 IO-APIC"), "the guest has the line, and was told nothing:\n{before}");
+    let before = told(machine);
+    assert_eq!(interrupts(&before), Some(0), "the guest has the line, and was told nothing:\n{before}");
     machine.pause().unwrap();
     let id = machine.generation_id().unwrap();
     assert_ne!(id, [0; 16]);
@@ -161,11 +178,19 @@ fn a_new_generation_identifier_is_noticed() {
     assert_eq!(machine.generation_id().unwrap(), [7; 16]);
     machine.resume().unwrap();
     std::thread::sleep(Duration::from_secs(1));
-    let after = told(&mut machine);
-    assert!(after.contains(": 1 IO-APIC"), "{after}");
-    // Debian's cloud kernel 6.1 has no driver; those from 6.12 on, and the plain one, have it built in.
-    if before.contains("has a driver") {
+    let after = told(machine);
+    assert_eq!(interrupts(&after), Some(1), "{after}");
+    let has_driver = before.contains("has a driver");
+    if has_driver {
         assert!(before.contains("\n0\n") && after.contains("\n1\n"), "before:\n{before}\nafter:\n{after}");
     }
     println!("after the change the guest says:\n{after}");
+    has_driver
+}
+
+/// How often the line that tells of it was raised, on all vCPUs.
+fn interrupts(told: &str) -> Option<u64> {
+    let line = told.lines().find(|line| line.ends_with(" told"))?;
+    let (_, counts) = line.split_once(": ")?;
+    Some(counts.split(' ').map_while(|count| count.parse::<u64>().ok()).sum())
 }

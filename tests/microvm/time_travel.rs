@@ -1,11 +1,16 @@
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use retrovisor_guest::Machine as _;
-use retrovisor_snapshot::{Access, CheckpointRequest, Recorder, RecorderSettings, RollbackRequest, Store};
+use retrovisor_machine::kvm::{KvmConfig, Limits, RemoteConfig, RemoteMachine};
+use retrovisor_snapshot::{
+    Access, CheckpointId, CheckpointRequest, MachineId, Recorder, RecorderSettings, RollbackRequest, Store,
+};
+use retrovisor_tests::command_path;
 
-use crate::guest::{self, Listener};
+use crate::guest::{self, Heard};
 use crate::lab;
+use crate::listener::Listener;
 
 /// Of a short run and of a long one (`RETROVISOR_LAB_LONG`).
 struct Scale {
@@ -14,7 +19,7 @@ struct Scale {
 }
 
 fn scale() -> Scale {
-    if std::env::var_os("RETROVISOR_LAB_LONG").is_some() {
+    if lab::is_long("1,200 checkpoints and 100 rollbacks") {
         Scale { checkpoints: 1200, rollbacks: 100 }
     } else {
         Scale { checkpoints: 40, rollbacks: 8 }
@@ -39,6 +44,7 @@ fn a_linux_guest_goes_back_and_forth_and_into_a_new_machine_and_notices_nothing(
     let settings = RecorderSettings { kept_disk_states_max: 8, ..RecorderSettings::default() };
     let mut recorder = Recorder::with_settings(Arc::clone(&store), id, settings).unwrap();
     let mut taken = Vec::new();
+    let began = Instant::now();
     for _ in 0..scale.checkpoints {
         let report = recorder.checkpoint(&mut machine, &CheckpointRequest::default()).unwrap();
         taken.push(report.record.id);
@@ -49,11 +55,14 @@ fn a_linux_guest_goes_back_and_forth_and_into_a_new_machine_and_notices_nothing(
     let kept = machine.kept_disks().unwrap().len();
     assert!((1..=16).contains(&kept) && kept < taken.len(), "{kept} disk states are kept");
 
-    // Hops of a stride that visits early and late ones in turn.
-    for hop in 0..scale.rollbacks {
-        let target = taken[hop * 17 % taken.len()];
-        recorder.rollback(&mut machine, target, &RollbackRequest::default()).unwrap();
-        listener.cut(&machine);
+    let seed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    println!(
+        "{} checkpoints in {:.0} s; rollbacks chosen by seed {seed}",
+        taken.len(),
+        began.elapsed().as_secs_f64()
+    );
+    for target in chosen(&taken, scale.rollbacks, seed) {
+        listener.back(&mut recorder, &mut machine, target);
         listener.wait_tick(&mut machine);
         listener.assert_unnoticed(&machine);
     }
@@ -62,14 +71,45 @@ fn a_linux_guest_goes_back_and_forth_and_into_a_new_machine_and_notices_nothing(
     let last = recorder.checkpoint(&mut machine, &CheckpointRequest::default()).unwrap().record.id;
     let tick = listener.ticks(&machine).last().unwrap().0;
     drop(machine);
-    let mut machine = guest::launch(true);
-    let mut recorder = Recorder::new(Arc::clone(&store), id).unwrap();
-    recorder.restore(&mut machine, last, &RollbackRequest::default()).unwrap();
+    goes_on(guest::launch(true), Arc::clone(&store), id, last, tick);
+
+    // The same in a process of its own.
+    let config = RemoteConfig {
+        machine: KvmConfig { paused: true, ..guest::config("linux", "tell-time") },
+        program: command_path(),
+        arguments: vec!["machine-worker".into()],
+        runtime_dir: dir.path().join("worker"),
+        detached: false,
+        limits: Limits::of("linux"),
+    };
+    let machine = RemoteMachine::launch(&config).unwrap();
+    assert_ne!(machine.pid(), i32::try_from(std::process::id()).unwrap());
+    println!("in the worker: {}", machine.confinement().done.join(", "));
+    goes_on(machine, store, id, last, tick);
+}
+
+/// Puts a checkpoint into a new machine, which must go on after the tick that was said last, and notice nothing.
+fn goes_on(mut machine: impl Heard, store: Arc<Store>, id: MachineId, from: CheckpointId, tick: u64) {
+    let mut recorder = Recorder::new(store, id).unwrap();
+    recorder.restore(&mut machine, from, &RollbackRequest::default()).unwrap();
     machine.resume().unwrap();
     // It says the rest of a line first.
     let mut listener = Listener::default();
     listener.cut(&machine);
     let next = listener.wait_tick(&mut machine);
     assert!(next > tick && next <= tick + 20, "tick {next} after {tick}");
+    listener.wait_tick(&mut machine);
     listener.assert_unnoticed(&machine);
+}
+
+/// As many of them, at random (splitmix64).
+fn chosen<T: Copy>(of: &[T], count: usize, seed: u64) -> Vec<T> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let word = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        word ^ (word >> 31)
+    };
+    (0..count).map(|_| of[usize::try_from(next() % of.len() as u64).unwrap()]).collect()
 }
