@@ -74,7 +74,7 @@ fn a_vmlinux_boots_at_its_entry_for_virtual_machines() {
 
 #[test]
 fn a_vmlinux_without_that_entry_boots_by_the_64_bit_protocol() {
-    if !lab::boots_here() {
+    if !lab::boots_here() || !lab::is_long("a vmlinux by the 64-bit protocol") {
         return;
     }
     let image = GuestImage::files().unwrap();
