@@ -3,6 +3,7 @@
 mod abort;
 mod archive;
 mod arrival;
+mod branch;
 mod checkpoint;
 mod commit;
 mod connection;
@@ -25,6 +26,7 @@ mod state;
 mod timeline;
 mod verdict;
 
+pub use branch::BranchOrigin;
 pub use checkpoint::{CheckpointKind, CheckpointRecord};
 pub use connection::Catalogue;
 pub use incident::{IncidentRecord, NewIncident};
@@ -40,6 +42,7 @@ pub use verdict::{Verdict, VerdictRecord};
 
 pub(crate) use archive::{Archived, SHAPES, Space};
 pub(crate) use arrival::Arrival;
+pub(crate) use branch::Branching;
 pub(crate) use checkpoint::NewCheckpoint;
 pub(crate) use commit::{Commit, Committed, Hashes, Moment, Move, Noted};
 pub(crate) use connection::{Durability, lock};

@@ -31,8 +31,8 @@ mod store;
 mod varint;
 
 pub use catalogue::{
-    Catalogue, CheckpointKind, CheckpointRecord, DamageMark, IncidentRecord, MachineRecord, NewIncident,
-    OperationKind, OperationRecord, OperationStatus, PageVersion, Position, PrunedRecord, Rows,
+    BranchOrigin, Catalogue, CheckpointKind, CheckpointRecord, DamageMark, IncidentRecord, MachineRecord,
+    NewIncident, OperationKind, OperationRecord, OperationStatus, PageVersion, Position, PrunedRecord, Rows,
     TimelineRecord, Verdict, VerdictRecord,
 };
 pub use content::{ContentId, ContentRef};
@@ -43,8 +43,9 @@ pub use export::{ARCHIVE_MAGIC, ArchiveReport, DumpFormat, ExportProgress, Expor
 pub use id::{CheckpointId, DiskId, IncidentId, MachineId, OperationId, TimelineId};
 pub use reads::Reads;
 pub use recorder::{
-    CheckpointReport, CheckpointRequest, CheckpointTiming, Consumer, DirtyEpochs, MemoryUse, Pending,
-    PresentPolicy, Recorder, RecorderSettings, RollbackPlan, RollbackReport, RollbackRequest, RollbackTiming,
+    BranchDisk, BranchPlan, BranchProgress, BranchReport, BranchRequest, BranchTiming, CheckpointReport,
+    CheckpointRequest, CheckpointTiming, Consumer, DirtyEpochs, MemoryUse, Pending, PresentPolicy, Recorder,
+    RecorderSettings, RollbackPlan, RollbackReport, RollbackRequest, RollbackTiming,
 };
 pub use repair::{LostCheckpoint, RepairAction, RepairItem, RepairPlan, RepairReport};
 pub use retention::{

@@ -1,5 +1,6 @@
 //! The engine that takes checkpoints of a machine and brings it back.
 
+mod branch;
 mod capture;
 mod checkpoint;
 mod dirty;
@@ -25,6 +26,7 @@ mod task;
 mod undo;
 mod worker;
 
+pub use branch::{BranchDisk, BranchPlan, BranchProgress, BranchReport, BranchRequest, BranchTiming};
 pub use dirty::{Consumer, DirtyEpochs};
 pub use engine::Recorder;
 pub use pending::Pending;

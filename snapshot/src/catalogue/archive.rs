@@ -232,9 +232,10 @@ impl Archived<'_> {
         named(self.links_of(&sql, disk::link))
     }
 
-    /// The timelines that begin at a checkpoint, and where.
+    /// The timelines that begin at a checkpoint of the machine, and where.
     pub(crate) fn origins(&self) -> Result<Vec<(i64, i64)>> {
-        let sql = "SELECT id, origin FROM timeline WHERE machine = ?1 AND origin IS NOT NULL ORDER BY id";
+        let sql = "SELECT t.id, t.origin FROM timeline t JOIN checkpoint c ON c.id = t.origin AND c.machine = t.machine
+            WHERE t.machine = ?1 ORDER BY t.id";
         named(self.links_of(sql, |row| Ok((row.get(0)?, row.get(1)?))))
     }
 

@@ -152,16 +152,17 @@ impl Catalogue {
     }
 }
 
-/// Adds a checkpoint, on the parent's timeline or a first one, and moves the machine onto it.
+/// Adds a checkpoint, on the parent's timeline or a first one, which starts from `origin`, and moves the machine onto it.
 pub(crate) fn insert(
     transaction: &Transaction<'_>,
     new: &NewCheckpoint,
     parent: Option<Position>,
+    origin: Option<CheckpointId>,
     changes_hash: &[u8; 32],
 ) -> Result<Position, Abort> {
     let timeline = match parent {
         Some(position) => position.timeline,
-        None => timeline::insert(transaction, new.machine, None)?,
+        None => timeline::insert(transaction, new.machine, origin)?,
     };
     transaction
         .prepare_cached(

@@ -4,6 +4,7 @@ use retrovisor_guest::Gfn;
 use rusqlite::{OptionalExtension, Transaction};
 
 use super::abort::Abort;
+use super::branch::{self, Branching};
 use super::checkpoint::{self, NewCheckpoint};
 use super::connection::{Catalogue, Durability};
 use super::content::{self, NewContent, NewFrame};
@@ -25,6 +26,8 @@ pub(crate) struct Commit<'a> {
     pub(crate) packs: &'a [(u32, u64)],
     /// Oldest first; each is the parent of the next.
     pub(crate) moments: Vec<Moment<'a>>,
+    /// The branch that becomes whole with the first of them, if it does.
+    pub(crate) branch: Option<Branching>,
 }
 
 /// Everything of one checkpoint that goes into the catalogue.
@@ -89,10 +92,16 @@ impl Catalogue {
         self.write("committing a checkpoint", Durability::Full, |transaction| {
             insert_contents(transaction, commit)?;
             let mut all = Vec::with_capacity(commit.moments.len());
+            let mut branch = commit.branch;
             for moment in &commit.moments {
                 let above = parent.map(|parent| parent.checkpoint);
                 let changes_hash = (hashes.changes)(above, moment.changes);
-                let position = checkpoint::insert(transaction, moment.checkpoint, parent, &changes_hash)?;
+                let origin = branch.map(|branch| branch.origin);
+                let position =
+                    checkpoint::insert(transaction, moment.checkpoint, parent, origin, &changes_hash)?;
+                if let Some(branch) = branch.take() {
+                    branch::end(transaction, branch, position)?;
+                }
                 page_version::insert(transaction, position.checkpoint, moment.changes)?;
                 if let Some(keyframe) = moment.keyframe {
                     page_version::insert_keyframe(transaction, position.checkpoint, keyframe)?;

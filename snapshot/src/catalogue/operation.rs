@@ -57,6 +57,8 @@ words!(
         Import = "import",
         /// A checkpoint was pinned or let go.
         Pin = "pin",
+        /// The machine began as a branch of another one: `before` is that one's checkpoint, `after` its own first.
+        Branch = "branch",
     }
 );
 

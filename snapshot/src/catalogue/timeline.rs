@@ -13,7 +13,8 @@ pub struct TimelineRecord {
     pub id: TimelineId,
     /// The machine.
     pub machine: MachineId,
-    /// The checkpoint it starts from (it belongs to another timeline); none for the machine's first.
+    /// The checkpoint it starts from (it belongs to another timeline). The first timeline of a branch starts from a
+    /// checkpoint of another machine, that of any other machine from none.
     pub origin: Option<CheckpointId>,
     /// When it began: milliseconds since 1970 UTC.
     pub created_at_ms: i64,

@@ -75,6 +75,8 @@ impl DiskReady {
         }
         name(store, intake, &mut waiting, &mut map)?;
 
+        // That of another machine, from which this one branched off, tells what is there, and is not gone on with.
+        let before = before.filter(|stand| stand.record.machine == machine);
         let record = match before {
             Some(stand) => stand.record.clone(),
             None => store.catalogue().disk(machine, &draft.shape)?,

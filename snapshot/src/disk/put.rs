@@ -9,7 +9,7 @@ use retrovisor_guest::{
 
 use super::map::{BASE, DiskMap};
 use super::record::DiskRecord;
-use super::stand::DiskStands;
+use super::stand::{DiskStand, DiskStands};
 use crate::content::{ContentId, ContentRef};
 use crate::error::{Error, Result};
 use crate::id::CheckpointId;
@@ -79,6 +79,24 @@ impl DiskRoute {
     /// Whether nothing has to be written.
     pub(crate) fn is_kept(&self) -> bool {
         matches!(self, Self::Kept)
+    }
+
+    /// Where the disks of a machine stand that was brought here by their blocks, and which keeps these states of them.
+    /// Nothing of those that came here otherwise.
+    pub(crate) fn stands_at(&self, kept: &[DiskState]) -> DiskStands {
+        let Self::Blocks(targets) = self else { return DiskStands::new() };
+        let stands = targets.iter().filter_map(|target| {
+            let state = kept.iter().find(|state| state.disk == target.record.name)?;
+            let stand = DiskStand {
+                record: target.record.clone(),
+                map: Arc::clone(&target.map),
+                keyframe_distance: 0,
+                keyframe_rows: 0,
+                seen: Some((state.clone(), Arc::clone(&target.map))),
+            };
+            Some((target.record.name.clone(), stand))
+        });
+        stands.collect()
     }
 
     /// After blocks were written, their changes are counted from what the machine had before: that is what the driver

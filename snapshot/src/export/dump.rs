@@ -191,6 +191,7 @@ impl Store {
                 contents: &sealed.contents,
                 packs: &sealed.packs,
                 moments: vec![moment],
+                branch: None,
             };
             let hashes = Hashes {
                 changes: &|parent, changes| changes_hash(&self.key, parent, changes),

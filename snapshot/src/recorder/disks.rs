@@ -18,6 +18,13 @@ pub(super) struct KeptDisks {
 }
 
 impl KeptDisks {
+    /// The driver keeps these contents and no others.
+    pub(super) fn at(disks: Vec<DiskState>) -> Self {
+        let seen = disks.iter().map(|state| (state.disk.clone(), state.clone())).collect();
+        let kept = if disks.is_empty() { VecDeque::new() } else { VecDeque::from([disks]) };
+        Self { seen, known: true, kept }
+    }
+
     /// The machine moved, or captures failed: all of it must be looked at again.
     pub(super) fn forget(&mut self) {
         *self = Self::default();

@@ -136,7 +136,10 @@ impl<'s> Open<'s> {
             map.set(index as usize, content);
         }
         let (mut changes, mut replaced) = (Vec::new(), Vec::new());
-        for (index, old, new) in tip.map.diff(&map) {
+        // A first checkpoint stands by itself, also when it is known that its frames are those of another machine's.
+        let nothing =
+            tip.is_first.then(|| PageMap::zero(usize::try_from(layout.pages()).unwrap_or(usize::MAX)));
+        for (index, old, new) in nothing.as_ref().unwrap_or(&tip.map).diff(&map) {
             changes.extend(layout.gfn(index as u64).map(|gfn| (gfn, new)));
             replaced.extend(old.stored());
         }

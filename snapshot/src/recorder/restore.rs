@@ -11,6 +11,10 @@ use crate::clock::since_us;
 use crate::content::ContentRef;
 use crate::error::Result;
 use crate::id::CheckpointId;
+use crate::page_map::PageMap;
+
+/// Frames between two reports of progress.
+const TELL_PAGES: u64 = 1 << 12;
 
 impl Recorder {
     /// Puts a checkpoint into a machine of which nothing is known (a new process, a second machine): compares every
@@ -52,34 +56,7 @@ impl Recorder {
         timing.find_us = since_us(find);
 
         let write = Instant::now();
-        let mut pages_written = 0;
-        let mut found = [0; PAGE_SIZE];
-        Put::new(target.map.iter().enumerate()).each(&self.store, |index, content, page| {
-            let gfn = self.layout.gfn(index as u64).unwrap_or(Gfn(0));
-            let view = machine.memory();
-            let is_there = match page {
-                Some(page) => {
-                    view.read_page(gfn, &mut found)?;
-                    found == *page
-                }
-                None if content == ContentRef::Removed => view.removed(gfn),
-                None if view.known_zero(gfn) => !view.removed(gfn),
-                None => {
-                    view.read_page(gfn, &mut found)?;
-                    retrovisor_guest::is_zero(&found) && !view.removed(gfn)
-                }
-            };
-            if !is_there {
-                let wanted = match (page, content) {
-                    (Some(page), _) => PageContent::Data(page),
-                    (None, ContentRef::Removed) => PageContent::Removed,
-                    (None, _) => PageContent::Zero,
-                };
-                machine.write_page(gfn, wanted)?;
-                pages_written += 1;
-            }
-            Ok(())
-        })?;
+        let pages_written = self.fill(machine, &target.map, &mut |_, _| Ok(()))?;
         let (state, blocks_written) = target.disks.go_from_anywhere(&self.store, machine, &target.state)?;
         timing.write_us = since_us(write);
 
@@ -106,5 +83,51 @@ impl Recorder {
             timing,
             operation,
         })
+    }
+
+    /// Looks at every frame of a machine that stands still, and writes those that are not as in `map`. Tells how many
+    /// were looked at, and how many there are. Answers how many were written.
+    pub(super) fn fill(
+        &self,
+        machine: &mut dyn Machine,
+        map: &PageMap,
+        tell: &mut dyn FnMut(u64, u64) -> Result<()>,
+    ) -> Result<u64> {
+        let put = Put::new(map.iter().enumerate());
+        let (mut pages_seen, mut pages_written) = (0, 0);
+        let mut found = [0; PAGE_SIZE];
+        put.each(&self.store, |index, content, page| {
+            if pages_seen % TELL_PAGES == 0 {
+                tell(pages_seen, put.pages())?;
+            }
+            pages_seen += 1;
+            let gfn = self.layout.gfn(index as u64).unwrap_or(Gfn(0));
+            let view = machine.memory();
+            let is_there = match page {
+                // To read a frame of which nothing is there would take memory for it, only to be overwritten.
+                Some(_) if view.known_zero(gfn) => false,
+                Some(page) => {
+                    view.read_page(gfn, &mut found)?;
+                    found == *page
+                }
+                None if content == ContentRef::Removed => view.removed(gfn),
+                None if view.known_zero(gfn) => !view.removed(gfn),
+                None => {
+                    view.read_page(gfn, &mut found)?;
+                    retrovisor_guest::is_zero(&found) && !view.removed(gfn)
+                }
+            };
+            if !is_there {
+                let wanted = match (page, content) {
+                    (Some(page), _) => PageContent::Data(page),
+                    (None, ContentRef::Removed) => PageContent::Removed,
+                    (None, _) => PageContent::Zero,
+                };
+                machine.write_page(gfn, wanted)?;
+                pages_written += 1;
+            }
+            Ok(())
+        })?;
+        Ok(pages_written)
     }
 }

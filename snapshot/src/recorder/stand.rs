@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use crate::catalogue::Position;
+use crate::catalogue::{Branching, Position};
 use crate::disk::{DiskStand, DiskStands};
 use crate::error::Result;
 use crate::page_map::PageMap;
@@ -14,6 +14,9 @@ pub(super) struct Stand {
     pub(super) keyframe_distance: u64,
     pub(super) keyframe_rows: u64,
     pub(super) disks: DiskStands,
+    /// The branch that becomes whole with the next checkpoint. `map` and `disks` are those of the other machine's
+    /// checkpoint then.
+    pub(super) branch: Option<Branching>,
 }
 
 impl Stand {
@@ -25,6 +28,7 @@ impl Stand {
             keyframe_distance: 0,
             keyframe_rows: 0,
             disks: DiskStands::new(),
+            branch: None,
         }
     }
 
@@ -37,6 +41,7 @@ impl Stand {
             keyframe_distance: link.keyframe_distance,
             keyframe_rows: link.keyframe_rows,
             disks: DiskStand::at(store, position.checkpoint)?,
+            branch: None,
         })
     }
 }

@@ -229,7 +229,8 @@ impl Worker {
                 (last, committed.last())
             {
                 let position = Some(committed.position);
-                *lock(&self.stand) = Stand { position, map, keyframe_distance, keyframe_rows, disks };
+                *lock(&self.stand) =
+                    Stand { position, map, keyframe_distance, keyframe_rows, disks, branch: None };
             }
             committed
                 .into_iter()
@@ -284,6 +285,7 @@ impl Worker {
             contents: &sealed.contents,
             packs: &sealed.packs,
             moments: moments.collect(),
+            branch: stand.branch,
         };
         let committed = store.catalogue().commit(
             stand.position,

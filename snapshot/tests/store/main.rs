@@ -3,6 +3,7 @@
 
 mod archive;
 mod ask;
+mod branch;
 mod crash;
 mod damage;
 mod damage_everywhere;

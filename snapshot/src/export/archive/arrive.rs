@@ -68,6 +68,7 @@ impl Store {
                 contents: &sealed.contents,
                 packs: &sealed.packs,
                 moments: Vec::new(),
+                branch: None,
             };
             let identity = &manifest.identity;
             let (position, checkpoints) =

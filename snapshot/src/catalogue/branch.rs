@@ -1,0 +1,141 @@
+//! Machines that began at a checkpoint of another one.
+
+use retrovisor_guest::MachineIdentity;
+use rusqlite::{OptionalExtension, Transaction, params};
+use serde_json::{Value, json};
+
+use super::abort::Abort;
+use super::connection::{Catalogue, Durability};
+use super::operation::{self, NewOperation, OperationKind, OperationStatus};
+use super::position::Position;
+use super::{checkpoint, machine};
+use crate::clock;
+use crate::error::Result;
+use crate::id::{CheckpointId, MachineId, OperationId};
+
+/// A branch that has no checkpoint of its own yet.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Branching {
+    /// The operation, as begun. As long as it is, its origin is not pruned.
+    pub(crate) operation: OperationId,
+    /// The checkpoint of the other machine.
+    pub(crate) origin: CheckpointId,
+}
+
+/// Where a machine branched off, as it was called then: it may be gone by now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BranchOrigin {
+    /// The other machine.
+    pub machine: String,
+    /// The short id of its checkpoint.
+    pub checkpoint: String,
+    /// The checkpoint's number among that machine's.
+    pub sequence: u64,
+}
+
+/// The machines that were to become branches and have no checkpoint.
+const HALF: &str = "SELECT o.machine FROM operation o WHERE o.kind = 'branch' AND o.status = 'started'
+    AND NOT EXISTS (SELECT 1 FROM checkpoint c WHERE c.machine = o.machine)";
+
+impl Catalogue {
+    /// Adds a machine that is about to begin at a checkpoint of another one. Until its first checkpoint is committed, it
+    /// is half, and [`Catalogue::forget_half_branches`] removes it.
+    pub(crate) fn begin_branch(
+        &self,
+        identity: &MachineIdentity,
+        runtime: &str,
+        origin: CheckpointId,
+        detail: &Value,
+    ) -> Result<(MachineId, Branching)> {
+        self.write("beginning a branch", Durability::Full, |transaction| {
+            let record = checkpoint::one(transaction, origin)?;
+            let from = machine::one(transaction, "id = ?1", record.machine.0, &record.machine.to_string())?;
+            let machine = machine::insert(transaction, identity, clock::now_ms())?;
+            transaction
+                .execute("UPDATE machine SET runtime = ?2 WHERE id = ?1", params![machine.0, runtime])?;
+            let mut detail = if detail.is_object() { detail.clone() } else { json!({}) };
+            detail["from"] =
+                json!({ "machine": from.name, "checkpoint": record.name, "sequence": record.sequence });
+            let operation = operation::insert(
+                transaction,
+                &NewOperation {
+                    machine,
+                    kind: OperationKind::Branch,
+                    status: OperationStatus::Started,
+                    before: Some(Position { timeline: record.timeline, checkpoint: origin }),
+                    after: None,
+                    undoes: None,
+                    detail: &detail,
+                },
+            )?;
+            Ok((machine, Branching { operation, origin }))
+        })
+    }
+
+    /// Removes a branch that is half.
+    pub(crate) fn forget_branch(&self, machine: MachineId) -> Result<()> {
+        self.write("removing half a branch", Durability::Full, |transaction| {
+            let is_half = format!("SELECT EXISTS (SELECT 1 FROM ({HALF}) WHERE machine = ?1)");
+            if transaction.query_row(&is_half, [machine.0], |row| row.get(0))? {
+                forget(transaction, machine.0)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Removes all branches that are half: whoever was making them died. Answers the machines' names. Not while branches
+    /// are being made.
+    pub fn forget_half_branches(&self) -> Result<Vec<String>> {
+        self.write("removing half branches", Durability::Full, |transaction| {
+            let half: Vec<(i64, String)> = transaction
+                .prepare(&format!("SELECT id, name FROM machine WHERE id IN ({HALF}) ORDER BY id"))?
+                .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .collect::<std::result::Result<_, _>>()?;
+            for (machine, _) in &half {
+                forget(transaction, *machine)?;
+            }
+            Ok(half.into_iter().map(|(_, name)| name).collect())
+        })
+    }
+
+    /// Where a machine branched off; none when it did not.
+    pub fn branched_from(&self, machine: MachineId) -> Result<Option<BranchOrigin>> {
+        self.read("looking where a machine branched off", |reader| {
+            let found = reader
+                .prepare_cached(
+                    "SELECT detail ->> '$.from.machine', detail ->> '$.from.checkpoint', detail ->> '$.from.sequence'
+                     FROM operation WHERE machine = ?1 AND kind = 'branch' AND status = 'done' ORDER BY id LIMIT 1",
+                )?
+                .query_row([machine.0], |row| {
+                    Ok(row.get::<_, Option<String>>(0)?.zip(row.get::<_, Option<String>>(1)?).zip(row.get(2)?))
+                })
+                .optional()?;
+            Ok(found.flatten().map(|((machine, checkpoint), sequence)| BranchOrigin {
+                machine,
+                checkpoint,
+                sequence,
+            }))
+        })
+    }
+}
+
+/// The branch has its first checkpoint: it is whole.
+pub(super) fn end(transaction: &Transaction<'_>, branch: Branching, first: Position) -> Result<(), Abort> {
+    transaction
+        .prepare_cached("UPDATE operation SET status = ?2, after = ?3, after_timeline = ?4 WHERE id = ?1")?
+        .execute(params![
+            branch.operation.0,
+            OperationStatus::Done.to_string(),
+            first.checkpoint.0,
+            first.timeline.0
+        ])?;
+    Ok(())
+}
+
+fn forget(transaction: &Transaction<'_>, machine: i64) -> rusqlite::Result<()> {
+    for table in ["operation", "disk"] {
+        transaction.execute(&format!("DELETE FROM {table} WHERE machine = ?1"), [machine])?;
+    }
+    transaction.execute("DELETE FROM machine WHERE id = ?1", [machine])?;
+    Ok(())
+}
