@@ -1,5 +1,6 @@
 //! Machines under care: one keeper thread each, commands to it, events from it.
 
+mod branch;
 mod command;
 mod deeds;
 mod error;
@@ -13,15 +14,16 @@ mod network;
 mod spec;
 mod vm;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use retrovisor_guest::{ClockPolicy, RunState};
 use retrovisor_introspect::Introspector;
-use retrovisor_snapshot::{CheckpointId, MachineRecord, Store};
+use retrovisor_snapshot::{CheckpointId, MachineRecord, Recorder, Store};
 use tokio::sync::{broadcast, oneshot};
 
+pub(crate) use branch::BranchOutlook;
 pub(crate) use command::{Command, Journey, Vitals};
 pub(crate) use error::CareError;
 pub(crate) use event::{Event, Happening};
@@ -29,7 +31,7 @@ pub(crate) use inject::Fault;
 use keeper::{Arrival, Keeper, KeeperHandle};
 use network::Hubs;
 pub(crate) use network::{Interface, Network};
-pub(crate) use spec::{Driver, Origin, Spec, WORKER_VERB};
+pub(crate) use spec::{Driver, Origin, Spec, Start, WORKER_VERB};
 pub(crate) use vm::Vm;
 
 use crate::place;
@@ -43,13 +45,28 @@ pub(crate) struct Care {
     root: PathBuf,
     hubs: Hubs,
     keepers: Mutex<BTreeMap<String, KeeperHandle>>,
+    /// Names of machines that are being started.
+    making: Mutex<BTreeSet<String>>,
     events: broadcast::Sender<Event>,
+}
+
+/// A name that nobody else can take meanwhile.
+struct Making<'a> {
+    care: &'a Care,
+    name: &'a str,
+}
+
+impl Drop for Making<'_> {
+    fn drop(&mut self) {
+        self.care.making().remove(self.name);
+    }
 }
 
 impl Care {
     pub(crate) fn new(store: Arc<Store>, root: &Path) -> Self {
         let (events, _) = broadcast::channel(EVENTS_MAX);
-        Self { store, root: root.to_owned(), hubs: Hubs::new(root), keepers: Mutex::default(), events }
+        let (keepers, making) = (Mutex::default(), Mutex::default());
+        Self { store, root: root.to_owned(), hubs: Hubs::new(root), keepers, making, events }
     }
 
     pub(crate) fn store(&self) -> &Arc<Store> {
@@ -77,8 +94,8 @@ impl Care {
         spec: &Spec,
         ready: impl FnOnce(&Vm) -> Result<T, CareError>,
     ) -> Result<T, CareError> {
-        self.must_be_free(name)?;
-        let machine = spec.launch(name, &self.runtime_dir(name), &self.hubs, false)?;
+        let _making = self.reserve(name)?;
+        let machine = spec.launch(name, &self.runtime_dir(name), &self.hubs, Start::Runs)?;
         let answer = ready(&machine)?;
         self.keep(name, machine, spec, Arrival::Fresh)?;
         Ok(answer)
@@ -86,7 +103,7 @@ impl Care {
 
     /// Takes a running QEMU into care. Blocks until the first checkpoint is durable.
     pub(crate) fn attach(&self, name: &str, spec: &Spec) -> Result<(), CareError> {
-        self.must_be_free(name)?;
+        let _making = self.reserve(name)?;
         let machine = spec.attach(name, &self.runtime_dir(name), &self.hubs)?;
         self.keep(name, machine, spec, Arrival::Fresh)
     }
@@ -99,6 +116,7 @@ impl Care {
         verify_image: bool,
         clock: ClockPolicy,
     ) -> Result<Journey, CareError> {
+        let _making = self.reserve(name)?;
         let record = self.store.catalogue().machine(name)?;
         let spec = Spec::from_runtime(name, &record.runtime)?;
         if !matches!(spec.origin, Origin::Launched { .. }) {
@@ -107,7 +125,7 @@ impl Care {
                 help: "Start its QEMU again as before and attach it under a new name.".to_owned(),
             });
         }
-        let machine = spec.launch(name, &self.runtime_dir(name), &self.hubs, true)?;
+        let machine = spec.launch(name, &self.runtime_dir(name), &self.hubs, Start::AwaitsState)?;
         let (arrived, journey) = oneshot::channel();
         self.keep(name, machine, &spec, Arrival::Restore { target, verify_image, clock, arrived })?;
         journey.blocking_recv().map_err(|_| CareError::Gone { machine: name.to_owned() })
@@ -123,11 +141,14 @@ impl Care {
 
     /// After a restart of the daemon: takes the machines that still run into care again. One line each for the user.
     pub(crate) fn find_again(&self) -> Vec<String> {
+        let mut lines = self.clear_half_branches();
         let records = match self.store.catalogue().machines() {
             Ok(records) => records,
-            Err(error) => return vec![format!("cannot list the machines: {error}")],
+            Err(error) => {
+                lines.push(format!("cannot list the machines: {error}"));
+                return lines;
+            }
         };
-        let mut lines = Vec::new();
         for record in records {
             let Ok(spec) = Spec::from_runtime(&record.name, &record.runtime) else { continue };
             let Ok(mut machine) = spec.attach(&record.name, &self.runtime_dir(&record.name), &self.hubs)
@@ -186,18 +207,37 @@ impl Care {
     }
 
     fn keep(&self, name: &str, machine: Vm, spec: &Spec, arrival: Arrival) -> Result<(), CareError> {
-        let keeper = Keeper::new(Arc::clone(&self.store), machine, spec, &arrival, self.events.clone())?;
+        self.keep_recorded(name, machine, spec, arrival, None)
+    }
+
+    fn keep_recorded(
+        &self,
+        name: &str,
+        machine: Vm,
+        spec: &Spec,
+        arrival: Arrival,
+        recorder: Option<Recorder>,
+    ) -> Result<(), CareError> {
+        let keeper =
+            Keeper::new(Arc::clone(&self.store), machine, spec, &arrival, recorder, self.events.clone())?;
         let handle = keeper.start(arrival)?;
         self.keepers().insert(name.to_owned(), handle);
         Ok(())
     }
 
     fn must_be_free(&self, name: &str) -> Result<(), CareError> {
+        self.reserve(name).map(|_| ())
+    }
+
+    /// Keeps others from starting a machine of that name until the answer is dropped.
+    fn reserve<'a>(&'a self, name: &'a str) -> Result<Making<'a>, CareError> {
         spec::check_name(name)?;
-        if self.keepers().get(name).is_some_and(KeeperHandle::alive) {
+        let mut making = self.making();
+        if making.contains(name) || self.keepers().get(name).is_some_and(KeeperHandle::alive) {
             return Err(CareError::Exists { machine: name.to_owned() });
         }
-        Ok(())
+        making.insert(name.to_owned());
+        Ok(Making { care: self, name })
     }
 
     fn runtime_dir(&self, name: &str) -> PathBuf {
@@ -207,5 +247,9 @@ impl Care {
     fn keepers(&self) -> MutexGuard<'_, BTreeMap<String, KeeperHandle>> {
         // The map is only inserted into and looked up: a thread that panicked left it whole.
         self.keepers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn making(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.making.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

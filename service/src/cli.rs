@@ -2,6 +2,7 @@
 
 mod anomalies;
 mod attach;
+mod branch;
 mod checkpoint;
 mod completions;
 mod console;
@@ -82,6 +83,8 @@ enum Verb {
     Log(log::LogArgs),
     /// Takes a machine back to a checkpoint
     Rollback(rollback::RollbackArgs),
+    /// Starts a second machine from a checkpoint of a first
+    Branch(branch::BranchArgs),
     /// Undoes the last operation that moved a machine
     Undo(rollback::UndoArgs),
     /// Takes the last undo back
@@ -133,6 +136,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), CliError> {
         Verb::Checkpoint(args) => checkpoint::run(args, global).await,
         Verb::Log(args) => log::run(args, global).await,
         Verb::Rollback(args) => rollback::rollback(args, global).await,
+        Verb::Branch(args) => branch::run(args, global).await,
         Verb::Undo(args) => rollback::undo(args, global).await,
         Verb::Redo(args) => rollback::redo(args, global).await,
         Verb::Inspect(args) => inspect::run(args, global).await,

@@ -1,6 +1,7 @@
 //! The gRPC services: thin, one file a service; the work is done in `care`, the store and the analytics.
 
 mod anomalies;
+mod branch;
 mod checkpoints;
 mod console;
 mod convert;

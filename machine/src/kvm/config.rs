@@ -51,6 +51,10 @@ pub enum MemorySource {
     /// The same, in a file that others map, too: the slots lie in it one after another from its beginning. It must not
     /// become shorter.
     Shared(Arc<File>),
+    /// The same file, which is given the memory of another instant by whoever else maps it. [`KvmConfig::boot`] is passed
+    /// over: the machine waits for [`retrovisor_guest::Machine::apply_state`] with the state of that instant, then for
+    /// `resume`.
+    Awaited(Arc<File>),
     /// The memory of another instant, shared until it is written. [`KvmConfig::boot`] is passed over: the machine
     /// waits for [`retrovisor_guest::Machine::apply_state`] with the state of that instant, then for `resume`.
     Template(Template),
@@ -61,7 +65,7 @@ impl MemorySource {
     pub(super) fn map(&self, layout: &MemoryLayout) -> Result<Ram, MachineError> {
         match self {
             Self::Fresh => Ram::anonymous(layout.clone()),
-            Self::Shared(file) => Ram::shared(layout.clone(), Arc::clone(file), 0),
+            Self::Shared(file) | Self::Awaited(file) => Ram::shared(layout.clone(), Arc::clone(file), 0),
             Self::Template(template) => {
                 if template.layout() != layout {
                     return Err(MachineError::Mismatch {

@@ -82,7 +82,7 @@ impl KvmMachine {
             MemorySource::Fresh | MemorySource::Shared(_) => {
                 Some(config.boot.load(&ram, &config.layout, config.vcpus, &windows)?)
             }
-            MemorySource::Template(_) => None,
+            MemorySource::Awaited(_) | MemorySource::Template(_) => None,
         };
         if entry.is_some() {
             memory.write(GENERATION_ID, &generation_id()?)?;
@@ -412,7 +412,7 @@ fn mismatch(what: &str, expected: &str, found: &str) -> MachineError {
 }
 
 /// One that no other machine has.
-fn generation_id() -> Result<[u8; 16], MachineError> {
+pub(super) fn generation_id() -> Result<[u8; 16], MachineError> {
     let mut id = [0; 16];
     rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty()).map_err(|errno| {
         MachineError::Io { doing: "making a generation identifier".into(), source: errno.into() }

@@ -37,6 +37,7 @@ pub(crate) fn config(dir: &Path, detached: bool) -> RemoteConfig {
         program: std::env::current_exe().unwrap(),
         arguments: vec![WORKER.into()],
         runtime_dir: dir.join("m"),
+        awaits_state: false,
         detached,
         limits: Limits::of("bare"),
     }
@@ -326,4 +327,60 @@ fn a_machine_that_cannot_start_says_why_and_leaves_no_process() {
     config.machine.layout = MemoryLayout::flat(16 << 20).unwrap();
     config.program = "/nonexistent/worker".into();
     assert!(matches!(RemoteMachine::launch(&config), Err(MachineError::Io { .. })));
+}
+
+#[test]
+fn a_worker_that_awaits_a_state_takes_another_machines_and_ends_with_who_made_it_until_it_is_let_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(mut first) = launch(dir.path(), false) else { return };
+    bare::tell(&mut first, FIRST, 32, 4096);
+    first.resume().unwrap();
+    bare::wait_rounds(&first, 2, 5);
+    first.pause().unwrap();
+    let state = first.capture_state().unwrap();
+
+    let second = tempfile::tempdir().unwrap();
+    let mut other = config(second.path(), false);
+    other.machine.name = "other".into();
+    other.awaits_state = true;
+    let mut branch = RemoteMachine::launch(&other).unwrap();
+    assert_eq!(branch.run_state(), RunState::Paused);
+    assert!(branch.resume().is_err(), "it has no state yet");
+    let mut page = [0; 4096];
+    let layout = first.identity().layout.clone();
+    assert!(layout.gfns().all(|gfn| branch.memory().known_zero(gfn)), "nothing was loaded");
+    for gfn in layout.gfns().filter(|gfn| !first.memory().known_zero(*gfn)) {
+        first.memory().read_page(gfn, &mut page).unwrap();
+        branch.write_page(gfn, retrovisor_guest::PageContent::Data(&page)).unwrap();
+    }
+    branch.apply_state(&state, ClockPolicy::StandStill).unwrap();
+    assert_eq!(branch.generation_id().unwrap(), first.generation_id().unwrap());
+    branch.renew_generation_id().unwrap();
+    assert_ne!(branch.generation_id().unwrap(), first.generation_id().unwrap());
+    branch.resume().unwrap();
+    bare::wait_rounds(&branch, 2, 5);
+
+    // Not let go yet: it ends with the connection.
+    let pid = branch.pid();
+    let gone = || !Path::new(&format!("/proc/{pid}")).exists();
+    assert!(!gone());
+    drop(branch);
+    wait(gone);
+
+    // Let go: it lives on.
+    let mut branch = RemoteMachine::launch(&other).unwrap();
+    branch.detach().unwrap();
+    drop(branch);
+    let branch = RemoteMachine::attach("other", &other.runtime_dir).unwrap();
+    branch.quit();
+    first.resume().unwrap();
+    bare::wait_rounds(&first, 2, 5);
+}
+
+fn wait(mut condition: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < Duration::from_secs(20));
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }

@@ -27,7 +27,7 @@ impl Keeper {
     }
 
     /// Reads and judges a checkpoint. One that cannot be judged is a checkpoint all the same.
-    fn judged(&mut self, record: CheckpointRecord) -> CheckpointRecord {
+    pub(super) fn judged(&mut self, record: CheckpointRecord) -> CheckpointRecord {
         let judged = match self.judge.judge(&record) {
             Ok(judged) => judged,
             Err(error) => {

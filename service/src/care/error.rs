@@ -6,6 +6,9 @@ pub(crate) enum CareError {
     /// A live machine has that name.
     #[error("a machine named {machine} is under care already")]
     Exists { machine: String },
+    /// The store has a machine of that name.
+    #[error("the store knows a machine named {machine} already")]
+    Known { machine: String },
     /// The machine is known, but nobody keeps it.
     #[error("machine {machine} does not run")]
     Gone { machine: String },

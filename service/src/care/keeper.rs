@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use retrovisor_guest::{ClockPolicy, RunState};
-use retrovisor_snapshot::{CheckpointId, CheckpointKind, MachineId, Recorder, RollbackRequest, Store};
+use retrovisor_snapshot::{CheckpointId, CheckpointKind, CheckpointRecord, MachineId, Recorder, RollbackRequest, Store};
 use tokio::sync::{broadcast, oneshot};
 
 use super::command::{Command, Journey, Vitals, Way};
@@ -33,6 +33,8 @@ pub(super) enum Arrival {
         clock: ClockPolicy,
         arrived: oneshot::Sender<Journey>,
     },
+    /// A branch of another machine, whole and ready to run.
+    Branch { first: Box<CheckpointRecord>, paused: bool },
 }
 
 /// One machine, its recorder and its judge.
@@ -47,6 +49,8 @@ pub(super) struct Keeper {
     pub(super) events: broadcast::Sender<Event>,
     interval: Option<Duration>,
     has_networks: bool,
+    /// A checkpoint that is to be read and judged before anything else.
+    unread: Option<Box<CheckpointRecord>>,
     vitals: Arc<Mutex<Vitals>>,
 }
 
@@ -84,6 +88,7 @@ impl Keeper {
         machine: Vm,
         spec: &Spec,
         arrival: &Arrival,
+        recorder: Option<Recorder>,
         events: broadcast::Sender<Event>,
     ) -> Result<Self, CareError> {
         let identity = machine.identity().clone();
@@ -94,9 +99,10 @@ impl Keeper {
         };
         let runtime = serde_json::to_string(spec).map_err(|error| CareError::Invalid(error.to_string()))?;
         store.catalogue().set_runtime(id, &runtime)?;
-        let recorder = match arrival {
-            Arrival::Fresh => Recorder::fresh(Arc::clone(&store), id)?,
-            Arrival::Again | Arrival::Restore { .. } => Recorder::new(Arc::clone(&store), id)?,
+        let recorder = match (recorder, arrival) {
+            (Some(recorder), _) => recorder,
+            (None, Arrival::Fresh) => Recorder::fresh(Arc::clone(&store), id)?,
+            (None, _) => Recorder::new(Arc::clone(&store), id)?,
         };
         let has_networks = !spec.interfaces().is_empty();
         let vitals = Vitals {
@@ -118,6 +124,7 @@ impl Keeper {
             interval: spec.interval(),
             has_networks,
             paused: false,
+            unread: None,
             vitals: Arc::new(Mutex::new(vitals)),
             events,
         })
@@ -125,7 +132,7 @@ impl Keeper {
 
     /// Takes the first checkpoint (or restores the one asked for), then goes on in a thread of its own.
     pub(super) fn start(mut self, arrival: Arrival) -> Result<KeeperHandle, CareError> {
-        if !matches!(arrival, Arrival::Fresh) {
+        if matches!(arrival, Arrival::Again | Arrival::Restore { .. }) {
             match leftovers::release(&mut *self.machine, self.store.catalogue(), self.id) {
                 Ok(0) => {}
                 Ok(count) => {
@@ -147,6 +154,15 @@ impl Keeper {
                 // Nobody waits any more: the machine is back all the same.
                 let _ = arrived.send(journey);
             }
+            Arrival::Branch { first, paused } => {
+                self.machine.detach()?;
+                if paused {
+                    self.pause()?;
+                } else {
+                    self.machine.resume()?;
+                }
+                self.unread = Some(first);
+            }
         }
         let (commands, inbox) = unbounded();
         let vitals = Arc::clone(&self.vitals);
@@ -158,6 +174,9 @@ impl Keeper {
     }
 
     fn keep(mut self, inbox: &Receiver<Command>) {
+        if let Some(first) = self.unread.take() {
+            self.judged(*first);
+        }
         let step = self.interval.unwrap_or(IDLE_LOOK);
         let mut next = Instant::now() + step;
         loop {

@@ -68,6 +68,17 @@ pub(crate) enum Driver {
     Kvm,
 }
 
+/// How a VM begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// With its kernel.
+    Runs,
+    /// It waits for the state of a checkpoint.
+    AwaitsState,
+    /// The same; it ends with this process, as far as the driver can, until [`Vm::detach`] is called.
+    AwaitsStateHere,
+}
+
 impl Driver {
     /// The driver of that name that can run Linux on this host; `auto` is the quickest one.
     pub(crate) fn choose(name: &str) -> Result<Self, CareError> {
@@ -111,14 +122,15 @@ impl Spec {
         }
     }
 
-    /// Starts the VM, running or paused before its first instruction.
+    /// Starts the VM.
     pub(crate) fn launch(
         &self,
         name: &str,
         runtime_dir: &Path,
         hubs: &Hubs,
-        paused: bool,
+        start: Start,
     ) -> Result<Vm, CareError> {
+        let paused = start != Start::Runs;
         let Origin::Launched {
             kernel,
             initrd,
@@ -164,7 +176,8 @@ impl Spec {
                 program,
                 arguments: vec![WORKER_VERB.into()],
                 runtime_dir: runtime_dir.to_owned(),
-                detached: self.detached,
+                awaits_state: paused,
+                detached: self.detached && start != Start::AwaitsStateHere,
                 limits: Limits::of(name),
             })?)));
         }

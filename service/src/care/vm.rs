@@ -1,7 +1,7 @@
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 
-use retrovisor_guest::Machine;
+use retrovisor_guest::{Machine, MachineError};
 use retrovisor_machine::kvm::RemoteMachine;
 use retrovisor_machine::qemu::QemuMachine;
 
@@ -66,6 +66,24 @@ impl Vm {
         let confinement = machine.confinement();
         let missing = confinement.missing.iter().map(|(what, why)| format!("; not {what} ({why})"));
         confinement.done.join(", ") + &missing.collect::<String>()
+    }
+
+    /// Makes a guest whose state came from another machine's one of its own: what it draws at random is not what the other
+    /// one draws. Where the driver cannot, nothing happens.
+    pub(super) fn become_another(&mut self) -> Result<(), MachineError> {
+        match self {
+            Self::Qemu(_) => Ok(()),
+            Self::Kvm(machine) => machine.renew_generation_id(),
+        }
+    }
+
+    /// Lets it outlive us from now on.
+    pub(super) fn detach(&mut self) -> Result<(), MachineError> {
+        match self {
+            // Its process was started so.
+            Self::Qemu(_) => Ok(()),
+            Self::Kvm(machine) => machine.detach(),
+        }
     }
 
     /// Ends it, also one that would outlive us.

@@ -27,13 +27,18 @@ pub(super) async fn run(args: LogArgs, global: &Global) -> Result<(), CliError> 
     }
     let machine =
         client.machines().get_machine(GetMachineRequest { machine: args.name }).await?.into_inner().machine;
-    let present = machine.map(|machine| machine.present).unwrap_or_default();
+    let machine = machine.unwrap_or_default();
+    let present = &machine.present;
     paragraph::print(
         "Newest first: name, number, age, pause, dirty pages, bytes stored, verdict. @ is the present, ⟲ where a \
          timeline began. ○ is not judged yet: a checkpoint is good once those after it are clean, too.",
     );
-    for line in tree(&checkpoints, &present) {
+    for line in tree(&checkpoints, present) {
         println!("{line}");
+    }
+    if let Some(from) = machine.branched_from {
+        let (machine, checkpoint) = (style::printable(&from.machine), style::printable(&from.checkpoint));
+        println!("⟲ It began as a branch of {machine} at {checkpoint:.6} #{}", from.sequence);
     }
     Ok(())
 }

@@ -50,6 +50,17 @@ pub(super) fn print(machine: &Machine) {
         let status = if interface.link_up { "up" } else { "down" };
         line("network", &format!("{network}, {}, link {status}", interface.address));
     }
+    if let Some(from) = &machine.branched_from {
+        line(
+            "branched",
+            &format!(
+                "from {} {} #{}",
+                style::printable(&from.machine),
+                style::printable(&from.checkpoint),
+                from.sequence
+            ),
+        );
+    }
     line("confined", &machine.confinement);
     line("console", &machine.console);
     line("console log", &machine.console_log);

@@ -3,15 +3,16 @@ use std::sync::Arc;
 use retrovisor_guest::ClockPolicy;
 use retrovisor_proto::v1::checkpoint_service_server::CheckpointService;
 use retrovisor_proto::v1::{
-    ClockPolicy as Clock, CreateCheckpointRequest, CreateCheckpointResponse, DiffRequest, DiffResponse,
-    GetCheckpointRequest, GetCheckpointResponse, InspectRequest, InspectResponse, ListCheckpointsRequest,
-    ListCheckpointsResponse, ListOperationsRequest, ListOperationsResponse, PinCheckpointRequest,
-    PinCheckpointResponse, PresentPolicy as Present, RedoRequest, RedoResponse, RollbackRequest,
+    BranchRequest, BranchResponse, ClockPolicy as Clock, CreateCheckpointRequest, CreateCheckpointResponse,
+    DiffRequest, DiffResponse, GetCheckpointRequest, GetCheckpointResponse, InspectRequest, InspectResponse,
+    ListCheckpointsRequest, ListCheckpointsResponse, ListOperationsRequest, ListOperationsResponse,
+    PinCheckpointRequest, PinCheckpointResponse, PresentPolicy as Present, RedoRequest, RedoResponse, RollbackRequest,
     RollbackResponse, UndoRequest, UndoResponse,
 };
 use retrovisor_snapshot::{CheckpointRecord, PresentPolicy, Recorder, RollbackRequest as Going};
 use tonic::{Request, Response, Status};
 
+use super::stream::Answers;
 use super::{Services, convert, difference, inspect, status};
 use crate::care::{CareError, Command, Journey};
 
@@ -145,6 +146,13 @@ impl CheckpointService for Services {
             .await
             .map_err(|error| status::of(&error))?;
         Ok(Response::new(RedoResponse { r#move: self.moved(journey).await? }))
+    }
+
+    type BranchStream = Answers<BranchResponse>;
+
+    async fn branch(&self, request: Request<BranchRequest>) -> Result<Response<Self::BranchStream>, Status> {
+        let request = request.into_inner();
+        Ok(self.stream(move |services, to| services.branch_now(&request, to)))
     }
 
     async fn list_operations(

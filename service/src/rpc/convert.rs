@@ -7,8 +7,8 @@ use retrovisor_guest::fact::Value;
 use retrovisor_machine::kvm::MacAddress;
 use retrovisor_proto::v1::network_interface::Network as Shown;
 use retrovisor_proto::v1::{
-    Cause, Cell, Checkpoint, Incident, Machine, Move, NetworkInterface, Operation, Row, RunState, Table,
-    Verdict, cell,
+    BranchOrigin, Cause, Cell, Checkpoint, Incident, Machine, Move, NetworkInterface, Operation, Row,
+    RunState, Table, Verdict, cell,
 };
 use retrovisor_snapshot::{
     CheckpointId, CheckpointRecord, IncidentRecord, MachineRecord, OperationRecord, Store, Verdict as Judged,
@@ -50,6 +50,11 @@ pub(super) fn machine(care: &Care, record: &MachineRecord) -> Result<Machine, Ca
         confinement: vitals.as_ref().map(|vitals| vitals.confinement.clone()).unwrap_or_default(),
         console_log: path(vitals.as_ref().and_then(|vitals| vitals.console_log.as_ref())),
         interfaces: interfaces(record, vitals.as_ref().map_or(&[], |vitals| &vitals.links)),
+        branched_from: catalogue.branched_from(record.id)?.map(|from| BranchOrigin {
+            machine: from.machine,
+            checkpoint: from.checkpoint,
+            sequence: from.sequence,
+        }),
     })
 }
 
@@ -201,8 +206,11 @@ pub(super) fn verdict(verdict: Judged) -> Verdict {
 }
 
 fn name_of(store: &Store, checkpoint: Option<CheckpointId>) -> Result<String, CareError> {
-    Ok(match checkpoint {
-        Some(id) => store.catalogue().checkpoint(id)?.name,
-        None => String::new(),
-    })
+    let Some(id) = checkpoint else { return Ok(String::new()) };
+    let catalogue = store.catalogue();
+    match catalogue.checkpoint(id) {
+        Ok(record) => Ok(record.name),
+        // What was done goes on naming what was pruned.
+        Err(error) => catalogue.pruned(id)?.map(|pruned| pruned.name).ok_or_else(|| error.into()),
+    }
 }

@@ -12,7 +12,7 @@ const DOMAIN: &str = "retrovisor";
 /// What the caller is told.
 pub(super) fn of(error: &CareError) -> Status {
     let (code, reason) = match error {
-        CareError::Exists { .. } => (Code::AlreadyExists, "MACHINE_EXISTS"),
+        CareError::Exists { .. } | CareError::Known { .. } => (Code::AlreadyExists, "MACHINE_EXISTS"),
         CareError::Gone { .. } | CareError::Machine(MachineError::Gone { .. }) => {
             (Code::FailedPrecondition, "MACHINE_GONE")
         }
@@ -29,7 +29,7 @@ pub(super) fn of(error: &CareError) -> Status {
     };
     let mut details = ErrorDetails::with_error_info(reason, DOMAIN, std::collections::HashMap::new());
     match error {
-        CareError::Exists { machine } | CareError::Gone { machine } => {
+        CareError::Exists { machine } | CareError::Known { machine } | CareError::Gone { machine } => {
             details.set_resource_info("machine", format!("machines/{machine}"), "", error.to_string());
         }
         _ => {}
@@ -50,6 +50,9 @@ fn help(error: &CareError) -> Option<String> {
             Some(format!("Bring it back: retrovisor rollback {machine} --to latest"))
         }
         CareError::Exists { machine } => Some(format!("Look at it: retrovisor show {machine}")),
+        CareError::Known { machine } => {
+            Some(format!("Choose another name, or look at that one: retrovisor show {machine}"))
+        }
         _ => None,
     }
 }

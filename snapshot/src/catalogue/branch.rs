@@ -5,10 +5,11 @@ use rusqlite::{OptionalExtension, Transaction, params};
 use serde_json::{Value, json};
 
 use super::abort::Abort;
+use super::checkpoint;
 use super::connection::{Catalogue, Durability};
+use super::machine::{self, MachineRecord};
 use super::operation::{self, NewOperation, OperationKind, OperationStatus};
 use super::position::Position;
-use super::{checkpoint, machine};
 use crate::clock;
 use crate::error::Result;
 use crate::id::{CheckpointId, MachineId, OperationId};
@@ -83,18 +84,20 @@ impl Catalogue {
         })
     }
 
-    /// Removes all branches that are half: whoever was making them died. Answers the machines' names. Not while branches
+    /// Removes all branches that are half, and answers what they were: whoever was making them died. Not while branches
     /// are being made.
-    pub fn forget_half_branches(&self) -> Result<Vec<String>> {
+    pub fn forget_half_branches(&self) -> Result<Vec<MachineRecord>> {
         self.write("removing half branches", Durability::Full, |transaction| {
-            let half: Vec<(i64, String)> = transaction
-                .prepare(&format!("SELECT id, name FROM machine WHERE id IN ({HALF}) ORDER BY id"))?
-                .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+            let half: Vec<i64> = transaction
+                .prepare(HALF)?
+                .query_map([], |row| row.get(0))?
                 .collect::<std::result::Result<_, _>>()?;
-            for (machine, _) in &half {
-                forget(transaction, *machine)?;
+            let mut records = Vec::new();
+            for machine in half {
+                records.push(machine::one(transaction, "id = ?1", machine, &machine.to_string())?);
+                forget(transaction, machine)?;
             }
-            Ok(half.into_iter().map(|(_, name)| name).collect())
+            Ok(records)
         })
     }
 

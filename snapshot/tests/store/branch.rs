@@ -63,7 +63,7 @@ impl Guest {
     }
 
     fn image(&mut self) -> (blake3::Hash, Vec<u8>) {
-        (image_hash(self.machine.memory()).unwrap(), self.machine.disk_mut().to_vec())
+        (image_hash(self.machine.memory()).unwrap(), self.machine.disk_mut().clone())
     }
 }
 
@@ -146,7 +146,7 @@ fn a_branch_goes_on_from_there_and_stores_only_what_it_writes() {
     let mut again = machine("third");
     let mut recorder = Recorder::new(Arc::clone(&store), last.machine).unwrap();
     recorder.restore(&mut again, last.id, &request).unwrap();
-    assert_eq!((image_hash(again.memory()).unwrap(), again.disk_mut().to_vec()), expected);
+    assert_eq!((image_hash(again.memory()).unwrap(), again.disk_mut().clone()), expected);
     verify(&store);
 }
 
@@ -248,7 +248,8 @@ fn nothing_half_stays_and_the_origin_is_held_meanwhile() {
     store.prune(&plan, &CompactOptions::default(), &mut |_| ControlFlow::Continue(())).unwrap();
     assert!(store.catalogue().checkpoint(at.id).is_ok(), "the origin is held");
     std::mem::forget(recorder);
-    assert_eq!(store.catalogue().forget_half_branches().unwrap(), ["new"]);
+    let half = store.catalogue().forget_half_branches().unwrap();
+    assert_eq!(half.iter().map(|record| record.name.as_str()).collect::<Vec<_>>(), ["new"]);
     assert!(matches!(store.catalogue().machine("new"), Err(Error::NotFound { .. })));
     verify(&store);
 

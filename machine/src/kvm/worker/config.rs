@@ -15,6 +15,8 @@ pub struct RemoteConfig {
     pub arguments: Vec<OsString>,
     /// Where the machine has its sockets and logs. For the owner alone.
     pub runtime_dir: PathBuf,
+    /// Whether it does not boot, but waits to be given memory and [`retrovisor_guest::Machine::apply_state`].
+    pub awaits_state: bool,
     /// Whether the worker lives on when this process ends or lets go of the machine.
     pub detached: bool,
     /// What the worker is left with.

@@ -12,7 +12,7 @@ use crate::kvm::net::address::MacAddress;
 use crate::kvm::net::status::NetStatus;
 
 /// Of the messages below: both ends must speak the same.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 /// Longest body of a state in either direction: some eight vCPUs with the largest extended state, and devices.
 pub(super) const STATE_BYTES_MAX: usize = 16 << 20;
 /// Most vCPUs, sections and disks of a state.
@@ -56,6 +56,8 @@ pub(super) enum Request {
     Plug { interface: u32 },
     /// Answer: `Nets`.
     Nets,
+    /// Go on when the connection ends, from now on. Answer: `Done`.
+    Detach,
 }
 
 /// What a worker answers.
@@ -130,6 +132,8 @@ pub(super) struct Launch {
     /// The addresses of its network interfaces, where they are given.
     pub(super) nets: Vec<Option<MacAddress>>,
     pub(super) channel: bool,
+    /// Whether it does not boot, and waits for `Apply`.
+    pub(super) awaits_state: bool,
     /// Whether the worker goes on when the connection ends.
     pub(super) detached: bool,
     pub(super) limits: Limits,

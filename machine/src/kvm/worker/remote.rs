@@ -21,6 +21,7 @@ use super::message::{Answer, BlockKind, Launch, Request, STATE_BYTES_MAX, StateH
 use super::runtime::RuntimeDir;
 use crate::kvm::boot::GENERATION_ID;
 use crate::kvm::config::KvmConfig;
+use crate::kvm::machine::generation_id;
 use crate::kvm::net::link::{Link, NetBackend};
 use crate::kvm::net::status::NetStatus;
 use crate::process::Process;
@@ -87,6 +88,7 @@ impl RemoteMachine {
             disks: disks.clone(),
             nets: nets.iter().map(|net| net.mac).collect(),
             channel: *has_channel,
+            awaits_state: config.awaits_state,
             detached: config.detached,
             limits: config.limits,
         }));
@@ -95,7 +97,8 @@ impl RemoteMachine {
         let sent = channel.send(&launch, &[], &fds);
         let mut machine = Self::greeted(name, channel, process, runtime, sent, Some(memory))?;
         machine.detached = config.detached;
-        if !paused {
+        // One that waits for its state cannot run yet.
+        if !paused && !config.awaits_state {
             machine.resume()?;
         }
         Ok(machine)
@@ -217,6 +220,13 @@ impl RemoteMachine {
         self.link().lost().map(str::to_owned).or_else(|| self.ended.clone())
     }
 
+    /// Lets the worker live on when this process ends or lets go of the machine.
+    pub fn detach(&mut self) -> Result<(), MachineError> {
+        self.ask("detaching", &Request::Detach, &[], 0, |answer, body| done(&answer, body))?;
+        self.detached = true;
+        Ok(())
+    }
+
     /// The identifier by which the guest knows whether it is the only one with its past.
     pub fn generation_id(&self) -> Result<[u8; 16], MachineError> {
         let mut id = [0; 16];
@@ -246,6 +256,11 @@ impl RemoteMachine {
         let request = Request::Plug { interface: u32::try_from(index).unwrap_or(u32::MAX) };
         let with: (&[&[u8]], _) = (&[], &[link.as_fd()][..]);
         self.link().ask_with("plugging a network in", &request, with, 0, |answer, body| done(&answer, body))
+    }
+
+    /// Gives the guest an identifier that no other machine has: see [`RemoteMachine::set_generation_id`].
+    pub fn renew_generation_id(&mut self) -> Result<(), MachineError> {
+        self.set_generation_id(generation_id()?)
     }
 
     /// Ends the worker, also a detached one. Logs stay in the runtime directory.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use retrovisor_guest::{
     BLOCK_SIZE, BlockContent, DiskChanges, Machine as _, MachineError, MachineState, PageSet,
 };
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Uid;
 
 use super::channel::{Channel, Received};
@@ -24,6 +25,9 @@ use crate::kvm::net::link::NetBackend;
 /// Connections to the control channel that may wait.
 const BACKLOG: i32 = 8;
 
+/// Who starts a worker connects to it at once.
+const FIRST_PATIENCE: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
+
 /// Starts the machine that the first connection names, and serves it and those after it, one at a time.
 pub(super) fn serve(
     control: &UnixListener,
@@ -33,9 +37,13 @@ pub(super) fn serve(
 ) -> Result<(), MachineError> {
     let failed =
         |source| MachineError::Io { doing: "talking to whoever cares for the machine".into(), source };
+    if !comes(control).map_err(failed)? {
+        // Whoever started this process was killed meanwhile.
+        return Ok(());
+    }
     let mut channel = next(control, owner).map_err(failed)?;
     let Some(first) = channel.receive(0).map_err(failed)? else { return Ok(()) };
-    let (mut worker, detached) = match Worker::launch(first, console, owner, confinement) {
+    let mut worker = match Worker::launch(first, console, owner, confinement) {
         Ok(worker) => worker,
         Err(error) => {
             let text = error.to_string();
@@ -48,11 +56,22 @@ pub(super) fn serve(
         if let Err(error) = greeted.and_then(|()| worker.talk(&mut channel)) {
             tracing::warn!(%error, "a connection ended badly");
         }
-        if !detached {
+        if !worker.detached {
             return Ok(());
         }
         channel = next(control, owner).map_err(failed)?;
         greeted = Ok(());
+    }
+}
+
+/// Whether anybody connects in time.
+fn comes(listener: &UnixListener) -> io::Result<bool> {
+    let mut fds = [PollFd::new(listener, PollFlags::IN)];
+    loop {
+        match rustix::event::poll(&mut fds, Some(&FIRST_PATIENCE)) {
+            Err(rustix::io::Errno::INTR) => {}
+            ready => return Ok(ready? > 0),
+        }
     }
 }
 
@@ -79,6 +98,8 @@ struct Worker {
     machine: KvmMachine,
     memory: Arc<File>,
     confinement: Confinement,
+    /// Whether it outlives the connection.
+    detached: bool,
     /// What was found dirty and not told yet.
     dirty: PageSet,
     /// Walks over changed blocks that were begun.
@@ -88,13 +109,12 @@ struct Worker {
 }
 
 impl Worker {
-    /// The machine, and whether it outlives the connection.
     fn launch(
         first: Received<Request>,
         console: UnixListener,
         owner: Uid,
         mut confinement: Confinement,
-    ) -> Result<(Self, bool), MachineError> {
+    ) -> Result<Self, MachineError> {
         let refused = |message: &str| MachineError::Driver {
             doing: "starting a worker".into(),
             message: message.into(),
@@ -102,7 +122,19 @@ impl Worker {
         let Request::Launch(launch) = first.head else {
             return Err(refused("the first message does not say what to start"));
         };
-        let Launch { version, name, layout, vcpus, boot, disks, nets, channel, detached, limits } = *launch;
+        let Launch {
+            version,
+            name,
+            layout,
+            vcpus,
+            boot,
+            disks,
+            nets,
+            channel,
+            awaits_state,
+            detached,
+            limits,
+        } = *launch;
         if version != VERSION {
             return Err(refused("the worker is of another version"));
         }
@@ -120,7 +152,8 @@ impl Worker {
             nets.into_iter().map(|mac| Ok(NetConfig { backend: NetBackend::Open(Arc::new(next()?)), mac }));
         let nets = nets.collect::<Result<_, MachineError>>()?;
         let dirty = PageSet::empty(&layout);
-        let source = MemorySource::Shared(Arc::clone(&memory));
+        let file = Arc::clone(&memory);
+        let source = if awaits_state { MemorySource::Awaited(file) } else { MemorySource::Shared(file) };
         let config =
             KvmConfig { name, layout, memory: source, vcpus, boot, disks, nets, channel, paused: true };
         let machine = KvmMachine::launch_after(&config, || confine::late(limits, &mut confinement))?;
@@ -131,7 +164,7 @@ impl Worker {
             console::serve("channel", socket, owner, Ends { output, input, from_the_first: false })?;
         }
         let changes = BTreeMap::new();
-        Ok((Self { machine, memory, confinement, dirty, changes, walks: 0, run: Vec::new() }, detached))
+        Ok(Self { machine, memory, confinement, detached, dirty, changes, walks: 0, run: Vec::new() })
     }
 
     fn welcome(&self, channel: &mut Channel) -> io::Result<()> {
@@ -209,6 +242,10 @@ impl Worker {
                 Request::SetGenerationId { id } => self.machine.set_generation_id(*id).map(|()| Answer::Done),
                 Request::Nets => Ok(Answer::Nets(self.machine.nets())),
                 Request::Plug { interface } => self.plug(*interface, request.fds).map(|()| Answer::Done),
+                Request::Detach => {
+                    self.detached = true;
+                    Ok(Answer::Done)
+                }
                 Request::Apply { .. } => self.apply(channel, request).map(|()| Answer::Done),
                 Request::Launch(_) => Err(MachineError::Driver {
                     doing: "starting a machine".into(),
