@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on panics")]
 
 mod bad_input;
+mod branch;
 mod crash;
 mod daemon;
 mod demo;

@@ -4,6 +4,7 @@
 
 mod autopsy;
 mod breadth;
+mod branch;
 mod clocks;
 mod guest;
 mod kernels;

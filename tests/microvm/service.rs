@@ -8,10 +8,10 @@ use retrovisor_tests::{Daemon, GuestImage, wait_until};
 
 use crate::lab;
 
-/// The process that listens at a socket of the guest `g`, as the kernel tells whoever connects.
-fn worker(daemon: &Daemon) -> Pid {
+/// The process that listens at a socket of a guest, as the kernel tells whoever connects.
+pub(crate) fn worker(daemon: &Daemon, name: &str) -> Pid {
     use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-    let stream = std::os::unix::net::UnixStream::connect(daemon.runtime_dir().join("console")).unwrap();
+    let stream = std::os::unix::net::UnixStream::connect(daemon.machine_dir(name).join("console")).unwrap();
     Pid::from_raw(getsockopt(&stream, PeerCredentials).unwrap().pid())
 }
 
@@ -55,9 +55,9 @@ fn a_microvm_lives_through_rollbacks_a_dead_daemon_and_a_dead_worker() {
     assert_eq!(daemon.json(&["resume", "g"])["run_state"], "running");
 
     let before = daemon.next_tick();
-    let pid = worker(&daemon);
+    let pid = worker(&daemon, "g");
     let daemon = Daemon::start(&daemon.kill());
-    assert_eq!(worker(&daemon), pid, "the same process");
+    assert_eq!(worker(&daemon, "g"), pid, "the same process");
     assert!(daemon.next_tick() >= before, "the guest went on without the daemon");
     let _checkpoint = daemon.json(&["checkpoint", "g", "--label", "found"]);
 
@@ -68,7 +68,7 @@ fn a_microvm_lives_through_rollbacks_a_dead_daemon_and_a_dead_worker() {
     let back = daemon.json(&["rollback", "g", "--to", "found", "--verify-image"]);
     assert_eq!((&back["move"]["new_process"], &back["move"]["image_matches"]), (&true.into(), &true.into()));
     let _tick = daemon.next_tick();
-    assert_ne!(worker(&daemon), pid);
+    assert_ne!(worker(&daemon, "g"), pid);
     let _ended = daemon.run(&["stop", "g"]).ok();
     assert_eq!(daemon.json(&["show", "g"])["run_state"], "gone");
     assert!(!daemon.runtime_dir().join("worker").exists());

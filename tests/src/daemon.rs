@@ -69,15 +69,27 @@ impl Daemon {
     /// Everything the guest `g` wrote to its console.
     #[must_use]
     pub fn console(&self) -> String {
+        self.console_of("g")
+    }
+
+    /// Everything a guest wrote to its console.
+    #[must_use]
+    pub fn console_of(&self, name: &str) -> String {
         // Not there before the guest's first word.
-        let bytes = std::fs::read(self.runtime_dir().join("console.log")).unwrap_or_default();
+        let bytes = std::fs::read(self.machine_dir(name).join("console.log")).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// The newest tick in the console after the first `skip` bytes.
     #[must_use]
     pub fn last_tick(&self, skip: usize) -> Option<u64> {
-        let console = self.console();
+        self.last_tick_of("g", skip)
+    }
+
+    /// The newest tick in a guest's console after the first `skip` bytes.
+    #[must_use]
+    pub fn last_tick_of(&self, name: &str, skip: usize) -> Option<u64> {
+        let console = self.console_of(name);
         let said = console.get(skip..)?;
         // The last line may still be on its way: the number in it would be a part of one.
         let lines: Vec<&str> = said[..said.rfind('\n')?].lines().collect();
@@ -87,11 +99,19 @@ impl Daemon {
     /// Waits for a tick after what is on the console now, and checks that the guest never complained.
     #[must_use]
     pub fn next_tick(&self) -> u64 {
-        let skip = self.console().len();
-        wait_until("the guest's next tick", Duration::from_secs(30), || self.last_tick(skip).is_some());
-        let console = self.console();
+        self.next_tick_of("g")
+    }
+
+    /// The same of another guest.
+    #[must_use]
+    pub fn next_tick_of(&self, name: &str) -> u64 {
+        let skip = self.console_of(name).len();
+        wait_until("the guest's next tick", Duration::from_secs(30), || {
+            self.last_tick_of(name, skip).is_some()
+        });
+        let console = self.console_of(name);
         assert!(!console.contains("CORRUPT"), "the guest complains:\n{console}");
-        self.last_tick(skip).expect("just seen")
+        self.last_tick_of(name, skip).expect("just seen")
     }
 
     /// Runs a command in the guest's control shell and returns what it printed.
@@ -137,7 +157,13 @@ impl Daemon {
     /// The guest's sockets and logs.
     #[must_use]
     pub fn runtime_dir(&self) -> PathBuf {
-        self.store.join("machines/g")
+        self.machine_dir("g")
+    }
+
+    /// Those of another one.
+    #[must_use]
+    pub fn machine_dir(&self, name: &str) -> PathBuf {
+        self.store.join("machines").join(name)
     }
 
     fn end(&mut self) {
@@ -149,15 +175,18 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // Nothing else ends a microVM from outside.
-        for machine in std::fs::read_dir(self.store.join("machines")).into_iter().flatten().flatten() {
-            if machine.path().join("worker").exists() {
-                let name = machine.file_name();
-                let _stopped = self.run(&["stop", name.to_str().unwrap_or_default()]);
-            }
+        let machines = std::fs::read_dir(self.store.join("machines"));
+        let machines: Vec<PathBuf> =
+            machines.into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+        for machine in machines.iter().filter(|machine| machine.join("worker").exists()) {
+            // Nothing else ends a microVM from outside.
+            let name = machine.file_name().unwrap_or_default().to_string_lossy();
+            let _stopped = self.run(&["stop", &name]);
         }
         self.end();
-        quit(&self.runtime_dir().join("qmp"));
+        for machine in machines {
+            quit(&machine.join("qmp"));
+        }
     }
 }
 
