@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use retrovisor_guest::{ClockPolicy, RunState};
-use retrovisor_snapshot::{CheckpointId, CheckpointKind, CheckpointRecord, MachineId, Recorder, RollbackRequest, Store};
+use retrovisor_snapshot::{
+    CheckpointId, CheckpointKind, CheckpointRecord, MachineId, Recorder, RollbackRequest, Store,
+};
 use tokio::sync::{broadcast, oneshot};
 
 use super::command::{Command, Journey, Vitals, Way};

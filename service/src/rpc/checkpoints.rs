@@ -6,8 +6,8 @@ use retrovisor_proto::v1::{
     BranchRequest, BranchResponse, ClockPolicy as Clock, CreateCheckpointRequest, CreateCheckpointResponse,
     DiffRequest, DiffResponse, GetCheckpointRequest, GetCheckpointResponse, InspectRequest, InspectResponse,
     ListCheckpointsRequest, ListCheckpointsResponse, ListOperationsRequest, ListOperationsResponse,
-    PinCheckpointRequest, PinCheckpointResponse, PresentPolicy as Present, RedoRequest, RedoResponse, RollbackRequest,
-    RollbackResponse, UndoRequest, UndoResponse,
+    PinCheckpointRequest, PinCheckpointResponse, PresentPolicy as Present, RedoRequest, RedoResponse,
+    RollbackRequest, RollbackResponse, UndoRequest, UndoResponse,
 };
 use retrovisor_snapshot::{CheckpointRecord, PresentPolicy, Recorder, RollbackRequest as Going};
 use tonic::{Request, Response, Status};
