@@ -8,7 +8,7 @@ pub(crate) mod sample;
 pub use export::{Member, Shape};
 pub(crate) use leaves::{Leaf, LeafKind};
 
-use crate::{hash, hash::IntegerMap, printable::printable};
+use crate::{hash, name_index::NameIndex, printable::printable, section::Section};
 
 /// Where a member lies in its structure.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,14 +48,14 @@ pub(crate) const BYTES_MAX: usize = 64 << 20;
 
 /// A whole BTF blob whose every type was walked.
 pub(crate) struct Types {
-    bytes: Vec<u8>,
-    strings: Vec<u8>,
+    bytes: Section,
+    strings: Section,
     /// Type id − 1 → offset in `bytes`.
-    offsets: Vec<u32>,
-    /// Hash of the name of a struct, union, enum or typedef → ids (several kinds can share a name).
-    names: IntegerMap<u64, Vec<u32>>,
-    /// The enum (type id) in which an enumerator stands, by hash of the enumerator's name.
-    enumerators: IntegerMap<u64, u32>,
+    offsets: Section,
+    /// Name of a struct, union, enum or typedef → ids (several kinds can share a name).
+    names: NameIndex,
+    /// Name of an enumerator → the enums (type ids) in which it may stand.
+    enumerators: NameIndex,
 }
 
 struct Header {
@@ -86,51 +86,65 @@ impl Types {
         let word =
             |at: usize| blob.get(at..at + 4)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes) as usize);
         let (header_length, type_length) = (word(4)?, word(12)?);
-        let types = blob.get(header_length..header_length + type_length)?.to_vec();
-        let strings = blob.get(header_length + type_length..total)?.to_vec();
-        let mut all = Self {
-            bytes: types,
-            strings,
-            offsets: Vec::new(),
-            names: IntegerMap::default(),
-            enumerators: IntegerMap::default(),
-        };
-        all.index().then_some(all)
+        let bytes = blob.get(header_length..header_length + type_length)?;
+        let strings = blob.get(header_length + type_length..total)?;
+        Self::index(bytes, strings)
     }
 
     /// Walks every type, noting where each begins and what the named ones are called.
-    fn index(&mut self) -> bool {
-        let mut at = 0;
-        while at < self.bytes.len() {
-            let Some(header) = self.header_at(at) else { return false };
-            let Some(next) = header.end().filter(|next| *next <= self.bytes.len()) else { return false };
-            let (Ok(offset), Ok(id)) = (u32::try_from(at), u32::try_from(self.offsets.len() + 1)) else {
-                return false;
-            };
-            self.offsets.push(offset);
-            if self.name(header.name).is_none() {
-                return false;
-            }
+    fn index(bytes: &[u8], strings: &[u8]) -> Option<Self> {
+        let string = |at: u32| until_nul(strings.get(usize::try_from(at).ok()?..)?);
+        let (mut at, mut offsets) = (0, Vec::new());
+        let (mut names, mut enumerators) = (Vec::new(), Vec::new());
+        while at < bytes.len() {
+            let header = Header::of(bytes.get(at..)?.first_chunk()?, at)?;
+            let next = header.end().filter(|next| *next <= bytes.len())?;
+            let id = u32::try_from(offsets.len() + 1).ok().filter(|id| *id < NameIndex::NUMBERS)?;
+            offsets.push(u32::try_from(at).ok()?);
+            let name = string(header.name)?;
             if matches!(header.kind, KIND_STRUCT | KIND_UNION | KIND_ENUM | KIND_ENUM64 | KIND_TYPEDEF) {
-                let hash = hash::of_name(self.name(header.name).unwrap_or_default());
-                self.names.entry(hash).or_default().push(id);
+                names.push((hash::of_name(name), id));
             }
             if matches!(header.kind, KIND_ENUM | KIND_ENUM64) {
-                for item in 0..header.length {
-                    let name = self.word(header.rest + item * header.member_bytes());
-                    if let Some(name) = name.and_then(|name| self.name(name)) {
-                        self.enumerators.insert(hash::of_name(name), id);
-                    }
+                for item in bytes.get(header.rest..next)?.chunks_exact(header.member_bytes()) {
+                    let name = item.first_chunk().and_then(|at| string(u32::from_le_bytes(*at)));
+                    enumerators.extend(name.map(|name| (hash::of_name(name), id)));
                 }
             }
             at = next;
         }
-        !self.offsets.is_empty()
+        (!offsets.is_empty()).then(|| Self {
+            bytes: bytes.to_vec().into(),
+            strings: strings.to_vec().into(),
+            offsets: offsets.into_iter().collect(),
+            names: NameIndex::new(&names),
+            enumerators: NameIndex::new(&enumerators),
+        })
+    }
+
+    /// From what [`Self::sections`] gave; `None` when it can be no types.
+    pub(crate) fn from_sections(sections: [Section; 7]) -> Option<Self> {
+        let [bytes, strings, offsets, name_buckets, names, item_buckets, items] = sections;
+        let names = NameIndex::from_sections(name_buckets, names)?;
+        let enumerators = NameIndex::from_sections(item_buckets, items)?;
+        Some(Self { bytes, strings, offsets, names, enumerators })
+    }
+
+    pub(crate) fn sections(&self) -> [&Section; 7] {
+        let ([name_buckets, names], [item_buckets, items]) =
+            (self.names.sections(), self.enumerators.sections());
+        [&self.bytes, &self.strings, &self.offsets, name_buckets, names, item_buckets, items]
+    }
+
+    /// Whether every string is short enough to be read from a file.
+    pub(crate) fn can_be_kept(&self) -> bool {
+        let strings = self.strings.bytes().unwrap_or_default();
+        strings.split(|byte| *byte == 0).all(|string| string.len() < Section::PIECE_BYTES_MAX)
     }
 
     /// How many types there are.
     pub(crate) fn len(&self) -> usize {
-        self.offsets.len()
+        self.offsets.len() / 4
     }
 
     /// The field of a structure by path: `comm`, or `se.sum_exec_runtime` through embedded structures.
@@ -172,8 +186,15 @@ impl Types {
 
     /// All items of the enum in which the item `member` stands, in their order: name and value.
     pub(crate) fn enum_with(&self, member: &str) -> Vec<(String, i64)> {
-        let id = self.enumerators.get(&hash::of_name(member.as_bytes()));
-        let Some(header) = id.and_then(|id| self.header(*id)) else { return Vec::new() };
+        let headers = self.enumerators.candidates(member.as_bytes()).filter_map(|id| self.header(id));
+        let has = |header: &Header| {
+            matches!(header.kind, KIND_ENUM | KIND_ENUM64)
+                && (0..header.length).any(|item| {
+                    let name = self.word(header.rest + item * header.member_bytes());
+                    name.is_some_and(|name| self.is_named(name, member.as_bytes()))
+                })
+        };
+        let Some(header) = headers.filter(has).last() else { return Vec::new() };
         let item = |item: usize| {
             let at = header.rest + item * header.member_bytes();
             let name = printable(self.name(self.word(at)?)?);
@@ -195,12 +216,10 @@ impl Types {
 
     /// The id of a struct or union by name; a typedef of that name leads to what it names.
     pub(crate) fn structure(&self, name: &str) -> Option<u32> {
-        let ids = self.names.get(&hash::of_name(name.as_bytes()))?;
         let of = |wanted: fn(u8) -> bool| {
-            ids.iter().copied().find(|id| {
-                self.header(*id).is_some_and(|header| {
-                    wanted(header.kind) && self.name(header.name) == Some(name.as_bytes())
-                })
+            self.names.candidates(name.as_bytes()).find(|id| {
+                self.header(*id)
+                    .is_some_and(|header| wanted(header.kind) && self.is_named(header.name, name.as_bytes()))
             })
         };
         of(|kind| matches!(kind, KIND_STRUCT | KIND_UNION))
@@ -224,8 +243,7 @@ impl Types {
     fn member(&self, id: u32, name: &[u8], depth: u32) -> Option<Field> {
         let header = self.header(id).filter(|header| matches!(header.kind, KIND_STRUCT | KIND_UNION))?;
         for item in 0..header.length {
-            let at = header.rest + item * 12;
-            let (member_name, type_id, place) = (self.word(at)?, self.word(at + 4)?, self.word(at + 8)?);
+            let [member_name, type_id, place] = self.words(header.rest + item * 12)?;
             let (bit, bit_count) =
                 if header.bit_fields { (place & 0xff_ffff, place >> 24) } else { (place, 0) };
             if member_name == 0 && depth < DEPTH_MAX {
@@ -234,7 +252,7 @@ impl Types {
                     return Some(Field { offset_bytes: u64::from(bit / 8) + inner.offset_bytes, ..inner });
                 }
             }
-            if member_name != 0 && self.name(member_name) == Some(name) {
+            if member_name != 0 && self.is_named(member_name, name) {
                 let offset_bytes = u64::from(bit / 8);
                 let (size_bytes, bits) = if bit_count > 0 {
                     let first = bit % 8;
@@ -266,33 +284,56 @@ impl Types {
 
     fn header(&self, id: u32) -> Option<Header> {
         let index = usize::try_from(id.checked_sub(1)?).ok()?;
-        self.header_at(usize::try_from(*self.offsets.get(index)?).ok()?)
-    }
-
-    fn header_at(&self, at: usize) -> Option<Header> {
-        let info = self.word(at + 4)?;
-        Some(Header {
-            name: self.word(at)?,
-            length: (info & 0xffff) as usize,
-            kind: u8::try_from((info >> 24) & 31).ok()?,
-            bit_fields: info >> 31 == 1,
-            size_or_type: self.word(at + 8)?,
-            rest: at + 12,
-        })
+        let at = usize::try_from(self.offsets.word(index.checked_mul(4)?)?).ok()?;
+        Header::of(self.bytes.get(at, 12)?.first_chunk()?, at)
     }
 
     fn word(&self, at: usize) -> Option<u32> {
-        self.bytes.get(at..at.checked_add(4)?)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes))
+        self.bytes.word(at)
+    }
+
+    fn words(&self, at: usize) -> Option<[u32; 3]> {
+        self.bytes.get(at, 12)?.first_chunk().map(three_words)
     }
 
     /// The string at an offset of the string section.
     fn name(&self, at: u32) -> Option<&[u8]> {
-        let rest = self.strings.get(usize::try_from(at).ok()?..)?;
-        rest.iter().position(|byte| *byte == 0).map(|end| &rest[..end])
+        until_nul(self.strings.rest(usize::try_from(at).ok()?)?)
+    }
+
+    /// Whether the string at an offset of the string section is this one.
+    fn is_named(&self, at: u32, name: &[u8]) -> bool {
+        let rest = usize::try_from(at).ok().and_then(|at| self.strings.rest(at));
+        rest.and_then(|rest| rest.strip_prefix(name)).is_some_and(|rest| rest.first() == Some(&0))
     }
 }
 
+fn until_nul(bytes: &[u8]) -> Option<&[u8]> {
+    bytes.iter().position(|byte| *byte == 0).map(|end| &bytes[..end])
+}
+
+fn three_words(bytes: &[u8; 12]) -> [u32; 3] {
+    let mut words = [0; 3];
+    for (word, bytes) in words.iter_mut().zip(bytes.as_chunks::<4>().0) {
+        *word = u32::from_le_bytes(*bytes);
+    }
+    words
+}
+
 impl Header {
+    /// The header of the type at an offset.
+    fn of(bytes: &[u8; 12], at: usize) -> Option<Self> {
+        let [name, info, size_or_type] = three_words(bytes);
+        Some(Self {
+            name,
+            length: (info & 0xffff) as usize,
+            kind: u8::try_from((info >> 24) & 31).ok()?,
+            bit_fields: info >> 31 == 1,
+            size_or_type,
+            rest: at + 12,
+        })
+    }
+
     /// Bytes of one of the things that follow the header.
     fn member_bytes(&self) -> usize {
         match self.kind {

@@ -62,7 +62,7 @@ pub fn kernel_symbols(bytes: &[u8]) {
     let told = place(0).zip(place(4)).zip(place(8));
     let told = told.and_then(|((count, tokens), index)| Tables::check(count, tokens, index, &image));
     for tables in [told, Tables::scan(&image)].into_iter().flatten() {
-        if let Some(symbols) = tables.read(&image, &range) {
+        if let Some((symbols, _)) = tables.read(&image, &range) {
             for address in [0, IMAGE_AT, IMAGE_AT + 4800, u64::MAX] {
                 // What an address lies in does not begin behind it.
                 assert!(symbols.place(address).is_none_or(|place| place.offset <= address));

@@ -3,9 +3,10 @@ use std::{cell::RefCell, num::NonZero, sync::Arc};
 use retrovisor_guest::{MemoryView, VcpuRegisters};
 
 use crate::{
-    Kernel,
+    Kernel, KernelLibrary,
     boot::Boot,
     fact::MemoryStatistics,
+    library::Loading,
     observation::Observation,
     pages::{PageShelf, Pages},
     reader::Reader,
@@ -19,6 +20,7 @@ pub struct Introspector {
     /// The boots met, the last used first.
     boots: Vec<Boot>,
     shelf: RefCell<PageShelf>,
+    library: Option<KernelLibrary>,
 }
 
 /// A rollback across a reboot comes back to an earlier boot.
@@ -30,7 +32,14 @@ impl Introspector {
     /// Knows nothing yet.
     #[must_use]
     pub fn new() -> Self {
-        Self { boots: Vec::new(), shelf: RefCell::new(PageShelf::new(SHELF_FRAMES)) }
+        Self { boots: Vec::new(), shelf: RefCell::new(PageShelf::new(SHELF_FRAMES)), library: None }
+    }
+
+    /// Knows nothing yet of the guest, but takes the symbols and types of kernels that were met before from a library,
+    /// and puts those of others there.
+    #[must_use]
+    pub fn with_library(library: KernelLibrary) -> Self {
+        Self { library: Some(library), ..Self::new() }
     }
 
     /// Reads a guest. A guest that is no Linux, or from which nothing can be read, gives its registers, page
@@ -39,7 +48,7 @@ impl Introspector {
         let pages = Pages::with_shelf(view, &self.shelf);
         let mut memory = page_statistics(view);
         let (mut linux, mut reason) = (None, None);
-        match select_boot(&mut self.boots, &pages, vcpus) {
+        match select_boot(&mut self.boots, &pages, vcpus, self.library.as_ref()) {
             Ok(boot) => {
                 let reader = Reader::new(&pages, boot.kernel.address_space());
                 linux = Some(boot.observe(&reader, vcpus, &mut memory));
@@ -92,6 +101,7 @@ fn select_boot<'b>(
     boots: &'b mut Vec<Boot>,
     pages: &Pages,
     vcpus: &[VcpuRegisters],
+    library: Option<&KernelLibrary>,
 ) -> Result<&'b mut Boot, crate::Error> {
     // After a reset, the old kernel lies in memory until it is overwritten: the vCPUs say whether one runs.
     let running = vcpus.is_empty() || vcpus.iter().any(|vcpu| crate::AddressSpace::of(vcpu).is_some());
@@ -100,7 +110,8 @@ fn select_boot<'b>(
     let boot = if let Some(at) = known {
         boots.remove(at)
     } else {
-        let kernel = Arc::new(Kernel::find_in(pages, vcpus)?);
+        let library = library.map(|library| (library, Loading::Whole));
+        let kernel = Arc::new(Kernel::find_in(pages, vcpus, library)?);
         let reader = Reader::new(pages, kernel.address_space());
         Boot::new(Arc::clone(&kernel), &reader)
     };

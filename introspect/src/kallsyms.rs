@@ -4,7 +4,7 @@
 pub(crate) mod sample;
 
 use crate::{
-    image::{Image, ImageRange},
+    image::{Image, ImageRange, KERNEL_MAP},
     symbols::Symbols,
 };
 
@@ -21,12 +21,27 @@ pub(crate) struct Tables {
     pub(crate) align: usize,
 }
 
+/// What of an image decides what the symbols are: offsets in it, and lengths, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Extents {
+    /// From the number of symbols to the end of the tokens' index; nothing in it is an address.
+    pub(crate) tables: (usize, usize),
+    /// The symbols' offsets.
+    pub(crate) offsets: (usize, usize),
+    /// Where the address stands that they count from, if any: it moves with the kernel.
+    pub(crate) base_at: Option<usize>,
+    /// Whether the symbols in the kernel's half, and no others, move with the kernel.
+    pub(crate) slides: bool,
+}
+
 /// The tokens 0x30 to 0x39 stand for themselves in every kernel.
 const DIGITS: &[u8] = b"0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00";
 /// Names lie before the tokens by no more than this.
 const NAMES_BYTES_MAX: usize = 32 << 20;
 /// What a search may spend on walking through false tables.
 const WALK_BYTES_MAX: usize = 64 << 20;
+/// All names written out: a hostile table could expand to gigabytes. Real ones have 4 MiB.
+const TEXT_BYTES_MAX: usize = 64 << 20;
 /// With a single marker, which is zero, everything would agree.
 const SYMBOLS: std::ops::RangeInclusive<u32> = NAMES_PER_MARKER + 1..=Symbols::COUNT_MAX;
 const NAMES_PER_MARKER: u32 = 256;
@@ -85,27 +100,34 @@ impl Tables {
     }
 
     /// Expands all names and computes all addresses.
-    pub(crate) fn read(&self, image: &Image, range: &ImageRange) -> Option<Symbols> {
+    pub(crate) fn read(&self, image: &Image, range: &ImageRange) -> Option<(Symbols, Extents)> {
         let count = image.u32(self.count_at)?;
         let offsets_bytes = usize::try_from(count).ok()?.checked_mul(4)?.next_multiple_of(self.align);
         let after = (self.index_at + 512).next_multiple_of(self.align);
-        let base = |at: usize| image.u64(at).filter(|base| range.contains(*base));
+        let is_base = |at: &usize| image.u64(*at).is_some_and(|base| range.contains(base));
         let before_base = self.count_at.checked_sub(8);
         // 4.6: offsets, relative_base, num_syms… · 6.4: …token_index, offsets, relative_base.
         let mut layouts = Vec::new();
-        if let Some((at, base)) = before_base.and_then(|at| Some((at.checked_sub(offsets_bytes)?, base(at)?)))
+        if let Some((at, base_at)) =
+            before_base.filter(is_base).and_then(|at| Some((at.checked_sub(offsets_bytes)?, at)))
         {
-            layouts.push((at, Some(base)));
+            layouts.push((at, Some(base_at)));
         }
-        if let Some(base) = base(after + offsets_bytes) {
-            layouts.push((after, Some(base)));
+        if let Some(base_at) = Some(after + offsets_bytes).filter(is_base) {
+            layouts.push((after, Some(base_at)));
         }
         // 7.0: every offset is relative to its own place.
         layouts.push((after, None));
         layouts.extend(self.count_at.checked_sub(offsets_bytes).map(|at| (at, None)));
-        layouts.into_iter().find_map(|(offsets_at, base)| {
-            let symbols = self.expand(image, count, &addresses(image, offsets_at, count, base)?)?;
-            (symbols.percent_within(range) >= 80).then_some(symbols)
+        layouts.into_iter().find_map(|(offsets_at, base_at)| {
+            let (addresses, slides) =
+                addresses(image, offsets_at, count, base_at.and_then(|at| image.u64(at)))?;
+            let within = addresses.iter().filter(|address| range.contains(**address)).count();
+            (within * 100 / addresses.len().max(1) >= 80).then_some(())?;
+            let symbols = self.expand(image, count, &addresses)?;
+            let offsets = (offsets_at, count as usize * 4);
+            let tables = (self.count_at, (self.index_at + 512).checked_sub(self.count_at)?);
+            Some((symbols, Extents { tables, offsets, base_at, slides }))
         })
     }
 
@@ -118,6 +140,9 @@ impl Tables {
             let (length, first) = name_length(&image.bytes, at)?;
             for token in image.bytes.get(first..first + length)? {
                 text.extend_from_slice(tokens[usize::from(*token)]);
+            }
+            if text.len() > TEXT_BYTES_MAX {
+                return None;
             }
             ends.push(text.len());
             at = first + length;
@@ -132,14 +157,18 @@ impl Tables {
     }
 }
 
-/// Offsets as addresses. With a base and negative offsets in the majority (`ABSOLUTE_PERCPU`), those count down
-/// from the base and the others are absolute.
-fn addresses(image: &Image, offsets_at: usize, count: u32, base: Option<u64>) -> Option<Vec<u64>> {
+/// Offsets as addresses, and whether those in the kernel's half, and no others, move with the kernel. With a base and
+/// negative offsets in the majority (`ABSOLUTE_PERCPU`), those count down from the base and the others are absolute.
+fn addresses(image: &Image, offsets_at: usize, count: u32, base: Option<u64>) -> Option<(Vec<u64>, bool)> {
     let bytes = image.bytes.get(offsets_at..offsets_at + count as usize * 4)?;
     let offsets: Vec<u32> = bytes.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
+    let of_kernel = |address: &u64| *address >= KERNEL_MAP;
     let Some(base) = base else {
         let own = (image.virt + offsets_at as u64..).step_by(4);
-        return Some(own.zip(&offsets).map(|(own, offset)| own.wrapping_add(extend(*offset))).collect());
+        let addresses: Vec<_> =
+            own.zip(&offsets).map(|(own, offset)| own.wrapping_add(extend(*offset))).collect();
+        let slides = addresses.iter().all(of_kernel);
+        return Some((addresses, slides));
     };
     let negative = offsets.iter().filter(|offset| offset.cast_signed() < 0).count();
     let percpu_absolute = negative * 2 > offsets.len();
@@ -148,7 +177,11 @@ fn addresses(image: &Image, offsets_at: usize, count: u32, base: Option<u64>) ->
         _ if percpu_absolute => base.wrapping_sub(1).wrapping_sub(extend(*offset)),
         _ => base.wrapping_add(u64::from(*offset)),
     };
-    Some(offsets.iter().map(address).collect())
+    let addresses: Vec<_> = offsets.iter().map(address).collect();
+    let mut moving =
+        offsets.iter().zip(&addresses).filter(|(offset, _)| !percpu_absolute || offset.cast_signed() < 0);
+    let slides = moving.all(|(_, address)| of_kernel(address));
+    Some((addresses, slides))
 }
 
 /// A number of symbols that can be one; where it has 8 bytes, the upper ones are padding.
@@ -281,7 +314,8 @@ mod tests {
             let tables = Tables::scan(&image).unwrap();
             let Tables { count_at, tokens_at, index_at, .. } = tables;
             assert_eq!(Tables::check(count_at, tokens_at, index_at, &image), Some(tables));
-            let symbols = tables.read(&image, &range(&image)).unwrap();
+            let (symbols, extents) = tables.read(&image, &range(&image)).unwrap();
+            assert_eq!(extents.base_at.is_some(), matches!(layout, Layout::Before | Layout::After));
             assert_eq!(symbols.len(), 300, "{layout:?}");
             assert_eq!(symbols.address("sym0"), Some(VIRT), "{layout:?}");
             assert_eq!(symbols.address("sym298"), Some(VIRT + 298 * 16), "{layout:?}");

@@ -4,10 +4,11 @@ use retrovisor_guest::{Gpa, MemoryView, VcpuRegisters};
 
 use crate::{
     Error,
-    btf::{self, Types},
+    btf::Types,
     fact::Task,
     image::{Image, ImageRange},
     kallsyms::Tables,
+    library::{Extents, KernelLibrary, Loading},
     linux::tasks::Tasks,
     pages::Pages,
     paging::AddressSpace,
@@ -44,10 +45,40 @@ impl Kernel {
     /// page tables, symbols, banner, types. With registers that lead to no kernel there is none: what an earlier
     /// boot left in memory is not looked for.
     pub fn find(view: &dyn MemoryView, vcpus: &[VcpuRegisters]) -> Result<Self, Error> {
-        Self::find_in(&Pages::new(view), vcpus)
+        Self::find_in(&Pages::new(view), vcpus, None)
     }
 
-    pub(crate) fn find_in(pages: &Pages, vcpus: &[VcpuRegisters]) -> Result<Self, Error> {
+    /// Like [`Self::find`]; symbols and types come from the library if it has them, else they are put there.
+    pub fn find_with(
+        view: &dyn MemoryView,
+        vcpus: &[VcpuRegisters],
+        library: &KernelLibrary,
+    ) -> Result<Self, Error> {
+        Self::find_in(&Pages::new(view), vcpus, Some((library, Loading::Whole)))
+    }
+
+    /// Finds the kernel and reads its tasks, as [`Self::tasks`] does. Of what the library keeps, only what this needs is
+    /// read: the fastest way to the tasks of one memory.
+    pub fn find_tasks(
+        view: &dyn MemoryView,
+        vcpus: &[VcpuRegisters],
+        library: &KernelLibrary,
+    ) -> Result<Vec<Task>, Error> {
+        let pages = Pages::new(view);
+        let kernel = Self::find_in(&pages, vcpus, Some((library, Loading::Lazy)))?;
+        let tasks = kernel.tasks_in(&pages);
+        if kernel.symbols.is_damaged() {
+            // All of it is checked now, and made anew.
+            return Ok(Self::find_with(view, vcpus, library)?.tasks_in(&pages));
+        }
+        Ok(tasks)
+    }
+
+    pub(crate) fn find_in(
+        pages: &Pages,
+        vcpus: &[VcpuRegisters],
+        library: Option<(&KernelLibrary, Loading)>,
+    ) -> Result<Self, Error> {
         let mut spaces: Vec<AddressSpace> = Vec::new();
         for space in vcpus.iter().filter_map(AddressSpace::of) {
             // Under page-table isolation the root with bit 12 set is the user's half of a pair.
@@ -61,7 +92,7 @@ impl Kernel {
         let mut reason =
             "no vCPU runs in long mode: the guest is in its firmware or has not started".to_owned();
         for space in spaces {
-            match Self::at(pages, space, None) {
+            match Self::at(pages, space, None, library) {
                 Ok(kernel) => return Ok(kernel),
                 Err(why) => reason = format!("the page tables at {} {why}", space.root),
             }
@@ -72,14 +103,14 @@ impl Kernel {
         let traces = Traces::scan(pages);
         for note in &traces.notes {
             if let Some(kernel) =
-                note.address_space().and_then(|space| Self::at(pages, space, Some(note)).ok())
+                note.address_space().and_then(|space| Self::at(pages, space, Some(note), library).ok())
             {
                 return Ok(kernel);
             }
         }
         for root in &traces.roots {
             for levels in [5, 4] {
-                if let Ok(kernel) = Self::at(pages, AddressSpace { root: *root, levels }, None) {
+                if let Ok(kernel) = Self::at(pages, AddressSpace { root: *root, levels }, None, library) {
                     return Ok(kernel);
                 }
             }
@@ -92,24 +123,40 @@ impl Kernel {
     }
 
     /// The kernel that these page tables map, or why there is none.
-    fn at(pages: &Pages, space: AddressSpace, note: Option<&VmcoreInfo>) -> Result<Self, String> {
+    fn at(
+        pages: &Pages,
+        space: AddressSpace,
+        note: Option<&VmcoreInfo>,
+        library: Option<(&KernelLibrary, Loading)>,
+    ) -> Result<Self, String> {
         let image_range = ImageRange::find(pages, space).ok_or("map no kernel image")?;
-        // Symbols and types are constant data: less than half of the image.
-        let constants = image_range.constants(pages, space).map(|constants| constants.read(pages));
-        let found = constants.and_then(|image| Some((find_tables(note, &image)?, image)));
-        let (tables, mut image) = if let Some(found) = found {
-            found
-        } else {
-            let image = image_range.read(pages);
-            (find_tables(note, &image).ok_or("map an image without a symbol table")?, image)
-        };
-        let symbols =
-            tables.read(&image, &image_range).ok_or("map an image whose symbol table is damaged")?;
+        let kept = library.and_then(|(library, loading)| library.find(pages, &image_range, loading));
+        if let Some((symbols, types)) = kept {
+            // An entry that is damaged where it is not yet read shows now.
+            if let Ok(kernel) = Self::of(pages, space, note, image_range, (symbols, Some(types))) {
+                return Ok(kernel);
+            }
+        }
+        let (symbols, types, extents) = read_image(pages, space, note, &image_range)?;
+        let kernel = Self::of(pages, space, note, image_range, (symbols, types))?;
+        if let (Some((library, _)), Some(types), Some(extents)) = (library, &kernel.types, extents) {
+            library.put(pages, &image_range, &extents, &kernel.symbols, types);
+        }
+        Ok(kernel)
+    }
+
+    /// The kernel with these symbols and types, if all that is said of it agrees.
+    fn of(
+        pages: &Pages,
+        space: AddressSpace,
+        note: Option<&VmcoreInfo>,
+        image_range: ImageRange,
+        (symbols, types): (Symbols, Option<Types>),
+    ) -> Result<Self, String> {
         let text = symbols.address("_text").or_else(|| symbols.address("_stext"));
         let start = text
             .filter(|text| image_range.contains(*text))
             .ok_or("map an image whose symbols lie elsewhere")?;
-        let whole = image_range;
         let image_range = ImageRange {
             virt: start,
             gpa: Gpa(image_range.gpa.0 + (start - image_range.virt)),
@@ -123,11 +170,6 @@ impl Kernel {
         let release = banner.split(' ').nth(2).unwrap_or_default().to_owned();
         if note.and_then(VmcoreInfo::release).is_some_and(|told| told != release) {
             return Err("map another kernel than the VMCOREINFO note names".into());
-        }
-        let mut types = read_types(&image, &symbols);
-        if types.is_none() && (image.bytes.len() as u64) < whole.bytes {
-            image = whole.read(pages);
-            types = read_types(&image, &symbols);
         }
         if types.is_none() {
             tracing::warn!(release, "this kernel has no readable BTF: only symbols and syscalls can be read");
@@ -159,8 +201,11 @@ impl Kernel {
     /// the processes' own memory (arguments, executables) or the unwind table. Empty when they cannot be read.
     #[must_use]
     pub fn tasks(&self, view: &dyn MemoryView) -> Vec<Task> {
-        let pages = Pages::new(view);
-        let reader = Reader::new(&pages, self.space);
+        self.tasks_in(&Pages::new(view))
+    }
+
+    fn tasks_in(&self, pages: &Pages) -> Vec<Task> {
+        let reader = Reader::new(pages, self.space);
         let tasks = Probe::new(self, &reader).and_then(|probe| Tasks::read(&probe));
         tasks.map(|tasks| tasks.all).unwrap_or_default()
     }
@@ -329,15 +374,58 @@ fn tables_of(note: &VmcoreInfo, image: &Image) -> Option<Tables> {
     Tables::check(at("kallsyms_num_syms")?, at("kallsyms_token_table")?, at("kallsyms_token_index")?, image)
 }
 
-/// The kernel's types: between the symbols that mark them, else by scan.
-fn read_types(image: &Image, symbols: &Symbols) -> Option<Types> {
+/// Reads symbols and types of an image, and says what of it they were made from, where another boot of the same kernel
+/// would give the same ones.
+fn read_image(
+    pages: &Pages,
+    space: AddressSpace,
+    note: Option<&VmcoreInfo>,
+    range: &ImageRange,
+) -> Result<(Symbols, Option<Types>, Option<Extents>), String> {
+    // Symbols and types are constant data: less than half of the image.
+    let constants = range.constants(pages, space).map(|constants| constants.read(pages));
+    let found = constants.and_then(|image| Some((find_tables(note, &image)?, image)));
+    let (tables, mut image) = if let Some(found) = found {
+        found
+    } else {
+        let image = range.read(pages);
+        (find_tables(note, &image).ok_or("map an image without a symbol table")?, image)
+    };
+    let (symbols, symbols_at) =
+        tables.read(&image, range).ok_or("map an image whose symbol table is damaged")?;
+    let tables_virt = image.virt;
+    let mut types = read_types(&image, &symbols);
+    if types.is_none() && (image.bytes.len() as u64) < range.bytes {
+        image = range.read(pages);
+        types = read_types(&image, &symbols);
+    }
+    let extents = types.as_ref().and_then(|(_, types_at, length)| {
+        let place = |virt: u64, at: usize| virt.checked_add(at as u64)?.checked_sub(range.virt);
+        let part = |(at, length): (usize, usize)| Some((place(tables_virt, at)?, length as u64));
+        let base_at = symbols_at.base_at.map(|at| place(tables_virt, at));
+        Some(Extents {
+            tables: part(symbols_at.tables)?,
+            offsets: part(symbols_at.offsets)?,
+            base_at: if let Some(at) = base_at { Some(at?) } else { None },
+            types: (place(image.virt, *types_at)?, *length as u64),
+        })
+    });
+    Ok((symbols, types.map(|(types, ..)| types), extents.filter(|_| symbols_at.slides)))
+}
+
+/// The kernel's types, between the symbols that mark them, else by scan; with their place in the image and length.
+fn read_types(image: &Image, symbols: &Symbols) -> Option<(Types, usize, usize)> {
+    let parse = |at: usize| {
+        let blob = image.bytes.get(at..)?;
+        Some((Types::parse(blob)?, at, Types::announced_bytes(blob)?))
+    };
     let marked = symbols.address("__start_BTF").and_then(|start| image.offset(start));
-    if let Some(types) = marked.and_then(|at| Types::parse(image.bytes.get(at..)?)) {
+    if let Some(types) = marked.and_then(parse) {
         return Some(types);
     }
+    let announced = |at: &usize| image.bytes.get(*at..).and_then(Types::announced_bytes);
     memchr::memmem::find_iter(&image.bytes, &[0x9f, 0xeb, 1, 0])
-        .filter_map(|at| image.bytes.get(at..))
-        .filter(|blob| btf::Types::announced_bytes(blob).is_some_and(|bytes| bytes > TYPES_BYTES_MIN))
+        .filter(|at| announced(at).is_some_and(|bytes| bytes > TYPES_BYTES_MIN))
         .take(64)
-        .find_map(Types::parse)
+        .find_map(parse)
 }

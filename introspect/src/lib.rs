@@ -5,6 +5,7 @@
 //! counts; loops are bounded, cycles end.
 #![forbid(unsafe_code)]
 
+mod blocks;
 mod boot;
 mod btf;
 mod difference;
@@ -19,7 +20,9 @@ mod image;
 mod introspector;
 mod kallsyms;
 mod kernel;
+mod library;
 mod linux;
+mod name_index;
 mod observation;
 mod owner;
 mod pages;
@@ -27,6 +30,7 @@ mod paging;
 mod printable;
 mod probe;
 mod reader;
+mod section;
 mod symbols;
 #[cfg(test)]
 mod synthetic;
@@ -39,6 +43,7 @@ pub use dump::RawDump;
 pub use error::Error;
 pub use introspector::Introspector;
 pub use kernel::Kernel;
+pub use library::KernelLibrary;
 pub use observation::{Linux, Observation};
 pub use owner::{Mapper, OwnerMap, OwnerReader, PageOwner, Share};
 pub use paging::AddressSpace;

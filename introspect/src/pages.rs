@@ -3,7 +3,7 @@ use std::{
     sync::Arc,
 };
 
-use retrovisor_guest::{Gfn, Gpa, MemoryError, MemoryView, Page, PageToken, ZERO_PAGE};
+use retrovisor_guest::{Gfn, Gpa, MemoryError, MemoryView, PAGE_SIZE, Page, PageToken, ZERO_PAGE};
 
 use crate::hash::IntegerMap;
 
@@ -93,6 +93,13 @@ impl<'v> Pages<'v> {
         }
         self.view.read(first.gpa(), into.as_flattened_mut()).ok()?;
         self.read.set(self.read.get() + into.len() as u64);
+        Some(())
+    }
+
+    /// Fills `into` from an address on, past the cache. `None` when something of it cannot be read.
+    pub(crate) fn read_bytes(&self, gpa: Gpa, into: &mut [u8]) -> Option<()> {
+        self.view.read(gpa, into).ok()?;
+        self.read.set(self.read.get() + (into.len() as u64).div_ceil(PAGE_SIZE as u64));
         Some(())
     }
 

@@ -1,21 +1,27 @@
-use crate::{hash, image::ImageRange};
+use crate::{hash, image::KERNEL_MAP, name_index::NameIndex, section::Section};
 
-/// The kernel's symbol table.
+/// The kernel's symbol table, in the form in which it is also kept in files: 32-bit words, relative to the kernel.
 pub(crate) struct Symbols {
-    /// Ascending by address.
-    entries: Vec<Entry>,
-    /// All names, one after the other.
-    names: Vec<u8>,
-    /// Open addressing: hash of the name → index in `entries` + 1; 0 is empty.
-    by_name: Vec<u32>,
+    /// Where the symbols of the kernel's half count from: [`KERNEL_MAP`], for a table of another boot slid by as much as
+    /// the kernel.
+    base: u64,
+    /// Addresses, ascending: those with the upper bit set lie so far behind the base, others are absolute
+    /// (offsets of per-CPU variables).
+    places: Section,
+    /// Where each name begins, and the end of the last.
+    name_starts: Section,
+    /// The names, one after the other, each behind the letter of its kind.
+    names: Section,
+    by_name: NameIndex,
 }
 
-#[derive(Clone, Copy)]
-struct Entry {
+/// Marks a place that counts from the base.
+const OF_KERNEL: u32 = 1 << 31;
+
+struct Entry<'s> {
     address: u64,
-    name_at: u32,
-    name_length: u16,
     kind: u8,
+    name: &'s str,
 }
 
 /// A symbol and how far into it an address lies.
@@ -33,116 +39,140 @@ impl Symbols {
 
     /// Takes (address, type letter, name) triples in any order.
     pub(crate) fn new<'n>(all: impl Iterator<Item = (u64, u8, &'n [u8])>) -> Self {
-        let (mut entries, mut names) = (Vec::new(), Vec::new());
-        for (address, kind, name) in all.take(Self::COUNT_MAX as usize) {
-            // Names of a real kernel are ASCII; anything else could not be asked for.
-            if !name.is_ascii() {
-                continue;
-            }
-            let (Ok(name_at), Ok(name_length)) = (u32::try_from(names.len()), u16::try_from(name.len()))
-            else {
-                continue;
-            };
+        let all = all.take(Self::COUNT_MAX as usize);
+        // Names of a real kernel are ASCII; anything else could not be asked for. No kernel has other addresses.
+        let mut entries: Vec<_> = all
+            .filter_map(|(address, kind, name)| name.is_ascii().then_some((place_of(address)?, kind, name)))
+            .collect();
+        if !entries.is_sorted_by_key(|(place, ..)| *place) {
+            entries.sort_by_key(|(place, ..)| *place);
+        }
+        let (mut names, mut starts) = (Vec::with_capacity(entries.len() * 24), vec![0]);
+        let mut hashes = Vec::with_capacity(entries.len());
+        for (number, (_, kind, name)) in (0..).zip(&entries) {
+            names.push(*kind);
             names.extend_from_slice(name);
-            entries.push(Entry { address, name_at, name_length, kind });
+            starts.push(u32::try_from(names.len()).unwrap_or(u32::MAX));
+            hashes.push((hash::of_name(name), number));
         }
-        if !entries.is_sorted_by_key(|entry| entry.address) {
-            entries.sort_by_key(|entry| entry.address);
+        Self {
+            base: KERNEL_MAP,
+            places: entries.iter().map(|(place, ..)| *place).collect(),
+            name_starts: starts.into_iter().collect(),
+            names: Section::from(names),
+            by_name: NameIndex::new(&hashes),
         }
-        let mut symbols = Self { entries, names, by_name: Vec::new() };
-        symbols.index_names();
-        symbols
     }
 
-    fn index_names(&mut self) {
-        let slots = (self.entries.len() * 2).next_power_of_two();
-        let mut by_name = vec![0_u32; slots];
-        for (at, entry) in (1_u32..).zip(&self.entries) {
-            let mut slot = slot_of(self.name(entry).as_bytes(), slots);
-            while by_name[slot] != 0 {
-                slot = (slot + 1) & (slots - 1);
-            }
-            by_name[slot] = at;
-        }
-        self.by_name = by_name;
+    /// From what [`Self::sections`] gave, for a kernel that lies elsewhere; `None` when it can be no table.
+    pub(crate) fn from_sections(base: u64, sections: [Section; 5]) -> Option<Self> {
+        let [places, name_starts, names, buckets, values] = sections;
+        let fits = places.len().is_multiple_of(4) && name_starts.len() == places.len() + 4;
+        let by_name = NameIndex::from_sections(buckets, values)?;
+        fits.then_some(Self { base, places, name_starts, names, by_name })
+    }
+
+    /// What the base is, and the tables behind it.
+    pub(crate) fn sections(&self) -> (u64, [&Section; 5]) {
+        let [buckets, values] = self.by_name.sections();
+        (self.base, [&self.places, &self.name_starts, &self.names, buckets, values])
+    }
+
+    /// Whether every name is short enough to be read from a file.
+    pub(crate) fn can_be_kept(&self) -> bool {
+        let start = |number| self.name_starts.word(number * 4).unwrap_or(0);
+        (0..self.len()).all(|number| {
+            start(number + 1).saturating_sub(start(number)) as usize <= Section::PIECE_BYTES_MAX
+        })
+    }
+
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.places.is_damaged()
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.entries.len()
+        self.places.len() / 4
     }
 
     /// The address of a name; a global symbol wins over a local one of the same name, then the lowest address.
     pub(crate) fn address(&self, name: &str) -> Option<u64> {
-        let slots = self.by_name.len();
-        let mut best: Option<&Entry> = None;
-        let mut slot = slot_of(name.as_bytes(), slots);
-        // The table is at most half full, so an empty slot ends the search.
-        while let Some(entry) = self.by_name[slot].checked_sub(1).and_then(|at| self.entries.get(at as usize))
-        {
-            let better = best.is_none_or(|best| {
-                (!entry.kind.is_ascii_uppercase(), entry.address)
-                    < (!best.kind.is_ascii_uppercase(), best.address)
-            });
-            if better && self.name(entry) == name {
-                best = Some(entry);
-            }
-            slot = (slot + 1) & (slots - 1);
-        }
-        best.map(|entry| entry.address)
+        let named = self.by_name.candidates(name.as_bytes());
+        let entries =
+            named.filter_map(|number| self.entry(number as usize)).filter(|entry| entry.name == name);
+        entries
+            .min_by_key(|entry| (!entry.kind.is_ascii_uppercase(), entry.address))
+            .map(|entry| entry.address)
     }
 
     /// The symbol an address lies in. Of several names at one address a system call's own is preferred, then a
     /// global one, then the first.
     pub(crate) fn place(&self, address: u64) -> Option<Place<'_>> {
-        let end = self.entries.partition_point(|entry| entry.address <= address);
-        let start = self.entries.get(end.checked_sub(1)?)?.address;
-        let aliases = self.aliases(start);
-        let rank = |entry: &&Entry| {
-            let name = self.name(entry);
-            (!name.starts_with("__x64_sys_"), name.starts_with("__pfx_"), !entry.kind.is_ascii_uppercase())
+        let end = self.count_below(address.checked_add(1)?);
+        let start = self.address_at(end.checked_sub(1)?)?;
+        let rank = |entry: &Entry| {
+            let prefix = |prefix| entry.name.starts_with(prefix);
+            (!prefix("__x64_sys_"), prefix("__pfx_"), !entry.kind.is_ascii_uppercase())
         };
-        let entry = aliases.iter().min_by_key(rank)?;
-        let next = self.entries.get(end).map_or(u64::MAX, |next| next.address);
-        Some(Place { name: self.name(entry), offset: address - start, size: next - start })
+        let entry = self.aliases(start).min_by_key(rank)?;
+        let next = self.address_at(end).unwrap_or(u64::MAX);
+        Some(Place {
+            name: entry.name,
+            offset: address.checked_sub(start)?,
+            size: next.saturating_sub(start),
+        })
     }
 
     /// All names at exactly this address.
     pub(crate) fn names_at(&self, address: u64) -> impl Iterator<Item = &str> {
-        self.aliases(address).iter().map(|entry| self.name(entry))
+        self.aliases(address).map(|entry| entry.name)
     }
 
     /// The symbols whose address lies in a range: address and name, ascending.
     pub(crate) fn within(&self, range: std::ops::Range<u64>) -> impl Iterator<Item = (u64, &str)> {
-        let first = self.entries.partition_point(|entry| entry.address < range.start);
-        let last = self.entries.partition_point(|entry| entry.address < range.end);
-        self.entries
-            .get(first..last)
-            .unwrap_or_default()
-            .iter()
-            .map(|entry| (entry.address, self.name(entry)))
+        let numbers = self.count_below(range.start)..self.count_below(range.end);
+        numbers.filter_map(|number| self.entry(number)).map(|entry| (entry.address, entry.name))
     }
 
-    /// How many symbols lie in the image, in percent.
-    pub(crate) fn percent_within(&self, image: &ImageRange) -> usize {
-        let within = self.entries.iter().filter(|entry| image.contains(entry.address)).count();
-        within * 100 / self.entries.len().max(1)
+    fn aliases(&self, address: u64) -> impl Iterator<Item = Entry<'_>> {
+        let numbers = self.count_below(address)..self.len();
+        let same = numbers.take_while(move |number| self.address_at(*number) == Some(address));
+        same.filter_map(|number| self.entry(number))
     }
 
-    fn aliases(&self, address: u64) -> &[Entry] {
-        let first = self.entries.partition_point(|entry| entry.address < address);
-        let count = self.entries[first..].iter().take_while(|entry| entry.address == address).count();
-        &self.entries[first..first + count]
+    /// Symbols whose address is smaller.
+    fn count_below(&self, address: u64) -> usize {
+        let (mut first, mut last) = (0, self.len());
+        while first < last {
+            let middle = first.midpoint(last);
+            match self.address_at(middle) {
+                Some(found) if found < address => first = middle + 1,
+                _ => last = middle,
+            }
+        }
+        first
     }
 
-    fn name(&self, entry: &Entry) -> &str {
-        let at = entry.name_at as usize;
-        let bytes = self.names.get(at..at + usize::from(entry.name_length)).unwrap_or_default();
-        std::str::from_utf8(bytes).unwrap_or_default()
+    fn address_at(&self, number: usize) -> Option<u64> {
+        let place = self.places.word(number.checked_mul(4)?)?;
+        Some(if place & OF_KERNEL == 0 {
+            place.into()
+        } else {
+            self.base.wrapping_add(u64::from(place & !OF_KERNEL))
+        })
+    }
+
+    fn entry(&self, number: usize) -> Option<Entry<'_>> {
+        let address = self.address_at(number)?;
+        let start = self.name_starts.word(number * 4)? as usize;
+        let end = self.name_starts.word(number * 4 + 4)? as usize;
+        let (kind, name) = self.names.get(start, end.checked_sub(start)?)?.split_first()?;
+        Some(Entry { address, kind: *kind, name: std::str::from_utf8(name).ok()? })
     }
 }
 
-fn slot_of(name: &[u8], slots: usize) -> usize {
-    usize::try_from(hash::of_name(name) & (slots as u64 - 1)).unwrap_or(0)
+fn place_of(address: u64) -> Option<u32> {
+    let (offset, of) = address.checked_sub(KERNEL_MAP).map_or((address, 0), |offset| (offset, OF_KERNEL));
+    u32::try_from(offset).ok().filter(|offset| offset & OF_KERNEL == 0).map(|offset| offset | of)
 }
 
 #[cfg(test)]

@@ -4,7 +4,8 @@
 //! `cargo run --release -p retrovisor-introspect --example export_isf -- memory.raw registers.txt > symbols.json`
 //!
 //! With a third argument `facts` it writes the processes and modules that it reads itself, and how long that took;
-//! with `tasks` it prints the processes and does nothing else.
+//! with `tasks` it prints the processes and does nothing else; a fourth one is the folder of a library, in which
+//! what was read of the kernel is kept for the next time.
 
 #[path = "../inspect_dump/registers.rs"]
 mod registers;
@@ -12,7 +13,7 @@ mod registers;
 use std::{collections::BTreeSet, error::Error, io::Write, path::Path, time::Instant};
 
 use retrovisor_guest::MemoryView;
-use retrovisor_introspect::{Introspector, Kernel, Observation, RawDump, Shape};
+use retrovisor_introspect::{Introspector, Kernel, KernelLibrary, Observation, RawDump, Shape};
 use serde_json::{Map, Value, json};
 
 /// How often everything is read from nothing, for the time's median.
@@ -32,8 +33,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (memory, vcpus, facts) = match arguments.as_slice() {
         [memory, vcpus] => (memory, vcpus, false),
         [memory, vcpus, what] if what == "facts" => (memory, vcpus, true),
-        [memory, vcpus, what] if what == "tasks" => return print_tasks(memory, vcpus),
-        _ => return Err("usage: export_isf memory.raw registers.txt [facts|tasks]".into()),
+        [memory, vcpus, what, library @ ..] if what == "tasks" && library.len() < 2 => {
+            return print_tasks(memory, vcpus, library.first());
+        }
+        _ => return Err("usage: export_isf memory.raw registers.txt [facts|tasks [library]]".into()),
     };
     let dump = RawDump::open(Path::new(memory))?;
     let vcpus = registers::parse(&std::fs::read_to_string(vcpus)?);
@@ -81,12 +84,15 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 /// The processes and nothing else, from nothing: what `linux.pslist` does.
-fn print_tasks(memory: &str, vcpus: &str) -> Result<(), Box<dyn Error>> {
+fn print_tasks(memory: &str, vcpus: &str, library: Option<&String>) -> Result<(), Box<dyn Error>> {
     let dump = RawDump::open(Path::new(memory))?;
     let vcpus = registers::parse(&std::fs::read_to_string(vcpus)?);
-    let kernel = Kernel::find(&dump, &vcpus)?;
+    let tasks = match library {
+        Some(folder) => Kernel::find_tasks(&dump, &vcpus, &KernelLibrary::new(Path::new(folder)))?,
+        None => Kernel::find(&dump, &vcpus)?.tasks(&dump),
+    };
     let mut out = std::io::stdout().lock();
-    for task in kernel.tasks(&dump).iter().filter(|task| task.pid == task.tgid) {
+    for task in tasks.iter().filter(|task| task.pid == task.tgid) {
         writeln!(out, "{:#018x} {:6} {:6} {}", task.address, task.pid, task.ppid, task.comm)?;
     }
     Ok(())

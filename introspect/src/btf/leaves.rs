@@ -50,7 +50,7 @@ impl Types {
 
     /// Every per-CPU variable of the kernel, by name.
     pub(crate) fn variables(&self) -> Vec<(String, u32)> {
-        let ids = 1..=u32::try_from(self.offsets.len()).unwrap_or(u32::MAX);
+        let ids = 1..=u32::try_from(self.len()).unwrap_or(u32::MAX);
         let variables = ids.filter_map(|id| self.header(id)).filter(|header| header.kind == KIND_VARIABLE);
         variables
             .filter_map(|header| Some((printable(self.name(header.name)?), header.size_or_type)))
