@@ -1,6 +1,7 @@
 //! What reading a guest costs, on a dump of a stock Debian guest of 512 MiB: the first observation, a next one after
 //! 1,000 of the frames it reads have changed, what of the first is finding the kernel, and whose each frame is. A raw dump has
-//! no names for contents: there everything that an observation needs is read again.
+//! no names for contents: there everything that an observation needs is read again. `cached`: symbols and types of the build
+//! were kept by an earlier process.
 //!
 //! Prints a table and writes `target/bench/introspect.json`: rows `{name, unit, p50, p99, n}`.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on panics")]
@@ -19,7 +20,7 @@ use std::{cell::RefCell, collections::BTreeSet, fs, path::PathBuf, time::Instant
 use dump::Dump;
 use live::Setting;
 use retrovisor_guest::{Gfn, MemoryError, MemoryLayout, MemoryView, Page, PageToken, ZERO_PAGE, is_zero};
-use retrovisor_introspect::{Introspector, Kernel, OwnerMap};
+use retrovisor_introspect::{Introspector, Kernel, KernelLibrary, OwnerMap};
 
 const ROUNDS: u64 = 20;
 const NEXTS: u64 = 5;
@@ -102,6 +103,20 @@ fn main() {
         }
     }
     let (mut raw_firsts, mut raw_tasks, mut raw_nexts) = (Vec::new(), Vec::new(), Vec::new());
+    // Symbols and types of this build were kept by an earlier process.
+    let folder = tempfile::tempdir().unwrap();
+    let library = KernelLibrary::new(folder.path());
+    drop(Kernel::find_with(&view, &dump.registers, &library));
+    let (mut kept_firsts, mut kept_finds, mut kept_tasks) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        view.generation = 1;
+        let mut introspector = Introspector::with_library(library.clone());
+        kept_firsts.push(ms(&mut || drop(introspector.observe(&view, &dump.registers))));
+        kept_finds.push(ms(&mut || drop(Kernel::find_with(&view, &dump.registers, &library))));
+        kept_tasks.push(ms(&mut || {
+            assert!(Kernel::find_tasks(&dump.memory, &dump.registers, &library).unwrap().len() > 10);
+        }));
+    }
     for _ in 0..ROUNDS {
         let mut introspector = Introspector::new();
         raw_firsts.push(ms(&mut || drop(introspector.observe(&dump.memory, &dump.registers))));
@@ -135,8 +150,11 @@ fn main() {
     let rows = [
         ("introspect.first_ms/dump", "ms", firsts),
         ("introspect.first_ms/find", "ms", finds),
+        ("introspect.first_ms/cached", "ms", kept_firsts),
+        ("introspect.first_ms/find-cached", "ms", kept_finds),
         ("introspect.first_ms/raw", "ms", raw_firsts),
         ("introspect.tasks_ms/raw", "ms", raw_tasks),
+        ("introspect.tasks_ms/cached", "ms", kept_tasks),
         ("introspect.next_ms/1000-dirty", "ms", nexts),
         ("introspect.next_ms/raw", "ms", raw_nexts),
         ("introspect.owner_map_ms", "ms", maps),

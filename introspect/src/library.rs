@@ -2,11 +2,14 @@
 
 mod entry;
 mod fingerprint;
+#[cfg(test)]
+mod tests;
 
 use std::{
     cmp::Reverse,
     fs::{self, File},
     io::{self, Write},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -133,7 +136,8 @@ impl KernelLibrary {
 
     /// Whole or not at all: readers see no half of an entry. What a crash leaves of it is told by its checks.
     fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        fs::create_dir_all(&self.folder)?;
+        // As everything in a store: it was made of a guest's memory.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
         self.make_room(bytes.len() as u64);
         let path = self.folder.join(name).with_extension(EXTENSION);
         let mut file = tempfile_in(&self.folder)?;
@@ -204,5 +208,6 @@ fn tempfile_in(folder: &Path) -> io::Result<(PathBuf, File)> {
     let path = folder.join(format!("{}-{number}.tmp", std::process::id()));
     // What a process of the same number left.
     let _ = fs::remove_file(&path);
-    File::create_new(&path).map(|file| (path, file))
+    let file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
+    Ok((path, file))
 }

@@ -9,6 +9,7 @@ mod held;
 mod inject;
 mod judge;
 mod keeper;
+mod kernels;
 mod leftovers;
 mod network;
 mod spec;
@@ -29,6 +30,7 @@ pub(crate) use error::CareError;
 pub(crate) use event::{Event, Happening};
 pub(crate) use inject::Fault;
 use keeper::{Arrival, Keeper, KeeperHandle};
+pub(crate) use kernels::kernel_library;
 use network::Hubs;
 pub(crate) use network::{Interface, Network};
 pub(crate) use spec::{Driver, Origin, Spec, Start, WORKER_VERB};
@@ -134,7 +136,8 @@ impl Care {
     /// Reads a checkpoint that was not taken here, and records what was found. Why little was found, if so.
     pub(crate) fn read(&self, checkpoint: CheckpointId) -> Result<Option<String>, CareError> {
         let view = self.store.view(checkpoint)?;
-        let observation = Introspector::new().observe(&view, &self.store.registers(checkpoint)?);
+        let observation = Introspector::with_library(kernel_library(&self.store))
+            .observe(&view, &self.store.registers(checkpoint)?);
         self.store.catalogue().record_facts(checkpoint, &observation.tables())?;
         Ok(observation.reason)
     }

@@ -17,6 +17,11 @@ pub(crate) enum Layout {
 
 /// Tables of 300 symbols: `Tsym<number>`, 16 bytes apart; the token 0x80 is "Tsym", one name is 200 tokens long.
 pub(crate) fn image(layout: Layout) -> Image {
+    image_with(layout, VIRT, &[])
+}
+
+/// The same at an address, with other names (behind the letters of their kind) for some of the symbols.
+pub(crate) fn image_with(layout: Layout, virt: u64, names: &[(u32, &str)]) -> Image {
     let count = 300_u32;
     let own_place = matches!(layout, Layout::OwnPlace | Layout::Packed);
     let alignment = if layout == Layout::Packed { 4 } else { 8 };
@@ -38,7 +43,7 @@ pub(crate) fn image(layout: Layout) -> Image {
         }
         align(bytes);
         if !own_place {
-            bytes.extend(VIRT.to_le_bytes());
+            bytes.extend(virt.to_le_bytes());
         }
     };
     if layout == Layout::Before {
@@ -52,6 +57,9 @@ pub(crate) fn image(layout: Layout) -> Image {
         }
         let mut name = vec![0x80];
         name.extend(format!("{number}").bytes());
+        if let Some((_, other)) = names.iter().find(|(named, _)| *named == number) {
+            name = other.bytes().collect();
+        }
         if number == 299 {
             name.resize(200, b'x');
             bytes.extend([0xc8, 1]);
@@ -68,7 +76,7 @@ pub(crate) fn image(layout: Layout) -> Image {
         index.extend(u16::try_from(bytes.len() - tokens_at).unwrap().to_le_bytes());
         match token {
             0x80 => bytes.extend(b"Tsym"),
-            b'0'..=b'9' | b'x' => bytes.push(token),
+            b'0'..=b'9' | b'A'..=b'Z' | b'_' | b'a'..=b'z' => bytes.push(token),
             _ => (),
         }
         bytes.push(0);
@@ -80,5 +88,5 @@ pub(crate) fn image(layout: Layout) -> Image {
         offsets(&mut bytes);
     }
     bytes.resize(bytes.len() + 4096, 0);
-    Image { virt: VIRT, bytes }
+    Image { virt, bytes }
 }

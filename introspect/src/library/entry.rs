@@ -199,3 +199,24 @@ impl Entry {
         Some(bytes)
     }
 }
+
+/// Bytes before the data of an entry that is whole.
+#[cfg(test)]
+pub(super) fn head_bytes(bytes: &[u8]) -> usize {
+    let at = HASH_BYTES + DATA_BYTES_AT * 8;
+    let length = u64::from_le_bytes(*bytes[at..].first_chunk().unwrap());
+    bytes.len() - usize::try_from(length).unwrap()
+}
+
+/// Makes the checks of a forged entry right: that of the header, and those of the data if they were changed.
+#[cfg(test)]
+pub(super) fn seal(bytes: &mut [u8], head: usize, data_too: bool) {
+    if data_too {
+        let checks: Vec<u8> = Blocks::checks_of(&bytes[head..]).flat_map(u64::to_le_bytes).collect();
+        bytes[HEADER_BYTES..head].copy_from_slice(&checks);
+        let hash = blake3::hash(&bytes[head..]);
+        bytes[HASH_BYTES + DATA_HASH_AT * 8..][..HASH_BYTES].copy_from_slice(hash.as_bytes());
+    }
+    let hash = blake3::hash(&bytes[HASH_BYTES..head]);
+    bytes[..HASH_BYTES].copy_from_slice(hash.as_bytes());
+}

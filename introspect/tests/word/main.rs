@@ -11,6 +11,7 @@ mod dump;
 mod files;
 mod hostile;
 mod kernel;
+mod library;
 #[path = "../live/mod.rs"]
 mod live;
 mod log;
@@ -44,11 +45,13 @@ fn large() -> Setting {
 }
 
 fn both(release: &str, name: &str) {
+    let folder = tempfile::tempdir().unwrap();
     for (circumstances, setting) in [("small", small()), ("large", large())] {
         let Some(dump) = Dump::of(name, circumstances, &setting) else { return };
         eprintln!("{name}, {circumstances}: {} threads", dump.before.threads().len());
         let mut introspector = Introspector::new();
         let observation = introspector.observe(&dump.memory, &dump.registers);
+        library::changes_nothing(&dump, &observation, folder.path());
         let linux = observation.linux.unwrap_or_else(|| panic!("no Linux guest: {:?}", observation.reason));
         let found = introspector.kernel().unwrap();
         assert!(found.release().starts_with(release), "{}", found.release());

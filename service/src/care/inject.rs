@@ -11,7 +11,7 @@ use retrovisor_guest::{Machine, PageSet};
 use retrovisor_introspect::Kernel;
 use retrovisor_snapshot::{CheckpointId, Store};
 
-use super::error::CareError;
+use super::{error::CareError, kernels::kernel_library};
 
 /// Longest command line that the guest's shell is given.
 const LINE_BYTES_MAX: usize = 512;
@@ -44,7 +44,8 @@ pub(super) fn redirect(
     to: &str,
 ) -> Result<PageSet, CareError> {
     let view = store.view(newest)?;
-    let kernel = Kernel::find(&view, &store.registers(newest)?).map_err(retrovisor_faults::Error::from)?;
+    let kernel = Kernel::find_with(&view, &store.registers(newest)?, &kernel_library(store))
+        .map_err(retrovisor_faults::Error::from)?;
     let patches = retrovisor_faults::redirect_syscall(&kernel, &view, syscall, to)?;
     Ok(retrovisor_faults::apply(machine, &patches)?)
 }

@@ -10,7 +10,7 @@ use retrovisor_snapshot::{
     CheckpointId, CheckpointRecord, IncidentRecord, MachineId, NewIncident, Store, Verdict,
 };
 
-use super::error::CareError;
+use super::{error::CareError, kernels::kernel_library};
 
 /// What reading a checkpoint cost: a fact about us, beside those about the guest.
 static READING: Schema = Schema {
@@ -56,9 +56,9 @@ impl Judge {
     pub(super) fn new(store: Arc<Store>, machine: MachineId) -> Result<Self, CareError> {
         let analyst = Analyst::load(store.catalogue(), machine, Config::default())?;
         Ok(Self {
+            introspector: Introspector::with_library(kernel_library(&store)),
             store,
             machine,
-            introspector: Introspector::new(),
             analyst,
             last: None,
             incident_open: false,

@@ -11,7 +11,7 @@ use retrovisor_proto::v1::Table;
 use retrovisor_snapshot::{CheckpointRecord, Store};
 
 use super::convert;
-use crate::care::CareError;
+use crate::care::{CareError, kernel_library};
 
 /// Rows of a fact table that are compared at the most.
 const ROWS_MAX: usize = 20_000;
@@ -143,7 +143,7 @@ fn owners(
     frames: &[ChangedFrame],
 ) -> Result<Option<Difference>, CareError> {
     let (before, after) = (store.view(from.id)?, store.view(to.id)?);
-    let mut introspector = Introspector::new();
+    let mut introspector = Introspector::with_library(kernel_library(store));
     let first = introspector.observe(&before, &store.registers(from.id)?);
     let earlier = introspector.kernel();
     let second = introspector.observe(&after, &store.registers(to.id)?);

@@ -9,7 +9,7 @@ use retrovisor_proto::v1::Table;
 use retrovisor_snapshot::{CheckpointRecord, Store};
 
 use super::convert;
-use crate::care::CareError;
+use crate::care::{CareError, kernel_library};
 
 /// Rows of a fact table that are shown at the most.
 const ROWS_MAX: usize = 20_000;
@@ -117,7 +117,7 @@ pub(super) fn tables(
 /// Who fills memory, by kind and by name; nothing for a guest that cannot be read.
 fn memory(store: &Arc<Store>, record: &CheckpointRecord) -> Result<Vec<Table>, CareError> {
     let view = store.view(record.id)?;
-    let mut introspector = Introspector::new();
+    let mut introspector = Introspector::with_library(kernel_library(store));
     let observation = introspector.observe(&view, &store.registers(record.id)?);
     let Some(kernel) = introspector.kernel() else { return Ok(Vec::new()) };
     let mut map = OwnerReader::new().read(&kernel, &view, &observation);

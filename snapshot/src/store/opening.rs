@@ -175,6 +175,12 @@ impl Store {
         &self.dir
     }
 
+    /// Whether this process may write to the store.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        self.intake.is_some()
+    }
+
     /// Bytes on the disk: packs and catalogue.
     pub fn size(&self) -> Result<u64> {
         let packs: u64 = self.catalogue.packs()?.iter().map(|(_, bytes)| bytes).sum();
@@ -207,7 +213,7 @@ impl Store {
 
     /// An error unless contents can come in.
     pub(crate) fn must_be_writable(&self) -> Result<()> {
-        if self.intake.is_some() { Ok(()) } else { Err(self.read_only()) }
+        if self.is_writable() { Ok(()) } else { Err(self.read_only()) }
     }
 
     fn read_only(&self) -> Error {
