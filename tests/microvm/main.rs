@@ -3,8 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod autopsy;
-mod breadth;
 mod branch;
+mod breadth;
 mod clocks;
 mod guest;
 mod kernels;

@@ -79,6 +79,7 @@ fn a_linux_guest_goes_back_and_forth_and_into_a_new_machine_and_notices_nothing(
         program: command_path(),
         arguments: vec!["machine-worker".into()],
         runtime_dir: dir.path().join("worker"),
+        awaits_state: true,
         detached: false,
         limits: Limits::of("linux"),
     };
