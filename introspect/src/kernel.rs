@@ -1,14 +1,16 @@
+mod parts;
+
 use std::sync::Arc;
 
 use retrovisor_guest::{Gpa, MemoryView, VcpuRegisters};
 
+use self::parts::read_image;
 use crate::{
     Error,
     btf::Types,
     fact::Task,
-    image::{Image, ImageRange},
-    kallsyms::Tables,
-    library::{Extents, KernelLibrary, Loading},
+    image::ImageRange,
+    library::{KernelLibrary, Loading},
     linux::tasks::Tasks,
     pages::Pages,
     paging::AddressSpace,
@@ -36,8 +38,6 @@ pub struct Kernel {
 /// Where a kernel without KASLR has `_text`.
 const LINKED_TEXT: u64 = 0xffff_ffff_8100_0000;
 const BANNER_MAX: usize = 512;
-/// A kernel's own types are more than a module's.
-const TYPES_BYTES_MIN: usize = 1 << 20;
 
 impl Kernel {
     /// Finds the kernel: through the vCPUs' page tables, or, when no registers are given (a raw dump), through its
@@ -361,71 +361,4 @@ impl std::fmt::Debug for Kernel {
             .field("types", &self.type_count())
             .finish_non_exhaustive()
     }
-}
-
-/// Where kallsyms is: where a note says, else by its structure.
-fn find_tables(note: Option<&VmcoreInfo>, image: &Image) -> Option<Tables> {
-    note.and_then(|note| tables_of(note, image)).or_else(|| Tables::scan(image))
-}
-
-/// Where a VMCOREINFO note of 6.0 and later says that kallsyms is, if its tables are really there.
-fn tables_of(note: &VmcoreInfo, image: &Image) -> Option<Tables> {
-    let at = |name: &str| image.offset(note.symbol(name)?);
-    Tables::check(at("kallsyms_num_syms")?, at("kallsyms_token_table")?, at("kallsyms_token_index")?, image)
-}
-
-/// Reads symbols and types of an image, and says what of it they were made from, where another boot of the same kernel
-/// would give the same ones.
-fn read_image(
-    pages: &Pages,
-    space: AddressSpace,
-    note: Option<&VmcoreInfo>,
-    range: &ImageRange,
-) -> Result<(Symbols, Option<Types>, Option<Extents>), String> {
-    // Symbols and types are constant data: less than half of the image.
-    let constants = range.constants(pages, space).map(|constants| constants.read(pages));
-    let found = constants.and_then(|image| Some((find_tables(note, &image)?, image)));
-    let (tables, mut image) = if let Some(found) = found {
-        found
-    } else {
-        let image = range.read(pages);
-        (find_tables(note, &image).ok_or("map an image without a symbol table")?, image)
-    };
-    let (symbols, symbols_at) =
-        tables.read(&image, range).ok_or("map an image whose symbol table is damaged")?;
-    let tables_virt = image.virt;
-    let mut types = read_types(&image, &symbols);
-    if types.is_none() && (image.bytes.len() as u64) < range.bytes {
-        image = range.read(pages);
-        types = read_types(&image, &symbols);
-    }
-    let extents = types.as_ref().and_then(|(_, types_at, length)| {
-        let place = |virt: u64, at: usize| virt.checked_add(at as u64)?.checked_sub(range.virt);
-        let part = |(at, length): (usize, usize)| Some((place(tables_virt, at)?, length as u64));
-        let base_at = symbols_at.base_at.map(|at| place(tables_virt, at));
-        Some(Extents {
-            tables: part(symbols_at.tables)?,
-            offsets: part(symbols_at.offsets)?,
-            base_at: if let Some(at) = base_at { Some(at?) } else { None },
-            types: (place(image.virt, *types_at)?, *length as u64),
-        })
-    });
-    Ok((symbols, types.map(|(types, ..)| types), extents.filter(|_| symbols_at.slides)))
-}
-
-/// The kernel's types, between the symbols that mark them, else by scan; with their place in the image and length.
-fn read_types(image: &Image, symbols: &Symbols) -> Option<(Types, usize, usize)> {
-    let parse = |at: usize| {
-        let blob = image.bytes.get(at..)?;
-        Some((Types::parse(blob)?, at, Types::announced_bytes(blob)?))
-    };
-    let marked = symbols.address("__start_BTF").and_then(|start| image.offset(start));
-    if let Some(types) = marked.and_then(parse) {
-        return Some(types);
-    }
-    let announced = |at: &usize| image.bytes.get(*at..).and_then(Types::announced_bytes);
-    memchr::memmem::find_iter(&image.bytes, &[0x9f, 0xeb, 1, 0])
-        .filter(|at| announced(at).is_some_and(|bytes| bytes > TYPES_BYTES_MIN))
-        .take(64)
-        .find_map(parse)
 }

@@ -11,6 +11,7 @@ mod judge;
 mod keeper;
 mod kernels;
 mod leftovers;
+mod name;
 mod network;
 mod spec;
 mod vm;
@@ -234,7 +235,7 @@ impl Care {
 
     /// Keeps others from starting a machine of that name until the answer is dropped.
     fn reserve<'a>(&'a self, name: &'a str) -> Result<Making<'a>, CareError> {
-        spec::check_name(name)?;
+        name::check_name(name)?;
         let mut making = self.making();
         if making.contains(name) || self.keepers().get(name).is_some_and(KeeperHandle::alive) {
             return Err(CareError::Exists { machine: name.to_owned() });

@@ -6,7 +6,7 @@ use retrovisor_machine::kvm::{Hub, MacAddress, NetBackend, NetConfig};
 use serde::{Deserialize, Serialize};
 
 use super::error::CareError;
-use super::spec::check_name;
+use super::name::check_name;
 use crate::place;
 
 /// A network interface of a machine that we start, as it is kept in the catalogue.

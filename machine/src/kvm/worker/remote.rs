@@ -1,9 +1,8 @@
-use std::fs::File;
-use std::io;
+mod opening;
+
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use retrovisor_guest::{
     BlockContent, ClockPolicy, DiskChanges, DiskShape, DiskState, Gfn, Machine, MachineError,
@@ -11,26 +10,17 @@ use retrovisor_guest::{
 };
 
 use super::changes::RemoteChanges;
-use super::channel::Channel;
-use super::config::RemoteConfig;
 use super::confine::Confinement;
 use super::failure::plain;
-use super::launch::{bound, connect, connect_soon, log_file, memory_file, sealed, start};
 use super::link::Link as WorkerLink;
-use super::message::{Answer, BlockKind, Launch, Request, STATE_BYTES_MAX, StateHead, VERSION, Welcome};
+use super::message::{Answer, BlockKind, Request, STATE_BYTES_MAX, StateHead};
 use super::runtime::RuntimeDir;
 use crate::kvm::boot::GENERATION_ID;
-use crate::kvm::config::KvmConfig;
 use crate::kvm::machine::generation_id;
 use crate::kvm::net::link::{Link, NetBackend};
 use crate::kvm::net::status::NetStatus;
-use crate::process::Process;
 use crate::ram::Ram;
 
-/// A worker that takes longer to answer is taken for dead, and ended.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// Reading a kernel and an initial RAM file system from a slow disk is part of a start.
-const START_PATIENCE: Duration = Duration::from_mins(2);
 /// Blocks written with one message.
 const RUN_BLOCKS: usize = 256;
 /// Longest lists of what a worker says about its confinement.
@@ -57,132 +47,6 @@ pub struct RemoteMachine {
 }
 
 impl RemoteMachine {
-    /// Starts a worker and the machine in it. A worker that an earlier machine left in the directory is ended.
-    pub fn launch(config: &RemoteConfig) -> Result<Self, MachineError> {
-        let KvmConfig { name, layout, memory: _, vcpus, boot, disks, nets, channel: has_channel, paused } =
-            &config.machine;
-        let runtime = RuntimeDir::new(&config.runtime_dir);
-        runtime.prepare()?;
-        if let Ok((_, mut old)) = connect(&runtime) {
-            old.kill();
-        }
-        runtime.remove_sockets();
-        let memory = memory_file(layout)?;
-        let logs = [log_file(&runtime.console_log())?, log_file(&runtime.older_console_log())?];
-        // A worker can open nothing by itself. After an earlier one has ended: it may have used the same tap.
-        let links = nets.iter().map(|net| Ok(Link::open(&net.backend)?.into_fd()));
-        let links = links.collect::<Result<Vec<_>, MachineError>>()?;
-        let shell = has_channel.then(|| bound(&runtime.channel())).transpose().map_err(|source| {
-            MachineError::Io { doing: format!("making {}", runtime.channel().display()), source }
-        })?;
-        start(&config.program, &config.arguments, &runtime)?;
-        let (stream, process) = connect_soon(&runtime)?;
-        let io = |source| MachineError::Io { doing: "speaking to the worker".into(), source };
-        let mut channel = Channel::new(stream, Some(START_PATIENCE)).map_err(io)?;
-        let launch = Request::Launch(Box::new(Launch {
-            version: VERSION,
-            name: name.clone(),
-            layout: layout.clone(),
-            vcpus: *vcpus,
-            boot: boot.clone(),
-            disks: disks.clone(),
-            nets: nets.iter().map(|net| net.mac).collect(),
-            channel: *has_channel,
-            awaits_state: config.awaits_state,
-            detached: config.detached,
-            limits: config.limits,
-        }));
-        let fds = [&memory, &logs[0], &logs[1]].map(AsFd::as_fd).into_iter();
-        let fds: Vec<_> = fds.chain(shell.iter().chain(&links).map(AsFd::as_fd)).collect();
-        let sent = channel.send(&launch, &[], &fds);
-        let mut machine = Self::greeted(name, channel, process, runtime, sent, Some(memory))?;
-        machine.detached = config.detached;
-        // One that waits for its state cannot run yet.
-        if !paused && !config.awaits_state {
-            machine.resume()?;
-        }
-        Ok(machine)
-    }
-
-    /// Takes over a worker that an earlier self started and left. Whether the guest runs is not changed.
-    pub fn attach(name: &str, runtime_dir: &Path) -> Result<Self, MachineError> {
-        let runtime = RuntimeDir::new(runtime_dir);
-        let (stream, process) = connect(&runtime).map_err(|source| MachineError::Io {
-            doing: format!("connecting to the worker at {}", runtime.control().display()),
-            source,
-        })?;
-        let io = |source| MachineError::Io { doing: "speaking to the worker".into(), source };
-        let mut channel = Channel::new(stream, Some(PATIENCE)).map_err(io)?;
-        let sent = channel.send(&Request::Hello { version: VERSION }, &[], &[]);
-        let mut machine = Self::greeted(name, channel, process, runtime, sent, None)?;
-        machine.paused = machine.run_state() == RunState::Paused;
-        Ok(machine)
-    }
-
-    /// Waits for the worker's greeting and checks it. Without a `memory` of ours the worker's is taken.
-    fn greeted(
-        name: &str,
-        mut channel: Channel,
-        mut process: Process,
-        runtime: RuntimeDir,
-        sent: io::Result<()>,
-        memory: Option<File>,
-    ) -> Result<Self, MachineError> {
-        let doing = "starting the machine in its worker";
-        let ours = memory.is_some();
-        let refuse = |process: &mut Process, message: String| {
-            if ours {
-                process.kill();
-            }
-            MachineError::Driver { doing: doing.into(), message }
-        };
-        let received = match sent.and_then(|()| channel.receive::<Answer>(0)) {
-            Ok(Some(received)) => received,
-            Ok(None) => {
-                process.wait(Duration::from_secs(1));
-                let message = process.obituary();
-                return Err(refuse(&mut process, message));
-            }
-            Err(error) => {
-                process.wait(Duration::from_millis(100));
-                let message = format!("{error}; {}", process.obituary());
-                return Err(refuse(&mut process, message));
-            }
-        };
-        let welcome = match received.head {
-            Answer::Welcome(welcome) => *welcome,
-            Answer::Failed(failure) => {
-                refuse(&mut process, String::new());
-                return Err(failure.of(name, doing));
-            }
-            _ => return Err(refuse(&mut process, "the worker does not greet".into())),
-        };
-        let Welcome { version, identity, disks, confinement } = welcome;
-        if version != VERSION || identity.name != name || identity.driver != "kvm" {
-            let other = format!("the worker runs {} of version {version}", plain(&identity.name));
-            return Err(refuse(&mut process, other));
-        }
-        let theirs = received.fds.into_iter().next();
-        let Some(memory) = memory.or_else(|| theirs.and_then(sealed)) else {
-            return Err(refuse(&mut process, "the worker gives no memory that keeps its length".into()));
-        };
-        channel
-            .set_patience(PATIENCE)
-            .map_err(|source| MachineError::Io { doing: "speaking to the worker".into(), source })?;
-        Ok(Self {
-            ram: Ram::shared(identity.layout.clone(), Arc::new(memory), 0)?,
-            identity,
-            link: Arc::new(Mutex::new(WorkerLink::new(name, channel, process))),
-            disks,
-            runtime,
-            confinement: shown(&confinement),
-            detached: true,
-            paused: true,
-            ended: None,
-            unseen: true,
-        })
-    }
-
     /// The socket of the guest's serial port.
     #[must_use]
     pub fn console(&self) -> PathBuf {
@@ -450,12 +314,4 @@ impl Drop for RemoteMachine {
 
 fn done(answer: &Answer, body: &[u8]) -> Option<()> {
     (matches!(answer, Answer::Done) && body.is_empty()).then_some(())
-}
-
-/// What a worker says about itself, cut to what can be shown.
-fn shown(said: &Confinement) -> Confinement {
-    Confinement {
-        done: said.done.iter().take(LINES_MAX).map(|what| plain(what)).collect(),
-        missing: said.missing.iter().take(LINES_MAX).map(|(what, why)| (plain(what), plain(why))).collect(),
-    }
 }
