@@ -15,7 +15,7 @@ case ${1:-} in
     echo "usage: setup/lab.sh PROGRAM [ARGUMENT]…"
     echo "Runs PROGRAM (a binary for this host) in the lab and ends with its status; 125: the lab itself failed."
     echo "LAB_FILES names programs that PROGRAM finds in the root folder, separated by colons."
-    echo "In the lab, RETROVISOR_CACHE holds the test guest, /tmp is in memory. LAB_SECONDS (600) ends it."
+    echo "In the lab, RETROVISOR_CACHE holds the test guest, /tmp is in memory. LAB_SECONDS (1200) ends it."
     echo "LAB_KERNELS names other kernels to bring along (folders of the cache's kernels/, made by setup/kernels.sh);"
     echo "LAB_MEMORY_MIB (3072) is its memory; RETROVISOR_LAB_LONG is passed on."
     exit 2
@@ -101,7 +101,7 @@ chmod +x "$root/init"
 # The translator's processors share one time-stamp counter. Linux takes several of another maker than Intel for unsynchronized,
 # and KVM on a counter that is not to be trusted moves those of its guests about, until now and then one waits for minutes.
 for turn in 1 2 3; do
-    timeout "${LAB_SECONDS:-600}" qemu-system-x86_64 -M q35 -accel tcg,thread=multi -cpu max -m "${LAB_MEMORY_MIB:-3072}" -smp 2 -nodefaults \
+    timeout "${LAB_SECONDS:-1200}" qemu-system-x86_64 -M q35 -accel tcg,thread=multi -cpu max -m "${LAB_MEMORY_MIB:-3072}" -smp 2 -nodefaults \
         -display none -no-reboot -kernel "$cache/vmlinuz" -initrd "$work/lab.cpio.gz" \
         -append "console=ttyS0 panic=-1 quiet tsc=reliable" -serial "file:$work/console" -serial stdio -serial "file:$work/status" \
         </dev/null || die "the lab did not end by itself; its console says:" "$(tail -n 20 "$work/console" 2>/dev/null)"
