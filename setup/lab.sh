@@ -99,7 +99,7 @@ chmod +x "$root/init"
 (cd "$root" && find . | bin/busybox cpio -o -H newc 2>/dev/null | gzip -1) >"$work/lab.cpio.gz"
 
 # The translator's processors share one time-stamp counter. Linux takes several of another maker than Intel for unsynchronized,
-# and KVM on a counter that is not to be trusted moves those of its guests about, until now and then one waits for minutes.
+# and KVM on a counter that is not to be trusted moves those of its guests about; now and then one waited for minutes.
 for turn in 1 2 3; do
     timeout "${LAB_SECONDS:-1200}" qemu-system-x86_64 -M q35 -accel tcg,thread=multi -cpu max -m "${LAB_MEMORY_MIB:-3072}" -smp 2 -nodefaults \
         -display none -no-reboot -kernel "$cache/vmlinuz" -initrd "$work/lab.cpio.gz" \
