@@ -10,6 +10,12 @@ die() {
     exit 125
 }
 
+# What its Linux said first when it broke, and last.
+console() {
+    grep -m 1 -A 15 -E 'BUG:|Oops|general protection|lockup' "$work/console" || true
+    tail -n 20 "$work/console"
+}
+
 case ${1:-} in
 '' | -h | --help)
     echo "usage: setup/lab.sh PROGRAM [ARGUMENT]…"
@@ -17,7 +23,7 @@ case ${1:-} in
     echo "LAB_FILES names programs that PROGRAM finds in the root folder, separated by colons."
     echo "In the lab, RETROVISOR_CACHE holds the test guest, /tmp is in memory. LAB_SECONDS (1200) ends it."
     echo "LAB_KERNELS names other kernels to bring along (folders of the cache's kernels/, made by setup/kernels.sh);"
-    echo "LAB_MEMORY_MIB (3072) is its memory; RETROVISOR_LAB_LONG is passed on."
+    echo "LAB_MEMORY_MIB (3072) is its memory; variables that begin with RETROVISOR_LAB_ are passed on."
     exit 2
     ;;
 esac
@@ -67,7 +73,7 @@ done < <(for each in "${programs[@]}"; do ldd "$each" || true; done | grep -oE '
     printf 'set --'
     printf ' %q' "$@"
     printf '\n'
-    if [ -n "${RETROVISOR_LAB_LONG:-}" ]; then echo "export RETROVISOR_LAB_LONG=1"; fi
+    for name in "${!RETROVISOR_LAB_@}"; do printf 'export %s=%q\n' "$name" "${!name}"; done
 } >"$root/arguments"
 cat >"$root/init" <<'INIT'
 #!/bin/busybox sh
@@ -101,13 +107,13 @@ chmod +x "$root/init"
 # The translator's processors share one time-stamp counter. Linux takes several of another maker than Intel for unsynchronized,
 # and KVM on a counter that is not to be trusted moves those of its guests about; now and then one waited for minutes.
 for turn in 1 2 3; do
-    timeout "${LAB_SECONDS:-1200}" qemu-system-x86_64 -M q35 -accel tcg,thread=multi -cpu max -m "${LAB_MEMORY_MIB:-3072}" -smp 2 -nodefaults \
+    timeout "${LAB_SECONDS:-1200}" qemu-system-x86_64 -M q35 -accel tcg,thread=multi -cpu max -m "${LAB_MEMORY_MIB:-3072}" -smp "${LAB_PROCESSORS:-1}" -nodefaults \
         -display none -no-reboot -kernel "$cache/vmlinuz" -initrd "$work/lab.cpio.gz" \
         -append "console=ttyS0 panic=-1 quiet tsc=reliable" -serial "file:$work/console" -serial stdio -serial "file:$work/status" \
-        </dev/null || die "the lab did not end by itself; its console says:" "$(tail -n 20 "$work/console" 2>/dev/null)"
+        </dev/null || die "the lab did not end by itself; its console says:" "$(console)"
     grep -q '^status again' "$work/status" || break
     echo "lab: its clock was measured wrongly in turn $turn" >&2
 done
 status=$(sed -nE 's/^status ([0-9]+).*/\1/p' "$work/status")
-[ -n "$status" ] || die "the lab ended without a status; its console says:" "$(tail -n 20 "$work/console" 2>/dev/null)"
+[ -n "$status" ] || die "the lab ended without a status; its console says:" "$(console)"
 exit "$status"
