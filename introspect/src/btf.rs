@@ -1,12 +1,18 @@
 //! The kernel's own description of its types (BPF Type Format), from guest memory.
 
 mod export;
+mod header;
 mod leaves;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod sample;
 
 pub use export::{Member, Shape};
 pub(crate) use leaves::{Leaf, LeafKind};
+
+use header::{
+    Header, KIND_ARRAY, KIND_CONST, KIND_ENUM, KIND_ENUM64, KIND_FLOAT, KIND_INT, KIND_POINTER,
+    KIND_RESTRICT, KIND_STRUCT, KIND_TYPE_TAG, KIND_TYPEDEF, KIND_UNION, KIND_VOLATILE, three_words,
+};
 
 use crate::{hash, name_index::NameIndex, printable::printable, section::Section};
 
@@ -23,24 +29,6 @@ pub(crate) struct Field {
     pub(crate) type_id: u32,
 }
 
-const KIND_INT: u8 = 1;
-const KIND_POINTER: u8 = 2;
-const KIND_ARRAY: u8 = 3;
-const KIND_STRUCT: u8 = 4;
-const KIND_UNION: u8 = 5;
-const KIND_ENUM: u8 = 6;
-const KIND_TYPEDEF: u8 = 8;
-const KIND_VOLATILE: u8 = 9;
-const KIND_CONST: u8 = 10;
-const KIND_RESTRICT: u8 = 11;
-const KIND_FUNCTION_PROTOTYPE: u8 = 13;
-const KIND_VARIABLE: u8 = 14;
-const KIND_DATA_SECTION: u8 = 15;
-const KIND_FLOAT: u8 = 16;
-const KIND_DECLARATION_TAG: u8 = 17;
-const KIND_TYPE_TAG: u8 = 18;
-const KIND_ENUM64: u8 = 19;
-
 /// Nested anonymous members, chains of typedefs: no real type comes near.
 const DEPTH_MAX: u32 = 32;
 /// Bytes of types and strings together; Debian's kernels have 4 to 8 MiB.
@@ -56,16 +44,6 @@ pub(crate) struct Types {
     names: NameIndex,
     /// Name of an enumerator → the enums (type ids) in which it may stand.
     enumerators: NameIndex,
-}
-
-struct Header {
-    name: u32,
-    length: usize,
-    kind: u8,
-    bit_fields: bool,
-    size_or_type: u32,
-    /// Offset in `bytes` of what follows the header.
-    rest: usize,
 }
 
 impl Types {
@@ -310,49 +288,6 @@ impl Types {
 
 fn until_nul(bytes: &[u8]) -> Option<&[u8]> {
     bytes.iter().position(|byte| *byte == 0).map(|end| &bytes[..end])
-}
-
-fn three_words(bytes: &[u8; 12]) -> [u32; 3] {
-    let mut words = [0; 3];
-    for (word, bytes) in words.iter_mut().zip(bytes.as_chunks::<4>().0) {
-        *word = u32::from_le_bytes(*bytes);
-    }
-    words
-}
-
-impl Header {
-    /// The header of the type at an offset.
-    fn of(bytes: &[u8; 12], at: usize) -> Option<Self> {
-        let [name, info, size_or_type] = three_words(bytes);
-        Some(Self {
-            name,
-            length: (info & 0xffff) as usize,
-            kind: u8::try_from((info >> 24) & 31).ok()?,
-            bit_fields: info >> 31 == 1,
-            size_or_type,
-            rest: at + 12,
-        })
-    }
-
-    /// Bytes of one of the things that follow the header.
-    fn member_bytes(&self) -> usize {
-        match self.kind {
-            KIND_STRUCT | KIND_UNION | KIND_DATA_SECTION | KIND_ENUM64 => 12,
-            KIND_ENUM | KIND_FUNCTION_PROTOTYPE => 8,
-            _ => 0,
-        }
-    }
-
-    /// Where the next type begins; `None` for a kind that does not exist.
-    fn end(&self) -> Option<usize> {
-        let fixed = match self.kind {
-            KIND_INT | KIND_VARIABLE | KIND_DECLARATION_TAG => 4,
-            KIND_ARRAY => 12,
-            0 | 20.. => return None,
-            _ => 0,
-        };
-        Some(self.rest + fixed + self.length * self.member_bytes())
-    }
 }
 
 #[cfg(test)]

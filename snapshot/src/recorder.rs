@@ -8,6 +8,7 @@ mod disks;
 mod engine;
 mod history;
 mod journey;
+mod kept_disks;
 mod overwrite;
 mod pending;
 mod pipeline;

@@ -5,5 +5,6 @@ mod contents;
 mod lists;
 mod lost;
 mod plan;
+mod survey;
 
 pub use plan::{LostCheckpoint, RepairAction, RepairItem, RepairPlan, RepairReport};

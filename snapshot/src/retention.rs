@@ -7,10 +7,12 @@ mod merge;
 mod pin;
 mod plan;
 mod policy;
+mod progress;
 mod prune;
 mod rewrite;
 
 pub use compact::{CompactOptions, CompactReport};
 pub use plan::{KeepReason, Kept, MachinePrune, PruneEstimate, PrunePlan, Removed};
 pub use policy::RetentionPolicy;
-pub use prune::{PruneProgress, PruneReport, PruneStep};
+pub use progress::{PruneProgress, PruneStep};
+pub use prune::PruneReport;

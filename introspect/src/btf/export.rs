@@ -1,8 +1,8 @@
 //! Types as plain data, for other programs.
 
-use super::{
+use super::Types;
+use super::header::{
     Header, KIND_ARRAY, KIND_ENUM, KIND_ENUM64, KIND_FLOAT, KIND_INT, KIND_POINTER, KIND_STRUCT, KIND_UNION,
-    Types,
 };
 use crate::printable::printable;
 

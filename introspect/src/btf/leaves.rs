@@ -1,7 +1,8 @@
 //! A type as a list of the plain values in it.
 
-use super::{
-    KIND_ARRAY, KIND_ENUM, KIND_ENUM64, KIND_INT, KIND_POINTER, KIND_STRUCT, KIND_UNION, KIND_VARIABLE, Types,
+use super::Types;
+use super::header::{
+    KIND_ARRAY, KIND_ENUM, KIND_ENUM64, KIND_INT, KIND_POINTER, KIND_STRUCT, KIND_UNION, KIND_VARIABLE,
 };
 use crate::printable::printable;
 

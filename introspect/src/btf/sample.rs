@@ -1,7 +1,7 @@
 //! A small BTF blob that tests and fuzzers begin from.
 #![allow(clippy::unwrap_used, reason = "what is built here is known")]
 
-use super::{KIND_ARRAY, KIND_ENUM, KIND_INT, KIND_STRUCT, KIND_TYPEDEF, KIND_UNION};
+use super::header::{KIND_ARRAY, KIND_ENUM, KIND_INT, KIND_STRUCT, KIND_TYPEDEF, KIND_UNION};
 
 /// `struct outer { int a; union { struct { int b; int c : 3; int d : 5; }; long e; }; char name[16]; }`,
 /// `typedef struct outer outer_t`, `enum { RED, BLUE = 5 }`.

@@ -1,26 +1,26 @@
+mod launch;
+
 use std::sync::Arc;
 
 use retrovisor_guest::{
-    Accelerator, BlockContent, ClockPolicy, DiskChanges, DiskShape, DiskState, Gfn, Machine, MachineError,
+    BlockContent, ClockPolicy, DiskChanges, DiskShape, DiskState, Gfn, Machine, MachineError,
     MachineIdentity, MachineState, MemoryView, PageContent, PageSet, RunState, StateSection,
 };
 
-use super::boot::{GENERATION_ID, GENERATION_LINE};
+use super::boot::GENERATION_ID;
 use super::bus::Bus;
-use super::config::{KvmConfig, MemorySource};
 use super::console::ConsoleInput;
 use super::console::output::ConsoleOutput;
 use super::disk::DiskSet;
 use super::door::Door;
-use super::equipment::{Ends, Equipment};
+use super::equipment::Ends;
 use super::gate::Gate;
-use super::host::{self, failed};
 use super::interrupt::{InterruptLine as _, VmLine};
 use super::net::link::{Link, NetBackend};
 use super::net::receiver::Receiver;
 use super::net::status::NetStatus;
 use super::state::{decode, encode};
-use super::vcpu::{Shape, Vcpu, VcpuState, cpuid};
+use super::vcpu::{Shape, Vcpu, VcpuState};
 use super::virtio::DeviceMemory;
 use super::vm::{Vm, VmState};
 use crate::ram::Ram;
@@ -28,7 +28,6 @@ use crate::ram::Ram;
 pub(super) const VM_FORMAT: &str = "kvm-vm/1";
 pub(super) const VCPU_FORMAT: &str = "kvm-vcpu/1";
 const DEVICE_FORMAT: &str = "kvm-device/";
-const VCPUS_MAX: u32 = 8;
 
 /// A microVM of this process.
 pub struct KvmMachine {
@@ -56,112 +55,6 @@ pub struct KvmMachine {
 }
 
 impl KvmMachine {
-    /// Makes the machine and lets it run, unless it shall wait.
-    pub fn launch(config: &KvmConfig) -> Result<Self, MachineError> {
-        Self::launch_after(config, || Ok(()))
-    }
-
-    /// Like [`Self::launch`]; calls `made` when all files are open and before the first thread starts, so that what it
-    /// takes from this thread no thread of the machine has.
-    pub fn launch_after(
-        config: &KvmConfig,
-        made: impl FnOnce() -> Result<(), MachineError>,
-    ) -> Result<Self, MachineError> {
-        if !(1..=VCPUS_MAX).contains(&config.vcpus) {
-            return Err(MachineError::Config {
-                what: format!("a machine has 1 to {VCPUS_MAX} vCPUs, not {}", config.vcpus),
-                help: "Choose another number".into(),
-            });
-        }
-        let kvm = host::open()?;
-        let ram = config.memory.map(&config.layout)?;
-        let vm = Vm::new(&kvm, &ram)?;
-        let Equipment { bus, memory, windows, disks, console, channel, interfaces } =
-            Equipment::new(config, &vm, &ram)?;
-        let entry = match &config.memory {
-            MemorySource::Fresh | MemorySource::Shared(_) => {
-                Some(config.boot.load(&ram, &config.layout, config.vcpus, &windows)?)
-            }
-            MemorySource::Awaited(_) | MemorySource::Template(_) => None,
-        };
-        if entry.is_some() {
-            memory.write(GENERATION_ID, &generation_id()?)?;
-        }
-        let bus = Arc::new(bus);
-        let gate = Arc::new(Gate::default());
-        let door = Door::new(Arc::clone(&gate), &bus);
-        let supported = cpuid::supported(&kvm)?;
-        let xsave_bytes = usize::try_from(vm.fd().check_extension_int(kvm_ioctls::Cap::Xsave2))
-            .unwrap_or(0)
-            .max(size_of::<kvm_bindings::kvm_xsave>());
-        let mut shape = None;
-        let mut fds = Vec::new();
-        for number in 0..config.vcpus {
-            let fd =
-                vm.fd().create_vcpu(u64::from(number)).map_err(failed(format!("creating vCPU {number}")))?;
-            fd.set_cpuid2(&cpuid::of_vcpu(&supported, number, config.vcpus))
-                .map_err(failed("telling a vCPU what it can do"))?;
-            let mut sregs = fd.get_sregs().map_err(failed("reading system registers"))?;
-            if let Some(regs) = entry.as_ref().and_then(|entry| entry.registers(number, &mut sregs)) {
-                fd.set_sregs(&sregs).map_err(failed("setting system registers"))?;
-                fd.set_regs(&regs).map_err(failed("setting registers"))?;
-                let runnable = kvm_bindings::kvm_mp_state { mp_state: kvm_bindings::KVM_MP_STATE_RUNNABLE };
-                fd.set_mp_state(runnable).map_err(failed("making a vCPU runnable"))?;
-            }
-            if shape.is_none() {
-                shape = Some(Arc::new(Shape::find(&kvm, &fd, xsave_bytes, config.vcpus)?));
-            }
-            fds.push(fd);
-        }
-        let shape = shape.ok_or_else(|| MachineError::Driver {
-            doing: "listing the MSRs".into(),
-            message: "there is no vCPU".into(),
-        })?;
-        made()?;
-        let mut vcpus = Vec::new();
-        for (number, fd) in fds.into_iter().enumerate() {
-            let name = format!("vcpu{number}:{}", config.name);
-            let started = Vcpu::start(&name, fd, Arc::clone(&shape), Arc::clone(&gate), Arc::clone(&bus));
-            // The threads that are there wait for the gate.
-            vcpus.push(started.inspect_err(|_| gate.end(|| ()))?);
-        }
-        let mut receivers = Vec::new();
-        for interface in interfaces {
-            let started = interface.start(door.clone());
-            receivers.push(started.inspect_err(|_| gate.end(|| ()))?);
-        }
-        let generation_line = vm.line(GENERATION_LINE);
-        let mut machine = Self {
-            identity: MachineIdentity {
-                name: config.name.clone(),
-                driver: "kvm".into(),
-                version: env!("CARGO_PKG_VERSION").into(),
-                accelerator: Accelerator::Kvm,
-                vcpus: config.vcpus,
-                layout: config.layout.clone(),
-            },
-            vcpus,
-            receivers,
-            gate,
-            bus,
-            vm,
-            ram,
-            device_memory: memory,
-            disks,
-            shape,
-            door,
-            console,
-            channel,
-            generation_line,
-            unseen: true,
-            needs_state: entry.is_none(),
-        };
-        if !config.paused && entry.is_some() {
-            machine.resume()?;
-        }
-        Ok(machine)
-    }
-
     /// What the guest wrote to its serial port, the newest mebibyte.
     #[must_use]
     pub fn console(&self) -> Vec<u8> {

@@ -7,8 +7,8 @@ use std::time::Instant;
 use retrovisor_guest::{ClockPolicy, DiskBase, Machine, MachineError, PageSet};
 use serde::Serialize;
 
-use super::disks::KeptDisks;
 use super::engine::Recorder;
+use super::kept_disks::KeptDisks;
 use super::stand::Stand;
 use crate::catalogue::{CheckpointRecord, MachineRecord};
 use crate::clock::since_us;

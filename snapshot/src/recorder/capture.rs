@@ -1,6 +1,6 @@
 use std::time::Instant;
 
-use retrovisor_guest::{Machine, MachineError, MachineState, PageSet};
+use retrovisor_guest::{Machine, MachineError, PageSet};
 
 use super::engine::Recorder;
 use super::report::CheckpointTiming;
@@ -158,11 +158,4 @@ pub(super) fn run_on(
         tracing::error!(machine = %machine.identity().name, %error, "the machine could not be resumed");
     }
     resumed
-}
-
-/// Lets go of what the driver set aside for a state that was not stored.
-pub(super) fn release(machine: &mut dyn Machine, state: &MachineState) {
-    if let Err(error) = machine.release_state(state) {
-        tracing::warn!(%error, "what the driver set aside for a checkpoint that failed could not be released");
-    }
 }

@@ -4,8 +4,9 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, bounded};
 use retrovisor_guest::{Machine, MachineState, RunState};
 
-use super::capture::{release, run_on};
+use super::capture::run_on;
 use super::engine::Recorder;
+use super::kept_disks::release;
 use super::pending::{Pending, Stored};
 use super::report::{CheckpointReport, CheckpointRequest, CheckpointTiming};
 use super::staging::Staged;

@@ -1,35 +1,11 @@
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::HashSet;
 
 use retrovisor_guest::{DiskState, Machine, MachineState};
 
 use super::engine::Recorder;
+use super::kept_disks::KeptDisks;
 use crate::disk::{DiskDraft, since};
 use crate::error::{Error, Result};
-
-/// What is known of the disk contents that the driver keeps.
-#[derive(Default)]
-pub(super) struct KeptDisks {
-    /// The contents captured last, by disk: what the next changes are counted from.
-    seen: BTreeMap<String, DiskState>,
-    /// Whether `seen` and `kept` were read from the driver and the store.
-    known: bool,
-    /// Contents that the driver keeps and the store has, or will have once what is on its way is there; oldest first.
-    kept: VecDeque<Vec<DiskState>>,
-}
-
-impl KeptDisks {
-    /// The driver keeps these contents and no others.
-    pub(super) fn at(disks: Vec<DiskState>) -> Self {
-        let seen = disks.iter().map(|state| (state.disk.clone(), state.clone())).collect();
-        let kept = if disks.is_empty() { VecDeque::new() } else { VecDeque::from([disks]) };
-        Self { seen, known: true, kept }
-    }
-
-    /// The machine moved, or captures failed: all of it must be looked at again.
-    pub(super) fn forget(&mut self) {
-        *self = Self::default();
-    }
-}
 
 impl Recorder {
     /// Begins to read what changed on the disks until a state that was captured just now. The guest runs on meanwhile.

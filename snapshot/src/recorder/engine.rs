@@ -2,9 +2,8 @@ use std::sync::Arc;
 
 use retrovisor_guest::{Machine, MachineError, MemoryLayout, PageSet};
 
-use super::capture::release;
 use super::dirty::{Consumer, DirtyEpochs};
-use super::disks::KeptDisks;
+use super::kept_disks::{KeptDisks, release};
 use super::pipeline::Pipeline;
 use super::settings::{MemoryUse, RecorderSettings};
 use super::staging::Pool;

@@ -4,10 +4,11 @@ use std::time::Instant;
 
 use retrovisor_guest::{Machine, MachineState, PageSet, RunState};
 
-use super::capture::{Draft, release, run_on};
+use super::capture::{Draft, run_on};
 use super::checkpoint::Taken;
 use super::engine::Recorder;
 use super::journey::{Journey, Leaving};
+use super::kept_disks::release;
 use super::pending::wait_for;
 use super::put::{Put, Ready};
 use super::report::{

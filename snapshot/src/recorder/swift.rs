@@ -5,10 +5,11 @@ use std::time::Instant;
 
 use retrovisor_guest::{ClockPolicy, Machine, MachineState, PageContent, PageSet};
 
-use super::capture::{Draft, release, run_on};
+use super::capture::{Draft, run_on};
 use super::checkpoint::Taken;
 use super::engine::Recorder;
 use super::journey::{Journey, Leaving};
+use super::kept_disks::release;
 use super::overwrite::Overwrite;
 use super::pending::{Stored, wait_for};
 use super::put::{Put, Ready};
@@ -65,7 +66,9 @@ impl Recorder {
     ) -> Result<Swift> {
         let frames = self.differing(target);
         let overwrite = Overwrite::new(&self.layout, &frames, &target.map, ready, Some(machine.memory()))?;
-        Ok(Swift { overwrite, marker: Marker::set(&self.store, self.machine, self.position(), to)? })
+        let (dir, catalogue) = (self.store.dir(), self.store.catalogue());
+        let marker = Marker::set(dir, catalogue, self.machine, self.position(), to)?;
+        Ok(Swift { overwrite, marker })
     }
 
     /// The guest stands still and its dirty frames are copied: puts the target in place and lets the guest run on; then

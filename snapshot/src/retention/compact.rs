@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::garbage::Census;
 use super::mark::ContentSet;
 use super::merge::Tree;
-use super::prune::{PruneProgress, PruneStep};
+use super::progress::{PruneProgress, PruneStep};
 use crate::catalogue::Link;
 use crate::content::ContentId;
 use crate::error::Result;

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::opening::Store;
 use crate::catalogue::{Catalogue, Move, NewOperation, OperationKind, OperationStatus, Position};
 use crate::error::{Error, Result};
 use crate::id::{MachineId, OperationId, TimelineId};
@@ -40,15 +39,16 @@ struct Saying {
 }
 
 impl Marker {
-    /// From now on memory may be half written.
+    /// From now on memory may be half written. `dir`: the store's.
     pub(crate) fn set(
-        store: &Store,
+        dir: &Path,
+        catalogue: &Catalogue,
         machine: MachineId,
         before: Option<Position>,
         to: &Move,
     ) -> Result<Self> {
-        let path = store.dir.join(format!("{PREFIX}{machine}"));
-        let newest = store.catalogue().operations(machine)?.last().map_or(0, |operation| operation.id.0);
+        let path = dir.join(format!("{PREFIX}{machine}"));
+        let newest = catalogue.operations(machine)?.last().map_or(0, |operation| operation.id.0);
         let saying = Saying {
             machine,
             kind: to.kind,
