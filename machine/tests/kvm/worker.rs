@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use retrovisor_guest::{ClockPolicy, Gpa, Machine, MachineError, MemoryLayout, PageSet, RunState};
-use retrovisor_machine::kvm::{Limits, RemoteConfig, RemoteMachine, worker_process};
+use retrovisor_machine::kvm::{DiskConfig, Limits, RemoteConfig, RemoteMachine, worker_process};
 
 use crate::{bare, ordinary_user};
 
@@ -115,6 +115,45 @@ fn a_guest_in_a_worker_is_paused_captured_and_taken_back() {
     machine.resume().unwrap();
     let error = machine.write_page(FIRST.gfn(), retrovisor_guest::PageContent::Zero).unwrap_err();
     assert!(matches!(error, MachineError::RunState { .. }));
+}
+
+#[test]
+fn what_comes_along_with_a_pause_is_neither_lost_nor_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path(), false);
+    config.machine.disks.push(DiskConfig {
+        base: None,
+        size_bytes: Some(1 << 20),
+        read_only: false,
+        changes_dir: dir.path().to_owned(),
+    });
+    let Some(mut machine) = launch_config(&config) else { return };
+    let kept = |machine: &mut RemoteMachine| {
+        let state = machine.capture_state().unwrap();
+        machine.release_state(&state).unwrap();
+        machine.kept_disks().unwrap().len()
+    };
+    let mut dirty = PageSet::empty(&machine.identity().layout);
+    machine.pause().unwrap();
+    machine.take_dirty(&mut dirty).unwrap();
+    let kept_at_first = kept(&mut machine);
+    bare::tell(&mut machine, FIRST, 32, 4096);
+    machine.resume().unwrap();
+    bare::wait_rounds(&machine, 2, 1);
+    machine.pause().unwrap();
+    bare::tell(&mut machine, FIRST, 0, 4096);
+    for _ in 0..20 {
+        // Nobody asks for the frames or the state of any of these.
+        machine.resume().unwrap();
+        machine.pause().unwrap();
+    }
+    dirty.clear();
+    machine.take_dirty(&mut dirty).unwrap();
+    assert!((0..32).all(|page| dirty.contains(retrovisor_guest::Gfn(FIRST.gfn().0 + page))));
+    dirty.clear();
+    machine.take_dirty(&mut dirty).unwrap();
+    assert!(dirty.is_empty(), "told once");
+    assert_eq!(kept(&mut machine), kept_at_first);
 }
 
 /// Of every thread of a worker with two vCPUs, as the kernel says.

@@ -6,6 +6,7 @@ mod pause;
 mod peers;
 mod rollback;
 mod slowdown;
+mod worker;
 
 pub(crate) use branch::measure as branch;
 pub(crate) use lab::Lab;
@@ -13,3 +14,4 @@ pub(crate) use pause::measure as pause;
 pub(crate) use peers::print as print_peers;
 pub(crate) use rollback::measure as rollback;
 pub(crate) use slowdown::measure as slowdown;
+pub(crate) use worker::{WORD, measure as worker};

@@ -20,16 +20,16 @@ pub(crate) fn measure(lab: &mut Lab, measured: &mut Measured) {
                     })
                     .collect();
                 lab.rest();
-                rows(measured, &format!("{pages}/{}{variant}", order.name()), &reports);
+                rows(measured, "kvm", &format!("{pages}/{}{variant}", order.name()), &reports);
             }
         }
     }
 }
 
-fn rows(measured: &mut Measured, case: &str, reports: &[CheckpointReport]) {
+pub(super) fn rows(measured: &mut Measured, driver: &str, case: &str, reports: &[CheckpointReport]) {
     for CheckpointReport { timing, record } in reports {
         let mut add = |name: &str, unit, value: u64| {
-            measured.add(&format!("kvm.pause{name}/{case}"), unit, value as f64);
+            measured.add(&format!("{driver}.pause{name}/{case}"), unit, value as f64);
         };
         add("_us", "us", timing.pause_us);
         add(".stop_us", "us", timing.stop_us);
@@ -39,6 +39,6 @@ fn rows(measured: &mut Measured, case: &str, reports: &[CheckpointReport]) {
         add(".resume_us", "us", timing.resume_us);
         add(".copied_pages", "pages", timing.copied_pages);
         add(".dirty_pages", "pages", record.dirty_pages);
-        measured.add(&format!("kvm.durable_ms/{case}"), "ms", timing.durable_us as f64 / 1e3);
+        measured.add(&format!("{driver}.durable_ms/{case}"), "ms", timing.durable_us as f64 / 1e3);
     }
 }

@@ -12,9 +12,11 @@ use crate::kvm::net::address::MacAddress;
 use crate::kvm::net::status::NetStatus;
 
 /// Of the messages below: both ends must speak the same.
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 4;
 /// Longest body of a state in either direction: some eight vCPUs with the largest extended state, and devices.
 pub(super) const STATE_BYTES_MAX: usize = 16 << 20;
+/// A word of a bitmap: its number (4 bytes) and its 64 frames (8 bytes), little endian. Most words of a large memory are empty.
+pub(super) const DIRTY_WORD_BYTES: usize = 12;
 /// Most vCPUs, sections and disks of a state.
 const PARTS_MAX: usize = 256;
 
@@ -28,11 +30,12 @@ pub(super) enum Request {
     Hello { version: u32 },
     /// Answer: `State`.
     RunState,
-    /// Answer: `Done`.
+    /// Answer: `Stopped`. What is wanted of a machine that stands still comes along, because a guest that waits pays for every
+    /// message.
     Pause,
     /// Answer: `Done`.
     Resume,
-    /// Answer: `Done`, with the bitmap of all frames, by index, in words of eight bytes, little endian.
+    /// Answer: `Done`, with the words of the bitmap of frames, by index, in which any is set: see [`DIRTY_WORD_BYTES`].
     TakeDirty,
     /// Answer: `Captured`, with the sections' bytes one after another.
     Capture,
@@ -66,10 +69,20 @@ pub(super) enum Answer {
     Done,
     Failed(Failure),
     Welcome(Box<Welcome>),
-    State { state: State, ended: Option<String> },
+    State {
+        state: State,
+        ended: Option<String>,
+    },
     Captured(StateHead),
+    /// With so many bytes of dirty frames, as for `TakeDirty`, if they could be had, and the sections of the state, if that could.
+    Stopped {
+        dirty_bytes: Option<u32>,
+        state: Option<StateHead>,
+    },
     Kept(Vec<DiskState>),
-    Changes { id: u64 },
+    Changes {
+        id: u64,
+    },
     Run(Option<Run>),
     Nets(Vec<NetStatus>),
 }

@@ -1,4 +1,5 @@
 mod opening;
+mod stand;
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -13,13 +14,14 @@ use super::changes::RemoteChanges;
 use super::confine::Confinement;
 use super::failure::plain;
 use super::link::Link as WorkerLink;
-use super::message::{Answer, BlockKind, Request, STATE_BYTES_MAX, StateHead};
+use super::message::{Answer, BlockKind, DIRTY_WORD_BYTES, Request, STATE_BYTES_MAX, StateHead};
 use super::runtime::RuntimeDir;
 use crate::kvm::boot::GENERATION_ID;
 use crate::kvm::machine::generation_id;
 use crate::kvm::net::link::{Link, NetBackend};
 use crate::kvm::net::status::NetStatus;
 use crate::ram::Ram;
+use stand::Stand;
 
 /// Blocks written with one message.
 const RUN_BLOCKS: usize = 256;
@@ -40,6 +42,8 @@ pub struct RemoteMachine {
     detached: bool,
     /// Whether the vCPUs stand still, as far as was asked for here.
     paused: bool,
+    /// What came along when they stopped.
+    stand: Stand,
     /// Why the guest ended by itself, as the worker said last.
     ended: Option<String>,
     /// Nobody has asked here yet: the whole memory counts as dirty.
@@ -102,6 +106,7 @@ impl RemoteMachine {
     /// machine, and comes after [`Machine::apply_state`], which brings back the old one.
     pub fn set_generation_id(&mut self, id: [u8; 16]) -> Result<(), MachineError> {
         let doing = "changing the generation identifier";
+        self.forget_stand()?;
         self.ask(doing, &Request::SetGenerationId { id }, &[], 0, |answer, body| done(&answer, body))
     }
 
@@ -117,6 +122,7 @@ impl RemoteMachine {
     /// up, if it was down.
     pub fn plug(&mut self, index: usize, backend: &NetBackend) -> Result<(), MachineError> {
         let link = Link::open(backend)?.into_fd();
+        self.forget_stand()?;
         let request = Request::Plug { interface: u32::try_from(index).unwrap_or(u32::MAX) };
         let with: (&[&[u8]], _) = (&[], &[link.as_fd()][..]);
         self.link().ask_with("plugging a network in", &request, with, 0, |answer, body| done(&answer, body))
@@ -131,6 +137,20 @@ impl RemoteMachine {
     pub fn quit(self) {
         self.link().process().kill();
         self.runtime.remove_sockets();
+    }
+
+    /// What came along when the machine stopped is not so any more, or is wanted anew.
+    fn forget_stand(&mut self) -> Result<(), MachineError> {
+        match self.stand.end() {
+            Some(unused) => self.release_state(&unused),
+            None => Ok(()),
+        }
+    }
+
+    /// Of a list in which every frame is dirty.
+    fn dirty_bytes_max(&self) -> usize {
+        let words = usize::try_from(self.identity.layout.pages().div_ceil(64)).unwrap_or(usize::MAX);
+        words.saturating_mul(DIRTY_WORD_BYTES)
     }
 
     fn link(&self) -> MutexGuard<'_, WorkerLink> {
@@ -171,29 +191,32 @@ impl Machine for RemoteMachine {
     }
 
     fn pause(&mut self) -> Result<(), MachineError> {
-        self.ask("pausing", &Request::Pause, &[], 0, |answer, body| done(&answer, body))?;
+        self.forget_stand()?;
+        let (bytes, vcpus) = (self.dirty_bytes_max(), self.identity.vcpus as usize);
+        let (link, stand) = (Arc::clone(&self.link), &mut self.stand);
+        let mut link = link.lock().unwrap_or_else(PoisonError::into_inner);
+        link.ask("pausing", &Request::Pause, &[], bytes.saturating_add(STATE_BYTES_MAX), |answer, body| {
+            let Answer::Stopped { dirty_bytes, state } = answer else { return None };
+            stand.told(dirty_bytes, state, body, vcpus)
+        })?;
         self.paused = true;
         Ok(())
     }
 
     fn resume(&mut self) -> Result<(), MachineError> {
+        self.forget_stand()?;
         self.ask("resuming", &Request::Resume, &[], 0, |answer, body| done(&answer, body))?;
         self.paused = false;
         Ok(())
     }
 
     fn take_dirty(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
-        let bytes = usize::try_from(self.identity.layout.pages().div_ceil(64)).unwrap_or(usize::MAX) * 8;
-        self.ask("looking for dirty pages", &Request::TakeDirty, &[], bytes, |answer, body| {
-            if !matches!(answer, Answer::Done) || body.len() != bytes {
-                return None;
-            }
-            for (at, word) in body.as_chunks::<8>().0.iter().enumerate() {
-                // What is past the end is passed over.
-                into.insert_word(at, u64::from_le_bytes(*word));
-            }
-            Some(())
-        })?;
+        let bytes = self.dirty_bytes_max();
+        if !self.stand.give_dirty(into) {
+            self.ask("looking for dirty pages", &Request::TakeDirty, &[], bytes, |answer, body| {
+                if matches!(answer, Answer::Done) { insert(into, body) } else { None }
+            })?;
+        }
         if self.unseen {
             into.union(&PageSet::full(&self.identity.layout));
             self.unseen = false;
@@ -206,6 +229,9 @@ impl Machine for RemoteMachine {
     }
 
     fn capture_state(&mut self) -> Result<MachineState, MachineError> {
+        if let Some(state) = self.stand.take_state() {
+            return Ok(state);
+        }
         let vcpus = self.identity.vcpus as usize;
         self.ask("capturing the state", &Request::Capture, &[], STATE_BYTES_MAX, |answer, body| {
             let Answer::Captured(head) = answer else { return None };
@@ -233,6 +259,7 @@ impl Machine for RemoteMachine {
 
     fn apply_state(&mut self, state: &MachineState, clock: ClockPolicy) -> Result<(), MachineError> {
         let (head, pieces) = StateHead::split(state)?;
+        self.forget_stand()?;
         self.ask(
             "putting a state back",
             &Request::Apply { clock, state: head },
@@ -284,6 +311,7 @@ impl Machine for RemoteMachine {
         first: u64,
         contents: &[BlockContent<'_>],
     ) -> Result<(), MachineError> {
+        self.forget_stand()?;
         for (number, contents) in (0..).zip(contents.chunks(RUN_BLOCKS)) {
             let kinds = contents.iter().map(BlockKind::from).collect();
             let pages: Vec<&[u8]> = contents
@@ -310,6 +338,18 @@ impl Drop for RemoteMachine {
             self.runtime.remove_sockets();
         }
     }
+}
+
+/// Adds dirty frames as they are sent; `None` when the last is cut off.
+fn insert(into: &mut PageSet, dirty: &[u8]) -> Option<()> {
+    let (words, rest) = dirty.as_chunks::<DIRTY_WORD_BYTES>();
+    for word in words {
+        let (number, frames) = (word.first_chunk::<4>()?, word.last_chunk::<8>()?);
+        // What is past the end is passed over.
+        let at = usize::try_from(u32::from_le_bytes(*number)).ok()?;
+        into.insert_word(at, u64::from_le_bytes(*frames));
+    }
+    rest.is_empty().then_some(())
 }
 
 fn done(answer: &Answer, body: &[u8]) -> Option<()> {

@@ -189,9 +189,7 @@ impl Worker {
                 }
                 Request::TakeDirty => match self.machine.take_dirty(&mut self.dirty) {
                     Ok(()) => {
-                        let bitmap: Vec<u8> =
-                            self.dirty.words().iter().flat_map(|word| word.to_le_bytes()).collect();
-                        channel.send(&Answer::Done, &[&bitmap], &[])?;
+                        channel.send(&Answer::Done, &[&self.dirty_words()], &[])?;
                         self.dirty.clear();
                         continue;
                     }
@@ -210,7 +208,13 @@ impl Worker {
                 Request::RunState => {
                     Ok(Answer::State { state: self.machine.run_state().into(), ended: self.machine.ended() })
                 }
-                Request::Pause => self.machine.pause().map(|()| Answer::Done),
+                Request::Pause => match self.machine.pause() {
+                    Ok(()) => {
+                        self.stopped(channel)?;
+                        continue;
+                    }
+                    Err(error) => Err(error),
+                },
                 Request::Resume => self.machine.resume().map(|()| Answer::Done),
                 Request::NextRun { id } => match self.next_run(*id) {
                     Ok(run) => {
@@ -256,6 +260,41 @@ impl Worker {
             channel.send(&answer, &[], &[])?;
         }
         Ok(())
+    }
+
+    /// Tells of a machine that came to a stand which frames are dirty, and its state. What cannot be had is asked for again, and
+    /// is an error then.
+    fn stopped(&mut self, channel: &mut Channel) -> io::Result<()> {
+        let dirty = self.machine.take_dirty(&mut self.dirty).ok().map(|()| self.dirty_words());
+        let dirty_bytes = dirty.as_ref().and_then(|words| u32::try_from(words.len()).ok());
+        let state = self.machine.capture_state().ok();
+        let mut pieces = vec![dirty.as_deref().unwrap_or_default()];
+        let mut head = None;
+        if let Some(state) = &state {
+            match StateHead::split(state) {
+                Ok((split, sections)) => {
+                    head = Some(split);
+                    pieces.extend(sections);
+                }
+                // It is too large, which whoever asks for it is told.
+                Err(_) => self.machine.release_state(state).unwrap_or_default(),
+            }
+        }
+        channel.send(&Answer::Stopped { dirty_bytes, state: head }, &pieces, &[])?;
+        if dirty_bytes.is_some() {
+            self.dirty.clear();
+        }
+        Ok(())
+    }
+
+    /// The dirty frames, as they are sent.
+    fn dirty_words(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (number, word) in (0_u32..).zip(self.dirty.words()).filter(|(_, word)| **word != 0) {
+            bytes.extend_from_slice(&number.to_le_bytes());
+            bytes.extend_from_slice(&word.to_le_bytes());
+        }
+        bytes
     }
 
     /// The next run of a walk; its bytes are in `run` then.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use retrovisor_guest::{Machine as _, MachineError, RunState};
 
+use super::stand::Stand;
 use super::{LINES_MAX, RemoteMachine};
 use crate::kvm::config::KvmConfig;
 use crate::kvm::net::link::Link;
@@ -143,6 +144,7 @@ impl RemoteMachine {
             .map_err(|source| MachineError::Io { doing: "speaking to the worker".into(), source })?;
         Ok(Self {
             ram: Ram::shared(identity.layout.clone(), Arc::new(memory), 0)?,
+            stand: Stand::unknown(&identity.layout),
             identity,
             link: Arc::new(Mutex::new(WorkerLink::new(name, channel, process))),
             disks,
