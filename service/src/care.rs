@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use retrovisor_guest::{ClockPolicy, RunState};
 use retrovisor_introspect::Introspector;
-use retrovisor_snapshot::{CheckpointId, MachineRecord, Recorder, Store};
+use retrovisor_snapshot::{CheckpointId, MachineRecord, Recorder, RecorderSettings, Store};
 use tokio::sync::{broadcast, oneshot};
 
 pub(crate) use branch::BranchOutlook;
@@ -46,6 +46,8 @@ const EVENTS_MAX: usize = 1024;
 pub(crate) struct Care {
     store: Arc<Store>,
     root: PathBuf,
+    /// How each machine is recorded.
+    settings: RecorderSettings,
     hubs: Hubs,
     keepers: Mutex<BTreeMap<String, KeeperHandle>>,
     /// Names of machines that are being started.
@@ -66,10 +68,10 @@ impl Drop for Making<'_> {
 }
 
 impl Care {
-    pub(crate) fn new(store: Arc<Store>, root: &Path) -> Self {
+    pub(crate) fn new(store: Arc<Store>, root: &Path, settings: RecorderSettings) -> Self {
         let (events, _) = broadcast::channel(EVENTS_MAX);
         let (keepers, making) = (Mutex::default(), Mutex::default());
-        Self { store, root: root.to_owned(), hubs: Hubs::new(root), keepers, making, events }
+        Self { store, root: root.to_owned(), settings, hubs: Hubs::new(root), keepers, making, events }
     }
 
     pub(crate) fn store(&self) -> &Arc<Store> {
@@ -222,8 +224,15 @@ impl Care {
         arrival: Arrival,
         recorder: Option<Recorder>,
     ) -> Result<(), CareError> {
-        let keeper =
-            Keeper::new(Arc::clone(&self.store), machine, spec, &arrival, recorder, self.events.clone())?;
+        let keeper = Keeper::new(
+            Arc::clone(&self.store),
+            machine,
+            spec,
+            &arrival,
+            recorder,
+            &self.settings,
+            self.events.clone(),
+        )?;
         let handle = keeper.start(arrival)?;
         self.keepers().insert(name.to_owned(), handle);
         Ok(())

@@ -12,7 +12,7 @@ use retrovisor_proto::v1::query_service_client::QueryServiceClient;
 use retrovisor_proto::v1::store_service_client::StoreServiceClient;
 use retrovisor_proto::v1::transfer_service_client::TransferServiceClient;
 use retrovisor_proto::v1::watch_service_client::WatchServiceClient;
-use retrovisor_snapshot::{Access, Store};
+use retrovisor_snapshot::{Access, RecorderSettings, Store};
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
@@ -96,7 +96,7 @@ async fn daemon_or(store: &Path, access: Access) -> Result<Client, CliError> {
         ));
     }
     let opened = Store::open(store, access).map_err(|error| CliError::failed(error.to_string()))?;
-    in_process(Arc::new(Care::new(Arc::new(opened), store))).await
+    in_process(Arc::new(Care::new(Arc::new(opened), store, RecorderSettings::default()))).await
 }
 
 /// A server of our own, in this process, and a client of it.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use retrovisor_analytics::QUERIES;
 use retrovisor_proto::v1::{Cell, GetReportRequest, QueryRequest, StopMachineRequest, cell};
-use retrovisor_snapshot::{Access, Store};
+use retrovisor_snapshot::{Access, RecorderSettings, Store};
 
 use crate::care::{Care, CareError, Driver, Origin, Spec};
 use crate::client;
@@ -53,7 +53,7 @@ pub(crate) async fn tell(plan: &Plan) -> Result<(), CliError> {
 
     let store =
         Store::open(&store_dir, Access::Create).map_err(|error| CliError::failed(error.to_string()))?;
-    let care = Arc::new(Care::new(Arc::new(store), &store_dir));
+    let care = Arc::new(Care::new(Arc::new(store), &store_dir, RecorderSettings::default()));
     let client = client::in_process(Arc::clone(&care)).await?;
     boot(&care, plan, &mut screen).await?;
 

@@ -51,6 +51,7 @@ fn wrong_usage_exits_with_2() {
         &["run", "web"],
         &["run", "web", "--kernel", "k", "--memory", "1K"],
         &["serve", "--listen", "0.0.0.0:1"],
+        &["serve", "--staging-mib", "8"],
     ] {
         assert_eq!(retrovisor(dir.path(), arguments).status.code(), Some(2), "{arguments:?}");
     }

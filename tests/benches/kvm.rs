@@ -1,6 +1,6 @@
 //! The microVM with its store, on this host's KVM: a bare guest of 1 GiB that writes one word a page.
 //!
-//! `make bench` runs it; `RETROVISOR_BENCH=pause`, `rollback`, `branch`, `slowdown` or `worker` runs one group. Rows go to
+//! `make bench` runs it; `RETROVISOR_BENCH=pause`, `roomy`, `rollback`, `branch`, `slowdown` or `worker` runs one group. Rows go to
 //! `target/bench/kvm.json`.
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on panics")]
@@ -21,6 +21,9 @@ fn main() {
     let Some(mut lab) = microvm::Lab::new() else { return };
     if wanted("pause") {
         microvm::pause(&mut lab, &mut measured);
+    }
+    if wanted("roomy") {
+        microvm::roomy(&mut lab, &mut measured);
     }
     if wanted("rollback") {
         microvm::rollback(&mut lab, &mut measured);

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use retrovisor_guest::{ClockPolicy, RunState};
 use retrovisor_snapshot::{
-    CheckpointId, CheckpointKind, CheckpointRecord, MachineId, Recorder, RollbackRequest, Store,
+    CheckpointId, CheckpointKind, CheckpointRecord, MachineId, Recorder, RecorderSettings, RollbackRequest,
+    Store,
 };
 use tokio::sync::{broadcast, oneshot};
 
@@ -91,6 +92,7 @@ impl Keeper {
         spec: &Spec,
         arrival: &Arrival,
         recorder: Option<Recorder>,
+        settings: &RecorderSettings,
         events: broadcast::Sender<Event>,
     ) -> Result<Self, CareError> {
         let identity = machine.identity().clone();
@@ -103,8 +105,8 @@ impl Keeper {
         store.catalogue().set_runtime(id, &runtime)?;
         let recorder = match (recorder, arrival) {
             (Some(recorder), _) => recorder,
-            (None, Arrival::Fresh) => Recorder::fresh(Arc::clone(&store), id)?,
-            (None, _) => Recorder::new(Arc::clone(&store), id)?,
+            (None, Arrival::Fresh) => Recorder::fresh_with(Arc::clone(&store), id, settings.clone())?,
+            (None, _) => Recorder::with_settings(Arc::clone(&store), id, settings.clone())?,
         };
         let has_networks = !spec.interfaces().is_empty();
         let vitals = Vitals {

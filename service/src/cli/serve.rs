@@ -2,7 +2,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use clap::Args;
-use retrovisor_snapshot::{Access, Store};
+use retrovisor_snapshot::{Access, RecorderSettings, Store};
 
 use super::global::Global;
 use crate::care::Care;
@@ -12,18 +12,31 @@ use crate::{place, rpc};
 /// Runs the daemon until it is told to end. Guests that it started go on without it and are found again.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  retrovisor serve\n  retrovisor --store /srv/retrovisor serve --listen 127.0.0.1:7070"
+    after_help = "Examples:\n  retrovisor serve\n  retrovisor --store /srv/retrovisor serve --listen 127.0.0.1:7070\n  retrovisor serve --staging-mib 1024 --ring-mib 1024   # guests that write much"
 )]
 pub(crate) struct ServeArgs {
     /// Listens on TCP, too; loopback only: whoever reaches the port controls the guests
     #[arg(long, value_name = "ADDRESS", value_parser = parse_loopback)]
     listen: Option<SocketAddr>,
+    /// Memory for copied pages on their way to the disk, for each machine. A checkpoint of more dirty pages waits for the disk
+    /// while the guest stands still
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(16..=MIB_MAX))]
+    staging_mib: u64,
+    /// Memory for pages of the newest checkpoints, from which rollbacks are quick; all machines share it
+    #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(16..=MIB_MAX))]
+    ring_mib: u64,
 }
+
+/// More than any host has: 64 TiB.
+const MIB_MAX: u64 = 64 << 20;
 
 pub(super) async fn run(args: ServeArgs, global: &Global) -> Result<(), CliError> {
     let store = Store::open(&global.store, Access::Create)
         .map_err(|error| CliError::refused(error.to_string(), ""))?;
-    let care = Arc::new(Care::new(Arc::new(store), &global.store));
+    store.set_ring_bytes_max(args.ring_mib << 20);
+    let settings =
+        RecorderSettings { staging_bytes_max: args.staging_mib << 20, ..RecorderSettings::default() };
+    let care = Arc::new(Care::new(Arc::new(store), &global.store, settings));
     let socket = place::socket(&global.store);
     let listener = rpc::bind(&socket)?;
     let found = tokio::task::spawn_blocking({

@@ -70,7 +70,12 @@ impl Recorder {
 
     /// A recorder for a machine that was started afresh: its first checkpoint has no parent and begins a timeline.
     pub fn fresh(store: Arc<Store>, machine: MachineId) -> Result<Self> {
-        let recorder = Self::new(store, machine)?;
+        Self::fresh_with(store, machine, RecorderSettings::default())
+    }
+
+    /// The same, which works as the settings say.
+    pub fn fresh_with(store: Arc<Store>, machine: MachineId, settings: RecorderSettings) -> Result<Self> {
+        let recorder = Self::with_settings(store, machine, settings)?;
         let pages = usize::try_from(recorder.layout.pages()).unwrap_or(usize::MAX);
         recorder.pipeline.set_stand(Stand::nowhere(pages));
         Ok(recorder)

@@ -10,7 +10,7 @@ mod worker;
 
 pub(crate) use branch::measure as branch;
 pub(crate) use lab::Lab;
-pub(crate) use pause::measure as pause;
+pub(crate) use pause::{measure as pause, measure_roomy as roomy};
 pub(crate) use peers::print as print_peers;
 pub(crate) use rollback::measure as rollback;
 pub(crate) use slowdown::measure as slowdown;

@@ -26,6 +26,22 @@ pub(crate) fn measure(lab: &mut Lab, measured: &mut Measured) {
     }
 }
 
+/// The same with room for so many pages: what does not fit waits for the disk.
+pub(crate) fn measure_roomy(lab: &mut Lab, measured: &mut Measured) {
+    lab.record_with(RecorderSettings { staging_bytes_max: 1 << 30, ..RecorderSettings::default() });
+    lab.go_on(&Lab::writing(100_000, Order::Strided));
+    lab.checkpoint();
+    let mut reports = Vec::new();
+    for _ in 0..5 {
+        // So that the one before is on the disk.
+        lab.recorder.drain(&mut lab.machine);
+        lab.wait_rounds(2);
+        reports.push(lab.checkpoint());
+    }
+    lab.rest();
+    rows(measured, "kvm", "100000/strided/roomy", &reports);
+}
+
 pub(super) fn rows(measured: &mut Measured, driver: &str, case: &str, reports: &[CheckpointReport]) {
     for CheckpointReport { timing, record } in reports {
         let mut add = |name: &str, unit, value: u64| {
