@@ -4,6 +4,7 @@ mod compact;
 mod garbage;
 mod mark;
 mod merge;
+mod options;
 mod pin;
 mod plan;
 mod policy;
@@ -11,7 +12,8 @@ mod progress;
 mod prune;
 mod rewrite;
 
-pub use compact::{CompactOptions, CompactReport};
+pub use compact::CompactReport;
+pub use options::CompactOptions;
 pub use plan::{KeepReason, Kept, MachinePrune, PruneEstimate, PrunePlan, Removed};
 pub use policy::RetentionPolicy;
 pub use progress::{PruneProgress, PruneStep};

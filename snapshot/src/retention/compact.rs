@@ -1,10 +1,11 @@
 use std::ops::ControlFlow;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::garbage::Census;
 use super::mark::ContentSet;
 use super::merge::Tree;
+use super::options::CompactOptions;
 use super::progress::{PruneProgress, PruneStep};
 use crate::catalogue::Link;
 use crate::content::ContentId;
@@ -16,23 +17,6 @@ use crate::store::Store;
 const SWEEP: usize = 1 << 14;
 /// Checkpoints marked between two reports of progress.
 const MARK: usize = 64;
-
-/// How a compaction is done.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct CompactOptions {
-    /// Packs of which at least so many percent are garbage are rewritten. Each byte that stays in such a pack is read
-    /// and written once: at 20 percent, four bytes for each one that comes back.
-    pub garbage_percent_min: u64,
-    /// The catalogue is rewritten when at least so many percent of it are free.
-    pub vacuum_percent_min: u64,
-}
-
-impl Default for CompactOptions {
-    fn default() -> Self {
-        Self { garbage_percent_min: 20, vacuum_percent_min: 25 }
-    }
-}
 
 /// What a compaction did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]

@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::mark::{ContentSet, mark};
 use super::merge::Tree;
+use super::options::CompactOptions;
 use super::plan::{PruneEstimate, PrunePlan};
 use crate::catalogue::FrameRow;
 use crate::content::ContentId;
@@ -124,7 +125,7 @@ impl Store {
         let mut contents = 0;
         self.catalogue().each_content_row(|id, _, _| contents += u64::from(!live.contains(id)))?;
         let census = Census::take(self, |id| live.contains(id))?;
-        let worth_it = super::compact::CompactOptions::default().garbage_percent_min;
+        let worth_it = CompactOptions::default().garbage_percent_min;
         let garbage = |only_worth_it: bool| {
             census
                 .packs

@@ -4,8 +4,9 @@ use std::ops::ControlFlow;
 use serde::Serialize;
 use serde_json::json;
 
-use super::compact::{CompactOptions, CompactReport};
+use super::compact::CompactReport;
 use super::merge::{Orphan, Tree};
+use super::options::CompactOptions;
 use super::plan::PrunePlan;
 use super::progress::{PruneProgress, PruneStep};
 use crate::catalogue::{NewOperation, OperationKind, OperationStatus, Reparented};
