@@ -23,7 +23,7 @@ case ${1:-} in
     echo "LAB_FILES names programs that PROGRAM finds in the root folder, separated by colons."
     echo "In the lab, RETROVISOR_CACHE holds the test guest, /tmp is in memory. LAB_SECONDS (1200) ends it."
     echo "LAB_KERNELS names other kernels to bring along (folders of the cache's kernels/, made by setup/kernels.sh);"
-    echo "LAB_MEMORY_MIB (3072) is its memory; variables that begin with RETROVISOR_LAB_ are passed on."
+    echo "LAB_MEMORY_MIB (3072) is its memory, LAB_PROCESSORS (1) how many it has; variables that begin with RETROVISOR_LAB_ are passed on."
     exit 2
     ;;
 esac
@@ -104,6 +104,8 @@ INIT
 chmod +x "$root/init"
 (cd "$root" && find . | bin/busybox cpio -o -H newc 2>/dev/null | gzip -1) >"$work/lab.cpio.gz"
 
+# One processor: the translator delivers interrupts to guests twice now and then, the more the more its threads disturb each
+# other (docs/kvm.md).
 # The translator's processors share one time-stamp counter. Linux takes several of another maker than Intel for unsynchronized,
 # and KVM on a counter that is not to be trusted moves those of its guests about; now and then one waited for minutes.
 for turn in 1 2 3; do
