@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use linfa::DatasetBase;
+use linfa::traits::Fit as _;
 use ndarray::{Array1, Array2};
 use retrovisor_snapshot::CheckpointId;
 
 use crate::activity::{Activity, Habits};
 use crate::calibration::Calibration;
-use crate::detector::{Detector, Kind};
+use crate::detector::{Baseline, Detector, Kind};
 use crate::feature::{FEATURES, Vector};
 use crate::sample::count_f64;
 use crate::scale::{Moment, Scale};
@@ -79,17 +81,17 @@ impl Model {
             matrix
         };
         let outside = tamed(outside);
-        let inside: Vec<Array2<f64>> = inside.into_iter().map(tamed).collect();
-        let whole = tamed(matrix(&scales, baseline));
+        let inside: Vec<Baseline> = inside.into_iter().map(tamed).map(DatasetBase::from).collect();
+        let whole = DatasetBase::from(tamed(matrix(&scales, baseline)));
         let detectors = Kind::ALL
             .into_iter()
             .filter_map(|kind| {
                 let mut scores = Vec::with_capacity(baseline.len());
                 for (block, rest) in blocks.iter().zip(&inside) {
-                    let detector = kind.fit(rest)?;
+                    let detector = kind.fit(rest).ok()?;
                     scores.extend(block.clone().map(|at| detector.score(outside.row(at))));
                 }
-                Some((kind, kind.fit(&whole)?, Calibration::fit(&scores)?))
+                Some((kind, kind.fit(&whole).ok()?, Calibration::fit(&scores)?))
             })
             .collect();
         let habits = Habits::learn(baseline.iter().map(|observation| &observation.activity));
