@@ -8,7 +8,7 @@ mod principal;
 
 use linfa::DatasetBase;
 use linfa::traits::Fit;
-use ndarray::{Array2, ArrayView1};
+use ndarray::{Array1, Array2, ArrayView1};
 
 use self::neighbour::Neighbours;
 use self::principal::Principal;
@@ -18,7 +18,7 @@ use self::principal::Principal;
 pub(crate) enum Kind {
     /// The largest robust deviation of any one feature.
     Extreme,
-    /// Distance from the plane the baseline lies in, and along it (PCA).
+    /// Distance from the plane the baseline is in, and along it (PCA).
     Principal,
     /// Distance to the nearest checkpoints of the baseline.
     Neighbours,
@@ -37,13 +37,13 @@ impl Kind {
 }
 
 /// Rows of a baseline: robust deviations, one row per checkpoint.
-pub(crate) type Baseline = DatasetBase<Array2<f64>, ()>;
+pub(crate) type Baseline = DatasetBase<Array2<f64>, Array1<()>>;
 
-impl Fit<Array2<f64>, (), linfa::Error> for Kind {
+impl Fit<Array2<f64>, Array1<()>, linfa::Error> for Kind {
     type Object = Detector;
 
     /// Fails where the baseline has too few rows, or too few columns that vary, for this detector.
-    fn fit(&self, baseline: &Baseline) -> linfa::Result<Detector> {
+    fn fit(&self, baseline: &Baseline) -> Result<Detector, linfa::Error> {
         let rows = &baseline.records;
         let fitted = match self {
             Self::Extreme => Some(Detector::Extreme),

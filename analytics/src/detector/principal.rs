@@ -1,5 +1,5 @@
 use nalgebra::{DMatrix, SymmetricEigen};
-use ndarray::{Array1, Array2, ArrayView1, Axis, s};
+use ndarray::{Array1, Array2, ArrayView1, Axis};
 
 use super::columns::{clamped, moving_columns, pick};
 use crate::sample::count_f64;
@@ -40,7 +40,8 @@ impl Principal {
 
     pub(super) fn fit(baseline: &Array2<f64>) -> Option<Self> {
         let columns = moving_columns(baseline);
-        let newest = baseline.slice(s![baseline.nrows().saturating_sub(Self::ROWS_MAX).., ..]);
+        let older = baseline.nrows().saturating_sub(Self::ROWS_MAX);
+        let (_, newest) = baseline.view().split_at(Axis(0), older);
         let (rows, width) = (newest.nrows(), columns.len());
         let wanted = (rows.min(width) / Self::VALUES_PER_DIRECTION).min(Self::DIRECTIONS_MAX);
         if wanted == 0 {
@@ -82,7 +83,8 @@ impl Principal {
 fn directions(centered: &Array2<f64>, wanted: usize) -> Option<Vec<Direction>> {
     let rows_are_fewer = centered.nrows() < centered.ncols();
     let samples = count_f64(centered.nrows().checked_sub(1)?.max(1));
-    let product = if rows_are_fewer { centered.dot(&centered.t()) } else { centered.t().dot(centered) } / samples;
+    let product =
+        if rows_are_fewer { centered.dot(&centered.t()) } else { centered.t().dot(centered) } / samples;
     if !product.iter().all(|entry| entry.is_finite()) {
         return None;
     }
@@ -146,11 +148,13 @@ mod tests {
     fn many_features_and_many_rows_take_bounded_time() {
         let wide = two_directions(30, 4000);
         assert!(Principal::fit(&wide).is_none(), "three columns move: too few for a direction");
-        let noisy = Array2::from_shape_fn((30, 4000), |(row, column)| (count_f64(row * 4001 + column) * 1.3).sin());
+        let noisy =
+            Array2::from_shape_fn((30, 4000), |(row, column)| (count_f64(row * 4001 + column) * 1.3).sin());
         let fitted = Principal::fit(&noisy).unwrap();
         assert_eq!(fitted.directions.nrows(), Principal::DIRECTIONS_MAX);
         assert!(fitted.score(noisy.row(0)).is_finite());
-        let long = Array2::from_shape_fn((5000, 40), |(row, column)| (count_f64(row * 41 + column) * 1.3).sin());
+        let long =
+            Array2::from_shape_fn((5000, 40), |(row, column)| (count_f64(row * 41 + column) * 1.3).sin());
         assert!(Principal::fit(&long).is_some());
     }
 }
