@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use retrovisor_analytics::{Analyst, Config, Judgement, Sample};
+use retrovisor_analytics::{Config, Evaluation, Evaluator, Sample};
 use retrovisor_guest::fact::{Column, Kind, Schema, Table, Value};
 use retrovisor_introspect::{Introspector, Observation};
 use retrovisor_snapshot::{
@@ -39,7 +39,7 @@ pub(super) struct Judge {
     store: Arc<Store>,
     machine: MachineId,
     introspector: Introspector,
-    analyst: Analyst,
+    analyst: Evaluator,
     last: Option<(CheckpointId, Sample)>,
     incident_open: bool,
     moves: u64,
@@ -54,7 +54,7 @@ pub(super) struct Judged {
 
 impl Judge {
     pub(super) fn new(store: Arc<Store>, machine: MachineId) -> Result<Self, CareError> {
-        let analyst = Analyst::load(store.catalogue(), machine, Config::default())?;
+        let analyst = Evaluator::load(store.catalogue(), machine, Config::default())?;
         Ok(Self {
             introspector: Introspector::with_library(kernel_library(&store)),
             store,
@@ -84,7 +84,7 @@ impl Judge {
             (Some(parent), _) => Sample::load(catalogue, parent).ok(),
             (None, _) => None,
         };
-        let judgement = self.analyst.judge(&sample, parent.as_ref());
+        let judgement = self.analyst.evaluate(&sample, parent.as_ref());
         self.last = Some((record.id, sample));
         catalogue.set_verdict(record.id, &judgement.record())?;
         for settled in &judgement.settled {
@@ -140,7 +140,7 @@ impl Judge {
     fn incident(
         &mut self,
         record: &CheckpointRecord,
-        judgement: &Judgement,
+        judgement: &Evaluation,
     ) -> Result<Option<IncidentRecord>, CareError> {
         if judgement.verdict != Verdict::Bad || self.incident_open {
             return Ok(None);
