@@ -1,4 +1,4 @@
-//! Second machines from checkpoints.
+//! New machines from checkpoints of others.
 
 use std::time::Instant;
 
@@ -7,15 +7,15 @@ use retrovisor_guest::PAGE_SIZE;
 use retrovisor_proto::v1::{BranchDisk, BranchReport, BranchRequest, BranchResponse};
 use retrovisor_snapshot::BranchProgress;
 
-use super::stream::{Caller, progress};
+use super::stream::Caller;
 use super::{Services, convert};
 use crate::care::{BranchOutlook, CareError};
 
-/// What is branched from when nothing is named: where the machine stands.
+/// The checkpoint that is branched from when none is named.
 const ORIGIN_DEFAULT: &str = "present";
 
 impl Services {
-    /// Makes a branch, or says what it would be.
+    /// Makes a branch, or reports what it would be.
     pub(super) fn branch_now(
         &self,
         request: &BranchRequest,
@@ -29,17 +29,16 @@ impl Services {
         let mut report = self.outlined(new, &outlook)?;
         report.dry_run = request.dry_run;
         if !request.dry_run {
-            let mut tell =
-                |BranchProgress { done, total }| progress(to, BranchResponse { done, total, report: None });
+            let mut progress =
+                |BranchProgress { done, total }| to.progress(BranchResponse { done, total, report: None });
             let begun_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-            let branched = self.care.branch(new, &outlook, request.paused, &mut tell)?;
+            let branched = self.care.branch(new, &outlook, request.paused, &mut progress)?;
             let store = self.care.store();
             report.branch_us = begun_us.saturating_add(branched.branch_us);
             report.first = Some(convert::checkpoint(store, &branched.first)?);
             report.branch = Some(convert::machine(&self.care, &store.catalogue().machine(new)?)?);
         }
-        // The caller may have gone: the machine is there all the same.
-        let _ = to.blocking_send(Ok(BranchResponse { report: Some(report), ..BranchResponse::default() }));
+        to.send(BranchResponse { report: Some(report), ..BranchResponse::default() });
         Ok(())
     }
 

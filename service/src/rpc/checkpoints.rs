@@ -4,9 +4,9 @@ use retrovisor_guest::ClockPolicy;
 use retrovisor_proto::v1::checkpoint_service_server::CheckpointService;
 use retrovisor_proto::v1::{
     BranchRequest, BranchResponse, ClockPolicy as Clock, CreateCheckpointRequest, CreateCheckpointResponse,
-    DiffRequest, DiffResponse, GetCheckpointRequest, GetCheckpointResponse, InspectRequest, InspectResponse,
-    ListCheckpointsRequest, ListCheckpointsResponse, ListOperationsRequest, ListOperationsResponse,
-    PinCheckpointRequest, PinCheckpointResponse, PresentPolicy as Present, RedoRequest, RedoResponse,
+    CurrentPolicy as Current, DiffRequest, DiffResponse, GetCheckpointRequest, GetCheckpointResponse,
+    InspectRequest, InspectResponse, ListCheckpointsRequest, ListCheckpointsResponse, ListOperationsRequest,
+    ListOperationsResponse, PinCheckpointRequest, PinCheckpointResponse, RedoRequest, RedoResponse,
     RollbackRequest, RollbackResponse, UndoRequest, UndoResponse,
 };
 use retrovisor_snapshot::{CheckpointRecord, PresentPolicy, Recorder, RollbackRequest as Going};
@@ -43,8 +43,8 @@ impl Services {
         })
     }
 
-    async fn moved(&self, journey: Journey) -> Result<Option<retrovisor_proto::v1::Move>, Status> {
-        self.blocking(move |services| Ok(Some(convert::journey(services.care.store(), &journey)?))).await
+    async fn moved(&self, journey: Journey) -> Result<Option<retrovisor_proto::v1::Rollback>, Status> {
+        self.blocking(move |services| Ok(Some(convert::rollback(services.care.store(), &journey)?))).await
     }
 }
 
@@ -106,9 +106,9 @@ impl CheckpointService for Services {
             Clock::JumpToNow => ClockPolicy::JumpToNow,
             Clock::Unspecified | Clock::StandStill => ClockPolicy::StandStill,
         };
-        let present = match request.present() {
-            Present::Staged => PresentPolicy::Staged,
-            Present::Unspecified | Present::Durable => PresentPolicy::Durable,
+        let current = match request.current() {
+            Current::Staged => PresentPolicy::Staged,
+            Current::Unspecified | Current::Durable => PresentPolicy::Durable,
         };
         let RollbackRequest { machine, checkpoint, dry_run, verify_image, .. } = request;
         let wanted = if checkpoint.is_empty() { TARGET_DEFAULT.to_owned() } else { checkpoint };
@@ -121,31 +121,31 @@ impl CheckpointService for Services {
         let journey = if dry_run {
             self.blocking(move |services| services.plan(&machine, target)).await?
         } else if self.care.vitals(&machine).is_some() {
-            let request = Going { clock, present, ..Going::default() };
+            let request = Going { clock, present: current, ..Going::default() };
             let command = |reply| Command::Rollback { target: target.id, verify_image, request, reply };
             self.care.ask(&machine, command).await.map_err(|error| status::of(&error))?
         } else {
             self.blocking(move |services| services.care.restore(&machine, target.id, verify_image, clock))
                 .await?
         };
-        Ok(Response::new(RollbackResponse { r#move: self.moved(journey).await?, dry_run }))
+        Ok(Response::new(RollbackResponse { rollback: self.moved(journey).await?, dry_run }))
     }
 
     async fn undo(&self, request: Request<UndoRequest>) -> Result<Response<UndoResponse>, Status> {
         let UndoRequest { machine, verify_image } = request.into_inner();
         let command = |reply| Command::Undo { verify_image, reply };
         let journey = self.care.ask(&machine, command).await.map_err(|error| status::of(&error))?;
-        Ok(Response::new(UndoResponse { r#move: self.moved(journey).await? }))
+        Ok(Response::new(UndoResponse { rollback: self.moved(journey).await? }))
     }
 
     async fn redo(&self, request: Request<RedoRequest>) -> Result<Response<RedoResponse>, Status> {
-        let machine = request.into_inner().machine;
+        let RedoRequest { machine, verify_image: _ } = request.into_inner();
         let journey = self
             .care
             .ask(&machine, |reply| Command::Redo { reply })
             .await
             .map_err(|error| status::of(&error))?;
-        Ok(Response::new(RedoResponse { r#move: self.moved(journey).await? }))
+        Ok(Response::new(RedoResponse { rollback: self.moved(journey).await? }))
     }
 
     type BranchStream = Answers<BranchResponse>;

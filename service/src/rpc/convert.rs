@@ -7,8 +7,8 @@ use retrovisor_guest::fact::Value;
 use retrovisor_machine::kvm::MacAddress;
 use retrovisor_proto::v1::network_interface::Network as Shown;
 use retrovisor_proto::v1::{
-    BranchOrigin, Cause, Cell, Checkpoint, Incident, Machine, Move, NetworkInterface, Operation, Row,
-    RunState, Table, Verdict, cell,
+    BranchOrigin, Cause, Cell, Checkpoint, Incident, Machine, MachineState, NetworkInterface, Operation,
+    Rollback, Row, Table, Verdict, cell,
 };
 use retrovisor_snapshot::{
     CheckpointId, CheckpointRecord, IncidentRecord, MachineRecord, OperationRecord, Store, Verdict as Judged,
@@ -20,7 +20,7 @@ use crate::care::{Care, CareError, Journey, Network, Spec};
 
 pub(super) fn machine(care: &Care, record: &MachineRecord) -> Result<Machine, CareError> {
     let catalogue = care.store().catalogue();
-    let present = catalogue
+    let current = catalogue
         .present(record.id)?
         .map(|position| catalogue.checkpoint(position.checkpoint))
         .transpose()?;
@@ -33,17 +33,18 @@ pub(super) fn machine(care: &Care, record: &MachineRecord) -> Result<Machine, Ca
         driver: identity.driver.clone(),
         accelerator: identity.accelerator.to_string(),
         driver_version: identity.version.clone(),
-        run_state: match vitals.as_ref().map(|vitals| vitals.run_state) {
-            Some(Running::Running) => RunState::Running,
-            Some(Running::Paused) => RunState::Paused,
-            Some(Running::Gone) | None => RunState::Gone,
+        state: match vitals.as_ref().map(|vitals| vitals.run_state) {
+            Some(Running::Running) => MachineState::Running,
+            Some(Running::Paused) => MachineState::Paused,
+            Some(Running::Gone) | None => MachineState::Gone,
         }
         .into(),
         vcpus: identity.vcpus,
         memory_bytes: identity.layout.bytes(),
         checkpoints: catalogue.checkpoints(record.id)?.len() as u64,
-        present: present.as_ref().map(|present| present.name.clone()).unwrap_or_default(),
-        verdict: verdict(present.map_or(Judged::Unknown, |present| present.verdict)).into(),
+        current: current.as_ref().map(|current| current.name.clone()).unwrap_or_default(),
+        verdict: verdict(current.map_or(Judged::Unknown, |current| current.verdict)).into(),
+        state_reason: String::new(),
         console: path(vitals.as_ref().and_then(|vitals| vitals.console.as_ref())),
         every_ms: vitals.as_ref().map_or(0, |vitals| vitals.every_ms),
         dirty_finder: vitals.as_ref().map(|vitals| vitals.finder.clone()).unwrap_or_default(),
@@ -58,9 +59,9 @@ pub(super) fn machine(care: &Care, record: &MachineRecord) -> Result<Machine, Ca
     })
 }
 
-/// The network interfaces that a machine was given; what `links` does not say is down.
+/// The network interfaces of a machine; a link of which nothing is known is down.
 fn interfaces(record: &MachineRecord, links: &[bool]) -> Vec<NetworkInterface> {
-    // A machine that was imported has none of ours.
+    // An imported machine has none.
     let spec = Spec::from_runtime(&record.name, &record.runtime).ok();
     let interfaces = spec.as_ref().map_or(&[][..], Spec::interfaces).iter().enumerate();
     let shown = interfaces.map(|(index, interface)| NetworkInterface {
@@ -74,7 +75,7 @@ fn interfaces(record: &MachineRecord, links: &[bool]) -> Vec<NetworkInterface> {
     shown.collect()
 }
 
-/// The record as a message; reasons are looked up where a verdict was given.
+/// The record as a message, with the reasons of its verdict.
 pub(super) fn checkpoint(store: &Store, record: &CheckpointRecord) -> Result<Checkpoint, CareError> {
     let catalogue = store.catalogue();
     let reasons = match record.verdict {
@@ -114,16 +115,17 @@ pub(super) fn operation(store: &Store, record: &OperationRecord) -> Result<Opera
     })
 }
 
-pub(super) fn journey(store: &Store, journey: &Journey) -> Result<Move, CareError> {
-    Ok(Move {
+pub(super) fn rollback(store: &Store, journey: &Journey) -> Result<Rollback, CareError> {
+    Ok(Rollback {
         operation: journey.operation.clone(),
-        present: journey.present.as_ref().map(|present| checkpoint(store, present)).transpose()?,
+        current: journey.present.as_ref().map(|present| checkpoint(store, present)).transpose()?,
         target: Some(checkpoint(store, &journey.target)?),
         steps: journey.steps,
         pages_written: journey.pages_written,
         rollback_us: journey.rollback_us,
         new_process: journey.new_process,
         image_matches: journey.image_matches,
+        kind: retrovisor_proto::v1::RollbackKind::Unspecified.into(),
     })
 }
 
@@ -169,11 +171,12 @@ struct CauseDetail {
     text: String,
 }
 
-pub(super) fn table(title: &str, columns: &[String], rows: &[Vec<Value>]) -> Table {
+pub(super) fn table(title: &str, columns: &[String], rows: &[Vec<Value>], truncated: bool) -> Table {
     Table {
         title: title.to_owned(),
         columns: columns.to_vec(),
         rows: rows.iter().map(|row| Row { cells: row.iter().map(cell).collect() }).collect(),
+        truncated,
     }
 }
 
@@ -198,7 +201,7 @@ pub(super) fn value(cell: &Cell) -> Value {
 
 pub(super) fn verdict(verdict: Judged) -> Verdict {
     match verdict {
-        Judged::Unknown => Verdict::Unspecified,
+        Judged::Unknown => Verdict::Unknown,
         Judged::Good => Verdict::Good,
         Judged::Suspect => Verdict::Suspect,
         Judged::Bad => Verdict::Bad,
@@ -210,7 +213,7 @@ fn name_of(store: &Store, checkpoint: Option<CheckpointId>) -> Result<String, Ca
     let catalogue = store.catalogue();
     match catalogue.checkpoint(id) {
         Ok(record) => Ok(record.name),
-        // What was done goes on naming what was pruned.
+        // Operations and incidents keep the names of pruned checkpoints.
         Err(error) => catalogue.pruned(id)?.map(|pruned| pruned.name).ok_or_else(|| error.into()),
     }
 }

@@ -3,10 +3,11 @@ use std::path::PathBuf;
 use retrovisor_proto::v1::machine_service_server::MachineService;
 use retrovisor_proto::v1::network_interface::Network as Asked;
 use retrovisor_proto::v1::{
-    AttachMachineRequest, AttachMachineResponse, ConsoleRequest, ConsoleResponse, GetMachineRequest,
-    GetMachineResponse, ListMachinesRequest, ListMachinesResponse, Machine, NetworkInterface,
-    PauseMachineRequest, PauseMachineResponse, ResumeMachineRequest, ResumeMachineResponse,
-    RunMachineRequest, RunMachineResponse, StopMachineRequest, StopMachineResponse,
+    AttachMachineRequest, AttachMachineResponse, ConsoleRequest, ConsoleResponse, DetachMachineRequest,
+    DetachMachineResponse, GetMachineRequest, GetMachineResponse, ListMachinesRequest, ListMachinesResponse,
+    Machine, NetworkInterface, PauseMachineRequest, PauseMachineResponse, RemoveMachineRequest,
+    RemoveMachineResponse, ResumeMachineRequest, ResumeMachineResponse, RunMachineRequest,
+    RunMachineResponse, SetMachineRequest, SetMachineResponse, StopMachineRequest, StopMachineResponse,
 };
 use tonic::{Request, Response, Status, Streaming};
 
@@ -17,7 +18,7 @@ use crate::care::{CareError, Command, Driver, Interface, Network, Origin, Spec};
 const MEMORY_BYTES_DEFAULT: u64 = 512 << 20;
 
 impl Services {
-    /// Runs blocking work on a thread of its own and turns its error into a status.
+    /// Runs blocking work on a thread of its own, and converts its error.
     pub(super) async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Self) -> Result<T, CareError> + Send + 'static,
@@ -25,7 +26,7 @@ impl Services {
         let services = self.clone();
         tokio::task::spawn_blocking(move || work(&services))
             .await
-            .map_err(|error| Status::internal(format!("the work was cut short: {error}")))?
+            .map_err(|error| Status::internal(format!("the work was interrupted: {error}")))?
             .map_err(|error| status::of(&error))
     }
 
@@ -105,6 +106,27 @@ impl MachineService for Services {
         let name = request.into_inner().machine;
         self.care.ask(&name, |reply| Command::Resume { reply }).await.map_err(|error| status::of(&error))?;
         Ok(Response::new(ResumeMachineResponse { machine: self.machine(name).await? }))
+    }
+
+    async fn detach_machine(
+        &self,
+        _: Request<DetachMachineRequest>,
+    ) -> Result<Response<DetachMachineResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn set_machine(
+        &self,
+        _: Request<SetMachineRequest>,
+    ) -> Result<Response<SetMachineResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn remove_machine(
+        &self,
+        _: Request<RemoveMachineRequest>,
+    ) -> Result<Response<RemoveMachineResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
     }
 
     type ConsoleStream = Answers<ConsoleResponse>;

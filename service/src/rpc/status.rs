@@ -9,7 +9,7 @@ use crate::care::CareError;
 
 const DOMAIN: &str = "retrovisor";
 
-/// What the caller is told.
+/// The status of an error.
 pub(super) fn of(error: &CareError) -> Status {
     let (code, reason) = match error {
         CareError::Exists { .. } | CareError::Known { .. } => (Code::AlreadyExists, "MACHINE_EXISTS"),
