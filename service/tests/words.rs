@@ -148,3 +148,12 @@ fn words_of_an_archive_do_not_drive_the_terminal() {
         assert!(!text.lines().any(|line| line.starts_with("forged")), "{arguments:?}: {text:?}");
     }
 }
+
+#[test]
+fn intervals_are_explained() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = retrovisor(dir.path(), &["run", "web", "--kernel", "k", "--every", "3 parsecs"]);
+    assert_eq!(output.status.code(), Some(2));
+    let message = stderr(&output);
+    assert!(message.contains("`3 parsecs` is not an interval: write 200ms, 0.5s, 2s, 1m or 1h"), "{message}");
+}

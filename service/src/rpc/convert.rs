@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use retrovisor_analytics::Explanation;
 use retrovisor_guest::RunState as Running;
 use retrovisor_guest::fact::Value;
 use retrovisor_machine::kvm::MacAddress;
@@ -13,8 +14,6 @@ use retrovisor_proto::v1::{
 use retrovisor_snapshot::{
     CheckpointId, CheckpointRecord, IncidentRecord, MachineRecord, OperationRecord, Store, Verdict as Judged,
 };
-
-use serde::Deserialize;
 
 use crate::care::{Care, CareError, Journey, Network, Spec};
 
@@ -130,11 +129,14 @@ pub(super) fn rollback(store: &Store, journey: &Journey) -> Result<Rollback, Car
 }
 
 pub(super) fn incident(store: &Store, record: &IncidentRecord) -> Result<Incident, CareError> {
-    // Written by us when the incident was opened; one from another version is shown without its causes.
-    let detail: IncidentDetail = serde_json::from_value(record.detail.clone()).unwrap_or_default();
-    let causes = detail.causes.into_iter().map(|cause| Cause {
-        rank: cause.rank,
-        kind: cause.kind,
+    // The detail of another version may be of another form: the incident is shown without its explanation then.
+    let explanation = serde_json::from_value::<Explanation>(record.detail.clone()).ok();
+    let chance_level = explanation.as_ref().map_or(0.0, |explanation| explanation.chance_level);
+    let (causes, evidence) =
+        explanation.map(|explanation| (explanation.causes, explanation.evidence)).unwrap_or_default();
+    let causes = causes.into_iter().map(|cause| Cause {
+        rank: u32::try_from(cause.rank).unwrap_or(u32::MAX),
+        kind: cause.kind.to_string(),
         object: cause.object,
         score: cause.score,
         text: cause.text,
@@ -146,29 +148,11 @@ pub(super) fn incident(store: &Store, record: &IncidentRecord) -> Result<Inciden
         last_good: name_of(store, record.last_good)?,
         summary: record.summary.clone(),
         causes: causes.collect(),
-        evidence: detail.evidence,
-        chance_level: detail.chance_level,
+        evidence,
+        chance_level,
         action: record.action.clone().unwrap_or_default(),
         opened_at_ms: record.opened_at_ms,
     })
-}
-
-/// What an incident's detail keeps of its explanation, and this interface passes on.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct IncidentDetail {
-    causes: Vec<CauseDetail>,
-    evidence: Vec<String>,
-    chance_level: f64,
-}
-
-#[derive(Deserialize)]
-struct CauseDetail {
-    rank: u32,
-    kind: String,
-    object: String,
-    score: f64,
-    text: String,
 }
 
 pub(super) fn table(title: &str, columns: &[String], rows: &[Vec<Value>], truncated: bool) -> Table {

@@ -1,4 +1,5 @@
-use std::path::PathBuf;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
 
 use retrovisor_proto::v1::machine_service_server::MachineService;
 use retrovisor_proto::v1::network_interface::Network as Asked;
@@ -157,11 +158,13 @@ fn launch_spec(request: RunMachineRequest) -> Result<(String, Spec), CareError> 
             help: "Run it with `--driver kvm`, which needs KVM on hardware, or without --net.".to_owned(),
         });
     }
+    let disks: Vec<_> = request.disks.into_iter().map(PathBuf::from).collect();
+    disks.iter().try_for_each(|disk| check_disk(disk))?;
     let origin = Origin::Launched {
         kernel: PathBuf::from(request.kernel),
         initrd: (!request.initrd.is_empty()).then(|| PathBuf::from(request.initrd)),
         append: request.append,
-        disks: request.disks.into_iter().map(PathBuf::from).collect(),
+        disks,
         memory_bytes: if request.memory_bytes == 0 { MEMORY_BYTES_DEFAULT } else { request.memory_bytes },
         vcpus: request.vcpus.max(1),
         driver,
@@ -172,13 +175,27 @@ fn launch_spec(request: RunMachineRequest) -> Result<(String, Spec), CareError> 
     Ok((request.machine, Spec { every_ms: request.every_ms, qmp: None, origin, detached: true }))
 }
 
+/// Refuses what is not a file. A path that cannot be read is for the driver to report.
+fn check_disk(path: &Path) -> Result<(), CareError> {
+    let Ok(kind) = std::fs::metadata(path).map(|meta| meta.file_type()) else { return Ok(()) };
+    if kind.is_file() {
+        return Ok(());
+    }
+    let shown = path.display();
+    let what = if kind.is_block_device() { "a block device" } else { "not a file" };
+    Err(CareError::Refused {
+        what: format!("the disk {shown} is {what}: disks are image files, raw or qcow2"),
+        help: format!("Copy a device to an image first: qemu-img convert -O qcow2 {shown} disk.qcow2"),
+    })
+}
+
 fn interface(asked: NetworkInterface) -> Result<Interface, CareError> {
     let network = match asked.network {
         Some(Asked::Hub(name)) => Network::Hub(name),
         Some(Asked::Tap(name)) => Network::Tap(name),
         None => {
             return Err(CareError::Invalid(
-                "an interface is plugged into a hub or a tap: name one".to_owned(),
+                "an interface needs a hub or a tap to connect to".to_owned(),
             ));
         }
     };
