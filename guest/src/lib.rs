@@ -12,6 +12,7 @@ mod error;
 pub mod fact;
 mod layout;
 mod machine;
+mod name;
 mod page;
 mod page_set;
 mod registers;
@@ -26,6 +27,7 @@ pub use disk::{
 pub use error::{MachineError, MemoryError};
 pub use layout::{LayoutError, MemoryLayout, MemorySlot};
 pub use machine::{Accelerator, ClockPolicy, Machine, MachineIdentity, RunState};
+pub use name::{NAME_BYTES_MAX, NameError, check_name};
 pub use page::{LINE_SIZE, Page, PageContent, ZERO_PAGE, differing_lines, is_zero};
 pub use page_set::PageSet;
 pub use registers::{DescriptorTable, VcpuRegisters};

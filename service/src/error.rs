@@ -1,7 +1,6 @@
+use retrovisor_manager::ManagerError;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
-
-use crate::care::CareError;
 
 /// Why a verb failed, and its exit code.
 #[derive(Debug, thiserror::Error)]
@@ -28,8 +27,8 @@ impl CliError {
     }
 }
 
-impl From<CareError> for CliError {
-    fn from(error: CareError) -> Self {
+impl From<ManagerError> for CliError {
+    fn from(error: ManagerError) -> Self {
         Self::failed(error.to_string())
     }
 }

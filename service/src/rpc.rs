@@ -25,6 +25,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use retrovisor_manager::{Manager, ManagerError};
 use retrovisor_proto::v1::anomaly_service_server::AnomalyServiceServer;
 use retrovisor_proto::v1::checkpoint_service_server::CheckpointServiceServer;
 use retrovisor_proto::v1::fault_service_server::FaultServiceServer;
@@ -41,8 +42,6 @@ use tonic::transport::Server;
 use tonic::transport::server::Router;
 use tower::layer::util::{Identity, Stack};
 
-use crate::care::{Care, CareError};
-
 use authority::AuthorityStream;
 use deadline::DeadlineLayer;
 use shutdown::Shutdown;
@@ -53,7 +52,7 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(2);
 /// What all services share.
 #[derive(Clone)]
 struct Services {
-    care: Arc<Care>,
+    manager: Arc<Manager>,
     shutdown: Shutdown,
 }
 
@@ -61,8 +60,8 @@ struct Services {
 type Routes = Router<Stack<DeadlineLayer, Identity>>;
 
 /// The services for a client in this process.
-pub(crate) async fn routes(care: Arc<Care>) -> Routes {
-    all_routes(Services { care, shutdown: Shutdown::never() }).await
+pub(crate) async fn routes(manager: Arc<Manager>) -> Routes {
+    all_routes(Services { manager, shutdown: Shutdown::never() }).await
 }
 
 async fn all_routes(services: Services) -> Routes {
@@ -107,8 +106,9 @@ async fn all_routes(services: Services) -> Routes {
 
 /// Binds the daemon's socket for its owner alone. Call it only while holding the store's lock: a socket that exists then
 /// is that of a daemon which has ended.
-pub(crate) fn bind(socket: &Path) -> Result<UnixListener, CareError> {
-    let failed = |source| CareError::Io { doing: format!("cannot listen at {}", socket.display()), source };
+pub(crate) fn bind(socket: &Path) -> Result<UnixListener, ManagerError> {
+    let failed =
+        |source| ManagerError::Io { doing: format!("cannot listen at {}", socket.display()), source };
     match std::fs::remove_file(socket) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
         _ => {}
@@ -120,16 +120,16 @@ pub(crate) fn bind(socket: &Path) -> Result<UnixListener, CareError> {
 
 /// Serves until SIGINT or SIGTERM. Streams end then, and connections that do not end by themselves are dropped.
 pub(crate) async fn serve(
-    care: Arc<Care>,
+    manager: Arc<Manager>,
     unix: UnixListener,
     tcp: Option<SocketAddr>,
-) -> Result<(), CareError> {
+) -> Result<(), ManagerError> {
     let failed = |doing: &str| {
         let doing = doing.to_owned();
-        move |source| CareError::Io { doing, source }
+        move |source| ManagerError::Io { doing, source }
     };
     let shutdown = Shutdown::at_signal().map_err(failed("cannot wait for signals"))?;
-    let services = Services { care, shutdown: shutdown.clone() };
+    let services = Services { manager, shutdown: shutdown.clone() };
     let listener = match tcp {
         None => None,
         Some(address) => {

@@ -3,10 +3,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use retrovisor_manager::Manager;
 use retrovisor_snapshot::{Access, RecorderSettings, Store};
 
 use super::global::Global;
-use crate::care::Care;
 use crate::error::CliError;
 use crate::{place, rpc};
 
@@ -44,12 +44,12 @@ pub(super) async fn run(args: ServeArgs, global: &Global) -> Result<(), CliError
     store.set_ring_bytes_max(args.ring_mib << 20);
     let settings =
         RecorderSettings { staging_bytes_max: args.staging_mib << 20, ..RecorderSettings::default() };
-    let care = Arc::new(Care::new(Arc::new(store), &root, settings));
+    let manager = Arc::new(Manager::new(Arc::new(store), &root, settings));
     let socket = place::socket(&root);
     let listener = rpc::bind(&socket)?;
     let found = tokio::task::spawn_blocking({
-        let care = Arc::clone(&care);
-        move || care.find_again()
+        let manager = Arc::clone(&manager);
+        move || manager.reattach_all()
     })
     .await
     .map_err(|error| CliError::failed(error.to_string()))?;
@@ -57,8 +57,8 @@ pub(super) async fn run(args: ServeArgs, global: &Global) -> Result<(), CliError
         errln!("{line}");
     }
     errln!("retrovisor serves {} at {}", root.display(), socket.display());
-    let ended = rpc::serve(Arc::clone(&care), listener, args.listen).await;
-    let detached = tokio::task::spawn_blocking(move || care.let_go());
+    let ended = rpc::serve(Arc::clone(&manager), listener, args.listen).await;
+    let detached = tokio::task::spawn_blocking(move || manager.detach_all());
     if tokio::time::timeout(DETACH_MAX, detached).await.is_err() {
         errln!("a machine is still busy; it is attached again at the next start");
     }

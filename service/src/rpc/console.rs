@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 
+use retrovisor_manager::ManagerError;
 use retrovisor_proto::v1::{ConsoleRequest, ConsoleResponse};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -10,7 +11,6 @@ use tonic::{Status, Streaming};
 use super::shutdown::Shutdown;
 use super::stream::Answers;
 use super::{Services, status};
-use crate::care::CareError;
 
 /// Most output in one message, in bytes.
 const CHUNK_BYTES: usize = 16 << 10;
@@ -27,7 +27,7 @@ impl Services {
         let first = requests.message().await?.ok_or_else(nothing)?;
         let socket = self.blocking(move |services| services.console_socket(&first.machine)).await?;
         let stream = UnixStream::connect(&socket).await.map_err(|source| {
-            status::of(&CareError::Io {
+            status::of(&ManagerError::Io {
                 doing: format!("cannot open the console at {}", socket.display()),
                 source,
             })
@@ -72,11 +72,11 @@ impl Services {
         Ok(Box::pin(ReceiverStream::new(answers)))
     }
 
-    fn console_socket(&self, machine: &str) -> Result<PathBuf, CareError> {
-        self.care.store().catalogue().machine(machine)?;
+    fn console_socket(&self, machine: &str) -> Result<PathBuf, ManagerError> {
+        self.manager.store().catalogue().machine(machine)?;
         let vitals =
-            self.care.vitals(machine).ok_or_else(|| CareError::Gone { machine: machine.to_owned() })?;
-        vitals.console.ok_or_else(|| CareError::Refused {
+            self.manager.status(machine).ok_or_else(|| ManagerError::Gone { machine: machine.to_owned() })?;
+        vitals.console.ok_or_else(|| ManagerError::Refused {
             what: format!("the console of {machine} is not known"),
             help: "Retrovisor knows the consoles of machines that it started; for others, ask what started them."
                 .to_owned(),

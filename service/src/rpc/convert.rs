@@ -6,24 +6,23 @@ use retrovisor_analytics::Explanation;
 use retrovisor_guest::RunState as Running;
 use retrovisor_guest::fact::Value;
 use retrovisor_machine::kvm::MacAddress;
+use retrovisor_manager::{Manager, ManagerError, Network, RollbackKind, Spec};
 use retrovisor_proto::v1::network_interface::Network as Shown;
 use retrovisor_proto::v1::{
-    BranchOrigin, Cause, Cell, Checkpoint, Incident, Machine, MachineState, NetworkInterface, Operation,
-    Rollback, Row, Table, Verdict, cell,
+    self, BranchOrigin, Cause, Cell, Checkpoint, Incident, Machine, MachineState, NetworkInterface,
+    Operation, Rollback, Row, Table, Verdict, cell,
 };
 use retrovisor_snapshot::{
     CheckpointId, CheckpointRecord, IncidentRecord, MachineRecord, OperationRecord, Store, Verdict as Judged,
 };
 
-use crate::care::{Care, CareError, Journey, Network, Spec};
-
-pub(super) fn machine(care: &Care, record: &MachineRecord) -> Result<Machine, CareError> {
-    let catalogue = care.store().catalogue();
+pub(super) fn machine(manager: &Manager, record: &MachineRecord) -> Result<Machine, ManagerError> {
+    let catalogue = manager.store().catalogue();
     let current = catalogue
         .present(record.id)?
         .map(|position| catalogue.checkpoint(position.checkpoint))
         .transpose()?;
-    let vitals = care.vitals(&record.name);
+    let status = manager.status(&record.name);
     let identity = &record.identity;
     let path =
         |path: Option<&PathBuf>| path.map_or_else(String::new, |path| path.to_string_lossy().into_owned());
@@ -32,7 +31,7 @@ pub(super) fn machine(care: &Care, record: &MachineRecord) -> Result<Machine, Ca
         driver: identity.driver.clone(),
         accelerator: identity.accelerator.to_string(),
         driver_version: identity.version.clone(),
-        state: match vitals.as_ref().map(|vitals| vitals.run_state) {
+        state: match status.as_ref().map(|status| status.run_state) {
             Some(Running::Running) => MachineState::Running,
             Some(Running::Paused) => MachineState::Paused,
             Some(Running::Gone) | None => MachineState::Gone,
@@ -44,12 +43,12 @@ pub(super) fn machine(care: &Care, record: &MachineRecord) -> Result<Machine, Ca
         current: current.as_ref().map(|current| current.name.clone()).unwrap_or_default(),
         verdict: verdict(current.map_or(Judged::Unknown, |current| current.verdict)).into(),
         state_reason: String::new(),
-        console: path(vitals.as_ref().and_then(|vitals| vitals.console.as_ref())),
-        every_ms: vitals.as_ref().map_or(0, |vitals| vitals.every_ms),
-        dirty_finder: vitals.as_ref().map(|vitals| vitals.finder.clone()).unwrap_or_default(),
-        confinement: vitals.as_ref().map(|vitals| vitals.confinement.clone()).unwrap_or_default(),
-        console_log: path(vitals.as_ref().and_then(|vitals| vitals.console_log.as_ref())),
-        interfaces: interfaces(record, vitals.as_ref().map_or(&[], |vitals| &vitals.links)),
+        console: path(status.as_ref().and_then(|status| status.console.as_ref())),
+        every_ms: status.as_ref().map_or(0, |status| status.every_ms),
+        dirty_finder: status.as_ref().map(|status| status.finder.clone()).unwrap_or_default(),
+        confinement: status.as_ref().map(|status| status.confinement.clone()).unwrap_or_default(),
+        console_log: path(status.as_ref().and_then(|status| status.console_log.as_ref())),
+        interfaces: interfaces(record, status.as_ref().map_or(&[], |status| &status.links)),
         branched_from: catalogue.branched_from(record.id)?.map(|from| BranchOrigin {
             machine: from.machine,
             checkpoint: from.checkpoint,
@@ -75,7 +74,7 @@ fn interfaces(record: &MachineRecord, links: &[bool]) -> Vec<NetworkInterface> {
 }
 
 /// The record as a message, with the reasons of its verdict.
-pub(super) fn checkpoint(store: &Store, record: &CheckpointRecord) -> Result<Checkpoint, CareError> {
+pub(super) fn checkpoint(store: &Store, record: &CheckpointRecord) -> Result<Checkpoint, ManagerError> {
     let catalogue = store.catalogue();
     let reasons = match record.verdict {
         Judged::Suspect | Judged::Bad => {
@@ -104,7 +103,7 @@ pub(super) fn checkpoint(store: &Store, record: &CheckpointRecord) -> Result<Che
     })
 }
 
-pub(super) fn operation(store: &Store, record: &OperationRecord) -> Result<Operation, CareError> {
+pub(super) fn operation(store: &Store, record: &OperationRecord) -> Result<Operation, ManagerError> {
     Ok(Operation {
         name: record.name.clone(),
         kind: record.kind.to_string(),
@@ -114,21 +113,30 @@ pub(super) fn operation(store: &Store, record: &OperationRecord) -> Result<Opera
     })
 }
 
-pub(super) fn rollback(store: &Store, journey: &Journey) -> Result<Rollback, CareError> {
+pub(super) fn rollback(
+    store: &Store,
+    rollback: &retrovisor_manager::Rollback,
+) -> Result<Rollback, ManagerError> {
     Ok(Rollback {
-        operation: journey.operation.clone(),
-        current: journey.present.as_ref().map(|present| checkpoint(store, present)).transpose()?,
-        target: Some(checkpoint(store, &journey.target)?),
-        steps: journey.steps,
-        pages_written: journey.pages_written,
-        rollback_us: journey.rollback_us,
-        new_process: journey.new_process,
-        image_matches: journey.image_matches,
-        kind: retrovisor_proto::v1::RollbackKind::Unspecified.into(),
+        operation: rollback.operation.clone(),
+        current: rollback.current.as_ref().map(|current| checkpoint(store, current)).transpose()?,
+        target: Some(checkpoint(store, &rollback.target)?),
+        steps: rollback.steps,
+        pages_written: rollback.pages_written,
+        rollback_us: rollback.rollback_us,
+        new_process: rollback.new_process,
+        image_matches: rollback.image_matches,
+        kind: match rollback.kind {
+            RollbackKind::Rollback => v1::RollbackKind::Rollback,
+            RollbackKind::Undo => v1::RollbackKind::Undo,
+            RollbackKind::Redo => v1::RollbackKind::Redo,
+            RollbackKind::Restore => v1::RollbackKind::Restore,
+        }
+        .into(),
     })
 }
 
-pub(super) fn incident(store: &Store, record: &IncidentRecord) -> Result<Incident, CareError> {
+pub(super) fn incident(store: &Store, record: &IncidentRecord) -> Result<Incident, ManagerError> {
     // The detail of another version may be of another form: the incident is shown without its explanation then.
     let explanation = serde_json::from_value::<Explanation>(record.detail.clone()).ok();
     let chance_level = explanation.as_ref().map_or(0.0, |explanation| explanation.chance_level);
@@ -192,7 +200,7 @@ pub(super) fn verdict(verdict: Judged) -> Verdict {
     }
 }
 
-fn name_of(store: &Store, checkpoint: Option<CheckpointId>) -> Result<String, CareError> {
+fn name_of(store: &Store, checkpoint: Option<CheckpointId>) -> Result<String, ManagerError> {
     let Some(id) = checkpoint else { return Ok(String::new()) };
     let catalogue = store.catalogue();
     match catalogue.checkpoint(id) {

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use retrovisor_guest::fact::Value;
 use retrovisor_introspect::{Introspector, OwnerReader, Share};
+use retrovisor_manager::{ManagerError, kernel_library};
 use retrovisor_proto::v1::Table;
 use retrovisor_snapshot::{CheckpointRecord, Store};
 
 use super::convert;
-use crate::care::{CareError, kernel_library};
 
 /// Rows of a fact table that are shown at the most.
 const ROWS_MAX: usize = 20_000;
@@ -97,17 +97,17 @@ pub(super) fn tables(
     store: &Arc<Store>,
     record: &CheckpointRecord,
     what: &str,
-) -> Result<Vec<Table>, CareError> {
+) -> Result<Vec<Table>, ManagerError> {
     match what {
         "registers" => return Ok(vec![registers(store, record)?]),
         "syscalls" => return syscalls(store, record),
         _ => {}
     }
     let queries = queries(what)
-        .ok_or_else(|| CareError::Invalid(format!("there is no `{}` to inspect", what.escape_debug())))?;
+        .ok_or_else(|| ManagerError::Invalid(format!("there is no `{}` to inspect", what.escape_debug())))?;
     let known = store.catalogue().fact_tables()?;
     let tables = queries.iter().map(|query| run(store, record, &known, *query));
-    let mut tables = tables.collect::<Result<Vec<Table>, CareError>>()?;
+    let mut tables = tables.collect::<Result<Vec<Table>, ManagerError>>()?;
     if what == "memory" {
         tables.extend(memory(store, record)?);
     }
@@ -115,7 +115,7 @@ pub(super) fn tables(
 }
 
 /// What memory is used for, by kind and by name; nothing for a guest that cannot be read.
-fn memory(store: &Arc<Store>, record: &CheckpointRecord) -> Result<Vec<Table>, CareError> {
+fn memory(store: &Arc<Store>, record: &CheckpointRecord) -> Result<Vec<Table>, ManagerError> {
     let view = store.view(record.id)?;
     let mut introspector = Introspector::with_library(kernel_library(store));
     let observation = introspector.observe(&view, &store.registers(record.id)?);
@@ -151,7 +151,7 @@ fn run(
     record: &CheckpointRecord,
     known: &[String],
     (title, sql): (&str, &str),
-) -> Result<Table, CareError> {
+) -> Result<Table, ManagerError> {
     // Facts of a kind that was never recorded have no table.
     let table = sql.split_whitespace().find(|word| word.starts_with("fact_"));
     if table.is_some_and(|table| known.iter().all(|known| known != table)) {
@@ -174,7 +174,7 @@ fn run(
 }
 
 /// The table of the first checkpoint of this boot, with the entries that differ in this checkpoint.
-fn syscalls(store: &Store, record: &CheckpointRecord) -> Result<Vec<Table>, CareError> {
+fn syscalls(store: &Store, record: &CheckpointRecord) -> Result<Vec<Table>, ManagerError> {
     let columns = ["via", "number", "target", "symbol", "in_text", "expected"].map(str::to_owned).to_vec();
     let mut found: BTreeMap<(String, i64), Vec<Value>> = BTreeMap::new();
     let mut line = store.catalogue().ancestry(record.id)?;
@@ -202,7 +202,7 @@ fn syscalls(store: &Store, record: &CheckpointRecord) -> Result<Vec<Table>, Care
     Ok(vec![convert::table("System calls", &columns, &rows, false)])
 }
 
-fn registers(store: &Store, record: &CheckpointRecord) -> Result<Table, CareError> {
+fn registers(store: &Store, record: &CheckpointRecord) -> Result<Table, ManagerError> {
     let mut rows = Vec::new();
     for (vcpu, registers) in store.registers(record.id)?.iter().enumerate() {
         let mut row = |name: &str, value: u64| {

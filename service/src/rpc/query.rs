@@ -23,7 +23,12 @@ impl QueryService for Services {
         let parameters: Vec<_> = parameters.iter().map(convert::value).collect();
         let rows = self
             .blocking(move |services| {
-                Ok(services.care.store().catalogue().query_within(&sql, &parameters, limit as usize, time)?)
+                Ok(services.manager.store().catalogue().query_within(
+                    &sql,
+                    &parameters,
+                    limit as usize,
+                    time,
+                )?)
             })
             .await?;
         let table = convert::table("", &rows.columns, &rows.rows, false);

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::pin::Pin;
 
+use retrovisor_manager::ManagerError;
 use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -10,7 +11,6 @@ use tonic::{Response, Status};
 
 use super::shutdown::Shutdown;
 use super::{Services, status};
-use crate::care::CareError;
 
 /// Messages that wait for a slow client.
 const WAITING_MAX: usize = 16;
@@ -45,7 +45,7 @@ impl Services {
     /// Runs a long operation and streams its messages. An error is the last one.
     pub(super) fn stream<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Self, &Caller<T>) -> Result<(), CareError> + Send + 'static,
+        work: impl FnOnce(&Self, &Caller<T>) -> Result<(), ManagerError> + Send + 'static,
     ) -> Response<Answers<T>> {
         let (to, stream) = mpsc::channel(WAITING_MAX);
         let services = self.clone();

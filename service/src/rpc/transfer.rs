@@ -1,5 +1,6 @@
 use std::path::{Path, PathBuf};
 
+use retrovisor_manager::ManagerError;
 use retrovisor_proto::v1::transfer_service_server::TransferService;
 use retrovisor_proto::v1::{ExportRequest, ExportResponse, FileFormat, ImportRequest, ImportResponse};
 use retrovisor_snapshot::{ARCHIVE_MAGIC, DumpFormat, ExportProgress};
@@ -7,7 +8,6 @@ use tonic::{Request, Response, Status};
 
 use super::Services;
 use super::stream::Answers;
-use crate::care::CareError;
 
 #[tonic::async_trait]
 impl TransferService for Services {
@@ -18,7 +18,7 @@ impl TransferService for Services {
         let request = request.into_inner();
         let (format, path) = (request.format(), absolute(&request.path)?);
         Ok(self.stream(move |services, to| {
-            let store = services.care.store();
+            let store = services.manager.store();
             let mut tell = |ExportProgress { done, total }| {
                 to.progress(ExportResponse { done, total, ..ExportResponse::default() })
             };
@@ -46,7 +46,7 @@ impl TransferService for Services {
                     return Ok(());
                 }
                 FileFormat::Unspecified => {
-                    return Err(CareError::Invalid("an export needs a format".into()));
+                    return Err(ManagerError::Invalid("an export needs a format".into()));
                 }
             };
             to.send(ExportResponse {
@@ -69,13 +69,13 @@ impl TransferService for Services {
             named => named,
         };
         Ok(self.stream(move |services, to| {
-            let store = services.care.store();
+            let store = services.manager.store();
             let mut tell = |ExportProgress { done, total }| {
                 to.progress(ImportResponse { done, total, ..ImportResponse::default() })
             };
-            let mut dump = |format| -> Result<_, CareError> {
+            let mut dump = |format| -> Result<_, ManagerError> {
                 let report = store.import_dump(&request.machine, &path, format, &mut tell)?;
-                let reason = services.care.read(report.newest)?;
+                let reason = services.manager.read(report.newest)?;
                 Ok((report, reason))
             };
             let (report, reason) = match format {
@@ -86,7 +86,7 @@ impl TransferService for Services {
                     (store.import_archive(name, &path, &mut tell)?, None)
                 }
                 FileFormat::Unspecified => {
-                    return Err(CareError::Invalid("an import needs a format".into()));
+                    return Err(ManagerError::Invalid("an import needs a format".into()));
                 }
             };
             to.send(ImportResponse {

@@ -1,3 +1,4 @@
+use retrovisor_manager::{Event, EventKind, ManagerError};
 use retrovisor_proto::v1::watch_response::Event as Message;
 use retrovisor_proto::v1::watch_service_server::WatchService;
 use retrovisor_proto::v1::{WatchRequest, WatchResponse};
@@ -9,7 +10,6 @@ use tonic::{Request, Response, Status};
 use super::shutdown::Shutdown;
 use super::stream::Answers;
 use super::{Services, convert};
-use crate::care::{CareError, Event, Happening};
 
 /// Messages that wait for a slow client before events are counted as missed.
 const WAITING_MAX: usize = 16;
@@ -22,9 +22,9 @@ impl WatchService for Services {
         let wanted = request.into_inner().machine;
         if !wanted.is_empty() {
             let name = wanted.clone();
-            self.blocking(move |services| Ok(services.care.store().catalogue().machine(&name)?)).await?;
+            self.blocking(move |services| Ok(services.manager.store().catalogue().machine(&name)?)).await?;
         }
-        let mut events = self.care.watch();
+        let mut events = self.manager.watch();
         let services = self.clone();
         let (to, stream) = mpsc::channel(WAITING_MAX);
         tokio::spawn(async move {
@@ -55,18 +55,18 @@ impl WatchService for Services {
     }
 }
 
-fn message(services: &Services, event: &Event) -> Result<WatchResponse, CareError> {
-    let store = services.care.store();
-    let message = match &event.happening {
-        Happening::Checkpoint(record, reasons) => {
+fn message(services: &Services, event: &Event) -> Result<WatchResponse, ManagerError> {
+    let store = services.manager.store();
+    let message = match &event.kind {
+        EventKind::Checkpoint(record, reasons) => {
             let mut checkpoint = convert::checkpoint(store, record)?;
             checkpoint.reasons.clone_from(reasons);
             Message::Checkpoint(checkpoint)
         }
-        Happening::Incident(record) => Message::Incident(convert::incident(store, record)?),
-        Happening::Move(journey) => Message::Rollback(convert::rollback(store, journey)?),
-        Happening::Injected(done) => Message::Injected(done.clone()),
-        Happening::Trouble(what) => Message::Error(what.clone()),
+        EventKind::Incident(record) => Message::Incident(convert::incident(store, record)?),
+        EventKind::Rollback(rollback) => Message::Rollback(convert::rollback(store, rollback)?),
+        EventKind::Injected(done) => Message::Injected(done.clone()),
+        EventKind::Error(what) => Message::Error(what.clone()),
     };
     Ok(WatchResponse { machine: event.machine.clone(), at_ms: event.at_ms, event: Some(message) })
 }

@@ -1,6 +1,7 @@
 //! Words for quantities.
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
+use retrovisor_snapshot::now_ms;
 
 /// `1.2 ms`, `850 µs`, `3.4 s`.
 pub(crate) fn duration(us: u64) -> String {
@@ -31,8 +32,7 @@ pub(crate) fn bytes(bytes: u64) -> String {
 
 /// How long ago a host time is, in milliseconds since 1970: `now`, `12 s ago`, `3 min ago`.
 pub(crate) fn ago(at_ms: i64) -> String {
-    let now_ms = Timestamp::now().as_millisecond();
-    age(SignedDuration::from_millis(now_ms.saturating_sub(at_ms)))
+    age(SignedDuration::from_millis(now_ms().saturating_sub(at_ms)))
 }
 
 fn age(age: SignedDuration) -> String {
