@@ -8,6 +8,7 @@
 //! - Disks are qcow2 overlays over the user's images; the same two jobs keep and put back their contents.
 
 mod attach;
+mod compare;
 mod device_state;
 mod disk;
 mod event;
@@ -15,6 +16,7 @@ mod finder;
 mod launch;
 mod layout;
 mod mapping;
+mod memory;
 mod memory_file;
 mod message;
 mod monitor;
@@ -42,13 +44,11 @@ pub use launch::LaunchConfig;
 use attach::Parts;
 use device_state::DeviceState;
 use disk::{DiskSet, TAG_PREFIX};
-use finder::Finder;
+use memory::GuestRam;
 use monitor::Monitor;
 use runtime::RuntimeDir;
 use shape::Shape;
 use stream::RegisterFinder;
-
-use crate::ram::Ram;
 
 /// States that QEMU saved and we have read (half a megabyte each) are freed while the guest runs; so many may wait.
 const UNTIDY_MAX: usize = 16;
@@ -58,8 +58,7 @@ pub struct QemuMachine {
     identity: MachineIdentity,
     shape: Shape,
     monitor: Monitor,
-    ram: Ram,
-    finder: Finder,
+    ram: GuestRam,
     registers: RegisterFinder,
     device_state: DeviceState,
     disks: DiskSet,
@@ -114,7 +113,7 @@ impl QemuMachine {
     }
 
     fn assemble(name: &str, monitor: Monitor, parts: Parts, runtime: RuntimeDir, detached: bool) -> Self {
-        let Parts { shape, ram, finder, device_state, disks } = parts;
+        let Parts { shape, ram, device_state, disks } = parts;
         let identity = MachineIdentity {
             name: name.to_owned(),
             driver: "qemu".into(),
@@ -123,7 +122,7 @@ impl QemuMachine {
             vcpus: shape.vcpus,
             layout: shape.layout.clone(),
         };
-        let (way, reason) = finder.describe();
+        let (way, reason) = ram.finder().describe();
         tracing::info!(
             machine = name,
             version = identity.version,
@@ -136,7 +135,6 @@ impl QemuMachine {
             shape,
             monitor,
             ram,
-            finder,
             registers: RegisterFinder::default(),
             device_state,
             disks: DiskSet::new(disks),
@@ -185,7 +183,7 @@ impl QemuMachine {
     /// How dirty pages are found (`userfaultfd` or `compare`), and why so.
     #[must_use]
     pub fn finder(&self) -> (&'static str, &str) {
-        self.finder.describe()
+        self.ram.finder().describe()
     }
 
     /// Ends QEMU, also a detached one. Logs and disk overlays stay in the runtime directory.
@@ -255,15 +253,18 @@ impl Machine for QemuMachine {
             return Ok(());
         }
         let begin = Instant::now();
+        self.ram.unsettle();
         self.monitor.cont()?;
         self.timing.cont_us = microseconds(begin);
         Ok(())
     }
 
     fn take_dirty(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
+        // Another client of QEMU's may have stopped the guest, or set it running.
+        self.monitor.read_events()?;
         let begin = Instant::now();
-        let running = self.monitor.running();
-        if let Err(error) = self.finder.take(&self.ram, running, into) {
+        let is_running = self.monitor.running();
+        if let Err(error) = self.ram.take_dirty(is_running, into) {
             // The scan of a process that ended fails in odd ways: say what it is.
             self.monitor.read_events()?;
             return Err(error);

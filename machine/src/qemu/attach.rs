@@ -11,6 +11,7 @@ use super::disk::AttachedDisk;
 use super::finder::Finder;
 use super::layout;
 use super::mapping::Mapping;
+use super::memory::GuestRam;
 use super::message::Version;
 use super::monitor::{Monitor, text};
 use super::qmp::Qmp;
@@ -67,8 +68,7 @@ pub(super) fn connect(config: &AttachConfig) -> Result<Monitor, MachineError> {
 /// What is found out about a running QEMU, and set up in it.
 pub(super) struct Parts {
     pub(super) shape: Shape,
-    pub(super) ram: Ram,
-    pub(super) finder: Finder,
+    pub(super) ram: GuestRam,
     pub(super) device_state: DeviceState,
     pub(super) disks: Vec<AttachedDisk>,
 }
@@ -115,7 +115,7 @@ impl Parts {
         };
         let disks = AttachedDisk::list(monitor)?;
         let device_state = DeviceState::set_up(monitor)?;
-        Ok(Self { shape, ram, finder, device_state, disks })
+        Ok(Self { shape, ram: GuestRam::new(ram, finder), device_state, disks })
     }
 }
 
