@@ -61,7 +61,7 @@ fn write(machine: &mut dyn Machine, gpa: Gpa, bytes: &[u8], written: &mut PageSe
 #[cfg(test)]
 mod tests {
     use retrovisor_guest::MemoryLayout;
-    use retrovisor_machine::memory::MemoryMachine;
+    use retrovisor_scripted::MemoryMachine;
 
     use super::*;
 

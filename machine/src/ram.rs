@@ -156,13 +156,6 @@ impl Ram {
         Ok(())
     }
 
-    /// Writes bytes that lie within one frame.
-    pub(crate) fn write_part(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), MemoryError> {
-        let (region, at) = self.region(gpa.gfn())?;
-        let at = MemoryRegionAddress(at.0 + gpa.offset_in_page() as u64);
-        region.write_slice(bytes, at).map_err(host)
-    }
-
     fn region(
         &self,
         gfn: Gfn,

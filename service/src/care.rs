@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use retrovisor_guest::{ClockPolicy, RunState};
+use retrovisor_guest::ClockPolicy;
 use retrovisor_introspect::Introspector;
 use retrovisor_snapshot::{CheckpointId, MachineRecord, Recorder, RecorderSettings, Store};
 use tokio::sync::{broadcast, oneshot};
@@ -161,7 +161,7 @@ impl Care {
             else {
                 continue;
             };
-            if machine.run_state() == RunState::Gone {
+            if machine.run_state().has_ended() {
                 continue;
             }
             lines.push(match self.again(&record, machine, &spec) {

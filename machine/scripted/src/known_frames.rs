@@ -1,6 +1,6 @@
 use retrovisor_guest::{Gfn, MemoryError, MemoryLayout, MemoryView, PAGE_SIZE, Page, PageSet};
 
-/// The contract of [`retrovisor_guest::Machine::take_dirty`] as a model: what is known of each frame.
+/// The contract of [`retrovisor_guest::MemoryIo::take_dirty`] as a model: what is known of each frame.
 ///
 /// A frame is known from the moment it is read or written by the driver, until it is reported. Whatever a guest does, no
 /// known frame may be [wrong](Self::wrong) right after a call that succeeded.

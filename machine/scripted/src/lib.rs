@@ -1,6 +1,13 @@
-//! What the tests of several crates need in place of a virtual machine. Compiles no driver: no KVM, no C, no unsafe code.
+//! A machine in memory for tests: no vCPU runs, and every call can be told to fail, to hang, to panic, or to find the
+//! machine in another state. Compiles no driver: no KVM, no C, no unsafe code.
 #![forbid(unsafe_code)]
 
+mod disk;
 mod known_frames;
+mod machine;
+mod memory;
+mod script;
 
 pub use known_frames::KnownFrames;
+pub use machine::{MemoryMachine, Writer};
+pub use script::{Action, Method, Script};

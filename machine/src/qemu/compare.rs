@@ -75,7 +75,7 @@ impl Comparison {
         Ok(())
     }
 
-    /// Adds the frames that were written since the last scan to `found`, as [`retrovisor_guest::Machine::take_dirty`]
+    /// Adds the frames that were written since the last scan to `found`, as [`retrovisor_guest::MemoryIo::take_dirty`]
     /// promises. After an error the next scan reports every frame.
     pub(super) fn scan(
         &mut self,

@@ -90,7 +90,7 @@ impl Finder {
         }
     }
 
-    /// Adds the written frames, as [`retrovisor_guest::Machine::take_dirty`] promises.
+    /// Adds the written frames, as [`retrovisor_guest::MemoryIo::take_dirty`] promises.
     pub(super) fn scan(
         &mut self,
         ram: &Ram,

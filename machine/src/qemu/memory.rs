@@ -27,7 +27,7 @@ impl GuestRam {
         self.finder.unsettle();
     }
 
-    /// As [`retrovisor_guest::Machine::take_dirty`].
+    /// As [`retrovisor_guest::MemoryIo::take_dirty`].
     pub(super) fn take_dirty(&mut self, is_running: bool, into: &mut PageSet) -> Result<(), MachineError> {
         self.finder.scan(&self.ram, is_running, into)
     }

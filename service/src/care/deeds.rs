@@ -149,7 +149,7 @@ impl Keeper {
 
     /// A last checkpoint, then the end of the VM.
     pub(super) fn stop(mut self) -> Result<(), CareError> {
-        if self.machine.run_state() != RunState::Gone {
+        if !self.machine.run_state().has_ended() {
             self.machine.pause()?;
             self.checkpoint(None, CheckpointKind::Manual)?;
         }

@@ -214,7 +214,7 @@ impl Keeper {
 
     /// Looks how the machine is, and takes the regular checkpoint if it is due. `false` when the machine is gone.
     fn look_after(&mut self, is_due: bool) -> bool {
-        if self.machine.run_state() == RunState::Gone {
+        if self.machine.run_state().has_ended() {
             self.set_run_state(RunState::Gone);
             self.say(Happening::Trouble(format!(
                 "the guest or its process ended. Bring it back: retrovisor rollback {}",

@@ -36,7 +36,7 @@ pub(super) fn machine(care: &Care, record: &MachineRecord) -> Result<Machine, Ca
         run_state: match vitals.as_ref().map(|vitals| vitals.run_state) {
             Some(Running::Running) => RunState::Running,
             Some(Running::Paused) => RunState::Paused,
-            Some(Running::Gone) | None => RunState::Gone,
+            Some(Running::PoweredOff | Running::Panicked | Running::Gone) | None => RunState::Gone,
         }
         .into(),
         vcpus: identity.vcpus,

@@ -1,4 +1,4 @@
-use retrovisor_guest::{Machine, MachineError, MemoryLayout, PageSet};
+use retrovisor_guest::{Machine, MachineError, MemoryIo as _, MemoryLayout, PageSet};
 
 /// Somebody who wants to know which frames were written since they looked last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +70,7 @@ mod tests {
 
     use proptest::prelude::*;
     use retrovisor_guest::{Gpa, PAGE_SIZE};
-    use retrovisor_machine::memory::MemoryMachine;
+    use retrovisor_scripted::MemoryMachine;
 
     use super::*;
 
