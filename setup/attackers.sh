@@ -7,19 +7,14 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-guests=${RETROVISOR_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/retrovisor}
+# shellcheck source=setup/common.sh
+source "$root/setup/common.sh"
+guests=$cache_root
 attackers=$guests/attackers
 sources=$root/tests/guests/attackers
 
-say() { printf 'setup: %s\n' "$*" >&2; }
-die() {
-    printf 'setup: %s\n' "$@" >&2
-    exit 1
-}
-have() { command -v "$1" >/dev/null; }
-
-# shellcheck source=setup/packages.sh
-source "$root/setup/packages.sh"
+# shellcheck source=setup/apt.sh
+source "$root/setup/apt.sh"
 # shellcheck source=setup/headers.sh
 source "$root/setup/headers.sh"
 
@@ -64,10 +59,9 @@ if [ -z "$busybox" ]; then
 fi
 
 mkdir -p "$attackers"
-exec {lock}>"$attackers/lock"
-flock "$lock"
+lock_file "$attackers/lock"
 sum=$(sources_sum)
-trap 'rm -rf "$attackers"/new.* "$attackers"/lists-*' EXIT
+trap 'rm -rf "$attackers"/new.*' EXIT
 for folder in "${folders[@]}"; do
     manifest=$folder/manifest.json
     [ -f "$manifest" ] || continue

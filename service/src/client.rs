@@ -17,9 +17,9 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
-use crate::care::Care;
 use crate::error::CliError;
 use crate::{place, rpc};
+use retrovisor_manager::Manager;
 
 /// Reports hold inline charts, and tables of facts can be long.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
@@ -96,15 +96,15 @@ async fn daemon_or(store: &Path, access: Access) -> Result<Client, CliError> {
         ));
     }
     let opened = Store::open(store, access).map_err(|error| CliError::failed(error.to_string()))?;
-    in_process(Arc::new(Care::new(Arc::new(opened), store, RecorderSettings::default()))).await
+    in_process(Arc::new(Manager::new(Arc::new(opened), store, RecorderSettings::default()))).await
 }
 
 /// A server of our own, in this process, and a client of it.
-pub(crate) async fn in_process(care: Arc<Care>) -> Result<Client, CliError> {
+pub(crate) async fn in_process(manager: Arc<Manager>) -> Result<Client, CliError> {
     let (ours, theirs) = tokio::io::duplex(1 << 20);
     tokio::spawn(async move {
         let incoming = tokio_stream::once(Ok::<_, std::io::Error>(theirs));
-        if let Err(error) = rpc::routes(care).await.serve_with_incoming(incoming).await {
+        if let Err(error) = rpc::routes(manager).await.serve_with_incoming(incoming).await {
             tracing::error!(%error, "the in-process server ended");
         }
     });

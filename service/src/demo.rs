@@ -13,13 +13,12 @@ use retrovisor_analytics::QUERIES;
 use retrovisor_proto::v1::{Cell, GetReportRequest, QueryRequest, StopMachineRequest, cell};
 use retrovisor_snapshot::{Access, RecorderSettings, Store};
 
-use crate::care::{Care, CareError, Driver, Origin, Spec};
 use crate::client;
 use crate::error::CliError;
-use crate::place;
 use crate::terminal::{style, table};
 use act::Stage;
 use console::Console;
+use retrovisor_manager::{Driver, Manager, ManagerError, Origin, Spec};
 use screen::Screen;
 use summary::Summary;
 
@@ -53,11 +52,11 @@ pub(crate) async fn tell(plan: &Plan) -> Result<(), CliError> {
 
     let store =
         Store::open(&store_dir, Access::Create).map_err(|error| CliError::failed(error.to_string()))?;
-    let care = Arc::new(Care::new(Arc::new(store), &store_dir, RecorderSettings::default()));
-    let client = client::in_process(Arc::clone(&care)).await?;
-    boot(&care, plan, &mut screen).await?;
+    let manager = Arc::new(Manager::new(Arc::new(store), &store_dir, RecorderSettings::default()));
+    let client = client::in_process(Arc::clone(&manager)).await?;
+    boot(&manager, plan, &mut screen).await?;
 
-    let console = Console::new(place::machine(&store_dir, MACHINE).join("console.log"));
+    let console = Console::new(retrovisor_manager::runtime_dir(&store_dir, MACHINE).join("console.log"));
     let mut stage = Stage::new(client.clone(), console, screen, Summary::default()).await?;
     let told = act::play(&mut stage).await;
     let stopped = client.machines().stop_machine(StopMachineRequest { machine: MACHINE.to_owned() }).await;
@@ -99,7 +98,7 @@ pub(crate) async fn tell(plan: &Plan) -> Result<(), CliError> {
 }
 
 /// Starts the guest and waits until its workload has settled.
-async fn boot(care: &Arc<Care>, plan: &Plan, screen: &mut Screen) -> Result<(), CliError> {
+async fn boot(manager: &Arc<Manager>, plan: &Plan, screen: &mut Screen) -> Result<(), CliError> {
     for (file, what) in [(&plan.kernel, "kernel"), (&plan.initrd, "initramfs"), (&plan.disk, "disk image")] {
         if !file.exists() {
             return Err(CliError::not_found(
@@ -124,9 +123,9 @@ async fn boot(care: &Arc<Care>, plan: &Plan, screen: &mut Screen) -> Result<(), 
     let spec = Spec { every_ms: plan.every_ms, qmp: None, origin, detached: false };
     let began = Instant::now();
     let booted = tokio::task::spawn_blocking({
-        let care = Arc::clone(care);
+        let manager = Arc::clone(manager);
         move || {
-            care.run_when(MACHINE, &spec, |machine| {
+            manager.run_when_ready(MACHINE, &spec, |machine| {
                 wait_for_workload(&machine.console_log().unwrap_or_default())
             })
         }
@@ -142,7 +141,7 @@ async fn boot(care: &Arc<Care>, plan: &Plan, screen: &mut Screen) -> Result<(), 
     Ok(())
 }
 
-fn wait_for_workload(console_log: &Path) -> Result<u64, CareError> {
+fn wait_for_workload(console_log: &Path) -> Result<u64, ManagerError> {
     let console = Console::new(console_log.to_owned());
     let began = Instant::now();
     while began.elapsed() < BOOT_PATIENCE {
@@ -151,7 +150,7 @@ fn wait_for_workload(console_log: &Path) -> Result<u64, CareError> {
         }
         std::thread::sleep(Duration::from_millis(100));
     }
-    Err(CareError::Refused {
+    Err(ManagerError::Refused {
         what: format!("the guest did not report a tick within {} s", BOOT_PATIENCE.as_secs()),
         help: format!("What it wrote: {}", console_log.display()),
     })

@@ -1,7 +1,7 @@
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::care::CareError;
+use retrovisor_manager::ManagerError;
 
 /// Why a verb failed, and the exit code that says so.
 #[derive(Debug, thiserror::Error)]
@@ -28,8 +28,8 @@ impl CliError {
     }
 }
 
-impl From<CareError> for CliError {
-    fn from(error: CareError) -> Self {
+impl From<ManagerError> for CliError {
+    fn from(error: ManagerError) -> Self {
         Self::failed(error.to_string())
     }
 }

@@ -1,7 +1,6 @@
 //! The command `retrovisor`: daemon, command line, and the demo that tells the whole story.
 #![forbid(unsafe_code)]
 
-mod care;
 mod cli;
 mod client;
 mod demo;
@@ -16,7 +15,7 @@ use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    if std::env::args_os().nth(1).is_some_and(|verb| verb == care::WORKER_VERB) {
+    if std::env::args_os().nth(1).is_some_and(|verb| verb == retrovisor_manager::WORKER_VERB) {
         // A worker must begin with one thread: before there is a runtime.
         log();
         return retrovisor_machine::kvm::worker_process();

@@ -1,4 +1,4 @@
-//! The gRPC services: thin, one file a service; the work is done in `care`, the store and the analytics.
+//! The gRPC services: thin, one file a service; the work is done in the manager, the store and the analytics.
 
 mod anomalies;
 mod branch;
@@ -36,17 +36,17 @@ use tonic::server::NamedService;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 
-use crate::care::{Care, CareError};
+use retrovisor_manager::{Manager, ManagerError};
 
 /// Every service answers over the same machines.
 #[derive(Clone)]
 struct Services {
-    care: Arc<Care>,
+    manager: Arc<Manager>,
 }
 
 /// All services, health and reflection, ready to be served on some transport.
-pub(crate) async fn routes(care: Arc<Care>) -> Router {
-    let services = Services { care };
+pub(crate) async fn routes(manager: Arc<Manager>) -> Router {
+    let services = Services { manager };
     let (health, health_service) = tonic_health::server::health_reporter();
     for name in [
         <MachineServiceServer<Services> as NamedService>::NAME,
@@ -86,8 +86,9 @@ pub(crate) async fn routes(care: Arc<Care>) -> Router {
 
 /// Binds the daemon's socket for its owner alone. Call it only while holding the store's lock: a socket
 /// found at the path is a dead daemon's.
-pub(crate) fn bind(socket: &Path) -> Result<UnixListener, CareError> {
-    let failed = |source| CareError::Io { doing: format!("cannot listen at {}", socket.display()), source };
+pub(crate) fn bind(socket: &Path) -> Result<UnixListener, ManagerError> {
+    let failed =
+        |source| ManagerError::Io { doing: format!("cannot listen at {}", socket.display()), source };
     match std::fs::remove_file(socket) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
         _ => {}
@@ -99,23 +100,23 @@ pub(crate) fn bind(socket: &Path) -> Result<UnixListener, CareError> {
 
 /// Serves until SIGINT or SIGTERM.
 pub(crate) async fn serve(
-    care: Arc<Care>,
+    manager: Arc<Manager>,
     unix: UnixListener,
     tcp: Option<SocketAddr>,
-) -> Result<(), CareError> {
+) -> Result<(), ManagerError> {
     let failed = |doing: &str| {
         let doing = doing.to_owned();
-        |error: tonic::transport::Error| CareError::Io { doing, source: std::io::Error::other(error) }
+        |error: tonic::transport::Error| ManagerError::Io { doing, source: std::io::Error::other(error) }
     };
     let on_unix =
-        routes(Arc::clone(&care)).await.serve_with_incoming_shutdown(UnixListenerStream::new(unix), end());
+        routes(Arc::clone(&manager)).await.serve_with_incoming_shutdown(UnixListenerStream::new(unix), end());
     let Some(address) = tcp else {
         return on_unix.await.map_err(failed("the server ended"));
     };
     let listener = TcpListener::bind(address)
         .await
-        .map_err(|source| CareError::Io { doing: format!("cannot listen at {address}"), source })?;
-    let on_tcp = routes(care).await.serve_with_incoming_shutdown(TcpListenerStream::new(listener), end());
+        .map_err(|source| ManagerError::Io { doing: format!("cannot listen at {address}"), source })?;
+    let on_tcp = routes(manager).await.serve_with_incoming_shutdown(TcpListenerStream::new(listener), end());
     tokio::try_join!(on_unix, on_tcp).map(|_| ()).map_err(failed("the server ended"))
 }
 

@@ -10,7 +10,7 @@ use super::show;
 use crate::client;
 use crate::error::CliError;
 
-/// Takes a running QEMU into care.
+/// Takes a running QEMU into manager.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Its RAM must be a shared file and its writable disks qcow2. Start QEMU for example with:

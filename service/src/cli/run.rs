@@ -11,7 +11,7 @@ use super::show;
 use crate::client;
 use crate::error::CliError;
 
-/// Starts a virtual machine under care.
+/// Starts a virtual machine under manager.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:

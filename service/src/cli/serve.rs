@@ -5,9 +5,9 @@ use clap::Args;
 use retrovisor_snapshot::{Access, RecorderSettings, Store};
 
 use super::global::Global;
-use crate::care::Care;
 use crate::error::CliError;
 use crate::{place, rpc};
+use retrovisor_manager::Manager;
 
 /// Runs the daemon until it is told to end. Guests that it started go on without it and are found again.
 #[derive(Debug, Args)]
@@ -36,12 +36,12 @@ pub(super) async fn run(args: ServeArgs, global: &Global) -> Result<(), CliError
     store.set_ring_bytes_max(args.ring_mib << 20);
     let settings =
         RecorderSettings { staging_bytes_max: args.staging_mib << 20, ..RecorderSettings::default() };
-    let care = Arc::new(Care::new(Arc::new(store), &global.store, settings));
+    let manager = Arc::new(Manager::new(Arc::new(store), &global.store, settings));
     let socket = place::socket(&global.store);
     let listener = rpc::bind(&socket)?;
     let found = tokio::task::spawn_blocking({
-        let care = Arc::clone(&care);
-        move || care.find_again()
+        let manager = Arc::clone(&manager);
+        move || manager.reattach_all()
     })
     .await
     .map_err(|error| CliError::failed(error.to_string()))?;
@@ -49,8 +49,8 @@ pub(super) async fn run(args: ServeArgs, global: &Global) -> Result<(), CliError
         eprintln!("{line}");
     }
     eprintln!("retrovisor serves {} at {}", global.store.display(), socket.display());
-    let ended = rpc::serve(Arc::clone(&care), listener, args.listen).await;
-    care.let_go();
+    let ended = rpc::serve(Arc::clone(&manager), listener, args.listen).await;
+    manager.detach_all();
     // The lock of the store says who serves; a socket left behind is replaced at the next start.
     let _ = std::fs::remove_file(&socket);
     Ok(ended?)

@@ -9,7 +9,7 @@ use tonic::{Status, Streaming};
 
 use super::stream::Answers;
 use super::{Services, status};
-use crate::care::CareError;
+use retrovisor_manager::ManagerError;
 
 /// Output that is passed on at once, in bytes.
 const CHUNK_BYTES: usize = 16 << 10;
@@ -26,7 +26,7 @@ impl Services {
         let first = requests.message().await?.ok_or_else(nothing)?;
         let socket = self.blocking(move |services| services.console_socket(&first.machine)).await?;
         let stream = UnixStream::connect(&socket).await.map_err(|source| {
-            status::of(&CareError::Io {
+            status::of(&ManagerError::Io {
                 doing: format!("cannot open the console at {}", socket.display()),
                 source,
             })
@@ -64,11 +64,11 @@ impl Services {
         Ok(Box::pin(ReceiverStream::new(answers)))
     }
 
-    fn console_socket(&self, machine: &str) -> Result<PathBuf, CareError> {
-        self.care.store().catalogue().machine(machine)?;
+    fn console_socket(&self, machine: &str) -> Result<PathBuf, ManagerError> {
+        self.manager.store().catalogue().machine(machine)?;
         let vitals =
-            self.care.vitals(machine).ok_or_else(|| CareError::Gone { machine: machine.to_owned() })?;
-        vitals.console.ok_or_else(|| CareError::Refused {
+            self.manager.status(machine).ok_or_else(|| ManagerError::Gone { machine: machine.to_owned() })?;
+        vitals.console.ok_or_else(|| ManagerError::Refused {
             what: format!("{machine} has no console that we know of"),
             help: "Only machines that Retrovisor started have one; use that of the program which started it."
                 .to_owned(),

@@ -16,15 +16,15 @@ use retrovisor_snapshot::{
 
 use serde::Deserialize;
 
-use crate::care::{Care, CareError, Journey, Network, Spec};
+use retrovisor_manager::{Manager, ManagerError, Network, Rollback, Spec};
 
-pub(super) fn machine(care: &Care, record: &MachineRecord) -> Result<Machine, CareError> {
-    let catalogue = care.store().catalogue();
+pub(super) fn machine(manager: &Manager, record: &MachineRecord) -> Result<Machine, ManagerError> {
+    let catalogue = manager.store().catalogue();
     let present = catalogue
         .present(record.id)?
         .map(|position| catalogue.checkpoint(position.checkpoint))
         .transpose()?;
-    let vitals = care.vitals(&record.name);
+    let vitals = manager.status(&record.name);
     let identity = &record.identity;
     let path =
         |path: Option<&PathBuf>| path.map_or_else(String::new, |path| path.to_string_lossy().into_owned());
@@ -75,7 +75,7 @@ fn interfaces(record: &MachineRecord, links: &[bool]) -> Vec<NetworkInterface> {
 }
 
 /// The record as a message; reasons are looked up where a verdict was given.
-pub(super) fn checkpoint(store: &Store, record: &CheckpointRecord) -> Result<Checkpoint, CareError> {
+pub(super) fn checkpoint(store: &Store, record: &CheckpointRecord) -> Result<Checkpoint, ManagerError> {
     let catalogue = store.catalogue();
     let reasons = match record.verdict {
         Judged::Suspect | Judged::Bad => {
@@ -104,7 +104,7 @@ pub(super) fn checkpoint(store: &Store, record: &CheckpointRecord) -> Result<Che
     })
 }
 
-pub(super) fn operation(store: &Store, record: &OperationRecord) -> Result<Operation, CareError> {
+pub(super) fn operation(store: &Store, record: &OperationRecord) -> Result<Operation, ManagerError> {
     Ok(Operation {
         name: record.name.clone(),
         kind: record.kind.to_string(),
@@ -114,10 +114,10 @@ pub(super) fn operation(store: &Store, record: &OperationRecord) -> Result<Opera
     })
 }
 
-pub(super) fn journey(store: &Store, journey: &Journey) -> Result<Move, CareError> {
+pub(super) fn journey(store: &Store, journey: &Rollback) -> Result<Move, ManagerError> {
     Ok(Move {
         operation: journey.operation.clone(),
-        present: journey.present.as_ref().map(|present| checkpoint(store, present)).transpose()?,
+        present: journey.current.as_ref().map(|current| checkpoint(store, current)).transpose()?,
         target: Some(checkpoint(store, &journey.target)?),
         steps: journey.steps,
         pages_written: journey.pages_written,
@@ -127,7 +127,7 @@ pub(super) fn journey(store: &Store, journey: &Journey) -> Result<Move, CareErro
     })
 }
 
-pub(super) fn incident(store: &Store, record: &IncidentRecord) -> Result<Incident, CareError> {
+pub(super) fn incident(store: &Store, record: &IncidentRecord) -> Result<Incident, ManagerError> {
     // Written by us when the incident was opened; one from another version is shown without its causes.
     let detail: IncidentDetail = serde_json::from_value(record.detail.clone()).unwrap_or_default();
     let causes = detail.causes.into_iter().map(|cause| Cause {
@@ -205,7 +205,7 @@ pub(super) fn verdict(verdict: Judged) -> Verdict {
     }
 }
 
-fn name_of(store: &Store, checkpoint: Option<CheckpointId>) -> Result<String, CareError> {
+fn name_of(store: &Store, checkpoint: Option<CheckpointId>) -> Result<String, ManagerError> {
     let Some(id) = checkpoint else { return Ok(String::new()) };
     let catalogue = store.catalogue();
     match catalogue.checkpoint(id) {

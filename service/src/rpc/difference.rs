@@ -11,7 +11,7 @@ use retrovisor_proto::v1::Table;
 use retrovisor_snapshot::{CheckpointRecord, Store};
 
 use super::convert;
-use crate::care::{CareError, kernel_library};
+use retrovisor_manager::{ManagerError, kernel_library};
 
 /// Rows of a fact table that are compared at the most.
 const ROWS_MAX: usize = 20_000;
@@ -70,7 +70,7 @@ pub(super) fn differences(
     store: &Arc<Store>,
     from: &CheckpointRecord,
     to: &CheckpointRecord,
-) -> Result<(Vec<Table>, u64), CareError> {
+) -> Result<(Vec<Table>, u64), ManagerError> {
     let mut tables = Vec::new();
     ask(store, from, to, &EVENTS, &mut tables)?;
     let changed = store.changed(from.id, to.id)?;
@@ -101,7 +101,7 @@ fn ask(
     to: &CheckpointRecord,
     questions: &[Question],
     tables: &mut Vec<Table>,
-) -> Result<(), CareError> {
+) -> Result<(), ManagerError> {
     let both = [Value::Integer(from.id.0), Value::Integer(to.id.0)];
     for (title, sql) in questions {
         let rows = store.catalogue().query(sql, &both, ROWS_MAX)?;
@@ -119,7 +119,7 @@ fn frames(
     from: &CheckpointRecord,
     to: &CheckpointRecord,
     changed: impl Iterator<Item = Gfn>,
-) -> Result<Vec<ChangedFrame>, CareError> {
+) -> Result<Vec<ChangedFrame>, ManagerError> {
     let mut line = store.catalogue().ancestry_within(to.id, STEPS_MAX + 1)?;
     line.reverse();
     let mut first: HashMap<Gfn, u64> = HashMap::new();
@@ -141,7 +141,7 @@ fn owners(
     from: &CheckpointRecord,
     to: &CheckpointRecord,
     frames: &[ChangedFrame],
-) -> Result<Option<Difference>, CareError> {
+) -> Result<Option<Difference>, ManagerError> {
     let (before, after) = (store.view(from.id)?, store.view(to.id)?);
     let mut introspector = Introspector::with_library(kernel_library(store));
     let first = introspector.observe(&before, &store.registers(from.id)?);

@@ -9,7 +9,7 @@ use retrovisor_proto::v1::Table;
 use retrovisor_snapshot::{CheckpointRecord, Store};
 
 use super::convert;
-use crate::care::{CareError, kernel_library};
+use retrovisor_manager::{ManagerError, kernel_library};
 
 /// Rows of a fact table that are shown at the most.
 const ROWS_MAX: usize = 20_000;
@@ -97,17 +97,17 @@ pub(super) fn tables(
     store: &Arc<Store>,
     record: &CheckpointRecord,
     what: &str,
-) -> Result<Vec<Table>, CareError> {
+) -> Result<Vec<Table>, ManagerError> {
     match what {
         "registers" => return Ok(vec![registers(store, record)?]),
         "syscalls" => return syscalls(store, record),
         _ => {}
     }
     let questions = question(what)
-        .ok_or_else(|| CareError::Invalid(format!("there is no `{}` to inspect", what.escape_debug())))?;
+        .ok_or_else(|| ManagerError::Invalid(format!("there is no `{}` to inspect", what.escape_debug())))?;
     let known = store.catalogue().fact_tables()?;
     let tables = questions.iter().map(|question| ask(store, record, &known, *question));
-    let mut tables = tables.collect::<Result<Vec<Table>, CareError>>()?;
+    let mut tables = tables.collect::<Result<Vec<Table>, ManagerError>>()?;
     if what == "memory" {
         tables.extend(memory(store, record)?);
     }
@@ -115,7 +115,7 @@ pub(super) fn tables(
 }
 
 /// Who fills memory, by kind and by name; nothing for a guest that cannot be read.
-fn memory(store: &Arc<Store>, record: &CheckpointRecord) -> Result<Vec<Table>, CareError> {
+fn memory(store: &Arc<Store>, record: &CheckpointRecord) -> Result<Vec<Table>, ManagerError> {
     let view = store.view(record.id)?;
     let mut introspector = Introspector::with_library(kernel_library(store));
     let observation = introspector.observe(&view, &store.registers(record.id)?);
@@ -151,7 +151,7 @@ fn ask(
     record: &CheckpointRecord,
     known: &[String],
     (title, sql): (&str, &str),
-) -> Result<Table, CareError> {
+) -> Result<Table, ManagerError> {
     // Facts of a kind that nothing recorded yet have no table.
     let asked = sql.split_whitespace().find(|word| word.starts_with("fact_"));
     if asked.is_some_and(|asked| known.iter().all(|known| known != asked)) {
@@ -173,7 +173,7 @@ fn ask(
 }
 
 /// The table of the first checkpoint of this boot, with what differs in this checkpoint laid over it.
-fn syscalls(store: &Store, record: &CheckpointRecord) -> Result<Vec<Table>, CareError> {
+fn syscalls(store: &Store, record: &CheckpointRecord) -> Result<Vec<Table>, ManagerError> {
     let columns = ["via", "number", "target", "symbol", "in_text", "expected"].map(str::to_owned).to_vec();
     let mut found: BTreeMap<(String, i64), Vec<Value>> = BTreeMap::new();
     let mut line = store.catalogue().ancestry(record.id)?;
@@ -201,7 +201,7 @@ fn syscalls(store: &Store, record: &CheckpointRecord) -> Result<Vec<Table>, Care
     Ok(vec![convert::table("System calls", &columns, &rows)])
 }
 
-fn registers(store: &Store, record: &CheckpointRecord) -> Result<Table, CareError> {
+fn registers(store: &Store, record: &CheckpointRecord) -> Result<Table, ManagerError> {
     let mut rows = Vec::new();
     for (vcpu, registers) in store.registers(record.id)?.iter().enumerate() {
         let mut row = |name: &str, value: u64| {

@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::stream::Answers;
 use super::{Services, convert, status};
-use crate::care::{CareError, Command, Driver, Interface, Network, Origin, Spec};
+use retrovisor_manager::{Command, Driver, Interface, ManagerError, Network, Origin, Spec};
 
 const MEMORY_BYTES_DEFAULT: u64 = 512 << 20;
 
@@ -20,7 +20,7 @@ impl Services {
     /// Runs blocking work on a thread of its own and turns its error into a status.
     pub(super) async fn blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Self) -> Result<T, CareError> + Send + 'static,
+        work: impl FnOnce(&Self) -> Result<T, ManagerError> + Send + 'static,
     ) -> Result<T, Status> {
         let services = self.clone();
         tokio::task::spawn_blocking(move || work(&services))
@@ -31,8 +31,8 @@ impl Services {
 
     async fn machine(&self, name: String) -> Result<Option<Machine>, Status> {
         self.blocking(move |services| {
-            let record = services.care.store().catalogue().machine(&name)?;
-            Ok(Some(convert::machine(&services.care, &record)?))
+            let record = services.manager.store().catalogue().machine(&name)?;
+            Ok(Some(convert::machine(&services.manager, &record)?))
         })
         .await
     }
@@ -46,8 +46,8 @@ impl MachineService for Services {
     ) -> Result<Response<ListMachinesResponse>, Status> {
         let machines = self
             .blocking(|services| {
-                let records = services.care.store().catalogue().machines()?;
-                records.iter().map(|record| convert::machine(&services.care, record)).collect()
+                let records = services.manager.store().catalogue().machines()?;
+                records.iter().map(|record| convert::machine(&services.manager, record)).collect()
             })
             .await?;
         Ok(Response::new(ListMachinesResponse { machines }))
@@ -69,7 +69,7 @@ impl MachineService for Services {
         let name = request.machine.clone();
         self.blocking(move |services| {
             let (name, spec) = launch_spec(request)?;
-            services.care.run(&name, &spec)
+            services.manager.run(&name, &spec)
         })
         .await?;
         Ok(Response::new(RunMachineResponse { machine: self.machine(name).await? }))
@@ -83,7 +83,7 @@ impl MachineService for Services {
         let spec = Spec { every_ms, qmp: Some(PathBuf::from(qmp)), origin: Origin::Attached, detached: true };
         self.blocking({
             let name = name.clone();
-            move |services| services.care.attach(&name, &spec)
+            move |services| services.manager.attach(&name, &spec)
         })
         .await?;
         Ok(Response::new(AttachMachineResponse { machine: self.machine(name).await? }))
@@ -94,7 +94,10 @@ impl MachineService for Services {
         request: Request<PauseMachineRequest>,
     ) -> Result<Response<PauseMachineResponse>, Status> {
         let name = request.into_inner().machine;
-        self.care.ask(&name, |reply| Command::Pause { reply }).await.map_err(|error| status::of(&error))?;
+        self.manager
+            .ask(&name, |reply| Command::Pause { reply })
+            .await
+            .map_err(|error| status::of(&error))?;
         Ok(Response::new(PauseMachineResponse { machine: self.machine(name).await? }))
     }
 
@@ -103,7 +106,10 @@ impl MachineService for Services {
         request: Request<ResumeMachineRequest>,
     ) -> Result<Response<ResumeMachineResponse>, Status> {
         let name = request.into_inner().machine;
-        self.care.ask(&name, |reply| Command::Resume { reply }).await.map_err(|error| status::of(&error))?;
+        self.manager
+            .ask(&name, |reply| Command::Resume { reply })
+            .await
+            .map_err(|error| status::of(&error))?;
         Ok(Response::new(ResumeMachineResponse { machine: self.machine(name).await? }))
     }
 
@@ -121,16 +127,16 @@ impl MachineService for Services {
         request: Request<StopMachineRequest>,
     ) -> Result<Response<StopMachineResponse>, Status> {
         let name = request.into_inner().machine;
-        self.care.ask(&name, |reply| Command::Stop { reply }).await.map_err(|error| status::of(&error))?;
+        self.manager.ask(&name, |reply| Command::Stop { reply }).await.map_err(|error| status::of(&error))?;
         Ok(Response::new(StopMachineResponse { machine: self.machine(name).await? }))
     }
 }
 
-fn launch_spec(request: RunMachineRequest) -> Result<(String, Spec), CareError> {
+fn launch_spec(request: RunMachineRequest) -> Result<(String, Spec), ManagerError> {
     let driver = Driver::choose(&request.driver)?;
     let interfaces = request.interfaces.into_iter().map(interface).collect::<Result<Vec<_>, _>>()?;
     if driver == Driver::Qemu && !interfaces.is_empty() {
-        return Err(CareError::Refused {
+        return Err(ManagerError::Refused {
             what: "a guest under QEMU has no network here: only microVMs have".to_owned(),
             help: "Run it with `--driver kvm`, which needs KVM on hardware, or without --net.".to_owned(),
         });
@@ -150,17 +156,17 @@ fn launch_spec(request: RunMachineRequest) -> Result<(String, Spec), CareError> 
     Ok((request.machine, Spec { every_ms: request.every_ms, qmp: None, origin, detached: true }))
 }
 
-fn interface(asked: NetworkInterface) -> Result<Interface, CareError> {
+fn interface(asked: NetworkInterface) -> Result<Interface, ManagerError> {
     let network = match asked.network {
         Some(Asked::Hub(name)) => Network::Hub(name),
         Some(Asked::Tap(name)) => Network::Tap(name),
         None => {
-            return Err(CareError::Invalid(
+            return Err(ManagerError::Invalid(
                 "an interface is plugged into a hub or a tap: name one".to_owned(),
             ));
         }
     };
     let mac = Some(asked.address).filter(|address| !address.is_empty());
-    let mac = mac.map(|address| address.parse().map_err(CareError::Invalid)).transpose()?;
+    let mac = mac.map(|address| address.parse().map_err(ManagerError::Invalid)).transpose()?;
     Ok(Interface { network, mac })
 }

@@ -17,7 +17,7 @@ impl QueryService for Services {
         let parameters: Vec<_> = parameters.iter().map(convert::value).collect();
         let rows = self
             .blocking(move |services| {
-                Ok(services.care.store().catalogue().query(&sql, &parameters, limit as usize)?)
+                Ok(services.manager.store().catalogue().query(&sql, &parameters, limit as usize)?)
             })
             .await?;
         let table = convert::table("", &rows.columns, &rows.rows);

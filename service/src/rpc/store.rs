@@ -18,7 +18,7 @@ impl StoreService for Services {
 
     async fn verify(&self, _: Request<VerifyRequest>) -> Result<Response<Self::VerifyStream>, Status> {
         Ok(self.stream(|services, to| {
-            let store = services.care.store();
+            let store = services.manager.store();
             let mut total_pages = 0;
             let report = store.verify(&mut |progress: VerifyProgress| {
                 total_pages = progress.pages_total;
@@ -52,7 +52,7 @@ impl StoreService for Services {
                     CheckProgress { checked_pages: progress.pages_done, total_pages: progress.pages_total };
                 let _ = to.try_send(answer(repair_response::Step::Progress(progress)));
             };
-            let store = services.care.store();
+            let store = services.manager.store();
             let plan = store.plan_repair(&mut progress)?;
             let heard = to.blocking_send(answer(repair_response::Step::Plan(repair_plan(&plan)))).is_ok();
             if dry_run || !heard {
@@ -75,7 +75,7 @@ impl StoreService for Services {
         let policy = self::policy(policy.unwrap_or_default());
         Ok(self.stream(move |services, to| {
             let say = |step| to.blocking_send(Ok(PruneResponse { step: Some(step) })).is_ok();
-            let store = services.care.store();
+            let store = services.manager.store();
             let id = match &machine[..] {
                 "" => None,
                 name => Some(store.catalogue().machine(name)?.id),

@@ -9,7 +9,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status};
 
 use super::{Services, status};
-use crate::care::CareError;
+use retrovisor_manager::ManagerError;
 
 /// Messages that wait for a slow caller.
 const WAITING_MAX: usize = 16;
@@ -24,7 +24,7 @@ impl Services {
     /// Does the work and streams what it says; an error is its last word.
     pub(super) fn stream<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Self, &Caller<T>) -> Result<(), CareError> + Send + 'static,
+        work: impl FnOnce(&Self, &Caller<T>) -> Result<(), ManagerError> + Send + 'static,
     ) -> Response<Answers<T>> {
         let (to, stream) = mpsc::channel(WAITING_MAX);
         let services = self.clone();

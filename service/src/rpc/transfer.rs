@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status};
 
 use super::Services;
 use super::stream::{Answers, progress};
-use crate::care::CareError;
+use retrovisor_manager::ManagerError;
 
 #[tonic::async_trait]
 impl TransferService for Services {
@@ -18,7 +18,7 @@ impl TransferService for Services {
         let request = request.into_inner();
         let (format, path) = (request.format(), absolute(&request.path)?);
         Ok(self.stream(move |services, to| {
-            let store = services.care.store();
+            let store = services.manager.store();
             let mut tell = |ExportProgress { done, total }| {
                 progress(to, ExportResponse { done, total, ..ExportResponse::default() })
             };
@@ -47,7 +47,7 @@ impl TransferService for Services {
                     return Ok(());
                 }
                 FileFormat::Unspecified => {
-                    return Err(CareError::Invalid("an export needs a format".into()));
+                    return Err(ManagerError::Invalid("an export needs a format".into()));
                 }
             };
             let _ = to.blocking_send(Ok(ExportResponse {
@@ -70,13 +70,13 @@ impl TransferService for Services {
             named => named,
         };
         Ok(self.stream(move |services, to| {
-            let store = services.care.store();
+            let store = services.manager.store();
             let mut tell = |ExportProgress { done, total }| {
                 progress(to, ImportResponse { done, total, ..ImportResponse::default() })
             };
-            let mut dump = |format| -> Result<_, CareError> {
+            let mut dump = |format| -> Result<_, ManagerError> {
                 let report = store.import_dump(&request.machine, &path, format, &mut tell)?;
-                let reason = services.care.read(report.newest)?;
+                let reason = services.manager.read(report.newest)?;
                 Ok((report, reason))
             };
             let (report, reason) = match format {
@@ -87,7 +87,7 @@ impl TransferService for Services {
                     (store.import_archive(name, &path, &mut tell)?, None)
                 }
                 FileFormat::Unspecified => {
-                    return Err(CareError::Invalid("an import needs a format".into()));
+                    return Err(ManagerError::Invalid("an import needs a format".into()));
                 }
             };
             // The caller may have gone: the machine is there all the same.

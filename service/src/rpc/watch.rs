@@ -9,7 +9,7 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
 use super::{Services, convert, status};
-use crate::care::{CareError, Event, Happening};
+use retrovisor_manager::{Event, EventKind, ManagerError};
 
 #[tonic::async_trait]
 impl WatchService for Services {
@@ -18,7 +18,7 @@ impl WatchService for Services {
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let wanted = request.into_inner().machine;
         let services = self.clone();
-        let events = BroadcastStream::new(self.care.watch()).filter_map(move |event| match event {
+        let events = BroadcastStream::new(self.manager.watch()).filter_map(move |event| match event {
             Ok(event) if wanted.is_empty() || event.machine == wanted => {
                 Some(told(&services, &event).map_err(|error| status::of(&error)))
             }
@@ -31,18 +31,18 @@ impl WatchService for Services {
     }
 }
 
-fn told(services: &Services, event: &Event) -> Result<WatchResponse, CareError> {
-    let store = services.care.store();
-    let told = match &event.happening {
-        Happening::Checkpoint(record, reasons) => {
+fn told(services: &Services, event: &Event) -> Result<WatchResponse, ManagerError> {
+    let store = services.manager.store();
+    let told = match &event.kind {
+        EventKind::Checkpoint(record, reasons) => {
             let mut checkpoint = convert::checkpoint(store, record)?;
             checkpoint.reasons.clone_from(reasons);
             Told::Checkpoint(checkpoint)
         }
-        Happening::Incident(record) => Told::Incident(convert::incident(store, record)?),
-        Happening::Move(journey) => Told::Move(convert::journey(store, journey)?),
-        Happening::Injected(done) => Told::Injected(done.clone()),
-        Happening::Trouble(what) => Told::Trouble(what.clone()),
+        EventKind::Incident(record) => Told::Incident(convert::incident(store, record)?),
+        EventKind::Rollback(journey) => Told::Move(convert::journey(store, journey)?),
+        EventKind::Injected(done) => Told::Injected(done.clone()),
+        EventKind::Error(what) => Told::Trouble(what.clone()),
     };
     Ok(WatchResponse { machine: event.machine.clone(), at_ms: event.at_ms, event: Some(told) })
 }

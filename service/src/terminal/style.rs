@@ -33,10 +33,7 @@ pub(crate) fn bytes(bytes: u64) -> String {
 
 /// How long ago: `now`, `12 s ago`, `3 min ago`.
 pub(crate) fn ago(at_ms: i64) -> String {
-    let now_ms = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX));
-    match now_ms.saturating_sub(at_ms) / 1000 {
+    match retrovisor_snapshot::now_ms().saturating_sub(at_ms) / 1000 {
         ..2 => "now".to_owned(),
         seconds @ 2..120 => format!("{seconds} s ago"),
         seconds @ 120..7_200 => format!("{} min ago", seconds / 60),

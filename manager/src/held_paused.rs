@@ -1,10 +1,10 @@
 use retrovisor_guest::{BlockContent, Capabilities, ClockPolicy, DiskChanges, DiskIo, DiskShape, DiskState, Gfn, Machine, MachineError, MachineIdentity, MachineState, MemoryIo, MemoryView, PageContent, PageSet, RunState, StateIo};
 
-/// A machine that does not run on when it is told to: lets something be looked at between a rollback and the
-/// guest's first instruction after it.
-pub(super) struct Held<'a>(pub(super) &'a mut dyn Machine);
+/// A machine whose `resume` does nothing: its memory can be read between a rollback and the guest's first instruction
+/// after it.
+pub(crate) struct HeldPaused<'a>(pub(crate) &'a mut dyn Machine);
 
-impl Machine for Held<'_> {
+impl Machine for HeldPaused<'_> {
     fn identity(&self) -> &MachineIdentity {
         self.0.identity()
     }

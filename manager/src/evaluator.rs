@@ -1,4 +1,4 @@
-//! Reading and judging a checkpoint: facts, verdict, incident.
+//! Reading and evaluating a checkpoint: facts, verdict, incident.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use retrovisor_snapshot::{
     CheckpointId, CheckpointRecord, IncidentRecord, MachineId, NewIncident, Store, Verdict,
 };
 
-use super::{error::CareError, kernels::kernel_library};
+use crate::{error::ManagerError, kernels::kernel_library};
 
 /// What reading a checkpoint cost: a fact about us, beside those about the guest.
 static READING: Schema = Schema {
@@ -35,7 +35,7 @@ WHERE c.machine = ?1 AND m.kernel_text_pages > 0
 ORDER BY c.sequence LIMIT 1";
 
 /// What stays between the checkpoints of one machine.
-pub(super) struct Judge {
+pub(crate) struct Evaluator {
     store: Arc<Store>,
     machine: MachineId,
     introspector: Introspector,
@@ -45,15 +45,15 @@ pub(super) struct Judge {
     moves: u64,
 }
 
-/// What came of judging one checkpoint.
-pub(super) struct Judged {
-    pub(super) record: CheckpointRecord,
-    pub(super) reasons: Vec<String>,
-    pub(super) incident: Option<IncidentRecord>,
+/// What came of evaluating one checkpoint.
+pub(crate) struct Evaluated {
+    pub(crate) record: CheckpointRecord,
+    pub(crate) reasons: Vec<String>,
+    pub(crate) incident: Option<IncidentRecord>,
 }
 
-impl Judge {
-    pub(super) fn new(store: Arc<Store>, machine: MachineId) -> Result<Self, CareError> {
+impl Evaluator {
+    pub(crate) fn new(store: Arc<Store>, machine: MachineId) -> Result<Self, ManagerError> {
         let analyst = Analyst::load(store.catalogue(), machine, Config::default())?;
         Ok(Self {
             introspector: Introspector::with_library(kernel_library(&store)),
@@ -67,7 +67,7 @@ impl Judge {
     }
 
     /// Reads the checkpoint's memory, records facts and verdict, opens an incident when it is the first bad one.
-    pub(super) fn judge(&mut self, record: &CheckpointRecord) -> Result<Judged, CareError> {
+    pub(crate) fn evaluate(&mut self, record: &CheckpointRecord) -> Result<Evaluated, ManagerError> {
         let began = Instant::now();
         let observation = self.observe(record.id)?;
         let introspect_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -84,22 +84,22 @@ impl Judge {
             (Some(parent), _) => Sample::load(catalogue, parent).ok(),
             (None, _) => None,
         };
-        let judgement = self.analyst.judge(&sample, parent.as_ref());
+        let evaluation = self.analyst.judge(&sample, parent.as_ref());
         self.last = Some((record.id, sample));
-        catalogue.set_verdict(record.id, &judgement.record())?;
-        for settled in &judgement.settled {
+        catalogue.set_verdict(record.id, &evaluation.record())?;
+        for settled in &evaluation.settled {
             catalogue.change_verdict(*settled, Verdict::Good)?;
         }
-        let incident = self.incident(record, &judgement)?;
-        Ok(Judged {
+        let incident = self.incident(record, &evaluation)?;
+        Ok(Evaluated {
             record: catalogue.checkpoint(record.id)?,
-            reasons: judgement.reasons.iter().map(|reason| reason.text.clone()).collect(),
+            reasons: evaluation.reasons.iter().map(|reason| reason.text.clone()).collect(),
             incident,
         })
     }
 
-    /// The present moved: rates go on from there, and what was suspected is the other timeline's.
-    pub(super) fn moved_to(&mut self, target: CheckpointId) {
+    /// The machine is at another checkpoint now: rates go on from there, and what was suspected is the other timeline's.
+    pub(crate) fn moved_to(&mut self, target: CheckpointId) {
         self.analyst.rolled_back_to(target);
         self.introspector.forget_last();
         self.last = None;
@@ -107,12 +107,12 @@ impl Judge {
         self.moves += 1;
     }
 
-    /// How often the present moved.
-    pub(super) fn moves(&self) -> u64 {
+    /// How often the machine went to another checkpoint.
+    pub(crate) fn moves(&self) -> u64 {
         self.moves
     }
 
-    fn observe(&mut self, checkpoint: CheckpointId) -> Result<Observation, CareError> {
+    fn observe(&mut self, checkpoint: CheckpointId) -> Result<Observation, ManagerError> {
         if self.introspector.kernel().is_none() {
             self.learn();
         }
@@ -121,7 +121,7 @@ impl Judge {
         Ok(self.introspector.observe(&view, &registers))
     }
 
-    /// After a restart of ours: what later checkpoints are compared with is learnt again from the first checkpoint of
+    /// After a restart of the daemon: what later checkpoints are compared with is learned again from the first checkpoint of
     /// this boot that is still stored. Without one, the next to come is the reference.
     fn learn(&mut self) {
         let first = self.store.catalogue().query(FIRST_OF_BOOT, &[Value::Integer(self.machine.0)], 1);
@@ -140,15 +140,15 @@ impl Judge {
     fn incident(
         &mut self,
         record: &CheckpointRecord,
-        judgement: &Judgement,
-    ) -> Result<Option<IncidentRecord>, CareError> {
-        if judgement.verdict != Verdict::Bad || self.incident_open {
+        evaluation: &Judgement,
+    ) -> Result<Option<IncidentRecord>, ManagerError> {
+        if evaluation.verdict != Verdict::Bad || self.incident_open {
             return Ok(None);
         }
         self.incident_open = true;
         let explanation = self.analyst.explain(self.store.catalogue(), record.id)?;
         let summary = explanation.causes.first().map_or_else(
-            || judgement.reasons.first().map_or_else(String::new, |reason| reason.text.clone()),
+            || evaluation.reasons.first().map_or_else(String::new, |reason| reason.text.clone()),
             |cause| cause.text.clone(),
         );
         let incident = NewIncident {

@@ -5,15 +5,17 @@ use retrovisor_guest::{Machine, MachineError};
 use retrovisor_machine::kvm::RemoteMachine;
 use retrovisor_machine::qemu::QemuMachine;
 
-/// A virtual machine of either driver, and what the service wants of both that no [`Machine`] must have.
-pub(crate) enum Vm {
+/// A virtual machine of either driver, and what the manager needs of both beyond [`Machine`].
+pub enum Vm {
+    /// Stock QEMU.
     Qemu(Box<QemuMachine>),
+    /// A microVM.
     Kvm(Box<RemoteMachine>),
 }
 
 impl Vm {
     /// The socket of its first serial port.
-    pub(crate) fn console(&self) -> Option<PathBuf> {
+    pub fn console(&self) -> Option<PathBuf> {
         match self {
             Self::Qemu(machine) => machine.console(),
             Self::Kvm(machine) => Some(machine.console()),
@@ -21,7 +23,7 @@ impl Vm {
     }
 
     /// The file that keeps what the guest writes there.
-    pub(crate) fn console_log(&self) -> Option<PathBuf> {
+    pub fn console_log(&self) -> Option<PathBuf> {
         match self {
             Self::Qemu(machine) => machine.console_log(),
             Self::Kvm(machine) => Some(machine.console_log()),
@@ -29,7 +31,7 @@ impl Vm {
     }
 
     /// The socket of a port with a shell, for faults: QEMU's second serial port, a microVM's control channel.
-    pub(super) fn control(&self) -> Option<PathBuf> {
+    pub(crate) fn control(&self) -> Option<PathBuf> {
         match self {
             Self::Qemu(machine) => machine.control(),
             Self::Kvm(machine) => machine.channel(),
@@ -37,7 +39,7 @@ impl Vm {
     }
 
     /// Which terminal that is in the guest.
-    pub(super) fn control_port(&self) -> &'static str {
+    pub(crate) fn control_port(&self) -> &'static str {
         match self {
             Self::Qemu(_) => "ttyS1",
             Self::Kvm(_) => "hvc0 (module virtio_console)",
@@ -45,7 +47,7 @@ impl Vm {
     }
 
     /// Whether the links of its network interfaces are up, in order; none when that is not known.
-    pub(super) fn links(&self) -> Vec<bool> {
+    pub(crate) fn links(&self) -> Vec<bool> {
         match self {
             Self::Qemu(_) => Vec::new(),
             Self::Kvm(machine) => machine.nets().unwrap_or_default().into_iter().map(|net| net.up).collect(),
@@ -53,7 +55,7 @@ impl Vm {
     }
 
     /// How dirty pages are found.
-    pub(super) fn finder(&self) -> String {
+    pub(crate) fn finder(&self) -> String {
         match self {
             Self::Qemu(machine) => machine.finder().0.to_owned(),
             Self::Kvm(_) => "kvm log".to_owned(),
@@ -61,7 +63,7 @@ impl Vm {
     }
 
     /// How confined its process is, in words; empty when that is not ours to say.
-    pub(super) fn confinement(&self) -> String {
+    pub(crate) fn confinement(&self) -> String {
         let Self::Kvm(machine) = self else { return String::new() };
         let confinement = machine.confinement();
         let missing = confinement.missing.iter().map(|(what, why)| format!("; not {what} ({why})"));
@@ -70,7 +72,7 @@ impl Vm {
 
     /// Makes a guest whose state came from another machine's one of its own: what it draws at random is not what the other
     /// one draws. Where the driver cannot, nothing happens.
-    pub(super) fn become_another(&mut self) -> Result<(), MachineError> {
+    pub(crate) fn become_another(&mut self) -> Result<(), MachineError> {
         match self {
             Self::Qemu(_) => Ok(()),
             Self::Kvm(machine) => machine.renew_generation_id(),
@@ -78,7 +80,7 @@ impl Vm {
     }
 
     /// Lets it outlive us from now on.
-    pub(super) fn detach(&mut self) -> Result<(), MachineError> {
+    pub(crate) fn detach(&mut self) -> Result<(), MachineError> {
         match self {
             // Its process was started so.
             Self::Qemu(_) => Ok(()),
@@ -87,7 +89,7 @@ impl Vm {
     }
 
     /// Ends it, also one that would outlive us.
-    pub(super) fn quit(self) {
+    pub(crate) fn quit(self) {
         match self {
             Self::Qemu(machine) => machine.quit(),
             Self::Kvm(machine) => machine.quit(),

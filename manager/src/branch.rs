@@ -9,46 +9,48 @@ use retrovisor_snapshot::{
     BranchPlan, BranchProgress, BranchRequest, CheckpointId, CheckpointRecord, CheckpointRequest, Recorder,
 };
 
-use super::keeper::Arrival;
-use super::network::Network;
-use super::spec::{Driver, Origin, Spec, Start};
-use super::{Care, CareError, Vm};
+use crate::actor::Arrival;
+use crate::network::Network;
+use crate::spec::{Driver, Origin, Spec, Start};
+use crate::{Manager, ManagerError, Vm};
 
-/// What a branch would be, looked at before anything is done.
-pub(crate) struct BranchOutlook {
-    pub(crate) plan: BranchPlan,
+/// A branch that is checked and can be made.
+pub struct PlannedBranch {
+    /// What the store says of it.
+    pub plan: BranchPlan,
     /// What it is plugged into, in words.
-    pub(crate) networks: Vec<String>,
+    pub networks: Vec<String>,
     /// What of its identity is not new.
-    pub(crate) warning: Option<&'static str>,
+    pub warning: Option<&'static str>,
     spec: Spec,
 }
 
 /// A branch that was made.
-pub(crate) struct Branched {
-    pub(crate) first: CheckpointRecord,
-    /// From the beginning until it ran, or stood ready.
-    pub(crate) branch_us: u64,
+pub struct Branched {
+    /// Its first checkpoint.
+    pub first: CheckpointRecord,
+    /// From the beginning until it ran, or was ready to, in microseconds.
+    pub branch_us: u64,
 }
 
-impl Care {
+impl Manager {
     /// What a branch of a checkpoint would be. Refuses what cannot be.
-    pub(crate) fn plan_branch(&self, new: &str, origin: CheckpointId) -> Result<BranchOutlook, CareError> {
+    pub fn plan_branch(&self, new: &str, origin: CheckpointId) -> Result<PlannedBranch, ManagerError> {
         self.must_be_free(new)?;
         if self.store.catalogue().machines()?.iter().any(|known| known.name == new) {
-            return Err(CareError::Known { machine: new.to_owned() });
+            return Err(ManagerError::Known { machine: new.to_owned() });
         }
         let plan = self.store.plan_branch(origin)?;
         let name = &plan.machine.name;
         let mut spec = Spec::from_runtime(name, &plan.machine.runtime)?;
         let Origin::Launched { disks, driver, interfaces, .. } = &mut spec.origin else {
-            return Err(CareError::Refused {
+            return Err(ManagerError::Refused {
                 what: format!("{name} was not started by Retrovisor, which cannot start another one like it"),
                 help: "Only machines of `retrovisor run` can be branched.".to_owned(),
             });
         };
         if !plan.disks_missing.is_empty() {
-            return Err(CareError::Refused {
+            return Err(ManagerError::Refused {
                 what: format!(
                     "what {name} had written on {} at {} is only in its own overlay, not in the store",
                     plan.disks_missing.join(", "),
@@ -65,8 +67,8 @@ impl Care {
             // One that is made of the new name.
             interface.mac = None;
             networks.push(match &interface.network {
-                Network::Tap(tap) if self.vitals(name).is_some() => {
-                    return Err(CareError::Refused {
+                Network::Tap(tap) if self.status(name).is_some() => {
+                    return Err(ManagerError::Refused {
                         what: format!("{name} has the tap {tap}, and a tap is for one machine"),
                         help: format!("Stop {name} first, or run it on a hub."),
                     });
@@ -92,30 +94,31 @@ impl Care {
         }
         spec.qmp = None;
         spec.detached = true;
-        Ok(BranchOutlook { plan, networks, warning, spec })
+        Ok(PlannedBranch { plan, networks, warning, spec })
     }
 
     /// Starts a machine that goes on from a checkpoint of another one. Blocks until it runs. Ends early, with nothing left
     /// of it, when `progress` says so.
-    pub(crate) fn branch(
+    pub fn branch(
         &self,
         new: &str,
-        outlook: &BranchOutlook,
+        planned: &PlannedBranch,
         paused: bool,
         progress: &mut dyn FnMut(BranchProgress) -> ControlFlow<()>,
-    ) -> Result<Branched, CareError> {
+    ) -> Result<Branched, ManagerError> {
         let begun = Instant::now();
-        let _making = self.reserve(new)?;
-        let spec = &outlook.spec;
-        let runtime = serde_json::to_string(spec).map_err(|error| CareError::Invalid(error.to_string()))?;
+        let _reservation = self.reserve(new)?;
+        let spec = &planned.spec;
+        let runtime =
+            serde_json::to_string(spec).map_err(|error| ManagerError::Invalid(error.to_string()))?;
         let request = BranchRequest { runtime, detail: serde_json::Value::Null };
         let dir = self.runtime_dir(new);
         let is_new = !dir.exists();
-        let mut recorder = Recorder::begin_branch(&self.store, new, outlook.plan.origin.id, &request)?;
+        let mut recorder = Recorder::begin_branch(&self.store, new, planned.plan.origin.id, &request)?;
         match self.bring_up(new, &dir, spec, &mut recorder, progress) {
             Ok((machine, first)) => {
                 let arrival = Arrival::Branch { first: Box::new(first.clone()), paused };
-                self.keep_recorded(new, machine, spec, arrival, Some(recorder))?;
+                self.start_actor_with(new, machine, spec, arrival, Some(recorder))?;
                 let branch_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
                 Ok(Branched { first, branch_us })
             }
@@ -137,7 +140,7 @@ impl Care {
         spec: &Spec,
         recorder: &mut Recorder,
         progress: &mut dyn FnMut(BranchProgress) -> ControlFlow<()>,
-    ) -> Result<(Vm, CheckpointRecord), CareError> {
+    ) -> Result<(Vm, CheckpointRecord), ManagerError> {
         let mut machine = spec.launch(new, dir, &self.hubs, Start::AwaitsStateHere)?;
         let adopted = (|| {
             self.store.catalogue().set_identity(recorder.machine(), machine.identity())?;
@@ -156,8 +159,8 @@ impl Care {
         }
     }
 
-    /// Removes what a daemon that died left of branches that it was making. One line each for the user.
-    pub(super) fn clear_half_branches(&self) -> Vec<String> {
+    /// Removes what a daemon that died left of branches that it was reservations. One line each for the user.
+    pub(crate) fn clear_half_branches(&self) -> Vec<String> {
         let half = match self.store.catalogue().forget_half_branches() {
             Ok(half) => half,
             Err(error) => return vec![format!("cannot look for half branches: {error}")],
@@ -177,10 +180,10 @@ impl Care {
     }
 }
 
-fn is_there(path: &Path) -> Result<(), CareError> {
+fn is_there(path: &Path) -> Result<(), ManagerError> {
     match std::fs::metadata(path) {
         Ok(_) => Ok(()),
-        Err(error) => Err(CareError::Refused {
+        Err(error) => Err(ManagerError::Refused {
             what: format!("{} cannot be read: {error}", path.display()),
             help: "A branch needs the files that its machine was started with, where they were.".to_owned(),
         }),

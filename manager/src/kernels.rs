@@ -5,7 +5,7 @@ use retrovisor_snapshot::Store;
 const FOLDER: &str = "kernels";
 
 /// Symbols and types of the kernels that were met in this store; only read where the store is only read.
-pub(crate) fn kernel_library(store: &Store) -> KernelLibrary {
+pub fn kernel_library(store: &Store) -> KernelLibrary {
     let folder = store.dir().join(FOLDER);
     if store.is_writable() { KernelLibrary::new(&folder) } else { KernelLibrary::read_only(&folder) }
 }

@@ -1,146 +1,151 @@
-//! What a keeper does when it is asked.
+//! What an actor does for each command.
 
 use retrovisor_guest::{ClockPolicy, Machine, RunState};
 use retrovisor_snapshot::{
     CheckpointId, CheckpointKind, CheckpointRecord, CheckpointRequest, OperationKind, RollbackReport,
-    RollbackRequest, image_hash,
+    RollbackRequest, image_hash, now_ms,
 };
 
-use super::command::{Journey, Way};
-use super::error::CareError;
-use super::event::{Event, Happening, now_ms};
-use super::held::Held;
-use super::inject::{self, Fault};
-use super::keeper::Keeper;
+use crate::actor::MachineActor;
+use crate::error::ManagerError;
+use crate::event::{Event, EventKind};
+use crate::held_paused::HeldPaused;
+use crate::inject::{self, Fault};
+use crate::rollback::{Destination, Rollback, RollbackKind};
 
-impl Keeper {
-    /// Takes a checkpoint, reads and judges it, and tells.
-    pub(super) fn checkpoint(
+impl MachineActor {
+    /// Takes a checkpoint, evaluates it and emits the event.
+    pub(crate) fn checkpoint(
         &mut self,
         label: Option<String>,
         kind: CheckpointKind,
-    ) -> Result<CheckpointRecord, CareError> {
+    ) -> Result<CheckpointRecord, ManagerError> {
         let request = CheckpointRequest { label, kind };
         let report = self.recorder.checkpoint(&mut *self.machine, &request)?;
         tracing::debug!(machine = self.name, timing = ?report.timing, "checkpoint");
-        Ok(self.judged(report.record))
+        Ok(self.evaluate(report.record))
     }
 
-    /// Reads and judges a checkpoint. One that cannot be judged is a checkpoint all the same.
-    pub(super) fn judged(&mut self, record: CheckpointRecord) -> CheckpointRecord {
-        let judged = match self.judge.judge(&record) {
-            Ok(judged) => judged,
+    /// Reads and evaluates a checkpoint. One that cannot be evaluated is kept, without a verdict.
+    pub(crate) fn evaluate(&mut self, record: CheckpointRecord) -> CheckpointRecord {
+        let evaluated = match self.evaluator.evaluate(&record) {
+            Ok(evaluated) => evaluated,
             Err(error) => {
-                self.say(Happening::Trouble(format!(
-                    "checkpoint {} is kept, but cannot be judged: {error}",
+                self.emit(EventKind::Error(format!(
+                    "checkpoint {} is kept, but cannot be evaluated: {error}",
                     record.name
                 )));
                 return record;
             }
         };
-        self.say(Happening::Checkpoint(Box::new(judged.record.clone()), judged.reasons));
-        if let Some(incident) = judged.incident {
-            self.say(Happening::Incident(Box::new(incident)));
+        self.emit(EventKind::Checkpoint(Box::new(evaluated.record.clone()), evaluated.reasons));
+        if let Some(incident) = evaluated.incident {
+            self.emit(EventKind::Incident(Box::new(incident)));
         }
-        judged.record
+        evaluated.record
     }
 
     /// Goes to another checkpoint; with `verify_image` the memory is hashed before the guest runs on.
-    pub(super) fn travel(
+    pub(crate) fn move_to(
         &mut self,
-        way: &Way,
+        to: Destination,
         verify_image: bool,
         request: &RollbackRequest,
-    ) -> Result<Journey, CareError> {
+    ) -> Result<Rollback, ManagerError> {
         let (report, image_matches) = if verify_image {
-            let report = Self::go(&mut self.recorder, &mut Held(&mut *self.machine), way, request)?;
+            let report = Self::go(&mut self.recorder, &mut HeldPaused(&mut *self.machine), to, request)?;
             let compared = self.compare_image(report.target.id);
-            // Whatever became of comparing, the guest does not stand still because of it.
+            // The guest runs on whatever the comparison gave.
             if !self.paused {
                 self.machine.resume()?;
             }
             (report, Some(compared))
         } else {
-            (Self::go(&mut self.recorder, &mut *self.machine, way, request)?, None)
+            (Self::go(&mut self.recorder, &mut *self.machine, to, request)?, None)
         };
-        if let Some(present) = &report.present {
-            self.judged(present.clone());
+        if let Some(current) = &report.present {
+            self.evaluate(current.clone());
         }
-        self.judge.moved_to(report.target.id);
-        self.arrived(report, false, image_matches.transpose()?)
+        self.evaluator.moved_to(report.target.id);
+        self.finish_move(to.kind(), report, image_matches.transpose()?)
     }
 
     fn go(
         recorder: &mut retrovisor_snapshot::Recorder,
         machine: &mut dyn Machine,
-        way: &Way,
+        to: Destination,
         request: &RollbackRequest,
-    ) -> Result<RollbackReport, CareError> {
-        Ok(match way {
-            Way::Rollback(target) => recorder.rollback(machine, *target, request)?,
-            Way::Undo => recorder.undo(machine, request)?,
-            Way::Redo => recorder.redo(machine, request)?,
+    ) -> Result<RollbackReport, ManagerError> {
+        Ok(match to {
+            Destination::Checkpoint(target) => recorder.rollback(machine, target, request)?,
+            Destination::Undo => recorder.undo(machine, request)?,
+            Destination::Redo => recorder.redo(machine, request)?,
         })
     }
 
     /// Gives a new process the state of a checkpoint and lets it run.
-    pub(super) fn restore(
+    pub(crate) fn restore(
         &mut self,
         target: CheckpointId,
         verify_image: bool,
         clock: ClockPolicy,
-    ) -> Result<Journey, CareError> {
+    ) -> Result<Rollback, ManagerError> {
         let request = RollbackRequest { clock, ..RollbackRequest::default() };
         let report = self.recorder.restore(&mut *self.machine, target, &request)?;
         let image_matches = verify_image.then(|| self.compare_image(report.target.id));
         self.machine.resume()?;
-        self.judge.moved_to(report.target.id);
-        self.arrived(report, true, image_matches.transpose()?)
+        self.evaluator.moved_to(report.target.id);
+        self.finish_move(RollbackKind::Restore, report, image_matches.transpose()?)
     }
 
     /// Whether the paused machine's memory has the checkpoint's hash.
-    fn compare_image(&self, target: CheckpointId) -> Result<bool, CareError> {
+    fn compare_image(&self, target: CheckpointId) -> Result<bool, ManagerError> {
         let expected = self.store.image_hash(target)?;
         let found = image_hash(self.machine.memory()).map_err(retrovisor_snapshot::Error::from)?;
         Ok(found == expected)
     }
 
-    fn arrived(
+    fn finish_move(
         &mut self,
+        kind: RollbackKind,
         report: RollbackReport,
-        new_process: bool,
         image_matches: Option<bool>,
-    ) -> Result<Journey, CareError> {
-        let journey = Journey {
+    ) -> Result<Rollback, ManagerError> {
+        let rollback = Rollback {
+            kind,
             operation: report.operation.name.clone(),
             steps: self.steps(report.present.as_ref(), &report.target)?,
-            present: report.present,
+            current: report.present,
             target: report.target,
             pages_written: report.pages_written,
             rollback_us: report.timing.rollback_us,
-            new_process,
+            new_process: kind == RollbackKind::Restore,
             image_matches,
         };
-        self.say(Happening::Move(Box::new(journey.clone())));
-        Ok(journey)
+        self.emit(EventKind::Rollback(Box::new(rollback.clone())));
+        Ok(rollback)
     }
 
-    /// Checkpoints from the present back to the target along parents; 0 when it does not lie there.
-    fn steps(&self, present: Option<&CheckpointRecord>, target: &CheckpointRecord) -> Result<u32, CareError> {
-        let Some(present) = present else { return Ok(0) };
-        let line = self.store.catalogue().ancestry(present.id)?;
+    /// Checkpoints from the current state back to the target along parents; 0 when the target is no ancestor.
+    fn steps(
+        &self,
+        current: Option<&CheckpointRecord>,
+        target: &CheckpointRecord,
+    ) -> Result<u32, ManagerError> {
+        let Some(current) = current else { return Ok(0) };
+        let line = self.store.catalogue().ancestry(current.id)?;
         let steps = line.iter().position(|ancestor| ancestor.id == target.id).unwrap_or(0);
         Ok(u32::try_from(steps).unwrap_or(u32::MAX))
     }
 
-    pub(super) fn pause(&mut self) -> Result<(), CareError> {
+    pub(crate) fn pause(&mut self) -> Result<(), ManagerError> {
         self.machine.pause()?;
         self.paused = true;
         self.set_run_state(RunState::Paused);
         Ok(())
     }
 
-    pub(super) fn resume(&mut self) -> Result<(), CareError> {
+    pub(crate) fn resume(&mut self) -> Result<(), ManagerError> {
         self.machine.resume()?;
         self.paused = false;
         self.set_run_state(RunState::Running);
@@ -148,7 +153,7 @@ impl Keeper {
     }
 
     /// A last checkpoint, then the end of the VM.
-    pub(super) fn stop(mut self) -> Result<(), CareError> {
+    pub(crate) fn stop(mut self) -> Result<(), ManagerError> {
         if !self.machine.run_state().has_ended() {
             self.machine.pause()?;
             self.checkpoint(None, CheckpointKind::Manual)?;
@@ -157,12 +162,14 @@ impl Keeper {
         Ok(())
     }
 
-    /// Hurts the guest; says what was done, and the operation's name.
-    pub(super) fn inject(&mut self, fault: &Fault) -> Result<(String, String), CareError> {
+    /// Injects a fault; returns what was done, and the operation's name.
+    pub(crate) fn inject(&mut self, fault: &Fault) -> Result<(String, String), ManagerError> {
         let done = match fault {
             Fault::SyscallRedirect { syscall, to } => {
-                let newest =
-                    self.recorder.position().ok_or_else(|| CareError::Gone { machine: self.name.clone() })?;
+                let newest = self
+                    .recorder
+                    .position()
+                    .ok_or_else(|| ManagerError::Gone { machine: self.name.clone() })?;
                 let written =
                     inject::redirect(&mut *self.machine, &self.store, newest.checkpoint, syscall, to);
                 if !self.paused {
@@ -174,7 +181,7 @@ impl Keeper {
                 )
             }
             Fault::ConsoleCommand { line } => {
-                let control = self.machine.control().ok_or_else(|| CareError::Refused {
+                let control = self.machine.control().ok_or_else(|| ManagerError::Refused {
                     what: format!("{} has no port for a control shell", self.name),
                     help: "Start it with `retrovisor run`, from a guest that serves a shell on its second \
                         serial port (ttyS1) under QEMU, or on hvc0 in a microVM."
@@ -186,13 +193,13 @@ impl Keeper {
         };
         let detail = serde_json::json!({ "done": done });
         let operation = self.store.catalogue().note_operation(self.id, OperationKind::Inject, &detail)?;
-        self.say(Happening::Injected(done.clone()));
+        self.emit(EventKind::Injected(done.clone()));
         Ok((done, operation.name))
     }
 
-    pub(super) fn say(&self, happening: Happening) {
-        let event = Event { machine: self.name.clone(), at_ms: now_ms(), happening };
-        // Without a listener there is nobody to tell.
+    pub(crate) fn emit(&self, kind: EventKind) {
+        let event = Event { machine: self.name.clone(), at_ms: now_ms(), kind };
+        // There may be no receiver.
         let _ = self.events.send(event);
     }
 }

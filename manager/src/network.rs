@@ -2,29 +2,29 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use retrovisor_guest::check_name;
 use retrovisor_machine::kvm::{Hub, MacAddress, NetBackend, NetConfig};
 use serde::{Deserialize, Serialize};
 
-use super::error::CareError;
-use super::name::check_name;
-use crate::place;
+use crate::error::ManagerError;
 
 /// A network interface of a machine that we start, as it is kept in the catalogue.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Interface {
-    pub(crate) network: Network,
+pub struct Interface {
+    /// What it is plugged into.
+    pub network: Network,
     /// Its address, where it was asked for; else it is made of the machine's name, so that another machine of the same kind
     /// has another one.
-    pub(crate) mac: Option<MacAddress>,
+    pub mac: Option<MacAddress>,
 }
 
 /// What an interface is plugged into.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Network {
-    /// A hub of ours.
+pub enum Network {
+    /// A hub that Retrovisor serves.
     Hub(String),
-    /// A tap of the host's.
+    /// A tap device of the host.
     Tap(String),
 }
 
@@ -36,11 +36,11 @@ pub(crate) struct Hubs {
 
 impl Hubs {
     pub(crate) fn new(root: &Path) -> Self {
-        Self { dir: place::hubs(root), served: Mutex::default() }
+        Self { dir: root.join("hubs"), served: Mutex::default() }
     }
 
     /// What these interfaces are plugged into; hubs are there afterwards.
-    pub(crate) fn plugs(&self, interfaces: &[Interface]) -> Result<Vec<NetConfig>, CareError> {
+    pub(crate) fn plugs(&self, interfaces: &[Interface]) -> Result<Vec<NetConfig>, ManagerError> {
         let plug = |interface: &Interface| {
             let backend = match &interface.network {
                 Network::Hub(name) => NetBackend::Hub(self.serve(name)?),
@@ -52,19 +52,14 @@ impl Hubs {
     }
 
     /// The socket of the hub of that name.
-    fn serve(&self, name: &str) -> Result<PathBuf, CareError> {
-        check_name(name).map_err(|_| {
-            CareError::Invalid(format!(
-                "`{}` cannot name a hub: use letters, digits, `-` and `_`, at most 63, a letter or digit first",
-                name.escape_debug()
-            ))
-        })?;
+    fn serve(&self, name: &str) -> Result<PathBuf, ManagerError> {
+        check_name("hub", name)?;
         // The map is only inserted into and looked up: a thread that panicked left it whole.
         let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(hub) = served.get(name) {
             return Ok(hub.path().to_owned());
         }
-        std::fs::create_dir_all(&self.dir).map_err(|source| CareError::Io {
+        std::fs::create_dir_all(&self.dir).map_err(|source| ManagerError::Io {
             doing: format!("cannot make {}, where hubs have their sockets", self.dir.display()),
             source,
         })?;

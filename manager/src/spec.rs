@@ -9,37 +9,43 @@ use retrovisor_machine::kvm::{
 use retrovisor_machine::qemu::{AttachConfig, DiskConfig, LaunchConfig, QemuMachine};
 use serde::{Deserialize, Serialize};
 
-use super::error::CareError;
-use super::network::{Hubs, Interface};
-use super::vm::Vm;
+use crate::error::ManagerError;
+use crate::network::{Hubs, Interface};
+use crate::vm::Vm;
 
 /// The verb under which this program is a worker.
-pub(crate) const WORKER_VERB: &str = "machine-worker";
+pub const WORKER_VERB: &str = "machine-worker";
 
 /// How a machine is found or started again: kept in the catalogue beside it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Spec {
+pub struct Spec {
     /// Interval between automatic checkpoints; 0 for none.
-    pub(crate) every_ms: u32,
+    pub every_ms: u32,
     /// QMP socket, when it is not at its place in the runtime directory.
-    pub(crate) qmp: Option<PathBuf>,
+    pub qmp: Option<PathBuf>,
     /// Where it came from.
-    pub(crate) origin: Origin,
-    /// Whether the VM outlives the process that cares for it.
-    pub(crate) detached: bool,
+    pub origin: Origin,
+    /// Whether the machine outlives the process that manages it.
+    pub detached: bool,
 }
 
 /// Where a machine came from.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Origin {
-    /// We started it.
+pub enum Origin {
+    /// Retrovisor started it.
     Launched {
+        /// Linux kernel (bzImage).
         kernel: PathBuf,
+        /// Initial RAM file system.
         initrd: Option<PathBuf>,
+        /// Kernel command line.
         append: String,
+        /// Disk images; they are only read.
         disks: Vec<PathBuf>,
+        /// Memory.
         memory_bytes: u64,
+        /// Number of vCPUs.
         vcpus: u32,
         /// Specs of earlier versions do not say it.
         #[serde(default)]
@@ -53,18 +59,18 @@ pub(crate) enum Origin {
         #[serde(default)]
         channel: bool,
     },
-    /// Somebody else started it.
+    /// Another program started it.
     Attached,
 }
 
 /// What runs a machine that we start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Driver {
+pub enum Driver {
     /// Stock QEMU.
     #[default]
     Qemu,
-    /// Our own microVM, in a worker process.
+    /// A microVM, in a worker process.
     Kvm,
 }
 
@@ -81,7 +87,7 @@ pub(crate) enum Start {
 
 impl Driver {
     /// The driver of that name that can run Linux on this host; `auto` is the quickest one.
-    pub(crate) fn choose(name: &str) -> Result<Self, CareError> {
+    pub fn choose(name: &str) -> Result<Self, ManagerError> {
         let detected = accelerator::detect();
         let kvm = detected.accelerator == Accelerator::Kvm;
         match name {
@@ -89,11 +95,11 @@ impl Driver {
             "" | "auto" if !kvm => Ok(Self::Qemu),
             "" | "auto" => Ok(Self::Kvm),
             "kvm" if kvm => Ok(Self::Kvm),
-            "kvm" => Err(CareError::Refused {
+            "kvm" => Err(ManagerError::Refused {
                 what: format!("a microVM does not run here: {}", detected.reason),
                 help: "Or run it with `--driver qemu`, which translates where there is no KVM.".to_owned(),
             }),
-            other => Err(CareError::Invalid(format!(
+            other => Err(ManagerError::Invalid(format!(
                 "there is no driver `{}`: use kvm, qemu or auto",
                 other.escape_debug()
             ))),
@@ -103,19 +109,20 @@ impl Driver {
 
 impl Spec {
     /// Reads back what the catalogue kept.
-    pub(crate) fn from_runtime(name: &str, runtime: &str) -> Result<Self, CareError> {
-        serde_json::from_str(runtime).map_err(|_| CareError::Refused {
+    pub fn from_runtime(name: &str, runtime: &str) -> Result<Self, ManagerError> {
+        serde_json::from_str(runtime).map_err(|_| ManagerError::Refused {
             what: format!("the store does not say how {name} is started"),
             help: "Start it with `retrovisor run`, or take it over with `retrovisor attach`.".to_owned(),
         })
     }
 
-    pub(crate) fn interval(&self) -> Option<Duration> {
+    /// The interval between automatic checkpoints, if there are any.
+    pub fn interval(&self) -> Option<Duration> {
         (self.every_ms > 0).then(|| Duration::from_millis(self.every_ms.into()))
     }
 
     /// The network interfaces it has, in order.
-    pub(crate) fn interfaces(&self) -> &[Interface] {
+    pub fn interfaces(&self) -> &[Interface] {
         match &self.origin {
             Origin::Launched { interfaces, .. } => interfaces,
             Origin::Attached => &[],
@@ -129,7 +136,7 @@ impl Spec {
         runtime_dir: &Path,
         hubs: &Hubs,
         start: Start,
-    ) -> Result<Vm, CareError> {
+    ) -> Result<Vm, ManagerError> {
         let paused = start != Start::Runs;
         let Origin::Launched {
             kernel,
@@ -144,7 +151,7 @@ impl Spec {
             channel,
         } = &self.origin
         else {
-            return Err(CareError::Invalid(format!("{name} was not started by Retrovisor")));
+            return Err(ManagerError::Invalid(format!("{name} was not started by Retrovisor")));
         };
         if *driver == Driver::Kvm {
             let disks = disks.iter().map(|path| kvm::DiskConfig {
@@ -153,7 +160,7 @@ impl Spec {
                 read_only: false,
                 changes_dir: runtime_dir.to_owned(),
             });
-            let program = std::env::current_exe().map_err(|source| CareError::Io {
+            let program = std::env::current_exe().map_err(|source| ManagerError::Io {
                 doing: "cannot find our own program, to start a worker".to_owned(),
                 source,
             })?;
@@ -202,7 +209,7 @@ impl Spec {
     }
 
     /// Takes a running VM over.
-    pub(crate) fn attach(&self, name: &str, runtime_dir: &Path, hubs: &Hubs) -> Result<Vm, CareError> {
+    pub(crate) fn attach(&self, name: &str, runtime_dir: &Path, hubs: &Hubs) -> Result<Vm, ManagerError> {
         if matches!(self.origin, Origin::Launched { driver: Driver::Kvm, .. }) {
             let mut machine = RemoteMachine::attach(name, runtime_dir)?;
             if let Err(error) = self.plug_in(&mut machine, hubs) {
@@ -219,7 +226,7 @@ impl Spec {
     }
 
     /// Hubs went away with the daemon that served them: the worker is given connections to ours. Taps it still has.
-    fn plug_in(&self, machine: &mut RemoteMachine, hubs: &Hubs) -> Result<(), CareError> {
+    fn plug_in(&self, machine: &mut RemoteMachine, hubs: &Hubs) -> Result<(), ManagerError> {
         for (index, plug) in hubs.plugs(self.interfaces())?.into_iter().enumerate() {
             if matches!(plug.backend, NetBackend::Hub(_)) {
                 machine.plug(index, &plug.backend)?;

@@ -1,4 +1,4 @@
-//! Hurting a machine on purpose.
+//! Fault injection.
 
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -11,7 +11,7 @@ use retrovisor_guest::{Machine, PageSet};
 use retrovisor_introspect::Kernel;
 use retrovisor_snapshot::{CheckpointId, Store};
 
-use super::{error::CareError, kernels::kernel_library};
+use crate::{error::ManagerError, kernels::kernel_library};
 
 /// Longest command line that the guest's shell is given.
 const LINE_BYTES_MAX: usize = 512;
@@ -27,22 +27,30 @@ static TYPED: AtomicU64 = AtomicU64::new(0);
 
 /// What to break.
 #[derive(Clone, Debug)]
-pub(crate) enum Fault {
+pub enum Fault {
     /// System call `syscall` runs the kernel function of `to`.
-    SyscallRedirect { syscall: String, to: String },
+    SyscallRedirect {
+        /// Its name, as in `man 2 syscalls`.
+        syscall: String,
+        /// The name of the other one.
+        to: String,
+    },
     /// A command for the guest's control shell.
-    ConsoleCommand { line: String },
+    ConsoleCommand {
+        /// One printable line.
+        line: String,
+    },
 }
 
 /// Redirects a system call: planned on the checkpoint while the guest runs, then patched in one pause.
 /// Returns the frames written. The machine is paused afterwards.
-pub(super) fn redirect(
+pub(crate) fn redirect(
     machine: &mut dyn Machine,
     store: &Arc<Store>,
     newest: CheckpointId,
     syscall: &str,
     to: &str,
-) -> Result<PageSet, CareError> {
+) -> Result<PageSet, ManagerError> {
     let view = store.view(newest)?;
     let kernel = Kernel::find_with(&view, &store.registers(newest)?, &kernel_library(store))
         .map_err(retrovisor_faults::Error::from)?;
@@ -52,18 +60,18 @@ pub(super) fn redirect(
 
 /// Types one line into the guest's control shell, which is at its terminal `port`, and waits until the shell has taken it:
 /// what the guest has not read when the connection ends is dropped.
-pub(super) fn type_line(control: &Path, port: &str, line: &str) -> Result<(), CareError> {
+pub(crate) fn type_line(control: &Path, port: &str, line: &str) -> Result<(), ManagerError> {
     if line.is_empty() || line.len() > LINE_BYTES_MAX || line.chars().any(char::is_control) {
-        return Err(CareError::Invalid(format!(
+        return Err(ManagerError::Invalid(format!(
             "a command is one printable line of at most {LINE_BYTES_MAX} bytes"
         )));
     }
     let failed = |source: io::Error| match source.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => CareError::Refused {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => ManagerError::Refused {
             what: format!("no shell of the guest took the command within {} s", SHELL_PATIENCE.as_secs()),
             help: format!("Have the guest serve a shell on {port}, which reads a command from each line."),
         },
-        _ => CareError::Io {
+        _ => ManagerError::Io {
             doing: format!("the guest's shell at {} does not take the command", control.display()),
             source,
         },
@@ -99,9 +107,9 @@ mod tests {
     fn only_one_printable_line_is_typed() {
         let nowhere = Path::new("/nonexistent/port");
         for line in ["", "a\nb", "\x1b[A", &"x".repeat(513)] {
-            assert!(matches!(type_line(nowhere, "ttyS1", line), Err(CareError::Invalid(_))), "{line:?}");
+            assert!(matches!(type_line(nowhere, "ttyS1", line), Err(ManagerError::Invalid(_))), "{line:?}");
         }
-        assert!(matches!(type_line(nowhere, "ttyS1", "date"), Err(CareError::Io { .. })));
+        assert!(matches!(type_line(nowhere, "ttyS1", "date"), Err(ManagerError::Io { .. })));
     }
 
     #[test]
@@ -135,7 +143,7 @@ mod tests {
         let path = dir.path().join("control");
         let _silent = UnixListener::bind(&path).unwrap();
         match type_line(&path, "hvc0", "date") {
-            Err(CareError::Refused { help, .. }) => assert!(help.contains("hvc0"), "{help}"),
+            Err(ManagerError::Refused { help, .. }) => assert!(help.contains("hvc0"), "{help}"),
             other => panic!("{other:?}"),
         }
     }
