@@ -19,6 +19,11 @@ pub(crate) fn socket(store: &Path) -> PathBuf {
     store.join("daemon.sock")
 }
 
+/// Sockets of the hubs between machines.
+pub(crate) fn hubs(store: &Path) -> PathBuf {
+    store.join("hubs")
+}
+
 fn base(variable: &str, under_home: &str) -> PathBuf {
     std::env::var_os(variable).filter(|dir| !dir.is_empty()).map_or_else(
         || std::env::var_os("HOME").map_or_else(|| PathBuf::from("/tmp"), PathBuf::from).join(under_home),

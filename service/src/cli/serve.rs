@@ -36,7 +36,12 @@ pub(super) async fn run(args: ServeArgs, global: &Global) -> Result<(), CliError
     store.set_ring_bytes_max(args.ring_mib << 20);
     let settings =
         RecorderSettings { staging_bytes_max: args.staging_mib << 20, ..RecorderSettings::default() };
-    let manager = Arc::new(Manager::new(Arc::new(store), &global.store, settings));
+    let manager = Arc::new(Manager::new(
+        Arc::new(store),
+        &global.store,
+        settings,
+        retrovisor_machine::drivers(&place::hubs(&global.store)),
+    ));
     let socket = place::socket(&global.store);
     let listener = rpc::bind(&socket)?;
     let found = tokio::task::spawn_blocking({

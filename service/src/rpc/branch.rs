@@ -63,7 +63,7 @@ impl Services {
             data_bytes: plan.data_pages * PAGE_SIZE as u64,
             disks: disks.collect(),
             networks: outlook.networks.clone(),
-            warning: outlook.warning.unwrap_or_default().to_owned(),
+            warning: outlook.warning.clone().unwrap_or_default(),
             ..BranchReport::default()
         })
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use retrovisor_guest::RunState as Running;
 use retrovisor_guest::fact::Value;
-use retrovisor_machine::kvm::MacAddress;
+use retrovisor_guest::{MacAddress, Network};
 use retrovisor_proto::v1::network_interface::Network as Shown;
 use retrovisor_proto::v1::{
     BranchOrigin, Cause, Cell, Checkpoint, Incident, Machine, Move, NetworkInterface, Operation, Row,
@@ -16,7 +16,7 @@ use retrovisor_snapshot::{
 
 use serde::Deserialize;
 
-use retrovisor_manager::{Manager, ManagerError, Network, Rollback, Spec};
+use retrovisor_manager::{MachineSpec, Manager, ManagerError, Rollback};
 
 pub(super) fn machine(manager: &Manager, record: &MachineRecord) -> Result<Machine, ManagerError> {
     let catalogue = manager.store().catalogue();
@@ -61,8 +61,8 @@ pub(super) fn machine(manager: &Manager, record: &MachineRecord) -> Result<Machi
 /// The network interfaces that a machine was given; what `links` does not say is down.
 fn interfaces(record: &MachineRecord, links: &[bool]) -> Vec<NetworkInterface> {
     // A machine that was imported has none of ours.
-    let spec = Spec::from_runtime(&record.name, &record.runtime).ok();
-    let interfaces = spec.as_ref().map_or(&[][..], Spec::interfaces).iter().enumerate();
+    let spec = MachineSpec::from_runtime(&record.name, &record.runtime).ok();
+    let interfaces = spec.as_ref().map_or(&[][..], MachineSpec::interfaces).iter().enumerate();
     let shown = interfaces.map(|(index, interface)| NetworkInterface {
         network: Some(match &interface.network {
             Network::Hub(name) => Shown::Hub(name.clone()),

@@ -12,7 +12,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::stream::Answers;
 use super::{Services, convert, status};
-use retrovisor_manager::{Command, Driver, Interface, ManagerError, Network, Origin, Spec};
+use retrovisor_guest::{Interface, LaunchSpec, Network};
+use retrovisor_manager::{Command, MachineSpec, Manager, ManagerError, Origin};
 
 const MEMORY_BYTES_DEFAULT: u64 = 512 << 20;
 
@@ -68,7 +69,7 @@ impl MachineService for Services {
         let request = request.into_inner();
         let name = request.machine.clone();
         self.blocking(move |services| {
-            let (name, spec) = launch_spec(request)?;
+            let (name, spec) = launch_spec(&services.manager, request)?;
             services.manager.run(&name, &spec)
         })
         .await?;
@@ -80,7 +81,13 @@ impl MachineService for Services {
         request: Request<AttachMachineRequest>,
     ) -> Result<Response<AttachMachineResponse>, Status> {
         let AttachMachineRequest { machine: name, qmp, every_ms } = request.into_inner();
-        let spec = Spec { every_ms, qmp: Some(PathBuf::from(qmp)), origin: Origin::Attached, detached: true };
+        let spec = MachineSpec {
+            every_ms,
+            qmp: Some(PathBuf::from(qmp)),
+            origin: Origin::Attached,
+            detached: true,
+            process: None,
+        };
         self.blocking({
             let name = name.clone();
             move |services| services.manager.attach(&name, &spec)
@@ -132,16 +139,10 @@ impl MachineService for Services {
     }
 }
 
-fn launch_spec(request: RunMachineRequest) -> Result<(String, Spec), ManagerError> {
-    let driver = Driver::choose(&request.driver)?;
+fn launch_spec(manager: &Manager, request: RunMachineRequest) -> Result<(String, MachineSpec), ManagerError> {
+    let driver = manager.choose_driver(&request.driver)?.name().to_owned();
     let interfaces = request.interfaces.into_iter().map(interface).collect::<Result<Vec<_>, _>>()?;
-    if driver == Driver::Qemu && !interfaces.is_empty() {
-        return Err(ManagerError::Refused {
-            what: "a guest under QEMU has no network here: only microVMs have".to_owned(),
-            help: "Run it with `--driver kvm`, which needs KVM on hardware, or without --net.".to_owned(),
-        });
-    }
-    let origin = Origin::Launched {
+    let origin = Origin::Launched(LaunchSpec {
         kernel: PathBuf::from(request.kernel),
         initrd: (!request.initrd.is_empty()).then(|| PathBuf::from(request.initrd)),
         append: request.append,
@@ -152,8 +153,9 @@ fn launch_spec(request: RunMachineRequest) -> Result<(String, Spec), ManagerErro
         accelerator: None,
         interfaces,
         channel: true,
-    };
-    Ok((request.machine, Spec { every_ms: request.every_ms, qmp: None, origin, detached: true }))
+    });
+    let spec = MachineSpec { every_ms: request.every_ms, qmp: None, origin, detached: true, process: None };
+    Ok((request.machine, spec))
 }
 
 fn interface(asked: NetworkInterface) -> Result<Interface, ManagerError> {

@@ -1,4 +1,4 @@
-use retrovisor_guest::{Machine, MachineError, MemoryIo as _, MemoryLayout, PageSet};
+use retrovisor_guest::{Machine, MachineError, MemoryLayout, PageSet};
 
 /// Somebody who wants to know which frames were written since they looked last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
