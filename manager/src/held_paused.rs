@@ -1,7 +1,7 @@
 use retrovisor_guest::{
-    BlockContent, Capabilities, ClockPolicy, DiskChanges, DiskIo, DiskShape, DiskState, Gfn, Machine,
-    MachineError, MachineIdentity, MachineState, MemoryIo, MemoryView, PageContent, PageSet, RunState,
-    StateIo,
+    BlockContent, Capabilities, ClockPolicy, DiskChanges, DiskIo, DiskShape, DiskState, Gfn, GuestEvent,
+    Machine, MachineError, MachineIdentity, MachineState, MemoryIo, MemoryView, PageContent, PageSet,
+    RunState, StateIo,
 };
 
 /// A machine whose `resume` does nothing: its memory can be read between a rollback and the guest's first instruction
@@ -24,9 +24,12 @@ impl Machine for HeldPaused<'_> {
     fn resume(&mut self) -> Result<(), MachineError> {
         Ok(())
     }
+    fn events(&mut self) -> Vec<GuestEvent> {
+        self.0.events()
+    }
 }
 
-impl MemoryIo for Held<'_> {
+impl MemoryIo for HeldPaused<'_> {
     fn take_dirty(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
         self.0.take_dirty(into)
     }
@@ -41,7 +44,7 @@ impl MemoryIo for Held<'_> {
     }
 }
 
-impl StateIo for Held<'_> {
+impl StateIo for HeldPaused<'_> {
     fn capture_state(&mut self) -> Result<MachineState, MachineError> {
         self.0.capture_state()
     }
@@ -56,7 +59,7 @@ impl StateIo for Held<'_> {
     }
 }
 
-impl DiskIo for Held<'_> {
+impl DiskIo for HeldPaused<'_> {
     fn disks(&self) -> &[DiskShape] {
         self.0.disks()
     }
