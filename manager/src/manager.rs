@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use retrovisor_guest::{ClockPolicy, RunState, check_name};
+use retrovisor_guest::{ClockPolicy, check_name};
 use retrovisor_introspect::Introspector;
 use retrovisor_snapshot::{CheckpointId, MachineRecord, Recorder, RecorderSettings, Store};
 use tokio::sync::{broadcast, oneshot};
@@ -144,7 +144,7 @@ impl Manager {
             else {
                 continue;
             };
-            if machine.run_state() == RunState::Gone {
+            if machine.run_state().has_ended() {
                 continue;
             }
             lines.push(match self.reattach(&record, machine, &spec) {

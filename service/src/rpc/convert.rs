@@ -34,7 +34,7 @@ pub(super) fn machine(manager: &Manager, record: &MachineRecord) -> Result<Machi
         state: match status.as_ref().map(|status| status.run_state) {
             Some(Running::Running) => MachineState::Running,
             Some(Running::Paused) => MachineState::Paused,
-            Some(Running::Gone) | None => MachineState::Gone,
+            Some(Running::PoweredOff | Running::Panicked | Running::Gone) | None => MachineState::Gone,
         }
         .into(),
         vcpus: identity.vcpus,
