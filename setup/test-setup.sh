@@ -56,7 +56,7 @@ URIS
 make_system() {
     local suite=$1 system=$2
     shift 2
-    mmdebstrap --quiet --variant=minbase --include=make,ca-certificates "$@" "$suite" "$system" "$debian" >&2
+    mmdebstrap --quiet --variant=apt --include=make,ca-certificates,passwd "$@" "$suite" "$system" "$debian" >&2
     mkdir -p "$system"/{src,opt/cargo,opt/rust,home/user}
     (cd "$root" && git ls-files -z --cached --others --exclude-standard | xargs -0 tar -c) | tar -x -C "$system/src"
     chroot "$system" useradd --no-create-home --home-dir /home/user user
