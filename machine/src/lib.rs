@@ -3,9 +3,12 @@
 //! A driver implements [`retrovisor_guest::Machine`]. All unsafe code of the project lives in this crate.
 
 pub mod accelerator;
+mod drivers;
 mod error;
 pub mod kvm;
 mod process;
 pub mod qemu;
 mod ram;
 mod socket_path;
+
+pub use drivers::drivers;

@@ -12,6 +12,7 @@ mod compare;
 mod device_state;
 mod devices;
 mod disk;
+mod driver;
 mod event;
 mod finder;
 mod launch;
@@ -40,6 +41,7 @@ use retrovisor_guest::{
 
 pub use attach::AttachConfig;
 pub use disk::DiskConfig;
+pub use driver::QemuDriver;
 pub use launch::LaunchConfig;
 
 use attach::Parts;

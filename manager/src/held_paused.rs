@@ -1,4 +1,8 @@
-use retrovisor_guest::{BlockContent, Capabilities, ClockPolicy, DiskChanges, DiskIo, DiskShape, DiskState, Gfn, Machine, MachineError, MachineIdentity, MachineState, MemoryIo, MemoryView, PageContent, PageSet, RunState, StateIo};
+use retrovisor_guest::{
+    BlockContent, Capabilities, ClockPolicy, DiskChanges, DiskIo, DiskShape, DiskState, Gfn, GuestEvent,
+    Machine, MachineError, MachineIdentity, MachineState, MemoryIo, MemoryView, PageContent, PageSet,
+    RunState, StateIo,
+};
 
 /// A machine whose `resume` does nothing: its memory can be read between a rollback and the guest's first instruction
 /// after it.
@@ -19,6 +23,9 @@ impl Machine for HeldPaused<'_> {
     }
     fn resume(&mut self) -> Result<(), MachineError> {
         Ok(())
+    }
+    fn events(&mut self) -> Vec<GuestEvent> {
+        self.0.events()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use retrovisor_guest::{GuestEvent, MachineError, RunState};
+use retrovisor_guest::{GuestEvent, MachineError, ProcessIdentity, RunState};
 use serde_json::{Value, json};
 
 use super::event::{guest_event, stops_guest};
@@ -63,6 +63,10 @@ impl Monitor {
 
     pub(super) fn process(&mut self) -> &mut Process {
         &mut self.process
+    }
+
+    pub(super) fn process_identity(&self) -> &ProcessIdentity {
+        self.process.identity()
     }
 
     /// Whether vCPUs run, as far as the events that were read say.

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use retrovisor_guest::{
     BlockContent, Capabilities, ClockPolicy, DiskChanges, DiskIo, DiskShape, DiskState, Gfn, Machine,
-    MachineError, MachineIdentity, MachineState, MemoryIo, MemoryView, PageContent, PageSet, RunState,
-    StateIo,
+    MachineError, MachineIdentity, MachineState, MemoryIo, MemoryView, PageContent, PageSet, ProcessIdentity,
+    RunState, StateIo,
 };
 
 use super::changes::RemoteChanges;
@@ -81,6 +81,11 @@ impl RemoteMachine {
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.link().process().pid()
+    }
+
+    /// The worker's process.
+    pub(in crate::kvm) fn process_identity(&self) -> ProcessIdentity {
+        self.link().process().identity().clone()
     }
 
     /// Why the guest ended by itself, or the worker was lost, as far as is known.

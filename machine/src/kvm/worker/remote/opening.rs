@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use retrovisor_guest::{Machine as _, MachineError, RunState};
+use retrovisor_guest::{Machine as _, MachineError, ProcessIdentity, RunState};
 
 use super::stand::Stand;
 use super::{LINES_MAX, RemoteMachine};
@@ -96,7 +96,18 @@ impl RemoteMachine {
         Ok(machine)
     }
 
-    /// Waits for the worker's greeting and checks it. With `memory` the worker was started for this machine; without, the worker's memory is taken.
+    /// The process of the worker that listens in that directory.
+    pub(in crate::kvm) fn find(runtime_dir: &Path) -> Result<ProcessIdentity, MachineError> {
+        let runtime = RuntimeDir::new(runtime_dir);
+        let (_, process) = connect(&runtime).map_err(|source| MachineError::Io {
+            doing: format!("connecting to the worker at {}", runtime.control().display()),
+            source,
+        })?;
+        Ok(process.identity().clone())
+    }
+
+    /// Waits for the worker's greeting and checks it. With `memory` the worker was started
+    /// for this machine; without, the worker's memory is taken.
     fn greeted(
         name: &str,
         mut channel: Channel,
