@@ -38,7 +38,7 @@ test-kernels: ## introspection on every kernel: 5.10, 6.1, 6.12, 7.x, cloud and 
 	$(STEP) setup setup/guest.sh
 	$(STEP) "all kernels" setup/kernels.sh all
 	$(STEP) "attackers" setup/attackers.sh all
-	$(STEP) "tests" cargo test -p retrovisor-introspect --test word --test attacks $(CARGO_FLAGS) -- --include-ignored --nocapture --test-threads 1
+	$(STEP) "tests" cargo test -p retrovisor-introspect --test guest_reports --test attacks $(CARGO_FLAGS) -- --include-ignored --nocapture --test-threads 1
 	$(STEP) "owners of frames" cargo test -p retrovisor-introspect --test owners $(CARGO_FLAGS) -- --include-ignored --nocapture --test-threads 1
 
 lint: ## formatting, clippy, documentation, licences, shell scripts
