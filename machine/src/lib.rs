@@ -3,6 +3,7 @@
 //! A driver implements [`retrovisor_guest::Machine`]. All unsafe code of the project lives in this crate.
 
 pub mod accelerator;
+mod drivers;
 mod error;
 pub mod kvm;
 pub mod memory;
@@ -10,3 +11,5 @@ mod process;
 pub mod qemu;
 mod ram;
 mod socket_path;
+
+pub use drivers::drivers;

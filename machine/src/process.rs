@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{F_SETFD, FdFlag, fcntl};
+use retrovisor_guest::ProcessIdentity;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// Last words that are quoted.
@@ -22,6 +23,7 @@ pub(crate) struct Process {
     name: &'static str,
     pid: i32,
     descriptor: OwnedFd,
+    identity: ProcessIdentity,
     /// Waits for our own child; absent when the process is not.
     watch: Option<JoinHandle<Option<ExitStatus>>>,
     exit: Option<ExitStatus>,
@@ -32,7 +34,10 @@ pub(crate) struct Process {
 impl Process {
     /// A process that somebody else started.
     pub(crate) fn find(name: &'static str, pid: i32, log: Option<PathBuf>) -> std::io::Result<Self> {
-        Ok(Self { name, pid, descriptor: open(pid)?, watch: None, exit: None, log })
+        let descriptor = open(pid)?;
+        // After the descriptor, which belongs to the same process as long as that has not ended.
+        let identity = identity_of(pid)?;
+        Ok(Self { name, pid, descriptor, identity, watch: None, exit: None, log })
     }
 
     /// Starts the command in a session of its own, with `inherited` open in it under the same numbers.
@@ -75,17 +80,22 @@ impl Process {
                 }
             };
             let pid = i32::try_from(child.id()).map_err(std::io::Error::other);
-            let _ = sender.send(pid.and_then(|pid| Ok((pid, open(pid)?))));
+            let _ = sender.send(pid.and_then(|pid| Ok((pid, open(pid)?, identity_of(pid)?))));
             drop(command);
             child.wait().ok()
         })?;
         let started = started.recv().map_err(|_| std::io::Error::other("the starting thread ended"))?;
-        let (pid, descriptor) = started?;
-        Ok(Self { name, pid, descriptor, watch: Some(watch), exit: None, log: Some(log) })
+        let (pid, descriptor, identity) = started?;
+        Ok(Self { name, pid, descriptor, identity, watch: Some(watch), exit: None, log: Some(log) })
     }
 
     pub(crate) fn pid(&self) -> i32 {
         self.pid
+    }
+
+    /// What tells it from every other process.
+    pub(crate) fn identity(&self) -> &ProcessIdentity {
+        &self.identity
     }
 
     /// Whether it runs no more.
@@ -155,6 +165,38 @@ fn open(pid: i32) -> std::io::Result<OwnedFd> {
     Ok(pidfd_open(pid, PidfdFlags::empty())?)
 }
 
+/// What tells the process that has this number now from every other one.
+fn identity_of(pid: i32) -> std::io::Result<ProcessIdentity> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let start_ticks = start_ticks(&stat)
+        .ok_or_else(|| std::io::Error::other(format!("/proc/{pid}/stat has no start time")))?;
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
+    Ok(ProcessIdentity { pid, start_ticks, boot_id })
+}
+
+/// Field 22. The command in field 2 is in parentheses and may hold anything, parentheses and spaces as well.
+fn start_ticks(stat: &str) -> Option<u64> {
+    let (_, after_command) = stat.rsplit_once(')')?;
+    after_command.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// Whether that process still runs: one that ended and was not waited for does not.
+pub(crate) fn is_alive(process: &ProcessIdentity) -> bool {
+    // A process with that number and another start time is another one.
+    Process::find("the process", process.pid, None)
+        .is_ok_and(|mut found| found.identity == *process && !found.ended())
+}
+
+/// Ends that process, if it still runs, and waits until it is gone.
+pub(crate) fn kill(process: &ProcessIdentity) -> std::io::Result<()> {
+    let Ok(mut found) = Process::find("the process", process.pid, None) else { return Ok(()) };
+    if found.identity != *process {
+        return Ok(());
+    }
+    found.kill();
+    if found.ended() { Ok(()) } else { Err(std::io::ErrorKind::TimedOut.into()) }
+}
+
 /// The end of a log, on one line.
 fn last_words(path: &Path) -> Option<String> {
     let mut file = std::fs::File::open(path).ok()?;
@@ -194,6 +236,28 @@ mod tests {
         assert_eq!(process.obituary(), "QEMU was ended by signal 9");
         assert!(found.wait(Duration::from_secs(10)));
         assert_eq!(found.obituary(), "QEMU ended");
+    }
+
+    #[test]
+    fn a_process_is_told_from_one_that_has_its_number_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut process = shell("exec sleep 100", &dir.path().join("log"));
+        let identity = process.identity().clone();
+        let later = ProcessIdentity { start_ticks: identity.start_ticks + 1, ..identity.clone() };
+        assert!(is_alive(&identity) && !is_alive(&later));
+        kill(&later).unwrap();
+        assert!(is_alive(&identity), "the process with that number was not meant");
+        kill(&identity).unwrap();
+        assert!(!is_alive(&identity));
+        assert!(process.wait(Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn the_start_time_is_read_behind_any_command() {
+        let stat = "7 (a) (b ) 1) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4711 9 10";
+        assert_eq!(start_ticks(stat), Some(4711));
+        assert_eq!(start_ticks("7 (a) S 1"), None);
+        assert_eq!(start_ticks(""), None);
     }
 
     #[test]

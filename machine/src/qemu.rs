@@ -10,6 +10,7 @@
 mod attach;
 mod device_state;
 mod disk;
+mod driver;
 mod event;
 mod finder;
 mod launch;
@@ -36,6 +37,7 @@ use retrovisor_guest::{
 
 pub use attach::AttachConfig;
 pub use disk::DiskConfig;
+pub use driver::QemuDriver;
 pub use event::GuestEvent;
 pub use launch::LaunchConfig;
 

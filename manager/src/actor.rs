@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
-use retrovisor_guest::{ClockPolicy, RunState};
+use retrovisor_guest::{ClockPolicy, RunState, Vm};
 use retrovisor_snapshot::{
     CheckpointId, CheckpointKind, CheckpointRecord, MachineId, Recorder, RecorderSettings, RollbackRequest,
     Store,
@@ -17,10 +17,9 @@ use crate::error::ManagerError;
 use crate::evaluator::CheckpointEvaluator;
 use crate::event::{Event, EventKind};
 use crate::rollback::{Destination, Rollback};
-use crate::spec::Spec;
+use crate::spec::MachineSpec;
 use crate::status::MachineStatus;
 use crate::unreferenced_disks;
-use crate::vm::Vm;
 
 /// The machine is polled at least this often, also when no checkpoint is due.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -47,7 +46,7 @@ pub(crate) struct MachineActor {
     pub(crate) name: String,
     pub(crate) id: MachineId,
     pub(crate) store: Arc<Store>,
-    pub(crate) machine: Vm,
+    pub(crate) machine: Box<dyn Vm>,
     pub(crate) recorder: Recorder,
     pub(crate) evaluator: CheckpointEvaluator,
     pub(crate) paused: bool,
@@ -90,8 +89,8 @@ impl ActorHandle {
 impl MachineActor {
     pub(crate) fn new(
         store: Arc<Store>,
-        machine: Vm,
-        spec: &Spec,
+        machine: Box<dyn Vm>,
+        spec: &MachineSpec,
         arrival: &Arrival,
         recorder: Option<Recorder>,
         settings: &RecorderSettings,
@@ -103,8 +102,8 @@ impl MachineActor {
             Some(known) => known.id,
             None => store.catalogue().add_machine(&identity)?.id,
         };
-        let runtime =
-            serde_json::to_string(spec).map_err(|error| ManagerError::Invalid(error.to_string()))?;
+        let spec = &MachineSpec { process: Some(machine.process()), ..spec.clone() };
+        let runtime = spec.to_runtime()?;
         store.catalogue().set_runtime(id, &runtime)?;
         let recorder = match (recorder, arrival) {
             (Some(recorder), _) => recorder,
@@ -117,7 +116,7 @@ impl MachineActor {
             every_ms: spec.every_ms,
             console: machine.console(),
             console_log: machine.console_log(),
-            finder: machine.finder(),
+            finder: machine.dirty_finder().name.to_owned(),
             confinement: machine.confinement(),
             links: if has_networks { machine.links() } else { Vec::new() },
         };
@@ -166,7 +165,7 @@ impl MachineActor {
                 let _ = arrived.send(rollback);
             }
             Arrival::Branch { first, paused } => {
-                self.machine.detach()?;
+                self.machine.make_independent()?;
                 if paused {
                     self.pause()?;
                 } else {

@@ -4,15 +4,14 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
-use retrovisor_guest::ClockPolicy;
+use retrovisor_guest::{ClockPolicy, Lifespan, Network, Start, Vm};
 use retrovisor_snapshot::{
     BranchPlan, BranchProgress, BranchRequest, CheckpointId, CheckpointRecord, CheckpointRequest, Recorder,
 };
 
 use crate::actor::Arrival;
-use crate::network::Network;
-use crate::spec::{Driver, Origin, Spec, Start};
-use crate::{Manager, ManagerError, Vm};
+use crate::spec::{MachineSpec, Origin};
+use crate::{Manager, ManagerError};
 
 /// A branch that is checked and can be made.
 pub struct PlannedBranch {
@@ -21,8 +20,8 @@ pub struct PlannedBranch {
     /// What it is plugged into, in words.
     pub networks: Vec<String>,
     /// What of its identity is not new.
-    pub warning: Option<&'static str>,
-    spec: Spec,
+    pub warning: Option<String>,
+    spec: MachineSpec,
 }
 
 /// A branch that was made.
@@ -42,8 +41,8 @@ impl Manager {
         }
         let plan = self.store.plan_branch(origin)?;
         let name = &plan.machine.name;
-        let mut spec = Spec::from_runtime(name, &plan.machine.runtime)?;
-        let Origin::Launched { disks, driver, interfaces, .. } = &mut spec.origin else {
+        let mut spec = MachineSpec::from_runtime(name, &plan.machine.runtime)?;
+        let Origin::Launched(launch) = &mut spec.origin else {
             return Err(ManagerError::Refused {
                 what: format!("{name} was not started by Retrovisor, which cannot start another one like it"),
                 help: "Only machines of `retrovisor run` can be branched.".to_owned(),
@@ -59,11 +58,11 @@ impl Manager {
                 help: "Branch from a checkpoint that was taken since the store keeps disks.".to_owned(),
             });
         }
-        for disk in disks.iter() {
+        for disk in &launch.disks {
             is_there(disk)?;
         }
         let mut networks = Vec::new();
-        for interface in interfaces {
+        for interface in &mut launch.interfaces {
             // One that is made of the new name.
             interface.mac = None;
             networks.push(match &interface.network {
@@ -79,19 +78,18 @@ impl Manager {
                 ),
             });
         }
-        let warning = match driver {
-            Driver::Kvm => None,
-            Driver::Qemu => Some(
-                "QEMU guests are not told that they are another machine: both draw the same random numbers at first.",
-            ),
-        };
-        if *driver == Driver::Qemu
-            && let Origin::Launched { kernel, initrd, .. } = &spec.origin
-        {
-            // QEMU loads them although they are overwritten.
-            is_there(kernel)?;
-            initrd.as_deref().map_or(Ok(()), is_there)?;
+        let features = self.driver(&launch.driver)?.features();
+        if features.restores_from_boot_files {
+            is_there(&launch.kernel)?;
+            launch.initrd.as_deref().map_or(Ok(()), is_there)?;
         }
+        let warning = (!features.renews_identity).then(|| {
+            format!(
+                "Guests of the driver {} do not learn that they are another machine: both draw the same random \
+                 numbers at first.",
+                launch.driver
+            )
+        });
         spec.qmp = None;
         spec.detached = true;
         Ok(PlannedBranch { plan, networks, warning, spec })
@@ -109,13 +107,12 @@ impl Manager {
         let begun = Instant::now();
         let _reservation = self.reserve(new)?;
         let spec = &planned.spec;
-        let runtime =
-            serde_json::to_string(spec).map_err(|error| ManagerError::Invalid(error.to_string()))?;
+        let runtime = spec.to_runtime()?;
         let request = BranchRequest { runtime, detail: serde_json::Value::Null };
         let dir = self.runtime_dir(new);
         let is_new = !dir.exists();
         let mut recorder = Recorder::begin_branch(&self.store, new, planned.plan.origin.id, &request)?;
-        match self.bring_up(new, &dir, spec, &mut recorder, progress) {
+        match self.bring_up(new, spec, &mut recorder, progress) {
             Ok((machine, first)) => {
                 let arrival = Arrival::Branch { first: Box::new(first.clone()), paused };
                 self.start_actor_with(new, machine, spec, arrival, Some(recorder))?;
@@ -136,16 +133,15 @@ impl Manager {
     fn bring_up(
         &self,
         new: &str,
-        dir: &Path,
-        spec: &Spec,
+        spec: &MachineSpec,
         recorder: &mut Recorder,
         progress: &mut dyn FnMut(BranchProgress) -> ControlFlow<()>,
-    ) -> Result<(Vm, CheckpointRecord), ManagerError> {
-        let mut machine = spec.launch(new, dir, &self.hubs, Start::AwaitsStateHere)?;
+    ) -> Result<(Box<dyn Vm>, CheckpointRecord), ManagerError> {
+        let mut machine = self.launch(new, spec, Start::AwaitsState, Lifespan::BoundAtFirst)?;
         let adopted = (|| {
             self.store.catalogue().set_identity(recorder.machine(), machine.identity())?;
             let report = recorder.adopt(&mut *machine, ClockPolicy::StandStill, progress)?;
-            machine.become_another()?;
+            machine.renew_identity()?;
             let taken = recorder.checkpoint(&mut *machine, &CheckpointRequest::default())?;
             tracing::debug!(machine = new, timing = ?report.timing, taken = ?taken.timing, "branch");
             Ok(taken.record)
@@ -167,8 +163,8 @@ impl Manager {
         };
         let lines = half.into_iter().map(|record| {
             let dir = self.runtime_dir(&record.name);
-            let left = Spec::from_runtime(&record.name, &record.runtime)
-                .and_then(|spec| spec.attach(&record.name, &dir, &self.hubs));
+            let left = MachineSpec::from_runtime(&record.name, &record.runtime)
+                .and_then(|spec| self.connect(&record.name, &spec));
             // Mostly nothing is left: a worker ends with who made it.
             if let Ok(machine) = left {
                 machine.quit();

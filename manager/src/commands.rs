@@ -181,13 +181,13 @@ impl MachineActor {
                 )
             }
             Fault::ConsoleCommand { line } => {
-                let control = self.machine.control().ok_or_else(|| ManagerError::Refused {
+                let port = self.machine.control_port().ok_or_else(|| ManagerError::Refused {
                     what: format!("{} has no port for a control shell", self.name),
                     help: "Start it with `retrovisor run`, from a guest that serves a shell on its second \
                         serial port (ttyS1) under QEMU, or on hvc0 in a microVM."
                         .to_owned(),
                 })?;
-                inject::type_line(&control, self.machine.control_port(), line)?;
+                inject::type_line(&port.socket, port.terminal, line)?;
                 format!("Injected: `{line}` was typed into the guest's control shell.")
             }
         };

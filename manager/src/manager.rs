@@ -2,7 +2,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use retrovisor_guest::{ClockPolicy, RunState, check_name};
+use retrovisor_guest::{
+    Attach, ClockPolicy, Driver, Drivers, Launch, Lifespan, Network, RunState, Start, Vm, check_name,
+};
 use retrovisor_introspect::Introspector;
 use retrovisor_snapshot::{CheckpointId, MachineRecord, Recorder, RecorderSettings, Store};
 use tokio::sync::{broadcast, oneshot};
@@ -12,11 +14,9 @@ use crate::command::Command;
 use crate::error::ManagerError;
 use crate::event::Event;
 use crate::kernels::kernel_library;
-use crate::network::Hubs;
 use crate::rollback::Rollback;
-use crate::spec::{Origin, Spec, Start};
+use crate::spec::{MachineSpec, Origin};
 use crate::status::MachineStatus;
-use crate::vm::Vm;
 
 /// Events that a slow watcher may be behind before it misses some.
 const EVENTS_MAX: usize = 1024;
@@ -27,7 +27,7 @@ pub struct Manager {
     root: PathBuf,
     /// How each machine is recorded.
     settings: RecorderSettings,
-    pub(crate) hubs: Hubs,
+    drivers: Drivers,
     actors: Mutex<BTreeMap<String, ActorHandle>>,
     /// Names of machines that are being started.
     reservations: Mutex<BTreeSet<String>>,
@@ -49,10 +49,10 @@ impl Drop for Reservation<'_> {
 impl Manager {
     /// Manages the machines of `store`. Nothing is started or attached yet: see [`Self::reattach_all`].
     /// Sockets, overlays and logs of machines are below `root`.
-    pub fn new(store: Arc<Store>, root: &Path, settings: RecorderSettings) -> Self {
+    pub fn new(store: Arc<Store>, root: &Path, settings: RecorderSettings, drivers: Drivers) -> Self {
         let (events, _) = broadcast::channel(EVENTS_MAX);
         let (actors, reservations) = (Mutex::default(), Mutex::default());
-        Self { store, root: root.to_owned(), settings, hubs: Hubs::new(root), actors, reservations, events }
+        Self { store, root: root.to_owned(), settings, drivers, actors, reservations, events }
     }
 
     /// The store that the machines are recorded in.
@@ -71,7 +71,7 @@ impl Manager {
     }
 
     /// Starts a virtual machine and its actor. Blocks until the first checkpoint is durable.
-    pub fn run(&self, name: &str, spec: &Spec) -> Result<(), ManagerError> {
+    pub fn run(&self, name: &str, spec: &MachineSpec) -> Result<(), ManagerError> {
         self.run_when_ready(name, spec, |_| Ok(()))
     }
 
@@ -79,20 +79,20 @@ impl Manager {
     pub fn run_when_ready<T>(
         &self,
         name: &str,
-        spec: &Spec,
-        ready: impl FnOnce(&Vm) -> Result<T, ManagerError>,
+        spec: &MachineSpec,
+        ready: impl FnOnce(&dyn Vm) -> Result<T, ManagerError>,
     ) -> Result<T, ManagerError> {
         let _reservation = self.reserve(name)?;
-        let machine = spec.launch(name, &self.runtime_dir(name), &self.hubs, Start::Runs)?;
-        let answer = ready(&machine)?;
+        let machine = self.launch(name, spec, Start::Boots, lifespan(spec))?;
+        let answer = ready(&*machine)?;
         self.start_actor(name, machine, spec, Arrival::New)?;
         Ok(answer)
     }
 
     /// Attaches a QEMU that runs already. Blocks until the first checkpoint is durable.
-    pub fn attach(&self, name: &str, spec: &Spec) -> Result<(), ManagerError> {
+    pub fn attach(&self, name: &str, spec: &MachineSpec) -> Result<(), ManagerError> {
         let _reservation = self.reserve(name)?;
-        let machine = spec.attach(name, &self.runtime_dir(name), &self.hubs)?;
+        let machine = self.connect(name, spec)?;
         self.start_actor(name, machine, spec, Arrival::New)
     }
 
@@ -106,14 +106,14 @@ impl Manager {
     ) -> Result<Rollback, ManagerError> {
         let _reservation = self.reserve(name)?;
         let record = self.store.catalogue().machine(name)?;
-        let spec = Spec::from_runtime(name, &record.runtime)?;
-        if !matches!(spec.origin, Origin::Launched { .. }) {
+        let spec = MachineSpec::from_runtime(name, &record.runtime)?;
+        if spec.origin == Origin::Attached {
             return Err(ManagerError::Refused {
                 what: format!("{name} is gone, and it was not started by Retrovisor"),
                 help: "Start its QEMU again as before and attach it under a new name.".to_owned(),
             });
         }
-        let machine = spec.launch(name, &self.runtime_dir(name), &self.hubs, Start::AwaitsState)?;
+        let machine = self.launch(name, &spec, Start::AwaitsState, lifespan(&spec))?;
         let (arrived, rollback) = oneshot::channel();
         self.start_actor(name, machine, &spec, Arrival::Restore { target, verify_image, clock, arrived })?;
         rollback.blocking_recv().map_err(|_| ManagerError::Gone { machine: name.to_owned() })
@@ -139,11 +139,8 @@ impl Manager {
             }
         };
         for record in records {
-            let Ok(spec) = Spec::from_runtime(&record.name, &record.runtime) else { continue };
-            let Ok(mut machine) = spec.attach(&record.name, &self.runtime_dir(&record.name), &self.hubs)
-            else {
-                continue;
-            };
+            let Ok(spec) = MachineSpec::from_runtime(&record.name, &record.runtime) else { continue };
+            let Ok(mut machine) = self.connect(&record.name, &spec) else { continue };
             if machine.run_state() == RunState::Gone {
                 continue;
             }
@@ -157,7 +154,12 @@ impl Manager {
 
     /// Starts the actor of a machine that still runs. If its last rollback was cut off, its memory is half written: the
     /// rollback is done again.
-    fn reattach(&self, record: &MachineRecord, machine: Vm, spec: &Spec) -> Result<(), ManagerError> {
+    fn reattach(
+        &self,
+        record: &MachineRecord,
+        machine: Box<dyn Vm>,
+        spec: &MachineSpec,
+    ) -> Result<(), ManagerError> {
         let arrival =
             match self.store.catalogue().interrupted(record.id)?.and_then(|operation| operation.after) {
                 Some(position) => Arrival::Restore {
@@ -199,8 +201,8 @@ impl Manager {
     fn start_actor(
         &self,
         name: &str,
-        machine: Vm,
-        spec: &Spec,
+        machine: Box<dyn Vm>,
+        spec: &MachineSpec,
         arrival: Arrival,
     ) -> Result<(), ManagerError> {
         self.start_actor_with(name, machine, spec, arrival, None)
@@ -209,8 +211,8 @@ impl Manager {
     pub(crate) fn start_actor_with(
         &self,
         name: &str,
-        machine: Vm,
-        spec: &Spec,
+        machine: Box<dyn Vm>,
+        spec: &MachineSpec,
         arrival: Arrival,
         recorder: Option<Recorder>,
     ) -> Result<(), ManagerError> {
@@ -226,6 +228,70 @@ impl Manager {
         let handle = actor.start(arrival)?;
         self.actors().insert(name.to_owned(), handle);
         Ok(())
+    }
+
+    /// The drivers that machines are started and attached with.
+    pub fn drivers(&self) -> &Drivers {
+        &self.drivers
+    }
+
+    /// The driver of that name; the empty name and `auto` stand for the preferred one that this host can run.
+    pub fn choose_driver(&self, name: &str) -> Result<&Arc<dyn Driver>, ManagerError> {
+        if matches!(name, "" | "auto") {
+            return self.drivers.preferred().ok_or_else(|| ManagerError::Refused {
+                what: "no driver can run a machine on this host".to_owned(),
+                help: "Name one with --driver to learn what it lacks.".to_owned(),
+            });
+        }
+        let driver = self.driver(name)?;
+        driver.check_host()?;
+        Ok(driver)
+    }
+
+    pub(crate) fn driver(&self, name: &str) -> Result<&Arc<dyn Driver>, ManagerError> {
+        self.drivers.get(name).ok_or_else(|| {
+            let names = self.drivers.names().collect::<Vec<_>>().join(", ");
+            ManagerError::Invalid(format!(
+                "there is no driver `{}`: use {names} or auto",
+                name.escape_debug()
+            ))
+        })
+    }
+
+    /// Refuses a spec that cannot be launched, before anything is started or written.
+    fn check_spec(&self, spec: &MachineSpec) -> Result<(), ManagerError> {
+        for interface in spec.interfaces() {
+            if let Network::Hub(hub) = &interface.network {
+                check_name("hub", hub)?;
+            }
+        }
+        Ok(self.driver(spec.driver())?.check(spec.launch()?)?)
+    }
+
+    /// Starts the process of a machine.
+    pub(crate) fn launch(
+        &self,
+        name: &str,
+        spec: &MachineSpec,
+        start: Start,
+        lifespan: Lifespan,
+    ) -> Result<Box<dyn Vm>, ManagerError> {
+        self.check_spec(spec)?;
+        let runtime_dir = self.runtime_dir(name);
+        let launch = Launch { name, spec: spec.launch()?, runtime_dir: &runtime_dir, start, lifespan };
+        Ok(self.driver(spec.driver())?.launch(&launch)?)
+    }
+
+    /// Connects to the process of a machine.
+    pub(crate) fn connect(&self, name: &str, spec: &MachineSpec) -> Result<Box<dyn Vm>, ManagerError> {
+        let runtime_dir = self.runtime_dir(name);
+        let attach = Attach {
+            name,
+            socket: spec.qmp.as_deref(),
+            runtime_dir: &runtime_dir,
+            interfaces: spec.interfaces(),
+        };
+        Ok(self.driver(spec.driver())?.attach(&attach)?)
     }
 
     pub(crate) fn must_be_free(&self, name: &str) -> Result<(), ManagerError> {
@@ -255,6 +321,11 @@ impl Manager {
     fn reservations(&self) -> MutexGuard<'_, BTreeSet<String>> {
         self.reservations.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How long a process that is started for this spec lives.
+fn lifespan(spec: &MachineSpec) -> Lifespan {
+    if spec.detached { Lifespan::Independent } else { Lifespan::Bound }
 }
 
 /// The directory of one machine's sockets, overlays and logs, below the store's.

@@ -108,7 +108,13 @@ async fn daemon_or(store: &Path, access: Access) -> Result<Client, CliError> {
         ));
     }
     let opened = Store::open(store, access).map_err(|error| CliError::failed(error.to_string()))?;
-    in_process(Arc::new(Manager::new(Arc::new(opened), store, RecorderSettings::default()))).await
+    in_process(Arc::new(Manager::new(
+        Arc::new(opened),
+        store,
+        RecorderSettings::default(),
+        retrovisor_machine::drivers(&place::hubs(store)),
+    )))
+    .await
 }
 
 /// Starts a server in this process and connects to it.

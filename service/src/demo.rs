@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use retrovisor_analytics::QUERIES;
-use retrovisor_manager::{Driver, Manager, ManagerError, Origin, Spec};
+use retrovisor_guest::{DRIVER_DEFAULT, LaunchSpec};
+use retrovisor_manager::{MachineSpec, Manager, ManagerError, Origin};
 use retrovisor_proto::v1::{Cell, GetReportRequest, QueryRequest, StopMachineRequest, cell};
 use retrovisor_snapshot::{Access, RecorderSettings, Store};
 
@@ -54,7 +55,12 @@ pub(crate) async fn run(plan: &Plan) -> Result<(), CliError> {
     place::prepare_store(&store_dir)?;
     let store =
         Store::open(&store_dir, Access::Create).map_err(|error| CliError::failed(error.to_string()))?;
-    let manager = Arc::new(Manager::new(Arc::new(store), &store_dir, RecorderSettings::default()));
+    let manager = Arc::new(Manager::new(
+        Arc::new(store),
+        &store_dir,
+        RecorderSettings::default(),
+        retrovisor_machine::drivers(&place::hubs(&store_dir)),
+    ));
     let client = client::in_process(Arc::clone(&manager)).await?;
     boot(&manager, plan, &mut screen).await?;
 
@@ -113,19 +119,19 @@ async fn boot(manager: &Arc<Manager>, plan: &Plan, screen: &mut Screen) -> Resul
         }
     }
     screen.status("booting a stock Debian guest");
-    let origin = Origin::Launched {
+    let origin = Origin::Launched(LaunchSpec {
         kernel: plan.kernel.clone(),
         initrd: Some(plan.initrd.clone()),
         append: "console=ttyS0 quiet panic=-1".to_owned(),
         disks: vec![plan.disk.clone()],
         memory_bytes: 512 << 20,
         vcpus: 2,
-        driver: Driver::Qemu,
+        driver: DRIVER_DEFAULT.to_owned(),
         accelerator: None,
         interfaces: Vec::new(),
         channel: false,
-    };
-    let spec = Spec { every_ms: plan.every_ms, qmp: None, origin, detached: false };
+    });
+    let spec = MachineSpec { every_ms: plan.every_ms, qmp: None, origin, detached: false, process: None };
     let began = Instant::now();
     let booted = tokio::task::spawn_blocking({
         let manager = Arc::clone(manager);

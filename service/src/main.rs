@@ -18,7 +18,7 @@ use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    if std::env::args_os().nth(1).is_some_and(|verb| verb == retrovisor_manager::WORKER_VERB) {
+    if std::env::args_os().nth(1).is_some_and(|verb| verb == retrovisor_machine::kvm::WORKER_VERB) {
         // A worker must begin with one thread: before there is a runtime.
         log();
         return retrovisor_machine::kvm::worker_process();

@@ -49,6 +49,11 @@ pub(crate) fn socket(store: &Path) -> PathBuf {
     store.join("daemon.sock")
 }
 
+/// Sockets of the hubs between machines.
+pub(crate) fn hubs(store: &Path) -> PathBuf {
+    store.join("hubs")
+}
+
 /// Refuses a store of another user: what is in it could be made to deceive, and what is written there could be read.
 pub(crate) fn check_owner(store: &Path) -> Result<(), CliError> {
     let Ok(meta) = std::fs::metadata(store) else { return Ok(()) };

@@ -5,10 +5,10 @@ use retrovisor_guest::{MachineError, MemoryLayout};
 
 use super::boot::Boot;
 use super::disk::DiskConfig;
-use super::net::address::MacAddress;
 use super::net::link::NetBackend;
 use super::template::Template;
 use crate::ram::Ram;
+use retrovisor_guest::MacAddress;
 
 /// What a microVM is made of.
 #[derive(Clone, Debug)]

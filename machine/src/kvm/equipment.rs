@@ -6,11 +6,11 @@ use super::console::output::ConsoleOutput;
 use super::console::pending::Pending;
 use super::device::{Power, Reset, Serial};
 use super::disk::DiskSet;
-use super::net::address::MacAddress;
 use super::net::receiver::Interface;
 use super::virtio::{Block, Console, DeviceMemory, Rng, VirtioSlots, Window};
 use super::vm::Vm;
 use crate::ram::Ram;
+use retrovisor_guest::MacAddress;
 
 const SERIAL_LINE: u32 = 4;
 

@@ -19,10 +19,10 @@ use super::console::pending::Pending;
 use super::device::{Device, Power, Reset, Serial};
 use super::disk::{DiskConfig, Overlay};
 use super::interrupt::InterruptLine;
-use super::net::address::MacAddress;
 use super::net::link::{Link, NetBackend};
 use super::virtio::{Block, Console, DeviceMemory, Mmio, Net, Rng, VirtioDevice};
 use crate::ram::Ram;
+use retrovisor_guest::MacAddress;
 
 /// A device that takes any bytes.
 pub type Target = fn(&[u8]);

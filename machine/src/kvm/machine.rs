@@ -1,4 +1,4 @@
-mod launch;
+pub(super) mod launch;
 
 use std::sync::Arc;
 

@@ -1,6 +1,5 @@
 //! The machine's networks: a hub of ours between machines, or a tap of the host's.
 
-pub(super) mod address;
 pub(super) mod hub;
 pub(super) mod link;
 pub(super) mod receiver;

@@ -1,9 +1,11 @@
 //! Getting hold of a QEMU that runs: whose it is makes no difference.
 
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-use retrovisor_guest::{Accelerator, MachineError};
+use retrovisor_guest::{Accelerator, MachineError, ProcessIdentity};
 use serde_json::{Value, json};
 
 use super::device_state::DeviceState;
@@ -26,6 +28,10 @@ const VERSION_MIN: Version = Version { major: 7, minor: 2, micro: 0 };
 const OPTIONS: &str = "Start QEMU with `-object memory-backend-file,id=ram,size=512M,mem-path=/dev/shm/NAME,share=on \
                        -machine q35,memory-backend=ram -m 512M` (the three sizes being the guest's memory)";
 
+/// What to do where nobody listens.
+const NOT_RUNNING: &str =
+    "Is QEMU running? Start it with `-qmp unix:PATH,server=on,wait=off` and name that path";
+
 /// A QEMU to be taken over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttachConfig {
@@ -41,10 +47,7 @@ pub struct AttachConfig {
 pub(super) fn connect(config: &AttachConfig) -> Result<Monitor, MachineError> {
     let refuse = |what: String, help: &str| MachineError::Config { what, help: help.into() };
     let qmp = Qmp::connect(&config.qmp).map_err(|error| match error {
-        QmpError::Connect { .. } => refuse(
-            error.to_string(),
-            "Is QEMU running? Start it with `-qmp unix:PATH,server=on,wait=off` and name that path",
-        ),
+        QmpError::Connect { .. } => refuse(error.to_string(), NOT_RUNNING),
         QmpError::Busy { .. } => refuse(
             error.to_string(),
             "A monitor socket serves one program at a time: end the other, or give QEMU a second -qmp",
@@ -53,15 +56,26 @@ pub(super) fn connect(config: &AttachConfig) -> Result<Monitor, MachineError> {
             refuse(format!("{}: {other}", config.qmp.display()), "Name the socket of a QEMU's -qmp option")
         }
     })?;
-    let pid = getsockopt(qmp.stream(), PeerCredentials).map_or(0, |peer| peer.pid());
-    let log = Some(RuntimeDir::new(&config.runtime_dir).log()).filter(|path| path.exists());
-    let process = Process::find("QEMU", pid, log).map_err(|error| {
-        refuse(
-            format!("the process behind {} cannot be seen: {error}", config.qmp.display()),
-            "Attach on the host and in the container where QEMU runs, as its user or root",
-        )
-    })?;
+    let process = process_behind(config, qmp.stream())?;
     Monitor::new(&config.name, qmp, process)
+}
+
+/// The process behind a monitor socket, which may be busy with another client.
+pub(super) fn find(config: &AttachConfig) -> Result<ProcessIdentity, MachineError> {
+    let stream = UnixStream::connect(&config.qmp).map_err(|source| MachineError::Config {
+        what: QmpError::Connect { path: config.qmp.clone(), source }.to_string(),
+        help: NOT_RUNNING.into(),
+    })?;
+    Ok(process_behind(config, &stream)?.identity().clone())
+}
+
+fn process_behind(config: &AttachConfig, stream: &impl AsFd) -> Result<Process, MachineError> {
+    let pid = getsockopt(stream, PeerCredentials).map_or(0, |peer| peer.pid());
+    let log = Some(RuntimeDir::new(&config.runtime_dir).log()).filter(|path| path.exists());
+    Process::find("QEMU", pid, log).map_err(|error| MachineError::Config {
+        what: format!("the process behind {} cannot be seen: {error}", config.qmp.display()),
+        help: "Attach on the host and in the container where QEMU runs, as its user or root".into(),
+    })
 }
 
 /// What is found out about a running QEMU, and set up in it.

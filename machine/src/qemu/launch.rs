@@ -141,7 +141,7 @@ impl LaunchConfig {
     }
 
     /// Refuses what cannot work; gives the accelerator.
-    fn check(&self) -> Result<Accelerator, MachineError> {
+    pub(super) fn check(&self) -> Result<Accelerator, MachineError> {
         let plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-');
         if self.name.is_empty() || self.name.len() > 64 || !self.name.bytes().all(plain) {
             return Err(refuse(

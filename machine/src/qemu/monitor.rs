@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use retrovisor_guest::MachineError;
+use retrovisor_guest::{MachineError, ProcessIdentity};
 use serde_json::{Value, json};
 
 use super::event::GuestEvent;
@@ -57,6 +57,10 @@ impl Monitor {
 
     pub(super) fn process(&mut self) -> &mut Process {
         &mut self.process
+    }
+
+    pub(super) fn process_identity(&self) -> &ProcessIdentity {
+        self.process.identity()
     }
 
     /// Whether vCPUs run, as far as the events that were read say.

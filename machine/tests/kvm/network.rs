@@ -7,11 +7,9 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 use retrovisor_guest::{
-    ClockPolicy, Gfn, Gpa, Machine as _, MachineError, MemoryLayout, PageContent, ZERO_PAGE,
+    ClockPolicy, Gfn, Gpa, MacAddress, Machine as _, MachineError, MemoryLayout, PageContent, ZERO_PAGE,
 };
-use retrovisor_machine::kvm::{
-    Boot, Hub, KvmConfig, MacAddress, NetBackend, NetConfig, RemoteConfig, RemoteMachine,
-};
+use retrovisor_machine::kvm::{Boot, Hub, KvmConfig, NetBackend, NetConfig, RemoteConfig, RemoteMachine};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 
 use crate::bare::{self, MAIL};

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use retrovisor_machine::kvm::MacAddress;
+use retrovisor_guest::MacAddress;
 use retrovisor_proto::v1::network_interface::Network;
 use retrovisor_proto::v1::{NetworkInterface, RunMachineRequest};
 

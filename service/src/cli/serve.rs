@@ -44,7 +44,8 @@ pub(super) async fn run(args: ServeArgs, global: &Global) -> Result<(), CliError
     store.set_ring_bytes_max(args.ring_mib << 20);
     let settings =
         RecorderSettings { staging_bytes_max: args.staging_mib << 20, ..RecorderSettings::default() };
-    let manager = Arc::new(Manager::new(Arc::new(store), &root, settings));
+    let drivers = retrovisor_machine::drivers(&place::hubs(&root));
+    let manager = Arc::new(Manager::new(Arc::new(store), &root, settings, drivers));
     let socket = place::socket(&root);
     let listener = rpc::bind(&socket)?;
     let found = tokio::task::spawn_blocking({

@@ -62,7 +62,7 @@ impl Services {
             data_bytes: plan.data_pages * PAGE_SIZE as u64,
             disks: disks.collect(),
             networks: planned.networks.clone(),
-            warning: planned.warning.unwrap_or_default().to_owned(),
+            warning: planned.warning.clone().unwrap_or_default(),
             ..BranchReport::default()
         })
     }

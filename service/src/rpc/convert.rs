@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use retrovisor_analytics::Explanation;
 use retrovisor_guest::RunState as Running;
 use retrovisor_guest::fact::Value;
-use retrovisor_machine::kvm::MacAddress;
-use retrovisor_manager::{Manager, ManagerError, Network, RollbackKind, Spec};
+use retrovisor_guest::{MacAddress, Network};
+use retrovisor_manager::{MachineSpec, Manager, ManagerError, RollbackKind};
 use retrovisor_proto::v1::network_interface::Network as Shown;
 use retrovisor_proto::v1::{
     self, BranchOrigin, Cause, Cell, Checkpoint, Incident, Machine, MachineState, NetworkInterface,
@@ -60,8 +60,8 @@ pub(super) fn machine(manager: &Manager, record: &MachineRecord) -> Result<Machi
 /// The network interfaces of a machine; a link of which nothing is known is down.
 fn interfaces(record: &MachineRecord, links: &[bool]) -> Vec<NetworkInterface> {
     // An imported machine has none.
-    let spec = Spec::from_runtime(&record.name, &record.runtime).ok();
-    let interfaces = spec.as_ref().map_or(&[][..], Spec::interfaces).iter().enumerate();
+    let spec = MachineSpec::from_runtime(&record.name, &record.runtime).ok();
+    let interfaces = spec.as_ref().map_or(&[][..], MachineSpec::interfaces).iter().enumerate();
     let shown = interfaces.map(|(index, interface)| NetworkInterface {
         network: Some(match &interface.network {
             Network::Hub(name) => Shown::Hub(name.clone()),

@@ -1,7 +1,8 @@
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
-use retrovisor_manager::{Command, Driver, Interface, ManagerError, Network, Origin, Spec};
+use retrovisor_guest::{Interface, LaunchSpec, Network};
+use retrovisor_manager::{Command, MachineSpec, Manager, ManagerError, Origin};
 use retrovisor_proto::v1::machine_service_server::MachineService;
 use retrovisor_proto::v1::network_interface::Network as Asked;
 use retrovisor_proto::v1::{
@@ -70,7 +71,7 @@ impl MachineService for Services {
         let request = request.into_inner();
         let name = request.machine.clone();
         self.blocking(move |services| {
-            let (name, spec) = launch_spec(request)?;
+            let (name, spec) = launch_spec(&services.manager, request)?;
             services.manager.run(&name, &spec)
         })
         .await?;
@@ -82,7 +83,13 @@ impl MachineService for Services {
         request: Request<AttachMachineRequest>,
     ) -> Result<Response<AttachMachineResponse>, Status> {
         let AttachMachineRequest { machine: name, qmp, every_ms } = request.into_inner();
-        let spec = Spec { every_ms, qmp: Some(PathBuf::from(qmp)), origin: Origin::Attached, detached: true };
+        let spec = MachineSpec {
+            every_ms,
+            qmp: Some(PathBuf::from(qmp)),
+            origin: Origin::Attached,
+            detached: true,
+            process: None,
+        };
         self.blocking({
             let name = name.clone();
             move |services| services.manager.attach(&name, &spec)
@@ -155,18 +162,12 @@ impl MachineService for Services {
     }
 }
 
-fn launch_spec(request: RunMachineRequest) -> Result<(String, Spec), ManagerError> {
-    let driver = Driver::choose(&request.driver)?;
+fn launch_spec(manager: &Manager, request: RunMachineRequest) -> Result<(String, MachineSpec), ManagerError> {
+    let driver = manager.choose_driver(&request.driver)?.name().to_owned();
     let interfaces = request.interfaces.into_iter().map(interface).collect::<Result<Vec<_>, _>>()?;
-    if driver == Driver::Qemu && !interfaces.is_empty() {
-        return Err(ManagerError::Refused {
-            what: "a guest under QEMU has no network here: only microVMs have".to_owned(),
-            help: "Run it with `--driver kvm`, which needs KVM on hardware, or without --net.".to_owned(),
-        });
-    }
     let disks: Vec<_> = request.disks.into_iter().map(PathBuf::from).collect();
     disks.iter().try_for_each(|disk| check_disk(disk))?;
-    let origin = Origin::Launched {
+    let origin = Origin::Launched(LaunchSpec {
         kernel: PathBuf::from(request.kernel),
         initrd: (!request.initrd.is_empty()).then(|| PathBuf::from(request.initrd)),
         append: request.append,
@@ -177,8 +178,9 @@ fn launch_spec(request: RunMachineRequest) -> Result<(String, Spec), ManagerErro
         accelerator: None,
         interfaces,
         channel: true,
-    };
-    Ok((request.machine, Spec { every_ms: request.every_ms, qmp: None, origin, detached: true }))
+    });
+    let spec = MachineSpec { every_ms: request.every_ms, qmp: None, origin, detached: true, process: None };
+    Ok((request.machine, spec))
 }
 
 /// Refuses what is not a file. A path that cannot be read is for the driver to report.

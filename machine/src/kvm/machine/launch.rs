@@ -26,12 +26,7 @@ impl KvmMachine {
         config: &KvmConfig,
         made: impl FnOnce() -> Result<(), MachineError>,
     ) -> Result<Self, MachineError> {
-        if !(1..=VCPUS_MAX).contains(&config.vcpus) {
-            return Err(MachineError::Config {
-                what: format!("a machine has 1 to {VCPUS_MAX} vCPUs, not {}", config.vcpus),
-                help: "Choose another number".into(),
-            });
-        }
+        check_vcpus(config.vcpus)?;
         let kvm = host::open()?;
         let ram = config.memory.map(&config.layout)?;
         let vm = Vm::new(&kvm, &ram)?;
@@ -120,4 +115,15 @@ impl KvmMachine {
         }
         Ok(machine)
     }
+}
+
+/// Refuses a number of vCPUs that no microVM has.
+pub(in crate::kvm) fn check_vcpus(vcpus: u32) -> Result<(), MachineError> {
+    if (1..=VCPUS_MAX).contains(&vcpus) {
+        return Ok(());
+    }
+    Err(MachineError::Config {
+        what: format!("a machine has 1 to {VCPUS_MAX} vCPUs, not {vcpus}"),
+        help: "Choose another number".into(),
+    })
 }

@@ -12,9 +12,9 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 
-use super::address::MacAddress;
 use super::{FRAME_BYTES_MAX, HEADER_BYTES};
 use crate::socket_path;
+use retrovisor_guest::MacAddress;
 
 /// Most machines on one hub.
 const PEERS_MAX: usize = 256;

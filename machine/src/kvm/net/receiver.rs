@@ -6,12 +6,12 @@ use std::time::Duration;
 use retrovisor_guest::MachineError;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 
-use super::address::MacAddress;
 use super::link::{Link, NetBackend};
 use super::status::NetStatus;
 use crate::kvm::door::Door;
 use crate::kvm::filter::enter_net_thread;
 use crate::kvm::virtio::{Mmio, Net, Progress};
+use retrovisor_guest::MacAddress;
 
 /// How often a hub that is gone is looked for.
 const RETRY: Duration = Duration::from_millis(500);

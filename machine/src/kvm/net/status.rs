@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use super::address::MacAddress;
+use retrovisor_guest::MacAddress;
 
 /// How a network interface of a machine stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

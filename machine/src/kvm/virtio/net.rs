@@ -11,11 +11,11 @@ use virtio_bindings::virtio_net::{
 use super::broken::Broken;
 use super::device::VirtioDevice;
 use super::queues::Queues;
-use crate::kvm::net::address::MacAddress;
 use crate::kvm::net::link::{Link, Received};
 use crate::kvm::net::status::NetStatus;
 use crate::kvm::net::{FRAME_BYTES_MAX, HEADER_BYTES, MTU_BYTES};
 use crate::kvm::state::{decode, encode};
+use retrovisor_guest::MacAddress;
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;

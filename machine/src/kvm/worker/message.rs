@@ -8,8 +8,8 @@ use super::confine::{Confinement, Limits};
 use super::failure::{Failure, plain};
 use crate::kvm::boot::Boot;
 use crate::kvm::disk::DiskConfig;
-use crate::kvm::net::address::MacAddress;
 use crate::kvm::net::status::NetStatus;
+use retrovisor_guest::MacAddress;
 
 /// Of the messages below: both ends must speak the same.
 pub(super) const VERSION: u32 = 4;

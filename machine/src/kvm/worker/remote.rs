@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use retrovisor_guest::{
     BlockContent, ClockPolicy, DiskChanges, DiskShape, DiskState, Gfn, Machine, MachineError,
-    MachineIdentity, MachineState, MemoryView, PageContent, PageSet, RunState,
+    MachineIdentity, MachineState, MemoryView, PageContent, PageSet, ProcessIdentity, RunState,
 };
 
 use super::changes::RemoteChanges;
@@ -80,6 +80,11 @@ impl RemoteMachine {
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.link().process().pid()
+    }
+
+    /// The worker's process.
+    pub(in crate::kvm) fn process_identity(&self) -> ProcessIdentity {
+        self.link().process().identity().clone()
     }
 
     /// Why the guest ended by itself, or the worker was lost, as far as is known.

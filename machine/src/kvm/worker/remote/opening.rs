@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use retrovisor_guest::{Machine as _, MachineError, RunState};
+use retrovisor_guest::{Machine as _, MachineError, ProcessIdentity, RunState};
 
 use super::stand::Stand;
 use super::{LINES_MAX, RemoteMachine};
@@ -90,6 +90,16 @@ impl RemoteMachine {
         let mut machine = Self::greeted(name, channel, process, runtime, sent, None)?;
         machine.paused = machine.run_state() == RunState::Paused;
         Ok(machine)
+    }
+
+    /// The process of the worker that listens in that directory.
+    pub(in crate::kvm) fn find(runtime_dir: &Path) -> Result<ProcessIdentity, MachineError> {
+        let runtime = RuntimeDir::new(runtime_dir);
+        let (_, process) = connect(&runtime).map_err(|source| MachineError::Io {
+            doing: format!("connecting to the worker at {}", runtime.control().display()),
+            source,
+        })?;
+        Ok(process.identity().clone())
     }
 
     /// Waits for the worker's greeting and checks it. Without a `memory` of ours the worker's is taken.

@@ -34,7 +34,7 @@ impl MacAddress {
         Self([first & !GROUP | LOCAL, second, third, fourth, fifth, sixth])
     }
 
-    /// Its bytes, as they stand in a frame.
+    /// Its bytes, as they are in a frame.
     #[must_use]
     pub fn bytes(self) -> [u8; 6] {
         self.0

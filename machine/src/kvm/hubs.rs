@@ -2,45 +2,25 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use retrovisor_guest::check_name;
-use retrovisor_machine::kvm::{Hub, MacAddress, NetBackend, NetConfig};
-use serde::{Deserialize, Serialize};
+use retrovisor_guest::{Interface, MachineError, Network, check_name};
 
-use crate::error::ManagerError;
+use super::config::NetConfig;
+use super::net::hub::Hub;
+use super::net::link::NetBackend;
 
-/// A network interface of a machine that we start, as it is kept in the catalogue.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Interface {
-    /// What it is plugged into.
-    pub network: Network,
-    /// Its address, where it was asked for; else it is made of the machine's name, so that another machine of the same kind
-    /// has another one.
-    pub mac: Option<MacAddress>,
-}
-
-/// What an interface is plugged into.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Network {
-    /// A hub that Retrovisor serves.
-    Hub(String),
-    /// A tap device of the host.
-    Tap(String),
-}
-
-/// The hubs that this daemon serves: each from its first use on, until the daemon ends.
-pub(crate) struct Hubs {
+/// The hubs that this process serves: each from its first use on, until the process ends.
+pub(super) struct Hubs {
     dir: PathBuf,
     served: Mutex<BTreeMap<String, Hub>>,
 }
 
 impl Hubs {
-    pub(crate) fn new(root: &Path) -> Self {
-        Self { dir: root.join("hubs"), served: Mutex::default() }
+    pub(super) fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), served: Mutex::default() }
     }
 
     /// What these interfaces are plugged into; hubs are there afterwards.
-    pub(crate) fn plugs(&self, interfaces: &[Interface]) -> Result<Vec<NetConfig>, ManagerError> {
+    pub(super) fn plugs(&self, interfaces: &[Interface]) -> Result<Vec<NetConfig>, MachineError> {
         let plug = |interface: &Interface| {
             let backend = match &interface.network {
                 Network::Hub(name) => NetBackend::Hub(self.serve(name)?),
@@ -52,14 +32,17 @@ impl Hubs {
     }
 
     /// The socket of the hub of that name.
-    fn serve(&self, name: &str) -> Result<PathBuf, ManagerError> {
-        check_name("hub", name)?;
+    fn serve(&self, name: &str) -> Result<PathBuf, MachineError> {
+        check_name("hub", name).map_err(|error| MachineError::Config {
+            what: error.to_string(),
+            help: "A hub is made when the first machine is plugged into it".into(),
+        })?;
         // The map is only inserted into and looked up: a thread that panicked left it whole.
         let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(hub) = served.get(name) {
             return Ok(hub.path().to_owned());
         }
-        std::fs::create_dir_all(&self.dir).map_err(|source| ManagerError::Io {
+        std::fs::create_dir_all(&self.dir).map_err(|source| MachineError::Io {
             doing: format!("cannot make {}, where hubs have their sockets", self.dir.display()),
             source,
         })?;
