@@ -6,7 +6,7 @@ pub type Page = [u8; PAGE_SIZE];
 /// A page of zeros.
 pub static ZERO_PAGE: Page = [0; PAGE_SIZE];
 
-/// What stands in a frame. Zero and removed frames are states of their own, not the absence of data.
+/// The content of a frame. Zero and removed frames are states of their own, not the absence of data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PageContent<'a> {
     /// All bytes are zero.

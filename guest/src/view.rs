@@ -32,7 +32,7 @@ pub trait MemoryView {
         false
     }
 
-    /// Whether the guest gave the frame back (balloon, hot-unplug). `false` also where the source cannot tell.
+    /// Whether the guest gave the frame back (balloon, hot-unplug). `false` also where the source does not know.
     fn removed(&self, _gfn: Gfn) -> bool {
         false
     }

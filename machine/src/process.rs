@@ -34,7 +34,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// A process that somebody else started.
+    /// A process that another process started.
     pub(crate) fn find(name: &'static str, pid: i32, log: Option<PathBuf>) -> std::io::Result<Self> {
         let descriptor = open(pid)?;
         // After the descriptor, which belongs to the same process as long as that has not ended.
@@ -115,7 +115,7 @@ impl Process {
         self.pid
     }
 
-    /// What tells it from every other process.
+    /// What distinguishes it from every other process.
     pub(crate) fn identity(&self) -> &ProcessIdentity {
         &self.identity
     }
@@ -195,7 +195,7 @@ fn open(pid: i32) -> std::io::Result<OwnedFd> {
     Ok(pidfd_open(pid, PidfdFlags::empty())?)
 }
 
-/// What tells the process that has this number now from every other one.
+/// What distinguishes the process that has this number now from every other one.
 fn identity_of(pid: i32) -> std::io::Result<ProcessIdentity> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let start_ticks = start_ticks(&stat)

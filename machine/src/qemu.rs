@@ -116,7 +116,7 @@ impl QemuMachine {
     /// machine is dropped.
     ///
     /// Whether the guest runs is not changed. Refuses, with the options to start QEMU with, a guest whose memory
-    /// is not a shared file or whose disks cannot go back.
+    /// is not a shared file or whose disks cannot be rolled back.
     pub fn attach(config: &AttachConfig) -> Result<Self, MachineError> {
         let mut monitor = attach::connect(config)?;
         let parts = Parts::of(&mut monitor)?;

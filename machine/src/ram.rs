@@ -21,7 +21,7 @@ mod stream;
 pub(crate) struct Ram {
     layout: MemoryLayout,
     map: GuestMemoryMmap<()>,
-    /// Holes of the file that lies below are pages of zeros.
+    /// Holes of the file under it are pages of zeros.
     shows_holes: bool,
 }
 
@@ -55,7 +55,7 @@ impl Ram {
         Self::mapped(layout, Some(&file), offset)
     }
 
-    /// A file of a machine's whole memory, which stays as it is: what is written is only this mapping's.
+    /// A file of a machine's whole memory, which does not change: what is written is only in this mapping.
     pub(crate) fn private(layout: MemoryLayout, file: &Arc<File>) -> Result<Self, MachineError> {
         let mut regions = Vec::new();
         let mut offset = 0;
@@ -104,7 +104,7 @@ impl Ram {
         for region in map.iter() {
             let length = usize::try_from(region.len()).unwrap_or(usize::MAX);
             if let Some(start) = NonNull::new(region.as_ptr().cast()) {
-                // SAFETY: the range is a mapping of ours, and the advice changes no byte of it.
+                // SAFETY: the range is a mapping of this process, and the advice changes no byte of it.
                 let advised = unsafe { madvise(start, length, MmapAdvise::MADV_DONTDUMP) };
                 if let Err(error) = advised {
                     tracing::warn!(%error, "a core dump of this process would contain guest memory");
@@ -192,7 +192,7 @@ impl MemoryView for Ram {
         Ok(unsafe { stream::copy(from.ptr_guard().as_ptr(), into) })
     }
 
-    /// Holes of the memory file: nobody ever wrote there. Reading them instead would fill them with pages of zeros.
+    /// Holes of the memory file: nothing was ever written there. Reading them instead would fill them with pages of zeros.
     fn known_zero(&self, gfn: Gfn) -> bool {
         if !self.shows_holes {
             return false;

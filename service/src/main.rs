@@ -33,7 +33,7 @@ fn main() -> ExitCode {
         }
     };
     let outcome = runtime.block_on(cli::run(cli));
-    // Work that nobody waits for any more must not keep the process.
+    // Blocking work whose client has gone must not delay the exit.
     runtime.shutdown_background();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Messages go to standard error, as many as `RETROVISOR_LOG` asks for.
+/// Log messages go to standard error, filtered by `RETROVISOR_LOG`.
 fn log() {
     let filter = EnvFilter::try_from_env("RETROVISOR_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();

@@ -37,8 +37,8 @@ pub(crate) fn guest_cache() -> Result<PathBuf, CliError> {
     Ok(cache.join("guest"))
 }
 
-/// The user's folders, when `variable` or HOME names them. The password database is not asked: a service whose
-/// environment is empty should be told where its store is.
+/// The user's folders, when `variable` or HOME names them. The password database is not used: a service
+/// without an environment needs an explicit store.
 fn xdg(variable: &str) -> Option<Xdg> {
     let names = |name: &str| std::env::var_os(name).is_some_and(|path| Path::new(&path).is_absolute());
     if names(variable) || names("HOME") { Xdg::new().ok() } else { None }

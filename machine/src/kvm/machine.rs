@@ -13,9 +13,9 @@ use super::bus::Bus;
 use super::console::ConsoleInput;
 use super::console::output::ConsoleOutput;
 use super::disk::DiskSet;
-use super::door::Door;
 use super::equipment::Ends;
 use super::gate::Gate;
+use super::input_gate::InputGate;
 use super::interrupt::{InterruptLine as _, VmLine};
 use super::net::link::{Link, NetBackend};
 use super::net::receiver::Receiver;
@@ -45,12 +45,12 @@ pub struct KvmMachine {
     device_memory: DeviceMemory,
     disks: DiskSet,
     shape: Arc<Shape>,
-    door: Door,
+    input_gate: InputGate,
     console: Ends,
     channel: Option<Ends>,
     generation_line: VmLine,
-    /// Nobody has asked yet: the whole memory counts as dirty.
-    unseen: bool,
+    /// The next answer to `take_dirty` names every frame.
+    reports_all: bool,
     /// Memory of another instant, whose state was not applied yet.
     needs_state: bool,
 }
@@ -71,25 +71,25 @@ impl KvmMachine {
     /// What types into the guest's serial port, from anywhere.
     #[must_use]
     pub fn console_input(&self) -> ConsoleInput {
-        ConsoleInput::new(self.console.input.clone(), self.door.clone())
+        ConsoleInput::new(self.console.input.clone(), self.input_gate.clone())
     }
 
     /// The control channel, if the machine has one: what types into the guest's second console, and what it writes there.
     #[must_use]
     pub fn channel(&self) -> Option<(ConsoleInput, ConsoleOutput)> {
         let ends = self.channel.clone()?;
-        Some((ConsoleInput::new(ends.input, self.door.clone()), ends.output))
+        Some((ConsoleInput::new(ends.input, self.input_gate.clone()), ends.output))
     }
 
-    /// The identifier by which the guest knows whether it is the only one with its past.
+    /// The identifier by which a guest recognises that another guest has the same past.
     pub fn generation_id(&self) -> Result<[u8; 16], MachineError> {
         let mut id = [0; 16];
         self.ram.read(GENERATION_ID, &mut id)?;
         Ok(id)
     }
 
-    /// Gives the guest another identifier and tells it so: a Linux guest with the driver (`CONFIG_VMGENID`) then makes its
-    /// random numbers anew. Needs a paused machine, and comes after [`Machine::apply_state`], which brings back the old one.
+    /// Gives the guest another identifier and notifies it: a Linux guest with the driver (`CONFIG_VMGENID`) then makes its
+    /// random numbers anew. Needs a paused machine, and comes after [`StateIo::apply_state`], which brings back the old one.
     pub fn set_generation_id(&mut self, id: [u8; 16]) -> Result<(), MachineError> {
         self.needs_pause("changing the generation identifier")?;
         self.device_memory.write(GENERATION_ID, &id)?;
@@ -97,7 +97,7 @@ impl KvmMachine {
         Ok(())
     }
 
-    /// How its network interfaces stand, in order.
+    /// The status of its network interfaces, in order.
     #[must_use]
     pub fn nets(&self) -> Vec<NetStatus> {
         self.receivers.iter().map(Receiver::status).collect()
@@ -114,8 +114,8 @@ impl KvmMachine {
         Ok(())
     }
 
-    /// Whether the guest's time-stamp counter can stand still with it. A KVM that interprets guests may leave the counter
-    /// to the hardware: then it goes on over every stop and rollback, whatever the clock policy says.
+    /// Whether the guest's time-stamp counter can be stopped with it. A KVM that interprets guests may leave the counter
+    /// to the hardware: then it goes on over every stop and rollback, whatever the clock policy.
     #[must_use]
     pub fn moves_tsc(&self) -> bool {
         self.shape.moves_tsc()
@@ -174,7 +174,7 @@ impl Machine for KvmMachine {
             return Err(MachineError::RunState { doing: "running on", needed: "restored" });
         }
         self.gate.open();
-        self.door.knock();
+        self.input_gate.notify();
         Ok(())
     }
 }
@@ -186,12 +186,12 @@ impl MemoryIo for KvmMachine {
         self.device_memory.take_dirty(into);
         if let Err(error) = taken {
             // What was taken is in no log any more: the next answer names all.
-            self.unseen = true;
+            self.reports_all = true;
             return Err(error);
         }
-        if self.unseen {
+        if self.reports_all {
             into.union(&PageSet::full(&self.identity.layout));
-            self.unseen = false;
+            self.reports_all = false;
         }
         Ok(())
     }
@@ -218,7 +218,7 @@ impl StateIo for KvmMachine {
         let mut section = |format: String, bytes| state.sections.push(StateSection { format, bytes });
         section(VM_FORMAT.into(), encode("the virtual machine", &self.vm.save()?)?);
         if !self.vcpus.iter().all(Vcpu::is_known) {
-            self.gate.look(self.vcpus.len());
+            self.gate.request_state_save(self.vcpus.len());
         }
         for vcpu in &self.vcpus {
             let (bytes, registers) = vcpu.core().take_saved()?;
@@ -228,7 +228,7 @@ impl StateIo for KvmMachine {
         for (format, bytes) in self.bus.save()? {
             state.sections.push(StateSection { format: format!("{DEVICE_FORMAT}{format}"), bytes });
         }
-        // Last: what is set aside for it would stay if something failed after it.
+        // Last: what is retained for it would stay if something failed after it.
         state.disks = self.disks.capture();
         Ok(state)
     }
@@ -262,7 +262,7 @@ impl StateIo for KvmMachine {
             ));
         }
         self.disks.check(&state.disks)?;
-        // Until all of it is there, the guest must not run on what is.
+        // Until all of it is applied, the guest must not run.
         self.needs_state = true;
         let gap = self.vm.restore_clock(&vm, clock, self.shape.tsc_khz)?;
         let is_quiet = self.vm.is_quiet(&vm)?;

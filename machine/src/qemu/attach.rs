@@ -30,7 +30,7 @@ const VERSION_MIN: Version = Version { major: 7, minor: 2, micro: 0 };
 const OPTIONS: &str = "Start QEMU with `-object memory-backend-file,id=ram,size=512M,mem-path=/dev/shm/NAME,share=on \
                        -machine q35,memory-backend=ram -m 512M` (the three sizes being the guest's memory)";
 
-/// What to do where nobody listens.
+/// What to do where no process listens.
 const NOT_RUNNING: &str =
     "Is QEMU running? Start it with `-qmp unix:PATH,server=on,wait=off` and name that path";
 
@@ -39,7 +39,7 @@ const NOT_RUNNING: &str =
 pub struct AttachConfig {
     /// The machine's name.
     pub name: String,
-    /// The socket of its monitor (QMP), at which nobody else may be connected.
+    /// The socket of its monitor (QMP), at which no other client may be connected.
     pub qmp: PathBuf,
     /// The runtime directory of the launch that started this QEMU; any directory for one that another program started.
     pub runtime_dir: PathBuf,
@@ -161,7 +161,7 @@ fn memory(monitor: &mut Monitor) -> Result<(String, u64), MachineError> {
     }
     let length_bytes = own.get("size").and_then(Value::as_u64);
     let length_bytes =
-        length_bytes.ok_or_else(|| refuse("a guest whose memory's size QEMU does not tell"))?;
+        length_bytes.ok_or_else(|| refuse("a guest whose memory's size QEMU does not report"))?;
     Ok((backend.to_owned(), length_bytes))
 }
 

@@ -45,7 +45,7 @@ impl Comparison {
         self.is_settled = false;
     }
 
-    /// Must be called before a frame is read on behalf of anybody.
+    /// Must be called before a frame is read on behalf of a caller.
     pub(super) fn note_read(&self, gfn: Gfn) {
         if !self.is_settled
             && let Some(index) = self.layout.index(gfn)
@@ -181,7 +181,7 @@ mod tests {
         MemoryLayout::new(vec![slot(0, 2), slot(4 << 30, 5)]).unwrap()
     }
 
-    /// Guest memory of which one read in a scan can be told to fail.
+    /// Guest memory of which one read in a scan fails on request.
     struct Failing<'a> {
         ram: &'a Ram,
         fails: AtomicBool,
@@ -194,7 +194,7 @@ mod tests {
         fn read_page(&self, gfn: Gfn, into: &mut Page) -> Result<(), MemoryError> {
             // Late, so that frames before it are up to date in the copy already.
             if gfn.0 == (4 << 18) + 3 && self.fails.load(Ordering::Relaxed) {
-                return Err(MemoryError::Damaged("told to fail".into()));
+                return Err(MemoryError::Damaged("fails on request".into()));
             }
             self.ram.read_page(gfn, into)
         }

@@ -70,7 +70,7 @@ impl Finder {
         }
     }
 
-    /// Must be called before a frame is read on behalf of anybody.
+    /// Must be called before a frame is read on behalf of a caller.
     pub(super) fn note_read(&self, gfn: Gfn) {
         if let Method::Compare(comparison) = &self.method {
             comparison.note_read(gfn);

@@ -1,4 +1,4 @@
-//! QEMU's monitor as the driver uses it: commands and jobs that say what is wrong with the machine, and its events.
+//! QEMU's monitor as the driver uses it: commands and jobs whose errors name the machine, and its events.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -91,7 +91,7 @@ impl Monitor {
         if self.failed { RunState::Gone } else { self.run_state }
     }
 
-    /// Asks QEMU for what no event says: a vCPU that cannot go on stops without a cause, like a `stop` by another client.
+    /// Asks QEMU for what no event reports: a vCPU that cannot go on stops without a cause, like a `stop` by another client.
     fn query_run_state(&mut self) -> Result<(), MachineError> {
         let status = self.execute("query-status", &json!({}))?;
         self.run_state = match text(&status, "status") {
@@ -165,7 +165,7 @@ impl Monitor {
         }
     }
 
-    /// Stops the vCPUs and lets devices come to rest.
+    /// Stops the vCPUs and quiesces devices.
     pub(super) fn stop(&mut self) -> Result<(), MachineError> {
         self.is_changing = true;
         let stopped = self.execute("stop", &json!({})).and_then(|_| self.read_events());

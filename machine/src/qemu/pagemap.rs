@@ -105,9 +105,9 @@ impl Pagemap {
                 category_anyof_mask: 0,
                 return_mask: PAGE_IS_WRITTEN,
             };
-            // SAFETY: `argument` has the layout that the kernel expects (checked above) and says its own size;
+            // SAFETY: `argument` has the layout that the kernel expects (checked above) and contains its own size;
             // the kernel writes only into it and into the `vec_len` entries at `vec`, which `self.regions` owns
-            // and nobody else looks at during the call.
+            // and nothing else reads during the call.
             match unsafe { pagemap_scan(self.file.as_raw_fd(), &raw mut argument) } {
                 Ok(count) => {
                     let count = usize::try_from(count).unwrap_or(0).min(self.regions.len());

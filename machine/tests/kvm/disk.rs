@@ -258,7 +258,7 @@ fn a_state_without_the_disk_and_a_running_machine_are_refused() {
     state.disks = disks;
     machine.apply_state(&state, ClockPolicy::StandStill).unwrap();
     machine.release_state(&state).unwrap();
-    assert!(machine.apply_state(&state, ClockPolicy::StandStill).is_err(), "it was let go");
+    assert!(machine.apply_state(&state, ClockPolicy::StandStill).is_err(), "it was released");
     machine.resume().unwrap();
     assert!(machine.write_blocks("d0", 0, &[BlockContent::Zero]).is_err());
     machine.pause().unwrap();

@@ -54,7 +54,7 @@ fn what_was_read_or_written_stays_so_until_the_frame_is_reported() {
             match step {
                 Step::GuestRuns(pages) => {
                     machine.pause().unwrap();
-                    bare::tell(machine, FIRST, pages, 4096);
+                    bare::assign(machine, FIRST, pages, 4096);
                     known.read(machine.memory(), MAIL.gfn()).unwrap();
                     machine.resume().unwrap();
                     bare::wait_rounds(machine, 1, 2);

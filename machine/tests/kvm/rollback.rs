@@ -21,7 +21,7 @@ const KEPT_KIB: u64 = 4096;
 fn ten_thousand_rollbacks_to_one_point_give_the_same_guest_each_time() {
     let layout = MemoryLayout::flat(4 << 20).unwrap();
     let Some(mut machine) = bare::launch(layout.clone(), 2) else { return };
-    bare::tell(&mut machine, FIRST, PAGES, 4096);
+    bare::assign(&mut machine, FIRST, PAGES, 4096);
     machine.resume().unwrap();
     bare::wait_rounds(&machine, 2, 5);
     machine.pause().unwrap();

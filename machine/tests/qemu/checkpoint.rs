@@ -119,7 +119,7 @@ fn the_disk_goes_back_with_the_memory() {
 }
 
 #[test]
-fn a_guest_that_switched_itself_off_is_taken_back() {
+fn a_guest_that_switched_itself_off_is_restored_in_place() {
     let Some(image) = image() else { return };
     let dir = tempfile::tempdir().unwrap();
     let mut machine = QemuMachine::launch(&config(&image, dir.path())).unwrap();
@@ -149,7 +149,7 @@ fn a_guest_that_switched_itself_off_is_taken_back() {
 }
 
 #[test]
-fn the_end_of_qemu_is_told_with_its_signal() {
+fn the_end_of_qemu_is_reported_with_its_signal() {
     let Some(image) = image() else { return };
     let dir = tempfile::tempdir().unwrap();
     let mut machine = QemuMachine::launch(&config(&image, dir.path())).unwrap();

@@ -165,8 +165,8 @@ fn blocks_that_cannot_be_written_are_refused_and_a_write_that_failed_is_noticed(
     std::fs::write(&path, copy).unwrap();
     let page = [7; BLOCK_SIZE];
     machine.write_blocks("d0", 5, &[BlockContent::Data(&page)]).unwrap();
-    let as_it_is = MachineState { disks: vec![DiskState::unchanged("d0")], ..state.clone() };
-    let error = machine.apply_state(&as_it_is, ClockPolicy::StandStill).unwrap_err();
+    let unchanged = MachineState { disks: vec![DiskState::unchanged("d0")], ..state.clone() };
+    let error = machine.apply_state(&unchanged, ClockPolicy::StandStill).unwrap_err();
     assert!(error.to_string().contains("block 5 does not hold"), "{error}");
     assert!(machine.resume().is_err());
     std::fs::rename(dir.path().join("away"), &path).unwrap();

@@ -1,4 +1,4 @@
-//! A QEMU that another program started and goes on using: what it does there is noticed, and nothing of ours disturbs it.
+//! A QEMU that another program started and goes on using: what it does there is noticed, and this driver leaves nothing in it.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -30,8 +30,8 @@ impl Qemu {
         let ram = memory.path().join("ram").display().to_string();
         let ram = format!("memory-backend-file,id=ram,size=256M,mem-path={ram},share=on");
         let disk = format!("file={},if=none,id=dd,format=qcow2", path("disk.qcow2"));
-        let made = Command::new("qemu-img").args(["create", "-q", "-f", "qcow2", &path("disk.qcow2"), "8M"]);
-        assert!({ made }.status().unwrap().success());
+        let create = ["create", "-q", "-f", "qcow2", &path("disk.qcow2"), "8M"];
+        assert!(Command::new("qemu-img").args(create).status().unwrap().success());
         let kernel = image.join("vmlinuz").display().to_string();
         let initrd = image.join("initramfs.cpio.gz").display().to_string();
         let serial = format!("file:{}", path("console.log"));
@@ -118,7 +118,7 @@ fn the_owner_is_noticed_and_gets_qemu_back_as_it_was() {
     let mut machine = qemu.attach().unwrap();
     wait_console_file(&qemu.dir, "tick 00003");
 
-    // What the owner does is told, what this driver does is not.
+    // What the owner does is reported, what this driver does is not.
     machine.pause().unwrap();
     machine.resume().unwrap();
     assert_eq!(machine.events(), []);

@@ -5,7 +5,7 @@ use std::io::{BufRead as _, IsTerminal as _};
 use crate::error::CliError;
 use crate::terminal::output;
 
-/// Refuses what needs an answer where nobody can give one.
+/// Refuses to go on without confirmation where standard input is no terminal.
 pub(super) fn refuse_unattended(what: &str) -> Result<(), CliError> {
     if std::io::stdin().is_terminal() {
         return Ok(());

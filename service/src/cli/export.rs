@@ -104,7 +104,7 @@ pub(super) async fn import(args: ImportArgs, global: &Global) -> Result<(), CliE
         format: args.format.map_or(FileFormat::Unspecified, Format::message).into(),
         path: absolute(&args.file)?,
     };
-    // Nobody wants a store that was made for a file that does not exist.
+    // No store is made for a file that does not exist.
     std::fs::metadata(&args.file)
         .map_err(|error| CliError::not_found(format!("cannot read {}: {error}", args.file.display()), ""))?;
     let client = client::importer(&global.store()?).await?;

@@ -16,7 +16,7 @@ pub(crate) struct PowerArgs {
 /// Takes a last checkpoint of a machine, then ends its process. Its history stays.
 ///
 /// When the checkpoint fails, for example because the disk is full, the machine keeps running. With --force its process
-/// is ended all the same: what the guest did since its newest checkpoint is lost.
+/// is ended anyway: what the guest did since its newest checkpoint is lost.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  retrovisor stop web\n  retrovisor stop web --force")]
 pub(crate) struct StopArgs {

@@ -8,8 +8,8 @@
 //! The correction replaces characters of the value by `-`, one byte by one byte, in literals that are not Huffman-coded
 //! and whose name is certainly `:authority`. Lengths stay what they were: of the frame, of the string, and of the entry
 //! in the dynamic table that the decoder may make of it. So the client's and the server's state stay equal, and neither
-//! a decoder nor an encoder is needed. All that is not such a literal passes unchanged, malformed frames included: they
-//! are refused where they always were.
+//! a decoder nor an encoder is needed. Everything else passes unchanged, including malformed frames, which the
+//! server refuses.
 
 use std::ops::Range;
 use std::pin::Pin;
@@ -124,7 +124,7 @@ enum Scanner {
 }
 
 impl Scanner {
-    /// Corrects the frames that are complete. Returns how many of the bytes may be passed on; the scan goes on behind them.
+    /// Corrects the frames that are complete. Returns how many bytes may be passed on; the scan continues after them.
     fn scan(&mut self, bytes: &mut [u8]) -> usize {
         let mut at = 0;
         loop {
@@ -179,7 +179,7 @@ fn correct_headers(payload: &mut [u8], flags: u8) -> Option<()> {
     correct_block(payload.get_mut(start..end)?)
 }
 
-/// Walks over the fields of a header block (RFC 7541, section 6), each of which says where it ends.
+/// Corrects the fields of a header block (RFC 7541, section 6). The length of each is known from its first bytes.
 fn correct_block(block: &mut [u8]) -> Option<()> {
     let mut at = 0;
     while let Some(first) = block.get(at).copied() {
@@ -223,7 +223,7 @@ fn correct_value(value: &mut [u8]) {
     }
 }
 
-/// An integer whose first byte has so many bits of it (RFC 7541, section 5.1).
+/// An integer of which the first byte has `bits` bits (RFC 7541, section 5.1).
 fn integer(block: &[u8], at: &mut usize, bits: u32) -> Option<usize> {
     let mask = (1_usize << bits) - 1;
     let mut value = usize::from(*block.get(*at)?) & mask;

@@ -1,6 +1,6 @@
-//! Deadlines of callers: a call whose `grpc-timeout` has passed ends with `DEADLINE_EXCEEDED`.
+//! Deadlines of clients: a call whose `grpc-timeout` has passed ends with `DEADLINE_EXCEEDED`.
 //!
-//! The transport has a timeout of its own, which answers `CANCELLED`; this one is set a moment earlier and wins.
+//! The transport has a timeout, too, which answers `CANCELLED`. This one is set first and is polled first.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -11,7 +11,7 @@ use tonic::Status;
 use tonic::codegen::http::{HeaderMap, Request, Response};
 use tower::{Layer, Service};
 
-/// When the caller does not want the answer any more. An extension of each request that has a deadline.
+/// The deadline of a request: an extension of each request that has one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Deadline(Instant);
 
@@ -64,7 +64,7 @@ where
         request.extensions_mut().insert(Deadline(deadline));
         let answer = self.inner.call(request);
         Box::pin(async move {
-            let late = || Ok(Status::deadline_exceeded("the caller's deadline has passed").into_http());
+            let late = || Ok(Status::deadline_exceeded("the client's deadline has passed").into_http());
             tokio::time::timeout_at(deadline.into(), answer).await.unwrap_or_else(|_| late())
         })
     }

@@ -11,7 +11,7 @@ use retrovisor_snapshot::{CheckpointRecord, Store};
 
 use super::convert;
 
-/// Rows of a fact table that are shown at the most.
+/// Most rows of a fact table that are returned.
 const ROWS_MAX: usize = 20_000;
 /// Owners of memory that are named.
 const OWNERS_MAX: usize = 24;

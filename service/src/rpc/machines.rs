@@ -20,7 +20,7 @@ use super::{Services, convert, status};
 const MEMORY_BYTES_DEFAULT: u64 = 512 << 20;
 
 impl Services {
-    /// Runs blocking work on a thread of its own, and converts its error.
+    /// Runs blocking work outside of the async threads, and converts its error.
     pub(super) async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Self) -> Result<T, ManagerError> + Send + 'static,

@@ -11,7 +11,7 @@ use super::{Services, convert};
 const ROWS_DEFAULT: u32 = 1000;
 /// Most rows of one answer.
 const ROWS_MAX: u32 = 100_000;
-/// Longest time of a query. A caller's deadline shortens it, so that nothing runs that nobody waits for.
+/// Longest time of a query. A client's deadline shortens it.
 const TIME_MAX: Duration = Duration::from_secs(30);
 
 #[tonic::async_trait]

@@ -1,4 +1,4 @@
-//! Long operations on a thread of their own, whose messages are streamed.
+//! Long operations outside of the async threads, whose messages are streamed.
 
 use std::ops::ControlFlow;
 use std::pin::Pin;
@@ -30,7 +30,7 @@ impl<T> Caller<T> {
         self.to.blocking_send(Ok(message)).is_ok()
     }
 
-    /// Sends progress, unless the client is slow. Whether the operation goes on: not when the client has disconnected or
+    /// Sends progress, unless the client is slow. Whether the operation is to continue: not when the client has disconnected or
     /// the daemon ends.
     pub(super) fn progress(&self, message: T) -> ControlFlow<()> {
         match self.to.try_send(Ok(message)) {

@@ -2,7 +2,7 @@
 //!
 //! Lines are cleaned ([`clean`]), so that no word of a guest drives the user's terminal, and styles are applied around
 //! the clean text, where the terminal has them. A reader that closes its end of the pipe (`| head`) ends the program
-//! quietly; messages on standard error are for the eye only and are dropped when nobody reads them.
+//! quietly; messages on standard error are dropped when nobody reads them.
 
 use std::io::{ErrorKind, Write};
 
@@ -50,7 +50,7 @@ pub(crate) fn json(text: &str) {
     write(|out| writeln!(out, "{text}"));
 }
 
-/// Prints bytes as they are: those of a console, and scripts of ours.
+/// Prints bytes unchanged: the output of a console, or a completion script.
 pub(crate) fn bytes(bytes: &[u8]) {
     handle(std::io::stdout().lock().write_all(bytes).and_then(|()| std::io::stdout().flush()));
 }
@@ -72,8 +72,8 @@ pub(crate) fn message(text: &str) {
     let _ = writeln!(anstream::stderr().lock(), "{}", clean(text));
 }
 
-/// Prints a text of ours to standard error as it is: a terminal in raw mode needs its own line ends.
-pub(crate) fn raw_message(text: &str) {
+/// Prints a constant text to standard error unchanged: a terminal in raw mode needs `\r` at line ends.
+pub(crate) fn raw_message(text: &'static str) {
     let _ = std::io::stderr().write_all(text.as_bytes());
 }
 

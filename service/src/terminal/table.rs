@@ -110,6 +110,6 @@ mod tests {
     #[test]
     fn no_cell_breaks_the_line_or_drives_the_terminal() {
         let lines = lines(&["name", "n"], &rows(&[["a\nb\x1b[2Jc", "1"]]), 40);
-        assert_eq!(lines, ["name        n", "a\u{fffd}b\u{fffd}[2Jc   1"]);
+        assert_eq!(lines, ["name      n", "a\u{fffd}b\u{fffd}[2Jc  1"]);
     }
 }

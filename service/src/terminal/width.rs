@@ -17,7 +17,7 @@ pub(crate) fn terminal() -> usize {
         .max(COLUMNS_MIN)
 }
 
-/// The beginning of `text` that fits so many columns; `…` at its end when it was cut.
+/// Cuts `text` to a number of columns, with `…` at its end.
 pub(crate) fn cut(text: &str, columns: usize) -> String {
     if text.width() <= columns {
         return text.to_owned();

@@ -11,7 +11,7 @@ use crate::kvm::disk::DiskConfig;
 use crate::kvm::net::status::NetStatus;
 use retrovisor_guest::MacAddress;
 
-/// Of the messages below: both ends must speak the same.
+/// The version of the messages below: both ends must have the same.
 pub(super) const VERSION: u32 = 5;
 /// Longest body of a state in either direction: some eight vCPUs with the largest extended state, and devices.
 pub(super) const STATE_BYTES_MAX: usize = 16 << 20;
@@ -20,18 +20,17 @@ pub(super) const DIRTY_WORD_BYTES: usize = 12;
 /// Most vCPUs, sections and disks of a state.
 const PARTS_MAX: usize = 256;
 
-/// What a worker is asked. Each has one answer, before the next.
+/// A request to a worker. Each has one answer, before the next.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Request {
     /// To begin with: start this machine. Comes with the file that is its memory, its two console logs, the bound socket
     /// of its channel if it has one, and a way for frames for each of its interfaces. Answer: `Welcome`.
     Launch(Box<Launch>),
-    /// To begin with: tell what runs here. Answer: `Welcome`, with the file that is its memory.
+    /// To begin with: what runs here. Answer: `Welcome`, with the file that is its memory.
     Hello { version: u32 },
     /// Answer: `State`.
     RunState,
-    /// Answer: `Stopped`. What is wanted of a machine that stands still comes along, because a guest that waits pays for every
-    /// message.
+    /// Answer: `Stopped`. Dirty frames and the state come along, because every further message would lengthen the pause.
     Pause,
     /// Answer: `Done`.
     Resume,
@@ -115,7 +114,7 @@ impl Run {
     }
 }
 
-/// What stands in a block, or in those of a run.
+/// The content of a block, or of those of a run.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) enum BlockKind {
     Zero,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use retrovisor_guest::{Machine as _, MachineError, ProcessIdentity, RunState};
 
-use super::stand::Stand;
+use super::pause_reply::PauseReply;
 use super::{LINES_MAX, RemoteMachine};
 use crate::kvm::config::KvmConfig;
 use crate::kvm::net::link::Link;
@@ -145,8 +145,8 @@ impl RemoteMachine {
             let other = format!("the worker runs {} of version {version}", plain(&identity.name));
             return Err(refuse(other));
         }
-        let theirs = received.fds.into_iter().next();
-        let Some(memory) = memory.or_else(|| theirs.and_then(sealed)) else {
+        let received_memory = received.fds.into_iter().next();
+        let Some(memory) = memory.or_else(|| received_memory.and_then(sealed)) else {
             return Err(refuse("the worker gives no memory that keeps its length".into()));
         };
         channel
@@ -154,7 +154,7 @@ impl RemoteMachine {
             .map_err(|source| MachineError::Io { doing: "speaking to the worker".into(), source })?;
         Ok(Self {
             ram: Ram::shared(identity.layout.clone(), Arc::new(memory), 0)?,
-            stand: Stand::unknown(&identity.layout),
+            pause_reply: PauseReply::empty(&identity.layout),
             identity,
             link: Arc::new(Mutex::new(WorkerLink::new(name, channel, process))),
             disks,
@@ -163,12 +163,12 @@ impl RemoteMachine {
             detached: true,
             paused: true,
             ended: None,
-            unseen: true,
+            reports_all: true,
         })
     }
 }
 
-/// What a worker says about itself, cut to what can be shown.
+/// What a worker reports about itself, cut to what can be shown.
 fn shown(said: &Confinement) -> Confinement {
     Confinement {
         done: said.done.iter().take(LINES_MAX).map(|what| plain(what)).collect(),
