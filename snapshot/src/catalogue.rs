@@ -3,6 +3,7 @@
 mod abort;
 mod archive;
 mod arrival;
+mod boot;
 mod branch;
 mod checkpoint;
 mod commit;

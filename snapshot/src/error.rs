@@ -188,50 +188,39 @@ pub enum Error {
     /// Guest memory could not be read. The checkpoint or rollback was not done.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// Applying the target failed, and the machine was put back to where it stood.
+    /// A rollback failed after the guest was paused. The current state was put back, and the guest runs on from it.
     #[error(
-        "going back to {target} failed: {source}. The machine was put back to {present}, where it stood, and runs on from there"
+        "the rollback to {target} failed: {source}. The machine was reverted to the state before it and runs on from there"
     )]
-    PutBack {
+    Reverted {
         /// The short id of the target.
         target: String,
-        /// The short id of the checkpoint of the present.
-        present: String,
-        /// Why it failed.
+        /// The short id of the checkpoint of the current state, if it was stored before the failure.
+        current: Option<String>,
+        /// Why: the target could not be applied, or the current state could not be stored.
         source: Box<Error>,
     },
-    /// Going back was given up after the guest had been stopped, and it was put back to where it stood.
+    /// A rollback failed, and so did reverting it. The machine stays paused.
     #[error(
-        "going back to {target} was taken back: {source}. The machine stands where it stood before and runs on from there"
+        "the rollback to {target} failed: {source}; reverting to {current} failed as well: {second}. The machine stays paused. Nothing is lost: restore {current} into a new process"
     )]
-    TakenBack {
+    RevertFailed {
         /// The short id of the target.
         target: String,
-        /// Why: the target could not be applied, or the present could not be stored.
+        /// The short id of the checkpoint of the current state.
+        current: String,
+        /// Why the rollback failed.
         source: Box<Error>,
-    },
-    /// Applying the target failed, and so did putting the present back. The machine stays paused.
-    #[error(
-        "going back to {target} failed: {source}; putting {present} back failed as well: {second}. The machine stays paused. Nothing is lost: restore {present} into a new process"
-    )]
-    Stranded {
-        /// The short id of the target.
-        target: String,
-        /// The short id of the checkpoint of the present.
-        present: String,
-        /// Why going back failed.
-        source: Box<Error>,
-        /// Why putting back failed.
+        /// Why reverting failed.
         second: Box<Error>,
     },
-    /// A checkpoint that was captured could not be stored, because one before it was not. Nothing is lost.
+    /// A checkpoint was captured and not stored, because one before it failed. Nothing is lost.
     #[error("this checkpoint was not taken: {cause}. What the guest wrote is in the next one")]
-    Behind {
+    NotStored {
         /// Why the one before it failed.
         cause: String,
     },
-    /// The checkpoint is done and durable, or the machine stands where it was wanted, but the guest could not be
-    /// set running again.
+    /// The checkpoint is durable, or the rollback is done, but the guest could not be resumed.
     #[error("the machine could not be resumed: {0}")]
     Resume(MachineError),
 }

@@ -44,7 +44,7 @@ pub use id::{CheckpointId, DiskId, IncidentId, MachineId, OperationId, TimelineI
 pub use reads::Reads;
 pub use recorder::{
     BranchDisk, BranchPlan, BranchProgress, BranchReport, BranchRequest, BranchTiming, CheckpointReport,
-    CheckpointRequest, CheckpointTiming, Consumer, DirtyEpochs, MemoryUse, Pending, PresentPolicy, Recorder,
+    CheckpointRequest, CheckpointTiming, Consumer, CurrentPolicy, DirtyEpochs, MemoryUse, Pending, Recorder,
     RecorderSettings, RollbackPlan, RollbackReport, RollbackRequest, RollbackTiming,
 };
 pub use repair::{LostCheckpoint, RepairAction, RepairItem, RepairPlan, RepairReport};

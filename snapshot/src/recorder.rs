@@ -12,6 +12,7 @@ mod kept_disks;
 mod overwrite;
 mod pending;
 mod pipeline;
+mod plan;
 mod put;
 mod put_back;
 mod ready;
@@ -31,9 +32,10 @@ pub use branch::{BranchDisk, BranchPlan, BranchProgress, BranchReport, BranchReq
 pub use dirty::{Consumer, DirtyEpochs};
 pub use engine::Recorder;
 pub use pending::Pending;
+pub use plan::RollbackPlan;
 pub(crate) use ready::{KEYFRAME_DISTANCE, KEYFRAME_ROWS_MIN};
 pub use report::{
-    CheckpointReport, CheckpointRequest, CheckpointTiming, PresentPolicy, RollbackPlan, RollbackReport,
-    RollbackRequest, RollbackTiming,
+    CheckpointReport, CheckpointRequest, CheckpointTiming, CurrentPolicy, RollbackReport, RollbackRequest,
+    RollbackTiming,
 };
 pub use settings::{MemoryUse, RecorderSettings};

@@ -63,7 +63,7 @@ impl Keeper {
         } else {
             (Self::go(&mut self.recorder, &mut *self.machine, way, request)?, None)
         };
-        if let Some(present) = &report.present {
+        if let Some(present) = &report.current {
             self.judged(present.clone());
         }
         self.judge.moved_to(report.target.id);
@@ -113,8 +113,8 @@ impl Keeper {
     ) -> Result<Journey, CareError> {
         let journey = Journey {
             operation: report.operation.name.clone(),
-            steps: self.steps(report.present.as_ref(), &report.target)?,
-            present: report.present,
+            steps: self.steps(report.current.as_ref(), &report.target)?,
+            present: report.current,
             target: report.target,
             pages_written: report.pages_written,
             rollback_us: report.timing.rollback_us,

@@ -21,8 +21,8 @@ pub(crate) struct BranchArgs {
     name: String,
     /// A name for the new one
     new: String,
-    /// A name or its beginning, a label, @SEQUENCE, -N (N checkpoints back), latest, last-good, or present: where it stands
-    #[arg(long, default_value = "present", allow_hyphen_values = true, value_name = "CHECKPOINT")]
+    /// A name or its beginning, a label, @SEQUENCE, -N (N checkpoints back), latest, last-good, or current: where it stands
+    #[arg(long, default_value = "current", allow_hyphen_values = true, value_name = "CHECKPOINT")]
     at: String,
     /// Only say what would happen
     #[arg(long)]

@@ -33,7 +33,7 @@ const MIB_MAX: u64 = 64 << 20;
 pub(super) async fn run(args: ServeArgs, global: &Global) -> Result<(), CliError> {
     let store = Store::open(&global.store, Access::Create)
         .map_err(|error| CliError::refused(error.to_string(), ""))?;
-    store.set_ring_bytes_max(args.ring_mib << 20);
+    store.set_page_cache_bytes_max(args.ring_mib << 20);
     let settings =
         RecorderSettings { staging_bytes_max: args.staging_mib << 20, ..RecorderSettings::default() };
     let care = Arc::new(Care::new(Arc::new(store), &global.store, settings));

@@ -12,7 +12,7 @@ use super::{Services, convert};
 use crate::care::{BranchOutlook, CareError};
 
 /// What is branched from when nothing is named: where the machine stands.
-const ORIGIN_DEFAULT: &str = "present";
+const ORIGIN_DEFAULT: &str = "current";
 
 impl Services {
     /// Makes a branch, or says what it would be.

@@ -1,5 +1,3 @@
-use std::sync::Arc;
-
 use retrovisor_guest::ClockPolicy;
 use retrovisor_proto::v1::checkpoint_service_server::CheckpointService;
 use retrovisor_proto::v1::{
@@ -9,7 +7,7 @@ use retrovisor_proto::v1::{
     PinCheckpointRequest, PinCheckpointResponse, PresentPolicy as Present, RedoRequest, RedoResponse,
     RollbackRequest, RollbackResponse, UndoRequest, UndoResponse,
 };
-use retrovisor_snapshot::{CheckpointRecord, PresentPolicy, Recorder, RollbackRequest as Going};
+use retrovisor_snapshot::{CheckpointRecord, CurrentPolicy, RollbackRequest as Going};
 use tonic::{Request, Response, Status};
 
 use super::stream::Answers;
@@ -30,10 +28,10 @@ impl Services {
     fn plan(&self, machine: &str, target: CheckpointRecord) -> Result<Journey, CareError> {
         let store = self.care.store();
         let machine = store.catalogue().machine(machine)?.id;
-        let plan = Recorder::new(Arc::clone(store), machine)?.plan_rollback(target.id)?;
+        let plan = store.plan_rollback(machine, target.id)?;
         Ok(Journey {
             operation: String::new(),
-            present: Some(plan.present),
+            present: Some(plan.current),
             target,
             steps: u32::try_from(plan.left_behind.len()).unwrap_or(u32::MAX),
             pages_written: plan.pages,
@@ -107,8 +105,8 @@ impl CheckpointService for Services {
             Clock::Unspecified | Clock::StandStill => ClockPolicy::StandStill,
         };
         let present = match request.present() {
-            Present::Staged => PresentPolicy::Staged,
-            Present::Unspecified | Present::Durable => PresentPolicy::Durable,
+            Present::Staged => CurrentPolicy::Staged,
+            Present::Unspecified | Present::Durable => CurrentPolicy::Durable,
         };
         let RollbackRequest { machine, checkpoint, dry_run, verify_image, .. } = request;
         let wanted = if checkpoint.is_empty() { TARGET_DEFAULT.to_owned() } else { checkpoint };
@@ -121,7 +119,7 @@ impl CheckpointService for Services {
         let journey = if dry_run {
             self.blocking(move |services| services.plan(&machine, target)).await?
         } else if self.care.vitals(&machine).is_some() {
-            let request = Going { clock, present, ..Going::default() };
+            let request = Going { clock, current: present, ..Going::default() };
             let command = |reply| Command::Rollback { target: target.id, verify_image, request, reply };
             self.care.ask(&machine, command).await.map_err(|error| status::of(&error))?
         } else {

@@ -21,7 +21,7 @@ use crate::care::{Care, CareError, Journey, Network, Spec};
 pub(super) fn machine(care: &Care, record: &MachineRecord) -> Result<Machine, CareError> {
     let catalogue = care.store().catalogue();
     let present = catalogue
-        .present(record.id)?
+        .position(record.id)?
         .map(|position| catalogue.checkpoint(position.checkpoint))
         .transpose()?;
     let vitals = care.vitals(&record.name);

@@ -40,7 +40,7 @@ const HALF: &str = "SELECT o.machine FROM operation o WHERE o.kind = 'branch' AN
 
 impl Catalogue {
     /// Adds a machine that is about to begin at a checkpoint of another one. Until its first checkpoint is committed, it
-    /// is half, and [`Catalogue::forget_half_branches`] removes it.
+    /// is half, and [`Catalogue::remove_incomplete_branches`] removes it.
     pub(crate) fn begin_branch(
         &self,
         identity: &MachineIdentity,
@@ -86,7 +86,7 @@ impl Catalogue {
 
     /// Removes all branches that are half, and answers what they were: whoever was making them died. Not while branches
     /// are being made.
-    pub fn forget_half_branches(&self) -> Result<Vec<MachineRecord>> {
+    pub fn remove_incomplete_branches(&self) -> Result<Vec<MachineRecord>> {
         self.write("removing half branches", Durability::Full, |transaction| {
             let half: Vec<i64> = transaction
                 .prepare(HALF)?

@@ -1,3 +1,5 @@
+use std::collections::HashSet;
+
 use retrovisor_guest::{DiskBase, DiskShape};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
@@ -126,6 +128,19 @@ impl Catalogue {
     /// The full map of a disk at a checkpoint, if one is stored.
     pub(crate) fn disk_keyframe(&self, checkpoint: CheckpointId, disk: DiskId) -> Result<Option<Keyframe>> {
         self.read("reading a full block map", |reader| keyframe(reader, checkpoint, disk))
+    }
+
+    /// The disk snapshots that a machine's checkpoints refer to, by the driver's references. A snapshot that is not among
+    /// them belongs to no checkpoint and can be released.
+    pub fn referenced_disk_snapshots(&self, machine: MachineId) -> Result<HashSet<String>> {
+        self.read("reading which disk snapshots are referenced", |reader| {
+            let mut statement = reader.prepare_cached(
+                "SELECT DISTINCT json_extract(value, '$.reference') FROM state
+                 JOIN checkpoint c ON c.id = state.checkpoint, json_each(state.disks) WHERE c.machine = ?1",
+            )?;
+            let rows = statement.query_map([machine.0], |row| row.get::<_, Option<String>>(0))?;
+            Ok(rows.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+        })
     }
 
     /// The descriptions of the disks (JSON) of all checkpoints of a machine whose disks are in the store.

@@ -94,8 +94,8 @@ impl Catalogue {
         self.update_machine(machine, "UPDATE machine SET identity = ?2 WHERE id = ?1", &json)
     }
 
-    /// Where the machine stands; `None` before its first checkpoint.
-    pub fn present(&self, machine: MachineId) -> Result<Option<Position>> {
+    /// The checkpoint and timeline that the machine's current state is based on; `None` before its first checkpoint.
+    pub fn position(&self, machine: MachineId) -> Result<Option<Position>> {
         Ok(self.machine_by_id(machine)?.position)
     }
 

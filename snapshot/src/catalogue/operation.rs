@@ -147,7 +147,7 @@ impl Catalogue {
             let why = format!("{kind} moves the machine: the recorder notes it");
             return Err(Error::Invalid { what: "kind of operation", why });
         }
-        let position = self.present(machine)?;
+        let position = self.position(machine)?;
         let id = self.begin(&NewOperation {
             machine,
             kind,

@@ -124,8 +124,8 @@ impl Recorder {
     /// 3. [`Recorder::checkpoint`] takes its first checkpoint. Only what was written since is looked at and stored. With it
     ///    the branch is whole; then the machine may run.
     ///
-    /// Until then the store holds half a machine, which [`Recorder::give_up_branch`] removes, or
-    /// [`crate::Catalogue::forget_half_branches`] after a crash. The origin cannot be pruned meanwhile.
+    /// Until then the store holds half a machine, which [`Recorder::abandon_branch`] removes, or
+    /// [`crate::Catalogue::remove_incomplete_branches`] after a crash. The origin cannot be pruned meanwhile.
     pub fn begin_branch(
         store: &Arc<Store>,
         name: &str,
@@ -210,7 +210,7 @@ impl Recorder {
     }
 
     /// Removes a branch that has no checkpoint from the store. One that has stays as it is.
-    pub fn give_up_branch(self) {
+    pub fn abandon_branch(self) {
         let (store, id) = (Arc::clone(&self.store), self.machine);
         // What is on its way to the disk comes first.
         drop(self);

@@ -68,7 +68,7 @@ impl Recorder {
             tracing::warn!(%error, "which disk contents are kept could not be found out");
             return;
         }
-        let keep = self.settings.kept_disk_states_max.max(1).saturating_add(self.pipeline.waiting());
+        let keep = self.settings.retained_disk_states_max.max(1).saturating_add(self.pipeline.waiting());
         let mut left = self.disks.kept.len();
         while left > keep {
             left -= 1;

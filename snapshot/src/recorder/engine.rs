@@ -125,8 +125,14 @@ impl Recorder {
     #[must_use]
     pub fn memory_use(&self) -> MemoryUse {
         let (staging_bytes, staging_bytes_peak, staging_bytes_max) = self.pool.bytes();
-        let (ring_bytes, ring_bytes_max) = self.store.cache.bytes();
-        MemoryUse { staging_bytes, staging_bytes_peak, staging_bytes_max, ring_bytes, ring_bytes_max }
+        let (page_cache_bytes, page_cache_bytes_max) = self.store.cache.bytes();
+        MemoryUse {
+            staging_bytes,
+            staging_bytes_peak,
+            staging_bytes_max,
+            page_cache_bytes,
+            page_cache_bytes_max,
+        }
     }
 
     /// Waits until nothing is on its way to the disk. What could not be stored is in the next capture.

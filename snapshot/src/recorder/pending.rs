@@ -48,5 +48,5 @@ impl Pending {
 
 /// Waits for what became of a job.
 pub(super) fn wait_for(outcome: &Receiver<Result<Stored>>) -> Result<Stored> {
-    outcome.recv().unwrap_or_else(|_| Err(Error::Behind { cause: "the storing thread ended".to_owned() }))
+    outcome.recv().unwrap_or_else(|_| Err(Error::NotStored { cause: "the storing thread ended".to_owned() }))
 }

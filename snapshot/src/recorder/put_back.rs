@@ -28,11 +28,11 @@ impl Recorder {
             .and_then(|()| Ok(machine.apply_state(&present.state, ClockPolicy::StandStill)?))
             .and_then(|()| run_on(machine, was_running, &mut 0).map_err(Error::Resume));
         if let Err(second) = back {
-            return Error::Stranded { target: to, present: name, source, second: Box::new(second) };
+            return Error::RevertFailed { target: to, current: name, source, second: Box::new(second) };
         }
         if let Err(error) = self.store.catalogue().fail(present.operation, &source.to_string()) {
             tracing::warn!(%error, "a failed rollback could not be noted");
         }
-        Error::PutBack { target: to, present: name, source }
+        Error::Reverted { target: to, current: Some(name), source }
     }
 }

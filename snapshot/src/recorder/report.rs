@@ -62,7 +62,7 @@ pub struct CheckpointTiming {
 
 /// When the present must be safe that a rollback leaves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub enum PresentPolicy {
+pub enum CurrentPolicy {
     /// On the disk before the first page is overwritten: whatever happens to host or process, it is not lost. The guest
     /// stands still until it is.
     #[default]
@@ -78,7 +78,7 @@ pub struct RollbackRequest {
     /// What the guest's clocks do.
     pub clock: ClockPolicy,
     /// When the present must be safe.
-    pub present: PresentPolicy,
+    pub current: CurrentPolicy,
     /// Why: kept with the operation (who asked, which incident). JSON object, or null.
     pub detail: serde_json::Value,
 }
@@ -86,8 +86,8 @@ pub struct RollbackRequest {
 /// A machine that went back (or, by undo and redo, forth).
 #[derive(Clone, Debug, PartialEq)]
 pub struct RollbackReport {
-    /// The checkpoint of the present that was taken first: undo goes back to it. None after a restore.
-    pub present: Option<CheckpointRecord>,
+    /// The checkpoint of the state before, which was taken first: undo goes back to it. None after a restore.
+    pub current: Option<CheckpointRecord>,
     /// Where the machine stands now.
     pub target: CheckpointRecord,
     /// The timeline in which it goes on.
@@ -132,17 +132,4 @@ pub struct RollbackTiming {
     pub note_us: u64,
     /// Setting the guest running again.
     pub resume_us: u64,
-}
-
-/// What a rollback would do.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RollbackPlan {
-    /// The checkpoint at which the machine stands; what the guest did since will be checkpointed first.
-    pub present: CheckpointRecord,
-    /// The target.
-    pub target: CheckpointRecord,
-    /// Frames that differ between the two; those that the guest wrote since the present come on top.
-    pub pages: u64,
-    /// The checkpoints that will lie on another timeline, newest first. Nothing is lost: undo goes back there.
-    pub left_behind: Vec<CheckpointRecord>,
 }

@@ -74,7 +74,7 @@ impl Recorder {
         // The frames are what the target has; other consumers have to look at all of them.
         self.dirty.take(self.own);
         Ok(RollbackReport {
-            present: None,
+            current: None,
             target: target.record,
             timeline: position.timeline,
             new_timeline: timeline.is_none(),

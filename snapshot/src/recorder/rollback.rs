@@ -12,8 +12,7 @@ use super::kept_disks::release;
 use super::pending::wait_for;
 use super::put::{Put, Ready};
 use super::report::{
-    CheckpointRequest, CheckpointTiming, PresentPolicy, RollbackPlan, RollbackReport, RollbackRequest,
-    RollbackTiming,
+    CheckpointRequest, CheckpointTiming, CurrentPolicy, RollbackReport, RollbackRequest, RollbackTiming,
 };
 use super::stand::Stand;
 use super::swift::Swift;
@@ -39,28 +38,6 @@ pub(super) struct Present {
 }
 
 impl Recorder {
-    /// What [`Recorder::rollback`] would do.
-    pub fn plan_rollback(&self, target: CheckpointId) -> Result<RollbackPlan> {
-        let catalogue = self.store.catalogue();
-        let stand = self.pipeline.stand();
-        let present = stand.position.ok_or_else(|| Error::NotFound {
-            what: "checkpoint",
-            name: format!("of {}", self.name),
-            help: "the machine has none yet; take one with `retrovisor checkpoint`",
-        })?;
-        let target = self.target_record(target)?;
-        let kept: std::collections::HashSet<_> =
-            catalogue.ancestry(target.id)?.into_iter().map(|record| record.id).collect();
-        let mut left_behind = catalogue.ancestry(present.checkpoint)?;
-        left_behind.retain(|record| !kept.contains(&record.id));
-        Ok(RollbackPlan {
-            present: catalogue.checkpoint(present.checkpoint)?,
-            pages: Put::difference(&stand.map, &*self.store.map(target.id)?).pages(),
-            target,
-            left_behind,
-        })
-    }
-
     /// Checkpoints the present, then brings the machine back to `target` in place, on a new timeline.
     /// The guest runs on if it ran before. A failure puts the present back and says so.
     pub fn rollback(
@@ -92,7 +69,7 @@ impl Recorder {
             undoes: journey.undoes,
             detail: journey.request.detail.clone(),
         };
-        let policy = journey.request.present;
+        let policy = journey.request.current;
         let Prepared { mut draft, ready, swift } =
             self.prepare(machine, &target, policy, &to, &mut timing)?;
 
@@ -139,7 +116,7 @@ impl Recorder {
         resumed.map_err(Error::Resume)?;
         let catalogue = self.store.catalogue();
         Ok(RollbackReport {
-            present: Some(catalogue.checkpoint(present.position.checkpoint)?),
+            current: Some(catalogue.checkpoint(present.position.checkpoint)?),
             target: target.record,
             timeline: position.timeline,
             new_timeline: journey.timeline.is_none(),
@@ -173,14 +150,14 @@ impl Recorder {
         &mut self,
         machine: &mut dyn Machine,
         target: &Target,
-        policy: PresentPolicy,
+        policy: CurrentPolicy,
         to: &Move,
         timing: &mut RollbackTiming,
     ) -> Result<Prepared> {
         let mut took = CheckpointTiming::default();
         let start = Instant::now();
         // Where blocks are to be written, the present's must be safe before.
-        let is_durable = policy == PresentPolicy::Durable || !target.disks.is_kept();
+        let is_durable = policy == CurrentPolicy::Durable || !target.disks.is_kept();
         let least = self.settings.precopy_pages_min;
         let mut draft = if is_durable {
             self.draft(machine, &mut took, least)?
@@ -207,7 +184,9 @@ impl Recorder {
         let read = put.make_ready(&self.store, &mut ready);
         timing.prefetch_us = since_us(begun);
         let stored = flushed.map_or(Ok(()), |flushed| {
-            flushed.recv().unwrap_or_else(|_| Err(Error::Behind { cause: "the storing thread ended".into() }))
+            flushed
+                .recv()
+                .unwrap_or_else(|_| Err(Error::NotStored { cause: "the storing thread ended".into() }))
         });
         timing.precopy_us = since_us(start).saturating_sub(timing.prefetch_us);
         let begun = Instant::now();

@@ -16,7 +16,7 @@ pub struct RecorderSettings {
     pub pending_checkpoints_max: usize,
     /// Disk contents that the driver keeps of so many checkpoints, for quick rollbacks; older ones go back block by
     /// block. Those that no checkpoint has yet are kept as well.
-    pub kept_disk_states_max: usize,
+    pub retained_disk_states_max: usize,
 }
 
 impl Default for RecorderSettings {
@@ -27,7 +27,7 @@ impl Default for RecorderSettings {
             precopy_rounds_max: 6,
             group_checkpoints_max: 64,
             pending_checkpoints_max: 256,
-            kept_disk_states_max: 64,
+            retained_disk_states_max: 64,
         }
     }
 }
@@ -42,7 +42,7 @@ pub struct MemoryUse {
     /// The most there may be.
     pub staging_bytes_max: u64,
     /// Pages kept for quick rollbacks.
-    pub ring_bytes: u64,
+    pub page_cache_bytes: u64,
     /// The most there may be.
-    pub ring_bytes_max: u64,
+    pub page_cache_bytes_max: u64,
 }

@@ -123,7 +123,7 @@ impl Recorder {
         let left = Left { staged: Arc::new(draft.staged), state: state.clone(), frames, was_running };
         if let Err(error) = applied {
             let error = self.take_back(machine, &target, &left, error, true);
-            if !matches!(error, Error::Stranded { .. }) {
+            if !matches!(error, Error::RevertFailed { .. }) {
                 release(machine, &state);
                 marker.end();
             }
@@ -147,7 +147,7 @@ impl Recorder {
                 if !is_synced {
                     release(machine, &state);
                 }
-                if !matches!(error, Error::Stranded { .. }) {
+                if !matches!(error, Error::RevertFailed { .. }) {
                     marker.end();
                 }
                 return Err(error);
@@ -160,7 +160,7 @@ impl Recorder {
         let catalogue = self.store.catalogue();
         let operation = committed.operation.ok_or(Error::Nothing { what: "note" })?;
         Ok(RollbackReport {
-            present: Some(catalogue.checkpoint(committed.position.checkpoint)?),
+            current: Some(catalogue.checkpoint(committed.position.checkpoint)?),
             target: target.record,
             timeline: committed.stands.timeline,
             new_timeline: journey.timeline.is_none(),
@@ -226,7 +226,7 @@ impl Recorder {
         let source = Box::new(error);
         let back = self.put_copies(machine, left);
         let answer = match back {
-            Ok(()) => Error::TakenBack { target: to, source },
+            Ok(()) => Error::Reverted { target: to, current: None, source },
             Err(second) => {
                 let timing = CheckpointTiming::default();
                 let kept = may_keep
@@ -243,7 +243,7 @@ impl Recorder {
                 let position = self.position();
                 let record = position.map(|position| self.store.catalogue().checkpoint(position.checkpoint));
                 let present = record.and_then(Result::ok).map_or_else(String::new, |record| record.name);
-                Error::Stranded { target: to, present, source, second: Box::new(second) }
+                Error::RevertFailed { target: to, current: present, source, second: Box::new(second) }
             }
         };
         // What the memory holds is not certain any more.

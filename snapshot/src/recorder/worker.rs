@@ -121,7 +121,7 @@ impl Worker {
             },
         };
         if let Some(spoiled) = &open.spoiled {
-            let told = Err(Error::Behind { cause: spoiled.to_string() });
+            let told = Err(Error::NotStored { cause: spoiled.to_string() });
             return (Some(open), told);
         }
         let taken = open
@@ -131,7 +131,7 @@ impl Worker {
             Ok(()) => Ok(()),
             Err(error) => {
                 open.intake.abandon();
-                let told = Err(Error::Behind { cause: error.to_string() });
+                let told = Err(Error::NotStored { cause: error.to_string() });
                 open.spoiled = Some(error);
                 told
             }
@@ -156,7 +156,7 @@ impl Worker {
             }
             let cause = "an earlier one could not be stored";
             let (old, new) = group.into_iter().partition(|capture| capture.generation <= broken);
-            self.fail(old, Error::Behind { cause: cause.to_owned() });
+            self.fail(old, Error::NotStored { cause: cause.to_owned() });
             if !Vec::is_empty(&new) {
                 self.store_group(store, None, new, warm);
             }
@@ -330,7 +330,7 @@ impl Worker {
             let Capture { dirty, state, outcome, .. } = capture;
             // First what the recorder needs, then whoever waits: who was told finds the frames given back.
             let _ = self.done.send(Done { failed: Some((dirty, state)) });
-            let told = error.take().unwrap_or_else(|| Error::Behind { cause: cause.clone() });
+            let told = error.take().unwrap_or_else(|| Error::NotStored { cause: cause.clone() });
             if outcome.send(Err(told)).is_err() {
                 tracing::warn!(%cause, "a checkpoint that nobody waits for could not be stored");
             }

@@ -44,7 +44,7 @@ impl Store {
             .iter()
             .flat_map(|lost| lost.what.iter().map(|what| (lost.id, what.as_str())))
             .collect();
-        report.found_again = self.catalogue().set_damage_marks(&marks)?;
+        report.recovered = self.catalogue().set_damage_marks(&marks)?;
         Ok(report)
     }
 
@@ -58,7 +58,7 @@ impl Store {
                 let row = FrameRow { id: 0, pack, offset, stored_bytes, pages };
                 catalogue.relink(content(id), &self.key.page(page), &row, slot)?;
             }
-            RepairAction::Rehang { checkpoint, parent } => catalogue.rehang(checkpoint, parent)?,
+            RepairAction::Reparent { checkpoint, parent } => catalogue.rehang(checkpoint, parent)?,
             RepairAction::RebuildChanges { checkpoint } => {
                 let (links, link) = (catalogue.links()?, catalogue.link(checkpoint)?);
                 let Some(changes) = derive_changes(self, &links, &link)? else { return Ok(false) };

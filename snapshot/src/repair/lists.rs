@@ -33,7 +33,7 @@ impl Lists {
         for link in &links {
             if let Err(Error::Damaged(damage)) = store.changes(link) {
                 let action = match parent_of(store, &links, link)? {
-                    Some(parent) => Some(RepairAction::Rehang { checkpoint: link.checkpoint, parent }),
+                    Some(parent) => Some(RepairAction::Reparent { checkpoint: link.checkpoint, parent }),
                     None => derive_changes(store, &links, link)?
                         .map(|_| RepairAction::RebuildChanges { checkpoint: link.checkpoint }),
                 };

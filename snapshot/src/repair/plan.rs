@@ -49,7 +49,7 @@ pub enum RepairAction {
         checkpoint: CheckpointId,
     },
     /// The list of changed pages is whole, and hangs at another parent than the catalogue says.
-    Rehang {
+    Reparent {
         /// The checkpoint.
         checkpoint: CheckpointId,
         /// Its parent.
@@ -92,7 +92,7 @@ pub struct RepairReport {
     /// The checkpoints that are marked now: they are refused as targets.
     pub lost: Vec<LostCheckpoint>,
     /// Checkpoints that were marked before and are whole again, by short id.
-    pub found_again: Vec<String>,
+    pub recovered: Vec<String>,
     /// What is still damaged, in words: all of it touches marked checkpoints, or none.
     pub remaining: Vec<String>,
 }

@@ -69,8 +69,8 @@ pub struct Removed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum KeepReason {
-    /// A machine stands there.
-    Present,
+    /// A machine's current state is based on it.
+    Current,
     /// It is pinned.
     Pinned,
     /// It is among the newest.
@@ -137,7 +137,7 @@ impl Store {
             reasons.entry(id).or_default().insert(why);
         };
         for position in everywhere.iter().filter_map(|machine| machine.position) {
-            keep(position.checkpoint, KeepReason::Present);
+            keep(position.checkpoint, KeepReason::Current);
         }
         for id in catalogue.pinned(machine.id)? {
             keep(id, KeepReason::Pinned);

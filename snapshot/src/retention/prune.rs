@@ -47,7 +47,7 @@ impl Store {
         let mut report = PruneReport::default();
         let mut operations = Vec::new();
         for machine in plan.machines.iter().filter(|machine| !machine.removed.is_empty()) {
-            let position = self.catalogue().present(machine.id)?;
+            let position = self.catalogue().position(machine.id)?;
             operations.push(self.catalogue().begin(&NewOperation {
                 machine: machine.id,
                 kind: OperationKind::Prune,

@@ -195,7 +195,7 @@ impl Store {
 
     /// Keeps so many bytes of pages in memory at most (256 MiB unless this is called): the undo ring, from which a
     /// rollback to a recent checkpoint is served.
-    pub fn set_ring_bytes_max(&self, bytes_max: u64) {
+    pub fn set_page_cache_bytes_max(&self, bytes_max: u64) {
         self.cache.set_bytes_max(bytes_max);
     }
 

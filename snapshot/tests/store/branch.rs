@@ -221,14 +221,14 @@ fn nothing_half_stays_and_the_origin_is_held_meanwhile() {
     let stopped =
         recorder.adopt(&mut machine("new"), ClockPolicy::StandStill, &mut |_| ControlFlow::Break(()));
     assert!(matches!(stopped, Err(Error::Stopped)));
-    recorder.give_up_branch();
+    recorder.abandon_branch();
     assert!(matches!(store.catalogue().machine("new"), Err(Error::NotFound { .. })));
 
     // Another shape.
     let mut recorder = begin(&store).unwrap();
     let mut small = MemoryMachine::new("new", MemoryLayout::flat(4096).unwrap()).unwrap();
     assert!(recorder.adopt(&mut small, ClockPolicy::StandStill, &mut go_on).is_err());
-    recorder.give_up_branch();
+    recorder.abandon_branch();
 
     // A name that is taken, a checkpoint that is not there.
     let taken = Recorder::begin_branch(&store, "web", at.id, &BranchRequest::default());
@@ -248,14 +248,14 @@ fn nothing_half_stays_and_the_origin_is_held_meanwhile() {
     store.prune(&plan, &CompactOptions::default(), &mut |_| ControlFlow::Continue(())).unwrap();
     assert!(store.catalogue().checkpoint(at.id).is_ok(), "the origin is held");
     std::mem::forget(recorder);
-    let half = store.catalogue().forget_half_branches().unwrap();
+    let half = store.catalogue().remove_incomplete_branches().unwrap();
     assert_eq!(half.iter().map(|record| record.name.as_str()).collect::<Vec<_>>(), ["new"]);
     assert!(matches!(store.catalogue().machine("new"), Err(Error::NotFound { .. })));
     verify(&store);
 
     // And then it can be made, and nothing is half any more.
     let (_new, first) = Guest::branch(&store, "new", at.id);
-    assert!(store.catalogue().forget_half_branches().unwrap().is_empty());
+    assert!(store.catalogue().remove_incomplete_branches().unwrap().is_empty());
     assert_eq!(first.sequence, 1);
     store.catalogue().machine("new").unwrap();
 }

@@ -195,7 +195,7 @@ fn another_base_image_is_refused_before_anything_is_touched() {
 
 #[test]
 fn old_contents_are_let_go_and_new_ones_kept() {
-    let settings = RecorderSettings { kept_disk_states_max: 3, ..RecorderSettings::default() };
+    let settings = RecorderSettings { retained_disk_states_max: 3, ..RecorderSettings::default() };
     let mut lab = Lab::new(settings.clone());
     let mut taken = Vec::new();
     for seed in 1..20 {
@@ -218,7 +218,7 @@ fn old_contents_are_let_go_and_new_ones_kept() {
         lab.machine.resume().unwrap();
         state.disks[0].clone()
     };
-    let settings = RecorderSettings { kept_disk_states_max: 1, ..settings };
+    let settings = RecorderSettings { retained_disk_states_max: 1, ..settings };
     lab.recorder = Recorder::with_settings(Arc::clone(&lab.store), lab.id, settings).unwrap();
     for _ in 0..3 {
         let _more = lab.checkpoint();
@@ -230,7 +230,7 @@ fn old_contents_are_let_go_and_new_ones_kept() {
 
 #[test]
 fn disks_survive_many_checkpoints_and_full_maps() {
-    let mut lab = Lab::new(RecorderSettings { kept_disk_states_max: 2, ..RecorderSettings::default() });
+    let mut lab = Lab::new(RecorderSettings { retained_disk_states_max: 2, ..RecorderSettings::default() });
     let mut images = Vec::new();
     for turn in 0..150_usize {
         lab.write(turn * 13 % BLOCKS, turn as u64 + 1);
@@ -305,7 +305,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 200, ..ProptestConfig::default() })]
     #[test]
     fn every_checkpoint_gives_its_disk_back_whatever_happens(deeds in prop::collection::vec(deed(), 1..40), keep in 1_usize..4) {
-        let settings = RecorderSettings { kept_disk_states_max: keep, ..RecorderSettings::default() };
+        let settings = RecorderSettings { retained_disk_states_max: keep, ..RecorderSettings::default() };
         let mut lab = Lab::new(settings.clone());
         let mut taken: Vec<(CheckpointId, Vec<u8>)> = Vec::new();
         for deed in deeds {

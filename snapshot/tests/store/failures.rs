@@ -63,7 +63,9 @@ fn a_rollback_that_fails_half_way_puts_the_present_back() {
             lab.toy.faults.apply_state = 1;
         }
         let failed = lab.recorder.rollback(&mut lab.toy, first.id, &RollbackRequest::default());
-        let Err(Error::PutBack { present, target, .. }) = failed else { panic!("{failed:?}") };
+        let Err(Error::Reverted { current: Some(current), target, .. }) = failed else {
+            panic!("{failed:?}")
+        };
         assert_eq!(target, first.name);
         assert_eq!((&lab.toy.image, lab.toy.paused), (&before, false));
         let operations = lab.store.catalogue().operations(lab.machine).unwrap();
@@ -72,7 +74,7 @@ fn a_rollback_that_fails_half_way_puts_the_present_back() {
         assert_eq!(lab.store.catalogue().interrupted(lab.machine).unwrap(), None);
         // The machine stands at the present, and goes on from there.
         let next = lab.checkpoint();
-        assert_eq!(lab.store.catalogue().checkpoint(next.parent.unwrap()).unwrap().name, present);
+        assert_eq!(lab.store.catalogue().checkpoint(next.parent.unwrap()).unwrap().name, current);
         assert_eq!(next.changed_pages, 0);
         lab.recorder.rollback(&mut lab.toy, first.id, &RollbackRequest::default()).unwrap();
     }
@@ -85,12 +87,12 @@ fn a_machine_that_cannot_be_put_back_stays_paused_and_is_told_about() {
     lab.toy.faults.apply_state = 1;
     lab.toy.faults.write_page = 4;
     let failed = lab.recorder.rollback(&mut lab.toy, first.id, &RollbackRequest::default());
-    let Err(Error::Stranded { present, .. }) = &failed else { panic!("{failed:?}") };
+    let Err(Error::RevertFailed { current, .. }) = &failed else { panic!("{failed:?}") };
     assert!(lab.toy.paused);
     let cut_off = lab.store.catalogue().interrupted(lab.machine).unwrap().unwrap();
     assert_eq!(cut_off.status, OperationStatus::Started);
-    let present = lab.store.catalogue().resolve(lab.machine, present).unwrap();
-    lab.recorder.restore(&mut lab.toy, present.id, &RollbackRequest::default()).unwrap();
+    let current = lab.store.catalogue().resolve(lab.machine, current).unwrap();
+    lab.recorder.restore(&mut lab.toy, current.id, &RollbackRequest::default()).unwrap();
     assert_eq!(lab.toy.image, before);
     assert_eq!(lab.store.catalogue().interrupted(lab.machine).unwrap(), None);
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use retrovisor_guest::{Gpa, Machine, MemoryLayout, MemorySlot, MemoryView, PAGE_SIZE};
 use retrovisor_snapshot::{
-    Access, CheckpointId, CheckpointRequest, Error, PresentPolicy, Recorder, RollbackRequest, Store,
+    Access, CheckpointId, CheckpointRequest, CurrentPolicy, Error, Recorder, RollbackRequest, Store,
     image_hash,
 };
 
@@ -102,10 +102,10 @@ fn run(steps: Vec<Step>) {
             }
             Step::Rollback(any) => {
                 let Some(target) = model.pick(any) else { continue };
-                let present = if any % 3 == 0 { PresentPolicy::Staged } else { PresentPolicy::Durable };
-                let request = RollbackRequest { present, ..RollbackRequest::default() };
+                let current = if any % 3 == 0 { CurrentPolicy::Staged } else { CurrentPolicy::Durable };
+                let request = RollbackRequest { current, ..RollbackRequest::default() };
                 let report = recorder.rollback(&mut toy, target, &request).unwrap();
-                let present = report.present.unwrap().id;
+                let present = report.current.unwrap().id;
                 model.kept.push((present, toy.captured.clone().unwrap()));
                 model.undo.push(present);
                 model.redo.clear();
@@ -130,7 +130,7 @@ fn run(steps: Vec<Step>) {
                 };
                 let report = done.unwrap();
                 assert_eq!(report.target.id, target);
-                let present = report.present.unwrap().id;
+                let present = report.current.unwrap().id;
                 to.push(present);
                 model.kept.push((present, toy.captured.clone().unwrap()));
                 assert_eq!(&toy.image, model.image(target));

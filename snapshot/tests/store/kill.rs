@@ -9,7 +9,7 @@ use std::time::Duration;
 use rand::RngExt as _;
 use retrovisor_guest::{Machine, MemoryLayout, PAGE_SIZE};
 use retrovisor_snapshot::{
-    Access, CheckpointKind, CheckpointRequest, OperationStatus, PresentPolicy, Recorder, RollbackRequest,
+    Access, CheckpointKind, CheckpointRequest, CurrentPolicy, OperationStatus, Recorder, RollbackRequest,
     Store, image_hash,
 };
 
@@ -66,14 +66,14 @@ fn child() {
             tell(report.record.id.0, image);
         } else {
             let target = &all[usize::try_from(next(all.len() as u64)).unwrap()];
-            let staged = RollbackRequest { present: PresentPolicy::Staged, ..RollbackRequest::default() };
+            let staged = RollbackRequest { current: CurrentPolicy::Staged, ..RollbackRequest::default() };
             let done = match next(4) {
                 0 => recorder.undo(&mut toy, &request),
                 1 => recorder.rollback(&mut toy, target.id, &staged),
                 _ => recorder.rollback(&mut toy, target.id, &request),
             };
             if let Ok(report) = done {
-                tell(report.present.unwrap().id.0, image);
+                tell(report.current.unwrap().id.0, image);
             }
         }
     }

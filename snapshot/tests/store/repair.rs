@@ -170,7 +170,7 @@ fn a_pack_cut_short_or_gone_costs_what_was_in_it_and_may_come_back() {
     let store = Arc::new(Store::open(dir.path(), Access::ReadWrite).unwrap());
     let (plan, report) = repair(&store);
     assert_eq!((plan.items.len(), report.lost.len(), report.remaining.len()), (0, 0, 0));
-    assert_eq!(report.found_again, records.iter().map(|record| record.name.clone()).collect::<Vec<_>>());
+    assert_eq!(report.recovered, records.iter().map(|record| record.name.clone()).collect::<Vec<_>>());
     assert_eq!(store.catalogue().damage_marks(machine).unwrap(), []);
 
     drop(store);

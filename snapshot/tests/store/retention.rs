@@ -8,7 +8,7 @@ use std::sync::Arc;
 use retrovisor_guest::fact::{Column, Kind, Schema, Table, Value};
 use retrovisor_guest::{Gfn, MachineState};
 use retrovisor_snapshot::KeepReason::{
-    Daily, Hourly, Incident, Labelled, Last, LastGood, Monthly, Pinned, Present, Quarantined, Undo,
+    Current, Daily, Hourly, Incident, Labelled, Last, LastGood, Monthly, Pinned, Quarantined, Undo,
 };
 use retrovisor_snapshot::{
     Access, CheckpointId, CheckpointRequest, CompactOptions, Error, KeepReason, NewIncident, OperationKind,
@@ -164,7 +164,7 @@ fn every_rule_keeps_what_it_says() {
     let nothing = RetentionPolicy::nothing();
     // Where the machine stands, what was taken last, what is pinned, the last good one behind the present.
     let always =
-        BTreeMap::from([(7, vec![Pinned]), (32, vec![LastGood]), (34, vec![Present]), (41, vec![Last])]);
+        BTreeMap::from([(7, vec![Pinned]), (32, vec![LastGood]), (34, vec![Current]), (41, vec![Last])]);
     assert_eq!(why(&nothing), always);
     let with = |changes: &[(u64, KeepReason)]| {
         let mut expected = always.clone();
@@ -181,7 +181,7 @@ fn every_rule_keeps_what_it_says() {
     assert_eq!(why(&bad), with(&[(3, Quarantined), (12, Incident), (10, Incident)]));
     let undo = RetentionPolicy { undo_depth: 1, ..nothing.clone() };
     assert_eq!(why(&undo), with(&[(41, Undo), (34, Undo)]));
-    assert_eq!(report.present.unwrap().sequence, 41);
+    assert_eq!(report.current.unwrap().sequence, 41);
 
     // By age: two a day, for twenty days back.
     let times = rusqlite::Connection::open(lab.dir.path().join("catalogue.sqlite")).unwrap();
@@ -267,7 +267,7 @@ fn an_undo_to_what_was_pruned_says_so() {
     lab.toy.scribble(0, 2);
     lab.checkpoint();
     let report = lab.recorder.rollback(&mut lab.toy, first.id, &RollbackRequest::default()).unwrap();
-    let present = report.present.unwrap();
+    let present = report.current.unwrap();
     lab.toy.scribble(0, 3);
     lab.checkpoint();
     let store = Arc::clone(&lab.store);

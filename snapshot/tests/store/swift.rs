@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use retrovisor_snapshot::{
-    CheckpointKind, Error, OperationKind, OperationStatus, PresentPolicy, Recorder, RollbackRequest,
+    CheckpointKind, CurrentPolicy, Error, OperationKind, OperationStatus, Recorder, RollbackRequest,
 };
 
 use crate::toy::{Lab, open};
 
 fn staged() -> RollbackRequest {
-    RollbackRequest { present: PresentPolicy::Staged, ..RollbackRequest::default() }
+    RollbackRequest { current: CurrentPolicy::Staged, ..RollbackRequest::default() }
 }
 
 fn lab() -> (Lab, retrovisor_snapshot::CheckpointRecord) {
@@ -41,7 +41,7 @@ fn the_present_is_kept_and_undo_goes_back_to_it() {
     lab.recorder.written_since(watching);
     let report = lab.recorder.rollback(&mut lab.toy, first.id, &staged()).unwrap();
     assert_eq!((report.target.id, report.new_timeline, markers(&lab)), (first.id, true, 0));
-    let present = report.present.unwrap();
+    let present = report.current.unwrap();
     assert_eq!((present.kind, present.changed_pages), (CheckpointKind::BeforeRollback, 2));
     assert_eq!(report.operation.kind, OperationKind::Rollback);
     assert_eq!(report.operation.status, OperationStatus::Done);
@@ -79,7 +79,7 @@ fn whatever_fails_the_guest_stands_where_it_stood() {
         let failed = lab.recorder.rollback(&mut lab.toy, first.id, &staged());
         match &failed {
             Err(Error::Machine(_)) if fault == "capture" => (),
-            Err(Error::TakenBack { target, .. }) if fault != "capture" => assert_eq!(*target, first.name),
+            Err(Error::Reverted { target, .. }) if fault != "capture" => assert_eq!(*target, first.name),
             other => panic!("{fault}: {other:?}"),
         }
         assert_eq!((&lab.toy.image, lab.toy.paused, lab.toy.held), (&before, false, 2), "{fault}");
@@ -98,11 +98,11 @@ fn a_process_that_ends_half_way_leaves_word_of_it() {
     lab.toy.faults.write_page = 3;
     lab.toy.faults.apply_state = 1;
     let failed = lab.recorder.rollback(&mut lab.toy, first.id, &staged());
-    let Err(Error::Stranded { present, .. }) = &failed else { panic!("{failed:?}") };
+    let Err(Error::RevertFailed { current, .. }) = &failed else { panic!("{failed:?}") };
     assert!(lab.toy.paused);
     assert_eq!(markers(&lab), 1);
     // The present was kept even so.
-    let present = lab.store.catalogue().resolve(lab.machine, present).unwrap();
+    let present = lab.store.catalogue().resolve(lab.machine, current).unwrap();
     let image = lab.toy.captured.clone().unwrap();
     let Lab { dir, store, mut toy, recorder, machine } = lab;
     drop((store, recorder));

@@ -20,15 +20,15 @@ fn a_rollback_keeps_the_future_and_undo_goes_back_there() {
     lab.toy.scribble(5, 4);
     let future = lab.toy.image.clone();
 
-    let plan = lab.recorder.plan_rollback(good.id).unwrap();
-    assert_eq!((plan.present.id, plan.target.id, plan.pages), (bad.id, good.id, 2));
+    let plan = lab.store.plan_rollback(lab.machine, good.id).unwrap();
+    assert_eq!((plan.current.id, plan.target.id, plan.pages), (bad.id, good.id, 2));
     assert_eq!(plan.left_behind.iter().map(|c| c.id).collect::<Vec<_>>(), [bad.id]);
 
     let report = lab.recorder.rollback(&mut lab.toy, good.id, &because("test")).unwrap();
     assert!(!lab.toy.paused);
     assert_eq!(report.pages_written, 3);
     assert!(report.new_timeline);
-    let present = report.present.unwrap();
+    let present = report.current.unwrap();
     assert_eq!(
         (present.kind, present.parent, present.timeline),
         (CheckpointKind::BeforeRollback, Some(bad.id), bad.timeline)
@@ -103,7 +103,7 @@ fn an_undo_to_a_timeline_that_went_on_begins_a_new_one() {
     lab.toy.scribble(0, 1);
     let first = lab.checkpoint();
     let report = lab.recorder.rollback(&mut lab.toy, first.id, &because("")).unwrap();
-    let present = report.present.unwrap();
+    let present = report.current.unwrap();
     // Somebody else goes on from there first.
     let mut twin = Toy::new(&lab.toy.identity.layout);
     lab.recorder.restore(&mut twin, present.id, &because("")).unwrap();

@@ -203,7 +203,7 @@ fn whatever_call_to_the_storage_fails_nothing_is_lost() {
             match pending.wait() {
                 Ok(report) => assert_eq!(store.image_hash(report.record.id).unwrap(), seen),
                 Err(Error::Full { .. }) => first_failed += 1,
-                Err(Error::Behind { .. }) => later += 1,
+                Err(Error::NotStored { .. }) => later += 1,
                 Err(other) => panic!("{other}"),
             }
         }

@@ -93,7 +93,7 @@ pub(super) fn check(dir: &Path, told: &Told, seed: u64) {
     let present = toy.image.clone();
     let report = recorder.rollback(&mut toy, target.id, &request).unwrap();
     assert_holds(&store, target.id, &toy.image);
-    assert_holds(&store, report.present.unwrap().id, &present);
+    assert_holds(&store, report.current.unwrap().id, &present);
     assert_holds(&store, next.id, &expected);
     drop((recorder, store));
     // What was written after the crash is as safe as what was written before.

@@ -222,7 +222,7 @@ impl Story {
                 done => done,
             },
         };
-        self.note(number, &done, |report| report.present.as_ref().unwrap().id);
+        self.note(number, &done, |report| report.current.as_ref().unwrap().id);
     }
 
     /// Captures several without waiting: they share a commit, as it comes.
