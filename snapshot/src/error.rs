@@ -9,7 +9,7 @@ use crate::damage::Damage;
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why the store could not do what it was asked. Every message says what to do next where there is something to do.
+/// Why an operation of the store failed. Every message says what to do next, if there is something to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no store in this directory.
@@ -23,7 +23,7 @@ pub enum Error {
     InUse {
         /// The store's directory.
         dir: PathBuf,
-        /// The process that holds the lock, where it said so.
+        /// The process that holds the lock, if it is known.
         pid: Option<u32>,
     },
     /// The store was written by a newer version of this program.
@@ -36,7 +36,7 @@ pub enum Error {
         /// The newest format known here.
         known: i64,
     },
-    /// The store is older than this program and was opened for reading only, which cannot bring it up to date.
+    /// The store is older than this program and was opened for reading only, which cannot migrate it.
     #[error("the store {} has format {found} and must be brought to {known} first. Open it once for writing (any command that changes something)", dir.display())]
     OlderStore {
         /// The store's directory.
@@ -78,7 +78,7 @@ pub enum Error {
         /// The host's error.
         source: io::Error,
     },
-    /// The disk failed the catalogue. SQLite does not tell why: some file systems say only here that they are full.
+    /// The disk failed the catalogue. SQLite does not say why: some file systems report only here that they are full.
     #[error("the disk failed while {doing} in the catalogue {}: {source}. See that its file system has free space and can be written, and try again; checkpoints taken before are safe", path.display())]
     CatalogueDisk {
         /// What was being done.
@@ -106,7 +106,7 @@ pub enum Error {
         what: &'static str,
         /// What was asked for.
         name: String,
-        /// The way out.
+        /// What to do.
         help: &'static str,
     },
     /// A file to be imported is not what it should be, or damaged. Nothing was imported.
@@ -117,12 +117,12 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
-    /// Whoever asked for it stopped it.
+    /// The caller stopped it.
     #[error("stopped. Nothing is left of it")]
     Stopped,
     /// The checkpoint was removed by retention.
     #[error(
-        "checkpoint {name} (@{sequence}) was pruned: there is no way back to it. `retrovisor log` names those that are left"
+        "checkpoint {name} (@{sequence}) was pruned and cannot be a target. `retrovisor log` lists those that are left"
     )]
     Pruned {
         /// The short id it had.
@@ -132,7 +132,7 @@ pub enum Error {
     },
     /// The checkpoint is damaged for good.
     #[error(
-        "checkpoint {name} cannot be gone back to: {what}. `retrovisor log` names others; a repair may find this anew if the missing file comes back"
+        "checkpoint {name} is damaged and cannot be a target: {what}. `retrovisor log` lists others; a repair may recover it if the missing file is restored"
     )]
     Lost {
         /// The short id.
@@ -140,8 +140,8 @@ pub enum Error {
         /// What is lost.
         what: String,
     },
-    /// A name stands for several checkpoints.
-    #[error("`{spec}` stands for {} checkpoints: {}. Give more letters of the id", candidates.len(), candidates.join(", "))]
+    /// Several checkpoints have this name.
+    #[error("`{spec}` is the name of {} checkpoints: {}. Give more letters of the id", candidates.len(), candidates.join(", "))]
     Ambiguous {
         /// What was asked for.
         spec: String,
@@ -188,7 +188,8 @@ pub enum Error {
     /// Guest memory could not be read. The checkpoint or rollback was not done.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// A rollback failed after the guest was paused. The current state was put back, and the guest runs on from it.
+    /// A rollback failed after the guest was paused. The machine was reverted to the current state, and the guest runs
+    /// on from it.
     #[error(
         "the rollback to {target} failed: {source}. The machine was reverted to the state before it and runs on from there"
     )]

@@ -25,8 +25,8 @@ const FIRST: &str = "WITH last AS (
 
 impl Catalogue {
     /// The oldest stored checkpoint of the boot that the newest introspected checkpoint belongs to, among those whose
-    /// kernel code could be read: what later checkpoints of this boot are compared with. None when no checkpoint of the
-    /// machine has such facts.
+    /// kernel code could be read: what later checkpoints of this boot are compared with. None when no checkpoint of
+    /// the machine has such facts.
     pub fn first_checkpoint_of_boot(&self, machine: MachineId) -> Result<Option<CheckpointId>> {
         self.read("looking for the first checkpoint of a boot", |reader| {
             // Fact tables are made when the first fact of a kind is recorded.

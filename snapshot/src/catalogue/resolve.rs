@@ -13,7 +13,7 @@ impl Catalogue {
     /// The checkpoint that a person means:
     ///
     /// - `current`: the one that the current state is based on; `latest`: the one taken last, on any timeline;
-    /// - `last-good`: the newest with verdict good among the current one and its ancestors;
+    /// - `last-good`: the newest with verdict good and not doubtful among the current one and its ancestors;
     /// - `-N`: the Nth ancestor of the current one; `@SEQ`: by its number;
     /// - a label, an id, or the first letters of an id.
     ///
@@ -76,7 +76,8 @@ fn last_good(reader: &Connection, machine: MachineId) -> Result<CheckpointId, Ab
              SELECT id, parent FROM checkpoint WHERE id = ?1
              UNION ALL
              SELECT c.id, c.parent FROM line JOIN checkpoint c ON c.id = line.parent AND c.id < line.id)
-         SELECT line.id FROM line JOIN verdict v ON v.checkpoint = line.id WHERE v.verdict = 'good'
+         SELECT line.id FROM line JOIN verdict v ON v.checkpoint = line.id JOIN checkpoint c ON c.id = line.id
+         WHERE v.verdict = 'good' AND c.doubtful = 0
          ORDER BY line.id DESC LIMIT 1",
     )?;
     let good = statement.query_row([from.0], |row| row.get(0)).optional()?;

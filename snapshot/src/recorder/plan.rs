@@ -2,7 +2,7 @@ use std::collections::HashSet;
 
 use retrovisor_guest::MemoryLayout;
 
-use super::put::Put;
+use super::page_plan::PagePlan;
 use crate::catalogue::CheckpointRecord;
 use crate::error::{Error, Result};
 use crate::id::{CheckpointId, MachineId};
@@ -17,7 +17,7 @@ pub struct RollbackPlan {
     pub target: CheckpointRecord,
     /// Frames that differ between the two; those that the guest wrote since the last checkpoint come on top.
     pub pages: u64,
-    /// The checkpoints that will be on another timeline, newest first. Nothing is lost: undo goes back there.
+    /// The checkpoints that will be on another timeline, newest first. Nothing is lost: undo returns to them.
     pub left_behind: Vec<CheckpointRecord>,
 }
 
@@ -39,7 +39,7 @@ impl Store {
         let (from, to) = (self.map(position.checkpoint)?, self.map(target.id)?);
         Ok(RollbackPlan {
             current: catalogue.checkpoint(position.checkpoint)?,
-            pages: Put::difference(&from, &to).pages(),
+            pages: PagePlan::difference(&from, &to).pages(),
             target,
             left_behind,
         })

@@ -4,17 +4,17 @@ use retrovisor_guest::{Machine, MachineError, MachineState};
 
 use super::engine::Recorder;
 use crate::catalogue::CheckpointRecord;
-use crate::disk::DiskRoute;
+use crate::disk::DiskRestore;
 use crate::error::{Error, Result};
 use crate::id::CheckpointId;
 use crate::page_map::PageMap;
 
-/// Where a machine is to go, read before the guest is stopped.
+/// The checkpoint that a machine moves to, read before the pause.
 pub(super) struct Target {
     pub(super) record: CheckpointRecord,
     pub(super) map: Arc<PageMap>,
     pub(super) state: MachineState,
-    pub(super) disks: DiskRoute,
+    pub(super) disks: DiskRestore,
 }
 
 impl Recorder {
@@ -23,7 +23,7 @@ impl Recorder {
         let record = self.store.rollback_target(self.machine, &self.name, &self.layout, id)?;
         let state = self.store.state(id)?;
         let vcpus = machine.identity().vcpus;
-        // A driver that cannot tell registers says nothing, and checks by itself.
+        // A driver that does not report registers checks by itself.
         if !state.vcpus.is_empty() && state.vcpus.len() != vcpus as usize {
             return Err(Error::Machine(MachineError::Mismatch {
                 what: "number of vCPUs".into(),
@@ -31,7 +31,7 @@ impl Recorder {
                 found: vcpus.to_string(),
             }));
         }
-        let disks = DiskRoute::find(&self.store, machine, id, &state)?;
+        let disks = DiskRestore::find(&self.store, machine, id, &state)?;
         Ok(Target { record, map: self.store.map(id)?, state, disks })
     }
 }

@@ -44,7 +44,7 @@ impl Guest {
         let report = recorder.adopt(&mut machine, ClockPolicy::StandStill, &mut go_on).unwrap();
         assert_eq!(report.origin.id, origin);
         assert_eq!(image_hash(machine.memory()).unwrap(), store.image_hash(origin).unwrap());
-        // What tells it from the other one.
+        // What distinguishes it from the other one.
         machine.poke(Gpa(4096 * (PAGES - 1)), name.as_bytes()).unwrap();
         let mut guest = Self { machine, recorder };
         let first = guest.checkpoint();
@@ -126,7 +126,7 @@ fn a_branch_goes_on_from_there_and_stores_only_what_it_writes() {
     assert_ne!(web_now.0, new_now.0);
     verify(&store);
 
-    // It goes back and forth in its own history, and its disk with it.
+    // It is moved in its own history, and its disk with it.
     let request = RollbackRequest::default();
     new.recorder.rollback(&mut new.machine, first.id, &request).unwrap();
     assert_eq!(new.machine.disk_mut(), &image.1[..]);
@@ -237,7 +237,7 @@ fn nothing_half_stays_and_the_origin_is_held_meanwhile() {
     assert!(matches!(nowhere, Err(Error::NotFound { .. })));
     assert!(matches!(store.plan_branch(CheckpointId(9999)), Err(Error::NotFound { .. })));
 
-    // Killed in the middle; meanwhile nobody can prune what it needs.
+    // Killed in the middle; meanwhile what it needs cannot be pruned.
     let mut recorder = begin(&store).unwrap();
     recorder.adopt(&mut machine("new"), ClockPolicy::StandStill, &mut go_on).unwrap();
     web.write(0, 0, 600);

@@ -1,5 +1,5 @@
-//! Stores that earlier versions wrote open for ever: for each format there is one under `tests/fixtures`, with what was
-//! in it. Each was made by `the_fixture_of_this_format` below, run with the program of its time.
+//! Stores that earlier versions wrote open for ever: for each format there is one under `tests/fixtures`, with what
+//! was in it. Each was made by `the_fixture_of_this_format` below, run with the program of its time.
 //!
 //! A fixture is one zstd stream of files, each: length of the name (4 bytes), name, length (8 bytes), bytes.
 
@@ -15,8 +15,8 @@ use retrovisor_guest::fact::{Column, Kind, Schema, Table, Value};
 use retrovisor_guest::{Gpa, Machine, MemoryLayout, MemorySlot, Page};
 use retrovisor_machine::memory::MemoryMachine;
 use retrovisor_snapshot::{
-    Access, CheckpointId, CheckpointKind, CheckpointRequest, CompactOptions, Error, NewIncident,
-    OperationStatus, Recorder, RetentionPolicy, RollbackRequest, Store, Verdict, VerdictRecord,
+    Access, CheckpointId, CheckpointKind, CheckpointRequest, CompactOptions, DesiredState, Error, EventId,
+    NewIncident, OperationStatus, Recorder, RetentionPolicy, RollbackRequest, Store, Verdict, VerdictRecord,
 };
 use serde::{Deserialize, Serialize};
 
@@ -293,19 +293,57 @@ fn formats() -> Vec<i64> {
 
 #[test]
 fn every_format_there_was_opens_verifies_and_restores() {
-    assert!(formats().contains(&1));
+    assert!(formats().starts_with(&[1, 2]));
     for format in formats() {
         let dir = quick_dir();
         let expected = unpack(format, dir.path());
         let store = Arc::new(Store::open(dir.path(), Access::ReadWrite).unwrap());
         assert_eq!(store.verify(&mut |_| ()).unwrap().damaged, [], "format {format}");
         assert_eq!(content(&store), expected, "format {format}");
+        assert_eq!(format_of(dir.path()), 3);
+        has_format_3(&store);
         goes_on(&store, &expected);
         drop(store);
         // From now on it has the newest format: readers open it.
         let store = Arc::new(Store::open(dir.path(), Access::ReadOnly).unwrap());
         assert_eq!(store.verify(&mut |_| ()).unwrap().damaged, [], "format {format}");
     }
+}
+
+fn format_of(dir: &Path) -> i64 {
+    let connection = rusqlite::Connection::open(dir.join("catalogue.sqlite")).unwrap();
+    connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap()
+}
+
+/// What format 3 added has its defaults, and can be written.
+fn has_format_3(store: &Store) {
+    let catalogue = store.catalogue();
+    let machine = catalogue.machine("web").unwrap();
+    assert_eq!(machine.desired_state, DesiredState::Running);
+    assert!(catalogue.checkpoints(machine.id).unwrap().iter().all(|record| !record.doubtful));
+    assert!(catalogue.operations(machine.id).unwrap().iter().all(|record| record.half_written.is_none()));
+    assert_eq!(catalogue.events_since(machine.id, EventId(0), 9).unwrap(), []);
+    catalogue.set_desired_state(machine.id, DesiredState::Paused).unwrap();
+    assert_eq!(catalogue.machine("web").unwrap().desired_state, DesiredState::Paused);
+    let rows = catalogue.query("SELECT current FROM v_timeline WHERE machine = 'web'", &[], 9).unwrap().rows;
+    assert_eq!(rows.iter().filter(|row| row[0] == Value::Integer(1)).count(), 1);
+}
+
+/// An operation that an older version left started may have left any process half written.
+#[test]
+fn an_operation_that_format_2_left_started_is_failed_and_concerns_any_process() {
+    let dir = quick_dir();
+    unpack(2, dir.path());
+    let connection = rusqlite::Connection::open(dir.path().join("catalogue.sqlite")).unwrap();
+    connection
+        .execute("UPDATE operation SET status = 'started' WHERE id = (SELECT max(id) FROM operation WHERE kind = 'redo')", [])
+        .unwrap();
+    drop(connection);
+    let store = open(dir.path());
+    let web = store.catalogue().machine("web").unwrap().id;
+    let interrupted = store.catalogue().interrupted(web).unwrap().unwrap();
+    assert_eq!(interrupted.status, OperationStatus::Failed);
+    assert!(interrupted.concerns_process("any"));
 }
 
 /// A machine of the fixture is restored, recorded and rolled back.

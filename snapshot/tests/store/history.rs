@@ -1,4 +1,4 @@
-//! Random histories against a model: every checkpoint gives back exactly what stood there, whatever happened since.
+//! Random histories against a model: every checkpoint holds exactly what was captured, whatever happened since.
 
 use std::sync::Arc;
 
@@ -105,9 +105,9 @@ fn run(steps: Vec<Step>) {
                 let current = if any % 3 == 0 { CurrentPolicy::Staged } else { CurrentPolicy::Durable };
                 let request = RollbackRequest { current, ..RollbackRequest::default() };
                 let report = recorder.rollback(&mut toy, target, &request).unwrap();
-                let present = report.current.unwrap().id;
-                model.kept.push((present, toy.captured.clone().unwrap()));
-                model.undo.push(present);
+                let current = report.current.unwrap().id;
+                model.kept.push((current, toy.captured.clone().unwrap()));
+                model.undo.push(current);
                 model.redo.clear();
                 assert_eq!(&toy.image, model.image(target));
             }
@@ -130,19 +130,19 @@ fn run(steps: Vec<Step>) {
                 };
                 let report = done.unwrap();
                 assert_eq!(report.target.id, target);
-                let present = report.current.unwrap().id;
-                to.push(present);
-                model.kept.push((present, toy.captured.clone().unwrap()));
+                let current = report.current.unwrap().id;
+                to.push(current);
+                model.kept.push((current, toy.captured.clone().unwrap()));
                 assert_eq!(&toy.image, model.image(target));
             }
             Step::Restore(any) => {
                 let Some(target) = model.pick(any) else { continue };
-                let stood = recorder.position().unwrap().checkpoint;
+                let position = recorder.position().unwrap().checkpoint;
                 // A new process: its memory is anything.
                 toy = Toy::new(&layout());
                 toy.scribble(any % PAGES, 99);
                 recorder.restore(&mut toy, target, &request).unwrap();
-                model.undo.push(stood);
+                model.undo.push(position);
                 model.redo.clear();
                 assert!(toy.paused);
                 assert_eq!(&toy.image, model.image(target));
