@@ -17,6 +17,17 @@ pub enum PageContent<'a> {
     Data(&'a Page),
 }
 
+impl PageContent<'_> {
+    /// What the frame reads as. A removed frame reads as zeros.
+    #[must_use]
+    pub fn bytes(&self) -> &Page {
+        match self {
+            Self::Zero | Self::Removed => &ZERO_PAGE,
+            Self::Data(page) => page,
+        }
+    }
+}
+
 /// Whether every byte is zero. Compares words, so that the compiler makes vector code of it.
 #[must_use]
 pub fn is_zero(page: &Page) -> bool {

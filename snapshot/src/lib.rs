@@ -37,6 +37,7 @@ pub use catalogue::{
     OperationStatus, PageVersion, Position, PrunedRecord, RollbackKind, Rows, TimelineRecord, Verdict,
     VerdictRecord,
 };
+pub use clock::now_ms;
 pub use content::{ContentId, ContentRef};
 pub use damage::Damage;
 pub use disk::{DiskImage, DiskRecord};

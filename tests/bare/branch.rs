@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use retrovisor_guest::{ClockPolicy, Gpa, Machine as _, RunState};
+use retrovisor_guest::{ClockPolicy, Gpa, Machine as _, MemoryIo as _, RunState};
 use retrovisor_machine::kvm::bare::{self, Writing};
 use retrovisor_machine::kvm::{KvmConfig, Limits, MemorySource, RemoteConfig, RemoteMachine, memory_layout};
 use retrovisor_snapshot::{

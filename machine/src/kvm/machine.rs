@@ -3,8 +3,9 @@ mod launch;
 use std::sync::Arc;
 
 use retrovisor_guest::{
-    BlockContent, ClockPolicy, DiskChanges, DiskShape, DiskState, Gfn, Machine, MachineError,
-    MachineIdentity, MachineState, MemoryView, PageContent, PageSet, RunState, StateSection,
+    BlockContent, Capabilities, ClockPolicy, DiskChanges, DiskIo, DiskShape, DiskState, Gfn, Machine,
+    MachineError, MachineIdentity, MachineState, MemoryIo, MemoryView, PageContent, PageSet, RunState,
+    StateIo, StateSection,
 };
 
 use super::boot::GENERATION_ID;
@@ -146,9 +147,13 @@ impl Machine for KvmMachine {
         &self.identity
     }
 
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { clock_jump: true, disk_blocks: true, hot_plug: false, line_writes: true }
+    }
+
     fn run_state(&mut self) -> RunState {
         if self.gate.ended().is_some() {
-            RunState::Gone
+            RunState::PoweredOff
         } else if self.gate.is_open() {
             RunState::Running
         } else {
@@ -172,7 +177,9 @@ impl Machine for KvmMachine {
         self.door.knock();
         Ok(())
     }
+}
 
+impl MemoryIo for KvmMachine {
     fn take_dirty(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
         // Also the first time: that starts the log.
         let taken = self.vm.take_dirty(into);
@@ -193,6 +200,18 @@ impl Machine for KvmMachine {
         &self.ram
     }
 
+    fn write_page(&mut self, gfn: Gfn, content: PageContent<'_>) -> Result<(), MachineError> {
+        self.needs_pause("writing memory")?;
+        Ok(self.ram.write_page(gfn, content)?)
+    }
+
+    fn write_lines(&mut self, gfn: Gfn, content: PageContent<'_>, lines: u64) -> Result<(), MachineError> {
+        self.needs_pause("writing memory")?;
+        Ok(self.ram.write_lines(gfn, content, lines)?)
+    }
+}
+
+impl StateIo for KvmMachine {
     fn capture_state(&mut self) -> Result<MachineState, MachineError> {
         self.needs_pause("capturing the state")?;
         let mut state = MachineState::default();
@@ -216,16 +235,6 @@ impl Machine for KvmMachine {
 
     fn sync_state(&mut self, _state: &MachineState) -> Result<(), MachineError> {
         Ok(())
-    }
-
-    fn write_page(&mut self, gfn: Gfn, content: PageContent<'_>) -> Result<(), MachineError> {
-        self.needs_pause("writing memory")?;
-        Ok(self.ram.write_page(gfn, content)?)
-    }
-
-    fn write_lines(&mut self, gfn: Gfn, content: PageContent<'_>, lines: u64) -> Result<(), MachineError> {
-        self.needs_pause("writing memory")?;
-        Ok(self.ram.write_lines(gfn, content, lines)?)
     }
 
     fn apply_state(&mut self, state: &MachineState, clock: ClockPolicy) -> Result<(), MachineError> {
@@ -272,7 +281,9 @@ impl Machine for KvmMachine {
         self.disks.release(&state.disks);
         Ok(())
     }
+}
 
+impl DiskIo for KvmMachine {
     fn disks(&self) -> &[DiskShape] {
         self.disks.shapes()
     }
@@ -285,7 +296,7 @@ impl Machine for KvmMachine {
         self.disks.changes(at, since)
     }
 
-    fn kept_disks(&mut self) -> Result<Vec<DiskState>, MachineError> {
+    fn retained_disks(&mut self) -> Result<Vec<DiskState>, MachineError> {
         Ok(self.disks.kept())
     }
 

@@ -129,7 +129,7 @@ fn connect(path: &Path, process: &mut Process) -> Result<Qmp, String> {
             }
             Err(error) => {
                 process.wait(Duration::from_millis(200));
-                return Err(format!("{}; {error}", process.obituary()));
+                return Err(format!("{}; {error}", process.exit_reason()));
             }
         }
     }

@@ -71,8 +71,8 @@ impl Pagemap {
         self.start
     }
 
-    /// Protects every written page and tells `found` its run of addresses (page-aligned, inside the range).
-    /// After an error the runs told so far are protected, the rest are as they were.
+    /// Protects every written page and gives `found` its run of addresses (page-aligned, inside the range).
+    /// After an error, more pages may be protected than `found` was given.
     pub(super) fn scan(&mut self, mut found: impl FnMut(u64, u64)) -> Result<(), Errno> {
         let mut from = self.start;
         while from < self.end {

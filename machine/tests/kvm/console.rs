@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use retrovisor_guest::{ClockPolicy, Machine as _, MemoryLayout};
+use retrovisor_guest::{ClockPolicy, Machine as _, MemoryLayout, StateIo as _};
 use retrovisor_machine::kvm::KvmMachine;
 
 use crate::bare;

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 use retrovisor_guest::{
-    ClockPolicy, Gfn, Gpa, Machine as _, MachineError, MemoryLayout, PageContent, ZERO_PAGE,
+    ClockPolicy, Gfn, Gpa, Machine as _, MachineError, MemoryIo as _, MemoryLayout, PageContent,
+    StateIo as _, ZERO_PAGE,
 };
 use retrovisor_machine::kvm::{
     Boot, Hub, KvmConfig, MacAddress, NetBackend, NetConfig, RemoteConfig, RemoteMachine,

@@ -1,4 +1,7 @@
-use retrovisor_guest::{ClockPolicy, Gpa, Machine as _, MachineError, MemoryLayout, PageSet, RunState};
+use retrovisor_guest::{
+    ClockPolicy, Gpa, Machine as _, MachineError, MemoryIo as _, MemoryLayout, PageSet, RunState,
+    StateIo as _,
+};
 
 use crate::bare;
 

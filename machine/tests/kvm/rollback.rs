@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use retrovisor_guest::{ClockPolicy, Gpa, Machine as _, MemoryLayout, PAGE_SIZE};
+use retrovisor_guest::{
+    ClockPolicy, Gpa, Machine as _, MemoryIo as _, MemoryLayout, PAGE_SIZE, StateIo as _,
+};
 use retrovisor_machine::kvm::compare_states;
 
 use crate::bare;

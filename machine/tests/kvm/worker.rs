@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use retrovisor_guest::{ClockPolicy, Gpa, Machine, MachineError, MemoryLayout, PageSet, RunState};
+use retrovisor_guest::{
+    ClockPolicy, DiskIo as _, Gpa, Machine, MachineError, MemoryIo as _, MemoryLayout, PageSet, RunState,
+    StateIo as _,
+};
 use retrovisor_machine::kvm::{DiskConfig, Limits, RemoteConfig, RemoteMachine, worker_process};
 
 use crate::{bare, ordinary_user};
@@ -131,7 +134,7 @@ fn what_comes_along_with_a_pause_is_neither_lost_nor_kept() {
     let kept = |machine: &mut RemoteMachine| {
         let state = machine.capture_state().unwrap();
         machine.release_state(&state).unwrap();
-        machine.kept_disks().unwrap().len()
+        machine.retained_disks().unwrap().len()
     };
     let mut dirty = PageSet::empty(&machine.identity().layout);
     machine.pause().unwrap();

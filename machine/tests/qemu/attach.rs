@@ -1,6 +1,6 @@
 //! Taking over a QEMU that runs.
 
-use retrovisor_guest::{Machine, MachineError, PageSet, RunState};
+use retrovisor_guest::{Machine, MachineError, MemoryIo as _, PageSet, RunState};
 use retrovisor_machine::qemu::{AttachConfig, QemuMachine};
 
 use crate::guest::{self, capture, config, console, image, restore, ticks, wait_console};

@@ -1,10 +1,10 @@
+use retrovisor_manager::{Command, Fault};
 use retrovisor_proto::v1::fault_service_server::FaultService;
 use retrovisor_proto::v1::inject_request::Fault as Asked;
 use retrovisor_proto::v1::{InjectRequest, InjectResponse};
 use tonic::{Request, Response, Status};
 
 use super::{Services, status};
-use crate::care::{Command, Fault};
 
 #[tonic::async_trait]
 impl FaultService for Services {
@@ -18,7 +18,7 @@ impl FaultService for Services {
             None => return Err(Status::invalid_argument("no fault is named")),
         };
         let (done, operation) = self
-            .care
+            .manager
             .ask(&machine, |reply| Command::Inject { fault, reply })
             .await
             .map_err(|error| status::of(&error))?;

@@ -38,7 +38,7 @@ impl Recorder {
     }
 
     fn read_retained_disks(&mut self, machine: &mut dyn Machine) -> Result<()> {
-        let kept = machine.kept_disks()?;
+        let kept = machine.retained_disks()?;
         let baselines = self.pipeline.baseline().disks;
         let seen = machine.disks().iter().filter_map(|shape| since(&baselines, shape));
         let seen = seen.filter(|state| kept.contains(state)).map(|state| (state.disk.clone(), state));

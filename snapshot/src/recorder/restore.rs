@@ -31,6 +31,7 @@ impl Recorder {
         request: &RollbackRequest,
     ) -> Result<RollbackReport> {
         self.check(machine)?;
+        machine.capabilities().check_clock(request.clock)?;
         self.record_pending_failure();
         self.drain(machine);
         let start = Instant::now();

@@ -82,6 +82,7 @@ impl Recorder {
         request: &RollbackRequest,
     ) -> Result<RollbackReport> {
         self.check(machine)?;
+        machine.capabilities().check_clock(request.clock)?;
         self.store.must_be_writable()?;
         self.record_pending_failure();
         // What is being stored is part of the baseline.

@@ -178,7 +178,7 @@ impl Staged {
                     self.chunks.push(chunk);
                 }
                 let AlignedPage(page) = &mut self.chunks[self.used / CHUNK][self.used % CHUNK];
-                if view.set_aside(gfn, page)? {
+                if view.read_nontemporal(gfn, page)? {
                     StagedContent::Zero
                 } else {
                     self.used += 1;

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use retrovisor_guest::fact::{Column, Kind, Schema, Table, Value};
 use retrovisor_guest::{Gpa, Machine, MemoryLayout, MemorySlot, Page};
-use retrovisor_machine::memory::MemoryMachine;
+use retrovisor_scripted::MemoryMachine;
 use retrovisor_snapshot::{
     Access, CheckpointId, CheckpointKind, CheckpointRequest, CompactOptions, DesiredState, Error, EventId,
     NewIncident, OperationStatus, Recorder, RetentionPolicy, RollbackRequest, Store, Verdict, VerdictRecord,

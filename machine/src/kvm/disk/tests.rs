@@ -220,8 +220,8 @@ fn what_lies_outside_and_other_machines_states_are_refused() {
     assert!(set.check(std::slice::from_ref(&state)).is_err());
     assert!(set.changes(&state, None).is_err());
     assert!(set.check(&[]).is_err());
-    assert!(set.check(&[DiskState::as_it_is("d0")]).is_ok());
-    assert!(set.check(&[DiskState::as_it_is("d1")]).is_err());
+    assert!(set.check(&[DiskState::unchanged("d0")]).is_ok());
+    assert!(set.check(&[DiskState::unchanged("d1")]).is_err());
     assert!(set.write("d0", BLOCKS as u64, &[BlockContent::Zero]).is_err());
     assert!(set.write("d0", u64::MAX, &[BlockContent::Zero]).is_err());
     let mut disk = disk.lock().unwrap();

@@ -84,7 +84,7 @@ impl Link {
     fn lose(&mut self, why: &str) -> MachineError {
         // One that crashed says so by itself.
         self.process.wait(Duration::from_millis(if why.is_empty() { 1000 } else { 100 }));
-        let mut reason = self.process.obituary();
+        let mut reason = self.process.exit_reason();
         if !self.process.ended() {
             self.process.kill();
             reason = format!("{why}; it was ended");

@@ -12,7 +12,7 @@ use crate::kvm::net::address::MacAddress;
 use crate::kvm::net::status::NetStatus;
 
 /// Of the messages below: both ends must speak the same.
-pub(super) const VERSION: u32 = 4;
+pub(super) const VERSION: u32 = 5;
 /// Longest body of a state in either direction: some eight vCPUs with the largest extended state, and devices.
 pub(super) const STATE_BYTES_MAX: usize = 16 << 20;
 /// A word of a bitmap: its number (4 bytes) and its 64 frames (8 bytes), little endian. Most words of a large memory are empty.
@@ -166,6 +166,8 @@ pub(super) struct Welcome {
 pub(super) enum State {
     Running,
     Paused,
+    PoweredOff,
+    Panicked,
     Gone,
 }
 
@@ -174,6 +176,8 @@ impl From<RunState> for State {
         match state {
             RunState::Running => Self::Running,
             RunState::Paused => Self::Paused,
+            RunState::PoweredOff => Self::PoweredOff,
+            RunState::Panicked => Self::Panicked,
             RunState::Gone => Self::Gone,
         }
     }
@@ -184,6 +188,8 @@ impl From<State> for RunState {
         match state {
             State::Running => Self::Running,
             State::Paused => Self::Paused,
+            State::PoweredOff => Self::PoweredOff,
+            State::Panicked => Self::Panicked,
             State::Gone => Self::Gone,
         }
     }
@@ -245,7 +251,7 @@ mod tests {
         let state = MachineState {
             vcpus: vec![VcpuRegisters { rip: 5, ..VcpuRegisters::default() }],
             sections: vec![section("a/1", b"abc"), section("b/1", b""), section("c/1", b"d")],
-            disks: vec![DiskState::as_it_is("d0")],
+            disks: vec![DiskState::unchanged("d0")],
         };
         let (head, pieces) = StateHead::split(&state).unwrap();
         let body = pieces.concat();

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use retrovisor_guest::{
-    BlockContent, ClockPolicy, DiskChanges, DiskShape, DiskState, Gfn, Machine, MachineError,
-    MachineIdentity, MachineState, MemoryView, PageContent, PageSet, RunState,
+    BlockContent, Capabilities, ClockPolicy, DiskChanges, DiskIo, DiskShape, DiskState, Gfn, Machine,
+    MachineError, MachineIdentity, MachineState, MemoryIo, MemoryView, PageContent, PageSet, RunState,
+    StateIo,
 };
 
 use super::changes::RemoteChanges;
@@ -91,6 +92,7 @@ impl RemoteMachine {
     /// Lets the worker live on when this process ends or lets go of the machine.
     pub fn detach(&mut self) -> Result<(), MachineError> {
         self.ask("detaching", &Request::Detach, &[], 0, |answer, body| done(&answer, body))?;
+        self.link().process().keep();
         self.detached = true;
         Ok(())
     }
@@ -175,6 +177,10 @@ impl Machine for RemoteMachine {
         &self.identity
     }
 
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { clock_jump: true, disk_blocks: true, hot_plug: false, line_writes: true }
+    }
+
     fn run_state(&mut self) -> RunState {
         self.link().look();
         let state = self.ask("asking how it is", &Request::RunState, &[], 0, |answer, _| match answer {
@@ -209,7 +215,9 @@ impl Machine for RemoteMachine {
         self.paused = false;
         Ok(())
     }
+}
 
+impl MemoryIo for RemoteMachine {
     fn take_dirty(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
         let bytes = self.dirty_bytes_max();
         if !self.stand.give_dirty(into) {
@@ -228,6 +236,22 @@ impl Machine for RemoteMachine {
         &self.ram
     }
 
+    fn write_page(&mut self, gfn: Gfn, content: PageContent<'_>) -> Result<(), MachineError> {
+        if !self.paused {
+            return Err(MachineError::RunState { doing: "writing memory", needed: "paused" });
+        }
+        Ok(self.ram.write_page(gfn, content)?)
+    }
+
+    fn write_lines(&mut self, gfn: Gfn, content: PageContent<'_>, lines: u64) -> Result<(), MachineError> {
+        if !self.paused {
+            return Err(MachineError::RunState { doing: "writing memory", needed: "paused" });
+        }
+        Ok(self.ram.write_lines(gfn, content, lines)?)
+    }
+}
+
+impl StateIo for RemoteMachine {
     fn capture_state(&mut self) -> Result<MachineState, MachineError> {
         if let Some(state) = self.stand.take_state() {
             return Ok(state);
@@ -241,20 +265,6 @@ impl Machine for RemoteMachine {
 
     fn sync_state(&mut self, _state: &MachineState) -> Result<(), MachineError> {
         Ok(())
-    }
-
-    fn write_page(&mut self, gfn: Gfn, content: PageContent<'_>) -> Result<(), MachineError> {
-        if !self.paused {
-            return Err(MachineError::RunState { doing: "writing memory", needed: "paused" });
-        }
-        Ok(self.ram.write_page(gfn, content)?)
-    }
-
-    fn write_lines(&mut self, gfn: Gfn, content: PageContent<'_>, lines: u64) -> Result<(), MachineError> {
-        if !self.paused {
-            return Err(MachineError::RunState { doing: "writing memory", needed: "paused" });
-        }
-        Ok(self.ram.write_lines(gfn, content, lines)?)
     }
 
     fn apply_state(&mut self, state: &MachineState, clock: ClockPolicy) -> Result<(), MachineError> {
@@ -276,7 +286,9 @@ impl Machine for RemoteMachine {
         let request = Request::Release { disks: state.disks.clone() };
         self.ask("letting go of a state", &request, &[], 0, |answer, body| done(&answer, body))
     }
+}
 
+impl DiskIo for RemoteMachine {
     fn disks(&self) -> &[DiskShape] {
         &self.disks
     }
@@ -295,7 +307,7 @@ impl Machine for RemoteMachine {
         Ok(Box::new(RemoteChanges::new(Arc::clone(&self.link), id, blocks)))
     }
 
-    fn kept_disks(&mut self) -> Result<Vec<DiskState>, MachineError> {
+    fn retained_disks(&mut self) -> Result<Vec<DiskState>, MachineError> {
         if self.disks.is_empty() {
             return Ok(Vec::new());
         }

@@ -6,7 +6,8 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 use retrovisor_guest::{
-    BLOCK_SIZE, BlockContent, DiskChanges, Machine as _, MachineError, MachineState, PageSet,
+    BLOCK_SIZE, BlockContent, DiskChanges, DiskIo as _, Machine as _, MachineError, MachineState,
+    MemoryIo as _, PageSet, StateIo as _,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Uid;
@@ -223,7 +224,7 @@ impl Worker {
                     }
                     Err(error) => Err(error),
                 },
-                Request::KeptDisks => self.machine.kept_disks().map(Answer::Kept),
+                Request::KeptDisks => self.machine.retained_disks().map(Answer::Kept),
                 Request::Release { disks } => {
                     let state = MachineState { disks: disks.clone(), ..MachineState::default() };
                     self.machine.release_state(&state).map(|()| Answer::Done)

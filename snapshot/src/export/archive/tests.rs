@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use retrovisor_guest::{Gpa, Machine as _, MemoryLayout, PAGE_SIZE};
-use retrovisor_machine::memory::MemoryMachine;
+use retrovisor_scripted::MemoryMachine;
 
 use super::ARCHIVE_MAGIC;
 use super::cell::Rows;

@@ -1,0 +1,321 @@
+//! Evaluates one checkpoint of a machine after the other.
+
+use std::collections::{HashMap, VecDeque};
+
+use retrovisor_snapshot::{CheckpointId, TimelineId, Verdict};
+
+use crate::config::Config;
+use crate::evaluation::{Evaluation, score};
+use crate::feature::FEATURES;
+use crate::model::{Assessment, Model, Observation};
+use crate::order::median;
+use crate::reason;
+use crate::sample::Sample;
+use crate::view::View;
+
+/// Evaluates one machine's checkpoints in order, against a baseline learnt from those that were clean.
+///
+/// Its state is a function of the samples evaluated so far: evaluating the same samples again, read from the snapshot
+/// database, gives the same verdicts. Rates divide by guest time, so rollbacks and uneven intervals do not distort them.
+#[derive(Clone, Debug)]
+pub struct Evaluator {
+    config: Config,
+    baseline: VecDeque<Observation>,
+    model: Option<Model>,
+    /// Observations added to the baseline since the model was fitted.
+    unfitted: usize,
+    seen: HashMap<CheckpointId, Seen>,
+    pending: HashMap<CheckpointId, Observation>,
+    /// The newest clean checkpoints' intervals, in guest seconds.
+    intervals_s: VecDeque<f64>,
+    last: Option<CheckpointId>,
+    resumed_from: Option<CheckpointId>,
+}
+
+/// The state of an evaluated checkpoint.
+#[derive(Clone, Debug)]
+struct Seen {
+    parent: Option<CheckpointId>,
+    timeline: TimelineId,
+    state: State,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum State {
+    /// Nothing was found; too few clean ones have followed it.
+    Clean,
+    Good,
+    /// Suspect or bad, for these features (positions).
+    Alarm(Vec<usize>),
+}
+
+/// An evaluation with the observation it was made from.
+pub(crate) struct Evaluated {
+    pub(crate) evaluation: Evaluation,
+    pub(crate) observation: Observation,
+}
+
+/// How much longer than usual the first interval after a rollback may be.
+const RESUMED_MAX: f64 = 1.5;
+/// Intervals that say what is usual: at least, and at most.
+const INTERVALS_MIN: usize = 5;
+const INTERVALS_MAX: usize = 15;
+/// Reasons given for one checkpoint, at most.
+const REASONS_MAX: usize = 12;
+/// Clean checkpoints kept until enough successors are clean; the oldest are dropped first.
+const WAITING_MAX: usize = 256;
+
+impl Evaluator {
+    /// An evaluator without a baseline.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            baseline: VecDeque::new(),
+            model: None,
+            unfitted: 0,
+            seen: HashMap::new(),
+            pending: HashMap::new(),
+            intervals_s: VecDeque::new(),
+            last: None,
+            resumed_from: None,
+        }
+    }
+
+    /// Whether the baseline is still being learnt: only invariants are evaluated.
+    #[must_use]
+    pub fn is_learning(&self) -> bool {
+        self.model.is_none()
+    }
+
+    /// Clean checkpoints that the baseline rests on.
+    #[must_use]
+    pub fn baseline_len(&self) -> usize {
+        self.baseline.len()
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub(crate) fn baseline(&self) -> impl Iterator<Item = &Observation> {
+        self.baseline.iter()
+    }
+
+    /// Whether enough clean checkpoints followed this one.
+    pub(crate) fn is_good(&self, checkpoint: CheckpointId) -> bool {
+        self.seen.get(&checkpoint).is_some_and(|seen| seen.state == State::Good)
+    }
+
+    pub(crate) fn model(&self) -> Option<&Model> {
+        self.model.as_ref()
+    }
+
+    /// Records a rollback: the next checkpoint follows this one, not the one evaluated last. Alarms of the timeline that
+    /// was left do not carry over. The next sample's parent says the same.
+    pub fn rolled_back_to(&mut self, checkpoint: CheckpointId) {
+        self.resumed_from = Some(checkpoint);
+    }
+
+    /// Evaluates a checkpoint. `parent` is the sample it came after on its timeline; without it there are no rates.
+    pub fn evaluate(&mut self, sample: &Sample, parent: Option<&Sample>) -> Evaluation {
+        self.evaluate_fully(sample, parent).evaluation
+    }
+
+    pub(crate) fn evaluate_fully(&mut self, sample: &Sample, parent: Option<&Sample>) -> Evaluated {
+        let parent = parent.filter(|parent| Some(parent.checkpoint) == sample.parent);
+        // After a rollback a guest catches up: one outlying checkpoint there is no evidence.
+        let resumed = self.resumes(sample);
+        self.last = Some(sample.checkpoint);
+        self.resumed_from = None;
+
+        let mut view = View::new(sample, parent);
+        if resumed
+            && view.interval.is_some_and(|interval| interval.seconds > RESUMED_MAX * self.usual_interval_s())
+        {
+            // The guest's clock advanced while the guest did not run: rates over that time mean nothing.
+            view = View::without_rates(sample, parent);
+        }
+        let observation = view.observation(self.model.as_ref().map(|model| &model.profiles));
+        let assessment = self.model.as_ref().map(|model| model.assess(&observation));
+        let mut evaluation = Evaluation {
+            checkpoint: sample.checkpoint,
+            verdict: Verdict::Unknown,
+            score: assessment.as_ref().map_or(0.0, |a| score(a.p_value)),
+            p_value: assessment.as_ref().map(|a| a.p_value),
+            reasons: reason::invariants(sample),
+            features: named_features(&observation),
+            detectors: assessment.as_ref().map(|a| a.detectors.clone()).unwrap_or_default(),
+            learning: self.model.is_none(),
+            settled: Vec::new(),
+        };
+        let mut alarmed = Vec::new();
+        if let (Some(model), Some(assessment)) = (&self.model, &assessment) {
+            alarmed = self.alarmed_features(assessment);
+            evaluation.verdict = self.verdict(sample, assessment, &alarmed, resumed);
+            if evaluation.verdict != Verdict::Unknown {
+                evaluation.reasons.extend(reason::statistical(
+                    &view,
+                    model,
+                    &observation,
+                    assessment,
+                    &alarmed,
+                ));
+            }
+        }
+        if !sample.violations.is_empty() {
+            evaluation.verdict = Verdict::Bad;
+            evaluation.score = Evaluation::SCORE_MAX;
+        }
+        evaluation.reasons.truncate(REASONS_MAX);
+        let state =
+            if evaluation.is_clean() { State::Clean } else { State::Alarm(std::mem::take(&mut alarmed)) };
+        evaluation.settled = self.record_state(sample, state, &observation, view.interval.is_some());
+        Evaluated { evaluation, observation }
+    }
+
+    /// Whether the machine was rolled back between this checkpoint and its parent.
+    fn resumes(&self, sample: &Sample) -> bool {
+        let Some(parent) = sample.parent else { return false };
+        self.resumed_from == Some(parent)
+            || self.last.is_some_and(|last| last != parent)
+            || self.seen.get(&parent).is_some_and(|seen| seen.timeline != sample.timeline)
+    }
+
+    /// Features far enough out to be named, strongest first.
+    fn alarmed_features(&self, assessment: &Assessment) -> Vec<usize> {
+        let mut far: Vec<usize> = (0..FEATURES.len())
+            .filter(|at| assessment.evidence[*at].abs() >= self.config.deviation_min)
+            .collect();
+        far.sort_by(|a, b| assessment.evidence[*b].abs().total_cmp(&assessment.evidence[*a].abs()));
+        far
+    }
+
+    fn verdict(&self, sample: &Sample, assessment: &Assessment, alarmed: &[usize], resumed: bool) -> Verdict {
+        let Some(strongest) = alarmed.first().map(|at| assessment.evidence[*at].abs()) else {
+            return Verdict::Unknown;
+        };
+        if assessment.p_value >= self.config.alpha {
+            return Verdict::Unknown;
+        }
+        let extreme = alarmed.len() >= self.config.extreme_features
+            && strongest >= self.config.deviation_extreme
+            && assessment.p_value < self.config.alpha_extreme
+            && !resumed;
+        let confirmed =
+            sample.parent.and_then(|parent| self.seen.get(&parent)).is_some_and(|seen| match &seen.state {
+                State::Alarm(before) => before.is_empty() || before.iter().any(|at| alarmed.contains(at)),
+                _ => false,
+            });
+        if extreme || confirmed { Verdict::Bad } else { Verdict::Suspect }
+    }
+
+    /// Records an evaluated checkpoint, and marks those as good that enough clean ones have followed.
+    fn record_state(
+        &mut self,
+        sample: &Sample,
+        state: State,
+        observation: &Observation,
+        has_rates: bool,
+    ) -> Vec<CheckpointId> {
+        let clean = state == State::Clean;
+        let known = self
+            .seen
+            .insert(sample.checkpoint, Seen { parent: sample.parent, timeline: sample.timeline, state })
+            .is_some();
+        if !clean || known {
+            return Vec::new();
+        }
+        // Only checkpoints at the usual interval join the baseline: those taken by hand, or by a rollback, are mostly noise.
+        let teaches = has_rates && self.is_usual_interval(observation.moment.interval_s);
+        if self.model.is_some() {
+            if teaches {
+                self.hold(observation.clone());
+            }
+        } else if teaches {
+            self.baseline.push_back(observation.clone());
+            if self.baseline.len() >= self.config.baseline() {
+                self.fit();
+            }
+        }
+        // Until there is a model nothing but invariants was checked: too little to call a checkpoint good.
+        if self.model.is_none() { Vec::new() } else { self.settle(sample.checkpoint) }
+    }
+
+    /// Whether an interval is not much shorter than the newest ones; follows when they become shorter.
+    fn is_usual_interval(&mut self, interval_s: f64) -> bool {
+        let usual = self.usual_interval_s();
+        self.intervals_s.push_back(interval_s);
+        if self.intervals_s.len() > INTERVALS_MAX {
+            self.intervals_s.pop_front();
+        }
+        usual.is_infinite() || interval_s >= usual / 2.0
+    }
+
+    /// The usual guest time between checkpoints; infinite while too few are known.
+    fn usual_interval_s(&self) -> f64 {
+        if self.intervals_s.len() < INTERVALS_MIN {
+            return f64::INFINITY;
+        }
+        median(self.intervals_s.iter().copied()).unwrap_or(f64::INFINITY)
+    }
+
+    fn hold(&mut self, observation: Observation) {
+        self.pending.insert(observation.checkpoint, observation);
+        if self.pending.len() > WAITING_MAX
+            && let Some(oldest) = self.pending.keys().min().copied()
+        {
+            self.pending.remove(&oldest);
+        }
+    }
+
+    /// Walks back from a clean checkpoint for as long as everything is clean.
+    fn settle(&mut self, newest: CheckpointId) -> Vec<CheckpointId> {
+        let mut settled = Vec::new();
+        let (mut at, mut followers) = (newest, 0);
+        while let Some(seen) = self.seen.get_mut(&at) {
+            if seen.state != State::Clean {
+                break;
+            }
+            let parent = seen.parent;
+            if followers >= self.config.settle_checkpoints {
+                seen.state = State::Good;
+                settled.push(at);
+            }
+            followers += 1;
+            match parent {
+                // A parent is always older: damaged links cannot make a circle.
+                Some(parent) if parent < at => at = parent,
+                _ => break,
+            }
+        }
+        settled.reverse();
+        for checkpoint in &settled {
+            if let Some(observation) = self.pending.remove(checkpoint) {
+                self.baseline.push_back(observation);
+                self.unfitted += 1;
+            }
+        }
+        while self.baseline.len() > self.config.window() {
+            self.baseline.pop_front();
+        }
+        // Fitting again for every tenth part that is new, and for every tenth checkpoint at the latest.
+        if self.unfitted > 0 && self.unfitted * 10 >= self.baseline.len().min(100) {
+            self.fit();
+        }
+        settled
+    }
+
+    fn fit(&mut self) {
+        self.model = Some(Model::fit(&self.baseline.iter().collect::<Vec<_>>()));
+        self.unfitted = 0;
+    }
+}
+
+fn named_features(observation: &Observation) -> Vec<(String, f64)> {
+    FEATURES
+        .iter()
+        .zip(&observation.vector)
+        .filter_map(|(feature, value)| Some((feature.name.to_owned(), (*value)?)))
+        .collect()
+}
