@@ -9,5 +9,5 @@ mod patch;
 mod syscall_redirect;
 
 pub use error::Error;
-pub use patch::{Patch, apply};
+pub use patch::{Patch, apply, frames};
 pub use syscall_redirect::plan as redirect_syscall;

@@ -1,4 +1,4 @@
-use retrovisor_guest::{ClockPolicy, Gpa, Machine, PAGE_SIZE, PageContent, PageSet};
+use retrovisor_guest::{ClockPolicy, Gpa, Machine, MemoryLayout, PAGE_SIZE, PageContent, PageSet};
 
 use crate::Error;
 
@@ -13,11 +13,25 @@ pub struct Patch {
     pub after: Vec<u8>,
 }
 
-/// Writes the patches in one pause and returns the frames written, for the caller's dirty set.
+/// The frames that these patches write: the caller notes them as dirty before it calls [`apply`], so that they are in the
+/// next checkpoint also when that fails half-way.
+#[must_use]
+pub fn frames(patches: &[Patch], layout: &MemoryLayout) -> PageSet {
+    let mut frames = PageSet::empty(layout);
+    for patch in patches {
+        let end = patch.gpa.0.saturating_add(patch.after.len() as u64);
+        for page in patch.gpa.0 / PAGE_SIZE as u64..end.div_ceil(PAGE_SIZE as u64) {
+            frames.insert(Gpa(page * PAGE_SIZE as u64).gfn());
+        }
+    }
+    frames
+}
+
+/// Writes the patches in one pause; [`frames`] says to which frames.
 ///
 /// The state is captured before and applied afterwards, so that a translator forgets code that it translated before.
 /// Leaves the machine paused; on an error memory is as it was, as far as the machine still answers.
-pub fn apply(machine: &mut dyn Machine, patches: &[Patch]) -> Result<PageSet, Error> {
+pub fn apply(machine: &mut dyn Machine, patches: &[Patch]) -> Result<(), Error> {
     machine.pause()?;
     for patch in patches {
         let mut found = vec![0; patch.before.len()];
@@ -26,23 +40,21 @@ pub fn apply(machine: &mut dyn Machine, patches: &[Patch]) -> Result<PageSet, Er
             return Err(Error::Changed(patch.gpa));
         }
     }
-    let mut written = PageSet::empty(&machine.identity().layout);
     let state = machine.capture_state()?;
     for patch in patches {
-        write(machine, patch.gpa, &patch.after, &mut written)?;
+        write(machine, patch.gpa, &patch.after)?;
     }
     let applied = machine.apply_state(&state, ClockPolicy::StandStill);
     if applied.is_err() {
         for patch in patches {
-            write(machine, patch.gpa, &patch.before, &mut written)?;
+            write(machine, patch.gpa, &patch.before)?;
         }
     }
     machine.release_state(&state)?;
-    applied?;
-    Ok(written)
+    Ok(applied?)
 }
 
-fn write(machine: &mut dyn Machine, gpa: Gpa, bytes: &[u8], written: &mut PageSet) -> Result<(), Error> {
+fn write(machine: &mut dyn Machine, gpa: Gpa, bytes: &[u8]) -> Result<(), Error> {
     let mut done = 0;
     while done < bytes.len() {
         let at = Gpa(gpa.0 + done as u64);
@@ -52,7 +64,6 @@ fn write(machine: &mut dyn Machine, gpa: Gpa, bytes: &[u8], written: &mut PageSe
         machine.memory().read_page(at.gfn(), &mut page)?;
         page[offset..offset + length].copy_from_slice(&bytes[done..done + length]);
         machine.write_page(at.gfn(), PageContent::Data(&page))?;
-        written.insert(at.gfn());
         done += length;
     }
     Ok(())
@@ -75,8 +86,9 @@ mod tests {
         let mut bytes = [0; 4];
         machine.memory().read(Gpa(4094), &mut bytes).unwrap();
         assert_eq!(&bytes, b"abcd");
-        let written = apply(&mut machine, &[good]).unwrap();
-        assert_eq!(written.len(), 2);
+        let layout = machine.identity().layout.clone();
+        assert_eq!(frames(std::slice::from_ref(&good), &layout).iter().collect::<Vec<_>>(), [Gfn(0), Gfn(1)]);
+        apply(&mut machine, &[good]).unwrap();
         machine.memory().read(Gpa(4094), &mut bytes).unwrap();
         assert_eq!(&bytes, b"wxyz");
     }

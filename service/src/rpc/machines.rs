@@ -2,7 +2,7 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use retrovisor_guest::{Interface, LaunchSpec, Network};
-use retrovisor_manager::{Command, MachineSpec, Manager, ManagerError, Origin};
+use retrovisor_manager::{Command, MachineSpec, Manager, ManagerError, PausedBy};
 use retrovisor_proto::v1::machine_service_server::MachineService;
 use retrovisor_proto::v1::network_interface::Network as Asked;
 use retrovisor_proto::v1::{
@@ -83,13 +83,7 @@ impl MachineService for Services {
         request: Request<AttachMachineRequest>,
     ) -> Result<Response<AttachMachineResponse>, Status> {
         let AttachMachineRequest { machine: name, qmp, every_ms } = request.into_inner();
-        let spec = MachineSpec {
-            every_ms,
-            qmp: Some(PathBuf::from(qmp)),
-            origin: Origin::Attached,
-            detached: true,
-            process: None,
-        };
+        let spec = MachineSpec::attached(PathBuf::from(qmp), every_ms);
         self.blocking({
             let name = name.clone();
             move |services| services.manager.attach(&name, &spec)
@@ -104,7 +98,7 @@ impl MachineService for Services {
     ) -> Result<Response<PauseMachineResponse>, Status> {
         let name = request.into_inner().machine;
         self.manager
-            .ask(&name, |reply| Command::Pause { reply })
+            .ask(&name, |reply| Command::Pause { by: PausedBy::User, reply })
             .await
             .map_err(|error| status::of(&error))?;
         Ok(Response::new(PauseMachineResponse { machine: self.machine(name).await? }))
@@ -156,8 +150,8 @@ impl MachineService for Services {
         &self,
         request: Request<StopMachineRequest>,
     ) -> Result<Response<StopMachineResponse>, Status> {
-        let name = request.into_inner().machine;
-        self.manager.ask(&name, |reply| Command::Stop { reply }).await.map_err(|error| status::of(&error))?;
+        let StopMachineRequest { machine: name, force } = request.into_inner();
+        self.manager.stop(&name, force).await.map_err(|error| status::of(&error))?;
         Ok(Response::new(StopMachineResponse { machine: self.machine(name).await? }))
     }
 }
@@ -167,7 +161,7 @@ fn launch_spec(manager: &Manager, request: RunMachineRequest) -> Result<(String,
     let interfaces = request.interfaces.into_iter().map(interface).collect::<Result<Vec<_>, _>>()?;
     let disks: Vec<_> = request.disks.into_iter().map(PathBuf::from).collect();
     disks.iter().try_for_each(|disk| check_disk(disk))?;
-    let origin = Origin::Launched(LaunchSpec {
+    let launch = LaunchSpec {
         kernel: PathBuf::from(request.kernel),
         initrd: (!request.initrd.is_empty()).then(|| PathBuf::from(request.initrd)),
         append: request.append,
@@ -178,9 +172,8 @@ fn launch_spec(manager: &Manager, request: RunMachineRequest) -> Result<(String,
         accelerator: None,
         interfaces,
         channel: true,
-    });
-    let spec = MachineSpec { every_ms: request.every_ms, qmp: None, origin, detached: true, process: None };
-    Ok((request.machine, spec))
+    };
+    Ok((request.machine, MachineSpec::launched(launch, request.every_ms)))
 }
 
 /// Refuses what is not a file. A path that cannot be read is for the driver to report.
