@@ -271,6 +271,13 @@ impl MachineActor {
         paused_by
     }
 
+    /// Sets the guest running after a command that paused it.
+    pub(crate) fn run_on(&mut self) -> Result<(), ManagerError> {
+        let Err(error) = self.vm.resume() else { return Ok(()) };
+        self.observe_failure();
+        if self.state == Lifecycle::Running { Ok(()) } else { Err(error.into()) }
+    }
+
     /// After a command that failed: observes the machine, and ends a pause of that command which nobody else asked for.
     pub(crate) fn observe_failure(&mut self) {
         let was_running = self.state == Lifecycle::Running;

@@ -127,7 +127,7 @@ impl MachineActor {
             if let Err(error) = taken {
                 if !force {
                     if before == Lifecycle::Running {
-                        self.vm.resume()?;
+                        self.run_on()?;
                     }
                     return Err(ManagerError::NotStopped {
                         machine: self.name.clone(),
@@ -169,7 +169,7 @@ impl MachineActor {
         self.recorder.note_written(&retrovisor_faults::frames(&patches, &self.vm.identity().layout));
         let applied = retrovisor_faults::apply(&mut *self.vm, &patches);
         if self.state == Lifecycle::Running {
-            self.vm.resume()?;
+            self.run_on()?;
         }
         applied?;
         let done =

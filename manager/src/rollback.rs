@@ -98,7 +98,7 @@ impl MachineActor {
                 return Err(self.revert_mismatch(to, &report, was_running));
             }
             if was_running {
-                self.vm.resume()?;
+                self.run_on()?;
             }
         }
         if let Some(current) = &report.current {
@@ -166,10 +166,9 @@ impl MachineActor {
         let is_reverted = match reverted {
             Ok(back) => {
                 self.evaluations.moved_to(back.target.id);
-                if was_running && let Err(error) = self.vm.resume() {
+                if was_running && let Err(error) = self.run_on() {
                     tracing::error!(machine = self.name, %error, "cannot resume");
                 }
-                self.observe();
                 true
             }
             Err(error) => {
@@ -238,7 +237,10 @@ impl MachineActor {
             self.enter(Lifecycle::Paused(PausedBy::User), String::new());
             return Ok(());
         }
-        self.vm.resume()?;
+        if let Err(error) = self.vm.resume() {
+            self.enter(Lifecycle::Paused(PausedBy::Other), format!("it cannot be resumed: {error}"));
+            return Err(error.into());
+        }
         self.wish(DesiredState::Running);
         self.enter(Lifecycle::Running, String::new());
         Ok(())

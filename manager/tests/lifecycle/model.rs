@@ -158,6 +158,7 @@ proptest! {
             let is_wished_paused = wishes.get(name).copied().unwrap_or(false);
             let (expected, succeeds) = expect(step, before, is_wished_paused);
             let done = execute(&mut daemon, name, step);
+            let is_done = done.is_ok();
             if let Some(succeeds) = succeeds {
                 prop_assert_eq!(done.is_ok(), succeeds, "{:?} of {:?}: {:?}", step, before, done.err());
             }
@@ -180,7 +181,7 @@ proptest! {
             }
             match (step, models[name]) {
                 (Step::Pause, Model::Paused) => wishes.insert(name, true),
-                (Step::Run | Step::Resume | Step::Stop, Model::Running | Model::Gone) => wishes.insert(name, false),
+                (Step::Run | Step::Resume | Step::Stop, _) if is_done => wishes.insert(name, false),
                 _ => None,
             };
         }
