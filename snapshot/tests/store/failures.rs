@@ -1,5 +1,6 @@
 //! The machine fails at every step: the guest never stays paused because of us, and nothing is lost.
 
+use retrovisor_guest::{ClockPolicy, MachineError};
 use retrovisor_snapshot::{CheckpointRequest, Error, OperationStatus, RollbackRequest};
 
 use crate::toy::Lab;
@@ -93,4 +94,21 @@ fn a_machine_that_cannot_be_put_back_stays_paused_and_is_told_about() {
     lab.recorder.restore(&mut lab.toy, present.id, &RollbackRequest::default()).unwrap();
     assert_eq!(lab.toy.image, before);
     assert_eq!(lab.store.catalogue().interrupted(lab.machine).unwrap(), None);
+}
+
+#[test]
+fn a_clock_that_the_machine_cannot_move_is_refused_before_it_is_touched() {
+    let (mut lab, first) = lab();
+    let before = lab.toy.image.clone();
+    lab.toy.clock_jump = false;
+    // Any call that finds frames would use this up.
+    lab.toy.faults.take_dirty = 1;
+    let request = RollbackRequest { clock: ClockPolicy::JumpToNow, ..RollbackRequest::default() };
+    let rollback = lab.recorder.rollback(&mut lab.toy, first.id, &request).unwrap_err();
+    let restore = lab.recorder.restore(&mut lab.toy, first.id, &request).unwrap_err();
+    for refused in [rollback, restore] {
+        assert!(matches!(refused, Error::Machine(MachineError::Unsupported { .. })), "{refused}");
+    }
+    assert_eq!((&lab.toy.image, lab.toy.paused, lab.toy.faults.take_dirty), (&before, false, 1));
+    assert_eq!(lab.store.catalogue().operations(lab.machine).unwrap(), []);
 }
