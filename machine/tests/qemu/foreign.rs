@@ -40,7 +40,7 @@ impl Qemu {
             .args(["-object", &ram, "-machine", "q35,memory-backend=ram", "-action", "shutdown=pause"])
             .args(["-kernel", &kernel, "-initrd", &initrd, "-append", "console=ttyS0 quiet tsc=unstable"])
             .args(["-serial", &serial, "-drive", &disk, "-device", "virtio-blk-pci,drive=dd"])
-            .args(["-device", "pcie-root-port,id=port", "-qmp", &monitor("qmp"), "-qmp", &monitor("owner")])
+            .args(["-device", "pcie-root-port,id=root0", "-qmp", &monitor("qmp"), "-qmp", &monitor("owner")])
             .spawn()
             .unwrap();
         while !dir.join("owner").exists() || UnixStream::connect(dir.join("owner")).is_err() {
@@ -139,7 +139,7 @@ fn the_owner_is_noticed_and_gets_qemu_back_as_it_was() {
     assert!(machine.capabilities().check_clock(ClockPolicy::JumpToNow).is_err());
 
     // A device that is plugged in is refused by its name, and nothing is left of the attempt.
-    owner.run("device_add", json!({ "driver": "virtio-rng-pci", "id": "late", "bus": "port" }));
+    owner.run("device_add", json!({ "driver": "virtio-rng-pci", "id": "late", "bus": "root0" }));
     let error = machine.capture_state().unwrap_err();
     assert!(
         matches!(error, MachineError::Unsupported { .. })

@@ -1,7 +1,8 @@
 //! Confines the worker process and its threads to what the machine needs.
 //!
 //! In two steps. [`early`] gives the process namespaces of its own while it has one thread and has opened nothing.
-//! [`late`] is called when all files are open and no vCPU has run; it drops capabilities and limits system calls.
+//! [`late`] is called when all files are open and no vCPU has run; it makes the other namespaces, drops capabilities
+//! and limits system calls.
 //!
 //! A host may not permit every part of it (a container, a kernel without user namespaces): what could not be done is
 //! reported, and the rest is done.
