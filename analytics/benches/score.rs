@@ -1,4 +1,4 @@
-//! What judging a checkpoint costs, on the synthetic guest of the tests.
+//! What evaluating a checkpoint costs, on the synthetic guest of the tests.
 //!
 //! Prints a table and writes `target/bench/analytics.json`: rows `{name, unit, p50, p99, n}`.
 
@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (mut young, mut grown) = (Vec::new(), Vec::new());
     for seed in 0..6 {
         let mut run = Run::new(seed);
-        while run.analyst.is_learning() {
+        while run.evaluator.is_learning() {
             run.step();
         }
         for step in 0..260 {
@@ -51,16 +51,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         run.guest.inject(Fault::RUNAWAY, "runaway");
         let alarm = loop {
-            let judgement = run.step();
-            if judgement.verdict == Verdict::Bad {
-                break judgement.checkpoint;
+            let evaluation = run.step();
+            if evaluation.verdict == Verdict::Bad {
+                break evaluation.checkpoint;
             }
         };
         let begun = Instant::now();
         explain(run.catalogue(), alarm)?;
         explained.push(begun.elapsed().as_secs_f64() * 1e3);
         let begun = Instant::now();
-        run.analyst.explain(run.catalogue(), alarm)?;
+        run.evaluator.explain(run.catalogue(), alarm)?;
         remembered.push(begun.elapsed().as_secs_f64() * 1e3);
         let begun = Instant::now();
         let page = report(run.catalogue(), run.machine)?.to_html();
@@ -68,7 +68,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         drop(page);
     }
     rows.push(("explain_ms/offline", "ms", explained));
-    rows.push(("explain_ms/analyst-at-hand", "ms", remembered));
+    rows.push(("explain_ms/evaluator-at-hand", "ms", remembered));
     rows.push(("report_ms", "ms", reported));
     save(rows)
 }

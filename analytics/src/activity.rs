@@ -1,4 +1,4 @@
-//! What each family of tasks (those of one name) did between two checkpoints.
+//! The usage of each family of tasks (those of one name) between two checkpoints.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -6,11 +6,11 @@ use crate::sample::{Sample, Task, count_f64, family, u64_f64};
 
 /// What one family of tasks did in an interval, and held at its end.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Deed {
+pub(crate) struct FamilyUsage {
     /// Tasks at the end.
     pub(crate) tasks: f64,
     /// Of them, how many the earlier checkpoint had not.
-    pub(crate) newcomers: f64,
+    pub(crate) new_tasks: f64,
     /// Processor time per guest second: 1 is one processor fully used.
     pub(crate) cpu_share: f64,
     /// Resident memory at the end, in pages.
@@ -21,8 +21,8 @@ pub(crate) struct Deed {
     pub(crate) kernel: bool,
 }
 
-/// The deeds of all families in one interval.
-pub(crate) type Activity = BTreeMap<String, Deed>;
+/// The usage of all families in one interval.
+pub(crate) type Activity = BTreeMap<String, FamilyUsage>;
 
 /// The stretch of guest time between two checkpoints on a timeline.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,7 +42,7 @@ impl Interval {
 }
 
 /// One task's part in an interval.
-pub(crate) struct TaskDeed<'a> {
+pub(crate) struct TaskUsage<'a> {
     pub(crate) task: &'a Task,
     pub(crate) new: bool,
     /// Processors' worth of time used: 1 is one processor fully used.
@@ -50,11 +50,11 @@ pub(crate) struct TaskDeed<'a> {
 }
 
 /// What each task alive at the end did since `parent`.
-pub(crate) fn task_deeds<'a>(
+pub(crate) fn task_usages<'a>(
     sample: &'a Sample,
     parent: Option<&Sample>,
     interval: Option<Interval>,
-) -> Vec<TaskDeed<'a>> {
+) -> Vec<TaskUsage<'a>> {
     let before: HashMap<(i64, u64), u64> =
         parent.map(|p| p.tasks.iter().map(|t| (t.identity(), t.cpu_ns)).collect()).unwrap_or_default();
     sample
@@ -65,29 +65,29 @@ pub(crate) fn task_deeds<'a>(
             let used_ns = u64_f64(task.cpu_ns.saturating_sub(then.copied().unwrap_or(0)));
             // A thread cannot use more than one processor: what exceeds it is a forged or torn number.
             let cpu_share = interval.map_or(0.0, |i| (used_ns / 1e9 / i.seconds).min(1.0));
-            TaskDeed { task, new: parent.is_some() && then.is_none(), cpu_share }
+            TaskUsage { task, new: parent.is_some() && then.is_none(), cpu_share }
         })
         .collect()
 }
 
-/// Sums the tasks' deeds by family.
-pub(crate) fn activity(deeds: &[TaskDeed<'_>], interval: Option<Interval>) -> Activity {
+/// Sums the tasks' usages by family.
+pub(crate) fn activity(usages: &[TaskUsage<'_>], interval: Option<Interval>) -> Activity {
     let mut families = Activity::new();
-    for deed in deeds {
-        let entry = families.entry(deed.task.family()).or_default();
-        entry.kernel = deed.task.kernel_thread;
+    for usage in usages {
+        let entry = families.entry(usage.task.family()).or_default();
+        entry.kernel = usage.task.kernel_thread;
         entry.tasks += 1.0;
-        entry.newcomers += f64::from(u8::from(deed.new));
-        entry.cpu_share += deed.cpu_share;
-        if deed.task.leads() {
-            entry.rss_pages += u64_f64(deed.task.rss_pages);
+        entry.new_tasks += f64::from(u8::from(usage.new));
+        entry.cpu_share += usage.cpu_share;
+        if usage.task.leads() {
+            entry.rss_pages += u64_f64(usage.task.rss_pages);
         }
     }
     let Some(interval) = interval else { return families };
-    for deed in deeds.iter().filter(|deed| deed.new && deed.task.leads()) {
-        if let Some(parent) = &deed.task.parent_comm {
-            // kthreadd's children are its business; only known families count as parents.
-            let parent = family(parent, deed.task.kernel_thread);
+    for usage in usages.iter().filter(|usage| usage.new && usage.task.leads()) {
+        if let Some(parent) = &usage.task.parent_comm {
+            // Only families alive at the end count as parents.
+            let parent = family(parent, usage.task.kernel_thread);
             if let Some(entry) = families.get_mut(&parent) {
                 entry.children_per_s += 1.0 / interval.seconds;
             }
@@ -96,21 +96,21 @@ pub(crate) fn activity(deeds: &[TaskDeed<'_>], interval: Option<Interval>) -> Ac
     families
 }
 
-/// What a family did over the clean checkpoints: the most it was ever seen to do, and how often it was there.
+/// What a family used in clean checkpoints: the maximum of everything, and how often it was alive.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Habit {
+pub(crate) struct Profile {
     /// Clean checkpoints in which it was alive.
     pub(crate) seen: usize,
     /// Whether all of it was seen to be new tasks once: commands that come and go, and may be missed between two of them.
     pub(crate) replaced: bool,
     /// The most of everything.
-    pub(crate) most: Deed,
+    pub(crate) most: FamilyUsage,
 }
 
-/// The habits of all families: how the guest behaves when it is well.
+/// The profiles of all families in clean checkpoints.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Habits {
-    families: BTreeMap<String, Habit>,
+pub(crate) struct Profiles {
+    families: BTreeMap<String, Profile>,
     checkpoints: usize,
 }
 
@@ -123,32 +123,32 @@ pub(crate) struct Excess {
     pub(crate) children_per_s: f64,
 }
 
-impl Habits {
+impl Profiles {
     pub(crate) fn learn<'a>(activities: impl Iterator<Item = &'a Activity>) -> Self {
-        let mut habits = Self::default();
+        let mut profiles = Self::default();
         for activity in activities {
-            habits.checkpoints += 1;
-            for (name, deed) in activity {
-                let habit = habits.families.entry(name.clone()).or_default();
-                habit.seen += 1;
-                habit.replaced |= deed.newcomers >= deed.tasks;
-                let most = &mut habit.most;
-                most.tasks = most.tasks.max(deed.tasks);
-                most.newcomers = most.newcomers.max(deed.newcomers);
-                most.cpu_share = most.cpu_share.max(deed.cpu_share);
-                most.rss_pages = most.rss_pages.max(deed.rss_pages);
-                most.children_per_s = most.children_per_s.max(deed.children_per_s);
+            profiles.checkpoints += 1;
+            for (name, usage) in activity {
+                let profile = profiles.families.entry(name.clone()).or_default();
+                profile.seen += 1;
+                profile.replaced |= usage.new_tasks >= usage.tasks;
+                let most = &mut profile.most;
+                most.tasks = most.tasks.max(usage.tasks);
+                most.new_tasks = most.new_tasks.max(usage.new_tasks);
+                most.cpu_share = most.cpu_share.max(usage.cpu_share);
+                most.rss_pages = most.rss_pages.max(usage.rss_pages);
+                most.children_per_s = most.children_per_s.max(usage.children_per_s);
             }
         }
-        habits
+        profiles
     }
 
-    /// Clean checkpoints these habits were learnt from.
+    /// Clean checkpoints these profiles were learnt from.
     pub(crate) fn checkpoints(&self) -> usize {
         self.checkpoints
     }
 
-    pub(crate) fn of(&self, name: &str) -> Habit {
+    pub(crate) fn of(&self, name: &str) -> Profile {
         self.families.get(name).copied().unwrap_or_default()
     }
 
@@ -156,27 +156,27 @@ impl Habits {
     pub(crate) fn missing<'a>(&'a self, activity: &'a Activity) -> impl Iterator<Item = &'a str> {
         self.families
             .iter()
-            .filter(move |(name, habit)| {
-                habit.seen == self.checkpoints && !habit.replaced && !activity.contains_key(*name)
+            .filter(move |(name, profile)| {
+                profile.seen == self.checkpoints && !profile.replaced && !activity.contains_key(*name)
             })
             .map(|(name, _)| name.as_str())
     }
 
-    pub(crate) fn excess(&self, name: &str, deed: &Deed) -> Excess {
+    pub(crate) fn excess(&self, name: &str, usage: &FamilyUsage) -> Excess {
         let most = self.of(name).most;
         Excess {
-            tasks: (deed.tasks - most.tasks).max(0.0),
-            cpu_share: (deed.cpu_share - 1.1 * most.cpu_share).max(0.0),
-            rss_pages: (deed.rss_pages - 1.1 * most.rss_pages).max(0.0),
-            children_per_s: (deed.children_per_s - most.children_per_s).max(0.0),
+            tasks: (usage.tasks - most.tasks).max(0.0),
+            cpu_share: (usage.cpu_share - 1.1 * most.cpu_share).max(0.0),
+            rss_pages: (usage.rss_pages - 1.1 * most.rss_pages).max(0.0),
+            children_per_s: (usage.children_per_s - most.children_per_s).max(0.0),
         }
     }
 
     /// The excess of all families of user tasks together.
     pub(crate) fn total_excess(&self, activity: &Activity) -> Excess {
         let mut total = Excess::default();
-        for (name, deed) in activity.iter().filter(|(_, deed)| !deed.kernel) {
-            let excess = self.excess(name, deed);
+        for (name, usage) in activity.iter().filter(|(_, usage)| !usage.kernel) {
+            let excess = self.excess(name, usage);
             total.tasks += excess.tasks;
             total.cpu_share += excess.cpu_share;
             total.rss_pages += excess.rss_pages;
@@ -186,9 +186,12 @@ impl Habits {
     }
 
     /// User families never seen in a clean checkpoint.
-    pub(crate) fn strangers(&self, activity: &Activity) -> f64 {
+    pub(crate) fn unknown_families(&self, activity: &Activity) -> f64 {
         count_f64(
-            activity.iter().filter(|(name, deed)| !deed.kernel && !self.families.contains_key(*name)).count(),
+            activity
+                .iter()
+                .filter(|(name, usage)| !usage.kernel && !self.families.contains_key(*name))
+                .count(),
         )
     }
 }
@@ -198,15 +201,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_command_that_comes_anew_each_time_is_not_missed() {
-        let at = |sleep_newcomers| {
-            let one = Deed { tasks: 1.0, ..Deed::default() };
-            let sleep = Deed { newcomers: sleep_newcomers, ..one };
+    fn a_command_that_starts_again_each_time_is_not_missing() {
+        let at = |new_sleeps| {
+            let one = FamilyUsage { tasks: 1.0, ..FamilyUsage::default() };
+            let sleep = FamilyUsage { new_tasks: new_sleeps, ..one };
             Activity::from([("daemon".to_owned(), one), ("sleep".to_owned(), sleep)])
         };
         let clean = [at(0.0), at(1.0), at(0.0)];
-        let habits = Habits::learn(clean.iter());
-        assert_eq!(habits.missing(&Activity::new()).collect::<Vec<_>>(), ["daemon"]);
-        assert_eq!(habits.missing(&clean[0]).count(), 0);
+        let profiles = Profiles::learn(clean.iter());
+        assert_eq!(profiles.missing(&Activity::new()).collect::<Vec<_>>(), ["daemon"]);
+        assert_eq!(profiles.missing(&clean[0]).count(), 0);
     }
 }

@@ -19,7 +19,7 @@ pub(crate) struct Calibration {
 
 /// Scores are compared as ratios; below this they are all "none".
 const SCORE_MIN: f64 = 0.05;
-/// Smallest standard deviation of the logarithm of a score that is believed: a factor of 1.22.
+/// Smallest standard deviation of the logarithm of a score that is used: a factor of 1.22.
 const SPREAD_MIN: f64 = 0.2;
 
 impl Calibration {

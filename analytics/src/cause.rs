@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::activity::Activity;
-use crate::counter::{Stray, strays};
+use crate::counter::{Outlier, outliers};
+use crate::evaluation::Evaluation;
 use crate::feature::FEATURES;
-use crate::judgement::Judgement;
 use crate::model::{Assessment, Model, Observation};
 use crate::number::{range, short};
 use crate::sample::{Violation, count_f64};
@@ -15,12 +15,12 @@ use crate::suspect::suspects;
 use crate::view::View;
 
 /// What a candidate is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CauseKind {
     /// Something that is never so in a healthy guest. Certain: these come first.
     Invariant,
-    /// A family of tasks beyond its habits, or gone.
+    /// A family of tasks beyond its profile, or gone.
     Task,
     /// A counter or feature out of its range: a symptom, of use where nothing better was found.
     Counter,
@@ -37,7 +37,7 @@ impl fmt::Display for CauseKind {
 }
 
 /// One candidate for the cause.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cause {
     /// Its place, from 1.
     pub rank: usize,
@@ -47,7 +47,7 @@ pub struct Cause {
     pub object: String,
     /// How far out of the ordinary, in robust deviations or steps that count as news. Comparable within a kind.
     pub score: f64,
-    /// One line for people.
+    /// One line for display.
     pub text: String,
     /// What speaks for it.
     pub evidence: Vec<String>,
@@ -79,9 +79,9 @@ pub(crate) fn rank(
     let mut candidates = violations.len() + view.activity.len();
     if let Some((model, assessment)) = known {
         causes.extend(tasks(view, model));
-        let strays = strays(&observation.counters, clean.iter().map(|o| &o.counters));
-        candidates += strays.len() + FEATURES.len();
-        causes.extend(counters(strays, observation, model, assessment));
+        let outliers = outliers(&observation.counters, clean.iter().map(|o| &o.counters));
+        candidates += outliers.len() + FEATURES.len();
+        causes.extend(counters(outliers, observation, model, assessment));
     }
     for (at, cause) in causes.iter_mut().enumerate() {
         cause.rank = at + 1;
@@ -96,7 +96,7 @@ fn invariant(violation: &Violation, since: &str) -> Cause {
         rank: 0,
         kind: CauseKind::Invariant,
         object: violation.object.clone(),
-        score: Judgement::SCORE_MAX,
+        score: Evaluation::SCORE_MAX,
         text: violation.to_string(),
         evidence,
     }
@@ -104,7 +104,7 @@ fn invariant(violation: &Violation, since: &str) -> Cause {
 
 fn tasks(view: &View<'_>, model: &Model) -> Vec<Cause> {
     let beyond =
-        suspects(&view.deeds, &view.activity, &model.habits, view.interval).into_iter().map(|suspect| {
+        suspects(&view.usages, &view.activity, &model.profiles, view.interval).into_iter().map(|suspect| {
             let first = suspect.evidence.first().cloned().unwrap_or_default();
             let mut evidence = suspect.evidence.clone();
             evidence.extend(origin(view, &suspect.family));
@@ -125,22 +125,22 @@ fn tasks(view: &View<'_>, model: &Model) -> Vec<Cause> {
 
 fn gone<'a>(activity: &'a Activity, model: &'a Model) -> impl Iterator<Item = Cause> + 'a {
     // Threads of the kernel come and go with what there is to do.
-    model.habits.missing(activity).filter(|name| !name.starts_with('[')).map(|name| Cause {
+    model.profiles.missing(activity).filter(|name| !name.starts_with('[')).map(|name| Cause {
         rank: 0,
         kind: CauseKind::Task,
         object: name.to_owned(),
         score: MISSING_SCORE,
         text: format!("task `{name}` is gone"),
-        evidence: vec![format!("alive in every one of {} clean checkpoints", model.habits.checkpoints())],
+        evidence: vec![format!("alive in every one of {} clean checkpoints", model.profiles.checkpoints())],
     })
 }
 
 /// Who started the family: the parents of its tasks, the most frequent first.
 fn origin(view: &View<'_>, family: &str) -> Option<String> {
     let mut parents: Vec<(&str, usize)> = Vec::new();
-    for deed in view.deeds.iter().filter(|deed| deed.task.family() == family) {
+    for usage in view.usages.iter().filter(|usage| usage.task.family() == family) {
         let parent =
-            deed.task.parent_comm.as_deref().filter(|parent| !parent.is_empty() && *parent != family);
+            usage.task.parent_comm.as_deref().filter(|parent| !parent.is_empty() && *parent != family);
         let Some(parent) = parent else { continue };
         match parents.iter_mut().find(|(name, _)| *name == parent) {
             Some((_, count)) => *count += 1,
@@ -152,27 +152,28 @@ fn origin(view: &View<'_>, family: &str) -> Option<String> {
 }
 
 fn counters(
-    strays: Vec<Stray>,
+    outliers: Vec<Outlier>,
     observation: &Observation,
     model: &Model,
     assessment: &Assessment,
 ) -> Vec<Cause> {
-    let raw = strays.into_iter().filter(|stray| stray.deviation.abs() >= DEVIATION_MIN).map(|stray| {
-        let unit = if stray.level { "" } else { " a second" };
-        Cause {
-            rank: 0,
-            kind: CauseKind::Counter,
-            score: stray.deviation.abs(),
-            text: format!(
-                "{} is {}{unit}: {} when clean",
-                stray.name,
-                short(stray.now),
-                range(stray.low, stray.high)
-            ),
-            object: stray.name,
-            evidence: vec![format!("{} robust deviations", short(stray.deviation))],
-        }
-    });
+    let raw =
+        outliers.into_iter().filter(|outlier| outlier.deviation.abs() >= DEVIATION_MIN).map(|outlier| {
+            let unit = if outlier.level { "" } else { " a second" };
+            Cause {
+                rank: 0,
+                kind: CauseKind::Counter,
+                score: outlier.deviation.abs(),
+                text: format!(
+                    "{} is {}{unit}: {} when clean",
+                    outlier.name,
+                    short(outlier.now),
+                    range(outlier.low, outlier.high)
+                ),
+                object: outlier.name,
+                evidence: vec![format!("{} robust deviations", short(outlier.deviation))],
+            }
+        });
     let features = FEATURES.iter().enumerate().filter_map(|(at, feature)| {
         let deviation = *assessment.evidence.get(at)?;
         let (low, high) = model.scale(at)?.range();
@@ -192,7 +193,7 @@ fn counters(
     causes
 }
 
-/// How often a ranking that knows nothing puts the right candidate first.
+/// How often a ranking by chance puts the right candidate first.
 pub(crate) fn chance_level(candidates: usize) -> f64 {
     1.0 / count_f64(candidates.max(1))
 }

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-/// How careful, how quick and how long-sighted an [`crate::Analyst`] is.
+/// How careful, how quick and how long-sighted an [`crate::Evaluator`] is.
 ///
 /// The defaults suit a checkpoint every half second to every minute. `docs/analytics.md` says how they were chosen.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -12,9 +12,9 @@ pub struct Config {
     pub settle_checkpoints: usize,
     /// Good checkpoints that the baseline remembers; older ones are forgotten.
     pub window_checkpoints: usize,
-    /// A checkpoint whose p-value lies below this, with a feature to name, is suspect.
+    /// A checkpoint whose p-value is below this, with a feature to name, is suspect.
     pub alpha: f64,
-    /// A checkpoint whose p-value lies below this, with several features far out, is bad at once.
+    /// A checkpoint whose p-value is below this, with several features far out, is bad at once.
     pub alpha_extreme: f64,
     /// Robust standard deviations from which on a feature counts as evidence.
     pub deviation_min: f64,

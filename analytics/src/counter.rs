@@ -1,4 +1,4 @@
-//! The kernel's own counters, all of them: too many to judge by, but they name what changed.
+//! The kernel's own counters, all of them: too many to evaluate by, but they name what changed.
 
 use std::collections::BTreeMap;
 
@@ -61,7 +61,7 @@ pub(crate) fn rates(
 
 /// A counter that left its range.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Stray {
+pub(crate) struct Outlier {
     pub(crate) name: String,
     /// Robust standard deviations on a logarithmic scale, signed.
     pub(crate) deviation: f64,
@@ -71,25 +71,25 @@ pub(crate) struct Stray {
     pub(crate) level: bool,
 }
 
-/// Smallest standard deviation believed, on the logarithmic scale.
+/// Smallest standard deviation used, on the logarithmic scale.
 const SPREAD_MIN: f64 = 0.35;
 
 /// All counters by how far they are from their median in clean checkpoints (BARO's robust scorer), farthest first.
-pub(crate) fn strays<'a>(
+pub(crate) fn outliers<'a>(
     now: &BTreeMap<String, f64>,
     clean: impl Iterator<Item = &'a BTreeMap<String, f64>>,
-) -> Vec<Stray> {
+) -> Vec<Outlier> {
     let mut seen: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for (name, value) in clean.flatten() {
         seen.entry(name).or_default().push(scaled(*value));
     }
-    let mut strays: Vec<Stray> = now
+    let mut outliers: Vec<Outlier> = now
         .iter()
         .filter_map(|(name, now)| {
             let values = sorted(seen.get(name.as_str())?.iter().copied());
             let center = quantile(&values, 0.5)?;
             let spread = spread(&values)?.max(SPREAD_MIN);
-            Some(Stray {
+            Some(Outlier {
                 name: name.clone(),
                 deviation: (scaled(*now) - center) / spread,
                 now: *now,
@@ -99,8 +99,9 @@ pub(crate) fn strays<'a>(
             })
         })
         .collect();
-    strays.sort_by(|a, b| b.deviation.abs().total_cmp(&a.deviation.abs()).then_with(|| a.name.cmp(&b.name)));
-    strays
+    outliers
+        .sort_by(|a, b| b.deviation.abs().total_cmp(&a.deviation.abs()).then_with(|| a.name.cmp(&b.name)));
+    outliers
 }
 
 /// Logarithmic far from zero, straight near it, either sign.

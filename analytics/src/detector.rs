@@ -1,10 +1,14 @@
-//! Ways to say how unlike the baseline a checkpoint is. None of them is best everywhere, so several vote.
+//! Detectors: how unlike the baseline a checkpoint is. None of them is best everywhere, so several are combined.
+//!
+//! They are linfa models: [`Kind`] implements linfa's [`Fit`], so that one of linfa's own can take the place of one here.
 
 mod columns;
 mod neighbour;
 mod principal;
 
-use ndarray::{Array2, ArrayView1};
+use linfa::DatasetBase;
+use linfa::traits::Fit;
+use ndarray::{Array1, Array2, ArrayView1};
 
 use self::neighbour::Neighbours;
 use self::principal::Principal;
@@ -14,7 +18,7 @@ use self::principal::Principal;
 pub(crate) enum Kind {
     /// The largest robust deviation of any one feature.
     Extreme,
-    /// Distance from the plane the baseline lies in, and along it (PCA).
+    /// Distance from the plane the baseline is in, and along it (PCA).
     Principal,
     /// Distance to the nearest checkpoints of the baseline.
     Neighbours,
@@ -30,18 +34,27 @@ impl Kind {
             Self::Neighbours => "neighbours",
         }
     }
+}
 
-    /// Learns from a matrix of deviations, a row a checkpoint. `None` when this detector cannot make anything of it.
-    pub(crate) fn fit(self, baseline: &Array2<f64>) -> Option<Detector> {
-        match self {
+/// Rows of a baseline: robust deviations, one row per checkpoint.
+pub(crate) type Baseline = DatasetBase<Array2<f64>, Array1<()>>;
+
+impl Fit<Array2<f64>, Array1<()>, linfa::Error> for Kind {
+    type Object = Detector;
+
+    /// Fails where the baseline has too few rows, or too few columns that vary, for this detector.
+    fn fit(&self, baseline: &Baseline) -> Result<Detector, linfa::Error> {
+        let rows = &baseline.records;
+        let fitted = match self {
             Self::Extreme => Some(Detector::Extreme),
-            Self::Principal => Principal::fit(baseline).map(Detector::Principal),
-            Self::Neighbours => Neighbours::fit(baseline).map(Detector::Neighbours),
-        }
+            Self::Principal => Principal::fit(rows).map(Detector::Principal),
+            Self::Neighbours => Neighbours::fit(rows).map(Detector::Neighbours),
+        };
+        fitted.ok_or(linfa::Error::NotEnoughSamples)
     }
 }
 
-/// A detector that has learnt a baseline.
+/// A detector fitted to a baseline.
 #[derive(Clone, Debug)]
 pub(crate) enum Detector {
     Extreme,
@@ -75,11 +88,15 @@ mod tests {
         })
     }
 
+    fn fit(kind: Kind, baseline: &Array2<f64>) -> Option<Detector> {
+        kind.fit(&DatasetBase::from(baseline.clone())).ok()
+    }
+
     #[test]
     fn every_detector_ranks_a_far_point_above_a_near_one() {
         let baseline = cloud(24, 12);
         for kind in Kind::ALL {
-            let detector = kind.fit(&baseline).unwrap();
+            let detector = fit(kind, &baseline).unwrap();
             let near = detector.score(baseline.row(3));
             let mut far = baseline.row(3).to_owned();
             far[5] += 6.0;
@@ -90,27 +107,54 @@ mod tests {
     #[test]
     fn a_break_of_correlation_shows_though_no_feature_is_extreme() {
         let baseline = cloud(60, 12);
-        let principal = Kind::Principal.fit(&baseline).unwrap();
+        let principal = fit(Kind::Principal, &baseline).unwrap();
         let most = baseline.rows().into_iter().map(|row| principal.score(row)).fold(0.0, f64::max);
         let broken: ndarray::Array1<f64> = (0..12).map(|j| if j % 2 == 0 { 1.0 } else { -1.0 }).collect();
         assert!(principal.score(broken.view()) > 1.5 * most);
     }
 
+    /// One column of a baseline: constant, on a line, nearly constant, spread, or with values that are no numbers.
+    fn column() -> impl Strategy<Value = (u8, f64)> {
+        (0_u8..7, prop::sample::select(vec![0.0, 1e-12, 0.02, 1.0, 4.0, 1e6, 1e300, f64::NAN, f64::INFINITY]))
+    }
+
+    fn matrix(rows: usize, columns: &[(u8, f64)], seed: usize) -> Array2<f64> {
+        Array2::from_shape_fn((rows, columns.len()), |(i, j)| {
+            let (how, size) = columns[j];
+            match how {
+                0 => size,
+                1 => size * count_f64(i),
+                2 => size * count_f64(i % 2),
+                3 if i + 1 == rows => size,
+                3 => 0.0,
+                // The same values in several columns: the covariance loses its rank.
+                4 => size * (count_f64(i * 7 + seed)).sin(),
+                _ => size * (count_f64(i * 7 + j * 3 + seed)).sin(),
+            }
+        })
+    }
+
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
         #[test]
         fn no_baseline_and_no_point_make_a_detector_fail(
-            rows in 0_usize..14, columns in 0_usize..9, rank in 0_usize..3, size in prop::sample::select(vec![0.0, 1e-12, 1.0, 1e6]),
+            rows in prop_oneof![0_usize..14, Just(40), Just(90)],
+            columns in prop_oneof![
+                prop::collection::vec(column(), 0..9),
+                prop::collection::vec(column(), 40..60),
+                prop::collection::vec(column(), 300),
+            ],
+            seed in any::<u16>(),
             wild in prop::sample::select(vec![0.0, f64::NAN, f64::INFINITY, -1e300]),
         ) {
-            let baseline = Array2::from_shape_fn((rows, columns), |(i, j)| match rank {
-                0 => 1.0,
-                1 => size * count_f64(i) * count_f64(j + 1),
-                _ => size * count_f64(i * 7 + j * 3).sin(),
-            });
+            let baseline = matrix(rows, &columns, seed.into());
             for kind in Kind::ALL {
-                if let Some(detector) = kind.fit(&baseline) {
-                    let point = ndarray::Array1::from_elem(columns, wild);
+                if let Some(detector) = fit(kind, &baseline) {
+                    let point = ndarray::Array1::from_elem(columns.len(), wild);
                     prop_assert!(!detector.score(point.view()).is_nan());
+                    for row in baseline.rows() {
+                        prop_assert!(!detector.score(row).is_nan());
+                    }
                 }
             }
         }

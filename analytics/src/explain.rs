@@ -3,15 +3,15 @@
 use std::fmt::Write as _;
 
 use retrovisor_snapshot::{Catalogue, CheckpointId, CheckpointKind, CheckpointRecord, Verdict};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::analyst::Analyst;
 use crate::cause::{Cause, CauseKind, chance_level, rank};
 use crate::config::Config;
 use crate::error::{AnalyticsError, Result};
+use crate::evaluation::Evaluation;
+use crate::evaluator::Evaluator;
 use crate::feature::FEATURES;
 use crate::history;
-use crate::judgement::Judgement;
 use crate::model::{Assessment, Observation};
 use crate::number::{range, short};
 use crate::onset::{likeness, onset};
@@ -20,24 +20,25 @@ use crate::scale::Scale;
 use crate::view::View;
 
 /// When it began, where to go back to, and what may be to blame.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Explanation {
     /// The checkpoint that was asked about.
     pub alarm: CheckpointId,
     /// The first bad checkpoint: from it on the deviation persists up to the alarm.
     pub onset: CheckpointId,
     /// The newest good checkpoint before the onset on the way to the alarm. Where none was called good, the newest
-    /// one with nothing against it that lies clear of the onset; `None` where there is none.
+    /// one with nothing against it that is clear of the onset; `None` where there is none.
     pub last_good: Option<CheckpointId>,
-    /// What was seen, in words.
+    /// What was seen, as text.
     pub evidence: Vec<String>,
     /// Candidates, the best first.
     pub causes: Vec<Cause>,
     /// How many candidates there were.
     pub candidates: usize,
-    /// How often a ranking that knows nothing would put the right candidate first.
+    /// How often a ranking by chance would put the right candidate first.
     pub chance_level: f64,
     /// The features that raised the alarm, strongest first.
+    #[serde(skip_deserializing)]
     pub leads: Vec<&'static str>,
 }
 
@@ -56,8 +57,8 @@ pub fn explain(catalogue: &Catalogue, first_alarm: CheckpointId) -> Result<Expla
 /// Explains an alarm from the snapshot database alone.
 pub fn explain_with(catalogue: &Catalogue, first_alarm: CheckpointId, config: Config) -> Result<Explanation> {
     let machine = catalogue.checkpoint(first_alarm)?.machine;
-    let analyst = history::replay(catalogue, machine, config, Some(first_alarm), |_| Ok(()))?;
-    analyst.explain(catalogue, first_alarm)
+    let evaluator = history::replay(catalogue, machine, config, Some(first_alarm), |_| Ok(()))?;
+    evaluator.explain(catalogue, first_alarm)
 }
 
 /// One checkpoint on the way to the alarm.
@@ -68,8 +69,8 @@ struct Stage {
     assessment: Option<Assessment>,
 }
 
-impl Analyst {
-    /// Explains an alarm by what this analyst knows: as [`explain`], without learning everything again.
+impl Evaluator {
+    /// Explains an alarm by what this evaluator knows: as [`explain`], without learning everything again.
     pub fn explain(&self, catalogue: &Catalogue, first_alarm: CheckpointId) -> Result<Explanation> {
         let path = self.path(catalogue, first_alarm)?;
         let Some(alarm) = path.last() else {
@@ -86,7 +87,7 @@ impl Analyst {
         // What happened since just before it began is what the causes are sought in.
         let before = began.checked_sub(1).and_then(|at| path.get(at)).map(|stage| &stage.sample);
         let view = View::new(&alarm.sample, before);
-        let observation = view.observation(self.model().map(|model| &model.habits));
+        let observation = view.observation(self.model().map(|model| &model.profiles));
         let assessment = self.model().map(|model| model.assess(&observation));
         let clean: Vec<&Observation> = self.baseline().collect();
         let named: Vec<_> = violations.iter().map(|(v, at)| (*v, path[*at].record.name.clone())).collect();
@@ -119,7 +120,8 @@ impl Analyst {
                 .last()
                 .map(|stage| &stage.sample)
                 .filter(|parent| Some(parent.checkpoint) == record.parent);
-            let observation = View::new(&sample, parent).observation(self.model().map(|model| &model.habits));
+            let observation =
+                View::new(&sample, parent).observation(self.model().map(|model| &model.profiles));
             let assessment = self.model().map(|model| model.assess(&observation));
             path.push(Stage { record, sample, observation: Some(observation), assessment });
         }
@@ -147,12 +149,12 @@ impl Analyst {
         let mut line = catalogue.ancestry(onset.record.id)?.into_iter().skip(1);
         let mut clear = Vec::new();
         for record in line.by_ref() {
-            if record.verdict == Verdict::Good || self.called_good(record.id) {
+            if record.verdict == Verdict::Good || self.is_good(record.id) {
                 return Ok(Some(record));
             }
             clear.push(record);
         }
-        // Nothing was called good: one that lies clear of the onset, with nothing against it, has to do.
+        // Nothing was called good: one that is clear of the onset, with nothing against it, has to do.
         Ok(clear.into_iter().skip(self.config().settle_checkpoints).find(|record| {
             record.verdict == Verdict::Unknown && record.kind != CheckpointKind::BeforeRollback
         }))
@@ -236,6 +238,6 @@ impl Explanation {
     #[must_use]
     pub fn is_certain(&self) -> bool {
         self.top_cause()
-            .is_some_and(|cause| cause.score >= Judgement::SCORE_MAX && cause.kind == CauseKind::Invariant)
+            .is_some_and(|cause| cause.score >= Evaluation::SCORE_MAX && cause.kind == CauseKind::Invariant)
     }
 }

@@ -1,22 +1,22 @@
-use crate::activity::{Activity, Habits, Interval, TaskDeed};
+use crate::activity::{Activity, Interval, Profiles, TaskUsage};
 use crate::feature::{FEATURES, Vector};
 use crate::sample::{Log, Sample, count_f64, u64_f64};
 
-/// Everything that two neighbouring checkpoints and the guest's habits tell, as numbers.
+/// The features of a checkpoint, its parent and the families' profiles.
 ///
-/// `habits` is `None` while they are still being learnt: what is measured against them is then zero.
+/// `profiles` is `None` while they are still being learnt: what is measured against them is then zero.
 pub(crate) fn extract(
     sample: &Sample,
     parent: Option<&Sample>,
     interval: Option<Interval>,
-    deeds: &[TaskDeed<'_>],
+    usages: &[TaskUsage<'_>],
     activity: &Activity,
-    habits: Option<&Habits>,
+    profiles: Option<&Profiles>,
 ) -> Vector {
     let mut values = Values::default();
-    tasks(&mut values, sample, parent, interval, deeds, activity);
-    against_habits(&mut values, activity, habits);
-    processor(&mut values, sample, parent, interval, deeds);
+    tasks(&mut values, sample, parent, interval, usages, activity);
+    against_profiles(&mut values, activity, profiles);
+    processor(&mut values, sample, parent, interval, usages);
     memory(&mut values, sample, parent, interval);
     capture(&mut values, sample, interval);
     kernel(&mut values, sample, parent, interval);
@@ -54,7 +54,7 @@ fn tasks(
     sample: &Sample,
     parent: Option<&Sample>,
     interval: Option<Interval>,
-    deeds: &[TaskDeed<'_>],
+    usages: &[TaskUsage<'_>],
     activity: &Activity,
 ) {
     let in_state = |state| count_f64(sample.tasks.iter().filter(|task| task.state == state).count());
@@ -63,22 +63,25 @@ fn tasks(
     values.set("runnable", in_state('R'));
     values.set("blocked", in_state('D'));
     values.set("zombies", in_state('Z'));
-    let families = activity.values().filter(|deed| !deed.kernel);
-    values.set("largest_family", families.map(|deed| deed.tasks).fold(0.0, f64::max));
-    let new = count_f64(deeds.iter().filter(|deed| deed.new).count());
+    let families = activity.values().filter(|usage| !usage.kernel);
+    values.set("largest_family", families.map(|usage| usage.tasks).fold(0.0, f64::max));
+    let new = count_f64(usages.iter().filter(|usage| usage.new).count());
     values.set("new_tasks_per_s", per_second(parent.map(|_| new), interval));
     let kept = count_f64(sample.tasks.len()) - new;
     values.set("exits_per_s", per_second(parent.map(|p| count_f64(p.tasks.len()) - kept), interval));
     values.set("forks_per_s", per_second(growth(sample, parent, &["forks"]), interval));
 }
 
-fn against_habits(values: &mut Values, activity: &Activity, habits: Option<&Habits>) {
-    let excess = habits.map(|habits| habits.total_excess(activity)).unwrap_or_default();
+fn against_profiles(values: &mut Values, activity: &Activity, profiles: Option<&Profiles>) {
+    let excess = profiles.map(|profiles| profiles.total_excess(activity)).unwrap_or_default();
     values.set("excess_tasks", excess.tasks);
     values.set("excess_cpu_share", excess.cpu_share);
     values.set("excess_rss_pages", excess.rss_pages);
-    values.set("stranger_families", habits.map_or(0.0, |habits| habits.strangers(activity)));
-    values.set("missing_families", habits.map_or(0.0, |habits| count_f64(habits.missing(activity).count())));
+    values.set("stranger_families", profiles.map_or(0.0, |profiles| profiles.unknown_families(activity)));
+    values.set(
+        "missing_families",
+        profiles.map_or(0.0, |profiles| count_f64(profiles.missing(activity).count())),
+    );
 }
 
 fn processor(
@@ -86,7 +89,7 @@ fn processor(
     sample: &Sample,
     parent: Option<&Sample>,
     interval: Option<Interval>,
-    deeds: &[TaskDeed<'_>],
+    usages: &[TaskUsage<'_>],
 ) {
     let share = |names: &[&str]| {
         let used_s = per_second(growth(sample, parent, names), interval)? / 1e9;
@@ -95,7 +98,7 @@ fn processor(
     values.set("cpu_user_share", share(&["cpu_user_ns", "cpu_nice_ns"]));
     values.set("cpu_system_share", share(&["cpu_system_ns", "cpu_irq_ns", "cpu_softirq_ns"]));
     values.set("cpu_idle_share", share(&["cpu_idle_ns", "cpu_iowait_ns"]));
-    let top = deeds.iter().map(|deed| deed.cpu_share).fold(0.0, f64::max);
+    let top = usages.iter().map(|usage| usage.cpu_share).fold(0.0, f64::max);
     values.set("top_task_cpu_share", parent.and(interval).map(|_| top));
     values.set("load1", sample.counter("load1_x100").map(|load| load / 100.0));
     values.set("context_switches_per_s", per_second(growth(sample, parent, &["context_switches"]), interval));

@@ -1,4 +1,4 @@
-//! The numbers a checkpoint is judged by.
+//! The numbers a checkpoint is evaluated by.
 
 use serde::Serialize;
 
@@ -48,20 +48,20 @@ pub enum Direction {
     Both,
     /// Only more does.
     High,
-    /// Recorded, and judged by a rule of its own instead of by statistics.
+    /// Recorded, and evaluated by a rule of its own instead of by statistics.
     Recorded,
 }
 
-/// One number a checkpoint is judged by.
+/// One number a checkpoint is evaluated by.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Feature {
     /// Its name, unit last.
     pub name: &'static str,
-    /// What it is, in words.
+    /// What it is, as text.
     pub meaning: &'static str,
     /// Its scale.
     pub shape: Shape,
-    /// The smallest standard deviation ever believed, on its scale: what jitter may do without being news.
+    /// The smallest standard deviation ever used, on its scale: what jitter may do without being news.
     pub floor: f64,
     /// Which way counts.
     pub direction: Direction,
@@ -172,7 +172,7 @@ pub const FEATURES: &[Feature] = &[
     feature("violations", Linear, 0.1, Recorded, "things found that are never so in a healthy guest"),
 ];
 
-/// Where a feature stands in a vector.
+/// The index of a feature in a vector.
 #[must_use]
 pub fn position(name: &str) -> Option<usize> {
     FEATURES.iter().position(|feature| feature.name == name)

@@ -1,25 +1,25 @@
-//! A machine's checkpoints shown to an analyst again, in the order in which they were taken.
+//! Evaluates a machine's stored checkpoints again, in the order in which they were taken.
 
 use std::collections::{BTreeMap, HashMap};
 
 use retrovisor_snapshot::{Catalogue, CheckpointId, CheckpointRecord, MachineId, Verdict};
 
-use crate::analyst::{Analyst, Judged};
 use crate::config::Config;
 use crate::error::Result;
+use crate::evaluator::{Evaluated, Evaluator};
 use crate::sample::Sample;
 
-impl Analyst {
-    /// One that knows all of a machine's checkpoints in the snapshot database that have facts.
+impl Evaluator {
+    /// An evaluator that has evaluated all of a machine's checkpoints in the snapshot database that have facts.
     pub fn load(catalogue: &Catalogue, machine: MachineId, config: Config) -> Result<Self> {
         replay(catalogue, machine, config, None, |_| Ok(()))
     }
 }
 
-/// One checkpoint as the analyst saw it.
+/// One checkpoint as the evaluator saw it.
 pub(crate) struct Step<'a> {
     pub(crate) record: &'a CheckpointRecord,
-    pub(crate) judged: Judged,
+    pub(crate) evaluated: Evaluated,
 }
 
 /// Checkpoints shown again, the newest: enough for any baseline, and the time it takes stays bounded.
@@ -28,16 +28,16 @@ pub(crate) const CHECKPOINTS_MAX: usize = 1000;
 /// Samples kept at hand: parents are nearly always among the newest.
 const SAMPLES_MAX: usize = 16;
 
-/// Shows all checkpoints that have facts to a new analyst, up to and including `until`.
+/// Shows all checkpoints that have facts to a new evaluator, up to and including `until`.
 pub(crate) fn replay(
     catalogue: &Catalogue,
     machine: MachineId,
     config: Config,
     until: Option<CheckpointId>,
     mut visit: impl FnMut(Step<'_>) -> Result<()>,
-) -> Result<Analyst> {
-    let mut analyst = Analyst::new(config);
-    let mut shelf = Shelf::default();
+) -> Result<Evaluator> {
+    let mut evaluator = Evaluator::new(config);
+    let mut cache = SampleCache::default();
     let mut records = catalogue.checkpoints(machine)?;
     if let Some(until) = until {
         records.retain(|record| record.id <= until);
@@ -48,28 +48,28 @@ pub(crate) fn replay(
         records.iter().map(|record| (record.id, record)).collect();
     for record in &records {
         // Without its beginning a history may start in the middle of trouble: that must not be taken for normal.
-        if shortened && analyst.is_learning() && matches!(record.verdict, Verdict::Suspect | Verdict::Bad) {
+        if shortened && evaluator.is_learning() && matches!(record.verdict, Verdict::Suspect | Verdict::Bad) {
             continue;
         }
         if let Some(sample) = Sample::load_record(catalogue, record)? {
             if let Some(parent) = record.parent.and_then(|parent| by_id.get(&parent)) {
-                shelf.fetch(catalogue, parent)?;
+                cache.fetch(catalogue, parent)?;
             }
-            let parent = record.parent.and_then(|parent| shelf.samples.get(&parent));
-            let judged = analyst.judge_in_full(&sample, parent);
-            shelf.put(sample);
-            visit(Step { record, judged })?;
+            let parent = record.parent.and_then(|parent| cache.samples.get(&parent));
+            let evaluated = evaluator.evaluate_fully(&sample, parent);
+            cache.put(sample);
+            visit(Step { record, evaluated })?;
         }
     }
-    Ok(analyst)
+    Ok(evaluator)
 }
 
 #[derive(Default)]
-struct Shelf {
+struct SampleCache {
     samples: BTreeMap<CheckpointId, Sample>,
 }
 
-impl Shelf {
+impl SampleCache {
     fn fetch(&mut self, catalogue: &Catalogue, record: &CheckpointRecord) -> Result<()> {
         if !self.samples.contains_key(&record.id)
             && let Some(sample) = Sample::load_record(catalogue, record)?

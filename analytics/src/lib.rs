@@ -1,23 +1,23 @@
 //! Features, detectors, verdicts, root causes and reports.
 //!
 //! Everything here reads facts that were taken from checkpoints, fresh or a year old; nothing touches a machine.
-//! An [`Analyst`] judges checkpoints one after the other; [`explain`] says when it began and what is to blame;
+//! An [`Evaluator`] evaluates checkpoints one after the other; [`explain`] says when it began and what is to blame;
 //! [`report`] puts it on one page; [`QUERIES`] are questions to the snapshot database that people can run and change.
 #![forbid(unsafe_code)]
 
 mod activity;
-mod analyst;
 mod calibration;
 mod cause;
 mod config;
 mod counter;
 mod detector;
 mod error;
+mod evaluation;
+mod evaluator;
 mod explain;
 mod extract;
 mod feature;
 mod history;
-mod judgement;
 mod model;
 mod number;
 mod onset;
@@ -30,13 +30,13 @@ mod scale;
 mod suspect;
 mod view;
 
-pub use analyst::Analyst;
 pub use cause::{Cause, CauseKind};
 pub use config::Config;
 pub use error::{AnalyticsError, Result};
+pub use evaluation::{Evaluation, Reason};
+pub use evaluator::Evaluator;
 pub use explain::{Explanation, explain, explain_with};
 pub use feature::{Direction, FEATURES, Feature, Shape, position};
-pub use judgement::{Judgement, Reason};
 pub use query::{NamedQuery, QUERIES};
 pub use report::{Incident, Operation, Point, Report, Series, report, report_with};
 pub use sample::{Log, LogLine, Sample, Task, Violation};

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use linfa::DatasetBase;
+use linfa::traits::Fit as _;
 use ndarray::{Array1, Array2};
 use retrovisor_snapshot::CheckpointId;
 
-use crate::activity::{Activity, Habits};
+use crate::activity::{Activity, Profiles};
 use crate::calibration::Calibration;
-use crate::detector::{Detector, Kind};
+use crate::detector::{Baseline, Detector, Kind};
 use crate::feature::{FEATURES, Vector};
 use crate::sample::count_f64;
 use crate::scale::{Moment, Scale};
@@ -40,23 +42,23 @@ pub(crate) struct Assessment {
 #[derive(Clone, Debug)]
 pub(crate) struct Model {
     scales: Vec<Option<Scale>>,
-    /// By how much a feature that is wild even in clean checkpoints is held back; 1 for the tame.
-    wildness: Vec<f64>,
+    /// By how much a feature's deviations are divided, as it deviated this much in clean checkpoints; 1 for most.
+    noise: Vec<f64>,
     detectors: Vec<(Kind, Detector, Calibration)>,
-    pub(crate) habits: Habits,
+    pub(crate) profiles: Profiles,
     pub(crate) checkpoints: usize,
 }
 
-/// A clean deviation up to this many robust standard deviations is nothing to hold against a feature.
-const TAME: f64 = 4.0;
-/// Most parts the baseline is cut into to be judged by the rest of itself.
+/// A deviation of a clean checkpoint up to this many robust standard deviations does not make a feature noisy.
+const CLEAN_DEVIATION_MAX: f64 = 4.0;
+/// Most parts the baseline is cut into to be evaluated by the rest of itself.
 const BLOCKS_MAX: usize = 10;
 
 impl Model {
     pub(crate) fn fit(baseline: &[&Observation]) -> Self {
         let scales = fit_scales(baseline);
         let blocks = cut(baseline.len());
-        // Every block of neighbours in time is judged by scales, then by detectors, that know only the others.
+        // Every block of neighbours in time is evaluated by scales, then by detectors, that know only the others.
         let mut outside = Array2::zeros((baseline.len(), FEATURES.len()));
         let mut inside = Vec::new();
         for block in &blocks {
@@ -67,39 +69,41 @@ impl Model {
             }
             inside.push(matrix(&scales, &rest));
         }
-        let wildness: Vec<f64> = outside
+        let noise: Vec<f64> = outside
             .columns()
             .into_iter()
-            .map(|column| column.iter().fold(TAME, |most, z: &f64| most.max(z.abs())) / TAME)
+            .map(|column| {
+                column.iter().fold(CLEAN_DEVIATION_MAX, |most, z: &f64| most.max(z.abs()))
+                    / CLEAN_DEVIATION_MAX
+            })
             .collect();
-        let tamed = |mut matrix: Array2<f64>| {
-            for (mut column, wildness) in matrix.columns_mut().into_iter().zip(&wildness) {
-                column /= *wildness;
+        let scaled = |mut matrix: Array2<f64>| {
+            for (mut column, noise) in matrix.columns_mut().into_iter().zip(&noise) {
+                column /= *noise;
             }
             matrix
         };
-        let outside = tamed(outside);
-        let inside: Vec<Array2<f64>> = inside.into_iter().map(tamed).collect();
-        let whole = tamed(matrix(&scales, baseline));
+        let outside = scaled(outside);
+        let inside: Vec<Baseline> = inside.into_iter().map(scaled).map(DatasetBase::from).collect();
+        let whole = DatasetBase::from(scaled(matrix(&scales, baseline)));
         let detectors = Kind::ALL
             .into_iter()
             .filter_map(|kind| {
                 let mut scores = Vec::with_capacity(baseline.len());
                 for (block, rest) in blocks.iter().zip(&inside) {
-                    let detector = kind.fit(rest)?;
+                    let detector = kind.fit(rest).ok()?;
                     scores.extend(block.clone().map(|at| detector.score(outside.row(at))));
                 }
-                Some((kind, kind.fit(&whole)?, Calibration::fit(&scores)?))
+                Some((kind, kind.fit(&whole).ok()?, Calibration::fit(&scores)?))
             })
             .collect();
-        let habits = Habits::learn(baseline.iter().map(|observation| &observation.activity));
-        Self { scales, wildness, detectors, habits, checkpoints: baseline.len() }
+        let profiles = Profiles::learn(baseline.iter().map(|observation| &observation.activity));
+        Self { scales, noise, detectors, profiles, checkpoints: baseline.len() }
     }
 
     pub(crate) fn assess(&self, observation: &Observation) -> Assessment {
         let deviations = deviations(&self.scales, observation);
-        let evidence: Vec<f64> =
-            deviations.iter().zip(&self.wildness).map(|(z, wildness)| z / wildness).collect();
+        let evidence: Vec<f64> = deviations.iter().zip(&self.noise).map(|(z, noise)| z / noise).collect();
         let row = ndarray::ArrayView1::from(&evidence[..]);
         let detectors: Vec<_> = self
             .detectors

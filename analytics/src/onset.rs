@@ -3,7 +3,7 @@
 /// How far a checkpoint deviates, in the features that raised the alarm and in the alarm's direction.
 ///
 /// `alarm` and `then` are robust deviations, one a feature; the mean over `leads` is taken, each part at most
-/// [`PART_MAX`], so that one wild feature does not stand for all.
+/// [`PART_MAX`], so that one outlying feature does not represent all.
 pub(crate) fn likeness(alarm: &[f64], then: &[f64], leads: &[usize]) -> f64 {
     if leads.is_empty() {
         return 0.0;

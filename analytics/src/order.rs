@@ -1,8 +1,8 @@
-//! Medians and other statistics of order: a few wild values do not move them.
+//! Medians and other statistics of order: a few outlying values do not move them.
 
 use crate::sample::count_f64;
 
-/// The value below which a share `q` (0 to 1) of the sorted values lies, interpolated.
+/// The value below which a share `q` (0 to 1) of the sorted values is, interpolated.
 pub(crate) fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
     let last = sorted.len().checked_sub(1)?;
     let place = q.clamp(0.0, 1.0) * count_f64(last);
@@ -28,7 +28,7 @@ pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
     quantile(&sorted(values), 0.5)
 }
 
-/// A standard deviation that a few wild values do not move, yet that sees a burst in one value of six.
+/// A standard deviation that a few outlying values do not move, yet that sees a burst in one value of six.
 pub(crate) fn spread(sorted_values: &[f64]) -> Option<f64> {
     let center = quantile(sorted_values, 0.5)?;
     let deviation = median(sorted_values.iter().map(|value| (value - center).abs()))?;

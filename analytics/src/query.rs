@@ -7,7 +7,7 @@ pub struct NamedQuery {
     pub name: &'static str,
     /// What it answers.
     pub question: &'static str,
-    /// What `?1`, `?2`… stand for, in their order.
+    /// What `?1`, `?2`… represent, in their order.
     pub parameters: &'static [&'static str],
     /// One SELECT over the tables and views of the store.
     pub sql: &'static str,

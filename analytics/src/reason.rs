@@ -1,7 +1,7 @@
-//! What speaks against a checkpoint, in words.
+//! What speaks against a checkpoint, as text.
 
+use crate::evaluation::{Evaluation, Reason};
 use crate::feature::FEATURES;
-use crate::judgement::{Judgement, Reason};
 use crate::model::{Assessment, Model, Observation};
 use crate::number::{probability, range, short};
 use crate::sample::Sample;
@@ -17,12 +17,12 @@ pub(crate) fn invariants(sample: &Sample) -> Vec<Reason> {
             text: violation.to_string(),
             subject: format!("{} {}", violation.kind, violation.object),
             invariant: true,
-            weight: Judgement::SCORE_MAX,
+            weight: Evaluation::SCORE_MAX,
         })
         .collect()
 }
 
-/// The tasks beyond their habits, the features out of their range, and the detector that was surest.
+/// The tasks beyond their profile, the features out of their range, and the detector with the least p-value.
 pub(crate) fn statistical(
     view: &View<'_>,
     model: &Model,
@@ -30,14 +30,15 @@ pub(crate) fn statistical(
     assessment: &Assessment,
     alarmed: &[usize],
 ) -> Vec<Reason> {
-    let tasks = suspects(&view.deeds, &view.activity, &model.habits, view.interval).into_iter().take(3).map(
-        |suspect| Reason {
+    let tasks = suspects(&view.usages, &view.activity, &model.profiles, view.interval)
+        .into_iter()
+        .take(3)
+        .map(|suspect| Reason {
             text: format!("{} {}", suspect.title(), suspect.evidence.join("; ")),
             subject: format!("task {}", suspect.family),
             invariant: false,
             weight: suspect.score,
-        },
-    );
+        });
     let features = alarmed.iter().filter_map(|at| {
         let (feature, scale) = (FEATURES.get(*at)?, model.scale(*at)?);
         let (low, high) = scale.range();

@@ -26,7 +26,7 @@ pub struct Violation {
     pub object: String,
     /// The symbol involved, where there is one.
     pub symbol: Option<String>,
-    /// More, in words.
+    /// More, as text.
     pub detail: Option<String>,
     /// What should be there.
     pub expected: Option<String>,
@@ -52,7 +52,7 @@ impl PartialOrd for Violation {
     }
 }
 
-/// What taking the checkpoint itself told, in pages and bytes.
+/// What taking the checkpoint itself reported, in pages and bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Capture {
     pub(crate) dirty_pages: f64,

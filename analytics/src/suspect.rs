@@ -1,6 +1,6 @@
 //! Families of tasks that do what they never did when the guest was well.
 
-use crate::activity::{Activity, Habits, Interval, TaskDeed};
+use crate::activity::{Activity, Interval, Profiles, TaskUsage};
 use crate::number::short;
 use crate::sample::count_f64;
 use crate::scale::BURST_S;
@@ -9,7 +9,7 @@ use crate::scale::BURST_S;
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Suspect {
     pub(crate) family: String,
-    /// How far beyond its habits, in the smallest steps that count as news.
+    /// How far beyond its profile, in the smallest steps that count as news.
     pub(crate) score: f64,
     /// Everything that speaks against it, strongest first.
     pub(crate) evidence: Vec<String>,
@@ -27,11 +27,11 @@ const STEPS_MIN: f64 = 2.0;
 /// Pids named of one family.
 const PIDS_MAX: usize = 6;
 
-/// Ranks the families by how far they went beyond their habits.
+/// Ranks the families by how far they went beyond their profile.
 pub(crate) fn suspects(
-    deeds: &[TaskDeed<'_>],
+    usages: &[TaskUsage<'_>],
     activity: &Activity,
-    habits: &Habits,
+    profiles: &Profiles,
     interval: Option<Interval>,
 ) -> Vec<Suspect> {
     // A short interval sees all of a burst.
@@ -39,39 +39,39 @@ pub(crate) fn suspects(
     let cpu_share_step = CPU_SHARE_STEP.hypot(burst);
     let mut found: Vec<Suspect> = activity
         .iter()
-        .filter_map(|(family, deed)| {
-            let (excess, habit) = (habits.excess(family, deed), habits.of(family));
+        .filter_map(|(family, usage)| {
+            let (excess, profile) = (profiles.excess(family, usage), profiles.of(family));
             let mut pieces = vec![
                 (
                     excess.cpu_share / cpu_share_step,
                     format!(
                         "used {} processors, at most {} when clean",
-                        short(deed.cpu_share),
-                        short(habit.most.cpu_share)
+                        short(usage.cpu_share),
+                        short(profile.most.cpu_share)
                     ),
                 ),
                 (
                     excess.tasks / TASKS_STEP,
                     format!(
                         "has {} tasks, at most {} when clean",
-                        short(deed.tasks),
-                        short(habit.most.tasks)
+                        short(usage.tasks),
+                        short(profile.most.tasks)
                     ),
                 ),
                 (
                     excess.children_per_s / CHILDREN_PER_S_STEP,
                     format!(
                         "started {} processes a second, at most {} when clean",
-                        short(deed.children_per_s),
-                        short(habit.most.children_per_s)
+                        short(usage.children_per_s),
+                        short(profile.most.children_per_s)
                     ),
                 ),
                 (
                     excess.rss_pages / PAGES_STEP,
                     format!(
                         "holds {} pages of memory, at most {} when clean",
-                        short(deed.rss_pages),
-                        short(habit.most.rss_pages)
+                        short(usage.rss_pages),
+                        short(profile.most.rss_pages)
                     ),
                 ),
             ];
@@ -79,24 +79,24 @@ pub(crate) fn suspects(
             pieces.sort_by(|a, b| b.0.total_cmp(&a.0));
             let score = pieces.first()?.0;
             let mut evidence: Vec<String> = pieces.into_iter().map(|(_, text)| text).collect();
-            if habit.seen == 0 {
-                evidence.push(format!("not seen in any of {} clean checkpoints", habits.checkpoints()));
+            if profile.seen == 0 {
+                evidence.push(format!("not seen in any of {} clean checkpoints", profiles.checkpoints()));
             }
-            if deed.newcomers > 0.0 && interval.is_some() {
+            if usage.new_tasks > 0.0 && interval.is_some() {
                 evidence
-                    .push(format!("{} of them started since the checkpoint before", short(deed.newcomers)));
+                    .push(format!("{} of them started since the checkpoint before", short(usage.new_tasks)));
             }
-            Some(Suspect { family: family.clone(), score, evidence, pids: pids(deeds, family) })
+            Some(Suspect { family: family.clone(), score, evidence, pids: pids(usages, family) })
         })
         .collect();
     found.sort_by(|a, b| b.score.total_cmp(&a.score).then_with(|| a.family.cmp(&b.family)));
     found
 }
 
-fn pids(deeds: &[TaskDeed<'_>], family: &str) -> Vec<i64> {
-    let mut members: Vec<_> = deeds.iter().filter(|deed| deed.task.family() == family).collect();
+fn pids(usages: &[TaskUsage<'_>], family: &str) -> Vec<i64> {
+    let mut members: Vec<_> = usages.iter().filter(|usage| usage.task.family() == family).collect();
     members.sort_by(|a, b| b.cpu_share.total_cmp(&a.cpu_share).then(a.task.pid.cmp(&b.task.pid)));
-    members.iter().take(PIDS_MAX).map(|deed| deed.task.pid).collect()
+    members.iter().take(PIDS_MAX).map(|usage| usage.task.pid).collect()
 }
 
 impl Suspect {

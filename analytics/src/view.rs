@@ -1,4 +1,4 @@
-use crate::activity::{Activity, Habits, Interval, TaskDeed, activity, task_deeds};
+use crate::activity::{Activity, Interval, Profiles, TaskUsage, activity, task_usages};
 use crate::counter;
 use crate::extract::extract;
 use crate::model::Observation;
@@ -10,7 +10,7 @@ pub(crate) struct View<'a> {
     sample: &'a Sample,
     parent: Option<&'a Sample>,
     pub(crate) interval: Option<Interval>,
-    pub(crate) deeds: Vec<TaskDeed<'a>>,
+    pub(crate) usages: Vec<TaskUsage<'a>>,
     pub(crate) activity: Activity,
 }
 
@@ -26,19 +26,19 @@ impl<'a> View<'a> {
     }
 
     fn over(sample: &'a Sample, parent: Option<&'a Sample>, interval: Option<Interval>) -> Self {
-        let deeds = task_deeds(sample, parent, interval);
-        let activity = activity(&deeds, interval);
-        Self { sample, parent, interval, deeds, activity }
+        let usages = task_usages(sample, parent, interval);
+        let activity = activity(&usages, interval);
+        Self { sample, parent, interval, usages, activity }
     }
 
-    pub(crate) fn observation(&self, habits: Option<&Habits>) -> Observation {
+    pub(crate) fn observation(&self, profiles: Option<&Profiles>) -> Observation {
         Observation {
             checkpoint: self.sample.checkpoint,
             moment: Moment {
                 uptime_s: self.sample.uptime_s().unwrap_or(0.0),
                 interval_s: self.interval.map_or(0.0, |interval| interval.seconds),
             },
-            vector: extract(self.sample, self.parent, self.interval, &self.deeds, &self.activity, habits),
+            vector: extract(self.sample, self.parent, self.interval, &self.usages, &self.activity, profiles),
             activity: self.activity.clone(),
             counters: counter::rates(self.sample, self.parent, self.interval),
         }

@@ -19,8 +19,8 @@ fn value() -> impl Strategy<Value = Value> {
 }
 
 /// Replaces cells of a guest's tables, drops rows and columns' worth of cells, repeats rows.
-fn spoil(tables: &mut [Table], wounds: &[(usize, usize, usize, Value, u8)]) {
-    for (table, row, cell, value, how) in wounds {
+fn corrupt(tables: &mut [Table], mutations: &[(usize, usize, usize, Value, u8)]) {
+    for (table, row, cell, value, how) in mutations {
         let count = tables.len();
         let rows = &mut tables[table % count].rows;
         if rows.is_empty() {
@@ -45,27 +45,27 @@ fn spoil(tables: &mut [Table], wounds: &[(usize, usize, usize, Value, u8)]) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
     #[test]
-    fn spoilt_facts_never_panic(
-        wounds in prop::collection::vec(
+    fn corrupted_facts_never_panic(
+        mutations in prop::collection::vec(
             prop::collection::vec((0_usize..8, any::<usize>(), any::<usize>(), value(), any::<u8>()), 0..30), 6..34),
         seed in 0_u64..50,
     ) {
         let mut run = Run::new(seed);
-        while run.analyst.is_learning() && seed % 2 == 0 {
+        while run.evaluator.is_learning() && seed % 2 == 0 {
             run.step();
         }
         let mut before: Option<Sample> = run.samples.values().max_by_key(|sample| sample.checkpoint()).cloned();
-        for wounds in &wounds {
+        for mutations in &mutations {
             run.guest.run(0.5);
             let mut tables = run.guest.tables();
-            spoil(&mut tables, wounds);
+            corrupt(&mut tables, mutations);
             let record = run.records.take(&run.guest);
             let sample = Sample::from_tables(&record, &tables);
-            let judgement = run.analyst.judge(&sample, before.as_ref());
-            prop_assert!(judgement.score.is_finite());
-            prop_assert!(judgement.p_value.is_none_or(|p| (0.0..=1.0).contains(&p)));
-            prop_assert!(judgement.features.iter().all(|(_, value)| value.is_finite()));
-            prop_assert!(judgement.reasons.iter().all(|reason| reason.weight.is_finite()));
+            let evaluation = run.evaluator.evaluate(&sample, before.as_ref());
+            prop_assert!(evaluation.score.is_finite());
+            prop_assert!(evaluation.p_value.is_none_or(|p| (0.0..=1.0).contains(&p)));
+            prop_assert!(evaluation.features.iter().all(|(_, value)| value.is_finite()));
+            prop_assert!(evaluation.reasons.iter().all(|reason| reason.weight.is_finite()));
             before = Some(sample);
         }
     }

@@ -3,7 +3,7 @@
 
 mod synthetic;
 
-use retrovisor_analytics::{Analyst, CauseKind, Config, QUERIES, explain, report};
+use retrovisor_analytics::{CauseKind, Config, Evaluator, QUERIES, explain, report};
 use retrovisor_guest::fact::Value;
 use retrovisor_snapshot::{CheckpointId, Verdict};
 use synthetic::stored::StoredRun;
@@ -12,12 +12,12 @@ use synthetic::{Fault, Guest};
 /// Steps until a checkpoint is bad; its id, and how many it took.
 fn until_bad(run: &mut StoredRun) -> (CheckpointId, usize) {
     for delay in 1..=6 {
-        let judgement = run.step();
-        if judgement.verdict == Verdict::Bad {
-            return (judgement.checkpoint, delay);
+        let evaluation = run.step();
+        if evaluation.verdict == Verdict::Bad {
+            return (evaluation.checkpoint, delay);
         }
     }
-    panic!("not noticed: {:?}", run.judgements.last());
+    panic!("not noticed: {:?}", run.evaluations.last());
 }
 
 /// Both faults of the demonstration, one after the other, with a rollback after each.
@@ -74,7 +74,7 @@ fn each_fault_is_dated_and_blamed_rightly() {
         let good = run.catalogue().checkpoint(runaway.last_good.unwrap()).unwrap();
         assert!(good.id <= before_runaway && good.verdict == Verdict::Good);
 
-        let false_alarms = run.judgements.iter().filter(|j| j.verdict == Verdict::Bad).count();
+        let false_alarms = run.evaluations.iter().filter(|j| j.verdict == Verdict::Bad).count();
         assert_eq!(false_alarms, 2, "seed {seed}: only the two faults are bad");
     }
 }
@@ -83,21 +83,21 @@ fn each_fault_is_dated_and_blamed_rightly() {
 fn the_database_alone_leads_to_the_same_verdicts() {
     let mut run = StoredRun::new(3);
     story(&mut run);
-    let mut again = Analyst::new(Config::default());
-    for (record, judgement) in run.records.iter().zip(&run.judgements) {
+    let mut again = Evaluator::new(Config::default());
+    for (record, evaluation) in run.records.iter().zip(&run.evaluations) {
         let sample = retrovisor_analytics::Sample::load(run.catalogue(), record.id).unwrap();
         let parent =
             record.parent.and_then(|parent| retrovisor_analytics::Sample::load(run.catalogue(), parent).ok());
-        assert_eq!(again.judge(&sample, parent.as_ref()), *judgement);
+        assert_eq!(again.evaluate(&sample, parent.as_ref()), *evaluation);
     }
-    // An analyst that was loaded goes on as the one that was there all the time.
-    let mut loaded = Analyst::load(run.catalogue(), run.machine, Config::default()).unwrap();
-    assert_eq!(loaded.baseline_len(), run.analyst.baseline_len());
+    // An evaluator that was loaded goes on as the one that was there all the time.
+    let mut loaded = Evaluator::load(run.catalogue(), run.machine, Config::default()).unwrap();
+    assert_eq!(loaded.baseline_len(), run.evaluator.baseline_len());
     let newest = run.records.last().unwrap().id;
     let parent = retrovisor_analytics::Sample::load(run.catalogue(), newest).unwrap();
     let online = run.step();
     let sample = retrovisor_analytics::Sample::load(run.catalogue(), online.checkpoint).unwrap();
-    assert_eq!(loaded.judge(&sample, Some(&parent)), online);
+    assert_eq!(loaded.evaluate(&sample, Some(&parent)), online);
 }
 
 #[test]

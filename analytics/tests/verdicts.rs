@@ -1,9 +1,9 @@
-//! How often the analyst is wrong, over many guests: false alarms, misses, delay, blame.
+//! How often the evaluator is wrong, over many guests: false alarms, misses, delay, blame.
 #![allow(clippy::cast_precision_loss, reason = "counts of a few thousand")]
 
 mod synthetic;
 
-use retrovisor_analytics::{Judgement, Sample};
+use retrovisor_analytics::{Evaluation, Sample};
 use retrovisor_snapshot::Verdict;
 use synthetic::Fault;
 use synthetic::run::Run;
@@ -32,15 +32,15 @@ fn for_seeds<T: Send>(seeds: u32, work: impl Fn(u32) -> T + Sync) -> Vec<T> {
 
 fn learnt(seed: u32) -> Run {
     let mut run = Run::new(seed.into());
-    while run.analyst.is_learning() {
+    while run.evaluator.is_learning() {
         run.step();
     }
     run
 }
 
-fn describe(judgement: &Judgement) -> String {
-    let reasons: Vec<_> = judgement.reasons.iter().map(|r| r.text.as_str()).collect();
-    format!("{:?} p {:?}: {}", judgement.verdict, judgement.p_value, reasons.join(" | "))
+fn describe(evaluation: &Evaluation) -> String {
+    let reasons: Vec<_> = evaluation.reasons.iter().map(|r| r.text.as_str()).collect();
+    format!("{:?} p {:?}: {}", evaluation.verdict, evaluation.p_value, reasons.join(" | "))
 }
 
 /// Injects a fault into a guest that ran clean for a while; the first bad checkpoint after it, counted from 1.
@@ -60,12 +60,12 @@ fn clean_guests_are_hardly_ever_called_bad() {
         for _ in 0..CLEAN {
             run.step();
         }
-        run.judgements.split_off(run.judgements.len() - CLEAN)
+        run.evaluations.split_off(run.evaluations.len() - CLEAN)
     });
-    let with = |verdict| move |judgement: &&Judgement| judgement.verdict == verdict;
+    let with = |verdict| move |evaluation: &&Evaluation| evaluation.verdict == verdict;
     let bad_runs = runs.iter().filter(|run| run.iter().any(|j| j.verdict == Verdict::Bad)).count();
     let suspects = runs.iter().flatten().filter(with(Verdict::Suspect)).count();
-    for alarm in runs.iter().flatten().filter(|judgement| !judgement.is_clean()) {
+    for alarm in runs.iter().flatten().filter(|evaluation| !evaluation.is_clean()) {
         eprintln!("{}", describe(alarm));
     }
     let all = runs.iter().flatten().count();
@@ -96,8 +96,8 @@ fn a_rollback_is_no_anomaly() {
             // What the guest did since the last one is checkpointed just before it goes back.
             run.guest.run(0.07);
             alarms += usize::from(!run.checkpoint().is_clean());
-            let at = run.judgements.len() - 3 - round % 2;
-            run.roll_back(run.judgements[at].checkpoint);
+            let at = run.evaluations.len() - 3 - round % 2;
+            run.roll_back(run.evaluations[at].checkpoint);
             // A clock that was not put back goes on while the guest was elsewhere.
             run.guest.uptime_s += if round % 2 == 0 { 6.0 } else { 0.0 };
             run.guest.run(0.06);
@@ -115,7 +115,7 @@ fn a_runaway_is_bad_within_four_checkpoints_and_named() {
         let mut delays = for_seeds(60, |seed| {
             let mut run = learnt(seed);
             let delay = delay(&mut run, Fault::RUNAWAY, comm).unwrap_or(99);
-            let last = run.judgements.last().expect("judged");
+            let last = run.evaluations.last().expect("evaluated");
             assert!(delay <= 4, "seed {seed}: {delay} {}", describe(last));
             let named = last.reasons.first().is_some_and(|reason| reason.subject == format!("task {comm}"));
             assert!(named, "seed {seed}: {}", describe(last));
@@ -148,12 +148,12 @@ fn a_broken_invariant_is_bad_at_once_even_while_learning() {
             run.step();
         }
         run.guest.violation = true;
-        let judgement = run.step();
-        assert_eq!(judgement.verdict, Verdict::Bad);
-        assert!(judgement.reasons[0].invariant && judgement.reasons[0].text.contains("getppid"));
-        assert!((judgement.score - Judgement::SCORE_MAX).abs() < 1e-9);
+        let evaluation = run.step();
+        assert_eq!(evaluation.verdict, Verdict::Bad);
+        assert!(evaluation.reasons[0].invariant && evaluation.reasons[0].text.contains("getppid"));
+        assert!((evaluation.score - Evaluation::SCORE_MAX).abs() < 1e-9);
         // What is wrong teaches nothing and settles nothing.
-        assert!(judgement.settled.is_empty());
+        assert!(evaluation.settled.is_empty());
     }
 }
 
@@ -163,8 +163,8 @@ fn good_means_that_clean_ones_followed() {
     for _ in 0..6 {
         run.step();
     }
-    let settled: Vec<_> = run.judgements.iter().flat_map(|judgement| judgement.settled.clone()).collect();
-    let all: Vec<_> = run.judgements.iter().map(|judgement| judgement.checkpoint).collect();
+    let settled: Vec<_> = run.evaluations.iter().flat_map(|evaluation| evaluation.settled.clone()).collect();
+    let all: Vec<_> = run.evaluations.iter().map(|evaluation| evaluation.checkpoint).collect();
     assert_eq!(settled, all[..all.len() - 3], "each once, in order, three behind");
 
     // Nothing settles over a suspicion, nor on a line that was left.
@@ -173,15 +173,15 @@ fn good_means_that_clean_ones_followed() {
         run.step();
     }
     let last_good = *settled.last().expect("some");
-    let late: Vec<_> = run.judgements[all.len()..].iter().flat_map(|j| j.settled.clone()).collect();
+    let late: Vec<_> = run.evaluations[all.len()..].iter().flat_map(|j| j.settled.clone()).collect();
     assert!(late.is_empty(), "{late:?}");
     run.roll_back(last_good);
-    let from = run.judgements.len();
+    let from = run.evaluations.len();
     for _ in 0..6 {
         run.step();
     }
-    let after: Vec<_> = run.judgements[from..].iter().flat_map(|j| j.settled.clone()).collect();
-    let line: Vec<_> = run.judgements[from..].iter().map(|j| j.checkpoint).collect();
+    let after: Vec<_> = run.evaluations[from..].iter().flat_map(|j| j.settled.clone()).collect();
+    let line: Vec<_> = run.evaluations[from..].iter().map(|j| j.checkpoint).collect();
     assert_eq!(after, line[..3]);
 }
 
@@ -189,6 +189,6 @@ fn good_means_that_clean_ones_followed() {
 fn a_sample_without_clock_parent_or_tables_is_judged() {
     let mut run = learnt(1);
     let record = run.records.take(&run.guest);
-    let judgement = run.analyst.judge(&Sample::from_tables(&record, &[]), None);
-    assert_ne!(judgement.verdict, Verdict::Bad, "{}", describe(&judgement));
+    let evaluation = run.evaluator.evaluate(&Sample::from_tables(&record, &[]), None);
+    assert_ne!(evaluation.verdict, Verdict::Bad, "{}", describe(&evaluation));
 }

@@ -8,7 +8,7 @@ pub enum Error {
         "the guest's kernel has no system call `{0}`. Name one as in `man 2 syscalls`: getppid, getuid, openat"
     )]
     NoSuchSyscall(String),
-    /// The replacement lies too far away for a near call.
+    /// The replacement is too far away for a near call.
     #[error("the call at {at:#x} cannot reach {target:#x}")]
     OutOfReach {
         /// Guest-virtual address of the call.
@@ -16,8 +16,8 @@ pub enum Error {
         /// Guest-virtual address of the replacement.
         target: u64,
     },
-    /// The call's operand lies on two frames.
-    #[error("the call at {0:#x} lies across two pages; redirect another system call")]
+    /// The call's operand is on two frames.
+    #[error("the call at {0:#x} spans two pages; redirect another system call")]
     Split(u64),
     /// The memory is no longer what the plan was made for.
     #[error("the bytes at {0} changed since the fault was planned; try again")]

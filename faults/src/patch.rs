@@ -7,9 +7,9 @@ use crate::Error;
 pub struct Patch {
     /// Guest-physical address of the first byte.
     pub gpa: Gpa,
-    /// What must stand there before; else the plan is out of date and nothing is written.
+    /// What must be there before; else the plan is out of date and nothing is written.
     pub before: Vec<u8>,
-    /// What stands there afterwards; as long as `before`.
+    /// What is there afterwards; as long as `before`.
     pub after: Vec<u8>,
 }
 

@@ -3,7 +3,7 @@ use retrovisor_introspect::Kernel;
 
 use crate::{Error, Patch};
 
-/// Numbers that x86-64 has given out so far lie below this.
+/// Numbers that x86-64 has given out so far are below this.
 const SYSCALLS_MAX: u32 = 600;
 
 /// Plans to make system call `from` run the kernel function of `to`: in `sys_call_table`, and where the kernel
@@ -24,7 +24,7 @@ pub fn plan(kernel: &Kernel, view: &dyn MemoryView, from: &str, to: &str) -> Res
     if let Some(call) = sites.dispatch {
         let displacement =
             |target| call.displacement_to(target).ok_or(Error::OutOfReach { at: call.virt, target });
-        // A patch is contiguous in guest-physical memory; the next frame of kernel text may lie elsewhere.
+        // A patch is contiguous in guest-physical memory; the next frame of kernel text may be elsewhere.
         if !call.within_page {
             return Err(Error::Split(call.virt));
         }

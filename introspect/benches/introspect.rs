@@ -7,12 +7,12 @@
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on panics")]
 
 #[allow(dead_code, reason = "the benchmark reads no statement")]
-#[path = "../tests/word/dump.rs"]
+#[path = "../tests/guest_reports/dump.rs"]
 mod dump;
 #[path = "../tests/live/mod.rs"]
 mod live;
 #[allow(dead_code, reason = "the benchmark reads no statement")]
-#[path = "../tests/word/statement.rs"]
+#[path = "../tests/guest_reports/statement.rs"]
 mod statement;
 
 use std::{cell::RefCell, collections::BTreeSet, fs, path::PathBuf, time::Instant};

@@ -21,7 +21,7 @@ pub(crate) struct Blocks {
 
 impl Blocks {
     const BLOCK_BYTES: usize = 4096;
-    /// A block is read with so much of what follows it: what begins in it and is not longer lies in one piece.
+    /// A block is read with so much of what follows it: what begins in it and is not longer is in one piece.
     pub(crate) const SLACK_BYTES: usize = 512;
 
     /// `checks` are those that [`Self::checks_of`] gave for the data.

@@ -255,7 +255,7 @@ fn kernel_fact(kernel: &Kernel, vcpus: &[VcpuRegisters]) -> KernelFact {
     }
 }
 
-/// Whether the kernel has finished booting; `true` where that cannot be told.
+/// Whether the kernel has finished booting; `true` where that cannot be determined.
 fn is_running(probe: &Probe) -> bool {
     let running = probe.types.enumerator("SYSTEM_RUNNING");
     let state = probe.half("system_state").map(i64::from);
@@ -348,11 +348,11 @@ fn text_changes(code: &Code, changes: &TextChanges) -> Vec<Violation> {
                 kind,
                 object: symbol.clone().unwrap_or_else(|| format!("kernel {what}")),
                 symbol,
-                detail: format!("{} bytes of {what} at {}{more}", first.now.len(), code.told(first.virt)),
+                detail: format!("{} bytes of {what} at {}{more}", first.now.len(), code.describe(first.virt)),
                 expected: hexadecimal(&first.before),
                 found: match (first.part, word_at(code, first.virt)) {
                     // A pointer that was changed says more than its bytes.
-                    (Part::Rodata, Some(target)) if code.label(target).is_some() => code.told(target),
+                    (Part::Rodata, Some(target)) if code.label(target).is_some() => code.describe(target),
                     _ => hexadecimal(&first.now),
                 },
             })

@@ -16,7 +16,7 @@ use header::{
 
 use crate::{hash, name_index::NameIndex, printable::printable, section::Section};
 
-/// Where a member lies in its structure.
+/// Where a member is in its structure.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Field {
     /// From the start of the structure.
@@ -42,7 +42,7 @@ pub(crate) struct Types {
     offsets: Section,
     /// Name of a struct, union, enum or typedef → ids (several kinds can share a name).
     names: NameIndex,
-    /// Name of an enumerator → the enums (type ids) in which it may stand.
+    /// Name of an enumerator → the enums (type ids) in which it may be.
     enumerators: NameIndex,
 }
 
@@ -162,7 +162,7 @@ impl Types {
         Some(Field { offset_bytes, size_bytes, bits: None, type_id })
     }
 
-    /// All items of the enum in which the item `member` stands, in their order: name and value.
+    /// All items of the enum in which the item `member` is, in their order: name and value.
     pub(crate) fn enum_with(&self, member: &str) -> Vec<(String, i64)> {
         let headers = self.enumerators.candidates(member.as_bytes()).filter_map(|id| self.header(id));
         let has = |header: &Header| {

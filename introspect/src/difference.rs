@@ -42,7 +42,7 @@ pub struct Difference {
 pub struct ObjectChange {
     /// Its type, or where it is a variable of unknown type, nothing.
     pub structure: String,
-    /// Which one: a name in words, a symbol.
+    /// Which one: a name as text, a symbol.
     pub object: String,
     /// Its address.
     pub address: u64,
@@ -68,7 +68,7 @@ pub struct FieldChange {
 /// Frames of one owner that changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupChange {
-    /// The owner, in words.
+    /// The owner, as text.
     pub owner: String,
     /// Frames.
     pub pages: u64,

@@ -18,7 +18,7 @@ pub enum Error {
         virt: u64,
     },
     /// The kernel has no system call of this number.
-    #[error("this kernel has no system call {0}: numbers stand in the guest's <asm/unistd_64.h>")]
+    #[error("this kernel has no system call {0}: numbers are in the guest's <asm/unistd_64.h>")]
     NoSyscall(u32),
     /// Reading guest memory failed.
     #[error(transparent)]

@@ -59,12 +59,12 @@ pub fn kernel_symbols(bytes: &[u8]) {
     let image = Image { virt: IMAGE_AT, bytes: bytes.to_vec() };
     let range = ImageRange { virt: IMAGE_AT, gpa: Gpa(0), bytes: bytes.len() as u64 };
     let place = |at| image.u32(at).and_then(|place| usize::try_from(place).ok());
-    let told = place(0).zip(place(4)).zip(place(8));
-    let told = told.and_then(|((count, tokens), index)| Tables::check(count, tokens, index, &image));
-    for tables in [told, Tables::scan(&image)].into_iter().flatten() {
+    let reported = place(0).zip(place(4)).zip(place(8));
+    let reported = reported.and_then(|((count, tokens), index)| Tables::check(count, tokens, index, &image));
+    for tables in [reported, Tables::scan(&image)].into_iter().flatten() {
         if let Some((symbols, _)) = tables.read(&image, &range) {
             for address in [0, IMAGE_AT, IMAGE_AT + 4800, u64::MAX] {
-                // What an address lies in does not begin behind it.
+                // What an address is in does not begin behind it.
                 assert!(symbols.place(address).is_none_or(|place| place.offset <= address));
             }
             symbols.address("_text");

@@ -46,7 +46,7 @@ impl ImageRange {
         range.filter(|range| IMAGE_BYTES.contains(&range.bytes))
     }
 
-    /// The part of the image that page tables protect as constant data, where kallsyms and the types lie; `None` before the
+    /// The part of the image that page tables protect as constant data, where kallsyms and the types are; `None` before the
     /// kernel protects it.
     pub(crate) fn constants(&self, pages: &Pages, space: AddressSpace) -> Option<Self> {
         let (mut best, mut run) = (Self { bytes: 0, ..*self }, Self { bytes: 0, ..*self });
@@ -117,7 +117,7 @@ impl Image {
         self.bytes.get(at..)?.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
     }
 
-    /// Where a virtual address lies in the copy.
+    /// Where a virtual address is in the copy.
     pub(crate) fn offset(&self, virt: u64) -> Option<usize> {
         let offset = usize::try_from(virt.checked_sub(self.virt)?).ok()?;
         (offset < self.bytes.len()).then_some(offset)

@@ -8,7 +8,7 @@ use crate::{
     fact::MemoryStatistics,
     library::Loading,
     observation::Observation,
-    pages::{PageShelf, Pages},
+    pages::{FrameCache, Pages},
     reader::Reader,
 };
 
@@ -19,23 +19,23 @@ use crate::{
 pub struct Introspector {
     /// The boots met, the last used first.
     boots: Vec<Boot>,
-    shelf: RefCell<PageShelf>,
+    cache: RefCell<FrameCache>,
     library: Option<KernelLibrary>,
 }
 
 /// A rollback across a reboot comes back to an earlier boot.
 const BOOTS_MAX: usize = 3;
 /// Frames kept between observations: 32 MiB.
-const SHELF_FRAMES: NonZero<usize> = NonZero::new(8192).unwrap();
+const CACHED_FRAMES: NonZero<usize> = NonZero::new(8192).unwrap();
 
 impl Introspector {
-    /// Knows nothing yet.
+    /// Starts empty.
     #[must_use]
     pub fn new() -> Self {
-        Self { boots: Vec::new(), shelf: RefCell::new(PageShelf::new(SHELF_FRAMES)), library: None }
+        Self { boots: Vec::new(), cache: RefCell::new(FrameCache::new(CACHED_FRAMES)), library: None }
     }
 
-    /// Knows nothing yet of the guest, but takes the symbols and types of kernels that were met before from a library,
+    /// Starts empty, but takes the symbols and types of kernels that were met before from a library,
     /// and puts those of others there.
     #[must_use]
     pub fn with_library(library: KernelLibrary) -> Self {
@@ -45,7 +45,7 @@ impl Introspector {
     /// Reads a guest. A guest that is no Linux, or from which nothing can be read, gives its registers, page
     /// statistics and the reason.
     pub fn observe(&mut self, view: &dyn MemoryView, vcpus: &[VcpuRegisters]) -> Observation {
-        let pages = Pages::with_shelf(view, &self.shelf);
+        let pages = Pages::with_cache(view, &self.cache);
         let mut memory = page_statistics(view);
         let (mut linux, mut reason) = (None, None);
         match select_boot(&mut self.boots, &pages, vcpus, self.library.as_ref()) {
@@ -103,7 +103,7 @@ fn select_boot<'b>(
     vcpus: &[VcpuRegisters],
     library: Option<&KernelLibrary>,
 ) -> Result<&'b mut Boot, crate::Error> {
-    // After a reset, the old kernel lies in memory until it is overwritten: the vCPUs say whether one runs.
+    // After a reset, the old kernel is in memory until it is overwritten: the vCPUs say whether one runs.
     let running = vcpus.is_empty() || vcpus.iter().any(|vcpu| crate::AddressSpace::of(vcpu).is_some());
     let known =
         boots.iter().position(|boot| running && boot.is_in(&Reader::new(pages, boot.kernel.address_space())));

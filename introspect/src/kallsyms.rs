@@ -28,15 +28,15 @@ pub(crate) struct Extents {
     pub(crate) tables: (usize, usize),
     /// The symbols' offsets.
     pub(crate) offsets: (usize, usize),
-    /// Where the address stands that they count from, if any: it moves with the kernel.
+    /// Where the address is that they count from, if any: it moves with the kernel.
     pub(crate) base_at: Option<usize>,
     /// Whether the symbols in the kernel's half, and no others, move with the kernel.
     pub(crate) slides: bool,
 }
 
-/// The tokens 0x30 to 0x39 stand for themselves in every kernel.
+/// The tokens 0x30 to 0x39 represent themselves in every kernel.
 const DIGITS: &[u8] = b"0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00";
-/// Names lie before the tokens by no more than this.
+/// Names are before the tokens by no more than this.
 const NAMES_BYTES_MAX: usize = 32 << 20;
 /// What a search may spend on walking through false tables.
 const WALK_BYTES_MAX: usize = 64 << 20;
@@ -53,10 +53,10 @@ impl Tables {
         digits.into_iter().find_map(|digits_at| Self::around(image, digits_at))
     }
 
-    /// The tables around a place where the ten digits stand.
+    /// The tables around a place where the ten digits are.
     fn around(image: &Image, digits_at: usize) -> Option<Self> {
         let end = after_strings(&image.bytes, digits_at, 256 - 0x30)?;
-        // Where the tables happen to lie, both alignments may fit.
+        // Where the tables happen to be, both alignments may fit.
         let places: Vec<_> = [8, 4]
             .into_iter()
             .filter_map(|align| {
@@ -86,7 +86,7 @@ impl Tables {
         })
     }
 
-    /// Checks tables whose places something else told (VMCOREINFO), and finds out how they are aligned.
+    /// Checks tables whose places something else reported (VMCOREINFO), and finds out how they are aligned.
     pub(crate) fn check(count_at: usize, tokens_at: usize, index_at: usize, image: &Image) -> Option<Self> {
         let count = count_in(image, count_at, 4)?;
         if !(TokenIndex { image, tokens_at, index_at }).is_cumulative() {
@@ -225,7 +225,7 @@ fn names_agree_with_markers(
     *budget > 0 && whole && starts.iter().enumerate().all(|(number, start)| marker(number) == Some(*start))
 }
 
-/// Whether the second marker can be this. The markers stand before the tokens, in some kernels (6.1 to 6.3) with a table
+/// Whether the second marker can be this. The markers are before the tokens, in some kernels (6.1 to 6.3) with a table
 /// of 3 or 4 bytes a name between them; padding makes their place uncertain by a few bytes.
 fn some_marker_is(image: &Image, second: usize, count: u32, tokens_at: usize) -> bool {
     let (count, markers) = (count as usize, count.div_ceil(NAMES_PER_MARKER) as usize);

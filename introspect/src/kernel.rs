@@ -31,7 +31,7 @@ pub struct Kernel {
     types: Option<Arc<Types>>,
     release: String,
     banner: String,
-    /// Where the banner stands, for [`Kernel::is_still_there`].
+    /// Where the banner is, for [`Kernel::is_still_there`].
     banner_at: u64,
 }
 
@@ -156,7 +156,7 @@ impl Kernel {
         let text = symbols.address("_text").or_else(|| symbols.address("_stext"));
         let start = text
             .filter(|text| image_range.contains(*text))
-            .ok_or("map an image whose symbols lie elsewhere")?;
+            .ok_or("map an image whose symbols are elsewhere")?;
         let image_range = ImageRange {
             virt: start,
             gpa: Gpa(image_range.gpa.0 + (start - image_range.virt)),
@@ -168,7 +168,7 @@ impl Kernel {
             .filter(|(_, banner)| banner.starts_with("Linux version "))
             .ok_or("map an image without a banner where its symbols say")?;
         let release = banner.split(' ').nth(2).unwrap_or_default().to_owned();
-        if note.and_then(VmcoreInfo::release).is_some_and(|told| told != release) {
+        if note.and_then(VmcoreInfo::release).is_some_and(|reported| reported != release) {
             return Err("map another kernel than the VMCOREINFO note names".into());
         }
         if types.is_none() {
@@ -229,7 +229,7 @@ impl Kernel {
         self.symbols.address(name)
     }
 
-    /// The symbol of the kernel's image that an address lies in, and how far.
+    /// The symbol of the kernel's image that an address is in, and how far.
     #[must_use]
     pub fn symbolize(&self, address: u64) -> Option<(String, u64)> {
         let place = self.place(address)?;
@@ -274,7 +274,7 @@ impl Kernel {
         self.types()?.shape(id)
     }
 
-    /// The number of the type that a typedef or a qualified type stands for.
+    /// The number of the type that a typedef or a qualified type represents.
     #[must_use]
     pub fn resolved_type(&self, id: u32) -> Option<u32> {
         self.types()?.resolved(id)

@@ -27,7 +27,7 @@ use crate::{btf::Types, image::ImageRange, pages::Pages, symbols::Symbols};
 
 /// Symbols and types of kernels that were read before, in a folder with one file for each build.
 ///
-/// An entry is used for a kernel only when the bytes from which it was made stand in the guest's memory, at the same
+/// An entry is used for a kernel only when the bytes from which it was made are in the guest's memory, at the same
 /// place of the kernel's image: not a name or a version decides, which any guest could claim. Where KASLR put the kernel does not matter. A
 /// damaged entry is passed over and made anew. Errors are no errors: without the folder, symbols are read of memory.
 #[derive(Clone, Debug)]
@@ -63,7 +63,7 @@ impl KernelLibrary {
         Self { writable: false, ..Self::new(folder) }
     }
 
-    /// The symbols and types of the kernel whose image lies here, if they were kept.
+    /// The symbols and types of the kernel whose image is here, if they were kept.
     pub(crate) fn find(
         &self,
         pages: &Pages,
@@ -134,7 +134,7 @@ impl KernelLibrary {
         }
     }
 
-    /// Whole or not at all: readers see no half of an entry. What a crash leaves of it is told by its checks.
+    /// Whole or not at all: readers see no half of an entry. What a crash leaves of it is reported by its checks.
     fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
         // As everything in a store: it was made of a guest's memory.
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;

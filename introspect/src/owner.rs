@@ -1,4 +1,4 @@
-//! Whose a frame is, in words.
+//! Whose a frame is, as text.
 
 mod allocations;
 mod map;
@@ -22,7 +22,7 @@ pub enum PageOwner {
         part: &'static str,
         /// The frame's kernel-virtual address.
         virt: u64,
-        /// The symbol that the frame's first byte lies in.
+        /// The symbol that the frame's first byte is in.
         symbol: Option<String>,
         /// How far into the symbol.
         offset: u64,
@@ -33,14 +33,14 @@ pub enum PageOwner {
         cpu: u32,
         /// Offset in the CPU's area; a symbol's address in the image's per-CPU section.
         offset: u64,
-        /// The per-CPU variable that the frame's first byte lies in; `None` past the image's own variables.
+        /// The per-CPU variable that the frame's first byte is in; `None` past the image's own variables.
         symbol: Option<String>,
     },
     /// A module's memory.
     Module {
         /// The module.
         name: String,
-        /// The section that the frame's first byte lies in, where the kernel shows it.
+        /// The section that the frame's first byte is in, where the kernel shows it.
         section: Option<Arc<str>>,
         /// From the start of the section, or of the module's part.
         offset: u64,

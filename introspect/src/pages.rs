@@ -9,28 +9,28 @@ use crate::hash::IntegerMap;
 
 /// The frames of a view that one observation touches, each read once.
 ///
-/// With a [`PageShelf`] behind it, frames whose token an earlier observation met are not read at all.
+/// With a [`FrameCache`] behind it, frames whose token an earlier observation met are not read at all.
 pub(crate) struct Pages<'v> {
     view: &'v dyn MemoryView,
-    shelf: Option<&'v RefCell<PageShelf>>,
+    cache: Option<&'v RefCell<FrameCache>>,
     frames: RefCell<IntegerMap<u64, Option<Arc<Page>>>>,
     read: Cell<u64>,
     unreadable: Cell<u64>,
 }
 
 /// Frames kept between observations, by the name of their contents.
-pub(crate) type PageShelf = lru::LruCache<PageToken, Arc<Page>>;
+pub(crate) type FrameCache = lru::LruCache<PageToken, Arc<Page>>;
 
 impl<'v> Pages<'v> {
     /// Frames kept at once (64 MiB): a hostile guest cannot make us hold more.
     const FRAMES_MAX: usize = 16_384;
 
     pub(crate) fn new(view: &'v dyn MemoryView) -> Self {
-        Self { view, shelf: None, frames: RefCell::default(), read: Cell::new(0), unreadable: Cell::new(0) }
+        Self { view, cache: None, frames: RefCell::default(), read: Cell::new(0), unreadable: Cell::new(0) }
     }
 
-    pub(crate) fn with_shelf(view: &'v dyn MemoryView, shelf: &'v RefCell<PageShelf>) -> Self {
-        Self { shelf: Some(shelf), ..Self::new(view) }
+    pub(crate) fn with_cache(view: &'v dyn MemoryView, cache: &'v RefCell<FrameCache>) -> Self {
+        Self { cache: Some(cache), ..Self::new(view) }
     }
 
     pub(crate) fn view(&self) -> &'v dyn MemoryView {
@@ -52,13 +52,13 @@ impl<'v> Pages<'v> {
         if let Some(known) = self.frames.borrow().get(&gfn.0) {
             return known.clone();
         }
-        let token = self.shelf.and_then(|shelf| Some((shelf, self.view.token(gfn)?)));
-        let kept = token.and_then(|(shelf, token)| shelf.borrow_mut().get(&token).cloned());
+        let token = self.cache.and_then(|cache| Some((cache, self.view.token(gfn)?)));
+        let kept = token.and_then(|(cache, token)| cache.borrow_mut().get(&token).cloned());
         let page = kept.or_else(|| {
             let mut page = Arc::new(ZERO_PAGE);
             self.read_into(gfn, Arc::make_mut(&mut page))?;
-            if let Some((shelf, token)) = token {
-                shelf.borrow_mut().put(token, Arc::clone(&page));
+            if let Some((cache, token)) = token {
+                cache.borrow_mut().put(token, Arc::clone(&page));
             }
             Some(page)
         });
@@ -167,8 +167,8 @@ mod tests {
     #[test]
     fn equal_tokens_are_read_once_and_damage_is_counted() {
         let view = Tokens(MemoryLayout::flat(4 * 4096).unwrap());
-        let shelf = RefCell::new(PageShelf::new(std::num::NonZero::new(4).unwrap()));
-        let pages = Pages::with_shelf(&view, &shelf);
+        let cache = RefCell::new(FrameCache::new(std::num::NonZero::new(4).unwrap()));
+        let pages = Pages::with_cache(&view, &cache);
         assert_eq!(pages.word(Gpa(0x1008)), Some(0x0101_0101_0101_0101));
         assert!(pages.frame(Gfn(0)).unwrap().iter().all(|byte| *byte == 1));
         assert_eq!(pages.read_count(), 1);

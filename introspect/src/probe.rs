@@ -12,7 +12,7 @@ pub(crate) struct Probe<'a> {
     pub(crate) kernel: &'a Kernel,
     pub(crate) types: &'a Types,
     pub(crate) reader: &'a Reader<'a, 'a>,
-    /// Where each possible CPU's variables lie from their symbols.
+    /// Where each possible CPU's variables are from their symbols.
     cpu_offsets: Vec<(u32, u64)>,
     torn: Cell<bool>,
 }
@@ -70,7 +70,7 @@ impl<'a> Probe<'a> {
         self.cpu_offsets.iter().filter_map(move |(cpu, offset)| Some((*cpu, symbol?.wrapping_add(*offset))))
     }
 
-    /// Where each possible CPU's variables lie from their symbols.
+    /// Where each possible CPU's variables are from their symbols.
     pub(crate) fn cpu_offsets(&self) -> &[(u32, u64)] {
         &self.cpu_offsets
     }

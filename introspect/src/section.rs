@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use crate::blocks::Blocks;
 
-/// A table of bytes: a part of what lies in memory, or of a file of which only what is asked for is read.
+/// A table of bytes: a part of what is in memory, or of a file of which only what is asked for is read.
 #[derive(Clone)]
 pub(crate) struct Section {
     source: Arc<Source>,
@@ -16,7 +16,7 @@ pub(crate) enum Source {
 }
 
 impl Section {
-    /// Most bytes that can be asked for at once wherever they lie.
+    /// Most bytes that can be asked for at once wherever they are.
     pub(crate) const PIECE_BYTES_MAX: usize = Blocks::SLACK_BYTES;
 
     /// A part of a source; `None` when the source ends before it.
@@ -56,7 +56,7 @@ impl Section {
         self.get(at, 4)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes))
     }
 
-    /// All bytes, when they lie in memory.
+    /// All bytes, when they are in memory.
     pub(crate) fn bytes(&self) -> Option<&[u8]> {
         match &*self.source {
             Source::Memory(bytes) => bytes.get(self.start..self.start + self.length),

@@ -5,7 +5,7 @@ pub(crate) struct Symbols {
     /// Where the symbols of the kernel's half count from: [`KERNEL_MAP`], for a table of another boot slid by as much as
     /// the kernel.
     base: u64,
-    /// Addresses, ascending: those with the upper bit set lie so far behind the base, others are absolute
+    /// Addresses, ascending: those with the upper bit set are so far behind the base, others are absolute
     /// (offsets of per-CPU variables).
     places: Section,
     /// Where each name begins, and the end of the last.
@@ -24,7 +24,7 @@ struct Entry<'s> {
     name: &'s str,
 }
 
-/// A symbol and how far into it an address lies.
+/// A symbol and how far into it an address is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place<'s> {
     pub(crate) name: &'s str,
@@ -64,7 +64,7 @@ impl Symbols {
         }
     }
 
-    /// From what [`Self::sections`] gave, for a kernel that lies elsewhere; `None` when it can be no table.
+    /// From what [`Self::sections`] gave, for a kernel that is elsewhere; `None` when it can be no table.
     pub(crate) fn from_sections(base: u64, sections: [Section; 5]) -> Option<Self> {
         let [places, name_starts, names, buckets, values] = sections;
         let fits = places.len().is_multiple_of(4) && name_starts.len() == places.len() + 4;
@@ -104,7 +104,7 @@ impl Symbols {
             .map(|entry| entry.address)
     }
 
-    /// The symbol an address lies in. Of several names at one address a system call's own is preferred, then a
+    /// The symbol an address is in. Of several names at one address a system call's own is preferred, then a
     /// global one, then the first.
     pub(crate) fn place(&self, address: u64) -> Option<Place<'_>> {
         let end = self.count_below(address.checked_add(1)?);
@@ -127,7 +127,7 @@ impl Symbols {
         self.aliases(address).map(|entry| entry.name)
     }
 
-    /// The symbols whose address lies in a range: address and name, ascending.
+    /// The symbols whose address is in a range: address and name, ascending.
     pub(crate) fn within(&self, range: std::ops::Range<u64>) -> impl Iterator<Item = (u64, &str)> {
         let numbers = self.count_below(range.start)..self.count_below(range.end);
         numbers.filter_map(|number| self.entry(number)).map(|entry| (entry.address, entry.name))

@@ -42,13 +42,13 @@ pub struct CallSite {
     pub virt: u64,
     /// Guest-physical address of the instruction's first byte.
     pub gpa: Gpa,
-    /// Guest-physical address of the displacement: may lie on another frame than the first byte.
+    /// Guest-physical address of the displacement: may be on another frame than the first byte.
     pub displacement_gpa: Gpa,
     /// Bytes of the instruction.
     pub length: usize,
     /// Where it leads.
     pub target: u64,
-    /// Whether the displacement lies within one page, so that one write changes it.
+    /// Whether the displacement is within one page, so that one write changes it.
     pub within_page: bool,
 }
 

@@ -128,6 +128,6 @@ fn what_was_done_in_a_guest_is_named() {
     );
     let text = said(&loaded);
     assert!(loaded.owners.iter().any(|owner| owner.owner.starts_with("module virtio_rng")), "{text}");
-    let told = |wanted: &str| loaded.variables.iter().any(|variable| variable.object == wanted);
-    assert!(told("mod_tree") || told("btf_modules"), "{text}");
+    let reported = |wanted: &str| loaded.variables.iter().any(|variable| variable.object == wanted);
+    assert!(reported("mod_tree") || reported("btf_modules"), "{text}");
 }

@@ -30,14 +30,14 @@ struct Area {
 }
 
 /// What the guest says of its frames.
-struct Told {
+struct Reported {
     /// The flags of each frame.
     flags: Vec<u64>,
     /// Cache → frames.
     slabs: BTreeMap<String, usize>,
 }
 
-impl Told {
+impl Reported {
     fn ask(guest: &mut Guest) -> Self {
         let text = guest.run("hexdump -v -e '8/1 \"%02x\" \"\\n\"' /proc/kpageflags | uniq -c");
         let mut flags = Vec::new();
@@ -138,7 +138,7 @@ fn frames_belong_to_whom_the_guest_says(setting: &Setting) {
     let Some(mut guest) = Guest::boot_on(setting, None) else { return };
     guest.run("dd if=/dev/urandom of=/run/known bs=4096 count=13; mkdir -p /run/work/deep; cp /run/known /run/work/deep/copy");
     let areas: Vec<Area> = ["httpd", "syslogd"].iter().flat_map(|comm| areas_of(&mut guest, comm)).collect();
-    let before = Told::ask(&mut guest);
+    let before = Reported::ask(&mut guest);
     guest.stop();
     let (memory, registers) = (guest.memory(), guest.registers());
     let mut introspector = Introspector::new();
@@ -157,7 +157,7 @@ fn frames_belong_to_whom_the_guest_says(setting: &Setting) {
     coverage(&owners);
     shares_are_the_sum(&map, &owners);
     guest.resume();
-    let after = Told::ask(&mut guest);
+    let after = Reported::ask(&mut guest);
     flags_agree(&owners, &before, &after);
     slabs_agree(&owners, &before, &after);
 }
@@ -258,7 +258,7 @@ fn coverage(owners: &[PageOwner]) {
     assert!(named * 1000 >= used * 995, "{named} of {used}");
 }
 
-/// Told owner by owner, all frames are told once.
+/// Reported owner by owner, all frames are reported once.
 fn shares_are_the_sum(map: &OwnerMap, owners: &[PageOwner]) {
     let mut own: BTreeMap<(&str, String), u64> = BTreeMap::new();
     for owner in owners {
@@ -266,12 +266,12 @@ fn shares_are_the_sum(map: &OwnerMap, owners: &[PageOwner]) {
     }
     let shares = map.shares();
     assert!(shares.is_sorted_by(|one, other| one.pages >= other.pages));
-    let told: BTreeMap<_, _> =
+    let reported: BTreeMap<_, _> =
         shares.into_iter().map(|share| ((share.kind, share.owner), share.pages)).collect();
-    assert_eq!(told, own);
+    assert_eq!(reported, own);
 }
 
-fn flags_agree(owners: &[PageOwner], before: &Told, after: &Told) {
+fn flags_agree(owners: &[PageOwner], before: &Reported, after: &Reported) {
     let (mut compared, mut wrong) = (0, Vec::new());
     for (frame, owner) in owners.iter().enumerate() {
         let flags = before.flags[frame];
@@ -303,7 +303,7 @@ fn flags_agree(owners: &[PageOwner], before: &Told, after: &Told) {
     assert!(wrong.len() * 2000 <= compared, "{} differ: {:#?}", wrong.len(), &wrong[..wrong.len().min(20)]);
 }
 
-fn slabs_agree(owners: &[PageOwner], before: &Told, after: &Told) {
+fn slabs_agree(owners: &[PageOwner], before: &Reported, after: &Reported) {
     let mut own: BTreeMap<&str, usize> = BTreeMap::new();
     for owner in owners {
         if let PageOwner::Slab { cache, .. } = owner {

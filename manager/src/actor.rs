@@ -14,7 +14,7 @@ use tokio::sync::{broadcast, oneshot};
 
 use crate::command::Command;
 use crate::error::ManagerError;
-use crate::evaluator::Evaluator;
+use crate::evaluator::CheckpointEvaluator;
 use crate::event::{Event, EventKind};
 use crate::rollback::{Destination, Rollback};
 use crate::spec::MachineSpec;
@@ -48,7 +48,7 @@ pub(crate) struct MachineActor {
     pub(crate) store: Arc<Store>,
     pub(crate) machine: Box<dyn Vm>,
     pub(crate) recorder: Recorder,
-    pub(crate) evaluator: Evaluator,
+    pub(crate) evaluator: CheckpointEvaluator,
     pub(crate) paused: bool,
     pub(crate) events: broadcast::Sender<Event>,
     interval: Option<Duration>,
@@ -123,7 +123,7 @@ impl MachineActor {
         Ok(Self {
             name: identity.name,
             id,
-            evaluator: Evaluator::new(Arc::clone(&store), id)?,
+            evaluator: CheckpointEvaluator::new(Arc::clone(&store), id)?,
             store,
             machine,
             recorder,

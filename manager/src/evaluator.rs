@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use retrovisor_analytics::{Analyst, Config, Judgement, Sample};
+use retrovisor_analytics::{Config, Evaluation, Evaluator, Sample};
 use retrovisor_guest::fact::{Column, Kind, Schema, Table, Value};
 use retrovisor_introspect::{Introspector, Observation};
 use retrovisor_snapshot::{
@@ -35,11 +35,11 @@ WHERE c.machine = ?1 AND m.kernel_text_pages > 0
 ORDER BY c.sequence LIMIT 1";
 
 /// What stays between the checkpoints of one machine.
-pub(crate) struct Evaluator {
+pub(crate) struct CheckpointEvaluator {
     store: Arc<Store>,
     machine: MachineId,
     introspector: Introspector,
-    analyst: Analyst,
+    statistics: Evaluator,
     last: Option<(CheckpointId, Sample)>,
     incident_open: bool,
     moves: u64,
@@ -52,14 +52,14 @@ pub(crate) struct Evaluated {
     pub(crate) incident: Option<IncidentRecord>,
 }
 
-impl Evaluator {
+impl CheckpointEvaluator {
     pub(crate) fn new(store: Arc<Store>, machine: MachineId) -> Result<Self, ManagerError> {
-        let analyst = Analyst::load(store.catalogue(), machine, Config::default())?;
+        let statistics = Evaluator::load(store.catalogue(), machine, Config::default())?;
         Ok(Self {
             introspector: Introspector::with_library(kernel_library(&store)),
             store,
             machine,
-            analyst,
+            statistics,
             last: None,
             incident_open: false,
             moves: 0,
@@ -84,7 +84,7 @@ impl Evaluator {
             (Some(parent), _) => Sample::load(catalogue, parent).ok(),
             (None, _) => None,
         };
-        let evaluation = self.analyst.judge(&sample, parent.as_ref());
+        let evaluation = self.statistics.evaluate(&sample, parent.as_ref());
         self.last = Some((record.id, sample));
         catalogue.set_verdict(record.id, &evaluation.record())?;
         for settled in &evaluation.settled {
@@ -100,7 +100,7 @@ impl Evaluator {
 
     /// The machine is at another checkpoint now: rates go on from there, and what was suspected is the other timeline's.
     pub(crate) fn moved_to(&mut self, target: CheckpointId) {
-        self.analyst.rolled_back_to(target);
+        self.statistics.rolled_back_to(target);
         self.introspector.forget_last();
         self.last = None;
         self.incident_open = false;
@@ -140,13 +140,13 @@ impl Evaluator {
     fn incident(
         &mut self,
         record: &CheckpointRecord,
-        evaluation: &Judgement,
+        evaluation: &Evaluation,
     ) -> Result<Option<IncidentRecord>, ManagerError> {
         if evaluation.verdict != Verdict::Bad || self.incident_open {
             return Ok(None);
         }
         self.incident_open = true;
-        let explanation = self.analyst.explain(self.store.catalogue(), record.id)?;
+        let explanation = self.statistics.explain(self.store.catalogue(), record.id)?;
         let summary = explanation.causes.first().map_or_else(
             || evaluation.reasons.first().map_or_else(String::new, |reason| reason.text.clone()),
             |cause| cause.text.clone(),

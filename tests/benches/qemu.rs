@@ -10,7 +10,7 @@ mod peer;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use retrovisor_analytics::{Analyst, Config, Sample};
+use retrovisor_analytics::{Config, Evaluator, Sample};
 use retrovisor_guest::Machine as _;
 use retrovisor_introspect::Introspector;
 use retrovisor_machine::qemu::QemuMachine;
@@ -56,7 +56,7 @@ fn ours(image: &GuestImage, dir: &std::path::Path, measured: &mut Measured) {
     let id = store.catalogue().add_machine(machine.identity()).unwrap().id;
     let mut recorder = Recorder::new(Arc::clone(&store), id).unwrap();
     let mut introspector = Introspector::new();
-    let mut analyst = Analyst::new(Config::default());
+    let mut analyst = Evaluator::new(Config::default());
     let mut last: Option<Sample> = None;
     for turn in 0..=CHECKPOINTS {
         let report = recorder.checkpoint(&mut machine, &CheckpointRequest::default()).unwrap();
@@ -70,7 +70,7 @@ fn ours(image: &GuestImage, dir: &std::path::Path, measured: &mut Measured) {
         measured.add_us(if turn == 0 { "introspect.first_ms" } else { "introspect.next_ms" }, us(began));
         let sample = Sample::from_tables(&record, &tables);
         let began = Instant::now();
-        let judgement = analyst.judge(&sample, last.as_ref());
+        let judgement = analyst.evaluate(&sample, last.as_ref());
         measured.add_us("score_ms", us(began));
         store.catalogue().record_facts(record.id, &tables).unwrap();
         store.catalogue().set_verdict(record.id, &judgement.record()).unwrap();

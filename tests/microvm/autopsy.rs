@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use retrovisor_guest::{Machine, MachineError, MemoryIo as _, StateIo as _};
+use retrovisor_guest::{Machine, MachineError};
 use retrovisor_introspect::{Introspector, Observation};
 
 /// How many of the kernel log's last lines are told.

@@ -1,27 +1,37 @@
-//! What a detector makes of a matrix of deviations before it looks at it.
+//! Which columns of a matrix of deviations a detector uses, and within which bounds.
 
-use ndarray::{Array2, ArrayView1};
+use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
 
-/// Features that moved at all in the baseline: constant ones tell these detectors nothing and blur the rest.
+/// Features that moved at all in the baseline. Constant columns carry no information for these detectors.
 pub(super) fn moving_columns(baseline: &Array2<f64>) -> Vec<usize> {
+    if baseline.nrows() < 2 {
+        return Vec::new();
+    }
     baseline
         .columns()
         .into_iter()
         .enumerate()
-        .filter(|(_, column)| column.iter().all(|z| z.is_finite()) && column.var(0.0) > 1e-4)
+        .filter(|(_, column)| column.iter().all(|z| z.is_finite()) && bounded(column.view()).var(0.0) > 1e-4)
         .map(|(index, _)| index)
         .collect()
 }
 
-/// A bound on one feature's say among many, in robust standard deviations.
+/// Bound on a deviation of the baseline: outliers must not determine the whole model.
+const BASELINE_DEVIATION_MAX: f64 = 4.0;
+/// Bound on the weight of one feature among many, in robust standard deviations.
 const DEVIATION_MAX: f64 = 50.0;
 
-/// The chosen columns, with wild values of the baseline drawn in so that they do not turn the whole model.
-pub(super) fn drawn_in(baseline: &Array2<f64>, columns: &[usize]) -> Array2<f64> {
-    baseline.select(ndarray::Axis(1), columns).mapv(|z| z.clamp(-4.0, 4.0))
+fn bounded(column: ArrayView1<'_, f64>) -> Array1<f64> {
+    column.mapv(|z| z.clamp(-BASELINE_DEVIATION_MAX, BASELINE_DEVIATION_MAX))
 }
 
-pub(super) fn pick(deviations: ArrayView1<'_, f64>, columns: &[usize]) -> ndarray::Array1<f64> {
+/// The chosen columns of a baseline, with outliers clamped.
+pub(super) fn clamped(baseline: ArrayView2<'_, f64>, columns: &[usize]) -> Array2<f64> {
+    baseline.select(Axis(1), columns).mapv(|z| z.clamp(-BASELINE_DEVIATION_MAX, BASELINE_DEVIATION_MAX))
+}
+
+/// The chosen columns of one row. What is missing or not finite deviates by nothing.
+pub(super) fn pick(deviations: ArrayView1<'_, f64>, columns: &[usize]) -> Array1<f64> {
     columns
         .iter()
         .map(|column| deviations.get(*column).copied().filter(|z| z.is_finite()).unwrap_or(0.0))

@@ -2,10 +2,10 @@ use linfa_nn::distance::{Distance, L2Dist};
 use linfa_nn::{LinearSearch, NearestNeighbour};
 use ndarray::{Array2, ArrayView1};
 
-use super::columns::{drawn_in, moving_columns, pick};
+use super::columns::{clamped, moving_columns, pick};
 use crate::sample::count_f64;
 
-/// The baseline itself: how far is the nearest few of it? Holds also where a guest has several habits.
+/// The baseline itself: the distance to its nearest few points. Works also where a guest has several modes of operation.
 #[derive(Clone, Debug)]
 pub(crate) struct Neighbours {
     columns: Vec<usize>,
@@ -20,7 +20,7 @@ impl Neighbours {
         if columns.is_empty() || baseline.nrows() < Self::NEAREST {
             return None;
         }
-        Some(Self { points: drawn_in(baseline, &columns), columns })
+        Some(Self { points: clamped(baseline.view(), &columns), columns })
     }
 
     /// Mean distance to the nearest three, per feature.

@@ -7,8 +7,8 @@ use retrovisor_snapshot::Verdict;
 
 use super::content::{Point, Report, Series};
 use super::text::escape;
+use crate::evaluation::Evaluation;
 use crate::feature::{FEATURES, position};
-use crate::judgement::Judgement;
 use crate::number::short;
 use crate::sample::count_f64;
 
@@ -18,7 +18,7 @@ const MARGIN_RIGHT: f64 = 16.0;
 const LANE_HEIGHT: f64 = 26.0;
 const SCORE_HEIGHT: f64 = 130.0;
 
-/// Where things stand along the horizontal axis: one step a checkpoint.
+/// Where things are along the horizontal axis: one step a checkpoint.
 struct Axis {
     place: HashMap<u64, usize>,
     step: f64,
@@ -137,11 +137,11 @@ fn class(point: &Point) -> &'static str {
 
 fn scores(svg: &mut String, report: &Report, axis: &Axis, top: f64, bottom: f64) {
     // The root leaves room to tell small scores apart, which most are.
-    let height = |score: f64| (bottom - top) * (score / Judgement::SCORE_MAX).clamp(0.0, 1.0).sqrt();
+    let height = |score: f64| (bottom - top) * (score / Evaluation::SCORE_MAX).clamp(0.0, 1.0).sqrt();
     label(svg, "axis end", MARGIN_LEFT - 12.0, top + 10.0, "score");
     for (score, name, below) in [
-        (crate::judgement::score(report.config.alpha), "suspect", 9.0),
-        (crate::judgement::score(report.config.alpha_extreme), "bad at once", 1.0),
+        (crate::evaluation::score(report.config.alpha), "suspect", 9.0),
+        (crate::evaluation::score(report.config.alpha_extreme), "bad at once", 1.0),
     ] {
         let y = bottom - height(score);
         let _ = write!(

@@ -68,7 +68,7 @@ pub struct Point {
 pub struct Incident {
     /// Its short id, where the service opened one.
     pub name: Option<String>,
-    /// One line for people.
+    /// One line for display.
     pub summary: String,
     /// What was done about it, where that was recorded.
     pub action: Option<String>,

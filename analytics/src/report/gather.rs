@@ -8,9 +8,9 @@ use retrovisor_snapshot::{
 };
 
 use super::content::{Incident, Operation, Point, Report, Series};
-use crate::analyst::Analyst;
 use crate::config::Config;
 use crate::error::Result;
+use crate::evaluator::Evaluator;
 use crate::explain::Explanation;
 use crate::feature::{FEATURES, Vector, position};
 use crate::history;
@@ -33,29 +33,29 @@ pub fn report(catalogue: &Catalogue, machine: MachineId) -> Result<Report> {
 pub fn report_with(catalogue: &Catalogue, machine: MachineId, config: Config) -> Result<Report> {
     let record = catalogue.machine_by_id(machine)?;
     let mut past = Past::default();
-    let analyst = history::replay(catalogue, machine, config.clone(), None, |step| {
-        let judgement = step.judged.judgement;
+    let evaluator = history::replay(catalogue, machine, config.clone(), None, |step| {
+        let evaluation = step.evaluated.evaluation;
         let mut point = point(step.record);
-        point.uptime_s = Some(step.judged.observation.moment.uptime_s).filter(|uptime| *uptime > 0.0);
-        point.learning = judgement.learning;
-        // What was said at the time stands; only what was never judged is judged now.
+        point.uptime_s = Some(step.evaluated.observation.moment.uptime_s).filter(|uptime| *uptime > 0.0);
+        point.learning = evaluation.learning;
+        // What was said at the time is; only what was never evaluated is evaluated now.
         if step.record.score.is_none() {
-            point.verdict = judgement.verdict;
-            point.score = judgement.score;
-            point.reasons = judgement.reasons.into_iter().map(|reason| reason.text).collect();
+            point.verdict = evaluation.verdict;
+            point.score = evaluation.score;
+            point.reasons = evaluation.reasons.into_iter().map(|reason| reason.text).collect();
         }
-        past.vectors.insert(step.record.id, step.judged.observation.vector);
+        past.vectors.insert(step.record.id, step.evaluated.observation.vector);
         past.points.insert(step.record.id, point);
         Ok(())
     })?;
-    past.complete(catalogue, machine, &analyst)?;
-    let incidents = past.incidents(catalogue, machine, &analyst)?;
+    past.complete(catalogue, machine, &evaluator)?;
+    let incidents = past.incidents(catalogue, machine, &evaluator)?;
     let operations = past.operations(catalogue.operations(machine)?);
     Ok(Report {
         machine: record.name,
         driver: record.driver,
         config,
-        baseline_checkpoints: (!analyst.is_learning()).then(|| analyst.baseline_len()),
+        baseline_checkpoints: (!evaluator.is_learning()).then(|| evaluator.baseline_len()),
         checkpoints: past.points.into_values().collect(),
         incidents,
         operations,
@@ -73,14 +73,14 @@ struct Past {
 
 impl Past {
     /// Adds the checkpoints without facts, the parents, and what was said at the time.
-    fn complete(&mut self, catalogue: &Catalogue, machine: MachineId, analyst: &Analyst) -> Result<()> {
+    fn complete(&mut self, catalogue: &Catalogue, machine: MachineId, evaluator: &Evaluator) -> Result<()> {
         let records = catalogue.recent_checkpoints(machine, history::CHECKPOINTS_MAX)?;
         let sequences: HashMap<CheckpointId, u64> =
             records.iter().map(|record| (record.id, record.sequence)).collect();
         for record in &records {
             let point = self.points.entry(record.id).or_insert_with(|| point(record));
             point.parent = record.parent.and_then(|parent| sequences.get(&parent).copied());
-            if point.verdict == Verdict::Unknown && record.score.is_none() && analyst.called_good(record.id) {
+            if point.verdict == Verdict::Unknown && record.score.is_none() && evaluator.is_good(record.id) {
                 point.verdict = Verdict::Good;
             }
             if matches!(record.verdict, Verdict::Suspect | Verdict::Bad) {
@@ -106,7 +106,7 @@ impl Past {
         &self,
         catalogue: &Catalogue,
         machine: MachineId,
-        analyst: &Analyst,
+        evaluator: &Evaluator,
     ) -> Result<Vec<Incident>> {
         let mut opened: Vec<(CheckpointId, Option<IncidentRecord>)> = catalogue
             .incidents(machine)?
@@ -124,7 +124,7 @@ impl Past {
         let newest = opened.split_off(opened.len().saturating_sub(INCIDENTS_MAX));
         newest
             .into_iter()
-            .filter_map(|(alarm, record)| self.incident(catalogue, analyst, alarm, record).transpose())
+            .filter_map(|(alarm, record)| self.incident(catalogue, evaluator, alarm, record).transpose())
             .collect()
     }
 
@@ -145,14 +145,14 @@ impl Past {
     fn incident(
         &self,
         catalogue: &Catalogue,
-        analyst: &Analyst,
+        evaluator: &Evaluator,
         alarm: CheckpointId,
         record: Option<IncidentRecord>,
     ) -> Result<Option<Incident>> {
         if !self.vectors.contains_key(&alarm) {
             return Ok(None);
         }
-        let explanation = analyst.explain(catalogue, alarm)?;
+        let explanation = evaluator.explain(catalogue, alarm)?;
         let (Some(alarm_at), Some(onset)) = (self.sequence(alarm), self.sequence(explanation.onset)) else {
             return Ok(None);
         };
@@ -167,12 +167,18 @@ impl Past {
             onset,
             last_good: explanation.last_good.and_then(|id| self.sequence(id)),
             delay_checkpoints: delay,
-            series: self.series(analyst, &explanation, onset, alarm_at),
+            series: self.series(evaluator, &explanation, onset, alarm_at),
             explanation,
         }))
     }
 
-    fn series(&self, analyst: &Analyst, explanation: &Explanation, onset: u64, alarm: u64) -> Vec<Series> {
+    fn series(
+        &self,
+        evaluator: &Evaluator,
+        explanation: &Explanation,
+        onset: u64,
+        alarm: u64,
+    ) -> Vec<Series> {
         let span = onset.saturating_sub(SERIES_BEFORE)..=alarm + SERIES_AFTER;
         explanation
             .leads
@@ -184,7 +190,7 @@ impl Past {
                 let values = values
                     .filter_map(|(id, point)| Some((point.sequence, (*self.vectors.get(id)?.get(at)?)?)))
                     .collect();
-                let usual = analyst.model().and_then(|model| model.scale(at)).map(Scale::range);
+                let usual = evaluator.model().and_then(|model| model.scale(at)).map(Scale::range);
                 Some(Series { feature: name, usual, values })
             })
             .collect()

@@ -126,8 +126,8 @@ fn incident(page: &mut String, report: &Report, incident: &Incident, number: usi
     causes(page, incident);
     page.push_str("<h3>Evidence</h3>\n<ul>");
     // A broken invariant is a candidate already.
-    let told = |line: &&String| !incident.explanation.causes.iter().any(|cause| cause.text == **line);
-    for line in incident.explanation.evidence.iter().filter(told) {
+    let reported = |line: &&String| !incident.explanation.causes.iter().any(|cause| cause.text == **line);
+    for line in incident.explanation.evidence.iter().filter(reported) {
         let _ = write!(page, "<li>{}</li>", escape(line));
     }
     page.push_str("</ul>\n");
@@ -170,7 +170,7 @@ fn causes(page: &mut String, incident: &Incident) {
     let explanation = &incident.explanation;
     page.push_str("<h3>What may be to blame</h3>\n");
     if explanation.causes.is_empty() {
-        page.push_str("<p>No candidate stands out.</p>\n");
+        page.push_str("<p>No candidate exceeds its usual range.</p>\n");
     } else {
         page.push_str("<table class=\"causes\"><thead><tr><th>#</th><th>kind</th><th>candidate</th><th>score</th></tr></thead><tbody>");
         for cause in &explanation.causes {
@@ -267,7 +267,7 @@ fn operations(page: &mut String, report: &Report) {
     if report.operations.is_empty() {
         return;
     }
-    page.push_str("<section>\n<h2>What was done</h2>\n<table><thead><tr><th>when (UTC)</th><th>operation</th><th>stood at</th><th>stands at</th></tr></thead><tbody>");
+    page.push_str("<section>\n<h2>What was done</h2>\n<table><thead><tr><th>when (UTC)</th><th>operation</th><th>from</th><th>to</th></tr></thead><tbody>");
     for operation in &report.operations {
         let place = |at: Option<u64>| at.map_or("–".to_owned(), |at| name(report, at));
         let _ = write!(

@@ -46,7 +46,7 @@ impl Task {
         })
     }
 
-    /// Whether this row stands for the whole process (memory is counted there once).
+    /// Whether this row represents the whole process (memory is counted there once).
     #[must_use]
     pub fn leads(&self) -> bool {
         self.pid == self.tgid

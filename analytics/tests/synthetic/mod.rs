@@ -21,9 +21,9 @@ use schemas::{COUNTER, INTEGRITY, KERNEL, LOG, TASK};
 
 /// `SplitMix64`: the same numbers on every machine.
 #[derive(Clone, Copy)]
-struct Dice(u64);
+struct Rng(u64);
 
-impl Dice {
+impl Rng {
     /// Even between 0 and 1.
     fn roll(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -43,8 +43,8 @@ pub struct Process {
     pub cpu_ns: f64,
     pub rss: f64,
     pub kernel: bool,
-    /// Processors it wants; rewritten by its family's habit.
-    pub appetite: f64,
+    /// Processors it wants; rewritten by its family's profile.
+    pub demand_cpus: f64,
     /// Guest seconds until it ends; `None` for ever.
     pub ends_in_s: Option<f64>,
 }
@@ -78,7 +78,7 @@ impl Fault {
 
 #[derive(Clone)]
 pub struct Guest {
-    rng: Dice,
+    rng: Rng,
     pub cpus: f64,
     pub uptime_s: f64,
     pub processes: Vec<Process>,
@@ -101,7 +101,7 @@ pub struct Guest {
 impl Guest {
     pub fn new(seed: u64) -> Self {
         let mut guest = Self {
-            rng: Dice(seed),
+            rng: Rng(seed),
             cpus: if seed.is_multiple_of(2) { 1.0 } else { 2.0 },
             uptime_s: 6.0,
             processes: Vec::new(),
@@ -164,7 +164,7 @@ impl Guest {
         comm: &str,
         parent: &str,
         rss: f64,
-        appetite: f64,
+        demand_cpus: f64,
         kernel: bool,
         ends_in_s: Option<f64>,
     ) {
@@ -179,7 +179,7 @@ impl Guest {
             cpu_ns: 0.0,
             rss,
             kernel,
-            appetite,
+            demand_cpus,
             ends_in_s,
         });
     }
@@ -259,7 +259,7 @@ impl Guest {
                 "workload" => 0.12 * busy * slow * slow.min(2.0) * noise,
                 "housekeeper" => 0.02 * busy * noise,
                 "httpd" | "syslogd" | "klogd" => 0.001 * busy * noise,
-                _ => process.appetite,
+                _ => process.demand_cpus,
             });
         }
         let total: f64 = wanted.iter().sum::<f64>().max(1e-9);
@@ -274,7 +274,7 @@ impl Guest {
         let mut grown = 0.0;
         for process in &mut self.processes {
             let more = match process.comm.as_str() {
-                name if name == comm && process.appetite >= 1.0 => {
+                name if name == comm && process.demand_cpus >= 1.0 => {
                     growing.min(self.fault.memory_max - process.rss)
                 }
                 "workload" => leak,
@@ -322,7 +322,7 @@ impl Guest {
                 Value::Integer(1),
                 p.comm.as_str().into(),
                 p.parent.as_str().into(),
-                if p.appetite >= 1.0 { "R".into() } else { "S".into() },
+                if p.demand_cpus >= 1.0 { "R".into() } else { "S".into() },
                 Value::from(p.start_ns),
                 number(0.6 * p.cpu_ns),
                 number(0.4 * p.cpu_ns),

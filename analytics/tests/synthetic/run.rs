@@ -1,8 +1,8 @@
-//! The synthetic guest with its checkpoints and its analyst.
+//! The synthetic guest with its checkpoints and its evaluator.
 
 use std::collections::HashMap;
 
-use retrovisor_analytics::{Analyst, Config, Judgement, Sample};
+use retrovisor_analytics::{Config, Evaluation, Evaluator, Sample};
 use retrovisor_snapshot::{CheckpointId, CheckpointKind, CheckpointRecord, MachineId, TimelineId, Verdict};
 
 use super::Guest;
@@ -53,14 +53,14 @@ impl Records {
     }
 }
 
-/// A guest, its checkpoints and its analyst: what the service does, without a machine.
+/// A guest, its checkpoints and its evaluator: what the service does, without a machine.
 pub struct Run {
     pub guest: Guest,
     pub records: Records,
-    pub analyst: Analyst,
+    pub evaluator: Evaluator,
     pub samples: HashMap<CheckpointId, Sample>,
     pub saved: HashMap<CheckpointId, Guest>,
-    pub judgements: Vec<Judgement>,
+    pub evaluations: Vec<Evaluation>,
 }
 
 impl Run {
@@ -68,28 +68,28 @@ impl Run {
         Self {
             guest: Guest::new(seed),
             records: Records::new(),
-            analyst: Analyst::new(Config::default()),
+            evaluator: Evaluator::new(Config::default()),
             samples: HashMap::new(),
             saved: HashMap::new(),
-            judgements: Vec::new(),
+            evaluations: Vec::new(),
         }
     }
 
-    /// Runs on for an uneven interval, takes a checkpoint and has it judged.
-    pub fn step(&mut self) -> &Judgement {
+    /// Runs on for an uneven interval, takes a checkpoint and has it evaluated.
+    pub fn step(&mut self) -> &Evaluation {
         let seconds = 0.4 + 0.8 * self.guest.uniform();
         self.guest.run(seconds);
         self.checkpoint()
     }
 
-    pub fn checkpoint(&mut self) -> &Judgement {
+    pub fn checkpoint(&mut self) -> &Evaluation {
         let record = self.records.take(&self.guest);
         let sample = Sample::from_tables(&record, &self.guest.tables());
         let parent = record.parent.and_then(|parent| self.samples.get(&parent));
-        self.judgements.push(self.analyst.judge(&sample, parent));
+        self.evaluations.push(self.evaluator.evaluate(&sample, parent));
         self.samples.insert(record.id, sample);
         self.saved.insert(record.id, self.guest.clone());
-        self.judgements.last().expect("just pushed")
+        self.evaluations.last().expect("just pushed")
     }
 
     pub fn roll_back(&mut self, to: CheckpointId) {
@@ -98,6 +98,6 @@ impl Run {
         // The past is the same, the future is not.
         self.guest.rng = noise;
         self.records.go_back_to(to);
-        self.analyst.rolled_back_to(to);
+        self.evaluator.rolled_back_to(to);
     }
 }

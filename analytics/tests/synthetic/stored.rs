@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use retrovisor_analytics::{Analyst, Config, Judgement, Sample};
+use retrovisor_analytics::{Config, Evaluation, Evaluator, Sample};
 use retrovisor_guest::{Gpa, MemoryLayout};
 use retrovisor_scripted::MemoryMachine;
 use retrovisor_snapshot::{
@@ -18,8 +18,8 @@ const PAGES: u64 = 512;
 pub struct StoredRun {
     pub guest: Guest,
     pub machine: MachineId,
-    pub analyst: Analyst,
-    pub judgements: Vec<Judgement>,
+    pub evaluator: Evaluator,
+    pub evaluations: Vec<Evaluation>,
     pub records: Vec<CheckpointRecord>,
     samples: HashMap<CheckpointId, Sample>,
     saved: HashMap<CheckpointId, Guest>,
@@ -45,8 +45,8 @@ impl StoredRun {
         Self {
             guest: Guest::new(seed),
             machine,
-            analyst: Analyst::new(Config::default()),
-            judgements: Vec::new(),
+            evaluator: Evaluator::new(Config::default()),
+            evaluations: Vec::new(),
             records: Vec::new(),
             samples: HashMap::new(),
             saved: HashMap::new(),
@@ -62,11 +62,11 @@ impl StoredRun {
         self.store.catalogue()
     }
 
-    /// Runs on, takes a checkpoint, reads it, judges it, keeps the verdict: as the service does.
-    pub fn step(&mut self) -> Judgement {
+    /// Runs on, takes a checkpoint, reads it, evaluates it, keeps the verdict: as the service does.
+    pub fn step(&mut self) -> Evaluation {
         let seconds = 0.4 + 0.8 * self.guest.uniform();
         self.guest.run(seconds);
-        // The machine's pages stand for the guest's, a fourth of them.
+        // The machine's pages represent the guest's, a fourth of them.
         for _ in 0..(self.guest.dirty / 4.0) as u64 {
             self.writes += 1;
             let page = self.writes * 7 % PAGES;
@@ -80,20 +80,20 @@ impl StoredRun {
         self.catalogue().record_facts(record.id, &tables).expect("facts");
         let sample = Sample::from_tables(&record, &tables);
         let parent = record.parent.and_then(|parent| self.samples.get(&parent));
-        let judgement = self.analyst.judge(&sample, parent);
-        self.catalogue().set_verdict(record.id, &judgement.record()).expect("a verdict");
-        for settled in &judgement.settled {
+        let evaluation = self.evaluator.evaluate(&sample, parent);
+        self.catalogue().set_verdict(record.id, &evaluation.record()).expect("a verdict");
+        for settled in &evaluation.settled {
             self.catalogue().change_verdict(*settled, Verdict::Good).expect("a verdict");
         }
         self.samples.insert(record.id, sample);
         self.saved.insert(record.id, self.guest.clone());
         self.records.push(record);
-        self.judgements.push(judgement.clone());
-        judgement
+        self.evaluations.push(evaluation.clone());
+        evaluation
     }
 
     pub fn learn(&mut self) {
-        while self.analyst.is_learning() {
+        while self.evaluator.is_learning() {
             self.step();
         }
     }
@@ -103,7 +103,7 @@ impl StoredRun {
         self.recorder.rollback(&mut self.memory, to, &RollbackRequest::default()).expect("a rollback");
         self.guest = self.saved[&to].clone();
         self.guest.rng = noise;
-        self.analyst.rolled_back_to(to);
+        self.evaluator.rolled_back_to(to);
     }
 
     pub fn name(&self, checkpoint: CheckpointId) -> String {

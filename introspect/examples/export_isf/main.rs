@@ -154,8 +154,8 @@ fn types(kernel: &Kernel) -> Result<Kinds, Box<dyn Error>> {
                     "_Bool" => "bool",
                     _ => "int",
                 };
-                let told = json!({"size": bytes, "kind": kind, "signed": signed, "endian": "little"});
-                base.insert(name, told);
+                let reported = json!({"size": bytes, "kind": kind, "signed": signed, "endian": "little"});
+                base.insert(name, reported);
             }
             Some(Shape::Structure { union, bytes, members, .. }) => {
                 let mut fields = Map::new();
@@ -184,8 +184,8 @@ fn types(kernel: &Kernel) -> Result<Kinds, Box<dyn Error>> {
             Some(Shape::Enumeration(_, bytes, items)) => {
                 let constants: Map<String, Value> =
                     items.into_iter().map(|(name, value)| (name, Value::from(value))).collect();
-                let told = json!({"size": bytes, "base": "unsigned int", "constants": constants});
-                enums.entry(name_of(kernel, id)).or_insert(told);
+                let reported = json!({"size": bytes, "base": "unsigned int", "constants": constants});
+                enums.entry(name_of(kernel, id)).or_insert(reported);
             }
             _ => {}
         }

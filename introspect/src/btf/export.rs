@@ -76,7 +76,7 @@ impl Types {
         })
     }
 
-    /// The type that a number stands for when typedefs and qualifiers are followed.
+    /// The type that a number represents when typedefs and qualifiers are followed.
     pub(crate) fn resolved(&self, id: u32) -> Option<u32> {
         self.resolve(id)
     }

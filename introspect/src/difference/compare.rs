@@ -18,10 +18,10 @@ use crate::{
     reader::Reader,
 };
 
-/// Objects and variables that are told.
+/// Objects and variables that are reported.
 const OBJECTS_MAX: usize = 40;
 const FIELDS_MAX: usize = 8;
-/// Fields from this rank on are not told for themselves.
+/// Fields from this rank on are not reported for themselves.
 const QUIET_RANK: usize = 150;
 /// Objects that are looked into; the rest is counted.
 const CANDIDATES_MAX: usize = 20_000;
@@ -144,7 +144,7 @@ fn touch(
     touched.words.push(word);
 }
 
-/// Gives the words of a slab's frame that differ to the objects they lie in.
+/// Gives the words of a slab's frame that differ to the objects they are in.
 fn slab_words(
     probe: &Probe,
     map: &OwnerMap,
@@ -178,7 +178,7 @@ fn slab_words(
     }
 }
 
-/// The fields of a structure that lie in words that differ, and differ themselves.
+/// The fields of a structure in words that differ, and that differ themselves.
 fn fields(sides: &[Side; 2], leaves: &[Leaf], base: u64, words: &[u64]) -> (Vec<FieldChange>, u64) {
     let mut found: Vec<(usize, FieldChange)> = Vec::new();
     let mut last = None;
@@ -193,11 +193,11 @@ fn fields(sides: &[Side; 2], leaves: &[Leaf], base: u64, words: &[u64]) -> (Vec<
                 continue;
             }
             last = Some(at);
-            let [before, after] = [&sides[0], &sides[1]].map(|side| values::say(&side.probe, base, leaf));
+            let [before, after] = [&sides[0], &sides[1]].map(|side| values::format(&side.probe, base, leaf));
             if let (Some(before), Some(after)) = (before, after)
                 && before != after
             {
-                // Where something lies tells less than what it is.
+                // The place of an object says less than what it is.
                 let nameless = matches!(leaf.kind, LeafKind::Pointer) && after.starts_with("0x");
                 let rank = field_rank(&leaf.path);
                 let rank = if nameless { rank.max(QUIET_RANK) } else { rank };
@@ -212,10 +212,10 @@ fn fields(sides: &[Side; 2], leaves: &[Leaf], base: u64, words: &[u64]) -> (Vec<
         return (Vec::new(), 0);
     }
     let all = found.len() as u64;
-    let told = found.into_iter().take_while(|(rank, _)| *rank < QUIET_RANK).take(FIELDS_MAX);
-    let told: Vec<FieldChange> = told.map(|(_, field)| field).collect();
-    let rest = all - told.len() as u64;
-    (told, rest)
+    let reported = found.into_iter().take_while(|(rank, _)| *rank < QUIET_RANK).take(FIELDS_MAX);
+    let reported: Vec<FieldChange> = reported.map(|(_, field)| field).collect();
+    let rest = all - reported.len() as u64;
+    (reported, rest)
 }
 
 /// The leaves of each type, gathered once.
@@ -244,9 +244,9 @@ fn tell_objects(sides: &[Side; 2], structures: BTreeMap<u64, Touched>, differenc
     });
     let mut gathered = Gathered::default();
     // No kind may push the others out.
-    let mut told: BTreeMap<String, usize> = BTreeMap::new();
+    let mut reported: BTreeMap<String, usize> = BTreeMap::new();
     for (address, touched, alive) in all {
-        let of_kind = told.entry(touched.structure.clone()).or_default();
+        let of_kind = reported.entry(touched.structure.clone()).or_default();
         if difference.objects.len() >= OBJECTS_MAX || *of_kind >= OBJECTS_MAX / 4 {
             difference.objects_left_out += 1;
             continue;
@@ -322,7 +322,7 @@ fn tell_variables(
     }
 }
 
-/// The type of variables that BTF does not name: knowledge of ours.
+/// The type of variables that BTF does not name: known to this crate.
 fn known_type(symbol: &str) -> Option<&'static str> {
     Some(match symbol {
         "init_task" => "task_struct",
@@ -350,6 +350,6 @@ fn words(sides: &[Side; 2], base: u64, words: &[u64]) -> (Vec<FieldChange>, u64)
             after: values::word(&sides[1].probe, after),
         })
     };
-    let told: Vec<FieldChange> = words.iter().take(FIELDS_MAX).filter_map(change).collect();
-    (told, words.len().saturating_sub(FIELDS_MAX) as u64)
+    let reported: Vec<FieldChange> = words.iter().take(FIELDS_MAX).filter_map(change).collect();
+    (reported, words.len().saturating_sub(FIELDS_MAX) as u64)
 }

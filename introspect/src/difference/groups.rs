@@ -95,9 +95,9 @@ mod tests {
             let frame = ChangedFrame { gfn: Gfn(number), since: 50 - number };
             add(&mut groups, format!("owner {number:02}"), frame, Some(number), true);
         }
-        let told = first_groups(groups, |group| (group.since, group.pages));
-        assert_eq!(told.len(), GROUPS_MAX + 1);
-        assert_eq!((told[0].owner.as_str(), told[0].range), ("owner 49", Some((49, 49))));
-        assert_eq!((told[GROUPS_MAX].owner.as_str(), told[GROUPS_MAX].pages), ("10 others", 10));
+        let reported = first_groups(groups, |group| (group.since, group.pages));
+        assert_eq!(reported.len(), GROUPS_MAX + 1);
+        assert_eq!((reported[0].owner.as_str(), reported[0].range), ("owner 49", Some((49, 49))));
+        assert_eq!((reported[GROUPS_MAX].owner.as_str(), reported[GROUPS_MAX].pages), ("10 others", 10));
     }
 }

@@ -153,15 +153,15 @@ pub(super) fn type_of(probe: &Probe, cache: &SlabCache) -> Option<(u32, String)>
     (fits && object_bytes <= bytes.max(64) * 4).then(|| (id, named.to_owned()))
 }
 
-/// Where a structure stands among the others: lower is told earlier.
+/// The rank of a structure: lower is reported earlier.
 pub(super) fn structure_rank(structure: &str) -> usize {
     TELLING.iter().position(|name| *name == structure).unwrap_or(TELLING.len())
 }
 
-/// Where a field stands among the others.
+/// The rank of a field.
 pub(super) fn field_rank(path: &str) -> usize {
     let first = path.split(['.', '[']).next().unwrap_or(path);
-    // Structures with an inner one (`vfs_inode.i_size`) are told by the inner name.
+    // Structures with an inner one (`vfs_inode.i_size`) are reported by the inner name.
     let last = path.rsplit('.').next().unwrap_or(path);
     let telling = TELLING_FIELDS.iter().position(|field| *field == first || *field == last);
     match telling {
@@ -231,7 +231,7 @@ pub(super) fn is_alive(probe: &Probe, structure: &str, address: u64) -> bool {
     paths.iter().find_map(|path| number(path)).is_none_or(|count| count > 0)
 }
 
-/// Where a variable stands among the others: settings and lists first, clocks and statistics last.
+/// The rank of a variable: settings and lists first, clocks and statistics last.
 pub(super) fn variable_rank(name: &str) -> u8 {
     const TELLING: [&str; 14] = [
         "modules",
@@ -294,7 +294,7 @@ pub(super) fn variable_rank(name: &str) -> u8 {
     }
 }
 
-/// Which object it is, in words.
+/// Which object it is, as text.
 pub(super) fn label(probe: &Probe, paths: Option<&Paths>, structure: &str, address: u64) -> Option<String> {
     let number = |path: &str| probe.reader.number(address, probe.field(structure, path)?);
     let text = |path: &str, max| {

@@ -1,4 +1,4 @@
-//! A plain value in words.
+//! A plain value as text.
 
 use crate::{
     btf::{Leaf, LeafKind},
@@ -11,7 +11,7 @@ const TEXT_MAX: u64 = 64;
 const DECIMAL_MAX: u64 = 1 << 48;
 
 /// The value of a leaf of the structure at an address; `None` when it cannot be read.
-pub(super) fn say(probe: &Probe, base: u64, leaf: &Leaf) -> Option<String> {
+pub(super) fn format(probe: &Probe, base: u64, leaf: &Leaf) -> Option<String> {
     let at = base.checked_add(leaf.offset_bytes)?;
     if matches!(leaf.kind, LeafKind::Text) {
         let mut bytes = vec![0; usize::try_from(leaf.size_bytes.min(TEXT_MAX)).ok()?];

@@ -5,7 +5,7 @@ use super::{Fact, integer, text};
 /// One number that the kernel keeps about itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counter {
-    /// The name as /proc/vmstat has it, or one of ours (`context_switches`, `cpu_user_ns`, …).
+    /// The name as /proc/vmstat has it, or one that this crate computes (`context_switches`, `cpu_user_ns`, …).
     pub name: String,
     /// The value.
     pub value: i64,

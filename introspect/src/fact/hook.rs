@@ -36,7 +36,7 @@ pub struct Hook {
     pub handler: u64,
     /// The symbol there: `name`, `name+0x…`, with `[module]` behind it for a module's.
     pub symbol: Option<String>,
-    /// `kernel`, the module's name, or null when it lies in neither.
+    /// `kernel`, the module's name, or null when it is in neither.
     pub owner: Option<String>,
     /// Flags or priority, as far as known.
     pub detail: String,

@@ -2,7 +2,7 @@ use retrovisor_guest::fact::{Schema, Value};
 
 use super::{Fact, bits, integer, text};
 
-/// The kernel itself: which, since when, and where it lies.
+/// The kernel itself: which, since when, and where it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KernelFact {
     /// `6.1.0-50-cloud-amd64`.

@@ -33,9 +33,9 @@ pub struct Syscall {
     pub target: u64,
     /// The symbol at the target (`name`, or `name+0x…` inside one); `None` outside all symbols.
     pub symbol: Option<String>,
-    /// Whether the target lies in the kernel's text.
+    /// Whether the target is in the kernel's text.
     pub in_text: bool,
-    /// The symbol that must stand there: what the kernel's own syscall metadata says, else the first observation.
+    /// The symbol that must be there: what the kernel's own syscall metadata says, else the first observation.
     pub expected: Option<String>,
 }
 

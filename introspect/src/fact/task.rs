@@ -2,7 +2,7 @@ use retrovisor_guest::fact::{Schema, Value};
 
 use super::{Fact, address, integer, text};
 
-/// A thread as the kernel schedules it; the leader of a group (`pid == tgid`) stands for its process.
+/// A thread as the kernel schedules it; the leader of a group (`pid == tgid`) represents its process.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Task {
     /// The thread's id in the first pid namespace.

@@ -32,7 +32,7 @@ pub(super) struct Header {
 const MAGIC: u64 = u64::from_le_bytes(*b"RVKERNL\x01");
 const SECTIONS: usize = 12;
 
-// Places of words in the header. Before them stands the hash of all that follows up to the data.
+// Places of words in the header. Before them is the hash of all that follows up to the data.
 const MAGIC_AT: usize = 0;
 const FIRST_AT: usize = 1;
 const FINGERPRINT_AT: usize = 2;
@@ -40,7 +40,7 @@ const TABLES_AT: usize = 6;
 const OFFSETS_AT: usize = 8;
 const TYPES_AT: usize = 10;
 const BASE_AT: usize = 12;
-/// Where the symbols count from, less where the image lies.
+/// Where the symbols count from, less where the image is.
 const SYMBOLS_BASE_AT: usize = 13;
 const DATA_HASH_AT: usize = 14;
 const DATA_BYTES_AT: usize = 18;
@@ -122,7 +122,7 @@ impl Header {
 }
 
 impl Entry {
-    /// The tables behind a header, for the kernel whose image lies here; `None` when they are damaged.
+    /// The tables behind a header, for the kernel whose image is here; `None` when they are damaged.
     pub(super) fn open(
         file: File,
         header: &Header,
@@ -134,7 +134,7 @@ impl Entry {
         let source = match loading {
             Loading::Lazy => Blocks::new(file, data_at, length, header.checks.clone()).map(Source::File),
             Loading::Whole => {
-                // The header told the file's length right.
+                // The header reported the file's length right.
                 let mut data = vec![0; length];
                 file.read_exact_at(&mut data, data_at)?;
                 let right = blake3::hash(&data).as_bytes() == &header.hash(DATA_HASH_AT);
@@ -159,7 +159,7 @@ impl Entry {
         Some((symbols, Types::from_sections(types.try_into().ok()?)?))
     }
 
-    /// The bytes of a file; `None` for tables that do not lie in memory.
+    /// The bytes of a file; `None` for tables that are not in memory.
     pub(super) fn write(
         image: &ImageRange,
         extents: &Extents,

@@ -11,7 +11,7 @@ pub(crate) struct Extents {
     pub(crate) tables: (u64, u64),
     /// The symbols' offsets.
     pub(crate) offsets: (u64, u64),
-    /// Where the address stands that they count from, if any: it moves with the kernel.
+    /// Where the address is that they count from, if any: it moves with the kernel.
     pub(crate) base_at: Option<u64>,
     /// The types.
     pub(crate) types: (u64, u64),
@@ -27,7 +27,7 @@ const PIECE_BYTES: usize = 256 << 10;
 const BYTES_MAX: u64 = 128 << 20;
 
 impl Fingerprint {
-    /// Reads all of it. `None` when it does not lie in the image, or cannot be read.
+    /// Reads all of it. `None` when it is not in the image, or cannot be read.
     pub(crate) fn of(pages: &Pages, image: &ImageRange, extents: &Extents) -> Option<Self> {
         let parts = [extents.tables, extents.offsets, extents.types];
         let total = parts.iter().try_fold(0_u64, |sum, (_, length)| sum.checked_add(*length));

@@ -15,7 +15,7 @@ pub(crate) struct Area {
     pub(crate) file_offset: u64,
 }
 
-/// Where the fields of areas lie.
+/// Where the fields of areas are.
 pub(crate) struct Areas {
     start: Field,
     end: Field,
@@ -81,7 +81,7 @@ impl Areas {
         let (mut areas, mut last) = (Vec::new(), 0);
         let mut at = probe.reader.pointer(memory, first);
         while let Some(area) = at.filter(|area| *area != 0) {
-            // Areas ascend: one that does not is a cycle or a lie.
+            // Areas ascend: one that does not is a cycle or forged.
             let start = probe.reader.pointer(area, self.start);
             if areas.len() == AREAS_MAX || start.is_none_or(|start| !areas.is_empty() && start <= last) {
                 probe.mark_torn();

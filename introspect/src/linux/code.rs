@@ -1,4 +1,4 @@
-//! Whose code an address lies in: the kernel's, a module's, or nobody's.
+//! Whose code an address is in: the kernel's, a module's, or nobody's.
 
 use super::{module_symbols::ModuleSymbols, modules::Modules};
 use crate::probe::Probe;
@@ -32,7 +32,7 @@ impl<'c> Code<'c> {
         self.modules.at(address).map_or(Owner::Nobody, Owner::Module)
     }
 
-    /// Whether it lies in the kernel's code proper.
+    /// Whether it is in the kernel's code proper.
     pub(crate) fn is_kernel_text(&self, address: u64) -> bool {
         self.probe.kernel.text().contains(&address)
     }
@@ -42,7 +42,7 @@ impl<'c> Code<'c> {
         self.is_kernel_text(address) || self.is_in_visible_module(address)
     }
 
-    /// Whether it lies in a module that no view lacks.
+    /// Whether it is in a module that no view lacks.
     pub(crate) fn is_in_visible_module(&self, address: u64) -> bool {
         match self.owner(address) {
             Owner::Module(module) => !self.modules.hidden.iter().any(|(hidden, _)| *hidden == module),
@@ -72,7 +72,7 @@ impl<'c> Code<'c> {
     }
 
     /// An address with its symbol, if it has one.
-    pub(crate) fn told(&self, address: u64) -> String {
+    pub(crate) fn describe(&self, address: u64) -> String {
         match self.label(address) {
             Some(label) => format!("{address:#018x} {label}"),
             None => format!("{address:#018x}"),

@@ -1,6 +1,6 @@
 use crate::{btf::Field, probe::Probe};
 
-/// Where the credentials of a task lie.
+/// Where the credentials of a task are.
 pub(crate) struct Fields {
     real: Option<Field>,
     uid: Option<Field>,

@@ -46,7 +46,7 @@ enum Step {
     Leave(Exit),
 }
 
-/// Follows the code (which lies at `base`) as `x64_sys_call(regs, number)` until it calls or jumps out of itself.
+/// Follows the code (which is at `base`) as `x64_sys_call(regs, number)` until it calls or jumps out of itself.
 /// `None` when it does something that such a function does not.
 pub(crate) fn follow(code: &[u8], base: u64, number: u32) -> Option<Exit> {
     let mut registers = [None; 16];

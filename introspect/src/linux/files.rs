@@ -31,7 +31,7 @@ struct Fields {
     position: Field,
     inode_number: Field,
     inode_mode: Field,
-    /// Where an inode and its socket lie in a `socket_alloc`, and the socket's `sock`.
+    /// Where an inode and its socket are in a `socket_alloc`, and the socket's `sock`.
     socket: Option<(Field, Field, Field)>,
 }
 

@@ -60,7 +60,7 @@ impl Forgeries {
         self.held.clear();
     }
 
-    /// Credentials that no process can have come by lawfully: another process's, one that lies where none are kept,
+    /// Credentials that no process can have come by lawfully: another process's, one that is where none are kept,
     /// one whose user is not its owner, root without the execution of anything.
     pub(crate) fn check(&mut self, probe: &Probe, tasks: &[Task], uptime_ns: Option<u64>) -> Vec<Violation> {
         // After a way back in time "before" is what comes.
@@ -82,10 +82,10 @@ impl Forgeries {
             }
         }
         self.held = held;
-        // One task can be several things at once; it is told once.
+        // One task can be several things at once; it is reported once.
         let mut violations = [shared(probe, &sharers), violations].concat();
-        let mut told = IntegerSet::default();
-        violations.retain(|(address, _)| told.insert(*address));
+        let mut reported = IntegerSet::default();
+        violations.retain(|(address, _)| reported.insert(*address));
         violations.into_iter().map(|(_, violation)| violation).collect()
     }
 
@@ -108,7 +108,7 @@ impl Forgeries {
         if is_outside_cache(probe, credential) == Some(true) {
             violations.push(forged(
                 task,
-                "its credential does not lie in the kernel's cache of credentials",
+                "its credential is not in the kernel's cache of credentials",
                 "an object of cred_jar",
                 format!("{credential:#018x}"),
             ));
@@ -168,9 +168,9 @@ fn shared(probe: &Probe, sharers: &BTreeMap<u64, Vec<&Task>>) -> Vec<(u64, Viola
         } else {
             format!("that of task {} ({})", oldest.pid, oldest.comm)
         };
-        let mut told = IntegerSet::default();
+        let mut reported = IntegerSet::default();
         for task in tasks.iter().filter(|task| of_init || task.tgid != oldest.tgid) {
-            if told.insert(task.tgid.cast_unsigned()) {
+            if reported.insert(task.tgid.cast_unsigned()) {
                 violations.push(forged(task, "its credential is another's", "one of its own", whose.clone()));
             }
         }
@@ -178,7 +178,7 @@ fn shared(probe: &Probe, sharers: &BTreeMap<u64, Vec<&Task>>) -> Vec<(u64, Viola
     violations
 }
 
-/// Whether a credential lies anywhere but in the allocator's cache for them; `None` when that cannot be told.
+/// Whether a credential is anywhere but in the allocator's cache for them; `None` when that cannot be determined.
 fn is_outside_cache(probe: &Probe, credential: u64) -> Option<bool> {
     let cache = probe.word("cred_jar").filter(|cache| *cache != 0)?;
     if Some(credential) == probe.symbol("init_cred") {

@@ -51,7 +51,7 @@ const NEW_BUDDY: u32 = 0xf0;
 const NEW_OFFLINE: u32 = 0xf1;
 const NEW_TABLE: u32 = 0xf2;
 
-/// Where the fields of a page descriptor lie.
+/// Where the fields of a page descriptor are.
 struct Fields {
     size: u64,
     flags: usize,
@@ -70,7 +70,7 @@ struct Fields {
 impl Fields {
     fn of(probe: &Probe) -> Option<Self> {
         let place = |path: &str| usize::try_from(probe.field("page", path)?.offset_bytes).ok();
-        // A slab's fields lie over the descriptor, in a structure of their own since 5.17.
+        // A slab's fields are over the descriptor, in a structure of their own since 5.17.
         let slab = |path: &str| probe.field("slab", path).or_else(|| probe.field("page", path));
         let number = |item: &str| probe.types.enumerator(item).and_then(|value| u32::try_from(value).ok());
         let flag = |item: &str| number(item).filter(|bit| *bit < 64);
@@ -130,7 +130,7 @@ impl Fields {
         let mapping = word(descriptor, self.mapping)?;
         Some(match mapping & 3 {
             1 | 3 => Use::Anonymous,
-            // A mapping is a kernel pointer; what lies elsewhere is another use of the same bytes.
+            // A mapping is a kernel pointer; what is elsewhere is another use of the same bytes.
             0 if mapping.cast_signed() < 0 => Use::File { mapping, page: word(descriptor, self.index)? },
             _ => Use::Plain,
         })
@@ -190,12 +190,12 @@ impl Descriptors {
                 .and_then(|page: &std::sync::Arc<[u8; PAGE_SIZE]>| page.get(start..start + size));
             let descriptor = match inside {
                 Some(descriptor) => Some(descriptor),
-                // A descriptor that lies across two frames.
+                // A descriptor that spans two frames.
                 None => probe.reader.read(at, &mut own).map(|()| own.as_slice()),
             };
-            let told = descriptor.and_then(|descriptor| fields.read(descriptor, at, base));
+            let reported = descriptor.and_then(|descriptor| fields.read(descriptor, at, base));
             if let Some(place) = self.uses.get_mut(index) {
-                *place = told.unwrap_or_default();
+                *place = reported.unwrap_or_default();
             }
         }
     }
@@ -209,7 +209,7 @@ impl Descriptors {
     ) -> (u64, Option<std::sync::Arc<[u8; PAGE_SIZE]>>, bool) {
         let gfn = probe.reader.translate(at).map(retrovisor_guest::Gpa::gfn);
         let pages = probe.reader.pages();
-        // Descriptors that lie across two frames are read each time.
+        // Descriptors that span two frames are read each time.
         let whole = (PAGE_SIZE as u64).is_multiple_of(self.size);
         let token = gfn.filter(|_| whole).and_then(|gfn| pages.view().token(gfn));
         let kept = self.tokens.get_mut(index / 8);
@@ -273,13 +273,13 @@ mod tests {
         let new = fields(None, Some(0xf5));
         let slab = with(&[(24, &[7]), (48, &0xf500_0000_u32.to_le_bytes())]);
         assert_eq!(new.read(&slab, 0x2000, 0), Some(Use::Slab { cache: 7, objects: 0 }));
-        for (kind, told) in [
+        for (kind, reported) in [
             (0xf000_0000_u32, Use::Free { order: 0 }),
             (0xf200_0000, Use::Table),
             (u32::MAX, Use::Plain),
             (0, Use::Plain),
         ] {
-            assert_eq!(new.read(&with(&[(48, &kind.to_le_bytes())]), 0, 0), Some(told));
+            assert_eq!(new.read(&with(&[(48, &kind.to_le_bytes())]), 0, 0), Some(reported));
         }
         let table = with(&[(48, &0xffff_fdff_u32.to_le_bytes())]);
         assert_eq!(old.read(&table, 0, 0), Some(Use::Table));

@@ -79,14 +79,14 @@ pub(crate) fn redirected(
             object: format!("gate {}", gate.vector),
             symbol: before.and_then(|before| before.symbol.clone()).or_else(|| Some("idt_table".into())),
             detail: detail.into(),
-            expected: before.map_or_else(|| "kernel text".into(), |before| code.told(before.handler)),
-            found: code.told(gate.handler),
+            expected: before.map_or_else(|| "kernel text".into(), |before| code.describe(before.handler)),
+            found: code.describe(gate.handler),
         });
     }
     violations
 }
 
-/// The address in a gate: its bytes lie apart.
+/// The address in a gate: its bytes are apart.
 fn handler_of(gate: &[u8; GATE_BYTES]) -> u64 {
     let bytes = [gate[0], gate[1], gate[6], gate[7], gate[8], gate[9], gate[10], gate[11]];
     u64::from_le_bytes(bytes)

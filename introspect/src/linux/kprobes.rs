@@ -6,7 +6,7 @@ use crate::{
     probe::Probe,
 };
 
-/// Where kprobes stand at this instant: they come and go.
+/// Where kprobes are at this instant: they come and go.
 #[derive(Default)]
 pub(crate) struct Kprobes {
     pub(crate) hooks: Vec<Hook>,
@@ -66,7 +66,7 @@ impl Kprobes {
         Some(found)
     }
 
-    /// A probe, and, where several stand at one address, those that it stands for.
+    /// A probe, and, where several are at one address, those that it represents.
     fn add_all(&mut self, code: &Code, fields: &Fields, at: u64, address: u64) {
         let reader = code.probe.reader;
         let several = reader.pointer(at, fields.handler)
@@ -110,7 +110,7 @@ impl Kprobes {
                     code.label(handler).unwrap_or_else(|| format!("{handler:#018x}"))
                 ),
                 expected: "kernel text".into(),
-                found: code.told(handler),
+                found: code.describe(handler),
             });
         }
         self.hooks.push(Hook {

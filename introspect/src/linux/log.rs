@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use crate::{btf::Field, fact::LogLine, printable::printable, probe::Probe};
 
 /// The kernel log's lines that were seen: sequence number → time. A line with a known number but another time
-/// stands in another future, after a rollback.
+/// is in another future, after a rollback.
 #[derive(Default)]
 pub(crate) struct SeenLines {
     times: BTreeMap<u64, u64>,
@@ -16,7 +16,7 @@ const SEEN_MAX: usize = 1 << 17;
 const TEXT_MAX: u64 = 8192;
 const FINALIZED: u64 = 2;
 const STATE_SHIFT: u32 = 62;
-/// Set in a position that stands for no data.
+/// Set in a position that represents no data.
 const NO_DATA: u64 = 1;
 
 /// The printk ring buffer of this kernel.
@@ -91,7 +91,7 @@ impl Ring {
                 && next.trailing_zeros() < self.data_bits;
             let at = if wraps { 0 } else { begin & ((1 << self.data_bits) - 1) };
             text = vec![0; usize::try_from(length).ok()?];
-            // The record's id stands before its text.
+            // The record's id is before its text.
             probe.reader.read(self.data.checked_add(at + 8)?, &mut text)?;
         }
         Some(LogLine {

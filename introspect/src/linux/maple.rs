@@ -5,7 +5,7 @@ use crate::{hash::IntegerSet, probe::Probe};
 
 const NODES_MAX: usize = 1 << 16;
 const DEPTH_MAX: u32 = 12;
-/// Nodes are 256 bytes and aligned so; their kind stands in the bits below.
+/// Nodes are 256 bytes and aligned so; their kind is in the bits below.
 const NODE_BYTES: usize = 256;
 const KIND_LEAF: u64 = 1;
 const KIND_RANGE: u64 = 2;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::modules::Modules;
 use crate::probe::Probe;
 
-/// Modules, traced functions' trampolines and eBPF programs lie between here …
+/// Modules, traced functions' trampolines and eBPF programs are between here …
 const FIRST: u64 = 0xffff_ffff_a000_0000;
 /// … and here.
 const LAST: u64 = 0xffff_ffff_feff_ffff;
@@ -16,7 +16,7 @@ const SCAN_BYTES_MAX: u64 = 32 << 20;
 const FOUND_MAX: usize = 64;
 const PAGE: u64 = 4096;
 
-/// Looks through what is mapped there and belongs to no known module: a `struct module` lies in its own memory and
+/// Looks through what is mapped there and belongs to no known module: a `struct module` is in its own memory and
 /// says where that starts.
 pub(crate) fn find_unlisted(probe: &Probe, modules: &mut Modules) {
     for address in candidates(probe, modules).unwrap_or_default().into_iter().take(FOUND_MAX) {
@@ -35,7 +35,7 @@ fn candidates(probe: &Probe, modules: &Modules) -> Option<Vec<u64>> {
             let page = probe.reader.translate(virt).and_then(|gpa| probe.reader.pages().frame(gpa.gfn()));
             let Some(page) = page else { continue };
             for (at, word) in (virt..).step_by(8).zip(page.as_chunks::<8>().0) {
-                // The area's start stands in it: is that the field of a module?
+                // The area's start is in it: is that the field of a module?
                 if u64::from_le_bytes(*word) == area.start {
                     found.extend(
                         at.checked_sub(base).filter(|module| area.contains(module) && module % 8 == 0),
@@ -47,7 +47,7 @@ fn candidates(probe: &Probe, modules: &Modules) -> Option<Vec<u64>> {
     Some(found)
 }
 
-/// Where in a `struct module` the address of the part stands in which that structure itself lies.
+/// Where in a `struct module` the address of the part is in which that structure itself is.
 fn base_offset(probe: &Probe) -> Option<u64> {
     let Some(memory) = probe.field("module", "mem") else {
         return Some(probe.field("module", "core_layout.base")?.offset_bytes);

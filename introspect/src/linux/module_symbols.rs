@@ -12,7 +12,7 @@ struct Table {
     /// Address of its `struct module`, and of its symbol table: together they tell it from another one there.
     identity: (u64, u64),
     name: String,
-    /// Where its memory lies: start and end of each part.
+    /// Where its memory is: start and end of each part.
     areas: Vec<(u64, u64)>,
     /// Ascending by address.
     symbols: Vec<(u64, String)>,
@@ -70,7 +70,7 @@ impl ModuleSymbols {
         Some(format!("{name}+{:#x} [{}]", address - start, table.name))
     }
 
-    /// The symbol of a module that an address lies in, and how far.
+    /// The symbol of a module that an address is in, and how far.
     pub(crate) fn place(&self, address: u64) -> Option<(&str, u64)> {
         let table = self.modules.iter().find(|table| table.contains(address))?;
         let after = table.symbols.partition_point(|(start, _)| *start <= address);

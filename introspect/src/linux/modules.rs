@@ -24,7 +24,7 @@ const MODULES_MAX: usize = 4096;
 const NAME_MAX: usize = 64;
 const MODULE_BYTES_MAX: u64 = 1 << 30;
 
-/// Where the fields lie in this kernel.
+/// Where the fields are in this kernel.
 struct Fields {
     list: Field,
     name: Field,

@@ -80,7 +80,7 @@ impl PacketHooks {
                         None => "packets pass through code that belongs to nobody".to_owned(),
                     },
                     expected: "kernel text or a module's".into(),
-                    found: code.told(handler),
+                    found: code.describe(handler),
                 });
             }
             self.hooks.push(Hook {

@@ -51,7 +51,7 @@ impl Checked<'_, '_> {
             symbol: self.code.label(address),
             detail,
             expected: "the kernel's or a module's".into(),
-            found: self.code.told(address),
+            found: self.code.describe(address),
         });
     }
 
@@ -61,10 +61,10 @@ impl Checked<'_, '_> {
             return;
         }
         if at >= CODE_FIRST && !self.is_accounted(at) {
-            self.violation(object(), format!("its {structure} lies outside the kernel and its modules"), at);
+            self.violation(object(), format!("its {structure} is outside the kernel and its modules"), at);
             return;
         }
-        // What lies in the kernel's read-only data is compared byte by byte elsewhere.
+        // What is in the kernel's read-only data is compared byte by byte elsewhere.
         let Some(bytes) = self.code.probe.types.size_of(structure).filter(|bytes| *bytes <= TABLE_BYTES_MAX)
         else {
             return;
@@ -183,7 +183,7 @@ fn proc_entries(found: &mut Checked) -> Option<()> {
         }
         let show = show.and_then(|field| reader.pointer(at, field)).filter(|show| *show >= CODE_FIRST);
         if let Some(show) = show.filter(|show| !found.is_accounted(*show) && found.tables.insert(*show)) {
-            found.violation(object(), "what it shows lies outside the kernel and its modules".into(), show);
+            found.violation(object(), "what it shows is outside the kernel and its modules".into(), show);
         }
     }
     Some(())

@@ -11,7 +11,7 @@ pub(crate) struct Lawful<'l> {
     pub(crate) kprobes: Kprobes,
 }
 
-/// Every address at which the code may change, with what may stand there. Read once a boot, while the tables can
+/// Every address at which the code may change, with what may be there. Read once a boot, while the tables can
 /// still be trusted.
 #[derive(Default)]
 pub(crate) struct LawfulSites {
@@ -99,7 +99,7 @@ impl LawfulSites {
         Self { sites }
     }
 
-    /// Whether changed bytes lie at a lawful site and what stands there now is lawful.
+    /// Whether changed bytes are at a lawful site and what is there now is lawful.
     pub(crate) fn explain(&self, lawful: &Lawful, virt: u64, now: &[u8]) -> bool {
         let last = virt + now.len() as u64;
         let (mut at, mut covered) = (virt, true);
@@ -124,7 +124,7 @@ impl LawfulSites {
     }
 }
 
-/// How many bytes of a site are accounted for by what stands there; `None` when that is not lawful there.
+/// How many bytes of a site are accounted for by what is there; `None` when that is not lawful there.
 fn lawful_length(lawful: &Lawful, site: u64, kind: Site, code: &[u8]) -> Option<u64> {
     let leads_to = |length: u64, displacement: i64| (site + length).wrapping_add_signed(displacement);
     let near = |at: usize| code.get(at..)?.first_chunk().map(|bytes| i64::from(i32::from_le_bytes(*bytes)));
@@ -160,7 +160,7 @@ fn array(probe: &Probe, start: &str, stop: &str, element: u64) -> Option<(u64, V
     Some((start, array))
 }
 
-/// A number that is relative to where it stands.
+/// A number that is relative to where it is.
 fn relative(at: u64, bytes: &[u8]) -> Option<u64> {
     let offset = i32::from_le_bytes(*bytes.first_chunk()?);
     Some(at.wrapping_add_signed(offset.into()))

@@ -23,7 +23,7 @@ pub(crate) struct Paths {
     prefixes: RefCell<IntegerMap<u64, Arc<str>>>,
 }
 
-/// Where the fields of a mount lie.
+/// Where the fields of a mount are.
 struct Mounts {
     /// Of `vfsmount` in `mount`.
     inner: u64,

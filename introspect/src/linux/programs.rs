@@ -44,7 +44,7 @@ fn executable(probe: &Probe, fields: &Fields, paths: &Paths, memory: u64) -> Opt
     paths.of_file(probe, file).map(|path| path.to_string())
 }
 
-/// The arguments, with a space between them; what lies in pages that are not there is left out.
+/// The arguments, with a space between them; what is in pages that are not there is left out.
 fn command_line(probe: &Probe, fields: &Fields, memory: u64) -> Option<String> {
     let reader = probe.reader;
     let first = reader.number(memory, fields.first)?;

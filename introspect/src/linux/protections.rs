@@ -55,7 +55,7 @@ pub(crate) fn system_call_entry(code: &Code, vcpus: &[VcpuRegisters]) -> Vec<Vio
             symbol: Some("entry_SYSCALL_64".into()),
             detail: "system calls enter the kernel elsewhere".into(),
             expected: format!("{entry:#018x}"),
-            found: code.told(lstar),
+            found: code.describe(lstar),
         })
     };
     vcpus.iter().enumerate().filter_map(redirected).collect()

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use crate::{btf::Field, hash::IntegerSet, probe::Probe};
 
-/// The tree of physical addresses, /proc/iomem: what firmware and kernel say lies where.
+/// The tree of physical addresses, /proc/iomem: what firmware and kernel say is where.
 #[derive(Default)]
 pub(crate) struct Resources {
     /// First and last address, name; a part comes after what it is part of.

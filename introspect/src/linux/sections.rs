@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use crate::{btf::Field, probe::Probe};
 
-/// The memory of the modules, by section where the kernel says where each lies.
+/// The memory of the modules, by section where the kernel says where each is.
 pub(crate) struct ModuleSections {
     /// Ascending: module, first address, section. Of sections that are gone (start-up code) the address is still
     /// there, and may be another module's by now.
@@ -34,7 +34,7 @@ impl ModuleSections {
         Some(Self { all })
     }
 
-    /// The section of a module that the first byte of a frame lies in, and how far; or the first that begins there.
+    /// The section of a module that the first byte of a frame is in, and how far; or the first that begins there.
     pub(crate) fn section(&self, module: &str, virt: u64) -> Option<(Arc<str>, u64)> {
         let end = self.all.partition_point(|(owner, start, _)| (&**owner, *start) <= (module, virt));
         let before =

@@ -37,7 +37,7 @@ const STATES: [&str; 14] = [
     "bound_inactive",
 ];
 
-/// Where the fields lie in this kernel.
+/// Where the fields are in this kernel.
 struct Fields {
     node: Field,
     family: Field,
@@ -143,7 +143,7 @@ struct Found<'p, 'a> {
 }
 
 impl Found<'_, '_> {
-    /// Follows the chains whose heads lie in a row. They end with 0, or with an odd number that says which they are.
+    /// Follows the chains whose heads are in a row. They end with 0, or with an odd number that says which they are.
     fn follow(&mut self, heads: u64, count: u64, apart: u64) -> Option<()> {
         if count > BUCKETS_MAX {
             self.probe.mark_torn();
@@ -241,7 +241,7 @@ fn unix(found: &mut Found) -> Option<()> {
     Some(())
 }
 
-/// One socket; `short` when it may be one of the shorter structures that stand for a connection that ends or begins.
+/// One socket; `short` when it may be one of the shorter structures that represent a connection that ends or begins.
 fn read_socket(probe: &Probe, fields: &Fields, sock: u64, short: bool) -> Option<Socket> {
     let reader = probe.reader;
     let number = |field: Field| reader.number(sock, field);
@@ -309,7 +309,7 @@ fn read_socket(probe: &Probe, fields: &Fields, sock: u64, short: bool) -> Option
 fn unix_name(probe: &Probe, fields: &Fields, sock: u64) -> Option<String> {
     let reader = probe.reader;
     let address = reader.pointer(sock, fields.unix_address?).filter(|address| *address != 0)?;
-    // The family stands before the name, and is counted.
+    // The family is before the name, and is counted.
     let length = usize::try_from(reader.number(address, fields.unix_length?)?).ok()?.checked_sub(2)?;
     let mut name = vec![0; length.min(NAME_MAX)];
     reader.read(address.checked_add(fields.unix_name?.offset_bytes + 2)?, &mut name)?;

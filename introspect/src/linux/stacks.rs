@@ -8,7 +8,7 @@ pub(crate) struct Stacks<'p, 'a> {
     probe: &'p Probe<'a>,
     fields: Fields,
     tables: Vec<Table>,
-    /// Code of the scheduler and of locks: where every sleeping task stands, so not worth telling.
+    /// Code of the scheduler and of locks: where every sleeping task is, so not worth telling.
     uninteresting: Vec<Range<u64>>,
     registers: Registers,
     steps: RefCell<IntegerMap<u64, Option<Step>>>,
@@ -129,7 +129,7 @@ impl<'p, 'a> Stacks<'p, 'a> {
             if !self.uninteresting.iter().any(|range| range.contains(&ip)) {
                 return Some(ip);
             }
-            // The address lies behind the call, which may be a function's last instruction.
+            // The address is behind the call, which may be a function's last instruction.
             let step = self.step(ip.checked_sub(1)?)?;
             let start = if step.from_bp { bp } else { sp };
             let caller = start

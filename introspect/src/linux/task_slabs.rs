@@ -86,7 +86,7 @@ impl TaskSlabs {
         self.suspects = suspects;
     }
 
-    /// The addresses at which tasks lie or lay.
+    /// The addresses at which tasks are or were.
     fn objects(&mut self, probe: &Probe) -> Option<Vec<u64>> {
         let cache = probe.word("task_struct_cachep").filter(|cache| *cache != 0)?;
         let number = |path: &str| probe.reader.number(cache, probe.field("kmem_cache", path)?);

@@ -34,7 +34,7 @@ const COMM_MAX: usize = 16;
 const FLAG_KERNEL_THREAD: u64 = 0x0020_0000;
 const STATE_DEAD: u64 = 0x80;
 
-/// Where the fields lie in this kernel.
+/// Where the fields are in this kernel.
 struct Fields {
     pid: Field,
     tgid: Field,

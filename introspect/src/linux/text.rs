@@ -64,7 +64,7 @@ pub(crate) struct Change {
     pub(crate) now: Vec<u8>,
 }
 
-/// Runs of changed bytes told one by one; more only count as changed frames.
+/// Runs of changed bytes reported one by one; more only count as changed frames.
 const CHANGES_MAX: usize = 256;
 /// Changed bytes this near belong to one run.
 const GAP: usize = 4;
@@ -77,7 +77,7 @@ const UNSEEN_MAX: u32 = 64;
 const RODATA_BYTES_MAX: u64 = 64 << 20;
 
 impl TextReference {
-    /// The kernel's own regions as they stand now.
+    /// The kernel's own regions as they are now.
     pub(crate) fn take(probe: &Probe) -> Self {
         let text = probe.kernel.text();
         let sites = LawfulSites::read(probe);
@@ -232,8 +232,8 @@ impl Region {
             for run in runs(before, page) {
                 let virt = start + run.start as u64;
                 let (before, now) = (&before[run.clone()], &page[run]);
-                let told = self.range.contains(&virt) && changes.unexplained.len() < CHANGES_MAX;
-                if told && !self.sites.explain(lawful, virt, now) {
+                let reported = self.range.contains(&virt) && changes.unexplained.len() < CHANGES_MAX;
+                if reported && !self.sites.explain(lawful, virt, now) {
                     let (before, now) = (before.to_vec(), now.to_vec());
                     changes.unexplained.push(Change { part: self.part, virt, before, now });
                 }
@@ -254,7 +254,7 @@ fn instance_of(probe: &Probe, structure: u64) -> Option<u64> {
     probe.reader.number(entry, probe.field("kernfs_node", "id")?)
 }
 
-/// Where a module's code and constant data lie.
+/// Where a module's code and constant data are.
 fn module_ranges(probe: &Probe, structure: u64) -> Vec<(Part, Range<u64>)> {
     let number = |path: &str| probe.reader.number(structure, probe.field("module", path)?);
     let mut ranges = Vec::new();

@@ -101,7 +101,7 @@ impl Tracers {
                     label(handler)
                 ),
                 expected: "kernel text".into(),
-                found: code.told(handler),
+                found: code.describe(handler),
             });
         }
         self.hooks.push(Hook {

@@ -108,7 +108,7 @@ impl OwnerMap {
         self.index(gfn).map(|index| self.mapped.mappers(index, max).collect()).unwrap_or_default()
     }
 
-    /// What leads to a frame, in words.
+    /// What leads to a frame, as text.
     fn referrer(&self, index: usize) -> Option<String> {
         let referrer = self.referrers.get(u32::try_from(index).ok()?)?;
         let offset = u64::from(referrer.offset);
@@ -149,7 +149,7 @@ impl OwnerMap {
         if let Some(label) = self.kernel.label(virt) {
             return Some(label);
         }
-        // A caller lies in a module: its name is enough to know whom to ask.
+        // A caller is in a module: its name is enough to know whom to ask.
         let module = self.modules.iter().filter(|(_, start)| *start <= virt).max_by_key(|(_, start)| *start);
         module.map(|(name, _)| format!("module {name}"))
     }

@@ -21,7 +21,7 @@ const TABLES_MAX: u32 = 1 << 18;
 /// Mappings kept over all processes: 96 MiB.
 const MAPPINGS_MAX: usize = 1 << 22;
 const LOWER_HALF_END: u64 = 0x00ff_ffff_ffff_ffff;
-/// A mapping is kept up to here: a huge page is taken whole, a lie is not.
+/// A mapping is kept up to here: a huge page is taken whole, a forged size is not.
 const MAPPING_BYTES_MAX: u64 = 1 << 30;
 
 /// Every mapping of every process.

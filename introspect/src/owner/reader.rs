@@ -23,7 +23,7 @@ use crate::{
         slabs::SlabCaches,
         vmalloc,
     },
-    pages::{PageShelf, Pages},
+    pages::{FrameCache, Pages},
     probe::Probe,
     reader::Reader,
 };
@@ -31,12 +31,12 @@ use crate::{
 /// Maps the memories of one guest, one after the other, and re-reads only what changed between them: frames whose
 /// contents have the name that they had (a view's tokens) are not read again.
 pub struct OwnerReader {
-    shelf: RefCell<PageShelf>,
+    cache: RefCell<FrameCache>,
     descriptors: Descriptors,
 }
 
 /// Frames kept from one memory to the next: 64 MiB.
-const SHELF_FRAMES: NonZero<usize> = NonZero::new(16_384).unwrap();
+const CACHED_FRAMES: NonZero<usize> = NonZero::new(16_384).unwrap();
 
 const KERNEL_TABLES_MAX: u32 = 1 << 18;
 const FILES_MAX: usize = 1 << 20;
@@ -47,15 +47,15 @@ const VMALLOC_BYTES: [u64; 2] = [32 << 40, 12_800 << 40];
 const PAGE: u64 = 4096;
 
 impl OwnerReader {
-    /// Knows nothing yet.
+    /// Starts empty.
     #[must_use]
     pub fn new() -> Self {
-        Self { shelf: RefCell::new(PageShelf::new(SHELF_FRAMES)), descriptors: Descriptors::default() }
+        Self { cache: RefCell::new(FrameCache::new(CACHED_FRAMES)), descriptors: Descriptors::default() }
     }
 
     /// Maps every frame of a memory; the observation, of the same memory, names its tasks.
     pub fn read(&mut self, kernel: &Kernel, view: &dyn MemoryView, observation: &Observation) -> OwnerMap {
-        let pages = Pages::with_shelf(view, &self.shelf);
+        let pages = Pages::with_cache(view, &self.cache);
         let reader = Reader::new(&pages, kernel.address_space());
         let layout = view.layout().clone();
         let count = usize::try_from(layout.pages()).unwrap_or(0);

@@ -67,7 +67,7 @@ impl Referrers {
             let Some(page) = probe.reader.pages().frame(gfn) else { continue };
             for (offset, word) in (0_u16..).step_by(8).zip(page.as_chunks::<8>().0) {
                 let word = u64::from_le_bytes(*word);
-                // All of these lie in the upper half: most words are ruled out at once.
+                // All of these are in the upper half: most words are ruled out at once.
                 if word >> 60 != 0xf {
                     continue;
                 }

@@ -244,7 +244,7 @@ impl Guest {
         self.directory.path().join("witness")
     }
 
-    /// The guest's memory as it stands.
+    /// The guest's memory as it is.
     pub(crate) fn memory(&self) -> RawDump {
         RawDump::open(&self.memory_path()).unwrap()
     }

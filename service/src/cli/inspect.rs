@@ -5,7 +5,7 @@ use super::checkpoint;
 use super::global::{Global, print_json};
 use crate::client;
 use crate::error::CliError;
-use crate::terminal::table;
+use crate::terminal::{paragraph, table};
 
 /// Shows what was read from a checkpoint's memory.
 #[derive(Debug, Args)]
@@ -25,13 +25,13 @@ pub(crate) struct InspectArgs {
 
 pub(super) async fn run(args: InspectArgs, global: &Global) -> Result<(), CliError> {
     let request = InspectRequest { machine: args.name, checkpoint: args.at, what: args.what };
-    let answer = client::reader(&global.store).await?.checkpoints().inspect(request).await?.into_inner();
+    let answer = client::reader(&global.store()?).await?.checkpoints().inspect(request).await?.into_inner();
     if global.json {
         return print_json(&answer);
     }
-    println!("{}", checkpoint::line(&answer.checkpoint.unwrap_or_default()));
+    paragraph::print(&checkpoint::line(&answer.checkpoint.unwrap_or_default()));
     for facts in &answer.tables {
-        println!();
+        outln!();
         table::print_facts(facts);
     }
     Ok(())

@@ -7,25 +7,25 @@ use crate::client;
 use crate::error::CliError;
 use crate::terminal::table;
 
-/// Asks the snapshot database in SQL. Reads only; works without a daemon, too.
+/// Runs a read-only SQL query on the snapshot database. Works without a daemon, too.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   retrovisor query \"SELECT name, verdict, dirty_pages FROM v_checkpoint ORDER BY sequence DESC LIMIT 5\"
-  retrovisor query --list                  root-cause questions that come with Retrovisor
+  retrovisor query --list                  the named queries
   retrovisor query --named new-tasks GOOD BAD   names of two checkpoints
   retrovisor query \"SELECT name FROM sqlite_master WHERE type IN ('table','view')\"")]
 pub(crate) struct QueryArgs {
     /// One SELECT statement (not with --named), then the values of ?1, ?2…
     #[arg(required_unless_present_any = ["list", "named"], value_name = "SQL | VALUE")]
     words: Vec<String>,
-    /// Lists the named questions
+    /// List the named queries
     #[arg(long, conflicts_with_all = ["words", "named"])]
     list: bool,
-    /// Asks a named question; its values follow
+    /// Run a named query; its values follow
     #[arg(long, value_name = "NAME")]
     named: Option<String>,
-    /// At most so many rows
+    /// Maximum number of rows
     #[arg(long, default_value_t = 1000)]
     limit: u32,
 }
@@ -35,9 +35,10 @@ pub(super) async fn run(args: QueryArgs, global: &Global) -> Result<(), CliError
         let rows: Vec<_> =
             QUERIES.iter().map(|query| vec![query.name.to_owned(), query.question.to_owned()]).collect();
         table::print(&["name", "question"], &rows);
-        println!("\nTheir values (see --help) are:");
+        outln!();
+        outln!("Their values are:");
         for query in QUERIES {
-            println!("  {} {}", query.name, query.parameters.join(", "));
+            outln!("  {} {}", query.name, query.parameters.join(", "));
         }
         return Ok(());
     }
@@ -48,26 +49,26 @@ pub(super) async fn run(args: QueryArgs, global: &Global) -> Result<(), CliError
     };
     let parameters = words.map(|word| Cell { value: Some(cell::Value::Text(word)) }).collect();
     let request = QueryRequest { sql, parameters, limit: args.limit };
-    let answer = client::reader(&global.store).await?.queries().query(request).await?.into_inner();
+    let answer = client::reader(&global.store()?).await?.queries().query(request).await?.into_inner();
     if global.json {
         return print_json(&answer);
     }
     table::print_facts(&answer.table.unwrap_or_default());
     if answer.truncated {
-        eprintln!("(more rows than --limit {})", args.limit);
+        errln!("(more rows than --limit {})", args.limit);
     }
     Ok(())
 }
 
-/// The question of that name, asked with the right number of values.
+/// The named query, if it takes this number of values.
 fn named(name: &str, values: usize) -> Result<&'static NamedQuery, CliError> {
     let help = "See: retrovisor query --list";
     let query = QUERIES
         .iter()
         .find(|query| query.name == name)
-        .ok_or_else(|| CliError::not_found(format!("no question is named `{name}`"), help))?;
+        .ok_or_else(|| CliError::not_found(format!("there is no query `{name}`"), help))?;
     if query.parameters.len() == values {
         return Ok(query);
     }
-    Err(CliError::refused(format!("`{name}` wants these values: {}", query.parameters.join(", ")), help))
+    Err(CliError::refused(format!("`{name}` takes these values: {}", query.parameters.join(", ")), help))
 }

@@ -1,21 +1,21 @@
-//! Second machines from checkpoints.
+//! New machines from checkpoints of others.
 
 use std::time::Instant;
 
 use retrovisor_guest::BLOCK_SIZE;
 use retrovisor_guest::PAGE_SIZE;
+use retrovisor_manager::{ManagerError, PlannedBranch};
 use retrovisor_proto::v1::{BranchDisk, BranchReport, BranchRequest, BranchResponse};
 use retrovisor_snapshot::BranchProgress;
 
-use super::stream::{Caller, progress};
+use super::stream::Caller;
 use super::{Services, convert};
-use retrovisor_manager::{ManagerError, PlannedBranch};
 
-/// What is branched from when nothing is named: where the machine stands.
-const ORIGIN_DEFAULT: &str = "present";
+/// The checkpoint that is branched from when none is named.
+const ORIGIN_DEFAULT: &str = "current";
 
 impl Services {
-    /// Makes a branch, or says what it would be.
+    /// Makes a branch, or reports what it would be.
     pub(super) fn branch_now(
         &self,
         request: &BranchRequest,
@@ -25,26 +25,25 @@ impl Services {
         let wanted = if request.checkpoint.is_empty() { ORIGIN_DEFAULT } else { request.checkpoint.as_str() };
         let origin = self.resolve(&request.machine, wanted)?;
         let new = &request.new_machine;
-        let outlook = self.manager.plan_branch(new, origin.id)?;
-        let mut report = self.outlined(new, &outlook)?;
+        let planned = self.manager.plan_branch(new, origin.id)?;
+        let mut report = self.report(new, &planned)?;
         report.dry_run = request.dry_run;
         if !request.dry_run {
-            let mut tell =
-                |BranchProgress { done, total }| progress(to, BranchResponse { done, total, report: None });
+            let mut progress =
+                |BranchProgress { done, total }| to.progress(BranchResponse { done, total, report: None });
             let begun_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-            let branched = self.manager.branch(new, &outlook, request.paused, &mut tell)?;
+            let branched = self.manager.branch(new, &planned, request.paused, &mut progress)?;
             let store = self.manager.store();
             report.branch_us = begun_us.saturating_add(branched.branch_us);
             report.first = Some(convert::checkpoint(store, &branched.first)?);
             report.branch = Some(convert::machine(&self.manager, &store.catalogue().machine(new)?)?);
         }
-        // The caller may have gone: the machine is there all the same.
-        let _ = to.blocking_send(Ok(BranchResponse { report: Some(report), ..BranchResponse::default() }));
+        to.send(BranchResponse { report: Some(report), ..BranchResponse::default() });
         Ok(())
     }
 
-    fn outlined(&self, new: &str, outlook: &PlannedBranch) -> Result<BranchReport, ManagerError> {
-        let plan = &outlook.plan;
+    fn report(&self, new: &str, planned: &PlannedBranch) -> Result<BranchReport, ManagerError> {
+        let plan = &planned.plan;
         let disks = plan.disks.iter().map(|disk| BranchDisk {
             name: disk.name.clone(),
             size_bytes: disk.size_bytes,
@@ -62,8 +61,8 @@ impl Services {
             memory_bytes: plan.machine.identity.layout.bytes(),
             data_bytes: plan.data_pages * PAGE_SIZE as u64,
             disks: disks.collect(),
-            networks: outlook.networks.clone(),
-            warning: outlook.warning.clone().unwrap_or_default(),
+            networks: planned.networks.clone(),
+            warning: planned.warning.clone().unwrap_or_default(),
             ..BranchReport::default()
         })
     }

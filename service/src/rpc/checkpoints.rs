@@ -1,12 +1,13 @@
 use std::sync::Arc;
 
 use retrovisor_guest::ClockPolicy;
+use retrovisor_manager::{Command, ManagerError, Rollback, RollbackKind};
 use retrovisor_proto::v1::checkpoint_service_server::CheckpointService;
 use retrovisor_proto::v1::{
     BranchRequest, BranchResponse, ClockPolicy as Clock, CreateCheckpointRequest, CreateCheckpointResponse,
-    DiffRequest, DiffResponse, GetCheckpointRequest, GetCheckpointResponse, InspectRequest, InspectResponse,
-    ListCheckpointsRequest, ListCheckpointsResponse, ListOperationsRequest, ListOperationsResponse,
-    PinCheckpointRequest, PinCheckpointResponse, PresentPolicy as Present, RedoRequest, RedoResponse,
+    CurrentPolicy as Current, DiffRequest, DiffResponse, GetCheckpointRequest, GetCheckpointResponse,
+    InspectRequest, InspectResponse, ListCheckpointsRequest, ListCheckpointsResponse, ListOperationsRequest,
+    ListOperationsResponse, PinCheckpointRequest, PinCheckpointResponse, RedoRequest, RedoResponse,
     RollbackRequest, RollbackResponse, UndoRequest, UndoResponse,
 };
 use retrovisor_snapshot::{CheckpointRecord, PresentPolicy, Recorder, RollbackRequest as Going};
@@ -14,7 +15,6 @@ use tonic::{Request, Response, Status};
 
 use super::stream::Answers;
 use super::{Services, convert, difference, inspect, status};
-use retrovisor_manager::{Command, ManagerError, Rollback, RollbackKind};
 
 /// The target of a rollback that names none.
 const TARGET_DEFAULT: &str = "last-good";
@@ -44,8 +44,8 @@ impl Services {
         })
     }
 
-    async fn moved(&self, journey: Rollback) -> Result<Option<retrovisor_proto::v1::Move>, Status> {
-        self.blocking(move |services| Ok(Some(convert::journey(services.manager.store(), &journey)?))).await
+    async fn converted(&self, rollback: Rollback) -> Result<Option<retrovisor_proto::v1::Rollback>, Status> {
+        self.blocking(move |services| Ok(Some(convert::rollback(services.manager.store(), &rollback)?))).await
     }
 }
 
@@ -107,9 +107,9 @@ impl CheckpointService for Services {
             Clock::JumpToNow => ClockPolicy::JumpToNow,
             Clock::Unspecified | Clock::StandStill => ClockPolicy::StandStill,
         };
-        let present = match request.present() {
-            Present::Staged => PresentPolicy::Staged,
-            Present::Unspecified | Present::Durable => PresentPolicy::Durable,
+        let current = match request.current() {
+            Current::Staged => PresentPolicy::Staged,
+            Current::Unspecified | Current::Durable => PresentPolicy::Durable,
         };
         let RollbackRequest { machine, checkpoint, dry_run, verify_image, .. } = request;
         let wanted = if checkpoint.is_empty() { TARGET_DEFAULT.to_owned() } else { checkpoint };
@@ -119,34 +119,34 @@ impl CheckpointService for Services {
                 move |services| services.resolve(&machine, &wanted)
             })
             .await?;
-        let journey = if dry_run {
+        let rollback = if dry_run {
             self.blocking(move |services| services.plan(&machine, target)).await?
         } else if self.manager.status(&machine).is_some() {
-            let request = Going { clock, present, ..Going::default() };
+            let request = Going { clock, present: current, ..Going::default() };
             let command = |reply| Command::Rollback { target: target.id, verify_image, request, reply };
             self.manager.ask(&machine, command).await.map_err(|error| status::of(&error))?
         } else {
             self.blocking(move |services| services.manager.restore(&machine, target.id, verify_image, clock))
                 .await?
         };
-        Ok(Response::new(RollbackResponse { r#move: self.moved(journey).await?, dry_run }))
+        Ok(Response::new(RollbackResponse { rollback: self.converted(rollback).await?, dry_run }))
     }
 
     async fn undo(&self, request: Request<UndoRequest>) -> Result<Response<UndoResponse>, Status> {
         let UndoRequest { machine, verify_image } = request.into_inner();
         let command = |reply| Command::Undo { verify_image, reply };
-        let journey = self.manager.ask(&machine, command).await.map_err(|error| status::of(&error))?;
-        Ok(Response::new(UndoResponse { r#move: self.moved(journey).await? }))
+        let rollback = self.manager.ask(&machine, command).await.map_err(|error| status::of(&error))?;
+        Ok(Response::new(UndoResponse { rollback: self.converted(rollback).await? }))
     }
 
     async fn redo(&self, request: Request<RedoRequest>) -> Result<Response<RedoResponse>, Status> {
-        let machine = request.into_inner().machine;
-        let journey = self
+        let RedoRequest { machine, verify_image: _ } = request.into_inner();
+        let rollback = self
             .manager
             .ask(&machine, |reply| Command::Redo { reply })
             .await
             .map_err(|error| status::of(&error))?;
-        Ok(Response::new(RedoResponse { r#move: self.moved(journey).await? }))
+        Ok(Response::new(RedoResponse { rollback: self.converted(rollback).await? }))
     }
 
     type BranchStream = Answers<BranchResponse>;

@@ -1,10 +1,10 @@
+use retrovisor_manager::{Command, Fault};
 use retrovisor_proto::v1::fault_service_server::FaultService;
 use retrovisor_proto::v1::inject_request::Fault as Asked;
 use retrovisor_proto::v1::{InjectRequest, InjectResponse};
 use tonic::{Request, Response, Status};
 
 use super::{Services, status};
-use retrovisor_manager::{Command, Fault};
 
 #[tonic::async_trait]
 impl FaultService for Services {

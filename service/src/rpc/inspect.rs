@@ -5,19 +5,19 @@ use std::sync::Arc;
 
 use retrovisor_guest::fact::Value;
 use retrovisor_introspect::{Introspector, OwnerReader, Share};
+use retrovisor_manager::{ManagerError, kernel_library};
 use retrovisor_proto::v1::Table;
 use retrovisor_snapshot::{CheckpointRecord, Store};
 
 use super::convert;
-use retrovisor_manager::{ManagerError, kernel_library};
 
-/// Rows of a fact table that are shown at the most.
+/// Most rows of a fact table that are returned.
 const ROWS_MAX: usize = 20_000;
-/// Owners of memory that are told by name.
+/// Owners of memory that are named.
 const OWNERS_MAX: usize = 24;
 
-/// What to ask for each kind of fact: title and SQL over one checkpoint.
-fn question(what: &str) -> Option<&'static [(&'static str, &'static str)]> {
+/// The queries of each kind of fact: title and SQL over one checkpoint.
+fn queries(what: &str) -> Option<&'static [(&'static str, &'static str)]> {
     const KERNEL: (&str, &str) = ("Kernel", "SELECT * FROM fact_kernel WHERE checkpoint = ?1");
     const INTEGRITY: (&str, &str) = (
         "Violated invariants",
@@ -33,7 +33,7 @@ fn question(what: &str) -> Option<&'static [(&'static str, &'static str)]> {
         "SELECT pid, ppid, uid, comm, executable, command_line FROM fact_task \
          WHERE checkpoint = ?1 AND pid = tgid AND NOT kernel_thread ORDER BY pid",
     );
-    // IPv6 addresses stand in brackets before a port.
+    // IPv6 addresses are in brackets before a port.
     const SOCKETS: (&str, &str) = (
         "Sockets",
         "SELECT protocol, state, \
@@ -103,10 +103,10 @@ pub(super) fn tables(
         "syscalls" => return syscalls(store, record),
         _ => {}
     }
-    let questions = question(what)
+    let queries = queries(what)
         .ok_or_else(|| ManagerError::Invalid(format!("there is no `{}` to inspect", what.escape_debug())))?;
     let known = store.catalogue().fact_tables()?;
-    let tables = questions.iter().map(|question| ask(store, record, &known, *question));
+    let tables = queries.iter().map(|query| run(store, record, &known, *query));
     let mut tables = tables.collect::<Result<Vec<Table>, ManagerError>>()?;
     if what == "memory" {
         tables.extend(memory(store, record)?);
@@ -114,7 +114,7 @@ pub(super) fn tables(
     Ok(tables)
 }
 
-/// Who fills memory, by kind and by name; nothing for a guest that cannot be read.
+/// What memory is used for, by kind and by name; nothing for a guest that cannot be read.
 fn memory(store: &Arc<Store>, record: &CheckpointRecord) -> Result<Vec<Table>, ManagerError> {
     let view = store.view(record.id)?;
     let mut introspector = Introspector::with_library(kernel_library(store));
@@ -141,24 +141,25 @@ fn memory(store: &Arc<Store>, record: &CheckpointRecord) -> Result<Vec<Table>, M
     };
     let by_owner: Vec<_> = named.map(row).collect();
     Ok(vec![
-        convert::table("What fills memory", &columns(&["kind", "pages", "kib"]), &by_kind),
-        convert::table("Largest owners", &columns(&["kind", "owner", "pages", "kib"]), &by_owner),
+        convert::table("What fills memory", &columns(&["kind", "pages", "kib"]), &by_kind, false),
+        convert::table("Largest owners", &columns(&["kind", "owner", "pages", "kib"]), &by_owner, false),
     ])
 }
 
-fn ask(
+fn run(
     store: &Store,
     record: &CheckpointRecord,
     known: &[String],
     (title, sql): (&str, &str),
 ) -> Result<Table, ManagerError> {
-    // Facts of a kind that nothing recorded yet have no table.
-    let asked = sql.split_whitespace().find(|word| word.starts_with("fact_"));
-    if asked.is_some_and(|asked| known.iter().all(|known| known != asked)) {
+    // Facts of a kind that was never recorded have no table.
+    let table = sql.split_whitespace().find(|word| word.starts_with("fact_"));
+    if table.is_some_and(|table| known.iter().all(|known| known != table)) {
         let note = ["nothing of this kind was read of any checkpoint".to_owned()];
-        return Ok(convert::table(title, &note, &[]));
+        return Ok(convert::table(title, &note, &[], false));
     }
     let rows = store.catalogue().query(sql, &[Value::Integer(record.id.0)], ROWS_MAX)?;
+    let truncated = rows.truncated;
     let (columns, rows) = if rows.rows.len() == 1 && rows.columns.len() > 6 {
         // One wide row reads better as a list.
         let pairs = rows.columns.iter().zip(&rows.rows[0]).filter(|(name, _)| *name != "checkpoint");
@@ -169,10 +170,10 @@ fn ask(
     } else {
         (rows.columns, rows.rows)
     };
-    Ok(convert::table(title, &columns, &rows))
+    Ok(convert::table(title, &columns, &rows, truncated))
 }
 
-/// The table of the first checkpoint of this boot, with what differs in this checkpoint laid over it.
+/// The table of the first checkpoint of this boot, with the entries that differ in this checkpoint.
 fn syscalls(store: &Store, record: &CheckpointRecord) -> Result<Vec<Table>, ManagerError> {
     let columns = ["via", "number", "target", "symbol", "in_text", "expected"].map(str::to_owned).to_vec();
     let mut found: BTreeMap<(String, i64), Vec<Value>> = BTreeMap::new();
@@ -198,7 +199,7 @@ fn syscalls(store: &Store, record: &CheckpointRecord) -> Result<Vec<Table>, Mana
         }
     }
     let rows: Vec<_> = found.into_values().collect();
-    Ok(vec![convert::table("System calls", &columns, &rows)])
+    Ok(vec![convert::table("System calls", &columns, &rows, false)])
 }
 
 fn registers(store: &Store, record: &CheckpointRecord) -> Result<Table, ManagerError> {
@@ -226,5 +227,5 @@ fn registers(store: &Store, record: &CheckpointRecord) -> Result<Table, ManagerE
             row("lstar", lstar);
         }
     }
-    Ok(convert::table("Registers", &["vcpu", "register", "value"].map(str::to_owned), &rows))
+    Ok(convert::table("Registers", &["vcpu", "register", "value"].map(str::to_owned), &rows, false))
 }

@@ -1,24 +1,26 @@
-use std::path::PathBuf;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
 
+use retrovisor_guest::{Interface, LaunchSpec, Network};
+use retrovisor_manager::{Command, MachineSpec, Manager, ManagerError, Origin};
 use retrovisor_proto::v1::machine_service_server::MachineService;
 use retrovisor_proto::v1::network_interface::Network as Asked;
 use retrovisor_proto::v1::{
-    AttachMachineRequest, AttachMachineResponse, ConsoleRequest, ConsoleResponse, GetMachineRequest,
-    GetMachineResponse, ListMachinesRequest, ListMachinesResponse, Machine, NetworkInterface,
-    PauseMachineRequest, PauseMachineResponse, ResumeMachineRequest, ResumeMachineResponse,
-    RunMachineRequest, RunMachineResponse, StopMachineRequest, StopMachineResponse,
+    AttachMachineRequest, AttachMachineResponse, ConsoleRequest, ConsoleResponse, DetachMachineRequest,
+    DetachMachineResponse, GetMachineRequest, GetMachineResponse, ListMachinesRequest, ListMachinesResponse,
+    Machine, NetworkInterface, PauseMachineRequest, PauseMachineResponse, RemoveMachineRequest,
+    RemoveMachineResponse, ResumeMachineRequest, ResumeMachineResponse, RunMachineRequest,
+    RunMachineResponse, SetMachineRequest, SetMachineResponse, StopMachineRequest, StopMachineResponse,
 };
 use tonic::{Request, Response, Status, Streaming};
 
 use super::stream::Answers;
 use super::{Services, convert, status};
-use retrovisor_guest::{Interface, LaunchSpec, Network};
-use retrovisor_manager::{Command, MachineSpec, Manager, ManagerError, Origin};
 
 const MEMORY_BYTES_DEFAULT: u64 = 512 << 20;
 
 impl Services {
-    /// Runs blocking work on a thread of its own and turns its error into a status.
+    /// Runs blocking work outside of the async threads, and converts its error.
     pub(super) async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Self) -> Result<T, ManagerError> + Send + 'static,
@@ -26,7 +28,7 @@ impl Services {
         let services = self.clone();
         tokio::task::spawn_blocking(move || work(&services))
             .await
-            .map_err(|error| Status::internal(format!("the work was cut short: {error}")))?
+            .map_err(|error| Status::internal(format!("the work was interrupted: {error}")))?
             .map_err(|error| status::of(&error))
     }
 
@@ -120,6 +122,27 @@ impl MachineService for Services {
         Ok(Response::new(ResumeMachineResponse { machine: self.machine(name).await? }))
     }
 
+    async fn detach_machine(
+        &self,
+        _: Request<DetachMachineRequest>,
+    ) -> Result<Response<DetachMachineResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn set_machine(
+        &self,
+        _: Request<SetMachineRequest>,
+    ) -> Result<Response<SetMachineResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn remove_machine(
+        &self,
+        _: Request<RemoveMachineRequest>,
+    ) -> Result<Response<RemoveMachineResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
     type ConsoleStream = Answers<ConsoleResponse>;
 
     async fn console(
@@ -142,11 +165,13 @@ impl MachineService for Services {
 fn launch_spec(manager: &Manager, request: RunMachineRequest) -> Result<(String, MachineSpec), ManagerError> {
     let driver = manager.choose_driver(&request.driver)?.name().to_owned();
     let interfaces = request.interfaces.into_iter().map(interface).collect::<Result<Vec<_>, _>>()?;
+    let disks: Vec<_> = request.disks.into_iter().map(PathBuf::from).collect();
+    disks.iter().try_for_each(|disk| check_disk(disk))?;
     let origin = Origin::Launched(LaunchSpec {
         kernel: PathBuf::from(request.kernel),
         initrd: (!request.initrd.is_empty()).then(|| PathBuf::from(request.initrd)),
         append: request.append,
-        disks: request.disks.into_iter().map(PathBuf::from).collect(),
+        disks,
         memory_bytes: if request.memory_bytes == 0 { MEMORY_BYTES_DEFAULT } else { request.memory_bytes },
         vcpus: request.vcpus.max(1),
         driver,
@@ -158,14 +183,26 @@ fn launch_spec(manager: &Manager, request: RunMachineRequest) -> Result<(String,
     Ok((request.machine, spec))
 }
 
+/// Refuses what is not a file. A path that cannot be read is for the driver to report.
+fn check_disk(path: &Path) -> Result<(), ManagerError> {
+    let Ok(kind) = std::fs::metadata(path).map(|meta| meta.file_type()) else { return Ok(()) };
+    if kind.is_file() {
+        return Ok(());
+    }
+    let shown = path.display();
+    let what = if kind.is_block_device() { "a block device" } else { "not a file" };
+    Err(ManagerError::Refused {
+        what: format!("the disk {shown} is {what}: disks are image files, raw or qcow2"),
+        help: format!("Copy a device to an image first: qemu-img convert -O qcow2 {shown} disk.qcow2"),
+    })
+}
+
 fn interface(asked: NetworkInterface) -> Result<Interface, ManagerError> {
     let network = match asked.network {
         Some(Asked::Hub(name)) => Network::Hub(name),
         Some(Asked::Tap(name)) => Network::Tap(name),
         None => {
-            return Err(ManagerError::Invalid(
-                "an interface is plugged into a hub or a tap: name one".to_owned(),
-            ));
+            return Err(ManagerError::Invalid("an interface needs a hub or a tap to connect to".to_owned()));
         }
     };
     let mac = Some(asked.address).filter(|address| !address.is_empty());

@@ -1,15 +1,14 @@
 //! Errors as gRPC statuses, with google.rpc details where they help a program to act.
 
 use retrovisor_guest::MachineError;
+use retrovisor_manager::ManagerError;
 use retrovisor_snapshot::Error as StoreError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use retrovisor_manager::ManagerError;
-
 const DOMAIN: &str = "retrovisor";
 
-/// What the caller is told.
+/// The status of an error.
 pub(super) fn of(error: &ManagerError) -> Status {
     let (code, reason) = match error {
         ManagerError::Exists { .. } | ManagerError::Known { .. } => (Code::AlreadyExists, "MACHINE_EXISTS"),

@@ -4,8 +4,8 @@ use crate::dump::Dump;
 
 /// Every symbol of the kernel, its address and name, in the order of /proc/kallsyms.
 pub(crate) fn agree(kernel: &Kernel, dump: &Dump) {
-    let told = dump.before.text("/proc/kallsyms");
-    let mut told: Vec<(u64, &str)> = told
+    let reported = dump.before.text("/proc/kallsyms");
+    let mut reported: Vec<(u64, &str)> = reported
         .lines()
         .filter(|line| !line.contains('\t'))
         .map(|line| {
@@ -14,17 +14,17 @@ pub(crate) fn agree(kernel: &Kernel, dump: &Dump) {
         })
         .collect();
     let mut read: Vec<(u64, &str)> = kernel.symbols_within(0..u64::MAX).collect();
-    told.sort_unstable();
+    reported.sort_unstable();
     read.sort_unstable();
-    assert!(told.len() > 50_000, "{} symbols told", told.len());
-    let different = read.iter().zip(&told).find(|(read, told)| read != told);
-    assert_eq!((different, read.len()), (None, told.len()));
+    assert!(reported.len() > 50_000, "{} symbols reported", reported.len());
+    let different = read.iter().zip(&reported).find(|(read, reported)| read != reported);
+    assert_eq!((different, read.len()), (None, reported.len()));
 }
 
 /// Every symbol of every module.
 pub(crate) fn of_modules_agree(introspector: &Introspector, dump: &Dump) {
     let text = dump.before.text("/proc/kallsyms");
-    let mut told: Vec<(&str, u64, &str)> = text
+    let mut reported: Vec<(&str, u64, &str)> = text
         .lines()
         .filter_map(|line| {
             let (symbol, module) = line.split_once('\t')?;
@@ -36,9 +36,9 @@ pub(crate) fn of_modules_agree(introspector: &Introspector, dump: &Dump) {
         .filter(|(module, ..)| *module != "bpf" && !module.starts_with("__builtin"))
         .collect();
     let mut read: Vec<(&str, u64, &str)> = introspector.module_symbols().collect();
-    told.sort_unstable();
+    reported.sort_unstable();
     read.sort_unstable();
-    assert!(told.len() > 200, "{} symbols told", told.len());
-    let different = read.iter().zip(&told).find(|(read, told)| read != told);
-    assert_eq!((different, read.len()), (None, told.len()));
+    assert!(reported.len() > 200, "{} symbols reported", reported.len());
+    let different = read.iter().zip(&reported).find(|(read, reported)| read != reported);
+    assert_eq!((different, read.len()), (None, reported.len()));
 }

@@ -6,11 +6,11 @@ use crate::dump::Dump;
 
 /// Every record of the kernel log: number, level, facility, time to the microsecond, text.
 pub(crate) fn agrees(linux: &Linux, dump: &Dump) {
-    let records = |told: &str| -> BTreeSet<String> {
+    let records = |reported: &str| -> BTreeSet<String> {
         // What follows a record's text on lines that begin with a space are its properties.
-        told.lines().filter(|line| !line.starts_with(' ')).map(str::to_owned).collect()
+        reported.lines().filter(|line| !line.starts_with(' ')).map(str::to_owned).collect()
     };
-    let told = records(&dump.before.text("/dev/kmsg"));
+    let reported = records(&dump.before.text("/dev/kmsg"));
     let later = records(&dump.after.text("/dev/kmsg"));
     let read: BTreeSet<String> = linux
         .log
@@ -30,13 +30,13 @@ pub(crate) fn agrees(linux: &Linux, dump: &Dump) {
             })
             .collect()
     };
-    let (told, later, read) = (plain(&told), plain(&later), plain(&read));
-    let missing: Vec<_> = told.difference(&read).collect();
+    let (reported, later, read) = (plain(&reported), plain(&later), plain(&read));
+    let missing: Vec<_> = reported.difference(&read).collect();
     assert_eq!(missing, Vec::<&String>::new(), "missing records");
     let invented: Vec<_> =
-        read.iter().filter(|line| !told.contains(*line) && !later.contains(*line)).collect();
+        read.iter().filter(|line| !reported.contains(*line) && !later.contains(*line)).collect();
     assert_eq!(invented, Vec::<&String>::new(), "invented records");
-    assert!(told.len() > 100);
+    assert!(reported.len() > 100);
 }
 
 /// Text as /dev/kmsg gives it.

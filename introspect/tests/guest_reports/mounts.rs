@@ -7,7 +7,7 @@ use crate::dump::Dump;
 /// Every mount: numbers, device, root, place, options, type, source.
 pub(crate) fn agree(linux: &Linux, dump: &Dump) {
     // `25 1 254:0 / /data rw,noatime shared:1 - ext4 /dev/vda rw`
-    let told: BTreeSet<String> = dump
+    let reported: BTreeSet<String> = dump
         .before
         .text("/proc/self/mountinfo")
         .lines()
@@ -39,7 +39,7 @@ pub(crate) fn agree(linux: &Linux, dump: &Dump) {
             )
         })
         .collect();
-    assert_eq!(read, told);
+    assert_eq!(read, reported);
     assert!(
         linux.mounts.iter().any(|mount| (mount.point.as_str(), mount.kind.as_str()) == ("/data", "ext4"))
     );

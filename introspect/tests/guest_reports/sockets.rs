@@ -40,7 +40,7 @@ fn address(text: &str) -> String {
 }
 
 /// Internet sockets, a line each.
-fn told(statement: &Statement) -> BTreeSet<String> {
+fn reported(statement: &Statement) -> BTreeSet<String> {
     let mut all = BTreeSet::new();
     for protocol in PROTOCOLS {
         for line in statement.text(&format!("/proc/net/{protocol}")).lines().skip(1) {
@@ -95,7 +95,7 @@ pub(crate) fn agree(linux: &Linux, dump: &Dump) {
             format!("{protocol} {local_address} {local} {remote_address} {remote} {state} {uid} {inode}")
         })
         .collect();
-    differ(&of_internet, &told(&dump.before), &told(&dump.after));
+    differ(&of_internet, &reported(&dump.before), &reported(&dump.after));
     let of_unix: BTreeSet<String> = linux
         .sockets
         .iter()

@@ -1,38 +1,38 @@
-//! Judges one checkpoint of a machine after the other.
+//! Evaluates one checkpoint of a machine after the other.
 
 use std::collections::{HashMap, VecDeque};
 
 use retrovisor_snapshot::{CheckpointId, TimelineId, Verdict};
 
 use crate::config::Config;
+use crate::evaluation::{Evaluation, score};
 use crate::feature::FEATURES;
-use crate::judgement::{Judgement, score};
 use crate::model::{Assessment, Model, Observation};
 use crate::order::median;
 use crate::reason;
 use crate::sample::Sample;
 use crate::view::View;
 
-/// Learns how one machine behaves when it is well, and judges its checkpoints one after the other.
+/// Evaluates one machine's checkpoints in order, against a baseline learnt from those that were clean.
 ///
-/// All it knows follows from the samples it was shown, in their order: shown the same ones again, from the snapshot
-/// database, it comes to the same verdicts. Time is the guest's own, so that rollbacks and uneven intervals do no harm.
+/// Its state is a function of the samples evaluated so far: evaluating the same samples again, read from the snapshot
+/// database, gives the same verdicts. Rates divide by guest time, so rollbacks and uneven intervals do not distort them.
 #[derive(Clone, Debug)]
-pub struct Analyst {
+pub struct Evaluator {
     config: Config,
     baseline: VecDeque<Observation>,
     model: Option<Model>,
-    /// Observations that joined the baseline since the model was fitted.
-    unlearnt: usize,
+    /// Observations added to the baseline since the model was fitted.
+    unfitted: usize,
     seen: HashMap<CheckpointId, Seen>,
-    waiting: HashMap<CheckpointId, Observation>,
+    pending: HashMap<CheckpointId, Observation>,
     /// The newest clean checkpoints' intervals, in guest seconds.
     intervals_s: VecDeque<f64>,
     last: Option<CheckpointId>,
     resumed_from: Option<CheckpointId>,
 }
 
-/// What became of a checkpoint that was judged.
+/// The state of an evaluated checkpoint.
 #[derive(Clone, Debug)]
 struct Seen {
     parent: Option<CheckpointId>,
@@ -42,16 +42,16 @@ struct Seen {
 
 #[derive(Clone, Debug, PartialEq)]
 enum State {
-    /// Nothing speaks against it; too few have followed it.
+    /// Nothing was found; too few clean ones have followed it.
     Clean,
     Good,
     /// Suspect or bad, for these features (positions).
     Alarm(Vec<usize>),
 }
 
-/// A judgement with what it rests on.
-pub(crate) struct Judged {
-    pub(crate) judgement: Judgement,
+/// An evaluation with the observation it was made from.
+pub(crate) struct Evaluated {
+    pub(crate) evaluation: Evaluation,
     pub(crate) observation: Observation,
 }
 
@@ -62,27 +62,27 @@ const INTERVALS_MIN: usize = 5;
 const INTERVALS_MAX: usize = 15;
 /// Reasons given for one checkpoint, at most.
 const REASONS_MAX: usize = 12;
-/// Clean checkpoints kept that wait for successors; those of timelines nobody came back to are forgotten.
+/// Clean checkpoints kept until enough successors are clean; the oldest are dropped first.
 const WAITING_MAX: usize = 256;
 
-impl Analyst {
-    /// One that knows nothing yet.
+impl Evaluator {
+    /// An evaluator without a baseline.
     #[must_use]
     pub fn new(config: Config) -> Self {
         Self {
             config,
             baseline: VecDeque::new(),
             model: None,
-            unlearnt: 0,
+            unfitted: 0,
             seen: HashMap::new(),
-            waiting: HashMap::new(),
+            pending: HashMap::new(),
             intervals_s: VecDeque::new(),
             last: None,
             resumed_from: None,
         }
     }
 
-    /// Whether the baseline is still being learnt: only invariants are judged.
+    /// Whether the baseline is still being learnt: only invariants are evaluated.
     #[must_use]
     pub fn is_learning(&self) -> bool {
         self.model.is_none()
@@ -103,7 +103,7 @@ impl Analyst {
     }
 
     /// Whether enough clean checkpoints followed this one.
-    pub(crate) fn called_good(&self, checkpoint: CheckpointId) -> bool {
+    pub(crate) fn is_good(&self, checkpoint: CheckpointId) -> bool {
         self.seen.get(&checkpoint).is_some_and(|seen| seen.state == State::Good)
     }
 
@@ -111,20 +111,20 @@ impl Analyst {
         self.model.as_ref()
     }
 
-    /// Tells that the machine went back: the next checkpoint follows this one, not the one judged last.
-    /// Suspicions of what was left behind do not carry over. The next sample's parent says the same.
+    /// Records a rollback: the next checkpoint follows this one, not the one evaluated last. Alarms of the timeline that
+    /// was left do not carry over. The next sample's parent says the same.
     pub fn rolled_back_to(&mut self, checkpoint: CheckpointId) {
         self.resumed_from = Some(checkpoint);
     }
 
-    /// Judges a checkpoint. `parent` is the sample it came after on its timeline; without it there are no rates.
-    pub fn judge(&mut self, sample: &Sample, parent: Option<&Sample>) -> Judgement {
-        self.judge_in_full(sample, parent).judgement
+    /// Evaluates a checkpoint. `parent` is the sample it came after on its timeline; without it there are no rates.
+    pub fn evaluate(&mut self, sample: &Sample, parent: Option<&Sample>) -> Evaluation {
+        self.evaluate_fully(sample, parent).evaluation
     }
 
-    pub(crate) fn judge_in_full(&mut self, sample: &Sample, parent: Option<&Sample>) -> Judged {
+    pub(crate) fn evaluate_fully(&mut self, sample: &Sample, parent: Option<&Sample>) -> Evaluated {
         let parent = parent.filter(|parent| Some(parent.checkpoint) == sample.parent);
-        // A guest that was just put back catches up for a moment: one wild checkpoint there proves nothing.
+        // After a rollback a guest catches up: one outlying checkpoint there is no evidence.
         let resumed = self.resumes(sample);
         self.last = Some(sample.checkpoint);
         self.resumed_from = None;
@@ -133,18 +133,18 @@ impl Analyst {
         if resumed
             && view.interval.is_some_and(|interval| interval.seconds > RESUMED_MAX * self.usual_interval_s())
         {
-            // The guest's clock went on while the guest was not: what happened in that time happened elsewhere.
+            // The guest's clock advanced while the guest did not run: rates over that time mean nothing.
             view = View::without_rates(sample, parent);
         }
-        let observation = view.observation(self.model.as_ref().map(|model| &model.habits));
+        let observation = view.observation(self.model.as_ref().map(|model| &model.profiles));
         let assessment = self.model.as_ref().map(|model| model.assess(&observation));
-        let mut judgement = Judgement {
+        let mut evaluation = Evaluation {
             checkpoint: sample.checkpoint,
             verdict: Verdict::Unknown,
             score: assessment.as_ref().map_or(0.0, |a| score(a.p_value)),
             p_value: assessment.as_ref().map(|a| a.p_value),
             reasons: reason::invariants(sample),
-            features: named(&observation),
+            features: named_features(&observation),
             detectors: assessment.as_ref().map(|a| a.detectors.clone()).unwrap_or_default(),
             learning: self.model.is_none(),
             settled: Vec::new(),
@@ -152,9 +152,9 @@ impl Analyst {
         let mut alarmed = Vec::new();
         if let (Some(model), Some(assessment)) = (&self.model, &assessment) {
             alarmed = self.alarmed_features(assessment);
-            judgement.verdict = self.verdict(sample, assessment, &alarmed, resumed);
-            if judgement.verdict != Verdict::Unknown {
-                judgement.reasons.extend(reason::statistical(
+            evaluation.verdict = self.verdict(sample, assessment, &alarmed, resumed);
+            if evaluation.verdict != Verdict::Unknown {
+                evaluation.reasons.extend(reason::statistical(
                     &view,
                     model,
                     &observation,
@@ -164,17 +164,17 @@ impl Analyst {
             }
         }
         if !sample.violations.is_empty() {
-            judgement.verdict = Verdict::Bad;
-            judgement.score = Judgement::SCORE_MAX;
+            evaluation.verdict = Verdict::Bad;
+            evaluation.score = Evaluation::SCORE_MAX;
         }
-        judgement.reasons.truncate(REASONS_MAX);
+        evaluation.reasons.truncate(REASONS_MAX);
         let state =
-            if judgement.is_clean() { State::Clean } else { State::Alarm(std::mem::take(&mut alarmed)) };
-        judgement.settled = self.take_note(sample, state, &observation, view.interval.is_some());
-        Judged { judgement, observation }
+            if evaluation.is_clean() { State::Clean } else { State::Alarm(std::mem::take(&mut alarmed)) };
+        evaluation.settled = self.record_state(sample, state, &observation, view.interval.is_some());
+        Evaluated { evaluation, observation }
     }
 
-    /// Whether the machine was put back between this checkpoint and its parent.
+    /// Whether the machine was rolled back between this checkpoint and its parent.
     fn resumes(&self, sample: &Sample) -> bool {
         let Some(parent) = sample.parent else { return false };
         self.resumed_from == Some(parent)
@@ -210,8 +210,8 @@ impl Analyst {
         if extreme || confirmed { Verdict::Bad } else { Verdict::Suspect }
     }
 
-    /// Remembers a judged checkpoint, and settles those that enough clean ones have followed.
-    fn take_note(
+    /// Records an evaluated checkpoint, and marks those as good that enough clean ones have followed.
+    fn record_state(
         &mut self,
         sample: &Sample,
         state: State,
@@ -226,11 +226,11 @@ impl Analyst {
         if !clean || known {
             return Vec::new();
         }
-        // Only checkpoints at the usual interval teach: those taken by hand, or by a rollback, are mostly noise.
+        // Only checkpoints at the usual interval join the baseline: those taken by hand, or by a rollback, are mostly noise.
         let teaches = has_rates && self.is_usual_interval(observation.moment.interval_s);
         if self.model.is_some() {
             if teaches {
-                self.wait(observation.clone());
+                self.hold(observation.clone());
             }
         } else if teaches {
             self.baseline.push_back(observation.clone());
@@ -260,12 +260,12 @@ impl Analyst {
         median(self.intervals_s.iter().copied()).unwrap_or(f64::INFINITY)
     }
 
-    fn wait(&mut self, observation: Observation) {
-        self.waiting.insert(observation.checkpoint, observation);
-        if self.waiting.len() > WAITING_MAX
-            && let Some(oldest) = self.waiting.keys().min().copied()
+    fn hold(&mut self, observation: Observation) {
+        self.pending.insert(observation.checkpoint, observation);
+        if self.pending.len() > WAITING_MAX
+            && let Some(oldest) = self.pending.keys().min().copied()
         {
-            self.waiting.remove(&oldest);
+            self.pending.remove(&oldest);
         }
     }
 
@@ -291,16 +291,16 @@ impl Analyst {
         }
         settled.reverse();
         for checkpoint in &settled {
-            if let Some(observation) = self.waiting.remove(checkpoint) {
+            if let Some(observation) = self.pending.remove(checkpoint) {
                 self.baseline.push_back(observation);
-                self.unlearnt += 1;
+                self.unfitted += 1;
             }
         }
         while self.baseline.len() > self.config.window() {
             self.baseline.pop_front();
         }
-        // Learning anew for every tenth part that is new, and for every tenth checkpoint at the latest.
-        if self.unlearnt > 0 && self.unlearnt * 10 >= self.baseline.len().min(100) {
+        // Fitting again for every tenth part that is new, and for every tenth checkpoint at the latest.
+        if self.unfitted > 0 && self.unfitted * 10 >= self.baseline.len().min(100) {
             self.fit();
         }
         settled
@@ -308,11 +308,11 @@ impl Analyst {
 
     fn fit(&mut self) {
         self.model = Some(Model::fit(&self.baseline.iter().collect::<Vec<_>>()));
-        self.unlearnt = 0;
+        self.unfitted = 0;
     }
 }
 
-fn named(observation: &Observation) -> Vec<(String, f64)> {
+fn named_features(observation: &Observation) -> Vec<(String, f64)> {
     FEATURES
         .iter()
         .zip(&observation.vector)

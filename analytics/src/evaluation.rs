@@ -4,24 +4,24 @@ use serde::Serialize;
 /// One thing that speaks against a checkpoint.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Reason {
-    /// In words, for people. Contains names the guest chose.
+    /// In words, for display. Contains names the guest chose.
     pub text: String,
     /// What it rests on: a feature's name, `task NAME`, or `KIND OBJECT` of a broken invariant.
     pub subject: String,
     /// Whether an invariant broke: certain, not a matter of statistics.
     pub invariant: bool,
-    /// Robust standard deviations; [`Judgement::SCORE_MAX`] for a broken invariant.
+    /// Robust standard deviations; [`Evaluation::SCORE_MAX`] for a broken invariant.
     pub weight: f64,
 }
 
 /// What the detectors say of one checkpoint.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Judgement {
+pub struct Evaluation {
     /// The checkpoint.
     pub checkpoint: CheckpointId,
     /// The verdict now. A clean checkpoint stays unknown until enough clean ones have followed it.
     pub verdict: Verdict,
-    /// Minus the decimal logarithm of the p-value, at most [`Judgement::SCORE_MAX`]; that for a broken invariant.
+    /// Minus the decimal logarithm of the p-value, at most [`Evaluation::SCORE_MAX`]; that for a broken invariant.
     pub score: f64,
     /// How often a clean checkpoint would look at least this strange: counted down to one in the number of clean
     /// checkpoints, extrapolated below, and multiplied by the number of detectors. `None` while learning.
@@ -32,13 +32,13 @@ pub struct Judgement {
     pub features: Vec<(String, f64)>,
     /// Each detector's name, score and own p-value.
     pub detectors: Vec<(&'static str, f64, f64)>,
-    /// Whether the baseline was still being learnt: only invariants were judged.
+    /// Whether the baseline was still being learnt: only invariants were evaluated.
     pub learning: bool,
     /// Earlier checkpoints that are good from now on.
     pub settled: Vec<CheckpointId>,
 }
 
-impl Judgement {
+impl Evaluation {
     /// The largest score: sixteen zeros after the decimal point, more than any model here can mean.
     pub const SCORE_MAX: f64 = 16.0;
 
@@ -63,5 +63,5 @@ impl Judgement {
 
 /// The score of a p-value.
 pub(crate) fn score(p_value: f64) -> f64 {
-    (-p_value.max(f64::MIN_POSITIVE).log10()).clamp(0.0, Judgement::SCORE_MAX)
+    (-p_value.max(f64::MIN_POSITIVE).log10()).clamp(0.0, Evaluation::SCORE_MAX)
 }

@@ -4,9 +4,9 @@ use retrovisor_introspect::Linux;
 
 use crate::dump::Dump;
 
-/// Every module, where it lies, its size, users and state.
+/// Every module, where it is, its size, users and state.
 pub(crate) fn agree(linux: &Linux, dump: &Dump) {
-    let told: BTreeSet<String> = dump
+    let reported: BTreeSet<String> = dump
         .before
         .text("/proc/modules")
         .lines()
@@ -26,6 +26,6 @@ pub(crate) fn agree(linux: &Linux, dump: &Dump) {
             )
         })
         .collect();
-    assert_eq!(read, told);
+    assert_eq!(read, reported);
     assert!(linux.modules.iter().all(|module| module.views == "list+kset+tree"), "{:?}", linux.modules);
 }

@@ -18,7 +18,7 @@ pub(crate) fn agree(linux: &Linux, dump: &Dump) {
         linux.counters.iter().map(|counter| (counter.name.as_str(), counter.value)).collect();
     assert_eq!(read.len(), linux.counters.len(), "no name twice");
     let (before, after) = (pairs(&dump.before, "/proc/vmstat"), pairs(&dump.after, "/proc/vmstat"));
-    // Settings, names that stand for nothing any more, and sums over other counters.
+    // Settings, names that represent nothing any more, and sums over other counters.
     let ours = |name: &&String| {
         *name != "nr_unstable"
             && !name.starts_with("numa_")
@@ -28,22 +28,33 @@ pub(crate) fn agree(linux: &Linux, dump: &Dump) {
     let missing: Vec<_> =
         before.keys().filter(ours).filter(|name| !read.contains_key(name.as_str())).collect();
     assert_eq!(missing, Vec::<&String>::new());
-    for (name, told) in &before {
+    for (name, reported) in &before {
         let Some(own) = read.get(name.as_str()) else { continue };
         // Parts of page counts wait on their CPU for a while; events only grow.
         if name.starts_with("nr_") {
-            let (low, high) = (told.min(&after[name]), told.max(&after[name]));
+            let (low, high) = (reported.min(&after[name]), reported.max(&after[name]));
             let slack = 64 + high / 16;
             assert!((low - slack..=high + slack).contains(own), "{name}: {own} in {low}..={high}");
         } else {
-            assert!((told..=&after[name]).contains(&own), "{name}: {own} in {told}..={}", after[name]);
+            assert!(
+                (reported..=&after[name]).contains(&own),
+                "{name}: {own} in {reported}..={}",
+                after[name]
+            );
         }
     }
     let (before, after) = (pairs(&dump.before, "/proc/stat"), pairs(&dump.after, "/proc/stat"));
-    for (own, told) in [("context_switches", "ctxt"), ("total_forks", "processes"), ("interrupts", "intr")] {
+    for (own, reported) in
+        [("context_switches", "ctxt"), ("total_forks", "processes"), ("interrupts", "intr")]
+    {
         // In the sum of all interrupts /proc has the architecture's own, too.
-        let low = if own == "interrupts" { 0 } else { before[told] };
-        assert!((low..=after[told]).contains(&read[own]), "{own}: {} in {low}..={}", read[own], after[told]);
+        let low = if own == "interrupts" { 0 } else { before[reported] };
+        assert!(
+            (low..=after[reported]).contains(&read[own]),
+            "{own}: {} in {low}..={}",
+            read[own],
+            after[reported]
+        );
     }
     let times = |statement: &Statement| -> Vec<i64> {
         let stat = statement.text("/proc/stat");

@@ -27,7 +27,7 @@ pub(crate) fn agree(linux: &Linux, dump: &Dump) {
         .collect();
     assert_eq!(invented, Vec::<&Task>::new(), "invented tasks");
     for (process, thread) in before.intersection(&after) {
-        let one = |statement: &Statement| Told::of(statement, *process, *thread);
+        let one = |statement: &Statement| Reported::of(statement, *process, *thread);
         one_agrees(seen[thread], &one(&dump.before), &one(&dump.after));
     }
     assert!(before.len() > 40 && linux.tasks.iter().any(|task| task.comm == "scene-three"));
@@ -38,12 +38,12 @@ pub(crate) fn agree(linux: &Linux, dump: &Dump) {
 
 /// Time since boot when the statement was begun.
 fn uptime(statement: &Statement) -> Duration {
-    let told = statement.text("/proc/uptime");
-    Duration::from_secs_f64(told.split(' ').next().unwrap().parse().unwrap())
+    let reported = statement.text("/proc/uptime");
+    Duration::from_secs_f64(reported.split(' ').next().unwrap().parse().unwrap())
 }
 
 /// What /proc says of a thread.
-struct Told {
+struct Reported {
     command_line: String,
     executable: String,
     /// The innermost function it sleeps in, past the scheduler: `do_wait+0x5f`.
@@ -54,7 +54,7 @@ struct Told {
     status: BTreeMap<String, String>,
 }
 
-impl Told {
+impl Reported {
     fn of(statement: &Statement, process: i32, thread: i32) -> Self {
         let folder = format!("/proc/{process}/task/{thread}");
         let stat = statement.text(&format!("{folder}/stat"));
@@ -86,58 +86,60 @@ impl Told {
     }
 }
 
-fn one_agrees(task: &Task, before: &Told, after: &Told) {
+fn one_agrees(task: &Task, before: &Reported, after: &Reported) {
     let what = format!("{task:?}");
-    let either = |own: u64, told: &dyn Fn(&Told) -> u64| {
-        let (before, after) = (told(before), told(after));
-        assert!(own == before || own == after, "{own}, told {before} and {after}: {what}");
+    let either = |own: u64, reported: &dyn Fn(&Reported) -> u64| {
+        let (before, after) = (reported(before), reported(after));
+        assert!(own == before || own == after, "{own}, reported {before} and {after}: {what}");
     };
-    let between = |own: u64, slack: u64, told: &dyn Fn(&Told) -> u64| {
-        let (before, after) = (told(before), told(after));
+    let between = |own: u64, slack: u64, reported: &dyn Fn(&Reported) -> u64| {
+        let (before, after) = (reported(before), reported(after));
         assert!(
             (before.saturating_sub(slack)..=after + slack).contains(&own),
             "{own} in {before}..={after}: {what}"
         );
     };
     // A worker's name in /proc says what it does; of other kernel threads /proc knows a longer name.
-    let names_agree = |told: &str| told.starts_with(&task.comm);
+    let names_agree = |reported: &str| reported.starts_with(&task.comm);
     assert!(names_agree(&before.comm) || names_agree(&after.comm), "{} {what}", before.comm);
     // Who runs at the instant of the dump need not have run when it was asked.
     let running = task.state == 'R';
     assert!(
-        running || [before, after].iter().any(|told| told.stat[0] == task.state.to_string()),
+        running || [before, after].iter().any(|reported| reported.stat[0] == task.state.to_string()),
         "{:?} {what}",
         before.stat
     );
-    either(u64::try_from(task.ppid).unwrap(), &|told| told.number(1));
-    either(task.uid.unwrap().into(), &|told| told.status("Uid", 0));
-    either(task.gid.unwrap().into(), &|told| told.status("Gid", 0));
-    either(task.euid.unwrap().into(), &|told| told.status("Uid", 1));
-    either(task.egid.unwrap().into(), &|told| told.status("Gid", 1));
+    either(u64::try_from(task.ppid).unwrap(), &|reported| reported.number(1));
+    either(task.uid.unwrap().into(), &|reported| reported.status("Uid", 0));
+    either(task.gid.unwrap().into(), &|reported| reported.status("Gid", 0));
+    either(task.euid.unwrap().into(), &|reported| reported.status("Uid", 1));
+    either(task.egid.unwrap().into(), &|reported| reported.status("Gid", 1));
     let capabilities = u64::from_str_radix(&before.status["CapEff"], 16).unwrap();
     assert_eq!(task.capabilities, Some(capabilities), "{what}");
     if task.pid == task.tgid && !task.kernel_thread && task.state != 'Z' {
         assert_eq!(task.command_line.as_ref(), Some(&before.command_line), "{what}");
         assert_eq!(task.executable.as_ref(), Some(&before.executable), "{what}");
     }
-    let switches = |told: &Told| {
-        told.status("voluntary_ctxt_switches", 0) + told.status("nonvoluntary_ctxt_switches", 0)
+    let switches = |reported: &Reported| {
+        reported.status("voluntary_ctxt_switches", 0) + reported.status("nonvoluntary_ctxt_switches", 0)
     };
     let stood_still = switches(before) == switches(after);
     if stood_still && !matches!(task.state, 'R' | 'Z') {
         assert_eq!(task.waits_in, before.place, "{what}");
     }
-    either(task.start_time_ns / 10_000_000, &|told| told.number(19));
-    either(task.vsize_pages, &|told| told.number(20) / 4096);
-    between((task.utime_ns + task.stime_ns) / 10_000_000, 2, &|told| told.number(11) + told.number(12));
-    between(task.voluntary_switches, 0, &|told| told.status("voluntary_ctxt_switches", 0));
-    between(task.involuntary_switches, 0, &|told| told.status("nonvoluntary_ctxt_switches", 0));
+    either(task.start_time_ns / 10_000_000, &|reported| reported.number(19));
+    either(task.vsize_pages, &|reported| reported.number(20) / 4096);
+    between((task.utime_ns + task.stime_ns) / 10_000_000, 2, &|reported| {
+        reported.number(11) + reported.number(12)
+    });
+    between(task.voluntary_switches, 0, &|reported| reported.status("voluntary_ctxt_switches", 0));
+    between(task.involuntary_switches, 0, &|reported| reported.status("nonvoluntary_ctxt_switches", 0));
     // The kernel counts these per CPU and shows an approximate sum.
     if task.rss_pages == 0 {
         assert_eq!(before.number(21), 0, "{what}");
     } else {
-        let rss = |told: &Told| told.status("VmRSS", 0) / 4;
-        between(task.rss_pages, 400, &|told| rss(told));
+        let rss = |reported: &Reported| reported.status("VmRSS", 0) / 4;
+        between(task.rss_pages, 400, &|reported| rss(reported));
     }
     assert!(task.views.starts_with("list+pid-idr"), "{what}");
 }

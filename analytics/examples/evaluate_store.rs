@@ -1,13 +1,13 @@
-//! Judges every checkpoint of a store again, offline, and prints what it comes to: `judge_store DIR [MACHINE]`.
+//! Evaluates every checkpoint of a store again, offline, and prints what it comes to: `evaluate_store DIR [MACHINE]`.
 use std::path::Path;
 use std::time::Instant;
 
-use retrovisor_analytics::{Analyst, Config, Sample, explain, report};
+use retrovisor_analytics::{Config, Evaluator, Sample, explain, report};
 use retrovisor_snapshot::{Access, Store, Verdict};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
-    let dir = arguments.next().ok_or("usage: judge_store DIR [MACHINE]")?;
+    let dir = arguments.next().ok_or("usage: evaluate_store DIR [MACHINE]")?;
     let store = Store::open(Path::new(&dir), Access::ReadOnly)?;
     let catalogue = store.catalogue();
     let wanted = arguments.next();
@@ -15,23 +15,23 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         catalogue.machines()?.into_iter().filter(|m| wanted.as_ref().is_none_or(|name| *name == m.name))
     {
         println!("machine {}", machine.name);
-        let mut analyst = Analyst::new(Config::default());
+        let mut evaluator = Evaluator::new(Config::default());
         let mut alarms = Vec::new();
         for record in catalogue.checkpoints(machine.id)? {
             let Ok(sample) = Sample::load(catalogue, record.id) else { continue };
             let parent = record.parent.and_then(|parent| Sample::load(catalogue, parent).ok());
             let begun = Instant::now();
-            let judgement = analyst.judge(&sample, parent.as_ref());
+            let evaluation = evaluator.evaluate(&sample, parent.as_ref());
             let took_ms = begun.elapsed().as_secs_f64() * 1e3;
-            let p = judgement.p_value.map_or("learning".to_owned(), |p| format!("p {p:.1e}"));
+            let p = evaluation.p_value.map_or("learning".to_owned(), |p| format!("p {p:.1e}"));
             println!(
                 "#{:<4} {:<8} {p:<12} {took_ms:6.2} ms  said {}",
-                record.sequence, judgement.verdict, record.verdict
+                record.sequence, evaluation.verdict, record.verdict
             );
-            for reason in judgement.reasons.iter().take(3) {
+            for reason in evaluation.reasons.iter().take(3) {
                 println!("      {}", reason.text);
             }
-            if judgement.verdict == Verdict::Bad {
+            if evaluation.verdict == Verdict::Bad {
                 alarms.push(record.id);
             }
         }

@@ -68,7 +68,7 @@ fn take(place: &Path, key: &str, setting: &Setting) -> Option<()> {
     eprintln!("booting {} for {}", setting.folder.display(), place.display());
     let mut guest = Guest::boot_on(setting, None)?;
     guest.run("start-stop-daemon -S -b -x /bin/witness -- scene /data/scene 'two words' caf\u{e9}; sleep 2");
-    // What goes on by itself stands still: then nothing may be missing and nothing too much.
+    // What goes on by itself is stopped: then nothing may be missing and nothing too much.
     let said =
         guest.run("kill -STOP $(pidof housekeeper) $(pidof workload); sleep 1; witness tell /dev/vdb 0");
     assert_eq!(said, "", "the witness could not speak");
@@ -81,9 +81,9 @@ fn take(place: &Path, key: &str, setting: &Setting) -> Option<()> {
     guest.resume();
     let said = guest.run(&format!("witness tell /dev/vdb {SECOND_AT}"));
     assert_eq!(said, "", "the witness could not speak again");
-    let told = guest.witness_path();
-    fs::write(file("before"), statement(&told, 0)).unwrap();
-    fs::write(file("after"), statement(&told, SECOND_AT)).unwrap();
+    let reported = guest.witness_path();
+    fs::write(file("before"), statement(&reported, 0)).unwrap();
+    fs::write(file("after"), statement(&reported, SECOND_AT)).unwrap();
     // The key goes last: it vouches for the others.
     fs::write(file("key"), key).unwrap();
     Some(())

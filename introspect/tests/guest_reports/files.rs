@@ -6,7 +6,7 @@ use crate::{dump::Dump, statement::Statement};
 
 /// What /proc says of an open file: target of the link, flags, position, inode (since 5.14).
 #[derive(Debug, PartialEq)]
-struct Told {
+struct Reported {
     path: String,
     flags: u64,
     position: i64,
@@ -16,7 +16,7 @@ struct Told {
 /// Set for a descriptor that is closed when another program starts; it is not the file's.
 const CLOSE_ON_EXEC: u64 = 0o2_000_000;
 
-fn told(statement: &Statement) -> BTreeMap<(i32, i32), Told> {
+fn reported(statement: &Statement) -> BTreeMap<(i32, i32), Reported> {
     let links = statement.under("/proc/").filter_map(|(name, path)| {
         let (process, number) = name.split_once("/fd/")?;
         Some(((process.parse().ok()?, number.parse().ok()?), String::from_utf8_lossy(path).into_owned()))
@@ -26,7 +26,7 @@ fn told(statement: &Statement) -> BTreeMap<(i32, i32), Told> {
             let info = statement.status(&format!("/proc/{process}/fdinfo/{number}"));
             let flags = u64::from_str_radix(info.get("flags")?, 8).unwrap() & !CLOSE_ON_EXEC;
             let inode = info.get("ino").map(|inode| inode.parse().unwrap());
-            Some(((process, number), Told { path, flags, position: info["pos"].parse().unwrap(), inode }))
+            Some(((process, number), Reported { path, flags, position: info["pos"].parse().unwrap(), inode }))
         })
         .collect()
 }
@@ -36,8 +36,8 @@ pub(crate) fn agree(linux: &Linux, dump: &Dump) {
     let read: BTreeMap<(i32, i32), &OpenFile> =
         linux.open_files.iter().map(|file| ((file.pid, file.fd), file)).collect();
     assert_eq!(read.len(), linux.open_files.len(), "no file twice");
-    let (before, after) = (told(&dump.before), told(&dump.after));
-    assert!(before.len() > 40, "{} files told", before.len());
+    let (before, after) = (reported(&dump.before), reported(&dump.after));
+    assert!(before.len() > 40, "{} files reported", before.len());
     // A process that ran between the statements may have had other files at the instant of the dump.
     let stood_still: BTreeSet<i32> = before
         .keys()
@@ -46,11 +46,12 @@ pub(crate) fn agree(linux: &Linux, dump: &Dump) {
         .collect();
     assert!(stood_still.len() >= 5, "only {stood_still:?} stood still");
     let before_still = before.iter().filter(|((process, _), _)| stood_still.contains(process));
-    for (key, told) in before_still.filter(|(key, told)| after.get(key) == Some(told)) {
-        let own = read.get(key).unwrap_or_else(|| panic!("{key:?} is missing: {told:?}"));
-        let inode = told.inode.map(|_| own.inode);
-        let own = Told { path: own.path.clone().unwrap(), flags: own.flags, position: own.position, inode };
-        assert_eq!(own, *told, "{key:?}");
+    for (key, reported) in before_still.filter(|(key, reported)| after.get(key) == Some(reported)) {
+        let own = read.get(key).unwrap_or_else(|| panic!("{key:?} is missing: {reported:?}"));
+        let inode = reported.inode.map(|_| own.inode);
+        let own =
+            Reported { path: own.path.clone().unwrap(), flags: own.flags, position: own.position, inode };
+        assert_eq!(own, *reported, "{key:?}");
     }
     for (key, file) in read.iter().filter(|((process, _), _)| stood_still.contains(process)) {
         assert!(before.contains_key(key) || after.contains_key(key), "invented: {file:?}");

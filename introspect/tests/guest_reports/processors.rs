@@ -3,7 +3,7 @@ use retrovisor_introspect::{Linux, fact::Processor};
 use crate::{dump::Dump, statement::Statement};
 
 /// The times of each CPU in hundredths of a second.
-fn told(statement: &Statement) -> Vec<Vec<u64>> {
+fn reported(statement: &Statement) -> Vec<Vec<u64>> {
     let stat = statement.text("/proc/stat");
     let of_cpu = |line: &str| {
         let rest = line.strip_prefix("cpu").filter(|rest| !rest.starts_with(' '))?;
@@ -14,7 +14,7 @@ fn told(statement: &Statement) -> Vec<Vec<u64>> {
 
 /// Each CPU's times.
 pub(crate) fn agree(linux: &Linux, dump: &Dump) {
-    let (before, after) = (told(&dump.before), told(&dump.after));
+    let (before, after) = (reported(&dump.before), reported(&dump.after));
     let online: Vec<&Processor> = linux.processors.iter().filter(|processor| processor.online).collect();
     assert_eq!(online.len(), before.len());
     for ((own, before), after) in online.iter().zip(&before).zip(&after) {
