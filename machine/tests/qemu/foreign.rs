@@ -30,7 +30,8 @@ impl Qemu {
         let ram = memory.path().join("ram").display().to_string();
         let ram = format!("memory-backend-file,id=ram,size=256M,mem-path={ram},share=on");
         let disk = format!("file={},if=none,id=dd,format=qcow2", path("disk.qcow2"));
-        let create = ["create", "-q", "-f", "qcow2", &path("disk.qcow2"), "8M"];
+        let base = image.join("disk.raw").display().to_string();
+        let create = ["create", "-q", "-f", "qcow2", "-b", &base, "-F", "raw", &path("disk.qcow2")];
         assert!(Command::new("qemu-img").args(create).status().unwrap().success());
         let kernel = image.join("vmlinuz").display().to_string();
         let initrd = image.join("initramfs.cpio.gz").display().to_string();
