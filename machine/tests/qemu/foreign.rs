@@ -30,7 +30,8 @@ impl Qemu {
         let ram = memory.path().join("ram").display().to_string();
         let ram = format!("memory-backend-file,id=ram,size=256M,mem-path={ram},share=on");
         let disk = format!("file={},if=none,id=dd,format=qcow2", path("disk.qcow2"));
-        let create = ["create", "-q", "-f", "qcow2", &path("disk.qcow2"), "8M"];
+        let base = image.join("disk.raw").display().to_string();
+        let create = ["create", "-q", "-f", "qcow2", "-b", &base, "-F", "raw", &path("disk.qcow2")];
         assert!(Command::new("qemu-img").args(create).status().unwrap().success());
         let kernel = image.join("vmlinuz").display().to_string();
         let initrd = image.join("initramfs.cpio.gz").display().to_string();
@@ -40,7 +41,7 @@ impl Qemu {
             .args(["-object", &ram, "-machine", "q35,memory-backend=ram", "-action", "shutdown=pause"])
             .args(["-kernel", &kernel, "-initrd", &initrd, "-append", "console=ttyS0 quiet tsc=unstable"])
             .args(["-serial", &serial, "-drive", &disk, "-device", "virtio-blk-pci,drive=dd"])
-            .args(["-device", "pcie-root-port,id=port", "-qmp", &monitor("qmp"), "-qmp", &monitor("owner")])
+            .args(["-device", "pcie-root-port,id=root0", "-qmp", &monitor("qmp"), "-qmp", &monitor("owner")])
             .spawn()
             .unwrap();
         while !dir.join("owner").exists() || UnixStream::connect(dir.join("owner")).is_err() {
@@ -139,7 +140,7 @@ fn the_owner_is_noticed_and_gets_qemu_back_as_it_was() {
     assert!(machine.capabilities().check_clock(ClockPolicy::JumpToNow).is_err());
 
     // A device that is plugged in is refused by its name, and nothing is left of the attempt.
-    owner.run("device_add", json!({ "driver": "virtio-rng-pci", "id": "late", "bus": "port" }));
+    owner.run("device_add", json!({ "driver": "virtio-rng-pci", "id": "late", "bus": "root0" }));
     let error = machine.capture_state().unwrap_err();
     assert!(
         matches!(error, MachineError::Unsupported { .. })
