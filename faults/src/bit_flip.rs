@@ -34,7 +34,12 @@ impl Fault for BitFlip {
                 doc: "distance of the byte from the symbol",
                 default: Some("0"),
             },
-            Parameter { name: "bit", unit: "", doc: "the bit of the byte, 0 (lowest) to 7", default: Some("0") },
+            Parameter {
+                name: "bit",
+                unit: "",
+                doc: "the bit of the byte, 0 (lowest) to 7",
+                default: Some("0"),
+            },
         ]
     }
 
@@ -44,11 +49,17 @@ impl Fault for BitFlip {
     }
 
     fn plan(&self, target: &Target, arguments: &Arguments) -> Result<Plan, Error> {
-        let refused = |name: &str, problem: &str| Error::Parameter { name: name.to_owned(), problem: problem.to_owned() };
-        let bit = arguments.number("bit")?.filter(|bit| *bit < 8).ok_or_else(|| refused("bit", "is not 0 to 7"))?;
+        let refused = |name: &str, problem: &str| Error::Parameter {
+            name: name.to_owned(),
+            problem: problem.to_owned(),
+        };
+        let bit =
+            arguments.number("bit")?.filter(|bit| *bit < 8).ok_or_else(|| refused("bit", "is not 0 to 7"))?;
         let (gpa, place) = match (arguments.number("gpa")?, arguments.get("symbol")) {
             (Some(gpa), None) => (Gpa(gpa), String::new()),
-            (None, Some(symbol)) => by_symbol(target, symbol, arguments.number("offset_bytes")?.unwrap_or(0))?,
+            (None, Some(symbol)) => {
+                by_symbol(target, symbol, arguments.number("offset_bytes")?.unwrap_or(0))?
+            }
             (Some(_), Some(_)) => return Err(refused("gpa", "and `symbol` exclude each other")),
             (None, None) => return Err(refused("gpa", "or `symbol` is needed")),
         };

@@ -81,7 +81,8 @@ impl Arguments {
 
     /// The value of a parameter that is needed.
     pub fn text(&self, name: &str) -> Result<&str, Error> {
-        self.get(name).ok_or_else(|| Error::Parameter { name: name.to_owned(), problem: "is missing".to_owned() })
+        self.get(name)
+            .ok_or_else(|| Error::Parameter { name: name.to_owned(), problem: "is missing".to_owned() })
     }
 
     /// The value of a parameter as a number, decimal or hexadecimal behind `0x`.

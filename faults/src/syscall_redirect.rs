@@ -24,7 +24,12 @@ impl Fault for SyscallRedirect {
                 doc: "the system call to redirect, named as in `man 2 syscalls`",
                 default: Some("getppid"),
             },
-            Parameter { name: "to", unit: "", doc: "the system call that runs in its place", default: Some("getuid") },
+            Parameter {
+                name: "to",
+                unit: "",
+                doc: "the system call that runs in its place",
+                default: Some("getuid"),
+            },
         ]
     }
 

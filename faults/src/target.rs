@@ -25,10 +25,13 @@ impl Target<'_> {
     /// Who has a frame, as text. Reads the kernel's page descriptors: this takes a while.
     #[must_use]
     pub fn owner(&self, gfn: Gfn) -> String {
-        let mut introspector = self.library.clone().map_or_else(Introspector::new, Introspector::with_library);
+        let mut introspector =
+            self.library.clone().map_or_else(Introspector::new, Introspector::with_library);
         let observation = introspector.observe(self.view, self.registers);
         match introspector.kernel() {
-            Some(kernel) => OwnerReader::new().read(&kernel, self.view, &observation).explain(gfn).to_string(),
+            Some(kernel) => {
+                OwnerReader::new().read(&kernel, self.view, &observation).explain(gfn).to_string()
+            }
             None => "an unknown owner".to_owned(),
         }
     }

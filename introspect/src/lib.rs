@@ -46,6 +46,7 @@ pub use fact::Linux;
 pub use introspector::Introspector;
 pub use kernel::Kernel;
 pub use library::KernelLibrary;
+pub use linux::counters::computed_counters;
 pub use observation::Observation;
 pub use owner::{Mapper, OwnerMap, OwnerReader, PageOwner, Share};
 pub use paging::AddressSpace;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use retrovisor_analytics::QUERIES;
+use retrovisor_analytics::named_query;
 use retrovisor_proto::v1::{Cell, GetReportRequest, QueryRequest, StopMachineRequest, cell};
 use retrovisor_snapshot::{Access, RecorderSettings, Store};
 
@@ -158,9 +158,7 @@ fn wait_for_workload(console_log: &Path) -> Result<u64, CareError> {
 }
 
 async fn ask(client: &client::Client, name: &str, last_good: &str, first_bad: &str) -> Result<(), CliError> {
-    let query = QUERIES
-        .iter()
-        .find(|query| query.name == name)
+    let query = named_query(name)
         .ok_or_else(|| CliError::failed(format!("the named question `{name}` is not there")))?;
     println!("\n{}", style::bold(query.question));
     // These questions are about a machine, or about two checkpoints of it.

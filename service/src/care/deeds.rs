@@ -160,18 +160,21 @@ impl Keeper {
     /// Hurts the guest; says what was done, and the operation's name.
     pub(super) fn inject(&mut self, fault: &Fault) -> Result<(String, String), CareError> {
         let done = match fault {
-            Fault::SyscallRedirect { syscall, to } => {
+            Fault::Memory { name, arguments } => {
                 let newest =
                     self.recorder.position().ok_or_else(|| CareError::Gone { machine: self.name.clone() })?;
-                let written =
-                    inject::redirect(&mut *self.machine, &self.store, newest.checkpoint, syscall, to);
+                let recorder = &mut self.recorder;
+                let done = inject::change_memory(
+                    &mut *self.machine,
+                    &self.store,
+                    newest.checkpoint,
+                    (name, arguments),
+                    &mut |frames| recorder.note_written(frames),
+                );
                 if !self.paused {
                     self.machine.resume()?;
                 }
-                self.recorder.note_written(&written?);
-                format!(
-                    "Injected: system call `{syscall}` of the guest runs the kernel function of `{to}` now."
-                )
+                done?
             }
             Fault::ConsoleCommand { line } => {
                 let control = self.machine.control().ok_or_else(|| CareError::Refused {
