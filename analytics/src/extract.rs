@@ -183,7 +183,7 @@ fn capture(values: &mut Values, sample: &Sample, interval: Option<Interval>) {
     let capture = sample.capture;
     values.set("dirty_pages_per_s", per_second(Some(capture.dirty_pages), interval));
     values.set("stored_bytes_per_s", per_second(Some(capture.stored_bytes), interval));
-    // The ratio of few pages says nothing.
+    // The ratio of few pages is noise.
     if interval.is_some_and(|interval| interval.seconds >= RATIO_SECONDS_MIN)
         && capture.dirty_pages >= RATIO_PAGES_MIN
     {

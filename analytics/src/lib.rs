@@ -1,7 +1,7 @@
 //! Features, detectors, verdicts, root causes and reports.
 //!
 //! Everything here reads facts that were taken from checkpoints, fresh or a year old; nothing touches a machine.
-//! An [`Evaluator`] evaluates checkpoints one after the other; [`explain`] says when it began and what is to blame;
+//! An [`Evaluator`] evaluates checkpoints one after the other; [`explain`] dates an alarm and ranks its causes;
 //! [`report`] puts it on one page; [`QUERIES`] are questions to the snapshot database that people can run and change.
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! What speaks against a checkpoint, as text.
+//! The reasons for a verdict, as text.
 
 use crate::evaluation::{Evaluation, Reason};
 use crate::feature::FEATURES;

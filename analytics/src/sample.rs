@@ -36,7 +36,7 @@ pub struct Violation {
 }
 
 impl Ord for Violation {
-    /// What was taken over comes before the bytes that were changed for it: it says more.
+    /// Redirections come before the changed bytes that cause them.
     fn cmp(&self, other: &Self) -> Ordering {
         let key = |v: &Self| v.kind.ends_with("_changed");
         let texts = |v: &'_ Self| [v.symbol.clone(), v.detail.clone(), v.expected.clone(), v.found.clone()];
@@ -84,7 +84,7 @@ pub struct Sample {
     pub(crate) violations: BTreeSet<Violation>,
 }
 
-/// Tables a sample is made of.
+/// The tables that a sample is read from.
 const TABLES: [&str; 7] =
     ["fact_kernel", "fact_task", "fact_module", "fact_syscall", "fact_log", "fact_counter", "fact_integrity"];
 

@@ -1,4 +1,4 @@
-//! A guest made of numbers: as restless as a real one on a busy host, and its truth is known.
+//! A synthetic guest: as noisy as a real one on a busy host, with known faults.
 //!
 //! Counters follow autocorrelated rates, the host slows it down and speeds it up, bursts come and go, memory drifts,
 //! short-lived commands are sometimes caught alive, and the intervals are uneven.
@@ -43,7 +43,7 @@ pub struct Process {
     pub cpu_ns: f64,
     pub rss: f64,
     pub kernel: bool,
-    /// Processors it wants; rewritten by its family's profile.
+    /// Processors it demands; rewritten by its family's profile.
     pub demand_cpus: f64,
     /// Guest seconds until it ends; `None` for ever.
     pub ends_in_s: Option<f64>,
