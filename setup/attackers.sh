@@ -7,19 +7,14 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-guests=${RETROVISOR_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/retrovisor}
+# shellcheck source=setup/common.sh
+source "$root/setup/common.sh"
+guests=$cache_root
 attackers=$guests/attackers
 sources=$root/tests/guests/attackers
 
-say() { printf 'setup: %s\n' "$*" >&2; }
-die() {
-    printf 'setup: %s\n' "$@" >&2
-    exit 1
-}
-have() { command -v "$1" >/dev/null; }
-
-# shellcheck source=setup/packages.sh
-source "$root/setup/packages.sh"
+# shellcheck source=setup/apt.sh
+source "$root/setup/apt.sh"
 # shellcheck source=setup/headers.sh
 source "$root/setup/headers.sh"
 
@@ -43,7 +38,7 @@ build() {
     mkdir -p "$new/tree" "$new/packages" "$new/build" "$new/root/lib/attackers"
     unpack_headers "$release" "$new/tree" "$new/packages" || return 1
     cp "$sources"/*.[ch] "$sources/Kbuild" "$new/build/"
-    # Types of modules would need pahole and are not asked for; stray settings of ours are not for a kernel.
+    # Types of modules would need pahole and are not asked for; settings of our own build are not for a kernel.
     env -u CFLAGS -u LDFLAGS -u MAKEFLAGS -u MFLAGS nice make -C "$new/tree/usr/src/linux-headers-$release" M="$new/build" \
         CC="$root/setup/compiler.sh" HOSTCC=gcc CONFIG_DEBUG_INFO_BTF_MODULES= modules >"$new/log" 2>&1 || return 2
     cp "$new"/build/*.ko "$new/root/lib/attackers/"
@@ -64,10 +59,9 @@ if [ -z "$busybox" ]; then
 fi
 
 mkdir -p "$attackers"
-exec {lock}>"$attackers/lock"
-flock "$lock"
+lock_file "$attackers/lock"
 sum=$(sources_sum)
-trap 'rm -rf "$attackers"/new.* "$attackers"/lists-*' EXIT
+trap 'rm -rf "$attackers"/new.*' EXIT
 for folder in "${folders[@]}"; do
     manifest=$folder/manifest.json
     [ -f "$manifest" ] || continue

@@ -1,13 +1,13 @@
 # shellcheck shell=bash
-# Header packages of a kernel, unpacked and made fit to build modules with where they lie. Sourced by attackers.sh.
+# Header packages of a kernel, unpacked and made fit to build modules with where they lie. Sourced by attackers.sh; needs apt.sh.
 
 # Downloads and unpacks the headers of a release, with the programs and the compiler's settings they ask for.
 unpack_headers() {
     local release=$1 tree=$2 packages=$3 parts
-    apt_options=(-q -o APT::Sandbox::User=root)
+    apt_options=("${apt_base[@]}")
     if ! parts=$(header_parts "$release"); then
-        # Not in the machine's lists: the lists of the suite, fetched once.
-        lists_of_suite >>"$packages/log" 2>&1 && parts=$(header_parts "$release") || return 1
+        # Not in the machine's lists: those of the suite.
+        own_lists >>"$packages/log" 2>&1 && parts=$(header_parts "$release") || return 1
     fi
     # shellcheck disable=SC2086 # one word a package
     (cd "$packages" && apt-get "${apt_options[@]}" download "linux-headers-$release" $parts) >>"$packages/log" 2>&1 || return 1
@@ -29,13 +29,6 @@ header_parts() {
     [ -z "$suite" ] || apt-cache "${apt_options[@]}" depends "$(grep -m 1 kbuild <<<"$parts")" |
         sed -nE 's/^[ |]*(Pre)?Depends: ((libc6|libelf1|zlib1g|libzstd1)(t64)?)$/\2/p'
     [ -z "$suite" ] || echo libzstd1
-}
-
-# Lists for the suite in use, beside the machine's own; kept for the kernels that follow.
-lists_of_suite() {
-    cache=$attackers/lists-${suite:-own}
-    mkdir -p "$cache"
-    own_lists
 }
 
 # The packages expect to lie below /usr.

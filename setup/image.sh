@@ -42,7 +42,10 @@ make_image() {
     local unpacked=$new/unpacked tree=$new/tree package modules release vmlinuz
     say "unpacking kernel and busybox"
     for package in "$cache"/packages/*.deb; do
-        dpkg-deb -x "$package" "$unpacked"
+        dpkg-deb -x "$package" "$unpacked" || {
+            rm -f "$package"
+            die "${package##*/} was broken (or the disk is full) and is removed: start again"
+        }
     done
     vmlinuz=$(find "$unpacked" -name 'vmlinuz*' -type f -size +1M | head -n 1)
     modules=$(find "$unpacked" -path '*/lib/modules/*' -name kernel -type d | head -n 1)

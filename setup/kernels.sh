@@ -5,8 +5,9 @@
 # holds the reason, and the tests say it.
 set -euo pipefail
 
-setup=$(dirname "${BASH_SOURCE[0]}")
-cache=${RETROVISOR_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/retrovisor}
+setup=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=setup/common.sh
+source "$setup/common.sh"
 few="bullseye-cloud bookworm-cloud sid-cloud"
 all="$few bullseye-plain bookworm-plain trixie-cloud trixie-plain sid-plain"
 
@@ -25,14 +26,14 @@ for kernel in $kernels; do
     cloud) package=linux-image-cloud-amd64 ;;
     *) package=linux-image-amd64 ;;
     esac
-    folder=$cache/kernels/$kernel
+    folder=$cache_root/kernels/$kernel
     mkdir -p "$folder"
     log=$(mktemp)
     if RETROVISOR_GUEST_DIR=kernels/$kernel RETROVISOR_GUEST_SUITE=$suite RETROVISOR_GUEST_KERNEL_PACKAGE=$package \
         "$setup/guest.sh" 2> >(tee "$log" >&2); then
         rm -f "$folder/unavailable"
     else
-        echo "setup: WITHOUT the kernel $kernel" >&2
+        say "WITHOUT the kernel $kernel"
         tail -n 3 "$log" >"$folder/unavailable"
     fi
     rm -f "$log"

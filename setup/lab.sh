@@ -3,7 +3,9 @@
 # the program finds a /dev/kvm on which stock Linux boots. For hosts whose own KVM cannot do that. Needs no root.
 set -euo pipefail
 
-cache=${RETROVISOR_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/retrovisor}/guest
+# shellcheck source=setup/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+cache=$cache_root/guest
 
 die() {
     printf 'lab: %s\n' "$@" >&2
@@ -33,7 +35,7 @@ shift
 for file in vmlinuz initramfs.cpio.gz disk.raw packages; do
     [ -e "$cache/$file" ] || die "there is no test guest in $cache: make it with \`make setup\`"
 done
-command -v qemu-system-x86_64 >/dev/null || die "qemu-system-x86_64 is not installed: \`make setup\` does it"
+command -v qemu-system-x86_64 >/dev/null || die "qemu-system-x86_64 is missing: \`make setup\` gets it"
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -2,6 +2,8 @@
 # usage: setup/step.sh NAME COMMAND [ARGUMENT...]
 # Runs one step of the Makefile and says its name, how it ended and how long it took.
 set -euo pipefail
+# shellcheck source=setup/common.sh
+source "${BASH_SOURCE[0]%/*}/common.sh"
 name=$1
 shift
 printf '== %s\n' "$name" >&2

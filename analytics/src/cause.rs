@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::activity::Activity;
 use crate::counter::{Outlier, outliers};
@@ -15,7 +15,7 @@ use crate::suspect::suspects;
 use crate::view::View;
 
 /// What a candidate is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CauseKind {
     /// Something that is never so in a healthy guest. Certain: these come first.
@@ -37,7 +37,7 @@ impl fmt::Display for CauseKind {
 }
 
 /// One candidate for the cause.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cause {
     /// Its place, from 1.
     pub rank: usize,

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use retrovisor_snapshot::{Catalogue, CheckpointId, CheckpointKind, CheckpointRecord, Verdict};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::cause::{Cause, CauseKind, chance_level, rank};
 use crate::config::Config;
@@ -20,7 +20,7 @@ use crate::scale::Scale;
 use crate::view::View;
 
 /// The first bad checkpoint, the last good one, and candidates for the cause.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Explanation {
     /// The checkpoint that was asked about.
     pub alarm: CheckpointId,
@@ -38,6 +38,7 @@ pub struct Explanation {
     /// How often a ranking by chance would put the right candidate first.
     pub chance_level: f64,
     /// The features that raised the alarm, strongest first.
+    #[serde(skip_deserializing)]
     pub leads: Vec<&'static str>,
 }
 

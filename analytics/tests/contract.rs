@@ -9,7 +9,7 @@ use retrovisor_guest::fact::Value;
 use retrovisor_guest::{Machine as _, MemoryLayout};
 use retrovisor_introspect::fact::{KernelFact, LogLine, Syscall, SyscallRoute, Task};
 use retrovisor_introspect::{Linux, Observation, computed_counters, questions};
-use retrovisor_machine::memory::MemoryMachine;
+use retrovisor_scripted::MemoryMachine;
 use retrovisor_snapshot::{Access, CheckpointRequest, MachineId, Recorder, Store};
 
 /// The names of /proc/vmstat, of kernel 6.18.

@@ -90,8 +90,8 @@ fn by_symbol(target: &Target, symbol: &str, offset_bytes: u64) -> Result<(Gpa, S
 
 #[cfg(test)]
 mod tests {
-    use retrovisor_guest::{Machine as _, MemoryLayout};
-    use retrovisor_machine::memory::MemoryMachine;
+    use retrovisor_guest::{MemoryIo as _, MemoryLayout};
+    use retrovisor_scripted::MemoryMachine;
 
     use super::*;
 

@@ -62,54 +62,10 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
-    use retrovisor_guest::{
-        Gfn, Gpa, MachineError, MachineState, MemoryLayout, MemoryView, PageContent, RunState,
-    };
-    use retrovisor_machine::memory::MemoryMachine;
+    use retrovisor_guest::{Gfn, Gpa, MemoryIo as _, MemoryLayout};
+    use retrovisor_scripted::{Action, MemoryMachine, Method};
 
     use super::*;
-
-    /// A machine that refuses to write one frame.
-    struct Refusing(MemoryMachine, Gfn);
-
-    impl Machine for Refusing {
-        fn identity(&self) -> &MachineIdentity {
-            self.0.identity()
-        }
-        fn run_state(&mut self) -> RunState {
-            self.0.run_state()
-        }
-        fn pause(&mut self) -> Result<(), MachineError> {
-            self.0.pause()
-        }
-        fn resume(&mut self) -> Result<(), MachineError> {
-            self.0.resume()
-        }
-        fn take_dirty(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
-            self.0.take_dirty(into)
-        }
-        fn memory(&self) -> &dyn MemoryView {
-            self.0.memory()
-        }
-        fn capture_state(&mut self) -> Result<MachineState, MachineError> {
-            self.0.capture_state()
-        }
-        fn sync_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
-            self.0.sync_state(state)
-        }
-        fn write_page(&mut self, gfn: Gfn, content: PageContent<'_>) -> Result<(), MachineError> {
-            if gfn == self.1 {
-                return Err(MachineError::Gone { machine: "m".to_owned(), reason: "refused".to_owned() });
-            }
-            self.0.write_page(gfn, content)
-        }
-        fn apply_state(&mut self, state: &MachineState, clock: ClockPolicy) -> Result<(), MachineError> {
-            self.0.apply_state(state, clock)
-        }
-        fn release_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
-            self.0.release_state(state)
-        }
-    }
 
     fn machine() -> MemoryMachine {
         let mut machine = MemoryMachine::new("m", MemoryLayout::flat(4 * 4096).unwrap()).unwrap();
@@ -157,11 +113,12 @@ mod tests {
 
     #[test]
     fn frames_are_noted_before_a_write_that_fails() {
-        let mut machine = Refusing(machine(), Gfn(1));
+        let mut machine = machine();
         let plan = plan(&[(4094, b"abcd", b"wxyz")]);
+        machine.script().on(Method::WritePage, 2, Action::Fail);
         let mut noted = Vec::new();
         assert!(plan.apply(&mut machine, &mut |frames| noted.push(frames.clone())).is_err());
         assert!(noted[0].contains(Gfn(0)) && noted[0].contains(Gfn(1)));
-        assert_eq!(&bytes(&machine.0), b"abcd", "the frame that was written is put back");
+        assert_eq!(&bytes(&machine), b"abcd", "the frame that was written is put back");
     }
 }

@@ -1,4 +1,4 @@
-//! The driver for our own microVM: KVM inside this process, made to be checkpointed and taken back in place.
+//! The driver of this project's microVM: KVM inside this process, made to be checkpointed and rolled back in place.
 
 #[cfg(feature = "bare-guests")]
 pub mod bare;
@@ -10,13 +10,15 @@ mod console;
 mod device;
 mod dirty_log;
 mod disk;
-mod door;
+mod driver;
 mod equipment;
 mod filter;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod gate;
 mod host;
+mod hubs;
+mod input_gate;
 mod interrupt;
 mod layout;
 mod machine;
@@ -34,9 +36,9 @@ pub use config::{KvmConfig, MemorySource, NetConfig};
 pub use console::ConsoleInput;
 pub use console::output::ConsoleOutput;
 pub use disk::DiskConfig;
+pub use driver::{KvmDriver, WORKER_VERB};
 pub use layout::memory_layout;
 pub use machine::KvmMachine;
-pub use net::address::MacAddress;
 pub use net::hub::{Hub, HubTraffic};
 pub use net::link::NetBackend;
 pub use net::status::NetStatus;

@@ -11,32 +11,40 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{F_SETFD, FdFlag, fcntl};
+use retrovisor_guest::ProcessIdentity;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-/// Last words that are quoted.
-const LAST_WORDS_BYTES_MAX: u64 = 1500;
+/// Most of a log that is quoted.
+const LOG_TAIL_BYTES_MAX: u64 = 1500;
 
 /// A process by its descriptor: never another one that got its number later.
 pub(crate) struct Process {
-    /// What it is called in an obituary.
+    /// What messages call it.
     name: &'static str,
     pid: i32,
     descriptor: OwnedFd,
-    /// Waits for our own child; absent when the process is not.
+    identity: ProcessIdentity,
+    /// Waits for the process where it is a child of this one; absent otherwise.
     watch: Option<JoinHandle<Option<ExitStatus>>>,
     exit: Option<ExitStatus>,
     /// Where its standard error goes, when that is known.
     log: Option<PathBuf>,
+    /// Dropping this ends the process.
+    ends_on_drop: bool,
 }
 
 impl Process {
-    /// A process that somebody else started.
+    /// A process that another process started.
     pub(crate) fn find(name: &'static str, pid: i32, log: Option<PathBuf>) -> std::io::Result<Self> {
-        Ok(Self { name, pid, descriptor: open(pid)?, watch: None, exit: None, log })
+        let descriptor = open(pid)?;
+        // After the descriptor, which belongs to the same process as long as that has not ended.
+        let identity = identity_of(pid)?;
+        Ok(Self { name, pid, descriptor, identity, watch: None, exit: None, log, ends_on_drop: false })
     }
 
     /// Starts the command in a session of its own, with `inherited` open in it under the same numbers.
-    /// Unless `detached`, the kernel ends it when this process ends, however that happens.
+    /// Unless `detached`, the kernel ends it when this process ends, however that happens. Until [`Process::keep`],
+    /// dropping what is returned ends it, so that no way out of a start that fails leaves it behind.
     pub(crate) fn spawn(
         name: &'static str,
         mut command: Command,
@@ -75,17 +83,41 @@ impl Process {
                 }
             };
             let pid = i32::try_from(child.id()).map_err(std::io::Error::other);
-            let _ = sender.send(pid.and_then(|pid| Ok((pid, open(pid)?))));
+            let _ = sender.send(pid.and_then(|pid| Ok((pid, open(pid)?, identity_of(pid)?))));
             drop(command);
             child.wait().ok()
         })?;
         let started = started.recv().map_err(|_| std::io::Error::other("the starting thread ended"))?;
-        let (pid, descriptor) = started?;
-        Ok(Self { name, pid, descriptor, watch: Some(watch), exit: None, log: Some(log) })
+        let (pid, descriptor, identity) = started?;
+        Ok(Self {
+            name,
+            pid,
+            descriptor,
+            identity,
+            watch: Some(watch),
+            exit: None,
+            log: Some(log),
+            ends_on_drop: true,
+        })
+    }
+
+    /// From now on the process outlives this.
+    pub(crate) fn keep(&mut self) {
+        self.ends_on_drop = false;
+    }
+
+    /// From now on dropping this ends the process.
+    pub(crate) fn end_on_drop(&mut self) {
+        self.ends_on_drop = true;
     }
 
     pub(crate) fn pid(&self) -> i32 {
         self.pid
+    }
+
+    /// What distinguishes it from every other process.
+    pub(crate) fn identity(&self) -> &ProcessIdentity {
+        &self.identity
     }
 
     /// Whether it runs no more.
@@ -126,8 +158,8 @@ impl Process {
         }
     }
 
-    /// How it ended and what it said last, for a message.
-    pub(crate) fn obituary(&mut self) -> String {
+    /// How it ended and what it wrote last, for a message.
+    pub(crate) fn exit_reason(&mut self) -> String {
         let name = self.name;
         let mut text = if self.ended() {
             match self.exit {
@@ -141,11 +173,19 @@ impl Process {
         } else {
             format!("{name} (process {}) does not answer", self.pid)
         };
-        if let Some(words) = self.log.as_deref().and_then(last_words) {
-            text += "; its last words: ";
-            text += &words;
+        if let Some(tail) = self.log.as_deref().and_then(log_tail) {
+            text += "; it wrote last: ";
+            text += &tail;
         }
         text
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.ends_on_drop {
+            self.kill();
+        }
     }
 }
 
@@ -155,13 +195,45 @@ fn open(pid: i32) -> std::io::Result<OwnedFd> {
     Ok(pidfd_open(pid, PidfdFlags::empty())?)
 }
 
+/// What distinguishes the process that has this number now from every other one.
+fn identity_of(pid: i32) -> std::io::Result<ProcessIdentity> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let start_ticks = start_ticks(&stat)
+        .ok_or_else(|| std::io::Error::other(format!("/proc/{pid}/stat has no start time")))?;
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
+    Ok(ProcessIdentity { pid, start_ticks, boot_id })
+}
+
+/// Field 22. The command in field 2 is in parentheses and may hold anything, parentheses and spaces as well.
+fn start_ticks(stat: &str) -> Option<u64> {
+    let (_, after_command) = stat.rsplit_once(')')?;
+    after_command.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// Whether that process still runs: one that ended and was not waited for does not.
+pub(crate) fn is_alive(process: &ProcessIdentity) -> bool {
+    // A process with that number and another start time is another one.
+    Process::find("the process", process.pid, None)
+        .is_ok_and(|mut found| found.identity == *process && !found.ended())
+}
+
+/// Ends that process, if it still runs, and waits until it is gone.
+pub(crate) fn kill(process: &ProcessIdentity) -> std::io::Result<()> {
+    let Ok(mut found) = Process::find("the process", process.pid, None) else { return Ok(()) };
+    if found.identity != *process {
+        return Ok(());
+    }
+    found.kill();
+    if found.ended() { Ok(()) } else { Err(std::io::ErrorKind::TimedOut.into()) }
+}
+
 /// The end of a log, on one line.
-fn last_words(path: &Path) -> Option<String> {
+fn log_tail(path: &Path) -> Option<String> {
     let mut file = std::fs::File::open(path).ok()?;
     let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(LAST_WORDS_BYTES_MAX))).ok()?;
+    file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL_BYTES_MAX))).ok()?;
     let mut bytes = Vec::new();
-    file.take(LAST_WORDS_BYTES_MAX).read_to_end(&mut bytes).ok()?;
+    file.take(LOG_TAIL_BYTES_MAX).read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let last = lines[lines.len().saturating_sub(4)..].join(" / ");
@@ -180,20 +252,60 @@ mod tests {
     }
 
     #[test]
-    fn the_end_is_told_with_status_and_last_words() {
+    fn the_exit_reason_has_status_and_the_end_of_the_log() {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("log");
         let mut process = shell("echo one >&2; printf 'tw\\033o\\n' >&2; exit 3", &log);
         assert!(process.wait(Duration::from_secs(10)));
-        assert_eq!(process.obituary(), "QEMU ended with status 3; its last words: one / tw o");
+        assert_eq!(process.exit_reason(), "QEMU ended with status 3; it wrote last: one / tw o");
         let mut process = shell("exec sleep 100", &log);
         assert!(!process.ended());
         let mut found = Process::find("QEMU", process.pid(), None).unwrap();
         assert!(!found.ended());
         process.kill();
-        assert_eq!(process.obituary(), "QEMU was ended by signal 9");
+        assert_eq!(process.exit_reason(), "QEMU was ended by signal 9");
         assert!(found.wait(Duration::from_secs(10)));
-        assert_eq!(found.obituary(), "QEMU ended");
+        assert_eq!(found.exit_reason(), "QEMU ended");
+    }
+
+    #[test]
+    fn a_process_ends_when_it_is_dropped_unless_it_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        for is_kept in [false, true] {
+            let mut process = shell("exec sleep 100", &log);
+            let mut found = Process::find("QEMU", process.pid(), None).unwrap();
+            if is_kept {
+                process.keep();
+            }
+            drop(process);
+            assert_eq!(found.ended(), !is_kept);
+            // A child that ended is reaped, not left as a zombie.
+            assert_eq!(Path::new("/proc").join(found.pid().to_string()).exists(), is_kept);
+            found.kill();
+        }
+    }
+
+    #[test]
+    fn a_process_is_told_from_one_that_has_its_number_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut process = shell("exec sleep 100", &dir.path().join("log"));
+        let identity = process.identity().clone();
+        let later = ProcessIdentity { start_ticks: identity.start_ticks + 1, ..identity.clone() };
+        assert!(is_alive(&identity) && !is_alive(&later));
+        kill(&later).unwrap();
+        assert!(is_alive(&identity), "the process with that number was not meant");
+        kill(&identity).unwrap();
+        assert!(!is_alive(&identity));
+        assert!(process.wait(Duration::from_secs(10)));
+    }
+
+    #[test]
+    fn the_start_time_is_read_behind_any_command() {
+        let stat = "7 (a) (b ) 1) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4711 9 10";
+        assert_eq!(start_ticks(stat), Some(4711));
+        assert_eq!(start_ticks("7 (a) S 1"), None);
+        assert_eq!(start_ticks(""), None);
     }
 
     #[test]

@@ -2,15 +2,22 @@
 
 use serde::{Serialize as _, Serializer};
 
-use crate::v1::{Cell, RunState, Verdict};
+use crate::v1::{Cell, MachineState, RollbackKind, Verdict};
 
-/// `RUN_STATE_RUNNING` as `running`.
+/// `MACHINE_STATE_POWERED_OFF` as `powered off`.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
-pub(crate) fn run_state<S: Serializer>(state: &i32, to: S) -> Result<S::Ok, S::Error> {
-    word(RunState::try_from(*state).map_or("", |state| state.as_str_name()), "RUN_STATE_").serialize(to)
+pub(crate) fn machine_state<S: Serializer>(state: &i32, to: S) -> Result<S::Ok, S::Error> {
+    word(MachineState::try_from(*state).map_or("", |state| state.as_str_name()), "MACHINE_STATE_")
+        .serialize(to)
 }
 
-/// `VERDICT_BAD` as `bad`; not judged is `unknown`.
+/// `ROLLBACK_KIND_UNDO` as `undo`.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+pub(crate) fn rollback_kind<S: Serializer>(kind: &i32, to: S) -> Result<S::Ok, S::Error> {
+    word(RollbackKind::try_from(*kind).map_or("", |kind| kind.as_str_name()), "ROLLBACK_KIND_").serialize(to)
+}
+
+/// `VERDICT_BAD` as `bad`.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 pub(crate) fn verdict<S: Serializer>(verdict: &i32, to: S) -> Result<S::Ok, S::Error> {
     word(Verdict::try_from(*verdict).map_or("", |verdict| verdict.as_str_name()), "VERDICT_").serialize(to)
@@ -21,9 +28,10 @@ pub(crate) fn cells<S: Serializer>(cells: &[Cell], to: S) -> Result<S::Ok, S::Er
     to.collect_seq(cells.iter().map(|cell| &cell.value))
 }
 
+/// The name without its prefix, in lower case. What this version does not know is `unknown`.
 fn word(name: &str, prefix: &str) -> String {
     match name.strip_prefix(prefix) {
         None | Some("UNSPECIFIED") => "unknown".to_owned(),
-        Some(word) => word.to_lowercase(),
+        Some(word) => word.to_lowercase().replace('_', " "),
     }
 }

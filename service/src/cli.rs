@@ -1,27 +1,32 @@
-//! The command line: a client of the gRPC interface, one file a verb.
+//! The command line: a client of the gRPC interface, one file for each verb.
 
 mod anomalies;
 mod attach;
 mod branch;
 mod checkpoint;
 mod completions;
+mod confirm;
 mod console;
 mod demo;
+mod detach;
 mod diff;
 mod export;
 mod global;
 mod inject;
 mod inspect;
+mod interval;
 mod list;
 mod log;
 mod pin;
 mod power;
 mod prune;
 mod query;
+mod remove;
 mod report;
 mod rollback;
 mod run;
 mod serve;
+mod set;
 mod show;
 mod verify;
 mod watch;
@@ -33,8 +38,8 @@ use crate::error::CliError;
 
 /// The undo history and rear-view mirror of virtual machines.
 ///
-/// Takes incremental checkpoints of running guests, reads and judges every one of them from outside,
-/// takes a guest back to the last good one, and explains what went wrong first.
+/// Takes incremental checkpoints of running guests, reads and evaluates each of them from outside, rolls a guest back to
+/// the last good one, and ranks the likely causes of what went wrong.
 #[derive(Debug, Parser)]
 #[command(version, propagate_version = true, max_term_width = 100, after_help = EXAMPLES)]
 pub(crate) struct Cli {
@@ -46,7 +51,7 @@ pub(crate) struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  retrovisor demo                                  see the whole story on one screen
+  retrovisor demo                                  a demonstration, without a daemon
   retrovisor serve &                               start the daemon
   retrovisor run web --kernel vmlinuz --initrd i.gz --every 500ms
   retrovisor log web                               its checkpoints, verdicts and timelines
@@ -57,37 +62,43 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not found, 4 refused.";
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Shows the whole story on one screen: no daemon needed
+    /// Runs the demonstration: no daemon needed
     Demo(demo::DemoArgs),
     /// Runs the daemon
     Serve(serve::ServeArgs),
-    /// Starts a virtual machine under care
+    /// Starts a virtual machine and manages it
     Run(run::RunArgs),
-    /// Takes a running QEMU into care
+    /// Attaches to a running QEMU and manages it
     Attach(attach::AttachArgs),
+    /// Ends the management of a machine; its process keeps running
+    Detach(detach::DetachArgs),
     /// Lists the machines
     List,
     /// Shows one machine
     Show(show::ShowArgs),
-    /// Talks to a machine's serial console
+    /// Changes settings of a machine
+    Set(set::SetArgs),
+    /// Connects to a machine's serial console
     Console(console::ConsoleArgs),
     /// Pauses a machine
     Pause(power::PowerArgs),
-    /// Lets a paused machine run on
+    /// Resumes a paused machine
     Resume(power::PowerArgs),
-    /// Checkpoints a machine a last time and ends it
-    Stop(power::PowerArgs),
+    /// Takes a last checkpoint of a machine and ends its process
+    Stop(power::StopArgs),
+    /// Removes a machine and its history
+    Remove(remove::RemoveArgs),
     /// Takes a checkpoint now
     Checkpoint(checkpoint::CheckpointArgs),
     /// Shows a machine's timelines, checkpoints and verdicts
     Log(log::LogArgs),
-    /// Takes a machine back to a checkpoint
+    /// Takes a machine to a checkpoint
     Rollback(rollback::RollbackArgs),
-    /// Starts a second machine from a checkpoint of a first
+    /// Starts a new machine from a checkpoint of another one
     Branch(branch::BranchArgs),
-    /// Undoes the last operation that moved a machine
+    /// Undoes the last rollback
     Undo(rollback::UndoArgs),
-    /// Takes the last undo back
+    /// Undoes the last undo
     Redo(rollback::RedoArgs),
     /// Shows what was read from a checkpoint
     Inspect(inspect::InspectArgs),
@@ -97,29 +108,29 @@ enum Verb {
     Anomalies(anomalies::AnomaliesArgs),
     /// Writes the report of a machine
     Report(report::ReportArgs),
-    /// Asks the snapshot database in SQL
+    /// Runs an SQL query on the snapshot database
     Query(query::QueryArgs),
-    /// Hurts a machine on purpose
+    /// Injects a fault into a machine
     Inject(inject::InjectArgs),
-    /// Follows what happens, as it happens
+    /// Follows events
     Watch(watch::WatchArgs),
     /// Checks everything in the store against its hashes, and repairs it
     Verify(verify::VerifyArgs),
     /// Writes a checkpoint or a whole history to a file
     Export(export::ExportArgs),
-    /// Brings a dump of memory or an archive in as a machine
+    /// Imports a memory dump or an archive as a machine
     Import(export::ImportArgs),
-    /// Removes checkpoints that no rule keeps, and gives their space back
+    /// Removes checkpoints that no rule keeps, and frees their space
     Prune(prune::PruneArgs),
-    /// Keeps a checkpoint from being pruned
+    /// Protects a checkpoint from pruning
     Pin(pin::PinArgs),
-    /// Lets a pinned checkpoint be pruned again
+    /// Ends the protection of a pinned checkpoint
     Unpin(pin::PinArgs),
     /// Prints a completion script for a shell
     Completions(completions::CompletionsArgs),
 }
 
-/// Does what the command line says.
+/// Runs a verb.
 pub(crate) async fn run(cli: Cli) -> Result<(), CliError> {
     let global = &cli.global;
     match cli.verb {
@@ -127,12 +138,15 @@ pub(crate) async fn run(cli: Cli) -> Result<(), CliError> {
         Verb::Serve(args) => serve::run(args, global).await,
         Verb::Run(args) => run::run(args, global).await,
         Verb::Attach(args) => attach::run(args, global).await,
+        Verb::Detach(args) => detach::run(args, global).await,
         Verb::List => list::run(global).await,
         Verb::Show(args) => show::run(args, global).await,
+        Verb::Set(args) => set::run(args, global).await,
         Verb::Console(args) => console::run(args, global).await,
         Verb::Pause(args) => power::pause(args, global).await,
         Verb::Resume(args) => power::resume(args, global).await,
         Verb::Stop(args) => power::stop(args, global).await,
+        Verb::Remove(args) => remove::run(args, global).await,
         Verb::Checkpoint(args) => checkpoint::run(args, global).await,
         Verb::Log(args) => log::run(args, global).await,
         Verb::Rollback(args) => rollback::rollback(args, global).await,

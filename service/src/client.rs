@@ -1,9 +1,10 @@
-//! The way to a server: the daemon's socket, or, for questions, one of our own over the store on disk.
+//! Connections to a server: the daemon's, or, where none is needed, one in this process that serves the store on disk.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use hyper_util::rt::TokioIo;
+use retrovisor_manager::Manager;
 use retrovisor_proto::v1::anomaly_service_client::AnomalyServiceClient;
 use retrovisor_proto::v1::checkpoint_service_client::CheckpointServiceClient;
 use retrovisor_proto::v1::fault_service_client::FaultServiceClient;
@@ -17,7 +18,6 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
-use crate::care::Care;
 use crate::error::CliError;
 use crate::{place, rpc};
 
@@ -66,6 +66,7 @@ impl Client {
 
 /// Connects to the daemon of this store.
 pub(crate) async fn daemon(store: &Path) -> Result<Client, CliError> {
+    place::check_owner(store)?;
     let socket = place::socket(store);
     over_socket(&socket).await.ok_or_else(|| {
         CliError::refused(
@@ -85,26 +86,43 @@ pub(crate) async fn writer(store: &Path) -> Result<Client, CliError> {
     daemon_or(store, Access::ReadWrite).await
 }
 
+/// As [`writer`], but a store that does not exist is made.
+pub(crate) async fn importer(store: &Path) -> Result<Client, CliError> {
+    daemon_or(store, Access::Create).await
+}
+
 async fn daemon_or(store: &Path, access: Access) -> Result<Client, CliError> {
+    place::check_owner(store)?;
     if let Some(client) = over_socket(&place::socket(store)).await {
         return Ok(client);
     }
-    if !store.join("catalogue.sqlite").exists() {
+    if access == Access::Create
+        && let Some(changed) = place::prepare_store(store)?
+    {
+        errln!("{changed}");
+    }
+    if access != Access::Create && !store.join("catalogue.sqlite").exists() {
         return Err(CliError::not_found(
             format!("there is no store at {}", store.display()),
-            "Name one with --store, see the story with `retrovisor demo`, or start the daemon with `retrovisor serve`.",
+            "Name another one with --store, run `retrovisor demo`, or start the daemon with `retrovisor serve`.",
         ));
     }
     let opened = Store::open(store, access).map_err(|error| CliError::failed(error.to_string()))?;
-    in_process(Arc::new(Care::new(Arc::new(opened), store, RecorderSettings::default()))).await
+    in_process(Arc::new(Manager::new(
+        Arc::new(opened),
+        store,
+        RecorderSettings::default(),
+        retrovisor_machine::drivers(&place::hubs(store)),
+    )))
+    .await
 }
 
-/// A server of our own, in this process, and a client of it.
-pub(crate) async fn in_process(care: Arc<Care>) -> Result<Client, CliError> {
+/// Starts a server in this process and connects to it.
+pub(crate) async fn in_process(manager: Arc<Manager>) -> Result<Client, CliError> {
     let (ours, theirs) = tokio::io::duplex(1 << 20);
     tokio::spawn(async move {
         let incoming = tokio_stream::once(Ok::<_, std::io::Error>(theirs));
-        if let Err(error) = rpc::routes(care).await.serve_with_incoming(incoming).await {
+        if let Err(error) = rpc::routes(manager).await.serve_with_incoming(incoming).await {
             tracing::error!(%error, "the in-process server ended");
         }
     });

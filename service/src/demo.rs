@@ -1,7 +1,7 @@
-//! The whole story on one screen: a stock guest is checkpointed, hurt twice, noticed, taken back, explained.
+//! The demonstration: a stock guest is checkpointed, two faults are injected, detected, rolled back and explained.
 
-mod act;
 mod console;
+mod scenario;
 mod screen;
 mod summary;
 
@@ -10,27 +10,28 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use retrovisor_analytics::named_query;
+use retrovisor_guest::{DRIVER_DEFAULT, LaunchSpec};
+use retrovisor_manager::{MachineSpec, Manager, ManagerError, Origin};
 use retrovisor_proto::v1::{Cell, GetReportRequest, QueryRequest, StopMachineRequest, cell};
 use retrovisor_snapshot::{Access, RecorderSettings, Store};
 
-use crate::care::{Care, CareError, Driver, Origin, Spec};
 use crate::client;
 use crate::error::CliError;
 use crate::place;
-use crate::terminal::{style, table};
-use act::Stage;
+use crate::terminal::{output, table};
 use console::Console;
+use scenario::Scenario;
 use screen::Screen;
 use summary::Summary;
 
 /// Name of the machine in the demo's store.
 const MACHINE: &str = "demo";
-/// A guest that does not say anything for so long did not boot.
+/// A guest that writes no tick for this long did not boot.
 const BOOT_PATIENCE: Duration = Duration::from_mins(1);
-/// Ticks of the guest's workload before the first checkpoint: its start-up is not part of the baseline.
+/// Ticks of the guest's workload before the first checkpoint: booting is not part of the baseline.
 const SETTLED_TICK: u64 = 30;
-/// The root-cause questions that are asked at the end.
-const QUESTIONS: [&str; 3] = ["broken-invariants", "cpu-since", "new-tasks"];
+/// The named queries that are run at the end.
+const QUERIES_SHOWN: [&str; 3] = ["broken-invariants", "cpu-since", "new-tasks"];
 
 /// What the user chose.
 #[derive(Clone, Debug)]
@@ -42,64 +43,73 @@ pub(crate) struct Plan {
     pub(crate) every_ms: u32,
 }
 
-/// Tells the story. On success the store, the report and the summary stay in the plan's folder.
-pub(crate) async fn tell(plan: &Plan) -> Result<(), CliError> {
+/// Runs the demo. The store, the report and the summary stay in the plan's folder.
+pub(crate) async fn run(plan: &Plan) -> Result<(), CliError> {
     let begun = Instant::now();
     let store_dir = fresh_store(&plan.dir)?;
     let mut screen = Screen::new();
     screen.title("Retrovisor: the undo history and rear-view mirror of virtual machines");
     let detected = retrovisor_machine::accelerator::detect();
-    screen.say(&format!("Guests run under {}: {}", detected.accelerator, detected.reason));
+    screen.text(&format!("Guests run under {}: {}", detected.accelerator, detected.reason));
 
+    place::prepare_store(&store_dir)?;
     let store =
         Store::open(&store_dir, Access::Create).map_err(|error| CliError::failed(error.to_string()))?;
-    let care = Arc::new(Care::new(Arc::new(store), &store_dir, RecorderSettings::default()));
-    let client = client::in_process(Arc::clone(&care)).await?;
-    boot(&care, plan, &mut screen).await?;
+    let manager = Arc::new(Manager::new(
+        Arc::new(store),
+        &store_dir,
+        RecorderSettings::default(),
+        retrovisor_machine::drivers(&place::hubs(&store_dir)),
+    ));
+    let client = client::in_process(Arc::clone(&manager)).await?;
+    boot(&manager, plan, &mut screen).await?;
 
-    let console = Console::new(place::machine(&store_dir, MACHINE).join("console.log"));
-    let mut stage = Stage::new(client.clone(), console, screen, Summary::default()).await?;
-    let told = act::play(&mut stage).await;
-    let stopped = client.machines().stop_machine(StopMachineRequest { machine: MACHINE.to_owned() }).await;
-    told?;
+    let console = Console::new(retrovisor_manager::runtime_dir(&store_dir, MACHINE).join("console.log"));
+    let mut scenario = Scenario::new(client.clone(), console, screen, Summary::default()).await?;
+    let outcome = scenario::run(&mut scenario).await;
+    let stop = StopMachineRequest { machine: MACHINE.to_owned(), force: outcome.is_err() };
+    let stopped = client.machines().stop_machine(stop).await;
+    outcome?;
     stopped?;
 
-    stage.screen.title("Root-cause questions, answered from the snapshot database");
-    let (last_good, first_bad) = stage.incidents.last().cloned().unwrap_or_default();
-    for name in QUESTIONS {
+    scenario.screen.title("Queries about the cause, answered from the snapshot database");
+    let (last_good, first_bad) = scenario.incidents.last().cloned().unwrap_or_default();
+    for name in QUERIES_SHOWN {
         ask(&client, name, &last_good, &first_bad).await?;
     }
     let report =
         client.anomalies().get_report(GetReportRequest { machine: MACHINE.to_owned() }).await?.into_inner();
     let report_path = plan.dir.join("report.html");
     write(&report_path, report.html.as_bytes())?;
-    stage.summary.finish(begun.elapsed());
+    scenario.summary.finish(begun.elapsed());
     let summary_path = plan.dir.join("summary.json");
-    let text =
-        serde_json::to_string_pretty(&stage.summary).map_err(|error| CliError::failed(error.to_string()))?;
+    let text = serde_json::to_string_pretty(&scenario.summary)
+        .map_err(|error| CliError::failed(error.to_string()))?;
     write(&summary_path, text.as_bytes())?;
 
-    stage.screen.title("Done");
-    stage.screen.say(&stage.summary.in_words());
+    scenario.screen.title("Done");
+    scenario.screen.text(&scenario.summary.in_words());
     let store = store_dir.display();
-    println!("\nReport: {}   Summary: {}", report_path.display(), summary_path.display());
-    println!("Look around in what was recorded (no daemon needed):");
-    println!("  retrovisor --store {store} log {MACHINE}");
-    println!("  retrovisor --store {store} anomalies {MACHINE}");
-    println!("  retrovisor --store {store} inspect {MACHINE} tasks --at last-good");
-    println!("  retrovisor --store {store} query --list");
-    println!("Bring the guest back to life:");
-    println!("  retrovisor --store {store} serve &");
-    println!("  retrovisor --store {store} rollback {MACHINE}");
-    if stage.summary.all_goals_met() {
+    outln!();
+    outln!("Report: {}", report_path.display());
+    outln!("Summary: {}", summary_path.display());
+    outln!("Examine what was recorded (no daemon needed):");
+    outln!("  retrovisor --store {store} log {MACHINE}");
+    outln!("  retrovisor --store {store} anomalies {MACHINE}");
+    outln!("  retrovisor --store {store} inspect {MACHINE} tasks --at last-good");
+    outln!("  retrovisor --store {store} query --list");
+    outln!("Start the guest again:");
+    outln!("  retrovisor --store {store} serve &");
+    outln!("  retrovisor --store {store} rollback {MACHINE}");
+    if scenario.summary.all_goals_met() {
         Ok(())
     } else {
-        Err(CliError::failed(format!("the story did not go as it should: see {}", summary_path.display())))
+        Err(CliError::failed(format!("the demo did not reach its goals: see {}", summary_path.display())))
     }
 }
 
 /// Starts the guest and waits until its workload has settled.
-async fn boot(care: &Arc<Care>, plan: &Plan, screen: &mut Screen) -> Result<(), CliError> {
+async fn boot(manager: &Arc<Manager>, plan: &Plan, screen: &mut Screen) -> Result<(), CliError> {
     for (file, what) in [(&plan.kernel, "kernel"), (&plan.initrd, "initramfs"), (&plan.disk, "disk image")] {
         if !file.exists() {
             return Err(CliError::not_found(
@@ -109,24 +119,24 @@ async fn boot(care: &Arc<Care>, plan: &Plan, screen: &mut Screen) -> Result<(), 
         }
     }
     screen.status("booting a stock Debian guest");
-    let origin = Origin::Launched {
+    let origin = Origin::Launched(LaunchSpec {
         kernel: plan.kernel.clone(),
         initrd: Some(plan.initrd.clone()),
         append: "console=ttyS0 quiet panic=-1".to_owned(),
         disks: vec![plan.disk.clone()],
         memory_bytes: 512 << 20,
         vcpus: 2,
-        driver: Driver::Qemu,
+        driver: DRIVER_DEFAULT.to_owned(),
         accelerator: None,
         interfaces: Vec::new(),
         channel: false,
-    };
-    let spec = Spec { every_ms: plan.every_ms, qmp: None, origin, detached: false };
+    });
+    let spec = MachineSpec { every_ms: plan.every_ms, qmp: None, origin, detached: false, process: None };
     let began = Instant::now();
     let booted = tokio::task::spawn_blocking({
-        let care = Arc::clone(care);
+        let manager = Arc::clone(manager);
         move || {
-            care.run_when(MACHINE, &spec, |machine| {
+            manager.run_when_ready(MACHINE, &spec, |machine| {
                 wait_for_workload(&machine.console_log().unwrap_or_default())
             })
         }
@@ -135,14 +145,14 @@ async fn boot(care: &Arc<Care>, plan: &Plan, screen: &mut Screen) -> Result<(), 
         .await
         .map_err(|error| CliError::failed(error.to_string()))?
         .map_err(|error| CliError::failed(format!("the guest did not start: {error}")))?;
-    screen.say(&format!(
-        "A stock Debian kernel with its workload runs (512 MiB, 2 vCPUs), booted in {:.1} s; it stands at tick {tick}.",
+    screen.text(&format!(
+        "A stock Debian kernel with its workload runs (512 MiB, 2 vCPUs), booted in {:.1} s; it is at tick {tick}.",
         began.elapsed().as_secs_f64()
     ));
     Ok(())
 }
 
-fn wait_for_workload(console_log: &Path) -> Result<u64, CareError> {
+fn wait_for_workload(console_log: &Path) -> Result<u64, ManagerError> {
     let console = Console::new(console_log.to_owned());
     let began = Instant::now();
     while began.elapsed() < BOOT_PATIENCE {
@@ -151,19 +161,19 @@ fn wait_for_workload(console_log: &Path) -> Result<u64, CareError> {
         }
         std::thread::sleep(Duration::from_millis(100));
     }
-    Err(CareError::Refused {
+    Err(ManagerError::Refused {
         what: format!("the guest did not report a tick within {} s", BOOT_PATIENCE.as_secs()),
         help: format!("What it wrote: {}", console_log.display()),
     })
 }
 
 async fn ask(client: &client::Client, name: &str, last_good: &str, first_bad: &str) -> Result<(), CliError> {
-    let query = named_query(name)
-        .ok_or_else(|| CliError::failed(format!("the named question `{name}` is not there")))?;
-    println!("\n{}", style::bold(query.question));
-    // These questions are about a machine, or about two checkpoints of it.
+    let query = named_query(name).ok_or_else(|| CliError::failed(format!("there is no query `{name}`")))?;
+    outln!();
+    output::styled_line(output::BOLD, query.question);
+    // These queries are about a machine, or about two checkpoints of it.
     let values = if query.parameters.len() == 2 { vec![last_good, first_bad] } else { vec![MACHINE] };
-    println!("  retrovisor query --named {name} {}", values.join(" "));
+    outln!("  retrovisor query --named {name} {}", values.join(" "));
     let parameters =
         values.iter().map(|value| Cell { value: Some(cell::Value::Text((*value).to_owned())) }).collect();
     let request = QueryRequest { sql: query.sql.to_owned(), parameters, limit: 6 };
@@ -172,7 +182,7 @@ async fn ask(client: &client::Client, name: &str, last_good: &str, first_bad: &s
     Ok(())
 }
 
-/// An empty folder for the demo's store; what an earlier demo left there is removed, nothing else ever is.
+/// An empty folder for the demo's store. The store of an earlier demo is removed, nothing else ever is.
 fn fresh_store(dir: &Path) -> Result<PathBuf, CliError> {
     let failed =
         |path: &Path, error: std::io::Error| CliError::failed(format!("{}: {error}", path.display()));
@@ -181,7 +191,7 @@ fn fresh_store(dir: &Path) -> Result<PathBuf, CliError> {
     if store.exists() {
         if !marker.exists() {
             return Err(CliError::refused(
-                format!("{} is not an earlier demo's", store.display()),
+                format!("{} was not made by an earlier demo", store.display()),
                 "Name another folder with --dir.",
             ));
         }

@@ -1,16 +1,15 @@
+use retrovisor_manager::ManagerError;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::care::CareError;
-
-/// Why a verb failed, and the exit code that says so.
+/// Why a verb failed, and its exit code.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub(crate) struct CliError {
     /// 1 failed, 2 wrong usage, 3 not found, 4 refused.
     pub(crate) exit_code: u8,
     message: String,
-    /// What to do next; empty when the message says it all.
+    /// What to do next; empty when there is nothing to add.
     pub(crate) help: String,
 }
 
@@ -28,8 +27,8 @@ impl CliError {
     }
 }
 
-impl From<CareError> for CliError {
-    fn from(error: CareError) -> Self {
+impl From<ManagerError> for CliError {
+    fn from(error: ManagerError) -> Self {
         Self::failed(error.to_string())
     }
 }

@@ -1,14 +1,16 @@
-//! The command `retrovisor`: daemon, command line, and the demo that tells the whole story.
+//! The command `retrovisor`: daemon, command line and demonstration.
 #![forbid(unsafe_code)]
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
-mod care;
+#[macro_use]
+mod terminal;
+
 mod cli;
 mod client;
 mod demo;
 mod error;
 mod place;
 mod rpc;
-mod terminal;
 
 use std::process::ExitCode;
 
@@ -16,34 +18,34 @@ use clap::Parser as _;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    if std::env::args_os().nth(1).is_some_and(|verb| verb == care::WORKER_VERB) {
+    if std::env::args_os().nth(1).is_some_and(|verb| verb == retrovisor_machine::kvm::WORKER_VERB) {
         // A worker must begin with one thread: before there is a runtime.
         log();
         return retrovisor_machine::kvm::worker_process();
     }
     let cli = cli::Cli::parse();
-    terminal::reader::end_when_nobody_reads();
     log();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: cannot start the async runtime: {error}");
+            errln!("error: cannot start the async runtime: {error}");
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(cli::run(cli)) {
+    let outcome = runtime.block_on(cli::run(cli));
+    // Blocking work whose client has gone must not delay the exit.
+    runtime.shutdown_background();
+    match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
-            if !error.help.is_empty() {
-                eprintln!("{}", error.help);
-            }
+            errln!("error: {error}");
+            error.help.lines().for_each(terminal::output::message);
             ExitCode::from(error.exit_code)
         }
     }
 }
 
-/// Messages go to standard error, as many as `RETROVISOR_LOG` asks for.
+/// Log messages go to standard error, filtered by `RETROVISOR_LOG`.
 fn log() {
     let filter = EnvFilter::try_from_env("RETROVISOR_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();

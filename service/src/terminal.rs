@@ -1,7 +1,13 @@
-//! What people see: quantities in words, colours, tables that fit.
+//! What people see: clean text, quantities in words, colours, tables and paragraphs that fit.
+//!
+//! Everything that the program prints goes through [`output`]; printing in any other way does not compile.
 
+pub(crate) mod clean;
+#[macro_use]
+pub(crate) mod output;
 pub(crate) mod paragraph;
 pub(crate) mod progress;
-pub(crate) mod reader;
-pub(crate) mod style;
+pub(crate) mod quantity;
 pub(crate) mod table;
+pub(crate) mod verdict;
+pub(crate) mod width;

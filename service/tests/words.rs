@@ -1,9 +1,13 @@
-//! What the user reads when nothing runs yet: exact words and exit codes.
+//! Messages and exit codes without a running machine.
 #![forbid(unsafe_code)]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
+
+use retrovisor_guest::{Accelerator, Gpa, MachineIdentity, MemoryLayout, MemorySlot};
+use retrovisor_snapshot::{Access, Store};
 
 fn retrovisor(store: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_retrovisor")).arg("--store").arg(store).args(arguments).output().unwrap()
@@ -71,7 +75,7 @@ fn help_shows_examples_and_completions_name_the_verbs() {
 }
 
 #[test]
-fn a_reader_that_goes_is_no_reason_to_panic() {
+fn a_closed_pipe_ends_the_command_quietly() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let output = Command::new(env!("CARGO_BIN_EXE_retrovisor"))
@@ -80,4 +84,76 @@ fn a_reader_that_goes_is_no_reason_to_panic() {
         .output()
         .unwrap();
     assert_eq!((output.status.code(), stderr(&output)), (Some(141), String::new()));
+}
+
+#[test]
+fn without_home_the_store_must_be_named() {
+    let output = Command::new(env!("CARGO_BIN_EXE_retrovisor"))
+        .arg("list")
+        .env_remove("HOME")
+        .env_remove("XDG_DATA_HOME")
+        .env_remove("RETROVISOR_STORE")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(4));
+    assert_eq!(
+        stderr(&output),
+        "error: there is no place for the store: HOME is not set\n\
+         Name a folder with --store DIR, or set RETROVISOR_STORE or HOME.\n"
+    );
+}
+
+#[test]
+fn an_import_makes_the_store_and_makes_it_private() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, dump) = (dir.path().join("store"), dir.path().join("memory.raw"));
+    let missing = retrovisor(&store, &["import", "old", dump.to_str().unwrap()]);
+    assert_eq!((missing.status.code(), store.exists()), (Some(3), false), "{missing:?}");
+    std::fs::write(&dump, vec![1; 1 << 20]).unwrap();
+    let imported = retrovisor(&store, &["import", "old", dump.to_str().unwrap()]);
+    assert!(imported.status.success(), "{imported:?}");
+    let mode = || std::fs::metadata(&store).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(), 0o700);
+    std::fs::set_permissions(&store, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let again = retrovisor(&store, &["import", "other", dump.to_str().unwrap()]);
+    assert!(again.status.success() && stderr(&again).contains("was 0755 and is 0700 now"), "{again:?}");
+    assert_eq!(mode(), 0o700);
+}
+
+#[test]
+fn words_of_an_archive_do_not_drive_the_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store");
+    let opened = Store::open(&store, Access::Create).unwrap();
+    let hostile = |word: &str| format!("{word}\x1b[2J\u{9b}31m\nforged\u{202e}");
+    let layout = MemoryLayout::new(vec![MemorySlot { gpa: Gpa(0), length_bytes: 1 << 20 }]).unwrap();
+    let identity = MachineIdentity {
+        name: "web".to_owned(),
+        driver: hostile("driver"),
+        version: hostile("version"),
+        accelerator: Accelerator::Kvm,
+        vcpus: 1,
+        layout,
+    };
+    opened.catalogue().add_machine(&identity).unwrap();
+    drop(opened);
+    for arguments in
+        [&["list"][..], &["show", "web"], &["query", "SELECT * FROM machine"], &["list", "--json"]]
+    {
+        let output = retrovisor(&store, arguments);
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains("driver"), "{text}");
+        assert!(!text.contains(['\x1b', '\u{9b}', '\u{202e}']), "{arguments:?}: {text:?}");
+        assert!(!text.lines().any(|line| line.starts_with("forged")), "{arguments:?}: {text:?}");
+    }
+}
+
+#[test]
+fn intervals_are_explained() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = retrovisor(dir.path(), &["run", "web", "--kernel", "k", "--every", "3 parsecs"]);
+    assert_eq!(output.status.code(), Some(2));
+    let message = stderr(&output);
+    assert!(message.contains("`3 parsecs` is not an interval: write 200ms, 0.5s, 2s, 1m or 1h"), "{message}");
 }

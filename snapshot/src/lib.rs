@@ -35,6 +35,7 @@ pub use catalogue::{
     NewIncident, OperationKind, OperationRecord, OperationStatus, PageVersion, Position, PrunedRecord, Rows,
     TimelineRecord, Verdict, VerdictRecord,
 };
+pub use clock::now_ms;
 pub use content::{ContentId, ContentRef};
 pub use damage::Damage;
 pub use disk::{DiskImage, DiskRecord};

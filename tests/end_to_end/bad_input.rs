@@ -110,14 +110,14 @@ fn a_guest_that_dies_is_told_and_can_be_brought_back() {
     let qemu = qemu_of(&daemon);
     nix::sys::signal::kill(qemu, nix::sys::signal::Signal::SIGKILL).unwrap();
     wait_until("the loss to be noticed", std::time::Duration::from_secs(20), || {
-        daemon.json(&["show", "g"])["run_state"] == "gone"
+        daemon.json(&["show", "g"])["state"] == "gone"
     });
     let ran = daemon.run(&["checkpoint", "g"]);
     assert_eq!(ran.code, 4, "{ran:?}");
     assert!(ran.stderr.contains("retrovisor rollback g"), "{ran:?}");
     let back = daemon.json(&["rollback", "g", "--to", "alive", "--verify-image"]);
-    assert_eq!(back["move"]["new_process"], true);
-    assert_eq!(back["move"]["image_matches"], true);
+    assert_eq!(back["rollback"]["new_process"], true);
+    assert_eq!(back["rollback"]["image_matches"], true);
     assert!(daemon.next_tick() <= tick + 20);
 }
 
@@ -157,7 +157,7 @@ fn a_guest_that_is_not_linux_is_kept_and_the_reason_is_said() {
     let _gone = std::fs::remove_file(&memory);
     let (_attached, inspected, moved) = (attached.ok(), inspected.ok(), moved.ok());
     assert!(inspected.stdout.to_lowercase().contains("linux"), "the reason is missing: {inspected:?}");
-    assert_eq!(moved.json()["move"]["image_matches"], true);
+    assert_eq!(moved.json()["rollback"]["image_matches"], true);
 }
 
 #[test]
@@ -206,7 +206,7 @@ fn fill_up(store: &std::path::Path, packs: &std::path::Path, image: &GuestImage)
     assert_eq!(verified["damaged"], serde_json::json!([]));
     let went = daemon.json(&["rollback", "g", "--to", "whole", "--verify-image"]);
     assert_eq!(
-        (&went["move"]["image_matches"], &went["move"]["target"]["name"]),
+        (&went["rollback"]["image_matches"], &went["rollback"]["target"]["name"]),
         (&serde_json::json!(true), &whole)
     );
     let _tick = daemon.next_tick();

@@ -52,12 +52,12 @@ fn a_branch_is_a_machine_of_its_own_and_one_cut_off_leaves_nothing() {
     let there = daemon.json(&["checkpoint", "h", "--label", "there"]);
     assert!(there["dirty_pages"].as_u64().unwrap() > 0, "{there}");
     let back = daemon.json(&["rollback", "h", "--to", "@1", "--verify-image"]);
-    assert_eq!(back["move"]["image_matches"], true, "{back}");
+    assert_eq!(back["rollback"]["image_matches"], true, "{back}");
     let undone = daemon.json(&["undo", "h", "--verify-image"]);
-    assert_eq!(undone["move"]["image_matches"], true, "{undone}");
+    assert_eq!(undone["rollback"]["image_matches"], true, "{undone}");
     let _tick = daemon.next_tick_of("h");
     let third = daemon.json(&["branch", "h", "i", "--at", "there", "--paused"]);
-    assert_eq!(third["branch"]["run_state"], "paused", "{third}");
+    assert_eq!(third["branch"]["state"], "paused", "{third}");
     let _tick = daemon.next_tick();
 
     let log = daemon.run(&["log", "h"]).ok();
@@ -66,7 +66,7 @@ fn a_branch_is_a_machine_of_its_own_and_one_cut_off_leaves_nothing() {
         let _ended = daemon.run(&["stop", name]).ok();
     }
     let again = daemon.json(&["rollback", "h", "--to", "there"]);
-    assert_eq!(again["move"]["new_process"], true, "{again}");
+    assert_eq!(again["rollback"]["new_process"], true, "{again}");
     let _tick = daemon.next_tick_of("h");
-    assert_eq!(daemon.json(&["show", "g"])["run_state"], "running");
+    assert_eq!(daemon.json(&["show", "g"])["state"], "running");
 }

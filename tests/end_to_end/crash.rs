@@ -30,7 +30,7 @@ fn a_daemon_killed_at_any_moment_leaves_a_whole_store() {
             daemon = check(&dir, &mut before);
         }
         let went = daemon.json(&["rollback", "g", "--to", "-1", "--verify-image"]);
-        assert_eq!(went["move"]["image_matches"], true, "round {round}");
+        assert_eq!(went["rollback"]["image_matches"], true, "round {round}");
         let _tick = daemon.next_tick();
     }
     // What the killed daemons had set aside in the disk and not committed is gone, and nothing else is.

@@ -9,7 +9,7 @@ use retrovisor_proto::v1::watch_response::Event;
 use retrovisor_proto::v1::watch_service_client::WatchServiceClient;
 use retrovisor_proto::v1::{
     CreateCheckpointRequest, GetMachineRequest, ListMachinesRequest, ListOperationsRequest, QueryRequest,
-    RollbackRequest, RunState, UndoRequest, WatchRequest, cell,
+    MachineState, RollbackRequest, UndoRequest, WatchRequest, cell,
 };
 use retrovisor_tests::{Daemon, GuestImage};
 use tokio_stream::StreamExt as _;
@@ -41,7 +41,7 @@ async fn a_program_drives_the_daemon() {
         .into_inner()
         .machine
         .unwrap();
-    assert_eq!(machine.run_state(), RunState::Running);
+    assert_eq!(machine.state(), MachineState::Running);
     assert_eq!((machine.vcpus, machine.memory_bytes), (2, 512 << 20));
 
     let mut events = WatchServiceClient::new(channel.clone())
@@ -71,9 +71,9 @@ async fn a_program_drives_the_daemon() {
         dry_run: false,
         verify_image: true,
         clock: 0,
-        present: 0,
+        current: 0,
     };
-    let went = checkpoints.rollback(request).await.unwrap().into_inner().r#move.unwrap();
+    let went = checkpoints.rollback(request).await.unwrap().into_inner().rollback.unwrap();
     assert_eq!(went.image_matches, Some(true));
     assert_eq!(went.target.unwrap().name, made.name);
     assert!(daemon.next_tick() <= later + 20, "the guest goes on from its past");
@@ -82,10 +82,10 @@ async fn a_program_drives_the_daemon() {
         .await
         .unwrap()
         .into_inner()
-        .r#move
+        .rollback
         .unwrap();
     assert_eq!(undone.image_matches, Some(true));
-    assert_eq!(undone.target.unwrap().name, went.present.unwrap().name);
+    assert_eq!(undone.target.unwrap().name, went.current.unwrap().name);
     let operations = checkpoints
         .list_operations(ListOperationsRequest { machine: "g".into() })
         .await
@@ -144,9 +144,9 @@ fn the_machine_is_found_again_after_the_daemon_died() {
     let before = daemon.next_tick();
     let dir = daemon.kill();
     let daemon = Daemon::start(&dir);
-    assert_eq!(daemon.json(&["show", "g"])["run_state"], "running");
+    assert_eq!(daemon.json(&["show", "g"])["state"], "running");
     assert!(daemon.next_tick() >= before, "the guest went on without the daemon");
     let went = daemon.json(&["rollback", "g", "--to", "-2", "--verify-image"]);
-    assert_eq!(went["move"]["image_matches"], true);
+    assert_eq!(went["rollback"]["image_matches"], true);
     let _tick = daemon.next_tick();
 }

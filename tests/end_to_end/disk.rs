@@ -24,25 +24,25 @@ fn a_file_written_after_the_checkpoint_is_gone_after_the_rollback() {
     assert_eq!(daemon.shell("cat /data/letter").trim(), "after");
     let after = daemon.shell(disk);
     let went = daemon.json(&["rollback", "g", "--to", "before", "--verify-image"]);
-    assert_eq!(went["move"]["image_matches"], true);
+    assert_eq!(went["rollback"]["image_matches"], true);
     assert_eq!(daemon.shell("echo 3 > /proc/sys/vm/drop_caches; cat /data/letter").trim(), "before");
     assert_eq!(daemon.shell("ls /data/noise 2>&1 | grep -c 'No such file'").trim(), "1");
     assert_ne!(daemon.shell(disk), after);
     let _tick = daemon.next_tick();
     let undone = daemon.json(&["undo", "g", "--verify-image"]);
-    assert_eq!(undone["move"]["image_matches"], true);
+    assert_eq!(undone["rollback"]["image_matches"], true);
     assert_eq!(daemon.shell("echo 3 > /proc/sys/vm/drop_caches; cat /data/letter").trim(), "after");
     let _tick = daemon.next_tick();
     // The same with a guest that runs on before what it leaves is on the disk.
-    let staged = daemon.json(&["rollback", "g", "--to", "before", "--present", "staged"]);
+    let staged = daemon.json(&["rollback", "g", "--to", "before", "--current", "staged"]);
     assert_eq!(daemon.shell("echo 3 > /proc/sys/vm/drop_caches; cat /data/letter").trim(), "before");
-    let present = staged["move"]["present"]["name"].as_str().unwrap();
+    let present = staged["rollback"]["current"]["name"].as_str().unwrap();
     let back = daemon.json(&["rollback", "g", "--to", present, "--verify-image"]);
-    assert_eq!(back["move"]["image_matches"], true, "what was left is whole: {staged} {back}");
+    assert_eq!(back["rollback"]["image_matches"], true, "what was left is whole: {staged} {back}");
     assert_eq!(daemon.shell("echo 3 > /proc/sys/vm/drop_caches; cat /data/letter").trim(), "after");
     println!(
         "rolled back durably in {} us, staged in {} us",
-        went["move"]["rollback_us"], staged["move"]["rollback_us"]
+        went["rollback"]["rollback_us"], staged["rollback"]["rollback_us"]
     );
 }
 
@@ -94,7 +94,7 @@ fn a_machine_whose_folder_is_lost_comes_back_with_its_disk_from_the_store() {
 
     let look = "echo 3 > /proc/sys/vm/drop_caches; cd /data && sha256sum -c sums 2>/dev/null | grep -c OK";
     let went = daemon.json(&["rollback", "g", "--to", "filled", "--verify-image"]);
-    assert_eq!(went["move"]["image_matches"], true);
+    assert_eq!(went["rollback"]["image_matches"], true);
     assert_eq!(daemon.shell(look).trim(), "7");
     assert_eq!(daemon.shell("dmesg | grep -ci 'EXT4-fs error'").trim(), "0");
     let _tick = daemon.next_tick();

@@ -39,7 +39,7 @@ fn a_store_is_pruned_while_its_guest_runs_and_when_nobody_runs() {
 
     // Through what was pruned back to what stays, the guest running all the while.
     let went = daemon.json(&["rollback", "g", "--to", "precious", "--verify-image"]);
-    assert_eq!(went["move"]["image_matches"], true, "{went:#}");
+    assert_eq!(went["rollback"]["image_matches"], true, "{went:#}");
     let _tick = daemon.next_tick();
     // On a busy machine none may have been taken since.
     for _ in 0..12 {

@@ -47,18 +47,18 @@ fn a_branch_and_its_origin_go_on_side_by_side() {
     let pid = worker(&daemon, "g");
     let made = daemon.json(&["branch", "g", "h", "--paused"]);
     println!("a branch stood ready after {} us", made["branch_us"]);
-    assert_eq!(made["branch"]["run_state"], "paused");
+    assert_eq!(made["branch"]["state"], "paused");
     assert_eq!(made["branch"]["branched_from"]["checkpoint"], here["name"]);
     // It was not looked at anew, and not stored anew.
     assert!(made["first"]["dirty_pages"].as_u64().unwrap() < 100, "{made}");
     assert!(made["first"]["stored_bytes"].as_u64().unwrap() < 1 << 20, "{made}");
     assert_ne!(identifier(&daemon, "g"), identifier(&daemon, "h"));
     let same = daemon.json(&["rollback", "h", "--to", "@1", "--verify-image"]);
-    assert_eq!(same["move"]["image_matches"], true, "its memory is what its first checkpoint says: {same}");
+    assert_eq!(same["rollback"]["image_matches"], true, "its memory is what its first checkpoint says: {same}");
     assert_eq!(worker(&daemon, "g"), pid);
     assert!(daemon.next_tick() > later, "the origin goes on");
 
-    assert_eq!(daemon.json(&["resume", "h"])["run_state"], "running");
+    assert_eq!(daemon.json(&["resume", "h"])["state"], "running");
     wait_until("the branch's first tick", Duration::from_secs(30), || daemon.last_tick_of("h", 0).is_some());
     assert!(daemon.next_tick_of("h") <= later + 40, "it goes on from where it branched off");
     let _tick = daemon.next_tick();
@@ -68,14 +68,14 @@ fn a_branch_and_its_origin_go_on_side_by_side() {
     // Its worker dies; it comes back from its own checkpoints, and nobody else notices.
     kill(worker(&daemon, "h"), Signal::SIGKILL).unwrap();
     wait_until("the daemon to notice", Duration::from_secs(20), || {
-        daemon.json(&["show", "h"])["run_state"] == "gone"
+        daemon.json(&["show", "h"])["state"] == "gone"
     });
     let back = daemon.json(&["rollback", "h", "--to", "there"]);
-    assert_eq!(back["move"]["new_process"], true, "{back}");
+    assert_eq!(back["rollback"]["new_process"], true, "{back}");
     let _tick = daemon.next_tick_of("h");
     let _tick = daemon.next_tick();
     let _ended = daemon.run(&["stop", "h"]).ok();
-    assert_eq!(daemon.json(&["show", "g"])["run_state"], "running");
+    assert_eq!(daemon.json(&["show", "g"])["state"], "running");
     let log = daemon.run(&["log", "h"]).ok();
     assert!(log.stdout.contains("a branch of g"), "{log:?}");
 }

@@ -90,11 +90,11 @@ fn two_microvms_on_a_hub_talk_through_a_dead_daemon_and_a_dead_worker() {
     let peer = nix::sys::socket::getsockopt(&stream, nix::sys::socket::sockopt::PeerCredentials).unwrap();
     kill(Pid::from_raw(peer.pid()), Signal::SIGKILL).unwrap();
     wait_until("the daemon to notice", Duration::from_secs(20), || {
-        daemon.json(&["show", "g"])["run_state"] == "gone"
+        daemon.json(&["show", "g"])["state"] == "gone"
     });
     assert_eq!(interface(&daemon, "g")["link_up"], false);
     let back = daemon.json(&["rollback", "g", "--to", "served"]);
-    assert_eq!(back["move"]["new_process"], true, "{back}");
+    assert_eq!(back["rollback"]["new_process"], true, "{back}");
     wait_fetched(&store, 3);
     for name in ["g", "h"] {
         let _ended = daemon.run(&["stop", name]).ok();

@@ -25,22 +25,22 @@ fn a_microvm_lives_through_rollbacks_a_dead_daemon_and_a_dead_worker() {
     let daemon = Daemon::start(store.path());
     daemon.run_guest_under("kvm", &image, "2s");
     let shown = daemon.json(&["show", "g"]);
-    assert_eq!((&shown["driver"], &shown["run_state"]), (&"kvm".into(), &"running".into()), "{shown}");
+    assert_eq!((&shown["driver"], &shown["state"]), (&"kvm".into(), &"running".into()), "{shown}");
     assert!(shown["confinement"].as_str().unwrap().contains("seccomp"), "{shown}");
 
     let here = daemon.json(&["checkpoint", "g", "--label", "here"]);
     let later = daemon.next_tick();
     let went = daemon.json(&["rollback", "g", "--to", "here", "--verify-image"]);
-    assert_eq!(went["move"]["image_matches"], true, "{went}");
-    assert_eq!(went["move"]["new_process"], false);
+    assert_eq!(went["rollback"]["image_matches"], true, "{went}");
+    assert_eq!(went["rollback"]["new_process"], false);
     assert!(daemon.next_tick() <= later + 40, "the guest goes on from its past");
     let undone = daemon.json(&["undo", "g", "--verify-image"]);
-    assert_eq!(undone["move"]["image_matches"], true, "{undone}");
+    assert_eq!(undone["rollback"]["image_matches"], true, "{undone}");
     let _tick = daemon.next_tick();
     let tasks = daemon.json(&["inspect", "g", "tasks", "--at", "here"]);
     assert!(tasks.to_string().contains("workload"), "{tasks}");
-    let staged = daemon.json(&["rollback", "g", "--to", "here", "--present", "staged"]);
-    assert!(staged["move"]["present"]["name"].is_string(), "the present was kept: {staged}");
+    let staged = daemon.json(&["rollback", "g", "--to", "here", "--current", "staged"]);
+    assert!(staged["rollback"]["current"]["name"].is_string(), "the present was kept: {staged}");
     let _tick = daemon.next_tick();
     let _jumped = daemon.run(&["rollback", "g", "--to", "here", "--clock", "jump-to-now"]).ok();
     let _tick = daemon.next_tick();
@@ -48,11 +48,11 @@ fn a_microvm_lives_through_rollbacks_a_dead_daemon_and_a_dead_worker() {
     let console = daemon.run(&["console", "g"]).ok();
     assert!(console.stdout.contains("tick "), "what was said before, and what is said: {console:?}");
 
-    assert_eq!(daemon.json(&["pause", "g"])["run_state"], "paused");
+    assert_eq!(daemon.json(&["pause", "g"])["state"], "paused");
     let stood = daemon.last_tick(0);
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!(daemon.last_tick(0), stood);
-    assert_eq!(daemon.json(&["resume", "g"])["run_state"], "running");
+    assert_eq!(daemon.json(&["resume", "g"])["state"], "running");
 
     let before = daemon.next_tick();
     let pid = worker(&daemon, "g");
@@ -63,14 +63,14 @@ fn a_microvm_lives_through_rollbacks_a_dead_daemon_and_a_dead_worker() {
 
     kill(pid, Signal::SIGKILL).unwrap();
     wait_until("the daemon to notice", Duration::from_secs(20), || {
-        daemon.json(&["show", "g"])["run_state"] == "gone"
+        daemon.json(&["show", "g"])["state"] == "gone"
     });
     let back = daemon.json(&["rollback", "g", "--to", "found", "--verify-image"]);
-    assert_eq!((&back["move"]["new_process"], &back["move"]["image_matches"]), (&true.into(), &true.into()));
+    assert_eq!((&back["rollback"]["new_process"], &back["rollback"]["image_matches"]), (&true.into(), &true.into()));
     let _tick = daemon.next_tick();
     assert_ne!(worker(&daemon, "g"), pid);
     let _ended = daemon.run(&["stop", "g"]).ok();
-    assert_eq!(daemon.json(&["show", "g"])["run_state"], "gone");
+    assert_eq!(daemon.json(&["show", "g"])["state"], "gone");
     assert!(!daemon.runtime_dir().join("worker").exists());
     assert!(here["name"].is_string());
 }

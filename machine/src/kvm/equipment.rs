@@ -6,11 +6,11 @@ use super::console::output::ConsoleOutput;
 use super::console::pending::Pending;
 use super::device::{Power, Reset, Serial};
 use super::disk::DiskSet;
-use super::net::address::MacAddress;
 use super::net::receiver::Interface;
 use super::virtio::{Block, Console, DeviceMemory, Rng, VirtioSlots, Window};
 use super::vm::Vm;
 use crate::ram::Ram;
+use retrovisor_guest::MacAddress;
 
 const SERIAL_LINE: u32 = 4;
 
@@ -19,7 +19,7 @@ pub(super) struct Equipment {
     pub(super) bus: Bus,
     /// The guest's memory as devices write it.
     pub(super) memory: DeviceMemory,
-    /// Where virtio devices are found, to be told to the guest.
+    /// The windows of virtio devices, for the tables that the guest reads.
     pub(super) windows: Vec<Window>,
     pub(super) disks: DiskSet,
     pub(super) console: Ends,

@@ -4,9 +4,9 @@ use retrovisor_proto::v1::{Incident, ListAnomaliesRequest};
 use super::global::{Global, print_json};
 use crate::client;
 use crate::error::CliError;
-use crate::terminal::{style, table};
+use crate::terminal::{output, table, verdict};
 
-/// Lists the checkpoints that are not good, and the incidents they form.
+/// Lists the suspect and bad checkpoints, and the incidents they form.
 #[derive(Debug, Args)]
 pub(crate) struct AnomaliesArgs {
     /// The machine
@@ -15,12 +15,13 @@ pub(crate) struct AnomaliesArgs {
 
 pub(super) async fn run(args: AnomaliesArgs, global: &Global) -> Result<(), CliError> {
     let request = ListAnomaliesRequest { machine: args.name.clone() };
-    let answer = client::reader(&global.store).await?.anomalies().list_anomalies(request).await?.into_inner();
+    let answer =
+        client::reader(&global.store()?).await?.anomalies().list_anomalies(request).await?.into_inner();
     if global.json {
         return print_json(&answer);
     }
     if answer.checkpoints.is_empty() && answer.incidents.is_empty() {
-        println!("No anomaly in {}.", args.name);
+        outln!("No anomaly in {}.", args.name);
         return Ok(());
     }
     let rows: Vec<_> = answer
@@ -30,42 +31,40 @@ pub(super) async fn run(args: AnomaliesArgs, global: &Global) -> Result<(), CliE
             vec![
                 format!("{:.6}", c.name),
                 format!("#{}", c.sequence),
-                style::verdict(c.verdict()).to_owned(),
+                verdict::word(c.verdict()).to_owned(),
                 c.score.map_or("-".to_owned(), |score| format!("{score:.1}")),
-                style::printable(c.reasons.first().map_or("", String::as_str)),
+                c.reasons.first().cloned().unwrap_or_default(),
             ]
         })
         .collect();
     table::print(&["name", "seq", "verdict", "score", "strongest reason"], &rows);
     for incident in &answer.incidents {
-        println!();
+        outln!();
         print_incident(incident);
     }
-    println!("\nThe whole story: retrovisor report {} --html report.html", args.name);
+    outln!();
+    outln!("The full report: retrovisor report {} --html report.html", args.name);
     Ok(())
 }
 
 /// An incident with its evidence and ranked causes.
 pub(crate) fn print_incident(incident: &Incident) {
-    println!(
-        "{} {}",
-        style::bold(&format!("Incident {:.6}:", incident.name)),
-        style::printable(&incident.summary)
-    );
-    println!("  first bad {:.6}, last good {:.6}", incident.first_bad, incident.last_good);
+    let head = format!("Incident {:.6}:", incident.name);
+    output::headed_line(output::BOLD, &head, &format!(" {}", incident.summary));
+    outln!("  first bad {:.6}, last good {:.6}", incident.first_bad, incident.last_good);
     for evidence in incident.evidence.iter().take(4) {
-        println!("  · {}", style::printable(evidence));
+        outln!("  · {}", evidence);
     }
     for cause in incident.causes.iter().take(3) {
-        println!("  {}. {}", cause.rank, style::printable(&cause.text));
+        outln!("  {}. {}", cause.rank, cause.text);
     }
     if !incident.causes.is_empty() {
-        println!(
-            "  (by chance the right cause would be on top in {:.1} % of cases)",
+        outln!(
+            "  (a random ranking has the right cause first in {:.1} % of cases)",
             incident.chance_level * 100.0
         );
     }
     if !incident.action.is_empty() {
-        println!("  done: {}", style::printable(&incident.action));
+        outln!("  done: {}", incident.action);
     }
 }

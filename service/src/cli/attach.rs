@@ -5,12 +5,12 @@ use clap::Args;
 use retrovisor_proto::v1::AttachMachineRequest;
 
 use super::global::{Global, print_json};
-use super::run::{interval_ms, parse_interval};
+use super::interval::{interval_ms, parse_interval, warn_if_none};
 use super::show;
 use crate::client;
 use crate::error::CliError;
 
-/// Takes a running QEMU into care.
+/// Attaches to a running QEMU and manages it. It keeps running when it is detached, or when the daemon ends.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Its RAM must be a shared file and its writable disks qcow2. Start QEMU for example with:
@@ -24,7 +24,7 @@ pub(crate) struct AttachArgs {
     /// QEMU's QMP socket
     #[arg(long, value_name = "SOCKET")]
     qmp: PathBuf,
-    /// Interval between checkpoints, such as 200ms or 2s; 0 for none
+    /// Interval between automatic checkpoints, such as 200ms, 0.5s or 2s; 0 for none
     #[arg(long, default_value = "1s", value_parser = parse_interval)]
     every: Duration,
 }
@@ -37,11 +37,13 @@ pub(super) async fn run(args: AttachArgs, global: &Global) -> Result<(), CliErro
         qmp: qmp.to_string_lossy().into_owned(),
         every_ms: interval_ms(args.every),
     };
-    let answer = client::daemon(&global.store).await?.machines().attach_machine(request).await?.into_inner();
+    let answer =
+        client::daemon(&global.store()?).await?.machines().attach_machine(request).await?.into_inner();
     let machine = answer.machine.unwrap_or_default();
     if global.json {
         return print_json(&machine);
     }
     show::print(&machine);
+    warn_if_none(&machine);
     Ok(())
 }

@@ -4,7 +4,7 @@ use retrovisor_proto::v1::{Checkpoint, CreateCheckpointRequest};
 use super::global::{Global, print_json};
 use crate::client;
 use crate::error::CliError;
-use crate::terminal::style;
+use crate::terminal::{paragraph, quantity, verdict};
 
 /// Takes a checkpoint now.
 #[derive(Debug, Args)]
@@ -12,7 +12,7 @@ use crate::terminal::style;
 pub(crate) struct CheckpointArgs {
     /// The machine
     name: String,
-    /// A name of your own to go back to
+    /// Label for the checkpoint, by which it can be named later
     #[arg(long)]
     label: Option<String>,
 }
@@ -20,14 +20,14 @@ pub(crate) struct CheckpointArgs {
 pub(super) async fn run(args: CheckpointArgs, global: &Global) -> Result<(), CliError> {
     let request = CreateCheckpointRequest { machine: args.name, label: args.label.unwrap_or_default() };
     let answer =
-        client::daemon(&global.store).await?.checkpoints().create_checkpoint(request).await?.into_inner();
+        client::daemon(&global.store()?).await?.checkpoints().create_checkpoint(request).await?.into_inner();
     let checkpoint = answer.checkpoint.unwrap_or_default();
     if global.json {
         return print_json(&checkpoint);
     }
-    println!("Checkpoint {}", line(&checkpoint));
+    paragraph::print(&format!("Checkpoint {}", line(&checkpoint)));
     let to = if checkpoint.label.is_empty() { &checkpoint.name } else { &checkpoint.label };
-    println!("Come back to it: retrovisor rollback {} --to {to}", checkpoint.machine);
+    outln!("Go back to it: retrovisor rollback {} --to {to}", checkpoint.machine);
     Ok(())
 }
 
@@ -38,9 +38,9 @@ pub(super) fn line(checkpoint: &Checkpoint) -> String {
         "{} #{}{label} · pause {} · {} dirty pages · {} stored · {}",
         checkpoint.name,
         checkpoint.sequence,
-        style::duration(checkpoint.pause_us),
+        quantity::duration(checkpoint.pause_us),
         checkpoint.dirty_pages,
-        style::bytes(checkpoint.stored_bytes),
-        style::verdict(checkpoint.verdict()),
+        quantity::bytes(checkpoint.stored_bytes),
+        verdict::word(checkpoint.verdict()),
     )
 }

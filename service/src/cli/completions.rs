@@ -1,6 +1,8 @@
 use clap::{Args, CommandFactory as _};
 use clap_complete::Shell;
 
+use crate::terminal::output;
+
 /// Prints a completion script for a shell.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  retrovisor completions bash > /etc/bash_completion.d/retrovisor")]
@@ -12,5 +14,5 @@ pub(crate) struct CompletionsArgs {
 pub(super) fn run(args: &CompletionsArgs) {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut super::Cli::command(), "retrovisor", &mut script);
-    print!("{}", String::from_utf8_lossy(&script));
+    output::bytes(&script);
 }

@@ -12,19 +12,20 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::global::Global;
 use crate::client;
 use crate::error::CliError;
+use crate::terminal::output;
 
 /// Ctrl-].
 const LEAVE: u8 = 0x1d;
-/// Without a terminal, after the end of the input: what was typed had its answer when nothing came for so long…
+/// Without a terminal, after the end of the input: the console is closed when the guest was silent for this long…
 const SILENCE: Duration = Duration::from_secs(1);
-/// … and a guest that never stops talking is not listened to longer than this.
-const LISTEN_MAX: Duration = Duration::from_secs(5);
+/// … and also when the guest keeps writing for this long.
+const OUTPUT_MAX: Duration = Duration::from_secs(5);
 
-/// Talks to a machine's serial console. Leave it with Ctrl-].
+/// Connects to a machine's serial console. Leave it with Ctrl-].
 #[derive(Debug, Args)]
 #[command(after_help = "\
-On a terminal every key goes to the guest, but Ctrl-] which leaves. What the guest said before is shown first (kvm).
-From a pipe, the input is typed; then the output is shown until the guest is silent for a second, five at most.
+On a terminal every key is sent to the guest, except Ctrl-] which leaves. Earlier output is shown first (kvm).
+From a pipe, the input is sent; then the output is shown until the guest is silent for a second, for five at most.
 Examples:
   retrovisor console web
   echo 'uptime' | retrovisor console web")]
@@ -34,14 +35,14 @@ pub(crate) struct ConsoleArgs {
 }
 
 pub(super) async fn run(args: ConsoleArgs, global: &Global) -> Result<(), CliError> {
-    let client = client::daemon(&global.store).await?;
+    let client = client::daemon(&global.store()?).await?;
     let (keys, typed) = mpsc::channel(64);
     let first = ConsoleRequest { machine: args.name, input: Vec::new() };
     keys.send(first).await.map_err(|error| CliError::failed(error.to_string()))?;
     let mut output = client.machines().console(ReceiverStream::new(typed)).await?.into_inner();
     let terminal = RawTerminal::enter()?;
     if terminal.is_some() {
-        eprint!("Leave the console with Ctrl-].\r\n");
+        output::raw_message("Leave the console with Ctrl-].\r\n");
     }
     let (end, mut ended) = mpsc::channel(1);
     let raw = terminal.is_some();
@@ -49,7 +50,7 @@ pub(super) async fn run(args: ConsoleArgs, global: &Global) -> Result<(), CliErr
     std::thread::spawn(move || {
         forward(&keys, raw);
         let _ = end.blocking_send(());
-        // The way to the guest stays open while its answers are awaited.
+        // The input stream stays open while the guest's output is awaited.
         std::thread::park();
         drop(keys);
     });
@@ -60,14 +61,18 @@ pub(super) async fn run(args: ConsoleArgs, global: &Global) -> Result<(), CliErr
         });
         tokio::select! {
             message = output.next() => match message {
-                Some(message) => show(&message?.output)?,
+                Some(message) => {
+                    if !show(&message?.output)? {
+                        break;
+                    }
+                }
                 None => break,
             },
             Some(()) = ended.recv(), if until.is_none() => {
                 if raw {
                     break;
                 }
-                until = Some(Instant::now() + LISTEN_MAX);
+                until = Some(Instant::now() + OUTPUT_MAX);
             }
             () = tokio::time::sleep(wait), if until.is_some() => break,
         }
@@ -76,12 +81,12 @@ pub(super) async fn run(args: ConsoleArgs, global: &Global) -> Result<(), CliErr
         }
     }
     if terminal.is_some() {
-        eprint!("\r\n");
+        output::raw_message("\r\n");
     }
     Ok(())
 }
 
-/// Passes on what is typed, up to the end of the input or the key that leaves.
+/// Sends the input, up to its end or the key that leaves.
 fn forward(keys: &mpsc::Sender<ConsoleRequest>, raw: bool) {
     let mut bytes = [0; 1024];
     while let Ok(count @ 1..) = std::io::stdin().read(&mut bytes) {
@@ -95,16 +100,21 @@ fn forward(keys: &mpsc::Sender<ConsoleRequest>, raw: bool) {
     }
 }
 
-fn show(bytes: &[u8]) -> Result<(), CliError> {
+/// Whether somebody still reads the output. The terminal is restored before the program ends.
+fn show(bytes: &[u8]) -> Result<bool, CliError> {
     let mut out = std::io::stdout().lock();
-    out.write_all(bytes).and_then(|()| out.flush()).map_err(|error| CliError::failed(error.to_string()))
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(CliError::failed(error.to_string())),
+    }
 }
 
-/// A terminal that passes every key on; as it was before when this is dropped.
+/// A terminal that passes every key on. It is restored when this is dropped.
 struct RawTerminal(Termios);
 
 impl RawTerminal {
-    /// `None` where standard input is no terminal.
+    /// Returns `None` where standard input is no terminal.
     fn enter() -> Result<Option<Self>, CliError> {
         let input = std::io::stdin();
         if !input.is_terminal() {

@@ -3,11 +3,11 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::global::Global;
-use super::run::{interval_ms, parse_interval};
+use super::interval::{interval_ms, parse_interval};
 use crate::error::CliError;
 use crate::{demo, place};
 
-/// Shows the whole story on one screen: a stock guest is checkpointed, hurt twice, noticed, taken back, explained.
+/// Runs a stock guest, injects two faults into it, detects both, rolls the guest back and shows the likely causes.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  retrovisor demo --dir /tmp/demo --every 1s")]
 pub(crate) struct DemoArgs {
@@ -32,13 +32,16 @@ pub(super) async fn run(args: DemoArgs, _global: &Global) -> Result<(), CliError
     if args.every.is_zero() {
         return Err(CliError::refused("the demo needs an interval", "Use --every 500ms."));
     }
-    let cache = place::guest_cache();
+    let file = |named: Option<PathBuf>, name: &str| match named {
+        Some(file) => Ok(file),
+        None => place::guest_cache().map(|cache| cache.join(name)),
+    };
     let plan = demo::Plan {
         dir: args.dir,
-        kernel: args.kernel.unwrap_or_else(|| cache.join("vmlinuz")),
-        initrd: args.initrd.unwrap_or_else(|| cache.join("initramfs.cpio.gz")),
-        disk: args.disk.unwrap_or_else(|| cache.join("disk.raw")),
+        kernel: file(args.kernel, "vmlinuz")?,
+        initrd: file(args.initrd, "initramfs.cpio.gz")?,
+        disk: file(args.disk, "disk.raw")?,
         every_ms: interval_ms(args.every),
     };
-    demo::tell(&plan).await
+    demo::run(&plan).await
 }

@@ -5,7 +5,7 @@ use super::checkpoint;
 use super::global::{Global, print_json};
 use crate::client;
 use crate::error::CliError;
-use crate::terminal::table;
+use crate::terminal::{paragraph, table};
 
 /// Shows what changed between two checkpoints: structures first, pages last.
 #[derive(Debug, Args)]
@@ -23,22 +23,23 @@ pub(crate) struct DiffArgs {
 
 pub(super) async fn run(args: DiffArgs, global: &Global) -> Result<(), CliError> {
     let request = DiffRequest { machine: args.name, from: args.from, to: args.to };
-    let answer = client::reader(&global.store).await?.checkpoints().diff(request).await?.into_inner();
+    let answer = client::reader(&global.store()?).await?.checkpoints().diff(request).await?.into_inner();
     if global.json {
         return print_json(&answer);
     }
-    println!("from  {}", checkpoint::line(&answer.from.clone().unwrap_or_default()));
-    println!("to    {}", checkpoint::line(&answer.to.clone().unwrap_or_default()));
+    paragraph::print(&format!("from  {}", checkpoint::line(&answer.from.clone().unwrap_or_default())));
+    paragraph::print(&format!("to    {}", checkpoint::line(&answer.to.clone().unwrap_or_default())));
     for facts in answer.tables {
-        println!();
-        table::print_facts(&said_once(facts));
+        outln!();
+        table::print_facts(&without_repetition(facts));
     }
-    println!("\n{} pages differ.", answer.pages);
+    outln!();
+    outln!("{} pages differ.", answer.pages);
     Ok(())
 }
 
-/// Leaves out what the row above says already of the same structure, so that the eye finds the fields.
-fn said_once(mut table: Table) -> Table {
+/// Blanks the leading cells that are equal to those of the row above, so that the fields are easy to find.
+fn without_repetition(mut table: Table) -> Table {
     let Some(named) = table.columns.iter().position(|column| column == "field") else { return table };
     let mut above: Vec<Cell> = Vec::new();
     for row in &mut table.rows {
@@ -63,7 +64,7 @@ mod tests {
         let row = |cells: [&str; 2]| Row { cells: cells.map(text).to_vec() };
         let rows = vec![row(["cred", "uid"]), row(["cred", "gid"]), row(["file", "f_pos"])];
         let columns = vec!["structure".to_owned(), "field".to_owned()];
-        let table = said_once(Table { title: String::new(), columns, rows });
+        let table = without_repetition(Table { columns, rows, ..Table::default() });
         let first: Vec<Cell> = table.rows.iter().map(|row| row.cells[0].clone()).collect();
         assert_eq!(first, [text("cred"), text(""), text("file")]);
         assert_eq!(table.rows[1].cells[1], text("gid"));

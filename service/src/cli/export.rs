@@ -7,9 +7,9 @@ use super::global::{Global, print_json};
 use crate::client;
 use crate::error::CliError;
 use crate::terminal::progress::Progress;
-use crate::terminal::style;
+use crate::terminal::{paragraph, quantity};
 
-/// How a file is laid out.
+/// The format of a file.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Format {
     /// The byte at offset N is the one at guest-physical address N
@@ -41,28 +41,29 @@ Examples:
 pub(crate) struct ExportArgs {
     /// The machine
     name: String,
-    /// The file to write; it must not be there yet
+    /// The file to write; it must not exist yet
     file: PathBuf,
     /// A name or its beginning, a label, @SEQUENCE, -N (N checkpoints back), latest, or last-good
     #[arg(long, default_value = "latest", allow_hyphen_values = true, value_name = "CHECKPOINT")]
     at: String,
-    /// How
+    /// The format
     #[arg(long, value_enum, default_value_t = Format::ElfCore)]
     format: Format,
 }
 
-/// Brings in a dump of a machine's memory, as a machine of one checkpoint, and reads it; or an archive of a history.
+/// Imports a dump of a machine's memory, as a machine with one checkpoint, and reads it; or an archive of a history.
+/// Works without a daemon, too, and makes the store when there is none.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   retrovisor import crashed /var/crash/vmcore           then: retrovisor inspect crashed tasks
   retrovisor import old memory.raw --format raw")]
 pub(crate) struct ImportArgs {
-    /// A name for the machine
+    /// Name for the machine
     name: String,
     /// An ELF core (of `export`, of QEMU's dump-guest-memory, of kdump), raw memory, or an archive
     file: PathBuf,
-    /// What it is; told by its first bytes when not said
+    /// The format [default: recognised from the first bytes]
     #[arg(long, value_enum)]
     format: Option<Format>,
 }
@@ -74,24 +75,24 @@ pub(super) async fn export(args: ExportArgs, global: &Global) -> Result<(), CliE
         format: args.format.message().into(),
         path: absolute(&args.file)?,
     };
-    let client = client::reader(&global.store).await?;
+    let client = client::reader(&global.store()?).await?;
     let mut stream = client.transfers().export(request).await?.into_inner();
-    let mut progress = Progress::new(global.json);
+    let progress = Progress::new(global.json);
     let mut report = None;
     while let Some(message) = stream.message().await? {
         progress.show(message.done, message.total, "pages");
         report = message.finished.then_some(message);
     }
     drop(progress);
-    let report = report.ok_or_else(|| CliError::failed("the export was cut short"))?;
+    let report = report.ok_or_else(|| CliError::failed("the export was interrupted"))?;
     if global.json {
         return print_json(&report);
     }
-    println!(
-        "Wrote {}: {} long, {} on disk{}.",
+    outln!(
+        "Wrote {}: {}, {} on disk{}.",
         args.file.display(),
-        style::bytes(report.length_bytes),
-        style::bytes(report.disk_bytes),
+        quantity::bytes(report.length_bytes),
+        quantity::bytes(report.disk_bytes),
         if report.vmcoreinfo { ", with the guest's VMCOREINFO" } else { "" }
     );
     Ok(())
@@ -103,29 +104,32 @@ pub(super) async fn import(args: ImportArgs, global: &Global) -> Result<(), CliE
         format: args.format.map_or(FileFormat::Unspecified, Format::message).into(),
         path: absolute(&args.file)?,
     };
-    let client = client::writer(&global.store).await?;
+    // No store is made for a file that does not exist.
+    std::fs::metadata(&args.file)
+        .map_err(|error| CliError::not_found(format!("cannot read {}: {error}", args.file.display()), ""))?;
+    let client = client::importer(&global.store()?).await?;
     let mut stream = client.transfers().import(request).await?.into_inner();
-    let mut progress = Progress::new(global.json);
+    let progress = Progress::new(global.json);
     let mut report = None;
     while let Some(message) = stream.message().await? {
         progress.show(message.done, message.total, "pages");
         report = message.finished.then_some(message);
     }
     drop(progress);
-    let report = report.ok_or_else(|| CliError::failed("the import was cut short"))?;
+    let report = report.ok_or_else(|| CliError::failed("the import was interrupted"))?;
     if global.json {
         return print_json(&report);
     }
-    println!(
-        "{} is in the store: {} checkpoint(s), {} new.",
+    outln!(
+        "{} is in the store: {}, {} new.",
         report.machine,
-        report.checkpoints,
-        style::bytes(report.stored_bytes)
+        quantity::count(report.checkpoints, "checkpoint"),
+        quantity::bytes(report.stored_bytes)
     );
     if report.reason.is_empty() {
-        println!("Look at it: retrovisor inspect {}", report.machine);
+        outln!("Look at it: retrovisor inspect {}", report.machine);
     } else {
-        println!("Little could be read from its memory: {}", report.reason);
+        paragraph::print(&format!("Little could be read from its memory: {}", report.reason));
     }
     Ok(())
 }

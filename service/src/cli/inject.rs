@@ -5,9 +5,9 @@ use retrovisor_proto::v1::{ConsoleCommand, InjectRequest, ListFaultsRequest, Mem
 use super::global::{Global, print_json};
 use crate::client;
 use crate::error::CliError;
-use crate::terminal::table;
+use crate::terminal::{paragraph, table};
 
-/// Hurts a machine on purpose: to see whether it is noticed, and to drill going back.
+/// Injects a fault into a machine, to test detection and recovery.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  retrovisor inject web syscall-redirect --syscall getppid --to getuid\n  retrovisor inject web command 'runaway &'\n  retrovisor inject web bit-flip symbol=jiffies bit=5"
@@ -21,16 +21,16 @@ pub(crate) struct InjectArgs {
 
 #[derive(Debug, Subcommand)]
 enum FaultArgs {
-    /// Guest memory: makes a system call run another kernel function
+    /// Guest memory: replaces the kernel function of a system call by another one
     SyscallRedirect {
         /// The system call to redirect
         #[arg(long, default_value = "getppid")]
         syscall: String,
-        /// The one that runs in its place
+        /// The system call whose function is run instead
         #[arg(long, default_value = "getuid")]
         to: String,
     },
-    /// Behaviour: types a command into the guest's control shell (ttyS1 under QEMU, hvc0 in a microVM)
+    /// Behaviour: sends a command to the guest's control shell (ttyS1 under QEMU, hvc0 in a microVM)
     Command {
         /// One line
         line: String,
@@ -50,11 +50,12 @@ pub(super) async fn run(args: InjectArgs, global: &Global) -> Result<(), CliErro
         FaultArgs::Command { line } => Fault::ConsoleCommand(ConsoleCommand { line }),
     };
     let request = InjectRequest { machine: args.name.clone(), fault: Some(fault) };
-    let answer = client::daemon(&global.store).await?.faults().inject(request).await?.into_inner();
+    let answer = client::daemon(&global.store()?).await?.faults().inject(request).await?.into_inner();
     if global.json {
         return print_json(&answer);
     }
-    println!("{}\nHeal it: retrovisor rollback {}", answer.done, args.name);
+    paragraph::print(&answer.done);
+    outln!("Remove its effects: retrovisor rollback {}", args.name);
     Ok(())
 }
 
@@ -74,7 +75,7 @@ fn memory_fault(words: Vec<String>) -> Result<MemoryFault, CliError> {
 
 async fn list(global: &Global) -> Result<(), CliError> {
     let answer =
-        client::reader(&global.store).await?.faults().list_faults(ListFaultsRequest {}).await?.into_inner();
+        client::reader(&global.store()?).await?.faults().list_faults(ListFaultsRequest {}).await?.into_inner();
     if global.json {
         return print_json(&answer);
     }

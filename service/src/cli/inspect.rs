@@ -7,7 +7,7 @@ use super::checkpoint;
 use super::global::{Global, print_json};
 use crate::client;
 use crate::error::CliError;
-use crate::terminal::table;
+use crate::terminal::{paragraph, table};
 
 /// Shows what was read from a checkpoint's memory.
 #[derive(Debug, Args)]
@@ -24,21 +24,20 @@ pub(crate) struct InspectArgs {
     /// Which checkpoint
     #[arg(long, default_value = "latest", allow_hyphen_values = true, value_name = "CHECKPOINT")]
     at: String,
-    /// Lists what can be shown
+    /// List what can be shown
     #[arg(long)]
     list: bool,
 }
 
-/// The questions that this version knows, for the shell's completion.
+/// The questions that this version can ask, for the shell's completion.
 fn names() -> impl Iterator<Item = PossibleValue> {
     questions().iter().map(|question| PossibleValue::new(question.name).help(question.doc))
 }
 
 pub(super) async fn run(args: InspectArgs, global: &Global) -> Result<(), CliError> {
     if args.list {
-        let request = ListQuestionsRequest {};
-        let answer =
-            client::reader(&global.store).await?.checkpoints().list_questions(request).await?.into_inner();
+        let client = client::reader(&global.store()?).await?;
+        let answer = client.checkpoints().list_questions(ListQuestionsRequest {}).await?.into_inner();
         if global.json {
             return print_json(&answer);
         }
@@ -48,13 +47,13 @@ pub(super) async fn run(args: InspectArgs, global: &Global) -> Result<(), CliErr
         return Ok(());
     }
     let request = InspectRequest { machine: args.name.unwrap_or_default(), checkpoint: args.at, what: args.what };
-    let answer = client::reader(&global.store).await?.checkpoints().inspect(request).await?.into_inner();
+    let answer = client::reader(&global.store()?).await?.checkpoints().inspect(request).await?.into_inner();
     if global.json {
         return print_json(&answer);
     }
-    println!("{}", checkpoint::line(&answer.checkpoint.unwrap_or_default()));
+    paragraph::print(&checkpoint::line(&answer.checkpoint.unwrap_or_default()));
     for facts in &answer.tables {
-        println!();
+        outln!();
         table::print_facts(facts);
     }
     Ok(())

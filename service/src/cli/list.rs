@@ -1,12 +1,12 @@
-use retrovisor_proto::v1::{ListMachinesRequest, Machine, RunState};
+use retrovisor_proto::v1::{ListMachinesRequest, Machine, MachineState};
 
 use super::global::{Global, print_json};
 use crate::client;
 use crate::error::CliError;
-use crate::terminal::{style, table};
+use crate::terminal::{quantity, table, verdict};
 
 pub(super) async fn run(global: &Global) -> Result<(), CliError> {
-    let answer = client::reader(&global.store)
+    let answer = client::reader(&global.store()?)
         .await?
         .machines()
         .list_machines(ListMachinesRequest {})
@@ -16,33 +16,39 @@ pub(super) async fn run(global: &Global) -> Result<(), CliError> {
         return print_json(&answer.machines);
     }
     if answer.machines.is_empty() {
-        println!("No machine yet. Start one: retrovisor run NAME --kernel VMLINUZ --initrd INITRD");
+        outln!("There is no machine. Start one: retrovisor run NAME --kernel VMLINUZ --initrd INITRD");
         return Ok(());
     }
     let rows: Vec<_> = answer.machines.iter().map(row).collect();
-    table::print(&["name", "state", "driver", "vcpus", "memory", "checkpoints", "present", "verdict"], &rows);
+    table::print(&["name", "state", "driver", "vcpus", "memory", "checkpoints", "current", "verdict"], &rows);
     Ok(())
 }
 
 fn row(machine: &Machine) -> Vec<String> {
     vec![
         machine.name.clone(),
-        state(machine.run_state()).to_owned(),
+        state(machine.state()).to_owned(),
         format!("{}/{}", machine.driver, machine.accelerator),
         machine.vcpus.to_string(),
-        style::bytes(machine.memory_bytes),
+        quantity::bytes(machine.memory_bytes),
         machine.checkpoints.to_string(),
-        machine.present.clone(),
-        style::verdict(machine.verdict()).to_owned(),
+        machine.current.clone(),
+        verdict::word(machine.verdict()).to_owned(),
     ]
 }
 
-/// A run state in a word.
-pub(super) fn state(state: RunState) -> &'static str {
+/// A state in words.
+pub(super) fn state(state: MachineState) -> &'static str {
     match state {
-        RunState::Unspecified => "unknown",
-        RunState::Running => "running",
-        RunState::Paused => "paused",
-        RunState::Gone => "gone",
+        MachineState::Unspecified => "unknown",
+        MachineState::Running => "running",
+        MachineState::Paused => "paused",
+        MachineState::Gone => "gone",
+        MachineState::Starting => "starting",
+        MachineState::PoweredOff => "powered off",
+        MachineState::Panicked => "panicked",
+        MachineState::Unreachable => "unreachable",
+        MachineState::Failed => "failed",
+        MachineState::Detached => "detached",
     }
 }

@@ -6,20 +6,20 @@ use retrovisor_proto::v1::{Checkpoint, GetMachineRequest, ListCheckpointsRequest
 use super::global::{Global, print_json};
 use crate::client;
 use crate::error::CliError;
-use crate::terminal::{paragraph, style, table};
+use crate::terminal::{output, paragraph, quantity, verdict, width};
 
 /// Shows a machine's timelines, newest first.
 #[derive(Debug, Args)]
 pub(crate) struct LogArgs {
     /// The machine
     name: String,
-    /// Only the newest so many checkpoints; 0 for all
+    /// Show only this many of the newest checkpoints; 0 for all
     #[arg(short = 'n', long, default_value_t = 40)]
     newest: u32,
 }
 
 pub(super) async fn run(args: LogArgs, global: &Global) -> Result<(), CliError> {
-    let client = client::reader(&global.store).await?;
+    let client = client::reader(&global.store()?).await?;
     let request = ListCheckpointsRequest { machine: args.name.clone(), newest: args.newest };
     let checkpoints = client.checkpoints().list_checkpoints(request).await?.into_inner().checkpoints;
     if global.json {
@@ -28,22 +28,20 @@ pub(super) async fn run(args: LogArgs, global: &Global) -> Result<(), CliError> 
     let machine =
         client.machines().get_machine(GetMachineRequest { machine: args.name }).await?.into_inner().machine;
     let machine = machine.unwrap_or_default();
-    let present = &machine.present;
     paragraph::print(
-        "Newest first: name, number, age, pause, dirty pages, bytes stored, verdict. @ is the present, ⟲ where a \
-         timeline began. ○ is not judged yet: a checkpoint is good once those after it are clean, too.",
+        "Newest first: name, number, age, pause, dirty pages, bytes stored, verdict. @ is the current checkpoint, ⟲ the \
+         beginning of a timeline. The verdict is unknown until enough checkpoints after it are clean.",
     );
-    for line in tree(&checkpoints, present) {
-        println!("{line}");
+    for (checkpoint, line) in checkpoints.iter().rev().zip(tree(&checkpoints, &machine.current)) {
+        output::styled_line(verdict::style(checkpoint.verdict()), &width::cut(&line, width::terminal()));
     }
     if let Some(from) = machine.branched_from {
-        let (machine, checkpoint) = (style::printable(&from.machine), style::printable(&from.checkpoint));
-        println!("⟲ It began as a branch of {machine} at {checkpoint:.6} #{}", from.sequence);
+        outln!("⟲ It began as a branch of {} at {:.6} #{}", from.machine, from.checkpoint, from.sequence);
     }
     Ok(())
 }
 
-/// A timeline in the picture: it reaches from the checkpoint it came from to its newest one.
+/// A timeline in the graph: from the checkpoint that it began at to its newest one.
 struct Branch {
     timeline: i64,
     from: u64,
@@ -51,8 +49,8 @@ struct Branch {
     column: usize,
 }
 
-/// The tree, newest first: `@` where the machine stands, `×` for bad, `?` for suspect, `●` good, `○` not judged yet.
-fn tree(checkpoints: &[Checkpoint], present: &str) -> Vec<String> {
+/// The tree, newest first: `@` for the current checkpoint, `×` bad, `?` suspect, `●` good, `○` unknown.
+fn tree(checkpoints: &[Checkpoint], current: &str) -> Vec<String> {
     let branches = branches(checkpoints);
     let columns = branches.iter().map(|branch| branch.column + 1).max().unwrap_or(0);
     let timeline_of: HashMap<&str, i64> =
@@ -62,7 +60,7 @@ fn tree(checkpoints: &[Checkpoint], present: &str) -> Vec<String> {
         let mut graph = vec![' '; 2 * columns];
         for branch in &branches {
             if branch.timeline == checkpoint.timeline {
-                graph[2 * branch.column] = mark(checkpoint, present);
+                graph[2 * branch.column] = mark(checkpoint, current);
             } else if checkpoint.sequence > branch.from && checkpoint.sequence < branch.newest {
                 graph[2 * branch.column] = '│';
             }
@@ -70,12 +68,12 @@ fn tree(checkpoints: &[Checkpoint], present: &str) -> Vec<String> {
         let begins =
             timeline_of.get(checkpoint.parent.as_str()).is_some_and(|from| *from != checkpoint.timeline);
         let graph: String = graph.into_iter().collect();
-        lines.push(fit(&format!("{graph}{}", text(checkpoint, begins)), checkpoint));
+        lines.push(format!("{graph}{}", text(checkpoint, begins)));
     }
     lines
 }
 
-/// The timelines, each in the first column that is free over its whole reach.
+/// The timelines, each in the first column that is free over its whole length.
 fn branches(checkpoints: &[Checkpoint]) -> Vec<Branch> {
     let sequence_of: HashMap<&str, u64> =
         checkpoints.iter().map(|checkpoint| (checkpoint.name.as_str(), checkpoint.sequence)).collect();
@@ -104,13 +102,13 @@ fn branches(checkpoints: &[Checkpoint]) -> Vec<Branch> {
     branches
 }
 
-fn mark(checkpoint: &Checkpoint, present: &str) -> char {
+fn mark(checkpoint: &Checkpoint, current: &str) -> char {
     match checkpoint.verdict() {
-        _ if checkpoint.name == present => '@',
+        _ if checkpoint.name == current => '@',
         Verdict::Bad => '×',
         Verdict::Suspect => '?',
         Verdict::Good => '●',
-        Verdict::Unspecified => '○',
+        Verdict::Unspecified | Verdict::Unknown => '○',
     }
 }
 
@@ -119,14 +117,14 @@ fn text(checkpoint: &Checkpoint, begins: bool) -> String {
         "{:.6} #{:<4} {:>10} {:>8} {:>6} {:>10} {:<7}",
         checkpoint.name,
         checkpoint.sequence,
-        style::ago(checkpoint.taken_at_ms),
-        style::duration(checkpoint.pause_us),
+        quantity::ago(checkpoint.taken_at_ms),
+        quantity::duration(checkpoint.pause_us),
         checkpoint.dirty_pages,
-        style::bytes(checkpoint.stored_bytes),
-        style::verdict(checkpoint.verdict()),
+        quantity::bytes(checkpoint.stored_bytes),
+        verdict::word(checkpoint.verdict()),
     );
     let why = if !checkpoint.label.is_empty() {
-        format!(" `{}`", style::printable(&checkpoint.label))
+        format!(" `{}`", checkpoint.label)
     } else if checkpoint.kind == "automatic" {
         String::new()
     } else {
@@ -134,12 +132,6 @@ fn text(checkpoint: &Checkpoint, begins: bool) -> String {
     };
     let origin = if begins { format!(" ⟲ {:.6}", checkpoint.parent) } else { String::new() };
     text + &why + &origin
-}
-
-fn fit(line: &str, checkpoint: &Checkpoint) -> String {
-    let width = table::terminal_width();
-    let cut: String = line.chars().take(width).collect();
-    style::painted(checkpoint.verdict(), cut.trim_end())
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use super::global::{Global, print_json};
 use crate::client;
 use crate::error::CliError;
 
-/// Keeps a checkpoint from being pruned, or lets it be pruned again. Works without a daemon, too.
+/// Protects a checkpoint from pruning, or ends that protection. Works without a daemon, too.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -22,16 +22,16 @@ pub(crate) struct PinArgs {
 pub(super) async fn run(args: PinArgs, pinned: bool, global: &Global) -> Result<(), CliError> {
     let request = PinCheckpointRequest { machine: args.name.clone(), checkpoint: args.checkpoint, pinned };
     let answer =
-        client::writer(&global.store).await?.checkpoints().pin_checkpoint(request).await?.into_inner();
+        client::writer(&global.store()?).await?.checkpoints().pin_checkpoint(request).await?.into_inner();
     if global.json {
         return print_json(&answer);
     }
     let checkpoint = answer.checkpoint.unwrap_or_default();
     let (state, back) = if pinned { ("pinned", "unpin") } else { ("not pinned", "pin") };
     let already = if answer.changed { "" } else { " already" };
-    println!("{} #{} is {state}{already}.", checkpoint.name, checkpoint.sequence);
+    outln!("{} #{} is {state}{already}.", checkpoint.name, checkpoint.sequence);
     if answer.changed {
-        println!("Undo it: retrovisor {back} {} {}", args.name, checkpoint.name);
+        outln!("Undo it: retrovisor {back} {} {}", args.name, checkpoint.name);
     }
     Ok(())
 }

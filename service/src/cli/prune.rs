@@ -1,24 +1,24 @@
-use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use retrovisor_proto::v1::prune_response::Step;
 use retrovisor_proto::v1::{MachinePrune, PrunePlan, PruneReport, PruneRequest, RetentionPolicy};
 
+use super::confirm::{confirm, refuse_unattended};
 use super::global::{Global, print_json};
 use crate::client::{self, Client};
 use crate::error::CliError;
 use crate::terminal::progress::Progress;
-use crate::terminal::{paragraph, style, table};
+use crate::terminal::{paragraph, quantity, table};
 
-/// Removes the checkpoints that no rule keeps, and gives their space back. Machines run on meanwhile.
+/// Removes the checkpoints that no rule keeps, and frees their space. Machines keep running meanwhile.
 ///
-/// Always kept: where a machine stands, its newest checkpoint, pinned ones and the last good one. The plan is shown
-/// first; what is removed cannot be brought back.
+/// Always kept: a machine's current checkpoint, its newest, pinned ones and the last good one. The plan is shown first;
+/// what is removed cannot be brought back.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  retrovisor prune --dry-run                      what would go, and how much comes back
+  retrovisor prune --dry-run                      what would be removed, and how much space is freed
   retrovisor prune web --keep-last 50 --keep-hourly 24 --yes
   retrovisor prune --policy retention.toml --yes  keep_last = 50, keep_bad_days = 30, …")]
 pub(crate) struct PruneArgs {
@@ -33,61 +33,65 @@ pub(crate) struct PruneArgs {
     /// The newest checkpoints of each machine [default: 200]
     #[arg(long, value_name = "N")]
     keep_last: Option<u64>,
-    /// One for each of so many hours [default: 24]
+    /// One for each of this many hours [default: 24]
     #[arg(long, value_name = "N")]
     keep_hourly: Option<u64>,
-    /// One for each of so many days [default: 7]
+    /// One for each of this many days [default: 7]
     #[arg(long, value_name = "N")]
     keep_daily: Option<u64>,
-    /// One for each of so many weeks [default: 4]
+    /// One for each of this many weeks [default: 4]
     #[arg(long, value_name = "N")]
     keep_weekly: Option<u64>,
-    /// One for each of so many months [default: 6]
+    /// One for each of this many months [default: 6]
     #[arg(long, value_name = "N")]
     keep_monthly: Option<u64>,
     /// Those with a label [default: true]
     #[arg(long, value_name = "BOOL")]
     keep_labelled: Option<bool>,
-    /// Bad ones, and those that incidents name, for so many days [default: for ever]
+    /// Bad ones, and those that incidents name, for this many days [default: forever]
     #[arg(long, value_name = "DAYS")]
     keep_bad_days: Option<u64>,
-    /// Those that undo and redo need, for so many operations back [default: 10]
+    /// Those that undo and redo need, for this many operations back [default: 10]
     #[arg(long, value_name = "N")]
     undo_depth: Option<u64>,
-    /// Reads the rules from a TOML file; options above override it
+    /// Read the rules from a TOML file; the options above override it
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
 }
 
 pub(super) async fn run(args: PruneArgs, global: &Global) -> Result<(), CliError> {
     let policy = args.rules()?;
+    let store = global.store()?;
     let request = |dry_run| PruneRequest {
         machine: args.name.clone().unwrap_or_default(),
         policy: Some(policy),
         dry_run,
     };
     if args.dry_run {
-        let plan = ask(&client::reader(&global.store).await?, request(true), global.json).await?.0;
+        let plan = ask(&client::reader(&store).await?, request(true), global.json).await?.0;
         if global.json {
             return print_json(&plan);
         }
-        show(&plan);
-        println!("Nothing was changed.");
+        print_plan(&plan);
+        outln!("Nothing was changed.");
         return Ok(());
     }
-    let client = client::writer(&global.store).await?;
+    let client = client::writer(&store).await?;
     if !args.yes {
-        confirm(&ask(&client, request(true), global.json).await?.0)?;
+        refuse_unattended("prune removes checkpoints forever")?;
+        print_plan(&ask(&client, request(true), global.json).await?.0);
+        confirm("Remove these checkpoints? They cannot be brought back.", "to prune")?;
     }
     let (plan, report) = ask(&client, request(false), global.json).await?;
-    let report = report.ok_or_else(|| CliError::failed("the prune was cut short; what was done is done"))?;
+    let report = report
+        .ok_or_else(|| CliError::failed("the prune was interrupted; steps that were done stay done"))?;
     if global.json {
         return print_json(&report);
     }
     if args.yes {
-        show(&plan);
+        print_plan(&plan);
     }
-    told(report);
+    print_report(report);
     Ok(())
 }
 
@@ -134,28 +138,28 @@ async fn ask(
     json: bool,
 ) -> Result<(PrunePlan, Option<PruneReport>), CliError> {
     let mut stream = client.store().prune(request).await?.into_inner();
-    let mut bar = Progress::new(json);
+    let bar = Progress::new(json);
     let (mut plan, mut report) = (PrunePlan::default(), None);
     while let Some(message) = stream.message().await? {
         match message.step {
-            Some(Step::Plan(told)) => plan = told,
-            Some(Step::Report(told)) => report = Some(told),
-            Some(Step::Progress(progress)) => bar.show(progress.done, progress.total, progress.step),
+            Some(Step::Plan(message)) => plan = message,
+            Some(Step::Report(message)) => report = Some(message),
+            Some(Step::Progress(progress)) => bar.show(progress.done, progress.total, &progress.step),
             None => {}
         }
     }
     Ok((plan, report))
 }
 
-fn show(plan: &PrunePlan) {
+fn print_plan(plan: &PrunePlan) {
     let rows: Vec<_> = plan.machines.iter().map(row).collect();
-    table::print(&["machine", "stay", "go", "of these bad", "oldest that goes", "kept by"], &rows);
+    table::print(&["machine", "kept", "removed", "of these bad", "oldest removed", "kept by"], &rows);
     paragraph::print(&format!(
-        "About {} come back: {} in packs at once, {} of the catalogue. {} of the packs become garbage in all.",
-        style::bytes(plan.pack_bytes + plan.catalogue_bytes),
-        style::bytes(plan.pack_bytes),
-        style::bytes(plan.catalogue_bytes),
-        style::bytes(plan.garbage_bytes),
+        "About {} are freed: {} of the packs, {} of the catalogue. {} of the packs are unused afterwards in total.",
+        quantity::bytes(plan.pack_bytes + plan.catalogue_bytes),
+        quantity::bytes(plan.pack_bytes),
+        quantity::bytes(plan.catalogue_bytes),
+        quantity::bytes(plan.garbage_bytes),
     ));
 }
 
@@ -174,41 +178,19 @@ fn row(machine: &MachinePrune) -> Vec<String> {
         machine.kept.len().to_string(),
         machine.removed.len().to_string(),
         machine.removed.iter().filter(|removed| removed.quarantined).count().to_string(),
-        oldest.map_or_else(|| "-".to_owned(), style::ago),
+        oldest.map_or_else(|| "-".to_owned(), quantity::ago),
         reasons.join(", "),
     ]
 }
 
-/// Shows the plan and asks, where somebody can answer.
-fn confirm(plan: &PrunePlan) -> Result<(), CliError> {
-    if !std::io::stdin().is_terminal() {
-        return Err(CliError::refused(
-            "prune removes checkpoints for ever, and nobody is here to ask",
-            "Look first with --dry-run, then say --yes",
-        ));
-    }
-    show(plan);
-    eprint!("Remove these checkpoints? They cannot be brought back. [y/N] ");
-    let _ = std::io::stderr().flush();
-    let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer).map_err(|error| CliError::failed(error.to_string()))?;
-    if answer.trim().eq_ignore_ascii_case("y") {
-        return Ok(());
-    }
-    Err(CliError::refused("nothing was removed", "Say y, or --yes, to prune"))
-}
-
-fn told(report: PruneReport) {
-    println!(
-        "{} checkpoints removed; the store has {} now, {} before.",
-        report.checkpoints,
-        style::bytes(report.stored_bytes),
-        style::bytes(report.stored_bytes_before)
+fn print_report(report: PruneReport) {
+    outln!(
+        "{} removed; the store has {} now, {} before.",
+        quantity::count(report.checkpoints, "checkpoint"),
+        quantity::bytes(report.stored_bytes),
+        quantity::bytes(report.stored_bytes_before)
     );
-    if report.passed_over > 0 {
-        println!(
-            "{} of the plan stayed: a machine went there meanwhile, or they were pinned.",
-            report.passed_over
-        );
+    if report.skipped > 0 {
+        outln!("{} of the plan were kept: they are current or pinned now.", report.skipped);
     }
 }

@@ -8,31 +8,31 @@ use crate::client;
 use crate::error::CliError;
 use crate::terminal::table;
 
-/// Asks the snapshot database in SQL. Reads only; works without a daemon, too.
+/// Runs a read-only SQL query on the snapshot database. Works without a daemon, too.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   retrovisor query \"SELECT name, verdict, dirty_pages FROM v_checkpoint ORDER BY sequence DESC LIMIT 5\"
-  retrovisor query --list                  root-cause questions that come with Retrovisor
+  retrovisor query --list                  the named queries
   retrovisor query --named new-tasks GOOD BAD   names of two checkpoints
   retrovisor query \"SELECT name FROM sqlite_master WHERE type IN ('table','view')\"")]
 pub(crate) struct QueryArgs {
     /// One SELECT statement (not with --named), then the values of ?1, ?2…
     #[arg(required_unless_present_any = ["list", "named"], value_name = "SQL | VALUE")]
     words: Vec<String>,
-    /// Lists the named questions
+    /// List the named queries
     #[arg(long, conflicts_with_all = ["words", "named"])]
     list: bool,
-    /// Asks a named question; its values follow
+    /// Run a named query; its values follow
     #[arg(long, value_name = "NAME")]
     named: Option<String>,
-    /// At most so many rows
+    /// Maximum number of rows
     #[arg(long, default_value_t = 1000)]
     limit: u32,
 }
 
 pub(super) async fn run(args: QueryArgs, global: &Global) -> Result<(), CliError> {
-    let client = client::reader(&global.store).await?;
+    let client = client::reader(&global.store()?).await?;
     if args.list {
         let answer = client.queries().list_queries(ListQueriesRequest {}).await?.into_inner();
         if global.json {
@@ -41,9 +41,10 @@ pub(super) async fn run(args: QueryArgs, global: &Global) -> Result<(), CliError
         let rows: Vec<_> =
             answer.queries.iter().map(|query| vec![query.name.clone(), query.question.clone()]).collect();
         table::print(&["name", "question"], &rows);
-        println!("\nTheir values (see --help) are:");
+        outln!();
+        outln!("Their values are:");
         for query in &answer.queries {
-            println!("  {} {}", query.name, query.parameters.join(", "));
+            outln!("  {} {}", query.name, query.parameters.join(", "));
         }
         return Ok(());
     }
@@ -63,7 +64,7 @@ pub(super) async fn run(args: QueryArgs, global: &Global) -> Result<(), CliError
     }
     table::print_facts(&answer.table.unwrap_or_default());
     if answer.truncated {
-        eprintln!("(more rows than --limit {})", args.limit);
+        errln!("(more rows than --limit {})", args.limit);
     }
     Ok(())
 }

@@ -1,53 +1,54 @@
 use clap::{Args, ValueEnum};
-use retrovisor_proto::v1::{ClockPolicy, Move, PresentPolicy, RedoRequest, RollbackRequest, UndoRequest};
+use retrovisor_proto::v1::{ClockPolicy, CurrentPolicy, RedoRequest, Rollback, RollbackRequest, UndoRequest};
 
 use super::global::{Global, print_json};
 use crate::client;
 use crate::error::CliError;
-use crate::terminal::{paragraph, style};
+use crate::terminal::{paragraph, quantity, verdict};
 
-/// Takes a machine back to a checkpoint.
+/// Takes a machine to a checkpoint.
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The present is checkpointed first: `retrovisor undo NAME` brings it back.
+The current state is checkpointed first: `retrovisor undo NAME` goes back to it. A machine without a process is
+started again with the checkpoint's state.
 Examples:
   retrovisor rollback web                    to the last good checkpoint
-  retrovisor rollback web --to -3 --dry-run  what going back three checkpoints would do
+  retrovisor rollback web --to -3 --dry-run  what going back three checkpoints would change
   retrovisor rollback web --to before-upgrade
   retrovisor rollback web --clock jump-to-now
-  retrovisor rollback web --present staged   the guest stands still as shortly as can be")]
+  retrovisor rollback web --current staged   with the shortest pause")]
 pub(crate) struct RollbackArgs {
     /// The machine
     name: String,
     /// last-good, latest, a label, the beginning of a name, @SEQUENCE, or -N for N checkpoints back
     #[arg(long, default_value = "last-good", allow_hyphen_values = true, value_name = "CHECKPOINT")]
     to: String,
-    /// Only say what would happen
+    /// Only report what would be done
     #[arg(long)]
     dry_run: bool,
-    /// Compare the whole restored memory with the checkpoint's hash before the guest runs on
+    /// Compare the whole restored memory with the checkpoint's hash before the guest is resumed
     #[arg(long)]
     verify_image: bool,
-    /// What the guest's clocks do: go on from the checkpoint's instant, or jump to now (kvm only)
+    /// The guest's clocks: continue from the checkpoint's instant, or jump to now (kvm only)
     #[arg(long, default_value = "stand-still", value_enum)]
     clock: Clock,
-    /// When the present must be safe that is left: on the disk before anything is overwritten, or copied in memory, so that
-    /// the guest runs on within microseconds to milliseconds (a daemon killed in that moment loses it)
+    /// When the current state must be on disk: before anything is overwritten, or, with a pause of microseconds to
+    /// milliseconds, after the guest was resumed (lost if the daemon is killed before that)
     #[arg(long, default_value = "durable", value_enum)]
-    present: Present,
+    current: Current,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Present {
+enum Current {
     Durable,
     Staged,
 }
 
-impl From<Present> for i32 {
-    fn from(present: Present) -> Self {
-        match present {
-            Present::Durable => PresentPolicy::Durable.into(),
-            Present::Staged => PresentPolicy::Staged.into(),
+impl From<Current> for i32 {
+    fn from(current: Current) -> Self {
+        match current {
+            Current::Durable => CurrentPolicy::Durable.into(),
+            Current::Staged => CurrentPolicy::Staged.into(),
         }
     }
 }
@@ -67,21 +68,24 @@ impl From<Clock> for i32 {
     }
 }
 
-/// Undoes the last operation that moved a machine.
+/// Undoes the last rollback of a machine. Each further undo goes back one more.
 #[derive(Debug, Args)]
 pub(crate) struct UndoArgs {
     /// The machine
     name: String,
-    /// Compare the whole restored memory with the checkpoint's hash before the guest runs on
+    /// Compare the whole restored memory with the checkpoint's hash before the guest is resumed
     #[arg(long)]
     verify_image: bool,
 }
 
-/// Takes the last undo back.
+/// Undoes the last undo of a machine.
 #[derive(Debug, Args)]
 pub(crate) struct RedoArgs {
     /// The machine
     name: String,
+    /// Compare the whole restored memory with the checkpoint's hash before the guest is resumed
+    #[arg(long)]
+    verify_image: bool,
 }
 
 pub(super) async fn rollback(args: RollbackArgs, global: &Global) -> Result<(), CliError> {
@@ -91,80 +95,83 @@ pub(super) async fn rollback(args: RollbackArgs, global: &Global) -> Result<(), 
         dry_run: args.dry_run,
         verify_image: args.verify_image,
         clock: args.clock.into(),
-        present: args.present.into(),
+        current: args.current.into(),
     };
     let client = if args.dry_run {
-        client::reader(&global.store).await?
+        client::reader(&global.store()?).await?
     } else {
-        client::daemon(&global.store).await?
+        client::daemon(&global.store()?).await?
     };
     let answer = client.checkpoints().rollback(request).await?.into_inner();
     if global.json {
         return print_json(&answer);
     }
-    let journey = answer.r#move.unwrap_or_default();
+    let rollback = answer.rollback.unwrap_or_default();
     if answer.dry_run {
-        let target = journey.target.clone().unwrap_or_default();
+        let target = rollback.target.clone().unwrap_or_default();
         paragraph::print(&format!(
-            "Would take {} back {} checkpoints to {} #{} ({}, {}). {} pages are known to differ. The present would be \
-             kept on its own timeline. Nothing was changed.",
+            "Would take {} back {} to {} #{} ({}, {}). {} pages are known to differ. The current state would be kept on \
+             its own timeline. Nothing was changed.",
             args.name,
-            journey.steps,
+            quantity::count(rollback.steps.into(), "checkpoint"),
             target.name,
             target.sequence,
-            style::ago(target.taken_at_ms),
-            style::verdict(target.verdict()),
-            journey.pages_written
+            quantity::ago(target.taken_at_ms),
+            verdict::word(target.verdict()),
+            rollback.pages_written
         ));
         return Ok(());
     }
-    told(&args.name, &journey, "Undo it", "undo");
+    print(&args.name, &rollback, "Undo it", "undo");
     Ok(())
 }
 
 pub(super) async fn undo(args: UndoArgs, global: &Global) -> Result<(), CliError> {
     let request = UndoRequest { machine: args.name.clone(), verify_image: args.verify_image };
-    let answer = client::daemon(&global.store).await?.checkpoints().undo(request).await?.into_inner();
+    let answer = client::daemon(&global.store()?).await?.checkpoints().undo(request).await?.into_inner();
     if global.json {
         return print_json(&answer);
     }
-    told(&args.name, &answer.r#move.unwrap_or_default(), "Take that back", "redo");
+    print(&args.name, &answer.rollback.unwrap_or_default(), "Undo the undo", "redo");
     Ok(())
 }
 
 pub(super) async fn redo(args: RedoArgs, global: &Global) -> Result<(), CliError> {
-    let request = RedoRequest { machine: args.name.clone() };
-    let answer = client::daemon(&global.store).await?.checkpoints().redo(request).await?.into_inner();
+    let request = RedoRequest { machine: args.name.clone(), verify_image: args.verify_image };
+    let answer = client::daemon(&global.store()?).await?.checkpoints().redo(request).await?.into_inner();
     if global.json {
         return print_json(&answer);
     }
-    told(&args.name, &answer.r#move.unwrap_or_default(), "Undo it", "undo");
+    print(&args.name, &answer.rollback.unwrap_or_default(), "Undo it", "undo");
     Ok(())
 }
 
-/// What was done, where the machine stands, and the way back.
-fn told(name: &str, journey: &Move, back: &str, verb: &str) {
-    let target = journey.target.clone().unwrap_or_default();
-    let steps =
-        if journey.steps == 0 { String::new() } else { format!(", {} checkpoints back", journey.steps) };
+/// What was done, the state that was kept, and how to go back to it.
+fn print(name: &str, rollback: &Rollback, back: &str, verb: &str) {
+    let target = rollback.target.clone().unwrap_or_default();
+    let steps = match rollback.steps {
+        0 => String::new(),
+        steps => format!(", {} back", quantity::count(steps.into(), "checkpoint")),
+    };
     paragraph::print(&format!(
-        "{name} stands on {} #{} now{steps} ({} pages in {}{}).",
+        "{name} is at {} #{} now{steps} ({} in {}{}).",
         target.name,
         target.sequence,
-        journey.pages_written,
-        style::duration(journey.rollback_us),
-        if journey.new_process { ", in a new process" } else { "" },
+        quantity::count(rollback.pages_written, "page"),
+        quantity::duration(rollback.rollback_us),
+        if rollback.new_process { ", in a new process" } else { "" },
     ));
-    match journey.image_matches {
-        Some(true) => println!("Its memory matches the checkpoint bit for bit."),
-        Some(false) => println!("Its memory does NOT match the checkpoint's hash."),
+    match rollback.image_matches {
+        Some(true) => outln!("Its memory matches the checkpoint bit for bit."),
+        Some(false) => outln!("Its memory does NOT match the checkpoint's hash."),
         None => {}
     }
-    match &journey.present {
-        Some(present) => paragraph::print(&format!(
-            "The present was kept as {} #{}. {back}: retrovisor {verb} {name}",
-            present.name, present.sequence
-        )),
-        None => paragraph::print("Its process was gone: what it did after its last checkpoint is lost."),
+    if let Some(current) = &rollback.current {
+        paragraph::print(&format!(
+            "The state before is kept as {} #{}. {back}: retrovisor {verb} {name}",
+            current.name, current.sequence
+        ));
+    } else {
+        outln!("It had no process, so there was no state to keep but its newest checkpoint.");
     }
 }

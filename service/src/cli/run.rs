@@ -2,16 +2,18 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use retrovisor_machine::kvm::MacAddress;
+use retrovisor_guest::MacAddress;
 use retrovisor_proto::v1::network_interface::Network;
 use retrovisor_proto::v1::{NetworkInterface, RunMachineRequest};
 
 use super::global::{Global, print_json};
+use super::interval::{interval_ms, parse_interval, warn_if_none};
 use super::show;
 use crate::client;
 use crate::error::CliError;
+use crate::terminal::paragraph;
 
-/// Starts a virtual machine under care.
+/// Starts a virtual machine and manages it.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -31,14 +33,14 @@ pub(crate) struct RunArgs {
     /// Kernel command line
     #[arg(long, default_value = "console=ttyS0 quiet panic=-1")]
     append: String,
-    /// Disk image; it is only read, what the guest writes is kept beside it. May be given several times
+    /// Disk image; it is only read, what the guest writes goes to an overlay. May be given several times
     #[arg(long = "disk", value_name = "FILE")]
     disks: Vec<PathBuf>,
-    /// Network interface of a microVM: HUB (made on first use; machines on one hub talk), tap:NAME, either with ,mac=ADDRESS.
-    /// May be given several times
+    /// Network interface of a microVM: HUB (created on first use; connects machines), tap:NAME, either with
+    /// ,mac=ADDRESS. May be given several times
     #[arg(long = "net", value_name = "NETWORK", value_parser = parse_net)]
     nets: Vec<NetworkInterface>,
-    /// What runs it: kvm is our own microVM and needs KVM on hardware, qemu runs everywhere; auto chooses
+    /// kvm is Retrovisor's own microVM and needs KVM on hardware, qemu runs everywhere; auto prefers kvm
     #[arg(long, default_value = "auto", value_parser = ["auto", "kvm", "qemu"])]
     driver: String,
     /// Memory, such as 512M or 2G
@@ -47,7 +49,7 @@ pub(crate) struct RunArgs {
     /// Number of vCPUs
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
     vcpus: u32,
-    /// Interval between checkpoints, such as 200ms or 2s; 0 for none
+    /// Interval between automatic checkpoints, such as 200ms, 0.5s or 2s; 0 for none
     #[arg(long, default_value = "1s", value_parser = parse_interval)]
     every: Duration,
 }
@@ -70,22 +72,18 @@ pub(super) async fn run(args: RunArgs, global: &Global) -> Result<(), CliError> 
         driver: args.driver,
         interfaces: args.nets,
     };
-    let answer = client::daemon(&global.store).await?.machines().run_machine(request).await?.into_inner();
+    let answer = client::daemon(&global.store()?).await?.machines().run_machine(request).await?.into_inner();
     let machine = answer.machine.unwrap_or_default();
     if global.json {
         return print_json(&machine);
     }
     show::print(&machine);
-    println!(
+    warn_if_none(&machine);
+    paragraph::print(&format!(
         "Next: retrovisor log {0} · retrovisor inspect {0} · retrovisor rollback {0} --dry-run",
         machine.name
-    );
+    ));
     Ok(())
-}
-
-/// Milliseconds; an interval of over 49 days is as good as that.
-pub(super) fn interval_ms(interval: Duration) -> u32 {
-    u32::try_from(interval.as_millis()).unwrap_or(u32::MAX)
 }
 
 /// `512M`, `2G`, `1048576`.
@@ -129,27 +127,6 @@ fn parse_net(text: &str) -> Result<NetworkInterface, String> {
     Ok(NetworkInterface { network: Some(network), address: address.to_owned(), link_up: false })
 }
 
-/// `200ms`, `2s`, `1m`, `0`.
-pub(super) fn parse_interval(text: &str) -> Result<Duration, String> {
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (digits, unit) = text.split_at(split);
-    let number: u64 =
-        digits.parse().map_err(|_| format!("`{text}` is not an interval: write 200ms, 2s, 1m or 1h"))?;
-    let interval = match unit {
-        "ms" => Duration::from_millis(number),
-        "" if number == 0 => Duration::ZERO,
-        "s" => Duration::from_secs(number),
-        "m" | "min" => Duration::from_secs(number.saturating_mul(60)),
-        "h" => Duration::from_secs(number.saturating_mul(3600)),
-        _ => return Err(format!("`{text}` has no unit that I know: write 200ms, 2s, 1m or 1h")),
-    };
-    if interval.is_zero() || interval >= Duration::from_millis(20) {
-        Ok(interval)
-    } else {
-        Err("an interval below 20ms leaves the guest no time to run".to_owned())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -167,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_and_intervals_are_read_and_nonsense_is_refused() {
+    fn sizes_are_read_and_nonsense_is_refused() {
         assert_eq!(parse_size("512M"), Ok(512 << 20));
         assert_eq!(parse_size("2GiB"), Ok(2 << 30));
         assert!(
@@ -175,8 +152,5 @@ mod tests {
                 .iter()
                 .all(|s| parse_size(s).is_err())
         );
-        assert_eq!(parse_interval("200ms"), Ok(Duration::from_millis(200)));
-        assert_eq!(parse_interval("0"), Ok(Duration::ZERO));
-        assert!(["", "5", "1ms", "s", "3 parsecs"].iter().all(|s| parse_interval(s).is_err()));
     }
 }

@@ -1,57 +1,69 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
+use retrovisor_manager::Manager;
 use retrovisor_snapshot::{Access, RecorderSettings, Store};
 
 use super::global::Global;
-use crate::care::Care;
 use crate::error::CliError;
 use crate::{place, rpc};
 
-/// Runs the daemon until it is told to end. Guests that it started go on without it and are found again.
+/// Runs the daemon until SIGINT or SIGTERM. Machines keep running without it and are attached again at its next start.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  retrovisor serve\n  retrovisor --store /srv/retrovisor serve --listen 127.0.0.1:7070\n  retrovisor serve --staging-mib 1024 --ring-mib 1024   # guests that write much"
+    after_help = "Examples:\n  retrovisor serve\n  retrovisor --store /srv/retrovisor serve --listen 127.0.0.1:7070\n  retrovisor serve --staging-mib 1024 --ring-mib 1024   # guests that write a lot"
 )]
 pub(crate) struct ServeArgs {
-    /// Listens on TCP, too; loopback only: whoever reaches the port controls the guests
+    /// Listen on TCP, too; loopback only: every local user who reaches the port controls the machines
     #[arg(long, value_name = "ADDRESS", value_parser = parse_loopback)]
     listen: Option<SocketAddr>,
-    /// Memory for copied pages on their way to the disk, for each machine. A checkpoint of more dirty pages waits for the disk
-    /// while the guest stands still
+    /// Memory for pages that are copied and not on disk yet, for each machine. A checkpoint with more dirty pages waits
+    /// for the disk while the guest is paused
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(16..=MIB_MAX))]
     staging_mib: u64,
-    /// Memory for pages of the newest checkpoints, from which rollbacks are quick; all machines share it
+    /// Memory for pages of the newest checkpoints, for fast rollbacks; shared by all machines
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(16..=MIB_MAX))]
     ring_mib: u64,
 }
 
+/// A checkpoint or rollback that is under way when the daemon ends has this long. What is cut off is continued or undone
+/// at the next start, as after a crash.
+const DETACH_MAX: Duration = Duration::from_secs(3);
 /// More than any host has: 64 TiB.
 const MIB_MAX: u64 = 64 << 20;
 
 pub(super) async fn run(args: ServeArgs, global: &Global) -> Result<(), CliError> {
-    let store = Store::open(&global.store, Access::Create)
-        .map_err(|error| CliError::refused(error.to_string(), ""))?;
+    let root = global.store()?;
+    if let Some(changed) = place::prepare_store(&root)? {
+        errln!("{changed}");
+    }
+    let store =
+        Store::open(&root, Access::Create).map_err(|error| CliError::refused(error.to_string(), ""))?;
     store.set_ring_bytes_max(args.ring_mib << 20);
     let settings =
         RecorderSettings { staging_bytes_max: args.staging_mib << 20, ..RecorderSettings::default() };
-    let care = Arc::new(Care::new(Arc::new(store), &global.store, settings));
-    let socket = place::socket(&global.store);
+    let drivers = retrovisor_machine::drivers(&place::hubs(&root));
+    let manager = Arc::new(Manager::new(Arc::new(store), &root, settings, drivers));
+    let socket = place::socket(&root);
     let listener = rpc::bind(&socket)?;
     let found = tokio::task::spawn_blocking({
-        let care = Arc::clone(&care);
-        move || care.find_again()
+        let manager = Arc::clone(&manager);
+        move || manager.reattach_all()
     })
     .await
     .map_err(|error| CliError::failed(error.to_string()))?;
     for line in found {
-        eprintln!("{line}");
+        errln!("{line}");
     }
-    eprintln!("retrovisor serves {} at {}", global.store.display(), socket.display());
-    let ended = rpc::serve(Arc::clone(&care), listener, args.listen).await;
-    care.let_go();
-    // The lock of the store says who serves; a socket left behind is replaced at the next start.
+    errln!("retrovisor serves {} at {}", root.display(), socket.display());
+    let ended = rpc::serve(Arc::clone(&manager), listener, args.listen).await;
+    let detached = tokio::task::spawn_blocking(move || manager.detach_all());
+    if tokio::time::timeout(DETACH_MAX, detached).await.is_err() {
+        errln!("a machine is still busy; it is attached again at the next start");
+    }
+    // The lock of the store protects it; a socket that is left behind is replaced at the next start.
     let _ = std::fs::remove_file(&socket);
     Ok(ended?)
 }

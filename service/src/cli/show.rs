@@ -6,7 +6,7 @@ use super::global::{Global, print_json};
 use super::list;
 use crate::client;
 use crate::error::CliError;
-use crate::terminal::style;
+use crate::terminal::{paragraph, quantity, verdict};
 
 #[derive(Debug, Args)]
 pub(crate) struct ShowArgs {
@@ -16,7 +16,7 @@ pub(crate) struct ShowArgs {
 
 pub(super) async fn run(args: ShowArgs, global: &Global) -> Result<(), CliError> {
     let request = GetMachineRequest { machine: args.name };
-    let answer = client::reader(&global.store).await?.machines().get_machine(request).await?.into_inner();
+    let answer = client::reader(&global.store()?).await?.machines().get_machine(request).await?.into_inner();
     let machine = answer.machine.unwrap_or_default();
     if global.json {
         return print_json(&machine);
@@ -25,22 +25,28 @@ pub(super) async fn run(args: ShowArgs, global: &Global) -> Result<(), CliError>
     Ok(())
 }
 
-/// One machine, a line a property.
+/// One machine, a property a line.
 pub(super) fn print(machine: &Machine) {
     let line = |name: &str, value: &str| {
         if !value.is_empty() {
-            println!("{name:<12} {value}");
+            paragraph::property(name, value);
         }
     };
-    line("machine", &style::bold(&machine.name));
-    line("state", list::state(machine.run_state()));
+    line("machine", &machine.name);
+    let reason = match &machine.state_reason[..] {
+        "" => String::new(),
+        reason => format!(": {reason}"),
+    };
+    line("state", &format!("{}{reason}", list::state(machine.state())));
     line("driver", &format!("{} {} on {}", machine.driver, machine.driver_version, machine.accelerator));
-    line("shape", &format!("{} vCPU, {}", machine.vcpus, style::bytes(machine.memory_bytes)));
+    line("hardware", &format!("{} vCPU, {}", machine.vcpus, quantity::bytes(machine.memory_bytes)));
     line("dirty pages", &machine.dirty_finder);
     let every =
         if machine.every_ms == 0 { String::new() } else { format!(", one every {} ms", machine.every_ms) };
     line("checkpoints", &format!("{}{every}", machine.checkpoints));
-    line("present", &format!("{} ({})", machine.present, style::verdict(machine.verdict())));
+    if !machine.current.is_empty() {
+        line("current", &format!("{} ({})", machine.current, verdict::word(machine.verdict())));
+    }
     for interface in &machine.interfaces {
         let network = match &interface.network {
             Some(Network::Hub(name)) => format!("hub {name}"),
@@ -51,15 +57,7 @@ pub(super) fn print(machine: &Machine) {
         line("network", &format!("{network}, {}, link {status}", interface.address));
     }
     if let Some(from) = &machine.branched_from {
-        line(
-            "branched",
-            &format!(
-                "from {} {} #{}",
-                style::printable(&from.machine),
-                style::printable(&from.checkpoint),
-                from.sequence
-            ),
-        );
+        line("branched", &format!("from {} {} #{}", from.machine, from.checkpoint, from.sequence));
     }
     line("confined", &machine.confinement);
     line("console", &machine.console);

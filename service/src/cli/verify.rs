@@ -6,12 +6,12 @@ use super::global::{Global, print_json};
 use crate::client;
 use crate::error::CliError;
 use crate::terminal::progress::Progress;
-use crate::terminal::{paragraph, style};
+use crate::terminal::{paragraph, quantity};
 
-/// Reads everything in the store back and checks it against its hashes. Works without a daemon, too.
+/// Reads everything in the store and compares it with its hashes. Works without a daemon, too.
 ///
-/// With --repair, contents that are there a second time are linked anew, what follows from something else is derived,
-/// and checkpoints that cannot be saved are marked: they are refused as targets, all others stay usable.
+/// With --repair, contents of which there is a second copy are linked to it, derived data is rebuilt, and checkpoints that
+/// cannot be repaired are marked as lost: they are refused as targets, all others stay usable.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -19,10 +19,10 @@ Examples:
   retrovisor verify --repair --dry-run     what a repair would do
   retrovisor verify --repair")]
 pub(crate) struct VerifyArgs {
-    /// Puts in order what can be put in order
+    /// Repair what can be repaired
     #[arg(long)]
     repair: bool,
-    /// Only says what the repair would do
+    /// Only report what the repair would do
     #[arg(long, requires = "repair")]
     dry_run: bool,
 }
@@ -32,9 +32,9 @@ pub(super) async fn run(args: VerifyArgs, global: &Global) -> Result<(), CliErro
 }
 
 async fn check(global: &Global) -> Result<(), CliError> {
-    let client = client::reader(&global.store).await?;
+    let client = client::reader(&global.store()?).await?;
     let mut stream = client.store().verify(VerifyRequest {}).await?.into_inner();
-    let mut bar = Progress::new(global.json);
+    let bar = Progress::new(global.json);
     let mut last = None;
     while let Some(progress) = stream.message().await? {
         bar.show(progress.checked_pages, progress.total_pages, "contents checked");
@@ -42,99 +42,104 @@ async fn check(global: &Global) -> Result<(), CliError> {
     }
     drop(bar);
     let report =
-        last.filter(|last| last.finished).ok_or_else(|| CliError::failed("the check was cut short"))?;
+        last.filter(|last| last.finished).ok_or_else(|| CliError::failed("the check was interrupted"))?;
     if global.json {
         print_json(&report)?;
     } else {
-        println!(
-            "{} checkpoints, {} contents, {} on disk.",
-            report.checkpoints,
-            report.checked_pages,
-            style::bytes(report.stored_bytes)
+        outln!(
+            "{}, {}, {} on disk.",
+            quantity::count(report.checkpoints, "checkpoint"),
+            quantity::count(report.checked_pages, "content"),
+            quantity::bytes(report.stored_bytes)
         );
         for damage in &report.damaged {
-            println!("{damage}");
+            paragraph::print(damage);
         }
     }
     if report.damaged.is_empty() {
         if !global.json {
-            println!("Everything matches its hash.");
+            outln!("Everything matches its hash.");
         }
         return Ok(());
     }
-    let what = format!("{} places are damaged; what is not named above is intact", report.damaged.len());
-    Err(CliError::failed(format!("{what}. See what can be mended: retrovisor verify --repair --dry-run")))
+    Err(CliError::failed(format!(
+        "{} found; everything else is intact. See what can be repaired: retrovisor verify --repair --dry-run",
+        quantity::count(report.damaged.len() as u64, "damaged place")
+    )))
 }
 
 async fn repair(dry_run: bool, global: &Global) -> Result<(), CliError> {
-    let client =
-        if dry_run { client::reader(&global.store).await? } else { client::writer(&global.store).await? };
+    let client = if dry_run {
+        client::reader(&global.store()?).await?
+    } else {
+        client::writer(&global.store()?).await?
+    };
     let mut stream = client.store().repair(RepairRequest { dry_run }).await?.into_inner();
-    let mut bar = Progress::new(global.json);
+    let bar = Progress::new(global.json);
     let (mut plan, mut report) = (None, None);
     while let Some(message) = stream.message().await? {
         match message.step {
             Some(Step::Progress(progress)) => {
                 bar.show(progress.checked_pages, progress.total_pages, "contents checked");
             }
-            Some(Step::Plan(told)) => plan = Some(told),
-            Some(Step::Report(told)) => report = Some(told),
+            Some(Step::Plan(message)) => plan = Some(message),
+            Some(Step::Report(message)) => report = Some(message),
             None => {}
         }
     }
     drop(bar);
-    let cut = || CliError::failed("the repair was cut short; start it again");
+    let cut = || CliError::failed("the repair was interrupted; start it again");
     let plan: RepairPlan = plan.ok_or_else(cut)?;
     if dry_run {
         if global.json {
             return print_json(&plan);
         }
-        show(&plan);
+        print_plan(&plan);
         return Ok(());
     }
     let report: RepairReport = report.ok_or_else(cut)?;
     if global.json {
         print_json(&report)?;
     } else {
-        told(&plan, &report);
+        print_report(&plan, &report);
     }
     let open = report.lost.len() + report.failed.len() + plan.beyond_repair.len();
     if open == 0 {
         return Ok(());
     }
-    Err(CliError::failed("not everything could be mended; what is not named above is intact"))
+    Err(CliError::failed("not everything could be repaired; everything that is not named above is intact"))
 }
 
-fn show(plan: &RepairPlan) {
+fn print_plan(plan: &RepairPlan) {
     if plan.items.is_empty() && plan.lost.is_empty() && plan.beyond_repair.is_empty() {
-        println!("Everything matches its hash: there is nothing to repair.");
+        outln!("Everything matches its hash. There is nothing to repair.");
         return;
     }
     for item in &plan.items {
         paragraph::print(&format!("{}: {}", item.action, item.damage));
     }
-    lost(&plan.lost);
+    print_lost(&plan.lost);
     for damage in &plan.beyond_repair {
-        paragraph::print(&format!("beyond repair: {damage}"));
+        paragraph::print(&format!("cannot be repaired: {damage}"));
     }
-    println!("Nothing was changed. Do it: retrovisor verify --repair");
+    outln!("Nothing was changed. Do it: retrovisor verify --repair");
 }
 
-fn told(plan: &RepairPlan, report: &RepairReport) {
-    println!("{} of {} places were put in order.", report.repaired, plan.items.len());
+fn print_report(plan: &RepairPlan, report: &RepairReport) {
+    outln!("{} of {} repaired.", report.repaired, plan.items.len());
     for damage in &report.failed {
-        paragraph::print(&format!("not any more possible: {damage}"));
+        paragraph::print(&format!("not repaired: {damage}"));
     }
-    for name in &report.found_again {
-        println!("{name} is whole again.");
+    for name in &report.recovered {
+        outln!("{name} is complete again.");
     }
-    lost(&report.lost);
+    print_lost(&report.lost);
     for damage in &plan.beyond_repair {
-        paragraph::print(&format!("beyond repair: {damage}"));
+        paragraph::print(&format!("cannot be repaired: {damage}"));
     }
 }
 
-fn lost(lost: &[LostCheckpoint]) {
+fn print_lost(lost: &[LostCheckpoint]) {
     for checkpoint in lost {
         paragraph::print(&format!("{} is lost: {}", checkpoint.name, checkpoint.what.join("; ")));
     }

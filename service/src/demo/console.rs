@@ -1,4 +1,4 @@
-//! The guest's own word: what its workload wrote to the console.
+//! What the guest's workload wrote to its console.
 
 use std::path::PathBuf;
 
@@ -17,7 +17,7 @@ impl Console {
         std::fs::metadata(&self.log).map_or(0, |meta| usize::try_from(meta.len()).unwrap_or(usize::MAX))
     }
 
-    /// Whole lines since a mark.
+    /// Complete lines since a mark.
     pub(super) fn lines_since(&self, mark: usize) -> Vec<String> {
         // A log that is not there yet has no lines.
         let bytes = std::fs::read(&self.log).unwrap_or_default();
@@ -31,13 +31,13 @@ impl Console {
         self.lines_since(mark).iter().rev().find_map(|line| tick(line))
     }
 
-    /// The first tick line since a mark: the first word of a guest that was taken back.
+    /// The first tick line since a mark.
     pub(super) fn first_tick_line(&self, mark: usize) -> Option<(u64, String)> {
-        // The line that was being written when the guest was taken back is not whole.
+        // The line that was being written when the guest was rolled back is not complete.
         self.lines_since(mark).into_iter().find_map(|line| tick(&line).map(|tick| (tick, line)))
     }
 
-    /// Lines in which the guest says that something is wrong with itself.
+    /// Lines in which the workload reports that its memory or disk is corrupt.
     pub(super) fn complaints(&self) -> Vec<String> {
         self.lines_since(0).into_iter().filter(|line| line.contains("CORRUPT")).collect()
     }
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_whole_tick_lines_count() {
+    fn only_complete_tick_lines_count() {
         assert_eq!(tick("tick 00042 mem 1a2b3c4d file 5e6f7a8b ok"), Some(42));
         assert_eq!(tick("tick 00042 mem 1a2b"), None);
         assert_eq!(tick("tick 000tick 00042 mem 1a2b3c4d file 5e6f7a8b ok"), None);

@@ -1,10 +1,10 @@
-//! What the demo shows: a line a checkpoint, and on a terminal a status line that moves.
+//! The output of the demo: a line for each checkpoint, and on a terminal a status line below them.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 
 use retrovisor_proto::v1::Checkpoint;
 
-use crate::terminal::{paragraph, style, table};
+use crate::terminal::{output, paragraph, quantity, verdict, width};
 
 /// The terminal, or a plain stream of lines.
 pub(super) struct Screen {
@@ -20,81 +20,77 @@ impl Screen {
 
     /// A heading.
     pub(super) fn title(&mut self, text: &str) {
-        self.wipe();
+        self.clear();
         self.status.clear();
-        println!();
+        outln!();
         for line in paragraph::lines(text) {
-            println!("{}", style::bold(&line));
+            output::styled_line(output::BOLD, &line);
         }
         self.headed = false;
     }
 
-    /// A line of the story, broken at the terminal's width.
-    pub(super) fn say(&mut self, text: &str) {
-        self.wipe();
-        for line in paragraph::lines(text) {
-            println!("{line}");
-        }
+    /// A text, broken at the terminal's width.
+    pub(super) fn text(&mut self, text: &str) {
+        self.clear();
+        paragraph::print(text);
         self.redraw();
     }
 
     /// A line that the guest wrote.
     pub(super) fn guest(&mut self, text: &str) {
-        self.wipe();
-        println!("  guest │ {}", style::printable(text));
+        self.clear();
+        outln!("  guest │ {text}");
         self.redraw();
     }
 
     /// What is being done now; shown on terminals only.
     pub(super) fn status(&mut self, text: &str) {
-        self.wipe();
+        self.clear();
         text.clone_into(&mut self.status);
         self.redraw();
     }
 
     /// One checkpoint.
     pub(super) fn checkpoint(&mut self, taken: &Checkpoint) {
-        self.wipe();
+        self.clear();
         if !self.headed {
-            println!("  #  name    pause      dirty      stored   score  verdict");
+            outln!("  #  name    pause      dirty      stored   score  verdict");
             self.headed = true;
         }
         let score = taken.score.map_or_else(|| "-".to_owned(), |score| format!("{score:.1}"));
-        let reason =
-            taken.reasons.first().map_or(String::new(), |reason| format!("  {}", style::printable(reason)));
+        let reason = taken.reasons.first().map_or(String::new(), |reason| format!("  {reason}"));
+        let pause = if taken.kind == "before-rollback" {
+            "kept".to_owned()
+        } else {
+            quantity::duration(taken.pause_us)
+        };
         let line = format!(
-            "{:>3}  {:.6}  {:>8}  {:>6}  {:>10}  {:>6}  {:<7}{reason}",
+            "{:>3}  {:.6}  {pause:>8}  {:>6}  {:>10}  {score:>6}  {:<7}{reason}",
             taken.sequence,
             taken.name,
-            if taken.kind == "before-rollback" { "kept".to_owned() } else { style::duration(taken.pause_us) },
             taken.dirty_pages,
-            style::bytes(taken.stored_bytes),
-            score,
-            style::verdict(taken.verdict()),
+            quantity::bytes(taken.stored_bytes),
+            verdict::word(taken.verdict()),
         );
-        let width = table::terminal_width();
-        let cut: String = line.chars().take(width).collect();
-        println!("{}", style::painted(taken.verdict(), cut.trim_end()));
+        output::styled_line(verdict::style(taken.verdict()), &width::cut(&line, width::terminal()));
         self.redraw();
     }
 
-    fn wipe(&self) {
+    fn clear(&self) {
         if self.live && !self.status.is_empty() {
-            print!("\r\x1b[K");
+            output::clear_status();
         }
     }
 
     fn redraw(&self) {
         if self.live && !self.status.is_empty() {
-            print!("… {}", self.status);
-            // A terminal that went away is noticed at the next line.
-            let _ = std::io::stdout().flush();
+            output::status(&self.status);
         }
     }
 }
 
 impl Drop for Screen {
     fn drop(&mut self) {
-        self.wipe();
+        self.clear();
     }
 }

@@ -5,16 +5,16 @@ use std::time::Duration;
 use retrovisor_proto::v1::{Checkpoint, Verdict};
 use serde::Serialize;
 
-/// Faults must be noticed within so many checkpoints.
+/// Faults must be detected within this many checkpoints.
 const DELAY_CHECKPOINTS_MAX: u64 = 4;
-/// What the guest's counter gains from one line that it says to the next.
+/// What the guest's counter gains from one line that it writes to the next.
 const COUNTER_STEP: u64 = 10;
 
-/// What was seen.
+/// Results.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Summary {
     pub(super) checkpoints: u64,
-    /// Suspect or bad checkpoints while nothing was wrong.
+    /// Suspect or bad checkpoints while no fault had effects.
     pub(super) false_alarms: u64,
     pub(super) faults: Vec<FaultSummary>,
     pub(super) pause_ms_p50: f64,
@@ -23,7 +23,7 @@ pub(super) struct Summary {
     pub(super) stored_bytes_per_checkpoint: u64,
     pub(super) introspect_ms_p50: f64,
     pub(super) undo_image_matches: bool,
-    /// Lines in which the guest complained of itself.
+    /// Lines in which the workload reported corruption.
     pub(super) guest_complaints: Vec<String>,
     pub(super) elapsed_s: f64,
     #[serde(skip)]
@@ -36,10 +36,10 @@ pub(super) struct Summary {
     pub(super) introspect_us: Vec<u64>,
 }
 
-/// One fault, from injection to healing.
+/// One fault, from injection to rollback.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct FaultSummary {
-    /// What was broken.
+    /// What was injected.
     pub(super) kind: String,
     /// Sequence of the last checkpoint before the injection.
     pub(super) injected_at: u64,
@@ -47,29 +47,29 @@ pub(super) struct FaultSummary {
     pub(super) first_bad: u64,
     /// Checkpoints from the injection until the verdict `bad` was given.
     pub(super) delay_checkpoints: u64,
-    /// Sequence of the checkpoint that the machine was taken back to.
+    /// Sequence of the checkpoint that the machine was rolled back to.
     pub(super) rolled_back_to: u64,
-    /// The guest's own counter just before and just after going back.
+    /// The guest's own counter just before and just after the rollback.
     pub(super) guest_counter_before: u64,
     pub(super) guest_counter_after: u64,
     /// Whether the restored memory had the checkpoint's hash.
     pub(super) restored_image_matches: bool,
-    /// What stood on top of the ranking.
+    /// The first cause of the ranking.
     pub(super) top_cause: String,
-    /// What should.
+    /// The cause that should be first.
     pub(super) expected_cause: String,
 }
 
 impl Summary {
-    /// Takes a checkpoint into the figures.
-    pub(super) fn count(&mut self, taken: &Checkpoint, hurt: bool) {
+    /// Adds a checkpoint.
+    pub(super) fn count(&mut self, taken: &Checkpoint, faulty: bool) {
         self.checkpoints += 1;
         self.pauses_us.push(taken.pause_us);
         // The first one holds the whole memory.
         if taken.sequence > 1 {
             self.stored_bytes.push(taken.stored_bytes);
         }
-        if !hurt && matches!(taken.verdict(), Verdict::Suspect | Verdict::Bad) {
+        if !faulty && matches!(taken.verdict(), Verdict::Suspect | Verdict::Bad) {
             self.false_alarms += 1;
         }
     }
@@ -84,7 +84,7 @@ impl Summary {
         self.elapsed_s = (elapsed.as_secs_f64() * 10.0).round() / 10.0;
     }
 
-    /// Everything that the demo promises, held.
+    /// Whether the demo did what it should.
     pub(super) fn all_goals_met(&self) -> bool {
         self.false_alarms == 0
             && self.guest_complaints.is_empty()
@@ -110,7 +110,8 @@ impl Summary {
 }
 
 impl FaultSummary {
-    /// A starved guest may have said nothing since the checkpoint: then the next line that it says is also the next of its past.
+    /// A guest that got little CPU time may have written nothing since the checkpoint: its next line is then the same
+    /// before and after the rollback.
     fn goals_met(&self) -> bool {
         self.delay_checkpoints <= DELAY_CHECKPOINTS_MAX
             && self.restored_image_matches

@@ -17,7 +17,7 @@ impl AnomalyService for Services {
         let name = request.into_inner().machine;
         let answer = self
             .blocking(move |services| {
-                let store = services.care.store();
+                let store = services.manager.store();
                 let machine = store.catalogue().machine(&name)?.id;
                 let checkpoints = store.catalogue().checkpoints(machine)?;
                 let odd = checkpoints
@@ -45,7 +45,7 @@ impl AnomalyService for Services {
         let name = request.into_inner().machine;
         let answer = self
             .blocking(move |services| {
-                let catalogue = services.care.store().catalogue();
+                let catalogue = services.manager.store().catalogue();
                 let report = report(catalogue, catalogue.machine(&name)?.id)?;
                 Ok(GetReportResponse { html: report.to_html(), json: report.to_json()? })
             })

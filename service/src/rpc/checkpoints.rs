@@ -1,13 +1,14 @@
 use std::sync::Arc;
 
 use retrovisor_guest::ClockPolicy;
+use retrovisor_manager::{Command, ManagerError, Rollback, RollbackKind};
 use retrovisor_proto::v1::checkpoint_service_server::CheckpointService;
 use retrovisor_proto::v1::{
     BranchRequest, BranchResponse, ClockPolicy as Clock, CreateCheckpointRequest, CreateCheckpointResponse,
-    DiffRequest, DiffResponse, GetCheckpointRequest, GetCheckpointResponse, InspectRequest, InspectResponse,
-    ListCheckpointsRequest, ListCheckpointsResponse, ListOperationsRequest, ListOperationsResponse,
-    ListQuestionsRequest, ListQuestionsResponse,
-    PinCheckpointRequest, PinCheckpointResponse, PresentPolicy as Present, Question, RedoRequest, RedoResponse,
+    CurrentPolicy as Current, DiffRequest, DiffResponse, GetCheckpointRequest, GetCheckpointResponse,
+    InspectRequest, InspectResponse, ListCheckpointsRequest, ListCheckpointsResponse, ListOperationsRequest,
+    ListOperationsResponse, ListQuestionsRequest, ListQuestionsResponse, PinCheckpointRequest,
+    PinCheckpointResponse, Question, RedoRequest, RedoResponse,
     RollbackRequest, RollbackResponse, UndoRequest, UndoResponse,
 };
 use retrovisor_snapshot::{CheckpointRecord, PresentPolicy, Recorder, RollbackRequest as Going};
@@ -15,26 +16,26 @@ use tonic::{Request, Response, Status};
 
 use super::stream::Answers;
 use super::{Services, convert, difference, inspect, status};
-use crate::care::{CareError, Command, Journey};
 
 /// The target of a rollback that names none.
 const TARGET_DEFAULT: &str = "last-good";
 
 impl Services {
     /// Finds a checkpoint by what the user calls it.
-    pub(super) fn resolve(&self, machine: &str, wanted: &str) -> Result<CheckpointRecord, CareError> {
-        let catalogue = self.care.store().catalogue();
+    pub(super) fn resolve(&self, machine: &str, wanted: &str) -> Result<CheckpointRecord, ManagerError> {
+        let catalogue = self.manager.store().catalogue();
         let machine = catalogue.machine(machine)?.id;
         Ok(catalogue.resolve(machine, wanted)?)
     }
 
-    fn plan(&self, machine: &str, target: CheckpointRecord) -> Result<Journey, CareError> {
-        let store = self.care.store();
+    fn plan(&self, machine: &str, target: CheckpointRecord) -> Result<Rollback, ManagerError> {
+        let store = self.manager.store();
         let machine = store.catalogue().machine(machine)?.id;
         let plan = Recorder::new(Arc::clone(store), machine)?.plan_rollback(target.id)?;
-        Ok(Journey {
+        Ok(Rollback {
+            kind: RollbackKind::Rollback,
             operation: String::new(),
-            present: Some(plan.present),
+            current: Some(plan.present),
             target,
             steps: u32::try_from(plan.left_behind.len()).unwrap_or(u32::MAX),
             pages_written: plan.pages,
@@ -44,8 +45,8 @@ impl Services {
         })
     }
 
-    async fn moved(&self, journey: Journey) -> Result<Option<retrovisor_proto::v1::Move>, Status> {
-        self.blocking(move |services| Ok(Some(convert::journey(services.care.store(), &journey)?))).await
+    async fn converted(&self, rollback: Rollback) -> Result<Option<retrovisor_proto::v1::Rollback>, Status> {
+        self.blocking(move |services| Ok(Some(convert::rollback(services.manager.store(), &rollback)?))).await
     }
 }
 
@@ -58,12 +59,12 @@ impl CheckpointService for Services {
         let CreateCheckpointRequest { machine, label } = request.into_inner();
         let label = (!label.is_empty()).then_some(label);
         let record = self
-            .care
+            .manager
             .ask(&machine, |reply| Command::Checkpoint { label, reply })
             .await
             .map_err(|error| status::of(&error))?;
         let checkpoint = self
-            .blocking(move |services| Ok(Some(convert::checkpoint(services.care.store(), &record)?)))
+            .blocking(move |services| Ok(Some(convert::checkpoint(services.manager.store(), &record)?)))
             .await?;
         Ok(Response::new(CreateCheckpointResponse { checkpoint }))
     }
@@ -75,7 +76,7 @@ impl CheckpointService for Services {
         let ListCheckpointsRequest { machine, newest } = request.into_inner();
         let checkpoints = self
             .blocking(move |services| {
-                let store = services.care.store();
+                let store = services.manager.store();
                 let records = store.catalogue().checkpoints(store.catalogue().machine(&machine)?.id)?;
                 let skip = if newest == 0 { 0 } else { records.len().saturating_sub(newest as usize) };
                 records.iter().skip(skip).map(|record| convert::checkpoint(store, record)).collect()
@@ -92,7 +93,7 @@ impl CheckpointService for Services {
         let checkpoint = self
             .blocking(move |services| {
                 let record = services.resolve(&machine, &checkpoint)?;
-                Ok(Some(convert::checkpoint(services.care.store(), &record)?))
+                Ok(Some(convert::checkpoint(services.manager.store(), &record)?))
             })
             .await?;
         Ok(Response::new(GetCheckpointResponse { checkpoint }))
@@ -107,9 +108,9 @@ impl CheckpointService for Services {
             Clock::JumpToNow => ClockPolicy::JumpToNow,
             Clock::Unspecified | Clock::StandStill => ClockPolicy::StandStill,
         };
-        let present = match request.present() {
-            Present::Staged => PresentPolicy::Staged,
-            Present::Unspecified | Present::Durable => PresentPolicy::Durable,
+        let current = match request.current() {
+            Current::Staged => PresentPolicy::Staged,
+            Current::Unspecified | Current::Durable => PresentPolicy::Durable,
         };
         let RollbackRequest { machine, checkpoint, dry_run, verify_image, .. } = request;
         let wanted = if checkpoint.is_empty() { TARGET_DEFAULT.to_owned() } else { checkpoint };
@@ -119,34 +120,34 @@ impl CheckpointService for Services {
                 move |services| services.resolve(&machine, &wanted)
             })
             .await?;
-        let journey = if dry_run {
+        let rollback = if dry_run {
             self.blocking(move |services| services.plan(&machine, target)).await?
-        } else if self.care.vitals(&machine).is_some() {
-            let request = Going { clock, present, ..Going::default() };
+        } else if self.manager.status(&machine).is_some() {
+            let request = Going { clock, present: current, ..Going::default() };
             let command = |reply| Command::Rollback { target: target.id, verify_image, request, reply };
-            self.care.ask(&machine, command).await.map_err(|error| status::of(&error))?
+            self.manager.ask(&machine, command).await.map_err(|error| status::of(&error))?
         } else {
-            self.blocking(move |services| services.care.restore(&machine, target.id, verify_image, clock))
+            self.blocking(move |services| services.manager.restore(&machine, target.id, verify_image, clock))
                 .await?
         };
-        Ok(Response::new(RollbackResponse { r#move: self.moved(journey).await?, dry_run }))
+        Ok(Response::new(RollbackResponse { rollback: self.converted(rollback).await?, dry_run }))
     }
 
     async fn undo(&self, request: Request<UndoRequest>) -> Result<Response<UndoResponse>, Status> {
         let UndoRequest { machine, verify_image } = request.into_inner();
         let command = |reply| Command::Undo { verify_image, reply };
-        let journey = self.care.ask(&machine, command).await.map_err(|error| status::of(&error))?;
-        Ok(Response::new(UndoResponse { r#move: self.moved(journey).await? }))
+        let rollback = self.manager.ask(&machine, command).await.map_err(|error| status::of(&error))?;
+        Ok(Response::new(UndoResponse { rollback: self.converted(rollback).await? }))
     }
 
     async fn redo(&self, request: Request<RedoRequest>) -> Result<Response<RedoResponse>, Status> {
-        let machine = request.into_inner().machine;
-        let journey = self
-            .care
+        let RedoRequest { machine, verify_image: _ } = request.into_inner();
+        let rollback = self
+            .manager
             .ask(&machine, |reply| Command::Redo { reply })
             .await
             .map_err(|error| status::of(&error))?;
-        Ok(Response::new(RedoResponse { r#move: self.moved(journey).await? }))
+        Ok(Response::new(RedoResponse { rollback: self.converted(rollback).await? }))
     }
 
     type BranchStream = Answers<BranchResponse>;
@@ -163,7 +164,7 @@ impl CheckpointService for Services {
         let name = request.into_inner().machine;
         let operations = self
             .blocking(move |services| {
-                let store = services.care.store();
+                let store = services.manager.store();
                 let records = store.catalogue().operations(store.catalogue().machine(&name)?.id)?;
                 records.iter().map(|record| convert::operation(store, record)).collect()
             })
@@ -177,7 +178,7 @@ impl CheckpointService for Services {
             .blocking(move |services| {
                 let wanted = if checkpoint.is_empty() { "latest" } else { &checkpoint };
                 let record = services.resolve(&machine, wanted)?;
-                let store = services.care.store();
+                let store = services.manager.store();
                 Ok(InspectResponse {
                     tables: inspect::tables(store, &record, &what)?,
                     checkpoint: Some(convert::checkpoint(store, &record)?),
@@ -205,7 +206,7 @@ impl CheckpointService for Services {
         let answer = self
             .blocking(move |services| {
                 let (from, to) = (services.resolve(&machine, &from)?, services.resolve(&machine, &to)?);
-                let store = services.care.store();
+                let store = services.manager.store();
                 let (tables, pages) = difference::differences(store, &from, &to)?;
                 Ok(DiffResponse {
                     from: Some(convert::checkpoint(store, &from)?),
@@ -226,7 +227,7 @@ impl CheckpointService for Services {
         let answer = self
             .blocking(move |services| {
                 let record = services.resolve(&machine, &checkpoint)?;
-                let store = services.care.store();
+                let store = services.manager.store();
                 let changed = store.pin(record.id, pinned)?;
                 Ok(PinCheckpointResponse { checkpoint: Some(convert::checkpoint(store, &record)?), changed })
             })

@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 
+use retrovisor_manager::ManagerError;
 use retrovisor_proto::v1::{ConsoleRequest, ConsoleResponse};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
@@ -7,17 +8,17 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
+use super::shutdown::Shutdown;
 use super::stream::Answers;
 use super::{Services, status};
-use crate::care::CareError;
 
-/// Output that is passed on at once, in bytes.
+/// Most output in one message, in bytes.
 const CHUNK_BYTES: usize = 16 << 10;
-/// Messages that wait for a slow caller; what the guest says meanwhile waits before them.
+/// Messages that wait for a slow client; further output of the guest stays in the socket.
 const WAITING_MAX: usize = 16;
 
 impl Services {
-    /// Passes bytes between the caller and the machine's serial port until one of them goes away.
+    /// Passes bytes between the client and the machine's serial port until one of them disconnects.
     pub(super) async fn open_console(
         &self,
         mut requests: Streaming<ConsoleRequest>,
@@ -26,21 +27,28 @@ impl Services {
         let first = requests.message().await?.ok_or_else(nothing)?;
         let socket = self.blocking(move |services| services.console_socket(&first.machine)).await?;
         let stream = UnixStream::connect(&socket).await.map_err(|source| {
-            status::of(&CareError::Io {
+            status::of(&ManagerError::Io {
                 doing: format!("cannot open the console at {}", socket.display()),
                 source,
             })
         })?;
-        let (mut said, mut typed) = stream.into_split();
+        let (mut guest_output, mut guest_input) = stream.into_split();
+        let shutdown = self.shutdown.clone().begun();
         let (to, answers) = mpsc::channel(WAITING_MAX);
         tokio::spawn({
             let to = to.clone();
             async move {
                 let mut bytes = vec![0; CHUNK_BYTES];
+                tokio::pin!(shutdown);
                 loop {
                     let count = tokio::select! {
-                        count = said.read(&mut bytes) => count.unwrap_or(0),
+                        count = guest_output.read(&mut bytes) => count.unwrap_or(0),
                         () = to.closed() => return,
+                        () = &mut shutdown => {
+                            // A client that has disconnected does not need the reason.
+                            let _ = to.send(Err(Shutdown::status())).await;
+                            return;
+                        }
                     };
                     let output = bytes[..count].to_vec();
                     if count == 0 || to.send(Ok(ConsoleResponse { output })).await.is_err() {
@@ -50,27 +58,27 @@ impl Services {
             }
         });
         tokio::spawn(async move {
-            if typed.write_all(&first.input).await.is_err() {
+            if guest_input.write_all(&first.input).await.is_err() {
                 return;
             }
             while let Ok(Some(request)) = requests.message().await {
-                if typed.write_all(&request.input).await.is_err() {
+                if guest_input.write_all(&request.input).await.is_err() {
                     return;
                 }
             }
-            // Whoever has no more to type still listens: the port stays open for that long.
+            // A client that sends no more input still reads: the port stays open until it disconnects.
             to.closed().await;
         });
         Ok(Box::pin(ReceiverStream::new(answers)))
     }
 
-    fn console_socket(&self, machine: &str) -> Result<PathBuf, CareError> {
-        self.care.store().catalogue().machine(machine)?;
+    fn console_socket(&self, machine: &str) -> Result<PathBuf, ManagerError> {
+        self.manager.store().catalogue().machine(machine)?;
         let vitals =
-            self.care.vitals(machine).ok_or_else(|| CareError::Gone { machine: machine.to_owned() })?;
-        vitals.console.ok_or_else(|| CareError::Refused {
-            what: format!("{machine} has no console that we know of"),
-            help: "Only machines that Retrovisor started have one; use that of the program which started it."
+            self.manager.status(machine).ok_or_else(|| ManagerError::Gone { machine: machine.to_owned() })?;
+        vitals.console.ok_or_else(|| ManagerError::Refused {
+            what: format!("the console of {machine} is not known"),
+            help: "Retrovisor knows the consoles of machines that it started; for others, ask what started them."
                 .to_owned(),
         })
     }

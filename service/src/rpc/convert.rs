@@ -2,29 +2,27 @@
 
 use std::path::PathBuf;
 
+use retrovisor_analytics::Explanation;
 use retrovisor_guest::RunState as Running;
 use retrovisor_guest::fact::Value;
-use retrovisor_machine::kvm::MacAddress;
+use retrovisor_guest::{MacAddress, Network};
+use retrovisor_manager::{MachineSpec, Manager, ManagerError, RollbackKind};
 use retrovisor_proto::v1::network_interface::Network as Shown;
 use retrovisor_proto::v1::{
-    BranchOrigin, Cause, Cell, Checkpoint, Incident, Machine, Move, NetworkInterface, Operation, Row,
-    RunState, Table, Verdict, cell,
+    self, BranchOrigin, Cause, Cell, Checkpoint, Incident, Machine, MachineState, NetworkInterface,
+    Operation, Rollback, Row, Table, Verdict, cell,
 };
 use retrovisor_snapshot::{
     CheckpointId, CheckpointRecord, IncidentRecord, MachineRecord, OperationRecord, Store, Verdict as Judged,
 };
 
-use serde::Deserialize;
-
-use crate::care::{Care, CareError, Journey, Network, Spec};
-
-pub(super) fn machine(care: &Care, record: &MachineRecord) -> Result<Machine, CareError> {
-    let catalogue = care.store().catalogue();
-    let present = catalogue
+pub(super) fn machine(manager: &Manager, record: &MachineRecord) -> Result<Machine, ManagerError> {
+    let catalogue = manager.store().catalogue();
+    let current = catalogue
         .present(record.id)?
         .map(|position| catalogue.checkpoint(position.checkpoint))
         .transpose()?;
-    let vitals = care.vitals(&record.name);
+    let status = manager.status(&record.name);
     let identity = &record.identity;
     let path =
         |path: Option<&PathBuf>| path.map_or_else(String::new, |path| path.to_string_lossy().into_owned());
@@ -33,23 +31,26 @@ pub(super) fn machine(care: &Care, record: &MachineRecord) -> Result<Machine, Ca
         driver: identity.driver.clone(),
         accelerator: identity.accelerator.to_string(),
         driver_version: identity.version.clone(),
-        run_state: match vitals.as_ref().map(|vitals| vitals.run_state) {
-            Some(Running::Running) => RunState::Running,
-            Some(Running::Paused) => RunState::Paused,
-            Some(Running::Gone) | None => RunState::Gone,
+        state: match status.as_ref().map(|status| status.run_state) {
+            Some(Running::Running) => MachineState::Running,
+            Some(Running::Paused) => MachineState::Paused,
+            Some(Running::PoweredOff) => MachineState::PoweredOff,
+            Some(Running::Panicked) => MachineState::Panicked,
+            Some(Running::Gone) | None => MachineState::Gone,
         }
         .into(),
         vcpus: identity.vcpus,
         memory_bytes: identity.layout.bytes(),
         checkpoints: catalogue.checkpoints(record.id)?.len() as u64,
-        present: present.as_ref().map(|present| present.name.clone()).unwrap_or_default(),
-        verdict: verdict(present.map_or(Judged::Unknown, |present| present.verdict)).into(),
-        console: path(vitals.as_ref().and_then(|vitals| vitals.console.as_ref())),
-        every_ms: vitals.as_ref().map_or(0, |vitals| vitals.every_ms),
-        dirty_finder: vitals.as_ref().map(|vitals| vitals.finder.clone()).unwrap_or_default(),
-        confinement: vitals.as_ref().map(|vitals| vitals.confinement.clone()).unwrap_or_default(),
-        console_log: path(vitals.as_ref().and_then(|vitals| vitals.console_log.as_ref())),
-        interfaces: interfaces(record, vitals.as_ref().map_or(&[], |vitals| &vitals.links)),
+        current: current.as_ref().map(|current| current.name.clone()).unwrap_or_default(),
+        verdict: verdict(current.map_or(Judged::Unknown, |current| current.verdict)).into(),
+        state_reason: String::new(),
+        console: path(status.as_ref().and_then(|status| status.console.as_ref())),
+        every_ms: status.as_ref().map_or(0, |status| status.every_ms),
+        dirty_finder: status.as_ref().map(|status| status.finder.clone()).unwrap_or_default(),
+        confinement: status.as_ref().map(|status| status.confinement.clone()).unwrap_or_default(),
+        console_log: path(status.as_ref().and_then(|status| status.console_log.as_ref())),
+        interfaces: interfaces(record, status.as_ref().map_or(&[], |status| &status.links)),
         branched_from: catalogue.branched_from(record.id)?.map(|from| BranchOrigin {
             machine: from.machine,
             checkpoint: from.checkpoint,
@@ -58,11 +59,11 @@ pub(super) fn machine(care: &Care, record: &MachineRecord) -> Result<Machine, Ca
     })
 }
 
-/// The network interfaces that a machine was given; what `links` does not say is down.
+/// The network interfaces of a machine; a link of which nothing is known is down.
 fn interfaces(record: &MachineRecord, links: &[bool]) -> Vec<NetworkInterface> {
-    // A machine that was imported has none of ours.
-    let spec = Spec::from_runtime(&record.name, &record.runtime).ok();
-    let interfaces = spec.as_ref().map_or(&[][..], Spec::interfaces).iter().enumerate();
+    // An imported machine has none.
+    let spec = MachineSpec::from_runtime(&record.name, &record.runtime).ok();
+    let interfaces = spec.as_ref().map_or(&[][..], MachineSpec::interfaces).iter().enumerate();
     let shown = interfaces.map(|(index, interface)| NetworkInterface {
         network: Some(match &interface.network {
             Network::Hub(name) => Shown::Hub(name.clone()),
@@ -74,8 +75,8 @@ fn interfaces(record: &MachineRecord, links: &[bool]) -> Vec<NetworkInterface> {
     shown.collect()
 }
 
-/// The record as a message; reasons are looked up where a verdict was given.
-pub(super) fn checkpoint(store: &Store, record: &CheckpointRecord) -> Result<Checkpoint, CareError> {
+/// The record as a message, with the reasons of its verdict.
+pub(super) fn checkpoint(store: &Store, record: &CheckpointRecord) -> Result<Checkpoint, ManagerError> {
     let catalogue = store.catalogue();
     let reasons = match record.verdict {
         Judged::Suspect | Judged::Bad => {
@@ -104,7 +105,7 @@ pub(super) fn checkpoint(store: &Store, record: &CheckpointRecord) -> Result<Che
     })
 }
 
-pub(super) fn operation(store: &Store, record: &OperationRecord) -> Result<Operation, CareError> {
+pub(super) fn operation(store: &Store, record: &OperationRecord) -> Result<Operation, ManagerError> {
     Ok(Operation {
         name: record.name.clone(),
         kind: record.kind.to_string(),
@@ -114,25 +115,38 @@ pub(super) fn operation(store: &Store, record: &OperationRecord) -> Result<Opera
     })
 }
 
-pub(super) fn journey(store: &Store, journey: &Journey) -> Result<Move, CareError> {
-    Ok(Move {
-        operation: journey.operation.clone(),
-        present: journey.present.as_ref().map(|present| checkpoint(store, present)).transpose()?,
-        target: Some(checkpoint(store, &journey.target)?),
-        steps: journey.steps,
-        pages_written: journey.pages_written,
-        rollback_us: journey.rollback_us,
-        new_process: journey.new_process,
-        image_matches: journey.image_matches,
+pub(super) fn rollback(
+    store: &Store,
+    rollback: &retrovisor_manager::Rollback,
+) -> Result<Rollback, ManagerError> {
+    Ok(Rollback {
+        operation: rollback.operation.clone(),
+        current: rollback.current.as_ref().map(|current| checkpoint(store, current)).transpose()?,
+        target: Some(checkpoint(store, &rollback.target)?),
+        steps: rollback.steps,
+        pages_written: rollback.pages_written,
+        rollback_us: rollback.rollback_us,
+        new_process: rollback.new_process,
+        image_matches: rollback.image_matches,
+        kind: match rollback.kind {
+            RollbackKind::Rollback => v1::RollbackKind::Rollback,
+            RollbackKind::Undo => v1::RollbackKind::Undo,
+            RollbackKind::Redo => v1::RollbackKind::Redo,
+            RollbackKind::Restore => v1::RollbackKind::Restore,
+        }
+        .into(),
     })
 }
 
-pub(super) fn incident(store: &Store, record: &IncidentRecord) -> Result<Incident, CareError> {
-    // Written by us when the incident was opened; one from another version is shown without its causes.
-    let detail: IncidentDetail = serde_json::from_value(record.detail.clone()).unwrap_or_default();
-    let causes = detail.causes.into_iter().map(|cause| Cause {
-        rank: cause.rank,
-        kind: cause.kind,
+pub(super) fn incident(store: &Store, record: &IncidentRecord) -> Result<Incident, ManagerError> {
+    // The detail of another version may be of another form: the incident is shown without its explanation then.
+    let explanation = serde_json::from_value::<Explanation>(record.detail.clone()).ok();
+    let chance_level = explanation.as_ref().map_or(0.0, |explanation| explanation.chance_level);
+    let (causes, evidence) =
+        explanation.map(|explanation| (explanation.causes, explanation.evidence)).unwrap_or_default();
+    let causes = causes.into_iter().map(|cause| Cause {
+        rank: u32::try_from(cause.rank).unwrap_or(u32::MAX),
+        kind: cause.kind.to_string(),
         object: cause.object,
         score: cause.score,
         text: cause.text,
@@ -144,36 +158,19 @@ pub(super) fn incident(store: &Store, record: &IncidentRecord) -> Result<Inciden
         last_good: name_of(store, record.last_good)?,
         summary: record.summary.clone(),
         causes: causes.collect(),
-        evidence: detail.evidence,
-        chance_level: detail.chance_level,
+        evidence,
+        chance_level,
         action: record.action.clone().unwrap_or_default(),
         opened_at_ms: record.opened_at_ms,
     })
 }
 
-/// What an incident's detail keeps of its explanation, and this interface passes on.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct IncidentDetail {
-    causes: Vec<CauseDetail>,
-    evidence: Vec<String>,
-    chance_level: f64,
-}
-
-#[derive(Deserialize)]
-struct CauseDetail {
-    rank: u32,
-    kind: String,
-    object: String,
-    score: f64,
-    text: String,
-}
-
-pub(super) fn table(title: &str, columns: &[String], rows: &[Vec<Value>]) -> Table {
+pub(super) fn table(title: &str, columns: &[String], rows: &[Vec<Value>], truncated: bool) -> Table {
     Table {
         title: title.to_owned(),
         columns: columns.to_vec(),
         rows: rows.iter().map(|row| Row { cells: row.iter().map(cell).collect() }).collect(),
+        truncated,
     }
 }
 
@@ -198,19 +195,19 @@ pub(super) fn value(cell: &Cell) -> Value {
 
 pub(super) fn verdict(verdict: Judged) -> Verdict {
     match verdict {
-        Judged::Unknown => Verdict::Unspecified,
+        Judged::Unknown => Verdict::Unknown,
         Judged::Good => Verdict::Good,
         Judged::Suspect => Verdict::Suspect,
         Judged::Bad => Verdict::Bad,
     }
 }
 
-fn name_of(store: &Store, checkpoint: Option<CheckpointId>) -> Result<String, CareError> {
+fn name_of(store: &Store, checkpoint: Option<CheckpointId>) -> Result<String, ManagerError> {
     let Some(id) = checkpoint else { return Ok(String::new()) };
     let catalogue = store.catalogue();
     match catalogue.checkpoint(id) {
         Ok(record) => Ok(record.name),
-        // What was done goes on naming what was pruned.
+        // Operations and incidents keep the names of pruned checkpoints.
         Err(error) => catalogue.pruned(id)?.map(|pruned| pruned.name).ok_or_else(|| error.into()),
     }
 }

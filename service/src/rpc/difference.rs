@@ -1,4 +1,4 @@
-//! What differs between two checkpoints: what the facts say, then structures, variables, files and processes; the pages last.
+//! What differs between two checkpoints: facts, then structures, variables, files and processes; pages last.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,24 +7,24 @@ use retrovisor_guest::{Gfn, fact::Value};
 use retrovisor_introspect::{
     ChangedFrame, Difference, GroupChange, Introspector, ObjectChange, OwnerReader, compare,
 };
+use retrovisor_manager::{ManagerError, kernel_library};
 use retrovisor_proto::v1::Table;
 use retrovisor_snapshot::{CheckpointRecord, Store};
 
 use super::convert;
-use crate::care::{CareError, kernel_library};
 
-/// Rows of a fact table that are compared at the most.
+/// Most rows of a fact table that are compared.
 const ROWS_MAX: usize = 20_000;
-/// Changed pages that are looked into, so that a huge difference ends in time.
+/// Most changed pages whose contents are examined, so that a huge difference ends in time.
 const PAGES_MAX: usize = 200_000;
-/// Checkpoints between the two that are asked when each page changed.
+/// Most checkpoints between the two that are examined to find when each page changed.
 const STEPS_MAX: usize = 64;
 
 /// Title and SQL over both checkpoints.
-type Question = (&'static str, &'static str);
+type Query = (&'static str, &'static str);
 
-/// What is said before the structures.
-const EVENTS: [Question; 3] = [
+/// Shown before the structures.
+const EVENTS: [Query; 3] = [
     (
         "Invariants violated since",
         "SELECT kind, object, symbol, expected, found FROM fact_integrity WHERE checkpoint = ?2 \
@@ -48,8 +48,8 @@ const EVENTS: [Question; 3] = [
     ),
 ];
 
-/// What is said after them.
-const QUANTITIES: [Question; 2] = [
+/// Shown after them.
+const QUANTITIES: [Query; 2] = [
     (
         "CPU time and memory of tasks",
         "SELECT b.pid, b.comm, (b.utime_ns + b.stime_ns - a.utime_ns - a.stime_ns) / 1000000 AS cpu_ms, \
@@ -65,14 +65,14 @@ const QUANTITIES: [Question; 2] = [
     ),
 ];
 
-/// What differs between two checkpoints, the most telling first, and the number of frames that differ.
+/// What differs between two checkpoints, the most significant first, and the number of frames that differ.
 pub(super) fn differences(
     store: &Arc<Store>,
     from: &CheckpointRecord,
     to: &CheckpointRecord,
-) -> Result<(Vec<Table>, u64), CareError> {
+) -> Result<(Vec<Table>, u64), ManagerError> {
     let mut tables = Vec::new();
-    ask(store, from, to, &EVENTS, &mut tables)?;
+    run(store, from, to, &EVENTS, &mut tables)?;
     let changed = store.changed(from.id, to.id)?;
     let pages = changed.len() as u64;
     let frames = frames(store, from, to, changed.iter().map(|change| change.gfn).take(PAGES_MAX))?;
@@ -80,7 +80,7 @@ pub(super) fn differences(
     if let Some(difference) = &owners {
         structures(difference, &mut tables);
     }
-    ask(store, from, to, &QUANTITIES, &mut tables)?;
+    run(store, from, to, &QUANTITIES, &mut tables)?;
     if let Some(difference) = &owners {
         let rows = difference.owners.iter();
         let rows = rows.map(|group| {
@@ -89,37 +89,37 @@ pub(super) fn differences(
         push("Whose pages changed", &["since", "owner", "pages"], &rows.collect::<Vec<_>>(), &mut tables);
     }
     if changed.len() > PAGES_MAX {
-        let note = format!("only the first {PAGES_MAX} of {pages} pages were looked into");
+        let note = format!("only the first {PAGES_MAX} of {pages} pages were examined");
         push("Note", &["note"], &[vec![Value::from(note)]], &mut tables);
     }
     Ok((tables, pages))
 }
 
-fn ask(
+fn run(
     store: &Store,
     from: &CheckpointRecord,
     to: &CheckpointRecord,
-    questions: &[Question],
+    queries: &[Query],
     tables: &mut Vec<Table>,
-) -> Result<(), CareError> {
+) -> Result<(), ManagerError> {
     let both = [Value::Integer(from.id.0), Value::Integer(to.id.0)];
-    for (title, sql) in questions {
+    for (title, sql) in queries {
         let rows = store.catalogue().query(sql, &both, ROWS_MAX)?;
         if !rows.rows.is_empty() {
-            tables.push(convert::table(title, &rows.columns, &rows.rows));
+            tables.push(convert::table(title, &rows.columns, &rows.rows, rows.truncated));
         }
     }
     Ok(())
 }
 
-/// Each frame with the number of the checkpoint at which it first differed from the one before, where one of the two
-/// comes from the other and not too many lie between.
+/// Each frame with the sequence number of the checkpoint at which it first differed from the one before, if one of the
+/// two is an ancestor of the other and not too many are between them.
 fn frames(
     store: &Store,
     from: &CheckpointRecord,
     to: &CheckpointRecord,
     changed: impl Iterator<Item = Gfn>,
-) -> Result<Vec<ChangedFrame>, CareError> {
+) -> Result<Vec<ChangedFrame>, ManagerError> {
     let mut line = store.catalogue().ancestry_within(to.id, STEPS_MAX + 1)?;
     line.reverse();
     let mut first: HashMap<Gfn, u64> = HashMap::new();
@@ -135,13 +135,13 @@ fn frames(
     Ok(changed.map(|gfn| ChangedFrame { gfn, since: since(gfn) }).collect())
 }
 
-/// Whose the frames are and what changed in them. `None` when one of the two cannot be read as the same guest.
+/// The owners of the frames, and what changed in them. `None` when the later one cannot be read.
 fn owners(
     store: &Arc<Store>,
     from: &CheckpointRecord,
     to: &CheckpointRecord,
     frames: &[ChangedFrame],
-) -> Result<Option<Difference>, CareError> {
+) -> Result<Option<Difference>, ManagerError> {
     let (before, after) = (store.view(from.id)?, store.view(to.id)?);
     let mut introspector = Introspector::with_library(kernel_library(store));
     let first = introspector.observe(&before, &store.registers(from.id)?);
@@ -149,7 +149,7 @@ fn owners(
     let second = introspector.observe(&after, &store.registers(to.id)?);
     let Some(kernel) = introspector.kernel().filter(|_| second.linux.is_some()) else { return Ok(None) };
     let mut reader = OwnerReader::new();
-    // Of another boot nothing can be compared by structure: then the later one alone names the frames.
+    // Structures of two boots cannot be compared: then only the later one names the frames.
     let same = first.linux.is_some() && earlier.is_some_and(|earlier| Arc::ptr_eq(&earlier, &kernel));
     let old = same.then(|| reader.read(&kernel, &before, &first));
     let mut new = reader.read(&kernel, &after, &second);
@@ -197,7 +197,7 @@ fn structures(difference: &Difference, tables: &mut Vec<Table>) {
 /// One row a field.
 fn rows(objects: &[ObjectChange], left_out: u64) -> Vec<Vec<Value>> {
     let mut rows = Vec::new();
-    // Several of a kind of which nothing more is known are one row.
+    // Several of one kind of which nothing more is known share a row.
     let alike = |one: &ObjectChange, other: &ObjectChange| {
         one.fields.is_empty()
             && other.fields.is_empty()
@@ -237,6 +237,6 @@ fn sequence(number: u64) -> Value {
 fn push(title: &str, columns: &[&str], rows: &[Vec<Value>], tables: &mut Vec<Table>) {
     if !rows.is_empty() {
         let columns: Vec<String> = columns.iter().map(|column| (*column).to_owned()).collect();
-        tables.push(convert::table(title, &columns, rows));
+        tables.push(convert::table(title, &columns, rows, false));
     }
 }

@@ -1,3 +1,4 @@
+use retrovisor_manager::{Command, Fault};
 use retrovisor_proto::v1::fault_service_server::FaultService;
 use retrovisor_proto::v1::inject_request::Fault as Asked;
 use retrovisor_proto::v1::{
@@ -7,7 +8,6 @@ use retrovisor_proto::v1::{
 use tonic::{Request, Response, Status};
 
 use super::{Services, status};
-use crate::care::{Command, Fault};
 
 #[tonic::async_trait]
 impl FaultService for Services {
@@ -23,7 +23,7 @@ impl FaultService for Services {
             None => return Err(Status::invalid_argument("no fault is named")),
         };
         let (done, operation) = self
-            .care
+            .manager
             .ask(&machine, |reply| Command::Inject { fault, reply })
             .await
             .map_err(|error| status::of(&error))?;

@@ -4,16 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use retrovisor_guest::fact::Value;
-use retrovisor_introspect::{Introspector, OwnerReader, Select, Share, questions};
+use retrovisor_introspect::{Introspector, OwnerReader, Select, Share, question, questions};
+use retrovisor_manager::{ManagerError, kernel_library};
 use retrovisor_proto::v1::Table;
 use retrovisor_snapshot::{CheckpointRecord, Store};
 
 use super::convert;
-use crate::care::{CareError, kernel_library};
 
-/// Rows of a fact table that are shown at the most.
+/// Most rows of a fact table that are returned.
 const ROWS_MAX: usize = 20_000;
-/// Owners of memory that are told by name.
+/// Owners of memory that are named.
 const OWNERS_MAX: usize = 24;
 
 /// The tables that answer a question.
@@ -21,14 +21,15 @@ pub(super) fn tables(
     store: &Arc<Store>,
     record: &CheckpointRecord,
     what: &str,
-) -> Result<Vec<Table>, CareError> {
-    let question = retrovisor_introspect::question(what).ok_or_else(|| {
+) -> Result<Vec<Table>, ManagerError> {
+    let question = question(what).ok_or_else(|| {
         let known: Vec<_> = questions().iter().map(|question| question.name).collect();
-        CareError::Invalid(format!("there is no `{}` to inspect, only: {}", what.escape_debug(), known.join(", ")))
+        let what = what.escape_debug();
+        ManagerError::Invalid(format!("there is no `{what}` to inspect, only: {}", known.join(", ")))
     })?;
     let known = store.catalogue().fact_tables()?;
-    let tables = question.selects.iter().map(|select| ask(store, record, &known, select));
-    let mut tables = tables.collect::<Result<Vec<Table>, CareError>>()?;
+    let tables = question.selects.iter().map(|select| run(store, record, &known, select));
+    let mut tables = tables.collect::<Result<Vec<Table>, ManagerError>>()?;
     match question.name {
         "registers" => tables.push(registers(store, record)?),
         "syscalls" => tables.extend(syscalls(store, record)?),
@@ -38,8 +39,8 @@ pub(super) fn tables(
     Ok(tables)
 }
 
-/// Who fills memory, by kind and by name; nothing for a guest that cannot be read.
-fn memory(store: &Arc<Store>, record: &CheckpointRecord) -> Result<Vec<Table>, CareError> {
+/// What memory is used for, by kind and by name; nothing for a guest that cannot be read.
+fn memory(store: &Arc<Store>, record: &CheckpointRecord) -> Result<Vec<Table>, ManagerError> {
     let view = store.view(record.id)?;
     let mut introspector = Introspector::with_library(kernel_library(store));
     let observation = introspector.observe(&view, &store.registers(record.id)?);
@@ -65,23 +66,24 @@ fn memory(store: &Arc<Store>, record: &CheckpointRecord) -> Result<Vec<Table>, C
     };
     let by_owner: Vec<_> = named.map(row).collect();
     Ok(vec![
-        convert::table("What fills memory", &columns(&["kind", "pages", "kib"]), &by_kind),
-        convert::table("Largest owners", &columns(&["kind", "owner", "pages", "kib"]), &by_owner),
+        convert::table("What fills memory", &columns(&["kind", "pages", "kib"]), &by_kind, false),
+        convert::table("Largest owners", &columns(&["kind", "owner", "pages", "kib"]), &by_owner, false),
     ])
 }
 
-fn ask(
+fn run(
     store: &Store,
     record: &CheckpointRecord,
     known: &[String],
     Select { title, table, sql }: &Select,
-) -> Result<Table, CareError> {
-    // Facts of a kind that nothing recorded yet have no table.
+) -> Result<Table, ManagerError> {
+    // Facts of a kind that was never recorded have no table.
     if known.iter().all(|known| known != table) {
         let note = ["nothing of this kind was read of any checkpoint".to_owned()];
-        return Ok(convert::table(title, &note, &[]));
+        return Ok(convert::table(title, &note, &[], false));
     }
     let rows = store.catalogue().query(sql, &[Value::Integer(record.id.0)], ROWS_MAX)?;
+    let truncated = rows.truncated;
     let (columns, rows) = if rows.rows.len() == 1 && rows.columns.len() > 6 {
         // One wide row reads better as a list.
         let pairs = rows.columns.iter().zip(&rows.rows[0]).filter(|(name, _)| *name != "checkpoint");
@@ -92,11 +94,11 @@ fn ask(
     } else {
         (rows.columns, rows.rows)
     };
-    Ok(convert::table(title, &columns, &rows))
+    Ok(convert::table(title, &columns, &rows, truncated))
 }
 
-/// The table of the first checkpoint of this boot, with what differs in this checkpoint laid over it.
-fn syscalls(store: &Store, record: &CheckpointRecord) -> Result<Vec<Table>, CareError> {
+/// The table of the first checkpoint of this boot, with the entries that differ in this checkpoint.
+fn syscalls(store: &Store, record: &CheckpointRecord) -> Result<Vec<Table>, ManagerError> {
     let columns = ["via", "number", "target", "symbol", "in_text", "expected"].map(str::to_owned).to_vec();
     let mut found: BTreeMap<(String, i64), Vec<Value>> = BTreeMap::new();
     let mut line = store.catalogue().ancestry(record.id)?;
@@ -121,10 +123,10 @@ fn syscalls(store: &Store, record: &CheckpointRecord) -> Result<Vec<Table>, Care
         }
     }
     let rows: Vec<_> = found.into_values().collect();
-    Ok(vec![convert::table("System calls", &columns, &rows)])
+    Ok(vec![convert::table("System calls", &columns, &rows, false)])
 }
 
-fn registers(store: &Store, record: &CheckpointRecord) -> Result<Table, CareError> {
+fn registers(store: &Store, record: &CheckpointRecord) -> Result<Table, ManagerError> {
     let mut rows = Vec::new();
     for (vcpu, registers) in store.registers(record.id)?.iter().enumerate() {
         let mut row = |name: &str, value: u64| {
@@ -149,5 +151,5 @@ fn registers(store: &Store, record: &CheckpointRecord) -> Result<Table, CareErro
             row("lstar", lstar);
         }
     }
-    Ok(convert::table("Registers", &["vcpu", "register", "value"].map(str::to_owned), &rows))
+    Ok(convert::table("Registers", &["vcpu", "register", "value"].map(str::to_owned), &rows, false))
 }

@@ -1,38 +1,41 @@
-use std::path::PathBuf;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::{Path, PathBuf};
 
+use retrovisor_guest::{Interface, LaunchSpec, Network};
+use retrovisor_manager::{Command, MachineSpec, Manager, ManagerError, Origin};
 use retrovisor_proto::v1::machine_service_server::MachineService;
 use retrovisor_proto::v1::network_interface::Network as Asked;
 use retrovisor_proto::v1::{
-    AttachMachineRequest, AttachMachineResponse, ConsoleRequest, ConsoleResponse, GetMachineRequest,
-    GetMachineResponse, ListMachinesRequest, ListMachinesResponse, Machine, NetworkInterface,
-    PauseMachineRequest, PauseMachineResponse, ResumeMachineRequest, ResumeMachineResponse,
-    RunMachineRequest, RunMachineResponse, StopMachineRequest, StopMachineResponse,
+    AttachMachineRequest, AttachMachineResponse, ConsoleRequest, ConsoleResponse, DetachMachineRequest,
+    DetachMachineResponse, GetMachineRequest, GetMachineResponse, ListMachinesRequest, ListMachinesResponse,
+    Machine, NetworkInterface, PauseMachineRequest, PauseMachineResponse, RemoveMachineRequest,
+    RemoveMachineResponse, ResumeMachineRequest, ResumeMachineResponse, RunMachineRequest,
+    RunMachineResponse, SetMachineRequest, SetMachineResponse, StopMachineRequest, StopMachineResponse,
 };
 use tonic::{Request, Response, Status, Streaming};
 
 use super::stream::Answers;
 use super::{Services, convert, status};
-use crate::care::{CareError, Command, Driver, Interface, Network, Origin, Spec};
 
 const MEMORY_BYTES_DEFAULT: u64 = 512 << 20;
 
 impl Services {
-    /// Runs blocking work on a thread of its own and turns its error into a status.
+    /// Runs blocking work outside of the async threads, and converts its error.
     pub(super) async fn blocking<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Self) -> Result<T, CareError> + Send + 'static,
+        work: impl FnOnce(&Self) -> Result<T, ManagerError> + Send + 'static,
     ) -> Result<T, Status> {
         let services = self.clone();
         tokio::task::spawn_blocking(move || work(&services))
             .await
-            .map_err(|error| Status::internal(format!("the work was cut short: {error}")))?
+            .map_err(|error| Status::internal(format!("the work was interrupted: {error}")))?
             .map_err(|error| status::of(&error))
     }
 
     async fn machine(&self, name: String) -> Result<Option<Machine>, Status> {
         self.blocking(move |services| {
-            let record = services.care.store().catalogue().machine(&name)?;
-            Ok(Some(convert::machine(&services.care, &record)?))
+            let record = services.manager.store().catalogue().machine(&name)?;
+            Ok(Some(convert::machine(&services.manager, &record)?))
         })
         .await
     }
@@ -46,8 +49,8 @@ impl MachineService for Services {
     ) -> Result<Response<ListMachinesResponse>, Status> {
         let machines = self
             .blocking(|services| {
-                let records = services.care.store().catalogue().machines()?;
-                records.iter().map(|record| convert::machine(&services.care, record)).collect()
+                let records = services.manager.store().catalogue().machines()?;
+                records.iter().map(|record| convert::machine(&services.manager, record)).collect()
             })
             .await?;
         Ok(Response::new(ListMachinesResponse { machines }))
@@ -68,8 +71,8 @@ impl MachineService for Services {
         let request = request.into_inner();
         let name = request.machine.clone();
         self.blocking(move |services| {
-            let (name, spec) = launch_spec(request)?;
-            services.care.run(&name, &spec)
+            let (name, spec) = launch_spec(&services.manager, request)?;
+            services.manager.run(&name, &spec)
         })
         .await?;
         Ok(Response::new(RunMachineResponse { machine: self.machine(name).await? }))
@@ -80,10 +83,16 @@ impl MachineService for Services {
         request: Request<AttachMachineRequest>,
     ) -> Result<Response<AttachMachineResponse>, Status> {
         let AttachMachineRequest { machine: name, qmp, every_ms } = request.into_inner();
-        let spec = Spec { every_ms, qmp: Some(PathBuf::from(qmp)), origin: Origin::Attached, detached: true };
+        let spec = MachineSpec {
+            every_ms,
+            qmp: Some(PathBuf::from(qmp)),
+            origin: Origin::Attached,
+            detached: true,
+            process: None,
+        };
         self.blocking({
             let name = name.clone();
-            move |services| services.care.attach(&name, &spec)
+            move |services| services.manager.attach(&name, &spec)
         })
         .await?;
         Ok(Response::new(AttachMachineResponse { machine: self.machine(name).await? }))
@@ -94,7 +103,10 @@ impl MachineService for Services {
         request: Request<PauseMachineRequest>,
     ) -> Result<Response<PauseMachineResponse>, Status> {
         let name = request.into_inner().machine;
-        self.care.ask(&name, |reply| Command::Pause { reply }).await.map_err(|error| status::of(&error))?;
+        self.manager
+            .ask(&name, |reply| Command::Pause { reply })
+            .await
+            .map_err(|error| status::of(&error))?;
         Ok(Response::new(PauseMachineResponse { machine: self.machine(name).await? }))
     }
 
@@ -103,8 +115,32 @@ impl MachineService for Services {
         request: Request<ResumeMachineRequest>,
     ) -> Result<Response<ResumeMachineResponse>, Status> {
         let name = request.into_inner().machine;
-        self.care.ask(&name, |reply| Command::Resume { reply }).await.map_err(|error| status::of(&error))?;
+        self.manager
+            .ask(&name, |reply| Command::Resume { reply })
+            .await
+            .map_err(|error| status::of(&error))?;
         Ok(Response::new(ResumeMachineResponse { machine: self.machine(name).await? }))
+    }
+
+    async fn detach_machine(
+        &self,
+        _: Request<DetachMachineRequest>,
+    ) -> Result<Response<DetachMachineResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn set_machine(
+        &self,
+        _: Request<SetMachineRequest>,
+    ) -> Result<Response<SetMachineResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
+    }
+
+    async fn remove_machine(
+        &self,
+        _: Request<RemoveMachineRequest>,
+    ) -> Result<Response<RemoveMachineResponse>, Status> {
+        Err(Status::unimplemented("not yet"))
     }
 
     type ConsoleStream = Answers<ConsoleResponse>;
@@ -121,46 +157,55 @@ impl MachineService for Services {
         request: Request<StopMachineRequest>,
     ) -> Result<Response<StopMachineResponse>, Status> {
         let name = request.into_inner().machine;
-        self.care.ask(&name, |reply| Command::Stop { reply }).await.map_err(|error| status::of(&error))?;
+        self.manager.ask(&name, |reply| Command::Stop { reply }).await.map_err(|error| status::of(&error))?;
         Ok(Response::new(StopMachineResponse { machine: self.machine(name).await? }))
     }
 }
 
-fn launch_spec(request: RunMachineRequest) -> Result<(String, Spec), CareError> {
-    let driver = Driver::choose(&request.driver)?;
+fn launch_spec(manager: &Manager, request: RunMachineRequest) -> Result<(String, MachineSpec), ManagerError> {
+    let driver = manager.choose_driver(&request.driver)?.name().to_owned();
     let interfaces = request.interfaces.into_iter().map(interface).collect::<Result<Vec<_>, _>>()?;
-    if driver == Driver::Qemu && !interfaces.is_empty() {
-        return Err(CareError::Refused {
-            what: "a guest under QEMU has no network here: only microVMs have".to_owned(),
-            help: "Run it with `--driver kvm`, which needs KVM on hardware, or without --net.".to_owned(),
-        });
-    }
-    let origin = Origin::Launched {
+    let disks: Vec<_> = request.disks.into_iter().map(PathBuf::from).collect();
+    disks.iter().try_for_each(|disk| check_disk(disk))?;
+    let origin = Origin::Launched(LaunchSpec {
         kernel: PathBuf::from(request.kernel),
         initrd: (!request.initrd.is_empty()).then(|| PathBuf::from(request.initrd)),
         append: request.append,
-        disks: request.disks.into_iter().map(PathBuf::from).collect(),
+        disks,
         memory_bytes: if request.memory_bytes == 0 { MEMORY_BYTES_DEFAULT } else { request.memory_bytes },
         vcpus: request.vcpus.max(1),
         driver,
         accelerator: None,
         interfaces,
         channel: true,
-    };
-    Ok((request.machine, Spec { every_ms: request.every_ms, qmp: None, origin, detached: true }))
+    });
+    let spec = MachineSpec { every_ms: request.every_ms, qmp: None, origin, detached: true, process: None };
+    Ok((request.machine, spec))
 }
 
-fn interface(asked: NetworkInterface) -> Result<Interface, CareError> {
+/// Refuses what is not a file. A path that cannot be read is for the driver to report.
+fn check_disk(path: &Path) -> Result<(), ManagerError> {
+    let Ok(kind) = std::fs::metadata(path).map(|meta| meta.file_type()) else { return Ok(()) };
+    if kind.is_file() {
+        return Ok(());
+    }
+    let shown = path.display();
+    let what = if kind.is_block_device() { "a block device" } else { "not a file" };
+    Err(ManagerError::Refused {
+        what: format!("the disk {shown} is {what}: disks are image files, raw or qcow2"),
+        help: format!("Copy a device to an image first: qemu-img convert -O qcow2 {shown} disk.qcow2"),
+    })
+}
+
+fn interface(asked: NetworkInterface) -> Result<Interface, ManagerError> {
     let network = match asked.network {
         Some(Asked::Hub(name)) => Network::Hub(name),
         Some(Asked::Tap(name)) => Network::Tap(name),
         None => {
-            return Err(CareError::Invalid(
-                "an interface is plugged into a hub or a tap: name one".to_owned(),
-            ));
+            return Err(ManagerError::Invalid("an interface needs a hub or a tap to connect to".to_owned()));
         }
     };
     let mac = Some(asked.address).filter(|address| !address.is_empty());
-    let mac = mac.map(|address| address.parse().map_err(CareError::Invalid)).transpose()?;
+    let mac = mac.map(|address| address.parse().map_err(ManagerError::Invalid)).transpose()?;
     Ok(Interface { network, mac })
 }

@@ -1,35 +1,36 @@
 //! Errors as gRPC statuses, with google.rpc details where they help a program to act.
 
 use retrovisor_guest::MachineError;
+use retrovisor_manager::ManagerError;
 use retrovisor_snapshot::Error as StoreError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use crate::care::CareError;
-
 const DOMAIN: &str = "retrovisor";
 
-/// What the caller is told.
-pub(super) fn of(error: &CareError) -> Status {
+/// The status of an error.
+pub(super) fn of(error: &ManagerError) -> Status {
     let (code, reason) = match error {
-        CareError::Exists { .. } | CareError::Known { .. } => (Code::AlreadyExists, "MACHINE_EXISTS"),
-        CareError::Gone { .. } | CareError::Machine(MachineError::Gone { .. }) => {
+        ManagerError::Exists { .. } | ManagerError::Known { .. } => (Code::AlreadyExists, "MACHINE_EXISTS"),
+        ManagerError::Gone { .. } | ManagerError::Machine(MachineError::Gone { .. }) => {
             (Code::FailedPrecondition, "MACHINE_GONE")
         }
-        CareError::Refused { .. } => (Code::FailedPrecondition, "REFUSED"),
-        CareError::Invalid(_) => (Code::InvalidArgument, "INVALID"),
-        CareError::Store(error) => of_store(error),
-        CareError::Machine(
+        ManagerError::Refused { .. } => (Code::FailedPrecondition, "REFUSED"),
+        ManagerError::Invalid(_) => (Code::InvalidArgument, "INVALID"),
+        ManagerError::Store(error) => of_store(error),
+        ManagerError::Machine(
             MachineError::Config { .. } | MachineError::Unsupported { .. } | MachineError::Mismatch { .. },
         ) => (Code::FailedPrecondition, "MACHINE_UNFIT"),
-        CareError::Machine(_) => (Code::Internal, "MACHINE_FAILED"),
-        CareError::Fault(_) => (Code::FailedPrecondition, "FAULT_NOT_POSSIBLE"),
-        CareError::Analytics(_) => (Code::Internal, "ANALYTICS_FAILED"),
-        CareError::Io { .. } => (Code::Internal, "HOST_FAILED"),
+        ManagerError::Machine(_) => (Code::Internal, "MACHINE_FAILED"),
+        ManagerError::Fault(_) => (Code::FailedPrecondition, "FAULT_NOT_POSSIBLE"),
+        ManagerError::Analytics(_) => (Code::Internal, "ANALYTICS_FAILED"),
+        ManagerError::Io { .. } => (Code::Internal, "HOST_FAILED"),
     };
     let mut details = ErrorDetails::with_error_info(reason, DOMAIN, std::collections::HashMap::new());
     match error {
-        CareError::Exists { machine } | CareError::Known { machine } | CareError::Gone { machine } => {
+        ManagerError::Exists { machine }
+        | ManagerError::Known { machine }
+        | ManagerError::Gone { machine } => {
             details.set_resource_info("machine", format!("machines/{machine}"), "", error.to_string());
         }
         _ => {}
@@ -43,14 +44,14 @@ pub(super) fn of(error: &CareError) -> Status {
     Status::with_error_details(code, error.to_string(), details)
 }
 
-fn help(error: &CareError) -> Option<String> {
+fn help(error: &ManagerError) -> Option<String> {
     match error {
-        CareError::Refused { help, .. } => Some(help.clone()),
-        CareError::Gone { machine } => {
+        ManagerError::Refused { help, .. } => Some(help.clone()),
+        ManagerError::Gone { machine } => {
             Some(format!("Bring it back: retrovisor rollback {machine} --to latest"))
         }
-        CareError::Exists { machine } => Some(format!("Look at it: retrovisor show {machine}")),
-        CareError::Known { machine } => {
+        ManagerError::Exists { machine } => Some(format!("Look at it: retrovisor show {machine}")),
+        ManagerError::Known { machine } => {
             Some(format!("Choose another name, or look at that one: retrovisor show {machine}"))
         }
         _ => None,

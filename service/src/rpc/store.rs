@@ -8,7 +8,7 @@ use retrovisor_snapshot::{CompactOptions, RepairAction, RetentionPolicy, VerifyP
 use tonic::{Request, Response, Status};
 
 use super::Services;
-use super::stream::{self, Answers};
+use super::stream::Answers;
 
 #[tonic::async_trait]
 impl StoreService for Services {
@@ -18,7 +18,7 @@ impl StoreService for Services {
 
     async fn verify(&self, _: Request<VerifyRequest>) -> Result<Response<Self::VerifyStream>, Status> {
         Ok(self.stream(|services, to| {
-            let store = services.care.store();
+            let store = services.manager.store();
             let mut total_pages = 0;
             let report = store.verify(&mut |progress: VerifyProgress| {
                 total_pages = progress.pages_total;
@@ -27,8 +27,8 @@ impl StoreService for Services {
                     total_pages: progress.pages_total,
                     ..VerifyResponse::default()
                 };
-                // Progress that nobody takes is dropped; the report below is not.
-                let _ = to.try_send(Ok(message));
+                // A check changes nothing: it may as well go on until it ends.
+                let _ = to.progress(message);
             })?;
             let last = VerifyResponse {
                 checked_pages: report.pages_checked,
@@ -38,7 +38,7 @@ impl StoreService for Services {
                 checkpoints: report.checkpoints_checked,
                 stored_bytes: store.size()?,
             };
-            let _ = to.blocking_send(Ok(last));
+            to.send(last);
             Ok(())
         }))
     }
@@ -46,16 +46,16 @@ impl StoreService for Services {
     async fn repair(&self, request: Request<RepairRequest>) -> Result<Response<Self::RepairStream>, Status> {
         let RepairRequest { dry_run } = request.into_inner();
         Ok(self.stream(move |services, to| {
-            let answer = |step| Ok(RepairResponse { step: Some(step) });
+            let answer = |step| RepairResponse { step: Some(step) };
             let mut progress = |progress: VerifyProgress| {
                 let progress =
                     CheckProgress { checked_pages: progress.pages_done, total_pages: progress.pages_total };
-                let _ = to.try_send(answer(repair_response::Step::Progress(progress)));
+                let _ = to.progress(answer(repair_response::Step::Progress(progress)));
             };
-            let store = services.care.store();
+            let store = services.manager.store();
             let plan = store.plan_repair(&mut progress)?;
-            let heard = to.blocking_send(answer(repair_response::Step::Plan(repair_plan(&plan)))).is_ok();
-            if dry_run || !heard {
+            let is_received = to.send(answer(repair_response::Step::Plan(repair_plan(&plan))));
+            if dry_run || !is_received {
                 return Ok(());
             }
             let report = store.repair(&plan, &mut progress)?;
@@ -63,9 +63,9 @@ impl StoreService for Services {
                 repaired: report.repaired,
                 failed: report.failed,
                 lost: report.lost.into_iter().map(lost).collect(),
-                found_again: report.found_again,
+                recovered: report.found_again,
             };
-            let _ = to.blocking_send(answer(repair_response::Step::Report(report)));
+            to.send(answer(repair_response::Step::Report(report)));
             Ok(())
         }))
     }
@@ -74,25 +74,25 @@ impl StoreService for Services {
         let PruneRequest { machine, policy, dry_run } = request.into_inner();
         let policy = self::policy(policy.unwrap_or_default());
         Ok(self.stream(move |services, to| {
-            let say = |step| to.blocking_send(Ok(PruneResponse { step: Some(step) })).is_ok();
-            let store = services.care.store();
+            let send = |step| to.send(PruneResponse { step: Some(step) });
+            let store = services.manager.store();
             let id = match &machine[..] {
                 "" => None,
                 name => Some(store.catalogue().machine(name)?.id),
             };
             let plan = store.plan_prune(&policy, id)?;
-            let heard = say(prune_response::Step::Plan(self::plan(&plan)));
-            if dry_run || !heard {
+            let is_received = send(prune_response::Step::Plan(self::plan(&plan)));
+            if dry_run || !is_received {
                 return Ok(());
             }
             let before = store.size()?;
             let report = store.prune(&plan, &CompactOptions::default(), &mut |progress| {
                 let step = prune_response::Step::Progress(self::progress(progress));
-                stream::progress(to, PruneResponse { step: Some(step) })
+                to.progress(PruneResponse { step: Some(step) })
             })?;
-            say(prune_response::Step::Report(PruneReport {
+            send(prune_response::Step::Report(PruneReport {
                 checkpoints: report.checkpoints,
-                passed_over: report.passed_over,
+                skipped: report.passed_over,
                 stored_bytes_before: before,
                 stored_bytes: store.size()?,
             }));
@@ -117,7 +117,7 @@ fn action(action: &RepairAction) -> &'static str {
     match action {
         RepairAction::Relink { .. } => "relink",
         RepairAction::RebuildChanges { .. } => "rebuild-changes",
-        RepairAction::Rehang { .. } => "rehang",
+        RepairAction::Rehang { .. } => "reparent",
         RepairAction::RebuildMap { .. } => "rebuild-map",
         RepairAction::RebuildPack { .. } => "rebuild-pack",
         RepairAction::RebuildIndex => "rebuild-index",
@@ -178,7 +178,7 @@ fn progress(progress: retrovisor_snapshot::PruneProgress) -> PruneProgress {
     PruneProgress { step: word(&progress.step), done: progress.done, total: progress.total }
 }
 
-/// The word that stands for a plain variant in JSON, too.
+/// The word for a plain variant, which is the same in JSON.
 fn word(variant: &impl serde::Serialize) -> String {
     match serde_json::to_value(variant) {
         Ok(serde_json::Value::String(word)) => word,

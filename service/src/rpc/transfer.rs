@@ -1,13 +1,13 @@
 use std::path::{Path, PathBuf};
 
+use retrovisor_manager::ManagerError;
 use retrovisor_proto::v1::transfer_service_server::TransferService;
 use retrovisor_proto::v1::{ExportRequest, ExportResponse, FileFormat, ImportRequest, ImportResponse};
 use retrovisor_snapshot::{ARCHIVE_MAGIC, DumpFormat, ExportProgress};
 use tonic::{Request, Response, Status};
 
 use super::Services;
-use super::stream::{Answers, progress};
-use crate::care::CareError;
+use super::stream::Answers;
 
 #[tonic::async_trait]
 impl TransferService for Services {
@@ -18,46 +18,45 @@ impl TransferService for Services {
         let request = request.into_inner();
         let (format, path) = (request.format(), absolute(&request.path)?);
         Ok(self.stream(move |services, to| {
-            let store = services.care.store();
+            let store = services.manager.store();
             let mut tell = |ExportProgress { done, total }| {
-                progress(to, ExportResponse { done, total, ..ExportResponse::default() })
+                to.progress(ExportResponse { done, total, ..ExportResponse::default() })
             };
-            let wanted = if request.checkpoint.is_empty() { "latest" } else { &request.checkpoint };
+            let named = if request.checkpoint.is_empty() { "latest" } else { &request.checkpoint };
             let report = match format {
                 FileFormat::Raw => {
-                    let record = services.resolve(&request.machine, wanted)?;
+                    let record = services.resolve(&request.machine, named)?;
                     store.export_raw(record.id, &path, &mut tell)?
                 }
                 FileFormat::ElfCore => {
-                    let record = services.resolve(&request.machine, wanted)?;
+                    let record = services.resolve(&request.machine, named)?;
                     store.export_elf_core(record.id, &path, &mut tell)?
                 }
                 FileFormat::Archive => {
                     let machine = store.catalogue().machine(&request.machine)?.id;
                     let report = store.export_archive(machine, &path, &mut tell)?;
-                    // The caller may have gone: the file is there all the same.
-                    let _ = to.blocking_send(Ok(ExportResponse {
+                    to.send(ExportResponse {
                         done: report.contents,
                         total: report.contents,
                         finished: true,
                         length_bytes: report.length_bytes,
                         disk_bytes: report.length_bytes,
                         vmcoreinfo: false,
-                    }));
+                    });
                     return Ok(());
                 }
                 FileFormat::Unspecified => {
-                    return Err(CareError::Invalid("an export needs a format".into()));
+                    return Err(ManagerError::Invalid("an export needs a format".into()));
                 }
             };
-            let _ = to.blocking_send(Ok(ExportResponse {
+            to.send(ExportResponse {
                 done: report.pages,
                 total: report.pages,
                 finished: true,
                 length_bytes: report.length_bytes,
                 disk_bytes: report.disk_bytes,
                 vmcoreinfo: report.vmcoreinfo,
-            }));
+            });
             Ok(())
         }))
     }
@@ -70,13 +69,13 @@ impl TransferService for Services {
             named => named,
         };
         Ok(self.stream(move |services, to| {
-            let store = services.care.store();
+            let store = services.manager.store();
             let mut tell = |ExportProgress { done, total }| {
-                progress(to, ImportResponse { done, total, ..ImportResponse::default() })
+                to.progress(ImportResponse { done, total, ..ImportResponse::default() })
             };
-            let mut dump = |format| -> Result<_, CareError> {
+            let mut dump = |format| -> Result<_, ManagerError> {
                 let report = store.import_dump(&request.machine, &path, format, &mut tell)?;
-                let reason = services.care.read(report.newest)?;
+                let reason = services.manager.read(report.newest)?;
                 Ok((report, reason))
             };
             let (report, reason) = match format {
@@ -87,18 +86,17 @@ impl TransferService for Services {
                     (store.import_archive(name, &path, &mut tell)?, None)
                 }
                 FileFormat::Unspecified => {
-                    return Err(CareError::Invalid("an import needs a format".into()));
+                    return Err(ManagerError::Invalid("an import needs a format".into()));
                 }
             };
-            // The caller may have gone: the machine is there all the same.
-            let _ = to.blocking_send(Ok(ImportResponse {
+            to.send(ImportResponse {
                 finished: true,
                 machine: report.machine,
                 checkpoints: report.checkpoints,
                 stored_bytes: report.stored_bytes,
                 reason: reason.unwrap_or_default(),
                 ..ImportResponse::default()
-            }));
+            });
             Ok(())
         }))
     }
@@ -112,7 +110,7 @@ fn absolute(path: &str) -> Result<PathBuf, Status> {
     Err(Status::invalid_argument(format!("{} is not an absolute path", path.display())))
 }
 
-/// An ELF core and an archive tell themselves by their first bytes; all else is raw.
+/// ELF cores and archives are recognised by their first bytes; everything else is raw.
 fn guess(path: &Path) -> Result<FileFormat, Status> {
     use std::io::Read as _;
     let failed =

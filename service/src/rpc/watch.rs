@@ -1,48 +1,72 @@
-use std::pin::Pin;
-
-use retrovisor_proto::v1::watch_response::Event as Told;
+use retrovisor_manager::{Event, EventKind, ManagerError};
+use retrovisor_proto::v1::watch_response::Event as Message;
 use retrovisor_proto::v1::watch_service_server::WatchService;
 use retrovisor_proto::v1::{WatchRequest, WatchResponse};
-use tokio_stream::wrappers::BroadcastStream;
-use tokio_stream::wrappers::errors::BroadcastStreamRecvError;
-use tokio_stream::{Stream, StreamExt as _};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{Services, convert, status};
-use crate::care::{CareError, Event, Happening};
+use super::shutdown::Shutdown;
+use super::stream::Answers;
+use super::{Services, convert};
+
+/// Messages that wait for a slow client before events are counted as missed.
+const WAITING_MAX: usize = 16;
 
 #[tonic::async_trait]
 impl WatchService for Services {
-    type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchResponse, Status>> + Send>>;
+    type WatchStream = Answers<WatchResponse>;
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let wanted = request.into_inner().machine;
+        if !wanted.is_empty() {
+            let name = wanted.clone();
+            self.blocking(move |services| Ok(services.manager.store().catalogue().machine(&name)?)).await?;
+        }
+        let mut events = self.manager.watch();
         let services = self.clone();
-        let events = BroadcastStream::new(self.care.watch()).filter_map(move |event| match event {
-            Ok(event) if wanted.is_empty() || event.machine == wanted => {
-                Some(told(&services, &event).map_err(|error| status::of(&error)))
-            }
-            Ok(_) => None,
-            Err(BroadcastStreamRecvError::Lagged(count)) => {
-                Some(Ok(WatchResponse { event: Some(Told::Missed(count)), ..WatchResponse::default() }))
+        let (to, stream) = mpsc::channel(WAITING_MAX);
+        tokio::spawn(async move {
+            let ended = services.shutdown.clone().begun();
+            tokio::pin!(ended);
+            loop {
+                let message = tokio::select! {
+                    event = events.recv() => match event {
+                        Ok(event) if wanted.is_empty() || event.machine == wanted => {
+                            services.blocking(move |services| message(services, &event)).await
+                        }
+                        Ok(_) => continue,
+                        Err(RecvError::Lagged(count)) => {
+                            Ok(WatchResponse { event: Some(Message::Missed(count)), ..WatchResponse::default() })
+                        }
+                        Err(RecvError::Closed) => return,
+                    },
+                    () = &mut ended => Err(Shutdown::status()),
+                    () = to.closed() => return,
+                };
+                let is_last = message.is_err();
+                if to.send(message).await.is_err() || is_last {
+                    return;
+                }
             }
         });
-        Ok(Response::new(Box::pin(events)))
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 }
 
-fn told(services: &Services, event: &Event) -> Result<WatchResponse, CareError> {
-    let store = services.care.store();
-    let told = match &event.happening {
-        Happening::Checkpoint(record, reasons) => {
+fn message(services: &Services, event: &Event) -> Result<WatchResponse, ManagerError> {
+    let store = services.manager.store();
+    let message = match &event.kind {
+        EventKind::Checkpoint(record, reasons) => {
             let mut checkpoint = convert::checkpoint(store, record)?;
             checkpoint.reasons.clone_from(reasons);
-            Told::Checkpoint(checkpoint)
+            Message::Checkpoint(checkpoint)
         }
-        Happening::Incident(record) => Told::Incident(convert::incident(store, record)?),
-        Happening::Move(journey) => Told::Move(convert::journey(store, journey)?),
-        Happening::Injected(done) => Told::Injected(done.clone()),
-        Happening::Trouble(what) => Told::Trouble(what.clone()),
+        EventKind::Incident(record) => Message::Incident(convert::incident(store, record)?),
+        EventKind::Rollback(rollback) => Message::Rollback(convert::rollback(store, rollback)?),
+        EventKind::Injected(done) => Message::Injected(done.clone()),
+        EventKind::Error(what) => Message::Error(what.clone()),
     };
-    Ok(WatchResponse { machine: event.machine.clone(), at_ms: event.at_ms, event: Some(told) })
+    Ok(WatchResponse { machine: event.machine.clone(), at_ms: event.at_ms, event: Some(message) })
 }

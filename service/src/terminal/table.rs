@@ -1,39 +1,37 @@
 //! Tables that fit the terminal.
 
-use std::io::Write as _;
-
+use comfy_table::{
+    Cell as Shown, CellAlignment, ColumnConstraint, ContentArrangement, Row, Table as Layout, Width, presets,
+};
 use retrovisor_proto::v1::{Cell, Table, cell::Value};
+use unicode_width::UnicodeWidthStr as _;
 
-use super::style;
+use super::clean::clean;
+use super::{output, width};
 
-/// Columns of the terminal, or 100 when there is none.
-pub(crate) fn terminal_width() -> usize {
-    std::env::var("COLUMNS")
-        .ok()
-        .and_then(|columns| columns.parse().ok())
-        .or_else(|| terminal_size::terminal_size().map(|(width, _)| usize::from(width.0)))
-        .unwrap_or(100)
-        .max(40)
-}
+/// A text column is not made narrower than this.
+const TEXT_COLUMNS_MIN: usize = 8;
+/// Blanks between two columns.
+const GAP: u16 = 2;
 
-/// Prints rows under headings; numbers to the right; the widest text columns give way when the line is too long.
+/// Prints rows under headings. Numbers are on the right; text is cut where the line would be too long.
 pub(crate) fn print(headings: &[&str], rows: &[Vec<String>]) {
-    for line in lines(headings, rows, terminal_width()) {
-        // A closed pipe (`| head`) ends the output, not the program.
-        if writeln!(std::io::stdout(), "{}", line.trim_end()).is_err() {
-            return;
-        }
+    for line in lines(headings, rows, width::terminal()) {
+        output::line(&line);
     }
 }
 
 /// Prints a table of facts.
 pub(crate) fn print_facts(table: &Table) {
     if !table.title.is_empty() {
-        println!("{}", style::bold(&table.title));
+        output::styled_line(output::BOLD, &table.title);
     }
     let headings: Vec<&str> = table.columns.iter().map(String::as_str).collect();
     let rows: Vec<Vec<String>> = table.rows.iter().map(|row| row.cells.iter().map(cell).collect()).collect();
     print(&headings, &rows);
+    if table.truncated {
+        output::line(&format!("(cut after {} rows; `retrovisor query` shows others)", table.rows.len()));
+    }
 }
 
 /// A cell in words.
@@ -43,63 +41,75 @@ pub(crate) fn cell(cell: &Cell) -> String {
         Some(Value::Integer(number)) => number.to_string(),
         Some(Value::Real(number)) if number.fract() == 0.0 && number.abs() < 1e15 => format!("{number:.0}"),
         Some(Value::Real(number)) => format!("{number:.3}"),
-        Some(Value::Text(text)) => style::printable(text),
+        Some(Value::Text(text)) => text.clone(),
     }
 }
 
-fn lines(headings: &[&str], rows: &[Vec<String>], width: usize) -> Vec<String> {
-    let count = |text: &str| text.chars().count();
-    let mut widths: Vec<usize> = headings.iter().map(|heading| count(heading)).collect();
-    for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(count(cell));
+fn lines(headings: &[&str], rows: &[Vec<String>], columns: usize) -> Vec<String> {
+    let mut layout = Layout::new();
+    layout.load_preset(presets::NOTHING).set_truncation_indicator("…");
+    layout.set_content_arrangement(ContentArrangement::Dynamic);
+    layout.set_width(u16::try_from(columns).unwrap_or(u16::MAX));
+    layout.set_header(row(headings.iter().copied()));
+    layout.add_rows(rows.iter().map(|cells| row(cells.iter().map(String::as_str))));
+    let last = headings.len().saturating_sub(1);
+    for (at, column) in layout.column_iter_mut().enumerate() {
+        let cells = || rows.iter().map(|row| row.get(at).map_or("", String::as_str));
+        column.set_padding((0, if at == last { 0 } else { GAP }));
+        if !rows.is_empty() && cells().all(is_number) {
+            column.set_cell_alignment(CellAlignment::Right);
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        } else {
+            let heading = headings.get(at).copied().unwrap_or_default();
+            let widest = cells().chain([heading]).map(|text| clean(text).width()).max().unwrap_or(0);
+            let least = u16::try_from(widest.min(TEXT_COLUMNS_MIN)).unwrap_or(u16::MAX);
+            let gap = if at == last { 0 } else { GAP };
+            column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(least + gap)));
         }
     }
-    let numeric: Vec<bool> = (0..headings.len())
-        .map(|at| !rows.is_empty() && rows.iter().all(|row| row.get(at).is_some_and(|cell| is_number(cell))))
-        .collect();
-    while widths.iter().sum::<usize>() + 2 * widths.len() > width {
-        let widest = (0..widths.len()).filter(|at| !numeric[*at]).max_by_key(|at| widths[*at]);
-        match widest {
-            Some(at) if widths[at] > 8 => widths[at] -= 1,
-            _ => break,
-        }
-    }
-    let line = |cells: &mut dyn Iterator<Item = &str>| -> String {
-        let mut line = String::new();
-        for ((cell, width), numeric) in cells.zip(&widths).zip(&numeric) {
-            let shown: String = if count(cell) > *width {
-                cell.chars().take(width.saturating_sub(1)).chain(['…']).collect()
-            } else {
-                cell.to_owned()
-            };
-            let pad = " ".repeat(width - count(&shown).min(*width));
-            let (left, right) = if *numeric { (pad, shown) } else { (shown, pad) };
-            line.extend([left.as_str(), right.as_str(), "  "]);
-        }
-        line
-    };
-    let mut all = vec![line(&mut headings.iter().copied())];
-    all.extend(rows.iter().map(|row| line(&mut row.iter().map(String::as_str))));
-    all
+    layout.lines().map(|line| line.trim_end().to_owned()).collect()
 }
 
+/// One line, however long its cells are.
+fn row<'a>(cells: impl Iterator<Item = &'a str>) -> Row {
+    let mut row = Row::from(cells.map(|text| Shown::new(clean(text))).collect::<Vec<_>>());
+    row.max_height(1);
+    row
+}
+
+/// `12`, `-3.5`, `1.2 ms`, and `-` for what is not known.
 fn is_number(cell: &str) -> bool {
     cell == "-"
         || cell.parse::<f64>().is_ok()
-        || cell.split_once(' ').is_some_and(|(n, _)| n.parse::<f64>().is_ok())
+        || cell.split_once(' ').is_some_and(|(number, _)| number.parse::<f64>().is_ok())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn rows(rows: &[[&str; 2]]) -> Vec<Vec<String>> {
+        rows.iter().map(|row| row.map(str::to_owned).to_vec()).collect()
+    }
+
     #[test]
-    fn long_text_gives_way_and_numbers_stand_right() {
-        let rows = vec![vec!["x".repeat(60), "5".to_owned()], vec!["y".to_owned(), "123".to_owned()]];
-        let lines = lines(&["name", "n"], &rows, 40);
-        assert!(lines.iter().all(|line| line.chars().count() <= 40), "{lines:?}");
-        assert!(lines[1].contains('…') && lines[1].trim_end().ends_with("  5"));
-        assert!(lines[2].trim_end().ends_with("123"));
+    fn long_text_is_cut_and_numbers_are_on_the_right() {
+        let lines = lines(&["name", "n"], &rows(&[[&"x".repeat(60), "5"], ["y", "123"]]), 40);
+        assert!(lines.iter().all(|line| line.width() <= 40), "{lines:?}");
+        assert_eq!(lines.len(), 3, "{lines:?}");
+        assert!(lines[1].contains('…') && lines[1].ends_with("    5"), "{lines:?}");
+        assert!(lines[2].ends_with("  123"), "{lines:?}");
+    }
+
+    #[test]
+    fn wide_characters_keep_the_columns_in_line() {
+        let lines = lines(&["name", "n"], &rows(&[["世界", "5"], ["abcd", "123"]]), 40);
+        assert_eq!(lines, ["name    n", "世界    5", "abcd  123"]);
+    }
+
+    #[test]
+    fn no_cell_breaks_the_line_or_drives_the_terminal() {
+        let lines = lines(&["name", "n"], &rows(&[["a\nb\x1b[2Jc", "1"]]), 40);
+        assert_eq!(lines, ["name      n", "a\u{fffd}b\u{fffd}[2Jc  1"]);
     }
 }

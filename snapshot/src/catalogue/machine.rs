@@ -9,9 +9,6 @@ use crate::damage::Damage;
 use crate::error::{Error, Result};
 use crate::id::{CheckpointId, MachineId, TimelineId};
 
-/// Longest name of a machine, in bytes.
-const NAME_MAX: usize = 64;
-
 /// A machine the store knows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MachineRecord {
@@ -115,7 +112,8 @@ pub(super) fn insert(
     identity: &MachineIdentity,
     created_at_ms: i64,
 ) -> Result<MachineId, Abort> {
-    check_name(&identity.name)?;
+    retrovisor_guest::check_name("machine", &identity.name)
+        .map_err(|error| Error::Invalid { what: "machine name", why: error.to_string() })?;
     let json = serde_json::to_string(identity)
         .map_err(|e| Error::Invalid { what: "machine identity", why: e.to_string() })?;
     let added = transaction.execute(
@@ -164,18 +162,4 @@ fn record(row: &Row<'_>) -> Result<MachineRecord, Abort> {
 
 fn not_found(name: &str) -> Error {
     Error::NotFound { what: "machine", name: name.to_owned(), help: "`retrovisor list` names them all" }
-}
-
-fn check_name(name: &str) -> Result<()> {
-    let fits = (1..=NAME_MAX).contains(&name.len())
-        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
-        && !name.starts_with(['-', '.']);
-    if fits {
-        Ok(())
-    } else {
-        let why = format!(
-            "{name:?} is not usable: 1 to {NAME_MAX} letters, digits, '-', '_' or '.', not starting with '-' or '.'"
-        );
-        Err(Error::Invalid { what: "machine name", why })
-    }
 }

@@ -21,7 +21,7 @@ impl Catalogue {
     pub fn resolve(&self, machine: MachineId, spec: &str) -> Result<CheckpointRecord> {
         self.read("looking for a checkpoint", |reader| {
             match spec {
-                "present" => return one(reader, present(reader, machine, spec)?),
+                "current" => return one(reader, present(reader, machine, spec)?),
                 "latest" => {
                     let newest = "c.machine = ?1 ORDER BY c.sequence DESC LIMIT 1";
                     return first(matching(reader, newest, [machine.0])?, spec);

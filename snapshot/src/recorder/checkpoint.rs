@@ -135,7 +135,7 @@ impl Recorder {
 
 fn check_label(label: Option<&str>) -> Result<()> {
     let Some(label) = label else { return Ok(()) };
-    let reserved = ["present", "latest", "last-good"];
+    let reserved = ["current", "latest", "last-good"];
     let fits = (1..=LABEL_MAX).contains(&label.len())
         && !label.starts_with(['-', '@'])
         && !label.chars().any(char::is_control)

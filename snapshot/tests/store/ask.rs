@@ -130,7 +130,7 @@ fn checkpoints_are_found_by_what_people_call_them() {
     assert_eq!(find("-0").unwrap().id, third.id);
     assert_eq!(find("-2").unwrap().id, first.id);
     assert_eq!(find("@2").unwrap().id, second.id);
-    assert_eq!(find("present").unwrap().id, third.id);
+    assert_eq!(find("current").unwrap().id, third.id);
     assert_eq!(find(&second.name).unwrap().id, second.id);
     assert_eq!(find(&second.name[..8]).unwrap().id, second.id);
     for nothing in ["-3", "@9", "@x", "zzzzzzzzzzzz", "nobody", "", "-", "last-good"] {

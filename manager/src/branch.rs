@@ -1,0 +1,197 @@
+//! A second machine from a checkpoint of a first.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::Instant;
+
+use retrovisor_guest::{ClockPolicy, Lifespan, Network, Start, Vm};
+use retrovisor_snapshot::{
+    BranchPlan, BranchProgress, BranchRequest, CheckpointId, CheckpointRecord, CheckpointRequest, Recorder,
+};
+
+use crate::actor::Arrival;
+use crate::spec::{MachineSpec, Origin};
+use crate::{Manager, ManagerError};
+
+/// A branch that is checked and can be made.
+pub struct PlannedBranch {
+    /// What the store says of it.
+    pub plan: BranchPlan,
+    /// What it is plugged into, in words.
+    pub networks: Vec<String>,
+    /// What of its identity is not new.
+    pub warning: Option<String>,
+    spec: MachineSpec,
+}
+
+/// A branch that was made.
+pub struct Branched {
+    /// Its first checkpoint.
+    pub first: CheckpointRecord,
+    /// From the beginning until it ran, or was ready to, in microseconds.
+    pub branch_us: u64,
+}
+
+impl Manager {
+    /// What a branch of a checkpoint would be. Refuses what cannot be.
+    pub fn plan_branch(&self, new: &str, origin: CheckpointId) -> Result<PlannedBranch, ManagerError> {
+        self.must_be_free(new)?;
+        if self.store.catalogue().machines()?.iter().any(|known| known.name == new) {
+            return Err(ManagerError::Known { machine: new.to_owned() });
+        }
+        let plan = self.store.plan_branch(origin)?;
+        let name = &plan.machine.name;
+        let mut spec = MachineSpec::from_runtime(name, &plan.machine.runtime)?;
+        let Origin::Launched(launch) = &mut spec.origin else {
+            return Err(ManagerError::Refused {
+                what: format!("{name} was not started by Retrovisor, which cannot start another one like it"),
+                help: "Only machines of `retrovisor run` can be branched.".to_owned(),
+            });
+        };
+        if !plan.disks_missing.is_empty() {
+            return Err(ManagerError::Refused {
+                what: format!(
+                    "what {name} had written on {} at {} is only in its own overlay, not in the store",
+                    plan.disks_missing.join(", "),
+                    plan.origin.name
+                ),
+                help: "Branch from a checkpoint that was taken since the store keeps disks.".to_owned(),
+            });
+        }
+        for disk in &launch.disks {
+            is_there(disk)?;
+        }
+        let mut networks = Vec::new();
+        for interface in &mut launch.interfaces {
+            // One that is made of the new name.
+            interface.mac = None;
+            networks.push(match &interface.network {
+                Network::Tap(tap) if self.status(name).is_some() => {
+                    return Err(ManagerError::Refused {
+                        what: format!("{name} has the tap {tap}, and a tap is for one machine"),
+                        help: format!("Stop {name} first, or run it on a hub."),
+                    });
+                }
+                Network::Tap(tap) => format!("tap {tap}, with an Ethernet address of its own"),
+                Network::Hub(hub) => format!(
+                    "hub {hub}, with an Ethernet address of its own; its guest still has the IP address of {name}'s"
+                ),
+            });
+        }
+        let features = self.driver(&launch.driver)?.features();
+        if features.restores_from_boot_files {
+            is_there(&launch.kernel)?;
+            launch.initrd.as_deref().map_or(Ok(()), is_there)?;
+        }
+        let warning = (!features.renews_identity).then(|| {
+            format!(
+                "Guests of the driver {} do not learn that they are another machine: both draw the same random \
+                 numbers at first.",
+                launch.driver
+            )
+        });
+        spec.qmp = None;
+        spec.detached = true;
+        Ok(PlannedBranch { plan, networks, warning, spec })
+    }
+
+    /// Starts a machine that goes on from a checkpoint of another one. Blocks until it runs. Ends early, with nothing left
+    /// of it, when `progress` says so.
+    pub fn branch(
+        &self,
+        new: &str,
+        planned: &PlannedBranch,
+        paused: bool,
+        progress: &mut dyn FnMut(BranchProgress) -> ControlFlow<()>,
+    ) -> Result<Branched, ManagerError> {
+        let begun = Instant::now();
+        let _reservation = self.reserve(new)?;
+        let spec = &planned.spec;
+        let runtime = spec.to_runtime()?;
+        let request = BranchRequest { runtime, detail: serde_json::Value::Null };
+        let dir = self.runtime_dir(new);
+        let is_new = !dir.exists();
+        let mut recorder = Recorder::begin_branch(&self.store, new, planned.plan.origin.id, &request)?;
+        match self.bring_up(new, spec, &mut recorder, progress) {
+            Ok((machine, first)) => {
+                let arrival = Arrival::Branch { first: Box::new(first.clone()), paused };
+                self.start_actor_with(new, machine, spec, arrival, Some(recorder))?;
+                let branch_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+                Ok(Branched { first, branch_us })
+            }
+            Err(error) => {
+                recorder.give_up_branch();
+                if is_new {
+                    remove(&dir);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// A process that holds what the checkpoint says, and its first checkpoint. A failure leaves no process.
+    fn bring_up(
+        &self,
+        new: &str,
+        spec: &MachineSpec,
+        recorder: &mut Recorder,
+        progress: &mut dyn FnMut(BranchProgress) -> ControlFlow<()>,
+    ) -> Result<(Box<dyn Vm>, CheckpointRecord), ManagerError> {
+        let mut machine = self.launch(new, spec, Start::AwaitsState, Lifespan::BoundAtFirst)?;
+        let adopted = (|| {
+            self.store.catalogue().set_identity(recorder.machine(), machine.identity())?;
+            let report = recorder.adopt(&mut *machine, ClockPolicy::StandStill, progress)?;
+            machine.renew_identity()?;
+            let taken = recorder.checkpoint(&mut *machine, &CheckpointRequest::default())?;
+            tracing::debug!(machine = new, timing = ?report.timing, taken = ?taken.timing, "branch");
+            Ok(taken.record)
+        })();
+        match adopted {
+            Ok(first) => Ok((machine, first)),
+            Err(error) => {
+                machine.quit();
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes what a daemon that died left of branches that it was reservations. One line each for the user.
+    pub(crate) fn clear_half_branches(&self) -> Vec<String> {
+        let half = match self.store.catalogue().forget_half_branches() {
+            Ok(half) => half,
+            Err(error) => return vec![format!("cannot look for half branches: {error}")],
+        };
+        let lines = half.into_iter().map(|record| {
+            let dir = self.runtime_dir(&record.name);
+            let left = MachineSpec::from_runtime(&record.name, &record.runtime)
+                .and_then(|spec| self.connect(&record.name, &spec));
+            // Mostly nothing is left: a worker ends with who made it.
+            if let Ok(machine) = left {
+                machine.quit();
+            }
+            remove(&dir);
+            format!("{} was being branched when its daemon died; nothing of it is left", record.name)
+        });
+        lines.collect()
+    }
+}
+
+fn is_there(path: &Path) -> Result<(), ManagerError> {
+    match std::fs::metadata(path) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(ManagerError::Refused {
+            what: format!("{} cannot be read: {error}", path.display()),
+            help: "A branch needs the files that its machine was started with, where they were.".to_owned(),
+        }),
+    }
+}
+
+/// Takes away the runtime directory of a machine that does not exist.
+fn remove(dir: &Path) {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(%error, dir = %dir.display(), "what was left of half a branch stays");
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,164 @@
+//! Reading and evaluating a checkpoint: facts, verdict, incident.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use retrovisor_analytics::{Config, Evaluation, Evaluator, Sample};
+use retrovisor_guest::fact::{Column, Kind, Schema, Table, Value};
+use retrovisor_introspect::{Introspector, Observation};
+use retrovisor_snapshot::{
+    CheckpointId, CheckpointRecord, IncidentRecord, MachineId, NewIncident, Store, Verdict,
+};
+
+use crate::{error::ManagerError, kernels::kernel_library};
+
+/// What reading a checkpoint cost: a fact about us, beside those about the guest.
+static READING: Schema = Schema {
+    table: "fact_reading",
+    columns: &[
+        Column { name: "introspect_us", kind: Kind::Integer },
+        Column { name: "reason", kind: Kind::Text },
+    ],
+};
+
+/// The first checkpoint whose code was the reference, of the boot that the last checkpoint read is of.
+const FIRST_OF_BOOT: &str = "\
+WITH last AS (
+    SELECT k.banner, k.virtual_slide, k.physical_base FROM fact_kernel k
+    JOIN checkpoint c ON c.id = k.checkpoint WHERE c.machine = ?1 ORDER BY c.sequence DESC LIMIT 1)
+SELECT c.id FROM checkpoint c
+JOIN fact_memory m ON m.checkpoint = c.id
+JOIN fact_kernel k ON k.checkpoint = c.id
+JOIN last ON last.banner = k.banner AND last.virtual_slide = k.virtual_slide
+    AND last.physical_base = k.physical_base
+WHERE c.machine = ?1 AND m.kernel_text_pages > 0
+ORDER BY c.sequence LIMIT 1";
+
+/// What stays between the checkpoints of one machine.
+pub(crate) struct CheckpointEvaluator {
+    store: Arc<Store>,
+    machine: MachineId,
+    introspector: Introspector,
+    statistics: Evaluator,
+    last: Option<(CheckpointId, Sample)>,
+    incident_open: bool,
+    moves: u64,
+}
+
+/// What came of evaluating one checkpoint.
+pub(crate) struct Evaluated {
+    pub(crate) record: CheckpointRecord,
+    pub(crate) reasons: Vec<String>,
+    pub(crate) incident: Option<IncidentRecord>,
+}
+
+impl CheckpointEvaluator {
+    pub(crate) fn new(store: Arc<Store>, machine: MachineId) -> Result<Self, ManagerError> {
+        let statistics = Evaluator::load(store.catalogue(), machine, Config::default())?;
+        Ok(Self {
+            introspector: Introspector::with_library(kernel_library(&store)),
+            store,
+            machine,
+            statistics,
+            last: None,
+            incident_open: false,
+            moves: 0,
+        })
+    }
+
+    /// Reads the checkpoint's memory, records facts and verdict, opens an incident when it is the first bad one.
+    pub(crate) fn evaluate(&mut self, record: &CheckpointRecord) -> Result<Evaluated, ManagerError> {
+        let began = Instant::now();
+        let observation = self.observe(record.id)?;
+        let introspect_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let mut tables = observation.tables();
+        let reading = vec![introspect_us.into(), Value::from(observation.reason.clone())];
+        tables.push(Table { schema: &READING, rows: vec![reading] });
+        let store = Arc::clone(&self.store);
+        let catalogue = store.catalogue();
+        catalogue.record_facts(record.id, &tables)?;
+        let sample = Sample::from_tables(record, &tables);
+        let parent = match (record.parent, self.last.take()) {
+            (Some(parent), Some((last, sample))) if last == parent => Some(sample),
+            // A parent that was never read has no facts to compare with.
+            (Some(parent), _) => Sample::load(catalogue, parent).ok(),
+            (None, _) => None,
+        };
+        let evaluation = self.statistics.evaluate(&sample, parent.as_ref());
+        self.last = Some((record.id, sample));
+        catalogue.set_verdict(record.id, &evaluation.record())?;
+        for settled in &evaluation.settled {
+            catalogue.change_verdict(*settled, Verdict::Good)?;
+        }
+        let incident = self.incident(record, &evaluation)?;
+        Ok(Evaluated {
+            record: catalogue.checkpoint(record.id)?,
+            reasons: evaluation.reasons.iter().map(|reason| reason.text.clone()).collect(),
+            incident,
+        })
+    }
+
+    /// The machine is at another checkpoint now: rates go on from there, and what was suspected is the other timeline's.
+    pub(crate) fn moved_to(&mut self, target: CheckpointId) {
+        self.statistics.rolled_back_to(target);
+        self.introspector.forget_last();
+        self.last = None;
+        self.incident_open = false;
+        self.moves += 1;
+    }
+
+    /// How often the machine went to another checkpoint.
+    pub(crate) fn moves(&self) -> u64 {
+        self.moves
+    }
+
+    fn observe(&mut self, checkpoint: CheckpointId) -> Result<Observation, ManagerError> {
+        if self.introspector.kernel().is_none() {
+            self.learn();
+        }
+        let view = self.store.view(checkpoint)?;
+        let registers = self.store.registers(checkpoint)?;
+        Ok(self.introspector.observe(&view, &registers))
+    }
+
+    /// After a restart of the daemon: what later checkpoints are compared with is learned again from the first checkpoint of
+    /// this boot that is still stored. Without one, the next to come is the reference.
+    fn learn(&mut self) {
+        let first = self.store.catalogue().query(FIRST_OF_BOOT, &[Value::Integer(self.machine.0)], 1);
+        let Some(Value::Integer(first)) = first.ok().and_then(|rows| rows.rows.first()?.first().cloned())
+        else {
+            return;
+        };
+        let first = CheckpointId(first);
+        let memory = self.store.view(first).and_then(|view| Ok((view, self.store.registers(first)?)));
+        match memory {
+            Ok((view, registers)) => self.introspector.learn(&view, &registers),
+            Err(error) => tracing::warn!(%first, %error, "the reference of this boot cannot be read"),
+        }
+    }
+
+    fn incident(
+        &mut self,
+        record: &CheckpointRecord,
+        evaluation: &Evaluation,
+    ) -> Result<Option<IncidentRecord>, ManagerError> {
+        if evaluation.verdict != Verdict::Bad || self.incident_open {
+            return Ok(None);
+        }
+        self.incident_open = true;
+        let explanation = self.statistics.explain(self.store.catalogue(), record.id)?;
+        let summary = explanation.causes.first().map_or_else(
+            || evaluation.reasons.first().map_or_else(String::new, |reason| reason.text.clone()),
+            |cause| cause.text.clone(),
+        );
+        let incident = NewIncident {
+            first_bad: explanation.onset,
+            last_good: explanation.last_good,
+            kind: explanation.causes.first().map_or_else(String::new, |cause| cause.kind.to_string()),
+            summary,
+            detail: serde_json::to_value(&explanation).unwrap_or_default(),
+            action: None,
+        };
+        Ok(Some(self.store.catalogue().add_incident(self.machine, &incident)?))
+    }
+}

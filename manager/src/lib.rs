@@ -1,0 +1,32 @@
+//! Manages the machines of one store: starts and attaches them, takes their checkpoints, rolls them back.
+//!
+//! A [`Manager`] runs one actor thread per machine. Callers send it [`Command`]s with [`Manager::ask`] and follow
+//! [`Event`]s with [`Manager::watch`]. There is no network and no terminal here: those are the service's.
+#![forbid(unsafe_code)]
+
+mod actor;
+mod branch;
+mod command;
+mod commands;
+mod error;
+mod evaluator;
+mod event;
+mod held_paused;
+mod inject;
+mod kernels;
+mod manager;
+mod rollback;
+mod spec;
+mod status;
+mod unreferenced_disks;
+
+pub use branch::{Branched, PlannedBranch};
+pub use command::{Command, Reply};
+pub use error::ManagerError;
+pub use event::{Event, EventKind};
+pub use inject::Fault;
+pub use kernels::kernel_library;
+pub use manager::{Manager, runtime_dir};
+pub use rollback::{Rollback, RollbackKind};
+pub use spec::{MachineSpec, Origin};
+pub use status::MachineStatus;
