@@ -5,7 +5,8 @@ use retrovisor_proto::v1::{
     BranchRequest, BranchResponse, ClockPolicy as Clock, CreateCheckpointRequest, CreateCheckpointResponse,
     CurrentPolicy as Current, DiffRequest, DiffResponse, GetCheckpointRequest, GetCheckpointResponse,
     InspectRequest, InspectResponse, ListCheckpointsRequest, ListCheckpointsResponse, ListOperationsRequest,
-    ListOperationsResponse, PinCheckpointRequest, PinCheckpointResponse, RedoRequest, RedoResponse,
+    ListOperationsResponse, ListQuestionsRequest, ListQuestionsResponse, PinCheckpointRequest,
+    PinCheckpointResponse, Question, RedoRequest, RedoResponse,
     RollbackRequest, RollbackResponse, UndoRequest, UndoResponse,
 };
 use retrovisor_snapshot::{CheckpointRecord, CurrentPolicy, RollbackRequest as Going};
@@ -183,6 +184,19 @@ impl CheckpointService for Services {
             })
             .await?;
         Ok(Response::new(answer))
+    }
+
+    async fn list_questions(
+        &self,
+        _request: Request<ListQuestionsRequest>,
+    ) -> Result<Response<ListQuestionsResponse>, Status> {
+        let questions = retrovisor_introspect::questions();
+        let questions = questions.iter().map(|question| Question {
+            name: question.name.to_owned(),
+            doc: question.doc.to_owned(),
+            tables: question.selects.iter().map(|select| select.table.to_owned()).collect(),
+        });
+        Ok(Response::new(ListQuestionsResponse { questions: questions.collect() }))
     }
 
     async fn diff(&self, request: Request<DiffRequest>) -> Result<Response<DiffResponse>, Status> {
