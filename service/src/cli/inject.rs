@@ -74,8 +74,12 @@ fn memory_fault(words: Vec<String>) -> Result<MemoryFault, CliError> {
 }
 
 async fn list(global: &Global) -> Result<(), CliError> {
-    let answer =
-        client::reader(&global.store()?).await?.faults().list_faults(ListFaultsRequest {}).await?.into_inner();
+    let answer = client::reader(&global.store()?)
+        .await?
+        .faults()
+        .list_faults(ListFaultsRequest {})
+        .await?
+        .into_inner();
     if global.json {
         return print_json(&answer);
     }

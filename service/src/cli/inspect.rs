@@ -46,7 +46,8 @@ pub(super) async fn run(args: InspectArgs, global: &Global) -> Result<(), CliErr
         table::print(&["name", "shows"], &rows);
         return Ok(());
     }
-    let request = InspectRequest { machine: args.name.unwrap_or_default(), checkpoint: args.at, what: args.what };
+    let request =
+        InspectRequest { machine: args.name.unwrap_or_default(), checkpoint: args.at, what: args.what };
     let answer = client::reader(&global.store()?).await?.checkpoints().inspect(request).await?.into_inner();
     if global.json {
         return print_json(&answer);

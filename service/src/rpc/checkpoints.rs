@@ -6,8 +6,8 @@ use retrovisor_proto::v1::{
     CurrentPolicy as Current, DiffRequest, DiffResponse, GetCheckpointRequest, GetCheckpointResponse,
     InspectRequest, InspectResponse, ListCheckpointsRequest, ListCheckpointsResponse, ListOperationsRequest,
     ListOperationsResponse, ListQuestionsRequest, ListQuestionsResponse, PinCheckpointRequest,
-    PinCheckpointResponse, Question, RedoRequest, RedoResponse,
-    RollbackRequest, RollbackResponse, UndoRequest, UndoResponse,
+    PinCheckpointResponse, Question, RedoRequest, RedoResponse, RollbackRequest, RollbackResponse,
+    UndoRequest, UndoResponse,
 };
 use retrovisor_snapshot::{CheckpointRecord, CurrentPolicy, RollbackRequest as Going};
 use tonic::{Request, Response, Status};

@@ -2,8 +2,8 @@ use retrovisor_manager::{Command, Fault};
 use retrovisor_proto::v1::fault_service_server::FaultService;
 use retrovisor_proto::v1::inject_request::Fault as Asked;
 use retrovisor_proto::v1::{
-    FaultKind, FaultParameter, InjectRequest, InjectResponse, ListFaultsRequest, ListFaultsResponse, MemoryFault,
-    SyscallRedirect,
+    FaultKind, FaultParameter, InjectRequest, InjectResponse, ListFaultsRequest, ListFaultsResponse,
+    MemoryFault, SyscallRedirect,
 };
 use tonic::{Request, Response, Status};
 

@@ -67,13 +67,16 @@ impl QueryService for Services {
             return Err(Status::invalid_argument(format!("`{}` takes these values: {wanted}", query.name)));
         }
         let (table, truncated) = self.select(query.sql.to_owned(), &values, limit, time).await?;
-        Ok(Response::new(RunNamedQueryResponse { query: Some(message(query)), table: Some(table), truncated }))
+        Ok(Response::new(RunNamedQueryResponse {
+            query: Some(message(query)),
+            table: Some(table),
+            truncated,
+        }))
     }
 }
 
 fn message(query: &NamedQuery) -> v1::NamedQuery {
-    let column =
-        |column: &Output| QueryColumn { name: column.name.to_owned(), doc: column.doc.to_owned() };
+    let column = |column: &Output| QueryColumn { name: column.name.to_owned(), doc: column.doc.to_owned() };
     v1::NamedQuery {
         name: query.name.to_owned(),
         question: query.question.to_owned(),

@@ -2,8 +2,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use retrovisor_guest::{ClockPolicy, MachineError};
 
+use retrovisor_guest::{ClockPolicy, MachineError};
 use retrovisor_snapshot::{
     CheckpointRequest, Error, OperationRecord, OperationStatus, Recorder, RollbackRequest,
 };
@@ -215,6 +215,7 @@ fn copy_store(from: &std::path::Path, to: &std::path::Path) {
             std::fs::copy(entry.path(), target).unwrap();
         }
     }
+}
 
 #[test]
 fn a_clock_that_the_machine_cannot_move_is_refused_before_it_is_touched() {
