@@ -9,24 +9,30 @@ STEP = @setup/step.sh
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test test-lab test-kernels lint doc fuzz bench bench-volatility bench-backup
+.PHONY: help setup setup-tests demo test test-setup test-lab test-kernels lint doc fuzz bench bench-volatility bench-backup
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
 
-setup: ## get QEMU, Debian kernels and busybox, and make the test guests
+setup: ## get what the demo needs: QEMU, a compiler, a Debian kernel and busybox, and make its guest
 	$(STEP) setup setup/guest.sh
+
+setup-tests: setup ## get what the tests need besides: other Debian kernels and their headers
 	$(STEP) "other kernels" setup/kernels.sh few
 	$(STEP) "attackers" setup/attackers.sh
 
 demo: setup ## watch the whole story happen to a Debian guest (ARGS=... for its options)
 	$(STEP) "build" cargo build --release -p retrovisor $(CARGO_FLAGS)
-	@cargo run --quiet --release -p retrovisor $(CARGO_FLAGS) -- demo $(ARGS)
+	@setup/run.sh cargo run --quiet --release -p retrovisor $(CARGO_FLAGS) -- demo $(ARGS)
 
-test: setup lint ## formatting, clippy, documentation and all tests
+test: setup-tests lint ## formatting, clippy, documentation and all tests
 	$(STEP) "build tests" cargo test --workspace --all-targets --no-run $(CARGO_FLAGS)
 	$(STEP) "documentation tests" cargo test --workspace --doc $(CARGO_FLAGS)
+	$(STEP) "set-up" setup/test-setup.sh quick
 	$(STEP) "tests" setup/test.sh
+
+test-setup: ## the set-up in bare Debian 12 and 13, and beside a newer qemu-utils (root, mmdebstrap; downloads about 1 GB)
+	$(STEP) "set-up" setup/test-setup.sh all
 
 test-lab: setup ## Linux in microVMs for long, and on every kernel; in the lab where this host's KVM runs no Linux
 	$(STEP) "all kernels" setup/kernels.sh all
@@ -54,7 +60,7 @@ doc: ## make the documentation in target/doc
 fuzz: ## run every fuzzer for FUZZ_SECONDS (30); needs nightly and cargo-fuzz
 	$(STEP) "fuzzers" setup/fuzz.sh
 
-bench: setup ## measure; rows go to target/bench
+bench: setup-tests ## measure; rows go to target/bench
 	$(STEP) "store" cargo bench -p retrovisor-snapshot --bench store $(CARGO_FLAGS)
 	$(STEP) "verdicts" cargo bench -p retrovisor-analytics --bench score $(CARGO_FLAGS)
 	$(STEP) "introspection" cargo bench -p retrovisor-introspect --bench introspect $(CARGO_FLAGS)

@@ -38,7 +38,7 @@ build() {
     mkdir -p "$new/tree" "$new/packages" "$new/build" "$new/root/lib/attackers"
     unpack_headers "$release" "$new/tree" "$new/packages" || return 1
     cp "$sources"/*.[ch] "$sources/Kbuild" "$new/build/"
-    # Types of modules would need pahole and are not asked for; stray settings of ours are not for a kernel.
+    # Types of modules would need pahole and are not asked for; settings of our own build are not for a kernel.
     env -u CFLAGS -u LDFLAGS -u MAKEFLAGS -u MFLAGS nice make -C "$new/tree/usr/src/linux-headers-$release" M="$new/build" \
         CC="$root/setup/compiler.sh" HOSTCC=gcc CONFIG_DEBUG_INFO_BTF_MODULES= modules >"$new/log" 2>&1 || return 2
     cp "$new"/build/*.ko "$new/root/lib/attackers/"

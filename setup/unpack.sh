@@ -12,14 +12,16 @@ unpack_programs() {
     [ "$(cat "$folder/complete" 2>/dev/null)" != "$label" ] || return 0
 
     mkdir -p "${folder%/*}"
-    log=$(mktemp "${folder%/*}/log.XXXXXX")
+    # The caller has the lock: what is there of these is of a run that was stopped.
+    log=$folder.log
+    new=$folder.new
+    rm -rf "$new"
     if ! fetch_with_dependencies "$what" patchelf "$@" 3>&2 >"$log" 2>&1; then
         grep -E '^(E|W|Err):?' "$log" | tail -n 5 >&2 || true
         rm -f "$log"
         return 1
     fi
     rm -f "$log"
-    new=$(mktemp -d "$folder.XXXXXX")
     # As on a machine where /bin, /lib and the like are links.
     mkdir -p "$new"/usr/{bin,sbin,lib,lib64}
     for file in bin sbin lib lib64; do ln -s "usr/$file" "$new/$file"; done

@@ -60,8 +60,8 @@ fn write(machine: &mut dyn Machine, gpa: Gpa, bytes: &[u8], written: &mut PageSe
 
 #[cfg(test)]
 mod tests {
-    use retrovisor_guest::MemoryLayout;
-    use retrovisor_machine::memory::MemoryMachine;
+    use retrovisor_guest::{MemoryIo as _, MemoryLayout};
+    use retrovisor_scripted::MemoryMachine;
 
     use super::*;
 

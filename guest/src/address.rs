@@ -16,7 +16,7 @@ pub struct Gpa(pub u64);
 pub struct Gfn(pub u64);
 
 impl Gpa {
-    /// The frame this address lies in.
+    /// The frame that contains this address.
     #[must_use]
     pub const fn gfn(self) -> Gfn {
         Gfn(self.0 >> PAGE_SHIFT)

@@ -2,7 +2,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{MachineError, PAGE_SIZE, Page};
 
-/// Bytes in a block of a disk: those of a page, so that one store keeps both, and a block that lies in the guest's
+/// Bytes in a block of a disk: those of a page, so that one store keeps both, and a block that is in the guest's
 /// page cache is kept once.
 pub const BLOCK_SIZE: usize = PAGE_SIZE;
 
@@ -20,17 +20,17 @@ pub struct DiskShape {
     pub base: Option<DiskBase>,
 }
 
-/// The image that a disk began as: it is only read, is no part of any checkpoint, and must stay as it is.
+/// The image that a disk began as: it is only read, is no part of any checkpoint, and must not change.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskBase {
-    /// The image, and what it lies over in turn.
+    /// The image, and its backing images in turn.
     pub files: Vec<BaseFile>,
 }
 
 /// A file of a base image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BaseFile {
-    /// Where it lay. A file that was moved is the same one.
+    /// Its path then. A file that was moved is the same one.
     pub path: String,
     /// Its length in bytes.
     pub length_bytes: u64,
@@ -55,7 +55,7 @@ impl DiskBase {
     pub fn differs(&self, found: &Self) -> Option<String> {
         if self.files.len() != found.files.len() {
             return Some(format!(
-                "the image lies over {} other files, {} at the checkpoint",
+                "the image is based on {} other files, {} at the checkpoint",
                 found.files.len().saturating_sub(1),
                 self.files.len().saturating_sub(1)
             ));
@@ -87,7 +87,7 @@ impl DiskBase {
     }
 }
 
-/// What stands in a block of a disk.
+/// The content of a block of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BlockContent<'a> {
     /// All bytes are zero.
@@ -98,7 +98,7 @@ pub enum BlockContent<'a> {
     Data(&'a Page),
 }
 
-/// What stands in the blocks of a run.
+/// The content of the blocks of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RunContent {
     /// Zeros.
@@ -116,7 +116,7 @@ pub struct BlockRun {
     pub first: u64,
     /// Number of blocks; [`RUN_BLOCKS_MAX`] at most when they hold data.
     pub count: u64,
-    /// What stands in them.
+    /// Their content.
     pub content: RunContent,
 }
 
@@ -152,7 +152,7 @@ mod tests {
             (base(&[("/a", 10, 5_000_000_001), ("/b", 7, 1)]), "has 10 bytes"),
             (base(&[("/a", 9, 5_000_000_001), ("/b", 7, 2)]), "was written since"),
             (base(&[("/a", 9, 6_000_000_000), ("/b", 7, 1)]), "touch -d @5.000000001 /a"),
-            (base(&[("/a", 9, 5_000_000_001)]), "lies over 0 other files"),
+            (base(&[("/a", 9, 5_000_000_001)]), "is based on 0 other files"),
         ] {
             let why = was.differs(&other).unwrap();
             assert!(why.contains(word), "{why}");

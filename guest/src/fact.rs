@@ -72,7 +72,7 @@ impl From<i64> for Value {
 }
 
 impl From<u64> for Value {
-    /// Counters beyond 2^63 stand still there rather than turn negative.
+    /// Counters beyond 2^63 stay there rather than turn negative.
     fn from(number: u64) -> Self {
         Self::Integer(i64::try_from(number).unwrap_or(i64::MAX))
     }

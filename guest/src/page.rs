@@ -6,7 +6,7 @@ pub type Page = [u8; PAGE_SIZE];
 /// A page of zeros.
 pub static ZERO_PAGE: Page = [0; PAGE_SIZE];
 
-/// What stands in a frame. Zero and removed frames are states of their own, not the absence of data.
+/// The content of a frame. Zero and removed frames are states of their own, not the absence of data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PageContent<'a> {
     /// All bytes are zero.
@@ -15,6 +15,17 @@ pub enum PageContent<'a> {
     Removed,
     /// The bytes.
     Data(&'a Page),
+}
+
+impl PageContent<'_> {
+    /// What the frame reads as. A removed frame reads as zeros.
+    #[must_use]
+    pub fn bytes(&self) -> &Page {
+        match self {
+            Self::Zero | Self::Removed => &ZERO_PAGE,
+            Self::Data(page) => page,
+        }
+    }
 }
 
 /// Whether every byte is zero. Compares words, so that the compiler makes vector code of it.

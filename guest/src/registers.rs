@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-/// Where a descriptor table (IDT, GDT) lies.
+/// The address and length of a descriptor table (IDT, GDT).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DescriptorTable {
     /// Guest-virtual address of the first entry.
@@ -12,7 +12,7 @@ pub struct DescriptorTable {
 /// The architectural registers of one x86-64 vCPU that a reader of its memory needs.
 ///
 /// Restoring uses the driver's own full state ([`crate::StateSection`]); this is for understanding.
-/// What a driver cannot tell is `None`, never a guess.
+/// What a driver does not know is `None`, never a guess.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VcpuRegisters {
     /// rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8 to r15.
@@ -33,7 +33,7 @@ pub struct VcpuRegisters {
     pub efer: u64,
     /// Base of FS.
     pub fs_base: u64,
-    /// Base of GS as it stands now (the kernel's per-CPU area in kernel mode).
+    /// Current base of GS (the kernel's per-CPU area in kernel mode).
     pub gs_base: u64,
     /// Current privilege level, 0 to 3.
     pub privilege: u8,

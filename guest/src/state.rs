@@ -10,7 +10,7 @@ use crate::VcpuRegisters;
 pub struct MachineState {
     /// One entry a vCPU, in the order of their ids.
     pub vcpus: Vec<VcpuRegisters>,
-    /// The driver's own state (vCPUs in full, interrupt controllers, clocks, devices).
+    /// The driver's state (vCPUs in full, interrupt controllers, clocks, devices).
     pub sections: Vec<StateSection>,
     /// Disks, each as a name for its contents at this instant.
     pub disks: Vec<DiskState>,
@@ -36,9 +36,9 @@ pub struct DiskState {
 }
 
 impl DiskState {
-    /// The disk as it is when the state is applied: its blocks were written before.
+    /// Applying a state with this leaves the disk's contents unchanged: its blocks were written before.
     #[must_use]
-    pub fn as_it_is(disk: &str) -> Self {
+    pub fn unchanged(disk: &str) -> Self {
         Self { disk: disk.to_owned(), reference: String::new() }
     }
 }

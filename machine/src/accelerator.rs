@@ -38,7 +38,7 @@ fn judge(kvm: Result<i32, i32>, cpuinfo: &str) -> Detected {
                 .into()),
         },
         Ok(version) => tcg(format!(
-            "KVM speaks interface version {version}, not {KVM_API_VERSION}; guests run translated. \
+            "KVM has interface version {version}, not {KVM_API_VERSION}; guests run translated. \
              Update the host's kernel for KVM"
         )),
         Err(number) => tcg(match nix::errno::Errno::from_raw(number) {

@@ -1,4 +1,4 @@
-//! The driver for our own microVM: KVM inside this process, made to be checkpointed and taken back in place.
+//! The driver of this project's microVM: KVM inside this process, made to be checkpointed and rolled back in place.
 
 #[cfg(feature = "bare-guests")]
 pub mod bare;
@@ -10,7 +10,6 @@ mod console;
 mod device;
 mod dirty_log;
 mod disk;
-mod door;
 mod driver;
 mod equipment;
 mod filter;
@@ -19,6 +18,7 @@ pub mod fuzzing;
 mod gate;
 mod host;
 mod hubs;
+mod input_gate;
 mod interrupt;
 mod layout;
 mod machine;

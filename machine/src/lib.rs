@@ -1,4 +1,4 @@
-//! Drivers of virtual machines: stock QEMU, our own microVM on KVM, and a memory-only machine for tests.
+//! Drivers of virtual machines: stock QEMU, and a microVM of this project on KVM.
 //!
 //! A driver implements [`retrovisor_guest::Machine`]. All unsafe code of the project lives in this crate.
 
@@ -6,7 +6,6 @@ pub mod accelerator;
 mod drivers;
 mod error;
 pub mod kvm;
-pub mod memory;
 mod process;
 pub mod qemu;
 mod ram;

@@ -14,34 +14,37 @@ use nix::fcntl::{F_SETFD, FdFlag, fcntl};
 use retrovisor_guest::ProcessIdentity;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-/// Last words that are quoted.
-const LAST_WORDS_BYTES_MAX: u64 = 1500;
+/// Most of a log that is quoted.
+const LOG_TAIL_BYTES_MAX: u64 = 1500;
 
 /// A process by its descriptor: never another one that got its number later.
 pub(crate) struct Process {
-    /// What it is called in an obituary.
+    /// What messages call it.
     name: &'static str,
     pid: i32,
     descriptor: OwnedFd,
     identity: ProcessIdentity,
-    /// Waits for our own child; absent when the process is not.
+    /// Waits for the process where it is a child of this one; absent otherwise.
     watch: Option<JoinHandle<Option<ExitStatus>>>,
     exit: Option<ExitStatus>,
     /// Where its standard error goes, when that is known.
     log: Option<PathBuf>,
+    /// Dropping this ends the process.
+    ends_on_drop: bool,
 }
 
 impl Process {
-    /// A process that somebody else started.
+    /// A process that another process started.
     pub(crate) fn find(name: &'static str, pid: i32, log: Option<PathBuf>) -> std::io::Result<Self> {
         let descriptor = open(pid)?;
         // After the descriptor, which belongs to the same process as long as that has not ended.
         let identity = identity_of(pid)?;
-        Ok(Self { name, pid, descriptor, identity, watch: None, exit: None, log })
+        Ok(Self { name, pid, descriptor, identity, watch: None, exit: None, log, ends_on_drop: false })
     }
 
     /// Starts the command in a session of its own, with `inherited` open in it under the same numbers.
-    /// Unless `detached`, the kernel ends it when this process ends, however that happens.
+    /// Unless `detached`, the kernel ends it when this process ends, however that happens. Until [`Process::keep`],
+    /// dropping what is returned ends it, so that no way out of a start that fails leaves it behind.
     pub(crate) fn spawn(
         name: &'static str,
         mut command: Command,
@@ -86,14 +89,33 @@ impl Process {
         })?;
         let started = started.recv().map_err(|_| std::io::Error::other("the starting thread ended"))?;
         let (pid, descriptor, identity) = started?;
-        Ok(Self { name, pid, descriptor, identity, watch: Some(watch), exit: None, log: Some(log) })
+        Ok(Self {
+            name,
+            pid,
+            descriptor,
+            identity,
+            watch: Some(watch),
+            exit: None,
+            log: Some(log),
+            ends_on_drop: true,
+        })
+    }
+
+    /// From now on the process outlives this.
+    pub(crate) fn keep(&mut self) {
+        self.ends_on_drop = false;
+    }
+
+    /// From now on dropping this ends the process.
+    pub(crate) fn end_on_drop(&mut self) {
+        self.ends_on_drop = true;
     }
 
     pub(crate) fn pid(&self) -> i32 {
         self.pid
     }
 
-    /// What tells it from every other process.
+    /// What distinguishes it from every other process.
     pub(crate) fn identity(&self) -> &ProcessIdentity {
         &self.identity
     }
@@ -136,8 +158,8 @@ impl Process {
         }
     }
 
-    /// How it ended and what it said last, for a message.
-    pub(crate) fn obituary(&mut self) -> String {
+    /// How it ended and what it wrote last, for a message.
+    pub(crate) fn exit_reason(&mut self) -> String {
         let name = self.name;
         let mut text = if self.ended() {
             match self.exit {
@@ -151,11 +173,19 @@ impl Process {
         } else {
             format!("{name} (process {}) does not answer", self.pid)
         };
-        if let Some(words) = self.log.as_deref().and_then(last_words) {
-            text += "; its last words: ";
-            text += &words;
+        if let Some(tail) = self.log.as_deref().and_then(log_tail) {
+            text += "; it wrote last: ";
+            text += &tail;
         }
         text
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.ends_on_drop {
+            self.kill();
+        }
     }
 }
 
@@ -165,7 +195,7 @@ fn open(pid: i32) -> std::io::Result<OwnedFd> {
     Ok(pidfd_open(pid, PidfdFlags::empty())?)
 }
 
-/// What tells the process that has this number now from every other one.
+/// What distinguishes the process that has this number now from every other one.
 fn identity_of(pid: i32) -> std::io::Result<ProcessIdentity> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let start_ticks = start_ticks(&stat)
@@ -198,12 +228,12 @@ pub(crate) fn kill(process: &ProcessIdentity) -> std::io::Result<()> {
 }
 
 /// The end of a log, on one line.
-fn last_words(path: &Path) -> Option<String> {
+fn log_tail(path: &Path) -> Option<String> {
     let mut file = std::fs::File::open(path).ok()?;
     let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(LAST_WORDS_BYTES_MAX))).ok()?;
+    file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL_BYTES_MAX))).ok()?;
     let mut bytes = Vec::new();
-    file.take(LAST_WORDS_BYTES_MAX).read_to_end(&mut bytes).ok()?;
+    file.take(LOG_TAIL_BYTES_MAX).read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<_> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let last = lines[lines.len().saturating_sub(4)..].join(" / ");
@@ -222,20 +252,38 @@ mod tests {
     }
 
     #[test]
-    fn the_end_is_told_with_status_and_last_words() {
+    fn the_exit_reason_has_status_and_the_end_of_the_log() {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("log");
         let mut process = shell("echo one >&2; printf 'tw\\033o\\n' >&2; exit 3", &log);
         assert!(process.wait(Duration::from_secs(10)));
-        assert_eq!(process.obituary(), "QEMU ended with status 3; its last words: one / tw o");
+        assert_eq!(process.exit_reason(), "QEMU ended with status 3; it wrote last: one / tw o");
         let mut process = shell("exec sleep 100", &log);
         assert!(!process.ended());
         let mut found = Process::find("QEMU", process.pid(), None).unwrap();
         assert!(!found.ended());
         process.kill();
-        assert_eq!(process.obituary(), "QEMU was ended by signal 9");
+        assert_eq!(process.exit_reason(), "QEMU was ended by signal 9");
         assert!(found.wait(Duration::from_secs(10)));
-        assert_eq!(found.obituary(), "QEMU ended");
+        assert_eq!(found.exit_reason(), "QEMU ended");
+    }
+
+    #[test]
+    fn a_process_ends_when_it_is_dropped_unless_it_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        for is_kept in [false, true] {
+            let mut process = shell("exec sleep 100", &log);
+            let mut found = Process::find("QEMU", process.pid(), None).unwrap();
+            if is_kept {
+                process.keep();
+            }
+            drop(process);
+            assert_eq!(found.ended(), !is_kept);
+            // A child that ended is reaped, not left as a zombie.
+            assert_eq!(Path::new("/proc").join(found.pid().to_string()).exists(), is_kept);
+            found.kill();
+        }
     }
 
     #[test]

@@ -4,11 +4,13 @@
 //!   pages are noted by the kernel for QEMU's process, or found by comparing.
 //! - Device state leaves QEMU as bytes, by the job `snapshot-save` into a small qcow2 file in shared memory, and is
 //!   put back by `snapshot-load` from another one made around the bytes: into the same process or a new one.
-//!   `x-ignore-shared` keeps the guest's memory out of both.
-//! - Disks are qcow2 overlays over the user's images; the same two jobs keep and put back their contents.
+//!   `x-ignore-shared` keeps the guest's memory out of both, and is on during these jobs only.
+//! - Disks are qcow2 overlays over the user's images; the same two jobs retain and put back their contents.
 
 mod attach;
+mod compare;
 mod device_state;
+mod devices;
 mod disk;
 mod driver;
 mod event;
@@ -16,6 +18,7 @@ mod finder;
 mod launch;
 mod layout;
 mod mapping;
+mod memory;
 mod memory_file;
 mod message;
 mod monitor;
@@ -31,28 +34,27 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use retrovisor_guest::{
-    BlockContent, ClockPolicy, DiskChanges, DiskShape, DiskState, Gfn, Machine, MachineError,
-    MachineIdentity, MachineState, MemoryView, PageContent, PageSet, RunState,
+    BlockContent, Capabilities, ClockPolicy, DiskChanges, DiskIo, DiskShape, DiskState, Gfn, GuestEvent,
+    Machine, MachineError, MachineIdentity, MachineState, MemoryIo, MemoryView, PageContent, PageSet,
+    RunState, StateIo,
 };
 
 pub use attach::AttachConfig;
 pub use disk::DiskConfig;
 pub use driver::QemuDriver;
-pub use event::GuestEvent;
 pub use launch::LaunchConfig;
 
 use attach::Parts;
 use device_state::DeviceState;
+use devices::Devices;
 use disk::{DiskSet, TAG_PREFIX};
-use finder::Finder;
+use memory::GuestRam;
 use monitor::Monitor;
 use runtime::RuntimeDir;
 use shape::Shape;
 use stream::RegisterFinder;
 
-use crate::ram::Ram;
-
-/// States that QEMU saved and we have read (half a megabyte each) are freed while the guest runs; so many may wait.
+/// States that QEMU saved and that were read (half a megabyte each) are freed while the guest runs; so many may wait.
 const UNTIDY_MAX: usize = 16;
 
 /// A QEMU process and the guest in it.
@@ -60,13 +62,13 @@ pub struct QemuMachine {
     identity: MachineIdentity,
     shape: Shape,
     monitor: Monitor,
-    ram: Ram,
-    finder: Finder,
+    ram: GuestRam,
     registers: RegisterFinder,
     device_state: DeviceState,
     disks: DiskSet,
+    devices: Devices,
     runtime: RuntimeDir,
-    /// QEMU lives on when this is dropped.
+    /// QEMU goes on when this is dropped.
     detached: bool,
     /// A state was begun to be applied and failed: the guest must not run on what is there now.
     half_applied: bool,
@@ -83,20 +85,25 @@ pub struct Timing {
     pub find_us: u64,
     /// Saving registers, device state and disks.
     pub state_us: u64,
-    /// Letting the vCPUs run again.
+    /// Setting the vCPUs running.
     pub cont_us: u64,
     /// Loading device state and disks.
     pub load_us: u64,
 }
 
 impl QemuMachine {
-    /// Starts a QEMU of our own.
+    /// Starts QEMU. When this fails, no process is left.
     pub fn launch(config: &LaunchConfig) -> Result<Self, MachineError> {
         let (qmp, process) = launch::launch(config)?;
         let runtime = RuntimeDir::new(&config.runtime_dir);
         let mut monitor = Monitor::new(&config.name, qmp, process)?;
         match Parts::of(&mut monitor) {
-            Ok(parts) => Ok(Self::assemble(&config.name, monitor, parts, runtime, config.detached)),
+            Ok(parts) => {
+                if config.detached {
+                    monitor.process().keep();
+                }
+                Ok(Self::assemble(&config.name, monitor, parts, runtime, config.detached))
+            }
             Err(error) => {
                 monitor.quit();
                 runtime.remove_sockets();
@@ -105,10 +112,11 @@ impl QemuMachine {
         }
     }
 
-    /// Takes over a QEMU that others, or an earlier self, started. It lives on when this machine is dropped.
+    /// Attaches to a QEMU that another program, or an earlier process of this one, started. QEMU goes on when this
+    /// machine is dropped.
     ///
     /// Whether the guest runs is not changed. Refuses, with the options to start QEMU with, a guest whose memory
-    /// is not a shared file or whose disks cannot go back.
+    /// is not a shared file or whose disks cannot be rolled back.
     pub fn attach(config: &AttachConfig) -> Result<Self, MachineError> {
         let mut monitor = attach::connect(config)?;
         let parts = Parts::of(&mut monitor)?;
@@ -116,7 +124,7 @@ impl QemuMachine {
     }
 
     fn assemble(name: &str, monitor: Monitor, parts: Parts, runtime: RuntimeDir, detached: bool) -> Self {
-        let Parts { shape, ram, finder, device_state, disks } = parts;
+        let Parts { shape, ram, device_state, disks, devices } = parts;
         let identity = MachineIdentity {
             name: name.to_owned(),
             driver: "qemu".into(),
@@ -125,23 +133,23 @@ impl QemuMachine {
             vcpus: shape.vcpus,
             layout: shape.layout.clone(),
         };
-        let (way, reason) = finder.describe();
+        let (way, reason) = ram.finder().describe();
         tracing::info!(
             machine = name,
             version = identity.version,
             finder = way,
             reason,
-            "machine taken over"
+            "attached to the machine"
         );
         Self {
             identity,
             shape,
             monitor,
             ram,
-            finder,
             registers: RegisterFinder::default(),
             device_state,
             disks: DiskSet::new(disks),
+            devices,
             runtime,
             detached,
             half_applied: false,
@@ -173,11 +181,6 @@ impl QemuMachine {
         self.monitor.process().pid()
     }
 
-    /// What happened to the guest since the last call.
-    pub fn events(&mut self) -> Vec<GuestEvent> {
-        self.monitor.guest_events()
-    }
-
     /// How long the parts of the last pause took.
     #[must_use]
     pub fn timing(&self) -> Timing {
@@ -187,7 +190,33 @@ impl QemuMachine {
     /// How dirty pages are found (`userfaultfd` or `compare`), and why so.
     #[must_use]
     pub fn finder(&self) -> (&'static str, &str) {
-        self.finder.describe()
+        self.ram.finder().describe()
+    }
+
+    /// Removes from QEMU what attaching put into it, and ends the connection: QEMU goes on as it was found. With
+    /// `deletes_snapshots`, also the snapshots that this driver made in the disks' images; without them, checkpoints
+    /// whose disk contents are in no store cannot be restored.
+    ///
+    /// Everything is tried; what could not be removed is in the error.
+    pub fn detach(mut self, deletes_snapshots: bool) -> Result<(), MachineError> {
+        self.detached = true;
+        self.monitor.process().keep();
+        let mut left = Vec::new();
+        if let Err(error) = self.device_state.tidy(&mut self.monitor) {
+            left.push(format!("saved states: {error}"));
+        }
+        if deletes_snapshots {
+            let retained = self.disks.retained(&mut self.monitor);
+            let deleted = retained.and_then(|retained| self.disks.release(&mut self.monitor, &retained));
+            if let Err(error) = deleted {
+                left.push(format!("snapshots in the disks: {error}"));
+            }
+        }
+        left.extend(self.device_state.remove(&mut self.monitor));
+        if left.is_empty() {
+            return Ok(());
+        }
+        Err(MachineError::Driver { doing: "removing everything from QEMU".into(), message: left.join("; ") })
     }
 
     /// Ends QEMU, also a detached one. Logs and disk overlays stay in the runtime directory.
@@ -202,7 +231,7 @@ impl QemuMachine {
         if self.monitor.running() { Err(MachineError::RunState { doing, needed: "paused" }) } else { Ok(()) }
     }
 
-    /// Frees what QEMU saved for us and we have read: a matter of room, never worth the guest's time.
+    /// Frees states that QEMU saved and that were read, which only take room: meant for the time after a pause.
     fn tidy(&mut self) {
         if let Err(error) = self.device_state.tidy(&mut self.monitor) {
             tracing::warn!(machine = self.identity.name, %error, "device state that was read stays in QEMU for now");
@@ -222,16 +251,17 @@ impl Machine for QemuMachine {
         &self.identity
     }
 
-    /// A guest that switched itself off is [`RunState::Gone`]; it can still be read, and taken back by
-    /// [`Machine::apply_state`].
+    fn capabilities(&self) -> Capabilities {
+        let disk_blocks = self.disks.have_blocks();
+        Capabilities { clock_jump: false, disk_blocks, hot_plug: true, line_writes: false }
+    }
+
     fn run_state(&mut self) -> RunState {
-        if !self.monitor.alive() || self.monitor.shut_down() {
-            RunState::Gone
-        } else if self.monitor.running() {
-            RunState::Running
-        } else {
-            RunState::Paused
-        }
+        self.monitor.run_state()
+    }
+
+    fn events(&mut self) -> Vec<GuestEvent> {
+        self.monitor.guest_events()
     }
 
     fn pause(&mut self) -> Result<(), MachineError> {
@@ -257,15 +287,20 @@ impl Machine for QemuMachine {
             return Ok(());
         }
         let begin = Instant::now();
+        self.ram.unsettle();
         self.monitor.cont()?;
         self.timing.cont_us = microseconds(begin);
         Ok(())
     }
+}
 
+impl MemoryIo for QemuMachine {
     fn take_dirty(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
+        // Another client of QEMU's may have stopped the guest, or set it running.
+        self.monitor.read_events()?;
         let begin = Instant::now();
-        let running = self.monitor.running();
-        if let Err(error) = self.finder.take(&self.ram, running, into) {
+        let is_running = self.monitor.running();
+        if let Err(error) = self.ram.take_dirty(is_running, into) {
             // The scan of a process that ended fails in odd ways: say what it is.
             self.monitor.read_events()?;
             return Err(error);
@@ -278,12 +313,22 @@ impl Machine for QemuMachine {
         &self.ram
     }
 
+    fn write_page(&mut self, gfn: Gfn, content: PageContent<'_>) -> Result<(), MachineError> {
+        if self.monitor.running() {
+            return Err(MachineError::RunState { doing: "writing memory", needed: "paused" });
+        }
+        Ok(self.ram.write_page(gfn, content)?)
+    }
+}
+
+impl StateIo for QemuMachine {
     fn capture_state(&mut self) -> Result<MachineState, MachineError> {
         self.needs_pause("capturing the state")?;
         if self.device_state.untidy() > UNTIDY_MAX {
             self.tidy();
         }
         let begin = Instant::now();
+        self.devices.check(&mut self.monitor)?;
         let text = self.monitor.human("info registers -a")?;
         let driver = |message| MachineError::Driver { doing: "reading the vCPUs' registers".into(), message };
         let mut vcpus = registers::parse(&text).map_err(driver)?;
@@ -307,23 +352,11 @@ impl Machine for QemuMachine {
         if state.disks.is_empty() { Ok(()) } else { self.disks.sync() }
     }
 
-    fn write_page(&mut self, gfn: Gfn, content: PageContent<'_>) -> Result<(), MachineError> {
-        if self.monitor.running() {
-            return Err(MachineError::RunState { doing: "writing memory", needed: "paused" });
-        }
-        Ok(self.ram.write_page(gfn, content)?)
-    }
-
     /// The guest's clocks go on from the state: [`ClockPolicy::JumpToNow`] is refused.
     fn apply_state(&mut self, state: &MachineState, clock: ClockPolicy) -> Result<(), MachineError> {
         self.needs_pause("applying a state")?;
-        if clock == ClockPolicy::JumpToNow {
-            return Err(MachineError::Unsupported {
-                what: "moving a guest's clock to the present".into(),
-                help: "Restore with the clock standing still, and set it in the guest (`hwclock -s`, or NTP)"
-                    .into(),
-            });
-        }
+        self.capabilities().check_clock(clock)?;
+        self.devices.check(&mut self.monitor)?;
         let stream = self.shape.stream_of(state)?;
         let snapshot = self.disks.target(&mut self.monitor, state)?;
         let begin = Instant::now();
@@ -332,7 +365,7 @@ impl Machine for QemuMachine {
             self.disks.check(&mut self.monitor)?;
         }
         self.disks.forget_written();
-        if self.monitor.shut_down() {
+        if self.monitor.has_ended() {
             self.monitor.reset()?;
         }
         let (tag, nodes) = match snapshot {
@@ -345,11 +378,12 @@ impl Machine for QemuMachine {
         Ok(())
     }
 
-    /// What is not set aside any more is passed over.
     fn release_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
         self.disks.release(&mut self.monitor, &state.disks)
     }
+}
 
+impl DiskIo for QemuMachine {
     fn disks(&self) -> &[DiskShape] {
         self.disks.shapes()
     }
@@ -363,8 +397,8 @@ impl Machine for QemuMachine {
         self.disks.changes(at, since)
     }
 
-    fn kept_disks(&mut self) -> Result<Vec<DiskState>, MachineError> {
-        self.disks.kept(&mut self.monitor)
+    fn retained_disks(&mut self) -> Result<Vec<DiskState>, MachineError> {
+        self.disks.retained(&mut self.monitor)
     }
 
     fn write_blocks(

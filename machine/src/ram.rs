@@ -8,7 +8,7 @@ use nix::sys::mman::{MmapAdvise, madvise};
 use nix::unistd::{Whence, lseek};
 use retrovisor_guest::{
     Gfn, Gpa, LINE_SIZE, MachineError, MemoryError, MemoryLayout, MemorySlot, MemoryView, PAGE_SHIFT,
-    PAGE_SIZE, Page, PageContent, PageSet, ZERO_PAGE, is_zero,
+    PAGE_SIZE, Page, PageContent, is_zero,
 };
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
@@ -21,7 +21,7 @@ mod stream;
 pub(crate) struct Ram {
     layout: MemoryLayout,
     map: GuestMemoryMmap<()>,
-    /// Holes of the file that lies below are pages of zeros.
+    /// Holes of the file under it are pages of zeros.
     shows_holes: bool,
 }
 
@@ -55,7 +55,7 @@ impl Ram {
         Self::mapped(layout, Some(&file), offset)
     }
 
-    /// A file of a machine's whole memory, which stays as it is: what is written is only this mapping's.
+    /// A file of a machine's whole memory, which does not change: what is written is only in this mapping.
     pub(crate) fn private(layout: MemoryLayout, file: &Arc<File>) -> Result<Self, MachineError> {
         let mut regions = Vec::new();
         let mut offset = 0;
@@ -104,7 +104,7 @@ impl Ram {
         for region in map.iter() {
             let length = usize::try_from(region.len()).unwrap_or(usize::MAX);
             if let Some(start) = NonNull::new(region.as_ptr().cast()) {
-                // SAFETY: the range is a mapping of ours, and the advice changes no byte of it.
+                // SAFETY: the range is a mapping of this process, and the advice changes no byte of it.
                 let advised = unsafe { madvise(start, length, MmapAdvise::MADV_DONTDUMP) };
                 if let Err(error) = advised {
                     tracing::warn!(%error, "a core dump of this process would contain guest memory");
@@ -117,50 +117,6 @@ impl Ram {
     /// The slots, each with the address in this process from which on it is mapped.
     pub(crate) fn mappings(&self) -> impl Iterator<Item = (MemorySlot, *mut u8)> + '_ {
         self.layout.slots().iter().zip(self.map.iter()).map(|(slot, region)| (*slot, region.as_ptr()))
-    }
-
-    /// Adds to `changed` every frame whose bytes differ from `shadow`, and brings `shadow` up to date.
-    /// An empty shadow is filled, and every frame is reported.
-    pub(crate) fn compare(&self, shadow: &mut Vec<u8>, changed: &mut PageSet) -> Result<(), MemoryError> {
-        let length = usize::try_from(self.layout.bytes()).map_err(std::io::Error::other)?;
-        let first = shadow.len() != length;
-        if first {
-            shadow.clear();
-            shadow.try_reserve_exact(length).map_err(std::io::Error::other)?;
-            shadow.resize(length, 0);
-            *changed = PageSet::full(&self.layout);
-        }
-        // One thread does not use all of the memory's bandwidth.
-        let threads = std::thread::available_parallelism().map_or(1, |count| count.get().min(4));
-        let part_pages = (length / PAGE_SIZE).div_ceil(threads);
-        let found = std::thread::scope(|scope| {
-            let parts = shadow.chunks_mut(part_pages * PAGE_SIZE).enumerate().map(|(part, shadow)| {
-                scope.spawn(move || self.compare_part((part * part_pages) as u64, shadow))
-            });
-            parts.collect::<Vec<_>>().into_iter().map(std::thread::ScopedJoinHandle::join).collect::<Vec<_>>()
-        });
-        for part in found {
-            let indices = part.map_err(|_| std::io::Error::other("a comparing thread panicked"))??;
-            for index in indices {
-                changed.insert_index(index);
-            }
-        }
-        Ok(())
-    }
-
-    /// The indices of the frames from `first` on that differ from `shadow`, which is brought up to date.
-    fn compare_part(&self, first: u64, shadow: &mut [u8]) -> Result<Vec<u64>, MemoryError> {
-        let mut changed = Vec::new();
-        let mut page = ZERO_PAGE;
-        for (index, old) in (first..).zip(shadow.chunks_exact_mut(PAGE_SIZE)) {
-            let Some(gfn) = self.layout.gfn(index) else { break };
-            self.read_page(gfn, &mut page)?;
-            if *old != page {
-                old.copy_from_slice(&page);
-                changed.push(index);
-            }
-        }
-        Ok(changed)
     }
 
     /// Writes bytes that may cross page borders, within one slot.
@@ -176,7 +132,7 @@ impl Ram {
     /// Puts the content into one frame. A removed frame reads as zeros until the guest uses it again.
     pub(crate) fn write_page(&self, gfn: Gfn, content: PageContent<'_>) -> Result<(), MemoryError> {
         let (region, at) = self.region(gfn)?;
-        region.write_slice(bytes(content), at).map_err(host)
+        region.write_slice(content.bytes(), at).map_err(host)
     }
 
     /// Puts lines of the content into one frame: line `n` where bit `n` of `lines` is set.
@@ -186,7 +142,7 @@ impl Ram {
         content: PageContent<'_>,
         lines: u64,
     ) -> Result<(), MemoryError> {
-        let page = bytes(content);
+        let page = content.bytes();
         let (region, at) = self.region(gfn)?;
         let mut rest = lines;
         while rest != 0 {
@@ -198,13 +154,6 @@ impl Ram {
             rest &= u64::MAX.checked_shl(end).unwrap_or(0);
         }
         Ok(())
-    }
-
-    /// Writes bytes that lie within one frame.
-    pub(crate) fn write_part(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), MemoryError> {
-        let (region, at) = self.region(gpa.gfn())?;
-        let at = MemoryRegionAddress(at.0 + gpa.offset_in_page() as u64);
-        region.write_slice(bytes, at).map_err(host)
     }
 
     fn region(
@@ -232,7 +181,7 @@ impl MemoryView for Ram {
         region.read_slice(into, at).map_err(host)
     }
 
-    fn set_aside(&self, gfn: Gfn, into: &mut Page) -> Result<bool, MemoryError> {
+    fn read_nontemporal(&self, gfn: Gfn, into: &mut Page) -> Result<bool, MemoryError> {
         if !stream::can_go_to(into) {
             self.read_page(gfn, into)?;
             return Ok(is_zero(into));
@@ -243,7 +192,7 @@ impl MemoryView for Ram {
         Ok(unsafe { stream::copy(from.ptr_guard().as_ptr(), into) })
     }
 
-    /// Holes of the memory file: nobody ever wrote there. Reading them instead would fill them with pages of zeros.
+    /// Holes of the memory file: nothing was ever written there. Reading them instead would fill them with pages of zeros.
     fn known_zero(&self, gfn: Gfn) -> bool {
         if !self.shows_holes {
             return false;
@@ -255,14 +204,6 @@ impl MemoryView for Ram {
             Ok(data) => data - offset >= 1 << PAGE_SHIFT,
             Err(errno) => errno == Errno::ENXIO,
         }
-    }
-}
-
-/// What a frame with that content reads as.
-fn bytes(content: PageContent<'_>) -> &Page {
-    match content {
-        PageContent::Zero | PageContent::Removed => &ZERO_PAGE,
-        PageContent::Data(page) => page,
     }
 }
 
@@ -282,7 +223,7 @@ mod tests {
     use std::io::{Read, Seek, SeekFrom, Write};
 
     use nix::sys::memfd::{MFdFlags, memfd_create};
-    use retrovisor_guest::{MemorySlot, differing_lines};
+    use retrovisor_guest::{MemorySlot, ZERO_PAGE, differing_lines};
 
     use super::*;
 
@@ -321,27 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn comparing_finds_what_changed() {
-        let ram = Ram::anonymous(split()).unwrap();
-        let mut shadow = Vec::new();
-        let mut changed = PageSet::empty(&split());
-        ram.compare(&mut shadow, &mut changed).unwrap();
-        assert_eq!(changed.len(), 5);
-        for gfn in [1, (4 << 18) + 2] {
-            let mut page = ZERO_PAGE;
-            page[4095] = 1;
-            ram.write_page(Gfn(gfn), PageContent::Data(&page)).unwrap();
-            changed.clear();
-            ram.compare(&mut shadow, &mut changed).unwrap();
-            assert_eq!(changed.iter().collect::<Vec<_>>(), [Gfn(gfn)]);
-        }
-        changed.clear();
-        ram.compare(&mut shadow, &mut changed).unwrap();
-        assert!(changed.is_empty());
-    }
-
-    #[test]
-    fn setting_aside_copies_and_finds_zeros_whatever_the_alignment() {
+    fn nontemporal_reads_copy_and_find_zeros_whatever_the_alignment() {
         #[repr(align(64))]
         struct Room([u8; 2 * PAGE_SIZE]);
         let ram = Ram::anonymous(split()).unwrap();
@@ -356,7 +277,7 @@ mod tests {
             for content in [page, last, ZERO_PAGE] {
                 ram.write_page(Gfn(1), PageContent::Data(&content)).unwrap();
                 let into = room.0[offset..].first_chunk_mut().unwrap();
-                assert_eq!(ram.set_aside(Gfn(1), into).unwrap(), content == ZERO_PAGE);
+                assert_eq!(ram.read_nontemporal(Gfn(1), into).unwrap(), content == ZERO_PAGE);
                 assert!(*into == content, "at {offset}");
             }
         }

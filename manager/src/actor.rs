@@ -223,7 +223,7 @@ impl MachineActor {
 
     /// Checks the state of the machine and takes the regular checkpoint if it is due. `false` when the machine is gone.
     fn poll(&mut self, is_due: bool) -> bool {
-        if self.machine.run_state() == RunState::Gone {
+        if self.machine.run_state().has_ended() {
             self.set_run_state(RunState::Gone);
             self.emit(EventKind::Error(format!(
                 "the guest or its process ended. Bring it back: retrovisor rollback {}",

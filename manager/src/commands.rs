@@ -154,7 +154,7 @@ impl MachineActor {
 
     /// A last checkpoint, then the end of the VM.
     pub(crate) fn stop(mut self) -> Result<(), ManagerError> {
-        if self.machine.run_state() != RunState::Gone {
+        if !self.machine.run_state().has_ended() {
             self.machine.pause()?;
             self.checkpoint(None, CheckpointKind::Manual)?;
         }

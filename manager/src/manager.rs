@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use retrovisor_guest::{
-    Attach, ClockPolicy, Driver, Drivers, Launch, Lifespan, Network, RunState, Start, Vm, check_name,
+    Attach, ClockPolicy, Driver, Drivers, Launch, Lifespan, Network, Start, Vm, check_name,
 };
 use retrovisor_introspect::Introspector;
 use retrovisor_snapshot::{CheckpointId, MachineRecord, Recorder, RecorderSettings, Store};
@@ -141,7 +141,7 @@ impl Manager {
         for record in records {
             let Ok(spec) = MachineSpec::from_runtime(&record.name, &record.runtime) else { continue };
             let Ok(mut machine) = self.connect(&record.name, &spec) else { continue };
-            if machine.run_state() == RunState::Gone {
+            if machine.run_state().has_ended() {
                 continue;
             }
             lines.push(match self.reattach(&record, machine, &spec) {

@@ -18,7 +18,7 @@ pub(crate) fn release(
     catalogue: &Catalogue,
     id: MachineId,
 ) -> Result<usize, ManagerError> {
-    let mut disks = machine.kept_disks()?;
+    let mut disks = machine.retained_disks()?;
     if disks.is_empty() {
         return Ok(0);
     }

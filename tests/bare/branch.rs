@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use retrovisor_guest::{ClockPolicy, Gpa, Machine as _, RunState};
+use retrovisor_guest::{ClockPolicy, Gpa, Machine as _, MemoryIo as _, RunState};
 use retrovisor_machine::kvm::bare::{self, Writing};
 use retrovisor_machine::kvm::{KvmConfig, Limits, MemorySource, RemoteConfig, RemoteMachine, memory_layout};
 use retrovisor_snapshot::{
@@ -64,7 +64,7 @@ fn a_branch_in_a_worker_goes_on_beside_its_origin() {
     let mut recorder = Recorder::new(Arc::clone(&store), id).unwrap();
     let writing =
         Writing { first: Gpa(16 << 20), pages: PAGES / 2, stride_bytes: 4096, idle_turns: 0, rounds: 0 };
-    bare::tell(&mut first, &writing).unwrap();
+    bare::assign(&mut first, &writing).unwrap();
     first.resume().unwrap();
     wait_rounds(&mut first, 2);
     let origin = recorder.checkpoint(&mut first, &CheckpointRequest::default()).unwrap().record;

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use retrovisor_guest::{Gpa, Machine as _, MemoryView, PAGE_SIZE};
+use retrovisor_guest::{Gpa, Machine as _, MemoryIo as _, MemoryView, PAGE_SIZE, StateIo as _};
 use retrovisor_machine::kvm::bare::{self, Writing};
 use retrovisor_machine::kvm::{KvmConfig, KvmMachine, MemorySource, Template, compare_states, memory_layout};
 use retrovisor_snapshot::{Access, CheckpointRequest, PresentPolicy, Recorder, RollbackRequest, Store};
@@ -65,7 +65,7 @@ fn staged_rollbacks_to_one_point_give_the_same_guest_and_nothing_grows() {
     let id = store.catalogue().add_machine(machine.identity()).unwrap().id;
     let mut recorder = Recorder::new(Arc::clone(&store), id).unwrap();
     let writing = Writing { first: Gpa(4 << 20), pages: 50, stride_bytes: 8192, idle_turns: 0, rounds: 0 };
-    bare::tell(&mut machine, &writing).unwrap();
+    bare::assign(&mut machine, &writing).unwrap();
     machine.resume().unwrap();
     wait_rounds(&machine, 3);
     let target = recorder.checkpoint(&mut machine, &CheckpointRequest::default()).unwrap().record.id;
@@ -104,7 +104,7 @@ fn branches_of_a_checkpoint_go_on_from_there_each_by_itself() {
     let id = store.catalogue().add_machine(machine.identity()).unwrap().id;
     let mut recorder = Recorder::new(Arc::clone(&store), id).unwrap();
     let writing = Writing { first: Gpa(4 << 20), pages: 50, stride_bytes: 4096, idle_turns: 0, rounds: 0 };
-    bare::tell(&mut machine, &writing).unwrap();
+    bare::assign(&mut machine, &writing).unwrap();
     machine.resume().unwrap();
     wait_rounds(&machine, 3);
     let target = recorder.checkpoint(&mut machine, &CheckpointRequest::default()).unwrap().record.id;

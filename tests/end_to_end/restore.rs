@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use retrovisor_guest::Machine as _;
+use retrovisor_guest::{Machine as _, MemoryIo as _};
 use retrovisor_machine::qemu::QemuMachine;
 use retrovisor_snapshot::{Access, CheckpointRequest, Recorder, RollbackRequest, Store, image_hash};
 use retrovisor_tests::{GuestImage, launch_config, wait_until};

@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hasher as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use retrovisor_guest::{Gfn, Gpa, Machine as _, MemoryView, PAGE_SIZE};
+use retrovisor_guest::{Gfn, Gpa, Machine as _, MemoryIo as _, MemoryView, PAGE_SIZE};
 use retrovisor_machine::kvm::{KvmConfig, KvmMachine, memory_layout};
 use retrovisor_snapshot::{Access, CheckpointRequest, PresentPolicy, Recorder, RollbackRequest, Store};
 

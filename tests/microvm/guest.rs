@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use retrovisor_guest::{Machine, MemoryLayout, RunState};
+use retrovisor_guest::{Machine, MemoryLayout};
 use retrovisor_machine::kvm::{
     Boot, DiskConfig, KvmConfig, KvmMachine, MemorySource, RemoteMachine, memory_layout,
 };
@@ -100,7 +100,7 @@ pub(crate) fn wait_said(machine: &mut impl Heard, words: &str) -> Result<Duratio
         if console.contains(words) {
             return Ok(began.elapsed());
         }
-        if machine.run_state() == RunState::Gone || began.elapsed() > BOOT_PATIENCE {
+        if machine.run_state().has_ended() || began.elapsed() > BOOT_PATIENCE {
             let (why, autopsy) = (machine.why_gone(), autopsy::of(machine));
             return Err(format!("no {words:?} after {:?}: {why:?}\n{console}\n{autopsy}", began.elapsed()));
         }

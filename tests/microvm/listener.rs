@@ -1,7 +1,6 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use retrovisor_guest::RunState;
 use retrovisor_machine::kvm::KvmMachine;
 use retrovisor_snapshot::{CheckpointId, Recorder, RollbackRequest};
 
@@ -52,7 +51,7 @@ impl Listener {
                 return *tick;
             }
             let console = String::from_utf8_lossy(&machine.said()).into_owned();
-            assert_ne!(machine.run_state(), RunState::Gone, "{:?}\n{console}", machine.why_gone());
+            assert!(!machine.run_state().has_ended(), "{:?}\n{console}", machine.why_gone());
             let patient = began.elapsed() < PATIENCE;
             assert!(patient, "the guest says nothing:\n{console}\n{}", autopsy::of(machine));
             std::thread::sleep(Duration::from_millis(20));

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use retrovisor_guest::{Machine as _, RunState};
+use retrovisor_guest::Machine as _;
 use retrovisor_machine::kvm::{
     ConsoleInput, ConsoleOutput, Hub, KvmConfig, KvmMachine, NetBackend, NetConfig,
 };
@@ -19,7 +19,7 @@ fn hear(machine: &mut KvmMachine, output: &ConsoleOutput, offset: u64, words: &s
         if text.contains(words) {
             return next;
         }
-        assert_ne!(machine.run_state(), RunState::Gone, "{:?}\n{text}", machine.ended());
+        assert!(!machine.run_state().has_ended(), "{:?}\n{text}", machine.ended());
         assert!(began.elapsed() < guest::PATIENCE, "no {words:?} is said:\n{text}");
         let _ = output.wait(next, Duration::from_millis(500));
     }
@@ -88,7 +88,7 @@ fn wait_fetched(machine: &mut KvmMachine, more: usize) {
     let before = fetched(machine);
     let began = Instant::now();
     while fetched(machine) < before + more {
-        assert_ne!(machine.run_state(), RunState::Gone, "{:?}", machine.ended());
+        assert!(!machine.run_state().has_ended(), "{:?}", machine.ended());
         let console = String::from_utf8_lossy(&machine.console()).into_owned();
         assert!(began.elapsed() < guest::PATIENCE, "nothing is fetched:\n{console}");
         std::thread::sleep(Duration::from_millis(50));

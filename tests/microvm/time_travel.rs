@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use retrovisor_guest::Machine as _;
+use retrovisor_guest::{DiskIo as _, Machine as _};
 use retrovisor_machine::kvm::{KvmConfig, Limits, RemoteConfig, RemoteMachine};
 use retrovisor_snapshot::{
     Access, CheckpointId, CheckpointRequest, MachineId, Recorder, RecorderSettings, RollbackRequest, Store,
@@ -52,7 +52,7 @@ fn a_linux_guest_goes_back_and_forth_and_into_a_new_machine_and_notices_nothing(
     }
     listener.assert_unnoticed(&machine);
 
-    let kept = machine.kept_disks().unwrap().len();
+    let kept = machine.retained_disks().unwrap().len();
     assert!((1..=16).contains(&kept) && kept < taken.len(), "{kept} disk states are kept");
 
     let seed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();

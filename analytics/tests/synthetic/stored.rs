@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use retrovisor_analytics::{Config, Evaluation, Evaluator, Sample};
 use retrovisor_guest::{Gpa, MemoryLayout};
-use retrovisor_machine::memory::MemoryMachine;
+use retrovisor_scripted::MemoryMachine;
 use retrovisor_snapshot::{
     Access, Catalogue, CheckpointId, CheckpointRecord, CheckpointRequest, MachineId, Recorder,
     RollbackRequest, Store, Verdict,

@@ -1,7 +1,7 @@
 //! Guests of a few instructions, for tests and benchmarks: they need no firmware, no kernel and no file, and run
 //! wherever KVM runs anything.
 //!
-//! Test and guest talk through one page, [`MAIL`]: it begins with what the guest is told; at `64 × (vCPU + 1)` each
+//! Test and guest communicate through one page, [`MAIL`]: it begins with the guest's orders; at `64 × (vCPU + 1)` each
 //! vCPU counts.
 
 mod clockwork;
@@ -12,11 +12,11 @@ use retrovisor_guest::{Gpa, Machine, MachineError, PAGE_SIZE, PageContent};
 
 pub use clockwork::{Beats, beats, clockwork};
 pub use vectors::{Registers, registers, vectors};
-pub use writer::{Writing, tell, writer};
+pub use writer::{Writing, assign, writer};
 
-/// The page through which a guest is told what to do, and tells what it did.
+/// The page that holds the guest's orders and what it did.
 pub const MAIL: Gpa = Gpa(0x10_0000);
-/// Where the code lies: after the mail.
+/// The address of the code: after the mail.
 const CODE: Gpa = Gpa(0x10_1000);
 
 /// Rounds that a vCPU of a [`writer`] has done, times that one of a [`clockwork`] woke up, or that one of

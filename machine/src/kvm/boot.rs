@@ -23,7 +23,7 @@ pub(super) use generation::{GENERATION_ID, GENERATION_LINE};
 /// What the vCPUs run first.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Boot {
-    /// A Linux kernel, started by the 64-bit boot protocol or at its entry for virtual machines (PVH); ACPI tells it what
+    /// A Linux kernel, started by the 64-bit boot protocol or at its entry for virtual machines (PVH); ACPI describes what
     /// the machine has.
     Linux {
         /// A bzImage, as distributions ship it, or a vmlinux (ELF).
@@ -38,7 +38,7 @@ pub enum Boot {
     Flat {
         /// The code.
         image: Vec<u8>,
-        /// Where it lies: page-aligned, from 1 MiB on.
+        /// Its address: page-aligned, from 1 MiB on.
         at: Gpa,
     },
 }

@@ -51,7 +51,7 @@ impl Bus {
         self.devices.iter().for_each(|slot| slot.lock().take_input());
     }
 
-    /// Does what devices were asked for and have not done yet, until `stop` says that there is no time.
+    /// Does what devices were asked for and have not done yet, until `stop` returns true.
     pub(super) fn catch_up(&self, stop: impl Fn() -> bool) {
         for slot in &self.devices {
             while !stop() && slot.lock().catch_up() {}

@@ -15,7 +15,7 @@ use retrovisor_guest::MacAddress;
 pub struct KvmConfig {
     /// The machine's name.
     pub name: String,
-    /// Where its memory lies.
+    /// The address ranges of its memory.
     pub layout: MemoryLayout,
     /// What is in its memory at first.
     pub memory: MemorySource,
@@ -51,7 +51,7 @@ pub enum MemorySource {
     /// The same, in a file that others map, too: the slots lie in it one after another from its beginning. It must not
     /// become shorter.
     Shared(Arc<File>),
-    /// The same file, which is given the memory of another instant by whoever else maps it. [`KvmConfig::boot`] is passed
+    /// The same file, which another process that maps it fills with the memory of another instant. [`KvmConfig::boot`] is passed
     /// over: the machine waits for [`retrovisor_guest::Machine::apply_state`] with the state of that instant, then for
     /// `resume`.
     Awaited(Arc<File>),

@@ -5,28 +5,28 @@ pub(super) mod pending;
 
 use pending::Pending;
 
-use super::door::Door;
+use super::input_gate::InputGate;
 
 /// Types into a machine's console. Clones type into the same one; it may be used while the machine is elsewhere.
 #[derive(Clone)]
 pub struct ConsoleInput {
     pending: Pending,
-    door: Door,
+    input_gate: InputGate,
 }
 
 impl ConsoleInput {
-    pub(super) fn new(pending: Pending, door: Door) -> Self {
-        Self { pending, door }
+    pub(super) fn new(pending: Pending, input_gate: InputGate) -> Self {
+        Self { pending, input_gate }
     }
 
-    /// Types, and says how many of the bytes were taken: the rest must be typed again, later.
+    /// Types, and returns how many of the bytes were taken: the rest must be typed again, later.
     ///
     /// The port holds 64 bytes. What does not fit waits here, up to 64 KiB, until the guest has read them, or until the
     /// machine is resumed. It is no part of a checkpoint and a rollback leaves it waiting; what the port holds is.
     #[must_use = "what was not taken must be typed again"]
     pub fn type_in(&self, bytes: &[u8]) -> usize {
         let taken = self.pending.push(bytes);
-        self.door.knock();
+        self.input_gate.notify();
         taken
     }
 

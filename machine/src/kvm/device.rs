@@ -35,7 +35,7 @@ pub(super) trait Device: Send {
     /// `virtio-block/1:d0`.
     fn format(&self) -> &str;
 
-    /// Its state. Nothing is in flight: the vCPUs stand still.
+    /// Its state. Nothing is in flight: the vCPUs are stopped.
     fn save(&self) -> Result<Vec<u8>, MachineError>;
 
     /// Takes a state back that [`Device::save`] gave; refuses what is not one and then stays as it was.

@@ -19,7 +19,7 @@ pub(super) struct Equipment {
     pub(super) bus: Bus,
     /// The guest's memory as devices write it.
     pub(super) memory: DeviceMemory,
-    /// Where virtio devices are found, to be told to the guest.
+    /// The windows of virtio devices, for the tables that the guest reads.
     pub(super) windows: Vec<Window>,
     pub(super) disks: DiskSet,
     pub(super) console: Ends,

@@ -12,7 +12,7 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-/// The type of KVM's ioctls, and where it lies in the number.
+/// The type of KVM's ioctls, and its place in the number.
 const KVM_IOCTLS: u64 = 0xae00;
 const IOCTL_TYPE: u64 = 0xff00;
 /// What a vCPU's thread may ask of KVM: to run, and to raise an interrupt; and to read the vCPU's state.
@@ -176,7 +176,7 @@ fn any() -> Result<Rules, BackendError> {
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         rules.insert(call, vec![when(2, SeccompCmpOp::MaskedEq(executable), 0)?]);
     }
-    // A build with assertions looks whether a descriptor is open before it closes it.
+    // A build with assertions checks whether a descriptor is open before it closes it.
     let is_open = u64::try_from(libc::F_GETFD).unwrap_or(0);
     rules.insert(libc::SYS_fcntl, vec![when(1, SeccompCmpOp::Eq, is_open)?]);
     // Naming a thread or a mapping.
@@ -230,7 +230,7 @@ extern "C" fn refused(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::
     /// Where the kernel puts the number of the call, in bytes from the beginning.
     const CALL_AT: usize = 24;
     let mut text = *b"worker: system call      is not allowed; the worker ends\n";
-    // SAFETY: the kernel passes a `siginfo_t` of 128 bytes, and for SIGSYS an int lies at that place.
+    // SAFETY: the kernel passes a `siginfo_t` of 128 bytes, and for SIGSYS an int is at that place.
     let call = unsafe { info.cast::<u8>().add(CALL_AT).cast::<[u8; 4]>().read() };
     let mut call = u32::from_ne_bytes(call);
     for place in text[20..24].iter_mut().rev() {

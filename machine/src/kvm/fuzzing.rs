@@ -98,7 +98,7 @@ pub fn net(bytes: &[u8]) {
     let device = Net::new(0, MacAddress::of_machine("fuzz", 0), Some(Arc::new(link)), Arc::new(wake));
     attack(device, bytes, |device, frame| {
         exchange(&theirs, frame);
-        if let Some(up) = device.device().news() {
+        if let Some(up) = device.device().link_change() {
             device.reconfigure(|net| net.set_up(up));
         }
         let _ = device.work(Net::receive);
@@ -146,7 +146,7 @@ impl<'a> Program<'a> {
     }
 }
 
-/// Accesses, input, and states: what every device knows.
+/// Accesses, input, and states: what every device has.
 fn run<D: Device>(device: &mut D, bytes: &[u8], mut input: impl FnMut(&mut D, &[u8])) {
     let mut program = Program(&bytes[..bytes.len().min(PROGRAM_BYTES_MAX)]);
     while let Some(what) = program.byte() {
@@ -172,7 +172,7 @@ fn step<D: Device>(
             input(device, program.slice(length.into()));
         }
         4 => {
-            // A state that it gave is taken back, and is the same then.
+            // A state that it gave is restored, and is the same then.
             let saved = device.save().expect("a device has a state");
             device.restore(&saved).expect("it is its own");
             assert_eq!(device.save().expect("a device has a state"), saved);
@@ -289,7 +289,7 @@ fn tempdir() -> std::io::Result<std::path::PathBuf> {
     Ok(dir)
 }
 
-/// What the fuzzers begin from: a request of two buffers in the first queue, input, and a state taken back.
+/// What the fuzzers begin from: a request of two buffers in the first queue, input, and a state that is restored.
 #[must_use]
 pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let request = [

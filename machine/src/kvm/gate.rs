@@ -1,17 +1,17 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Looks at the number of threads inside before the system is asked to wait.
+/// How often the number of threads inside is polled before the system is asked to wait.
 const SPINS_MAX: u32 = 4_000;
 
 /// What the vCPU threads are to do, and how many of them are in the guest.
 #[derive(Default)]
 pub(super) struct Gate {
-    /// Looked at between two entries into the guest.
+    /// Checked between two entries into the guest.
     stop: AtomicBool,
     inner: Mutex<Inner>,
     changed: Condvar,
-    /// As in `inner`, to be watched without a lock.
+    /// As in `inner`, to be polled without a lock.
     inside: AtomicUsize,
 }
 
@@ -20,8 +20,8 @@ pub(super) struct Gate {
 pub(super) enum Next {
     /// Enter the guest.
     Run,
-    /// Read the vCPU's state, and say [`Gate::looked`].
-    Look,
+    /// Save the vCPU's state, and call [`Gate::state_saved`].
+    SaveState,
     /// End.
     End,
 }
@@ -31,9 +31,9 @@ struct Inner {
     phase: Phase,
     /// vCPU threads between their entry and their exit.
     inside: usize,
-    /// Times that vCPU threads were asked to read states, and threads that have not yet.
-    look: u64,
-    looking: usize,
+    /// How often vCPU threads were asked to save states, and how many threads have not yet.
+    save_requests: u64,
+    saving: usize,
     /// Why the guest can run no more.
     ended: Option<String>,
 }
@@ -56,13 +56,13 @@ impl Drop for Inside<'_> {
 }
 
 impl Gate {
-    /// A vCPU thread waits here until there is something to do. `look`: which request to read its state it has seen last.
-    pub(super) fn enter(&self, look: &mut u64) -> Next {
+    /// A vCPU thread waits here until there is something to do. `seen`: the last request to save its state that it saw.
+    pub(super) fn enter(&self, seen: &mut u64) -> Next {
         let mut inner = self.lock();
         loop {
-            if *look != inner.look {
-                *look = inner.look;
-                return Next::Look;
+            if *seen != inner.save_requests {
+                *seen = inner.save_requests;
+                return Next::SaveState;
             }
             match inner.phase {
                 Phase::Over => return Next::End,
@@ -74,25 +74,25 @@ impl Gate {
         Next::Run
     }
 
-    /// A vCPU thread has read its state.
-    pub(super) fn looked(&self) {
+    /// A vCPU thread has saved its state.
+    pub(super) fn state_saved(&self) {
         let mut inner = self.lock();
-        inner.looking -= 1;
-        if inner.looking == 0 {
+        inner.saving -= 1;
+        if inner.saving == 0 {
             self.changed.notify_all();
         }
     }
 
-    /// Has all `threads` vCPU threads, which are stopped, read their states.
-    pub(super) fn look(&self, threads: usize) {
+    /// Has all `threads` vCPU threads, which are stopped, save their states.
+    pub(super) fn request_state_save(&self, threads: usize) {
         let mut inner = self.lock();
         if inner.phase != Phase::Stopped {
             return;
         }
-        inner.look += 1;
-        inner.looking = threads;
+        inner.save_requests += 1;
+        inner.saving = threads;
         self.changed.notify_all();
-        while inner.looking > 0 {
+        while inner.saving > 0 {
             inner = self.wait(inner);
         }
     }
@@ -195,7 +195,7 @@ impl Gate {
         self.stop.store(true, Ordering::SeqCst);
     }
 
-    /// A state was put back: what had ended the guest has not happened.
+    /// A state was put back: the guest has not ended.
     pub(super) fn revive(&self) {
         self.lock().ended = None;
     }

@@ -6,7 +6,7 @@ const HOLE_END: u64 = 4 << 30;
 /// Least memory in which a Linux guest starts.
 const BYTES_MIN: u64 = 64 << 20;
 
-/// Where the memory of a microVM lies: from address 0 up to 3 GiB, and what is more from 4 GiB on.
+/// The memory layout of a microVM: from address 0 up to 3 GiB, and what is more from 4 GiB on.
 pub fn memory_layout(bytes: u64) -> Result<MemoryLayout, MachineError> {
     let refused = |what: String| MachineError::Config {
         what,

@@ -3,8 +3,9 @@ pub(super) mod launch;
 use std::sync::Arc;
 
 use retrovisor_guest::{
-    BlockContent, ClockPolicy, DiskChanges, DiskShape, DiskState, Gfn, Machine, MachineError,
-    MachineIdentity, MachineState, MemoryView, PageContent, PageSet, RunState, StateSection,
+    BlockContent, Capabilities, ClockPolicy, DiskChanges, DiskIo, DiskShape, DiskState, Gfn, Machine,
+    MachineError, MachineIdentity, MachineState, MemoryIo, MemoryView, PageContent, PageSet, RunState,
+    StateIo, StateSection,
 };
 
 use super::boot::GENERATION_ID;
@@ -12,9 +13,9 @@ use super::bus::Bus;
 use super::console::ConsoleInput;
 use super::console::output::ConsoleOutput;
 use super::disk::DiskSet;
-use super::door::Door;
 use super::equipment::Ends;
 use super::gate::Gate;
+use super::input_gate::InputGate;
 use super::interrupt::{InterruptLine as _, VmLine};
 use super::net::link::{Link, NetBackend};
 use super::net::receiver::Receiver;
@@ -44,12 +45,12 @@ pub struct KvmMachine {
     device_memory: DeviceMemory,
     disks: DiskSet,
     shape: Arc<Shape>,
-    door: Door,
+    input_gate: InputGate,
     console: Ends,
     channel: Option<Ends>,
     generation_line: VmLine,
-    /// Nobody has asked yet: the whole memory counts as dirty.
-    unseen: bool,
+    /// The next answer to `take_dirty` names every frame.
+    reports_all: bool,
     /// Memory of another instant, whose state was not applied yet.
     needs_state: bool,
 }
@@ -70,25 +71,25 @@ impl KvmMachine {
     /// What types into the guest's serial port, from anywhere.
     #[must_use]
     pub fn console_input(&self) -> ConsoleInput {
-        ConsoleInput::new(self.console.input.clone(), self.door.clone())
+        ConsoleInput::new(self.console.input.clone(), self.input_gate.clone())
     }
 
     /// The control channel, if the machine has one: what types into the guest's second console, and what it writes there.
     #[must_use]
     pub fn channel(&self) -> Option<(ConsoleInput, ConsoleOutput)> {
         let ends = self.channel.clone()?;
-        Some((ConsoleInput::new(ends.input, self.door.clone()), ends.output))
+        Some((ConsoleInput::new(ends.input, self.input_gate.clone()), ends.output))
     }
 
-    /// The identifier by which the guest knows whether it is the only one with its past.
+    /// The identifier by which a guest recognises that another guest has the same past.
     pub fn generation_id(&self) -> Result<[u8; 16], MachineError> {
         let mut id = [0; 16];
         self.ram.read(GENERATION_ID, &mut id)?;
         Ok(id)
     }
 
-    /// Gives the guest another identifier and tells it so: a Linux guest with the driver (`CONFIG_VMGENID`) then makes its
-    /// random numbers anew. Needs a paused machine, and comes after [`Machine::apply_state`], which brings back the old one.
+    /// Gives the guest another identifier and notifies it: a Linux guest with the driver (`CONFIG_VMGENID`) then makes its
+    /// random numbers anew. Needs a paused machine, and comes after [`StateIo::apply_state`], which brings back the old one.
     pub fn set_generation_id(&mut self, id: [u8; 16]) -> Result<(), MachineError> {
         self.needs_pause("changing the generation identifier")?;
         self.device_memory.write(GENERATION_ID, &id)?;
@@ -96,7 +97,7 @@ impl KvmMachine {
         Ok(())
     }
 
-    /// How its network interfaces stand, in order.
+    /// The status of its network interfaces, in order.
     #[must_use]
     pub fn nets(&self) -> Vec<NetStatus> {
         self.receivers.iter().map(Receiver::status).collect()
@@ -113,8 +114,8 @@ impl KvmMachine {
         Ok(())
     }
 
-    /// Whether the guest's time-stamp counter can stand still with it. A KVM that interprets guests may leave the counter
-    /// to the hardware: then it goes on over every stop and rollback, whatever the clock policy says.
+    /// Whether the guest's time-stamp counter can be stopped with it. A KVM that interprets guests may leave the counter
+    /// to the hardware: then it goes on over every stop and rollback, whatever the clock policy.
     #[must_use]
     pub fn moves_tsc(&self) -> bool {
         self.shape.moves_tsc()
@@ -146,9 +147,13 @@ impl Machine for KvmMachine {
         &self.identity
     }
 
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { clock_jump: true, disk_blocks: true, hot_plug: false, line_writes: true }
+    }
+
     fn run_state(&mut self) -> RunState {
         if self.gate.ended().is_some() {
-            RunState::Gone
+            RunState::PoweredOff
         } else if self.gate.is_open() {
             RunState::Running
         } else {
@@ -169,53 +174,30 @@ impl Machine for KvmMachine {
             return Err(MachineError::RunState { doing: "running on", needed: "restored" });
         }
         self.gate.open();
-        self.door.knock();
+        self.input_gate.notify();
         Ok(())
     }
+}
 
+impl MemoryIo for KvmMachine {
     fn take_dirty(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
         // Also the first time: that starts the log.
         let taken = self.vm.take_dirty(into);
         self.device_memory.take_dirty(into);
         if let Err(error) = taken {
             // What was taken is in no log any more: the next answer names all.
-            self.unseen = true;
+            self.reports_all = true;
             return Err(error);
         }
-        if self.unseen {
+        if self.reports_all {
             into.union(&PageSet::full(&self.identity.layout));
-            self.unseen = false;
+            self.reports_all = false;
         }
         Ok(())
     }
 
     fn memory(&self) -> &dyn MemoryView {
         &self.ram
-    }
-
-    fn capture_state(&mut self) -> Result<MachineState, MachineError> {
-        self.needs_pause("capturing the state")?;
-        let mut state = MachineState::default();
-        let mut section = |format: String, bytes| state.sections.push(StateSection { format, bytes });
-        section(VM_FORMAT.into(), encode("the virtual machine", &self.vm.save()?)?);
-        if !self.vcpus.iter().all(Vcpu::is_known) {
-            self.gate.look(self.vcpus.len());
-        }
-        for vcpu in &self.vcpus {
-            let (bytes, registers) = vcpu.core().take_saved()?;
-            section(VCPU_FORMAT.into(), bytes);
-            state.vcpus.push(registers);
-        }
-        for (format, bytes) in self.bus.save()? {
-            state.sections.push(StateSection { format: format!("{DEVICE_FORMAT}{format}"), bytes });
-        }
-        // Last: what is set aside for it would stay if something failed after it.
-        state.disks = self.disks.capture();
-        Ok(state)
-    }
-
-    fn sync_state(&mut self, _state: &MachineState) -> Result<(), MachineError> {
-        Ok(())
     }
 
     fn write_page(&mut self, gfn: Gfn, content: PageContent<'_>) -> Result<(), MachineError> {
@@ -226,6 +208,33 @@ impl Machine for KvmMachine {
     fn write_lines(&mut self, gfn: Gfn, content: PageContent<'_>, lines: u64) -> Result<(), MachineError> {
         self.needs_pause("writing memory")?;
         Ok(self.ram.write_lines(gfn, content, lines)?)
+    }
+}
+
+impl StateIo for KvmMachine {
+    fn capture_state(&mut self) -> Result<MachineState, MachineError> {
+        self.needs_pause("capturing the state")?;
+        let mut state = MachineState::default();
+        let mut section = |format: String, bytes| state.sections.push(StateSection { format, bytes });
+        section(VM_FORMAT.into(), encode("the virtual machine", &self.vm.save()?)?);
+        if !self.vcpus.iter().all(Vcpu::is_known) {
+            self.gate.request_state_save(self.vcpus.len());
+        }
+        for vcpu in &self.vcpus {
+            let (bytes, registers) = vcpu.core().take_saved()?;
+            section(VCPU_FORMAT.into(), bytes);
+            state.vcpus.push(registers);
+        }
+        for (format, bytes) in self.bus.save()? {
+            state.sections.push(StateSection { format: format!("{DEVICE_FORMAT}{format}"), bytes });
+        }
+        // Last: what is retained for it would stay if something failed after it.
+        state.disks = self.disks.capture();
+        Ok(state)
+    }
+
+    fn sync_state(&mut self, _state: &MachineState) -> Result<(), MachineError> {
+        Ok(())
     }
 
     fn apply_state(&mut self, state: &MachineState, clock: ClockPolicy) -> Result<(), MachineError> {
@@ -253,7 +262,7 @@ impl Machine for KvmMachine {
             ));
         }
         self.disks.check(&state.disks)?;
-        // Until all of it is there, the guest must not run on what is.
+        // Until all of it is applied, the guest must not run.
         self.needs_state = true;
         let gap = self.vm.restore_clock(&vm, clock, self.shape.tsc_khz)?;
         let is_quiet = self.vm.is_quiet(&vm)?;
@@ -272,7 +281,9 @@ impl Machine for KvmMachine {
         self.disks.release(&state.disks);
         Ok(())
     }
+}
 
+impl DiskIo for KvmMachine {
     fn disks(&self) -> &[DiskShape] {
         self.disks.shapes()
     }
@@ -285,7 +296,7 @@ impl Machine for KvmMachine {
         self.disks.changes(at, since)
     }
 
-    fn kept_disks(&mut self) -> Result<Vec<DiskState>, MachineError> {
+    fn retained_disks(&mut self) -> Result<Vec<DiskState>, MachineError> {
         Ok(self.disks.kept())
     }
 

@@ -1,4 +1,4 @@
-//! The machine's networks: a hub of ours between machines, or a tap of the host's.
+//! The machine's networks: a hub of this project between machines, or a tap of the host's.
 
 pub(super) mod hub;
 pub(super) mod link;
@@ -8,7 +8,7 @@ pub(super) mod tap;
 
 /// Bytes of an Ethernet header: two addresses and a type.
 pub(super) const HEADER_BYTES: usize = 14;
-/// The longest frame: header, one VLAN tag, 1500 bytes. No offloads are negotiated, so that nobody sends a longer one.
+/// The longest frame: header, one VLAN tag, 1500 bytes. No offloads are negotiated, so that no longer one is sent.
 pub(super) const FRAME_BYTES_MAX: usize = HEADER_BYTES + 4 + MTU_BYTES;
 /// What a frame carries at most.
 pub(super) const MTU_BYTES: usize = 1500;

@@ -11,7 +11,7 @@ const RUN_PAGES: usize = 256;
 
 /// The memory of one instant, for any number of machines that begin there: they share it until they write.
 ///
-/// It lies in a file in memory that nobody can change any more. A machine maps it privately; a page that its guest
+/// It is in a file in memory that cannot be changed any more. A machine maps it privately; a page that its guest
 /// writes becomes its own.
 #[derive(Clone, Debug)]
 pub struct Template {
@@ -20,7 +20,7 @@ pub struct Template {
 }
 
 impl Template {
-    /// Copies a memory: of a checkpoint, or of a machine that stands still. Pages of zeros take no room.
+    /// Copies a memory: of a checkpoint, or of a paused machine. Pages of zeros take no room.
     pub fn of(view: &dyn MemoryView) -> Result<Self, MachineError> {
         let mut writer = TemplateWriter::new(view.layout().clone())?;
         let mut page = ZERO_PAGE;
@@ -34,7 +34,7 @@ impl Template {
         writer.seal()
     }
 
-    /// Where the memory lies.
+    /// The address ranges of the memory.
     #[must_use]
     pub fn layout(&self) -> &MemoryLayout {
         &self.layout
@@ -86,7 +86,7 @@ impl TemplateWriter {
         Ok(())
     }
 
-    /// From here on nobody can change it.
+    /// From here on it cannot be changed.
     pub fn seal(mut self) -> Result<Template, MachineError> {
         self.flush()?;
         let seals =

@@ -19,7 +19,7 @@ use crate::ram::Ram;
 const TSS: usize = 0xfffb_d000;
 const CHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
 
-/// The virtual machine as KVM knows it: memory, interrupt controllers, timer, clock.
+/// The virtual machine in KVM: memory, interrupt controllers, timer, clock.
 pub(super) struct Vm {
     fd: Arc<VmFd>,
     layout: MemoryLayout,
@@ -44,7 +44,7 @@ impl VmState {
         let chips = self.chips.iter().zip(&other.chips).zip(NAMES);
         let mut differing: Vec<_> =
             chips.filter(|((left, right), _)| image(left) != image(right)).map(|(_, name)| name).collect();
-        // When the counts were loaded is told in the host's time.
+        // The times at which counts were loaded are in the host's time.
         let channel = |of: &kvm_pit_channel_state| kvm_pit_channel_state { count_load_time: 0, ..*of };
         if !self.pit.channels.iter().map(channel).eq(other.pit.channels.iter().map(channel)) {
             differing.push("timer");
@@ -131,7 +131,7 @@ impl Vm {
         Ok(gap.wrapping_sub(jump as u64))
     }
 
-    /// Whether the PC's timer, which goes on while vCPUs stand still, runs neither now nor in the state.
+    /// Whether the PC's timer, which goes on while vCPUs are stopped, runs neither now nor in the state.
     pub(super) fn is_quiet(&self, state: &VmState) -> Result<bool, MachineError> {
         /// Nobody has set the channel's mode yet.
         const OFF: u8 = 0xff;

@@ -1,4 +1,4 @@
-//! Getting hold of a QEMU that runs: whose it is makes no difference.
+//! Attaching to a QEMU that runs, whoever started it.
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -9,10 +9,12 @@ use retrovisor_guest::{Accelerator, MachineError, ProcessIdentity};
 use serde_json::{Value, json};
 
 use super::device_state::DeviceState;
+use super::devices::Devices;
 use super::disk::AttachedDisk;
 use super::finder::Finder;
 use super::layout;
 use super::mapping::Mapping;
+use super::memory::GuestRam;
 use super::message::Version;
 use super::monitor::{Monitor, text};
 use super::qmp::Qmp;
@@ -28,7 +30,7 @@ const VERSION_MIN: Version = Version { major: 7, minor: 2, micro: 0 };
 const OPTIONS: &str = "Start QEMU with `-object memory-backend-file,id=ram,size=512M,mem-path=/dev/shm/NAME,share=on \
                        -machine q35,memory-backend=ram -m 512M` (the three sizes being the guest's memory)";
 
-/// What to do where nobody listens.
+/// What to do where no process listens.
 const NOT_RUNNING: &str =
     "Is QEMU running? Start it with `-qmp unix:PATH,server=on,wait=off` and name that path";
 
@@ -37,9 +39,9 @@ const NOT_RUNNING: &str =
 pub struct AttachConfig {
     /// The machine's name.
     pub name: String,
-    /// The socket of its monitor (QMP), at which nobody else may be connected.
+    /// The socket of its monitor (QMP), at which no other client may be connected.
     pub qmp: PathBuf,
-    /// Where an earlier launch of ours had its sockets and logs; any directory for a QEMU of others.
+    /// The runtime directory of the launch that started this QEMU; any directory for one that another program started.
     pub runtime_dir: PathBuf,
 }
 
@@ -81,10 +83,10 @@ fn process_behind(config: &AttachConfig, stream: &impl AsFd) -> Result<Process, 
 /// What is found out about a running QEMU, and set up in it.
 pub(super) struct Parts {
     pub(super) shape: Shape,
-    pub(super) ram: Ram,
-    pub(super) finder: Finder,
+    pub(super) ram: GuestRam,
     pub(super) device_state: DeviceState,
     pub(super) disks: Vec<AttachedDisk>,
+    pub(super) devices: Devices,
 }
 
 impl Parts {
@@ -128,8 +130,11 @@ impl Parts {
             layout,
         };
         let disks = AttachedDisk::list(monitor)?;
+        let devices = Devices::of(monitor)?;
+        can_be_saved(monitor)?;
+        // Last: nothing is left in a QEMU that is refused.
         let device_state = DeviceState::set_up(monitor)?;
-        Ok(Self { shape, ram, finder, device_state, disks })
+        Ok(Self { shape, ram: GuestRam::new(ram, finder), device_state, disks, devices })
     }
 }
 
@@ -156,8 +161,22 @@ fn memory(monitor: &mut Monitor) -> Result<(String, u64), MachineError> {
     }
     let length_bytes = own.get("size").and_then(Value::as_u64);
     let length_bytes =
-        length_bytes.ok_or_else(|| refuse("a guest whose memory's size QEMU does not tell"))?;
+        length_bytes.ok_or_else(|| refuse("a guest whose memory's size QEMU does not report"))?;
     Ok((backend.to_owned(), length_bytes))
+}
+
+/// Refuses a machine with a device whose state QEMU cannot save.
+fn can_be_saved(monitor: &mut Monitor) -> Result<(), MachineError> {
+    let migration = monitor.execute("query-migrate", &json!({}))?;
+    let reasons = migration.get("blocked-reasons").and_then(Value::as_array);
+    let reasons: Vec<_> = reasons.into_iter().flatten().filter_map(Value::as_str).collect();
+    if reasons.is_empty() {
+        return Ok(());
+    }
+    Err(MachineError::Unsupported {
+        what: format!("saving the state of this guest's devices ({})", reasons.join("; ")),
+        help: "Start QEMU without that device".into(),
+    })
 }
 
 fn unreadable(doing: &str, message: String) -> MachineError {

@@ -1,8 +1,9 @@
-//! The state of vCPUs and devices, out of QEMU as bytes and back in.
+//! The state of vCPUs and devices, as bytes that QEMU saves and loads.
 //!
-//! QEMU saves it into an internal snapshot of a qcow2 file. Two such files lie in memory that this process and QEMU
+//! QEMU saves it into an internal snapshot of a qcow2 file. Two such files are in memory that this process and QEMU
 //! share: one that QEMU saves into, from which the bytes are then read; and one that is made anew around the bytes
-//! that QEMU is to load. With `x-ignore-shared` on, the guest's memory is in neither.
+//! that QEMU is to load. The capability `x-ignore-shared` keeps the guest's memory out of both. It is on during these
+//! jobs only: with it, an owner's own `savevm` or migration would silently lack the memory.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -16,10 +17,13 @@ use super::monitor::{Monitor, text};
 use super::qcow2::vmstate;
 use super::stream::is_stream;
 
-/// What the names of all nodes of ours begin with; a user's cannot be told from them otherwise.
+/// What the names of all block nodes that this driver makes begin with: nothing else distinguishes them from a user's.
 const NODE_PREFIX: &str = "retrovisor-";
 
-/// The name of both files, for who looks at QEMU's descriptors.
+/// What QEMU keeps beside each descriptor that this driver gave it.
+const OPAQUE: &str = "retrovisor";
+
+/// The name of both files in QEMU's list of descriptors.
 const NAME: &std::ffi::CStr = c"retrovisor-state";
 
 pub(super) struct DeviceState {
@@ -27,32 +31,52 @@ pub(super) struct DeviceState {
     save_node: String,
     load: File,
     load_node: String,
-    /// The set of file descriptors in QEMU through which it opens `load`.
+    /// The sets of file descriptors in QEMU through which it opens the two files.
+    save_set: u64,
     load_set: u64,
+    /// `x-ignore-shared` as it was found.
+    was_ignoring: bool,
+    /// `x-ignore-shared` could not be put back yet.
+    is_ignoring: bool,
     /// Snapshots in `save` whose bytes were read.
     done: Vec<String>,
 }
 
 impl DeviceState {
-    /// Gives QEMU the two files. Takes away what an earlier process of ours may have left.
+    /// Gives QEMU the two files. Removes what an earlier process of this driver may have left.
     pub(super) fn set_up(monitor: &mut Monitor) -> Result<Self, MachineError> {
         let nodes = monitor.execute("query-named-block-nodes", &json!({ "flat": true }))?;
+        let mut is_first = true;
         for node in nodes.as_array().into_iter().flatten().filter_map(|node| text(node, "node-name")) {
             if node.starts_with(NODE_PREFIX) {
                 monitor.execute("blockdev-del", &json!({ "node-name": node }))?;
+                is_first = false;
             }
         }
-        monitor.execute(
-            "migrate-set-capabilities",
-            &json!({ "capabilities": [{ "capability": "x-ignore-shared", "state": true }] }),
-        )?;
+        for set in own_sets(&monitor.execute("query-fdsets", &json!({}))?) {
+            monitor.execute("remove-fd", &json!({ "fdset-id": set }))?;
+        }
+        let capabilities = monitor.execute("query-migrate-capabilities", &json!({}))?;
+        let is_ignoring = is_on(&capabilities);
         let (save, load) = (memory_file::create(NAME, &vmstate::empty())?, memory_file::create(NAME, &[])?);
         let save_set = give(monitor, &save)?;
         let load_set = give(monitor, &load)?;
-        // The set's number keeps the names of two processes of ours apart.
+        // The set's number keeps the names of two processes of this driver apart.
         let (save_node, load_node) =
             (format!("{NODE_PREFIX}save-{save_set}"), format!("{NODE_PREFIX}load-{load_set}"));
-        let state = Self { save, save_node, load, load_node, load_set, done: Vec::new() };
+        let mut state = Self {
+            save,
+            save_node,
+            load,
+            load_node,
+            save_set,
+            load_set,
+            // An earlier process that was killed in the middle of a job left it on.
+            was_ignoring: is_ignoring && is_first,
+            is_ignoring,
+            done: Vec::new(),
+        };
+        state.stop_ignoring(monitor);
         monitor.execute("blockdev-add", &node(&state.save_node, save_set))?;
         Ok(state)
     }
@@ -66,7 +90,8 @@ impl DeviceState {
     ) -> Result<Vec<u8>, MachineError> {
         let mut devices = vec![self.save_node.clone()];
         devices.extend_from_slice(disks);
-        monitor.job("snapshot-save", json!({ "tag": tag, "vmstate": self.save_node, "devices": devices }))?;
+        let arguments = json!({ "tag": tag, "vmstate": self.save_node, "devices": devices });
+        self.job_without_memory(monitor, "snapshot-save", arguments)?;
         self.done.push(tag.to_owned());
         let stream = vmstate::extract(&self.save, tag).and_then(|stream| {
             if is_stream(&stream) {
@@ -82,6 +107,51 @@ impl DeviceState {
         })
     }
 
+    /// Removes from QEMU what was put into it. Tries all of it; the answer is what could not be removed.
+    pub(super) fn remove(&mut self, monitor: &mut Monitor) -> Vec<String> {
+        self.stop_ignoring(monitor);
+        let mut left = Vec::new();
+        if self.is_ignoring {
+            left.push("the migration capability x-ignore-shared is still on".to_owned());
+        }
+        let mut remove = |command, arguments: Value, what: String| {
+            if let Err(error) = monitor.execute(command, &arguments) {
+                left.push(format!("{what}: {error}"));
+            }
+        };
+        let node = &self.save_node;
+        remove("blockdev-del", json!({ "node-name": node }), format!("the block node {node}"));
+        for set in [self.save_set, self.load_set] {
+            remove("remove-fd", json!({ "fdset-id": set }), format!("the file descriptor set {set}"));
+        }
+        left
+    }
+
+    /// Runs a job that saves or loads state but not the guest's memory.
+    fn job_without_memory(
+        &mut self,
+        monitor: &mut Monitor,
+        command: &str,
+        arguments: Value,
+    ) -> Result<(), MachineError> {
+        set_ignoring(monitor, true)?;
+        self.is_ignoring = true;
+        let done = monitor.job(command, arguments);
+        self.stop_ignoring(monitor);
+        done
+    }
+
+    /// Puts the capability back as it was found. A failure is no reason to give up what was saved: it is tried again.
+    fn stop_ignoring(&mut self, monitor: &mut Monitor) {
+        if self.is_ignoring == self.was_ignoring {
+            return;
+        }
+        match set_ignoring(monitor, self.was_ignoring) {
+            Ok(()) => self.is_ignoring = self.was_ignoring,
+            Err(error) => tracing::warn!(%error, "x-ignore-shared stays on in QEMU for now"),
+        }
+    }
+
     /// States that QEMU saved and that were read.
     pub(super) fn untidy(&self) -> usize {
         self.done.len()
@@ -89,6 +159,7 @@ impl DeviceState {
 
     /// Frees what QEMU saved and was read. Not needed for anything but room: meant for after the pause.
     pub(super) fn tidy(&mut self, monitor: &mut Monitor) -> Result<(), MachineError> {
+        self.stop_ignoring(monitor);
         while let Some(tag) = self.done.last() {
             monitor.job("snapshot-delete", json!({ "tag": tag, "devices": [self.save_node] }))?;
             self.done.pop();
@@ -108,7 +179,7 @@ impl DeviceState {
         if !is_stream(stream) {
             return Err(MachineError::Driver {
                 doing: doing(),
-                message: "it is not a stream of QEMU's".into(),
+                message: "it is not a state that QEMU saved".into(),
             });
         }
         let image = vmstate::with_snapshot(tag, stream)
@@ -119,13 +190,36 @@ impl DeviceState {
         monitor.execute("blockdev-add", &node(&self.load_node, self.load_set))?;
         let mut devices = vec![self.load_node.clone()];
         devices.extend_from_slice(disks);
-        let loaded = monitor
-            .job("snapshot-load", json!({ "tag": tag, "vmstate": self.load_node, "devices": devices }));
+        let arguments = json!({ "tag": tag, "vmstate": self.load_node, "devices": devices });
+        let loaded = self.job_without_memory(monitor, "snapshot-load", arguments);
         let removed = monitor.execute("blockdev-del", &json!({ "node-name": self.load_node }));
         loaded?;
         removed?;
         Ok(())
     }
+}
+
+fn set_ignoring(monitor: &mut Monitor, state: bool) -> Result<(), MachineError> {
+    let capability = json!([{ "capability": "x-ignore-shared", "state": state }]);
+    monitor.execute("migrate-set-capabilities", &json!({ "capabilities": capability })).map(drop)
+}
+
+/// Whether QEMU's list of capabilities has `x-ignore-shared` on.
+fn is_on(capabilities: &Value) -> bool {
+    let mut all = capabilities.as_array().into_iter().flatten();
+    all.any(|entry| {
+        text(entry, "capability") == Some("x-ignore-shared") && entry.get("state") == Some(&Value::Bool(true))
+    })
+}
+
+/// The sets of descriptors in QEMU's list that this driver made.
+fn own_sets(sets: &Value) -> Vec<u64> {
+    let is_own = |set: &&Value| {
+        let fds = set.get("fds").and_then(Value::as_array);
+        fds.is_some_and(|fds| !fds.is_empty() && fds.iter().all(|fd| text(fd, "opaque") == Some(OPAQUE)))
+    };
+    let own = sets.as_array().into_iter().flatten().filter(is_own);
+    own.filter_map(|set| set.get("fdset-id")?.as_u64()).collect()
 }
 
 fn node(name: &str, set: u64) -> Value {
@@ -137,7 +231,7 @@ fn node(name: &str, set: u64) -> Value {
 
 /// Passes a file to QEMU; the number of the set it is in.
 fn give(monitor: &mut Monitor, file: &File) -> Result<u64, MachineError> {
-    let answer = monitor.execute_with_fd("add-fd", &json!({ "opaque": "retrovisor" }), file.as_fd())?;
+    let answer = monitor.execute_with_fd("add-fd", &json!({ "opaque": OPAQUE }), file.as_fd())?;
     answer.get("fdset-id").and_then(Value::as_u64).ok_or_else(|| MachineError::Driver {
         doing: "passing a file to QEMU".into(),
         message: "its answer names no set".into(),

@@ -1,4 +1,4 @@
-//! The guest's disks: an overlay of ours over each file of the user's, and internal snapshots in it.
+//! The guest's disks: an overlay over each file of the user's, and internal snapshots in it.
 
 mod attached;
 mod base;

@@ -130,6 +130,10 @@ impl Vm for QemuMachine {
         })
     }
 
+    fn detach(self: Box<Self>, deletes_snapshots: bool) -> Result<(), MachineError> {
+        (*self).detach(deletes_snapshots)
+    }
+
     fn quit(self: Box<Self>) {
         (*self).quit();
     }

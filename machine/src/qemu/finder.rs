@@ -1,48 +1,45 @@
 //! Which frames of the guest were written.
 
 use nix::errno::Errno;
-use retrovisor_guest::{MachineError, PageSet};
+use retrovisor_guest::{Gfn, MachineError, MemoryError, MemoryView as _, PageContent, PageSet};
 
+use super::compare::Comparison;
 use super::mapping::Mapping;
 use super::pagemap::Pagemap;
 use crate::ram::Ram;
 
 /// How written frames are found, and why so.
 pub(super) struct Finder {
-    way: Way,
+    method: Method,
     reason: String,
-    /// Found, and not yet handed over.
-    pending: PageSet,
-    /// Nothing was handed over yet: the next answer is every frame.
-    first: bool,
 }
 
-enum Way {
-    /// The kernel notes writes of QEMU's process (vCPUs and devices).
-    Userfaultfd(Pagemap),
-    /// The whole memory is compared with a copy.
-    Compare {
-        /// The memory at the last look; empty before the first.
-        shadow: Vec<u8>,
-        /// Frames reported while the guest ran: what was read after the report may be newer than the shadow,
-        /// and could turn back into the shadow's bytes unseen. They are reported once more.
-        unsure: PageSet,
+enum Method {
+    /// The kernel notes writes through QEMU's own mapping: those of vCPUs and of devices. Writes through another
+    /// mapping (the driver's) are not noted, and leave the page protected in QEMU's: a write of the guest after them is
+    /// noted like any other.
+    Userfaultfd {
+        pagemap: Pagemap,
+        /// The next scan reports every frame.
+        reports_all: bool,
     },
+    /// The whole memory is compared with a copy.
+    Compare(Comparison),
 }
 
 impl Finder {
     /// Takes the kernel's notes where QEMU's memory is under asynchronous write protection, else compares.
     pub(super) fn new(pid: i32, mapping: &Mapping, ram: &Ram) -> Self {
-        let layout = retrovisor_guest::MemoryView::layout(ram);
-        let (way, reason) = match Pagemap::open(pid, mapping.start, mapping.length_bytes) {
+        let (method, reason) = match Pagemap::open(pid, mapping.start, mapping.length_bytes) {
             Ok(pagemap) => {
-                (Way::Userfaultfd(pagemap), "the kernel notes what QEMU's process writes".to_owned())
+                let method = Method::Userfaultfd { pagemap, reports_all: true };
+                (method, "the kernel notes what QEMU's process writes".to_owned())
             }
             Err(errno) => {
                 let reason = match errno {
                     Errno::EPERM => {
-                        "QEMU's memory is not under asynchronous write protection (it was started by \
-                                     others, or this kernel does not allow it)"
+                        "QEMU's memory is not under asynchronous write protection (another program \
+                                     started it, or this kernel does not allow it)"
                             .to_owned()
                     }
                     Errno::ENOTTY => {
@@ -51,56 +48,245 @@ impl Finder {
                     Errno::EACCES => "no permission to read the page map of QEMU's process".into(),
                     other => format!("scanning for written pages fails ({})", other.desc()),
                 };
-                (Way::Compare { shadow: Vec::new(), unsure: PageSet::empty(layout) }, reason)
+                (Method::Compare(Comparison::new(ram.layout())), reason)
             }
         };
-        Self { way, reason, pending: PageSet::empty(layout), first: true }
+        Self { method, reason }
     }
 
     /// `userfaultfd` or `compare`, and why.
     pub(super) fn describe(&self) -> (&'static str, &str) {
-        let name = match self.way {
-            Way::Userfaultfd(_) => "userfaultfd",
-            Way::Compare { .. } => "compare",
+        let name = match self.method {
+            Method::Userfaultfd { .. } => "userfaultfd",
+            Method::Compare(_) => "compare",
         };
         (name, &self.reason)
     }
 
-    /// As [`retrovisor_guest::Machine::take_dirty`] promises.
-    pub(super) fn take(&mut self, ram: &Ram, running: bool, into: &mut PageSet) -> Result<(), MachineError> {
-        let pending = &mut self.pending;
-        match &mut self.way {
-            Way::Userfaultfd(pagemap) => {
+    /// Must be called before the guest runs on.
+    pub(super) fn unsettle(&mut self) {
+        if let Method::Compare(comparison) = &mut self.method {
+            comparison.unsettle();
+        }
+    }
+
+    /// Must be called before a frame is read on behalf of a caller.
+    pub(super) fn note_read(&self, gfn: Gfn) {
+        if let Method::Compare(comparison) = &self.method {
+            comparison.note_read(gfn);
+        }
+    }
+
+    /// Writes a frame by `write`, and takes note of it.
+    pub(super) fn write(
+        &mut self,
+        gfn: Gfn,
+        content: PageContent<'_>,
+        write: impl FnOnce() -> Result<(), MemoryError>,
+    ) -> Result<(), MemoryError> {
+        match &mut self.method {
+            Method::Userfaultfd { .. } => write(),
+            Method::Compare(comparison) => comparison.write(gfn, content, write),
+        }
+    }
+
+    /// Adds the written frames, as [`retrovisor_guest::MemoryIo::take_dirty`] promises.
+    pub(super) fn scan(
+        &mut self,
+        ram: &Ram,
+        is_running: bool,
+        into: &mut PageSet,
+    ) -> Result<(), MachineError> {
+        match &mut self.method {
+            Method::Userfaultfd { pagemap, reports_all } => {
                 let start = pagemap.start();
                 let mut insert = |from: u64, to: u64| {
                     for index in (from - start) / 4096..(to - start) / 4096 {
-                        pending.insert_index(index);
+                        into.insert_index(index);
                     }
                 };
-                pagemap.scan(&mut insert).map_err(|errno| MachineError::Driver {
-                    doing: "scanning QEMU's memory for written pages".into(),
-                    message: errno.desc().into(),
-                })?;
-            }
-            Way::Compare { shadow, unsure } => {
-                if let Err(error) = ram.compare(shadow, pending) {
-                    // Some frames may have been noted in the shadow and not reported: report all next time.
-                    shadow.clear();
-                    return Err(error.into());
+                if let Err(errno) = pagemap.scan(&mut insert) {
+                    // Pages that the failed call protected may be missing from its answer.
+                    *reports_all = true;
+                    return Err(MachineError::Driver {
+                        doing: "scanning QEMU's memory for written pages".into(),
+                        message: errno.desc().into(),
+                    });
                 }
-                pending.union(unsure);
-                unsure.clear();
-                if running {
-                    unsure.union(pending);
+                if std::mem::take(reports_all) {
+                    *into = PageSet::full(ram.layout());
                 }
             }
+            Method::Compare(comparison) => comparison.scan(ram, is_running, into)?,
         }
-        if self.first {
-            *pending = PageSet::full(pending.layout());
-        }
-        into.union(pending);
-        pending.clear();
-        self.first = false;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+
+    use nix::libc;
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    use proptest::prelude::*;
+    use retrovisor_guest::{MemoryLayout, PAGE_SIZE};
+    use retrovisor_scripted::KnownFrames;
+
+    use super::*;
+
+    const FRAMES: u64 = 9;
+
+    /// `struct uffdio_api` and `struct uffdio_register` of the kernel.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Api {
+        api: u64,
+        features: u64,
+        ioctls: u64,
+    }
+    #[repr(C)]
+    #[derive(Default)]
+    struct Register {
+        start: u64,
+        length: u64,
+        mode: u64,
+        ioctls: u64,
+    }
+    nix::ioctl_readwrite!(uffdio_api, 0xaa, 0x3f, Api);
+    nix::ioctl_readwrite!(uffdio_register, 0xaa, 0x00, Register);
+
+    /// Puts a mapping under asynchronous write protection, as `preload.c` does in QEMU. `None`, loudly, where the kernel
+    /// does not allow it.
+    fn protect(mapping: &Mapping) -> Option<OwnedFd> {
+        // SAFETY: the call takes flags and answers a descriptor or an error; no memory is passed.
+        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK | 1) };
+        if fd < 0 {
+            eprintln!("SKIPPED: userfaultfd: {}", std::io::Error::last_os_error());
+            return None;
+        }
+        // SAFETY: the descriptor was made just now, and nobody else has it.
+        let fd = unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).unwrap()) };
+        let mut api = Api { api: 0xaa, features: 1 << 15 | 1 << 13 | 1 << 12, ioctls: 0 };
+        let mut range =
+            Register { start: mapping.start, length: mapping.length_bytes, mode: 2, ..Register::default() };
+        // SAFETY: both structures have the kernel's layout, and live over the calls.
+        let done = unsafe { uffdio_api(fd.as_raw_fd(), &raw mut api) }
+            // SAFETY: as above.
+            .and_then(|_| unsafe { uffdio_register(fd.as_raw_fd(), &raw mut range) });
+        match done {
+            Ok(_) => Some(fd),
+            Err(errno) => {
+                eprintln!("SKIPPED: asynchronous write protection: {errno}");
+                None
+            }
+        }
+    }
+
+    /// QEMU's mapping of a memory file, and the driver's.
+    struct Lab {
+        qemu: Ram,
+        driver: Ram,
+        finder: Finder,
+        layout: MemoryLayout,
+        _protection: OwnedFd,
+    }
+
+    impl Lab {
+        fn new() -> Option<Self> {
+            let layout = MemoryLayout::flat(FRAMES * PAGE_SIZE as u64).unwrap();
+            let file = File::from(memfd_create(c"ram", MFdFlags::MFD_CLOEXEC).unwrap());
+            file.set_len(layout.bytes()).unwrap();
+            let qemu = Ram::shared(layout.clone(), file.try_clone().unwrap(), 0).unwrap();
+            let pid = i32::try_from(std::process::id()).unwrap();
+            let start = qemu.mappings().next().unwrap().1 as u64;
+            let mapping = Mapping::find(pid, layout.bytes()).unwrap();
+            let mapping = mapping.into_iter().find(|mapping| mapping.start == start).unwrap();
+            let _protection = protect(&mapping)?;
+            let finder = Finder::new(pid, &mapping, &qemu);
+            assert_eq!(finder.describe().0, "userfaultfd");
+            let driver = Ram::shared(layout.clone(), file, 0).unwrap();
+            Some(Self { qemu, driver, finder, layout, _protection })
+        }
+
+        fn scan(&mut self) -> PageSet {
+            let mut found = PageSet::empty(&self.layout);
+            self.finder.scan(&self.driver, true, &mut found).unwrap();
+            found
+        }
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        GuestWrites(u64, u8),
+        GuestReads(u64),
+        DriverWrites(u64, u8),
+        Reads(u64),
+        Scans,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let (frame, byte) = (|| 0..FRAMES, || 0..3_u8);
+        prop_oneof![
+            6 => (frame(), byte()).prop_map(|(frame, byte)| Step::GuestWrites(frame, byte)),
+            2 => frame().prop_map(Step::GuestReads),
+            4 => (frame(), byte()).prop_map(|(frame, byte)| Step::DriverWrites(frame, byte)),
+            6 => frame().prop_map(Step::Reads),
+            5 => Just(Step::Scans),
+        ]
+    }
+
+    #[test]
+    fn the_driver_writes_unseen_and_the_guest_never_does() {
+        let Some(mut lab) = Lab::new() else { return };
+        assert_eq!(lab.scan(), PageSet::full(&lab.layout));
+        assert!(lab.scan().is_empty());
+        let (old, new) = (PageContent::Data(&[1; PAGE_SIZE]), PageContent::Data(&[2; PAGE_SIZE]));
+        lab.qemu.write_page(Gfn(3), old).unwrap();
+        assert_eq!(lab.scan().iter().collect::<Vec<_>>(), [Gfn(3)]);
+        lab.driver.write_page(Gfn(3), new).unwrap();
+        lab.driver.write_page(Gfn(4), new).unwrap();
+        assert!(lab.scan().is_empty());
+        lab.qemu.write_page(Gfn(3), old).unwrap();
+        lab.qemu.write_page(Gfn(4), PageContent::Zero).unwrap();
+        assert_eq!(lab.scan().iter().collect::<Vec<_>>(), [Gfn(3), Gfn(4)]);
+    }
+
+    #[test]
+    fn what_was_read_or_written_stays_so_until_the_frame_is_reported() {
+        if Lab::new().is_none() {
+            return;
+        }
+        let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(300));
+        let steps = prop::collection::vec(step(), 0..60);
+        let run = |steps: Vec<Step>| {
+            let mut lab = Lab::new().unwrap();
+            let layout = lab.layout.clone();
+            let mut known = KnownFrames::new(&layout);
+            for step in steps {
+                match step {
+                    Step::GuestWrites(frame, byte) => {
+                        lab.qemu.write_page(Gfn(frame), PageContent::Data(&[byte; PAGE_SIZE])).unwrap();
+                    }
+                    // Maps the page in QEMU without writing it.
+                    Step::GuestReads(frame) => lab.qemu.read_page(Gfn(frame), &mut [0; PAGE_SIZE]).unwrap(),
+                    Step::DriverWrites(frame, byte) => {
+                        let page = [byte; PAGE_SIZE];
+                        let (driver, content) = (&lab.driver, PageContent::Data(&page));
+                        let write = || driver.write_page(Gfn(frame), content);
+                        lab.finder.write(Gfn(frame), content, write).unwrap();
+                        known.wrote(Gfn(frame), &page);
+                    }
+                    Step::Reads(frame) => known.read(&lab.driver, Gfn(frame)).unwrap(),
+                    Step::Scans => {
+                        known.reported(&lab.scan());
+                        prop_assert_eq!(known.wrong(&lab.driver).unwrap(), []);
+                    }
+                }
+            }
+            Ok(())
+        };
+        runner.run(&steps, run).unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! Starting a QEMU of our own.
+//! Starting QEMU.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -39,7 +39,7 @@ pub struct LaunchConfig {
     pub kernel: PathBuf,
     /// The initial RAM disk.
     pub initrd: Option<PathBuf>,
-    /// The kernel's command line. Under TCG `tsc=unstable` is added, unless it says something of `tsc` itself.
+    /// The kernel's command line. Under TCG `tsc=unstable` is added, unless it has an option for `tsc` already.
     pub append: String,
     /// Disks, in the order in which the guest finds them.
     pub disks: Vec<DiskConfig>,
@@ -55,7 +55,7 @@ pub struct LaunchConfig {
     pub binary: Option<PathBuf>,
     /// Start with the vCPUs standing still, as for a state that will be applied.
     pub paused: bool,
-    /// QEMU lives on when this process ends or lets go of the machine. Otherwise it ends with either,
+    /// QEMU goes on when this process ends or drops the machine. Otherwise it ends with either,
     /// also when this process is killed.
     pub detached: bool,
 }
@@ -129,7 +129,7 @@ fn connect(path: &Path, process: &mut Process) -> Result<Qmp, String> {
             }
             Err(error) => {
                 process.wait(Duration::from_millis(200));
-                return Err(format!("{}; {error}", process.obituary()));
+                return Err(format!("{}; {error}", process.exit_reason()));
             }
         }
     }
@@ -245,7 +245,7 @@ fn command(
     }
     option("-chardev", socket("monitor", &runtime.monitor()));
     option("-mon", "chardev=monitor,mode=control".into());
-    // A guest that switches itself off stands still, and can be taken back to before it did.
+    // A guest that switches itself off is stopped, and can be rolled back in place.
     option("-action", "shutdown=pause".into());
     command.args(["-nodefaults", "-no-user-config"]);
     if config.paused {
@@ -265,7 +265,7 @@ fn command(
     Ok((command, vec![ram.into(), preload.into()]))
 }
 
-/// The guest's memory: a file without a name, which lives as long as somebody has it open, and whose length is fixed.
+/// The guest's memory: a file without a name, which exists as long as it is open somewhere, and whose length is fixed.
 fn memory(length_bytes: u64) -> Result<File, MachineError> {
     let file = memory_file::create(c"retrovisor-ram", &[])?;
     file.set_len(length_bytes).map_err(|source| io("making the guest's memory", source))?;
@@ -326,7 +326,7 @@ impl Drop for Made {
 }
 
 /// The guest kernel's command line. Within one process, TCG never lets the time-stamp counter go back: a guest that
-/// takes its time from it would see its clock jump ahead at every rollback, so it is told not to trust it.
+/// takes its time from it would see its clock jump ahead at every rollback, so its command line has it not use that counter.
 fn command_line(append: &str, accelerator: Accelerator) -> String {
     if accelerator == Accelerator::Kvm || append.split_whitespace().any(|word| word.starts_with("tsc=")) {
         append.to_owned()
@@ -340,7 +340,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_translated_guests_are_told_of_their_counter() {
+    fn only_translated_guests_get_the_option_for_their_counter() {
         assert_eq!(command_line("quiet", Accelerator::Tcg), "quiet tsc=unstable");
         assert_eq!(command_line("", Accelerator::Tcg), "tsc=unstable");
         assert_eq!(command_line("tsc=reliable", Accelerator::Tcg), "tsc=reliable");

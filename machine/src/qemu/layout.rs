@@ -7,7 +7,7 @@ use retrovisor_guest::{Gpa, MemoryLayout, MemorySlot};
 /// The part of the file below the hole is one slot, the part above it another.
 ///
 /// The text shows the region named `region` in pieces, each with its place in the file; read-only pieces and
-/// pieces that are hidden by devices are memory all the same. What is wrong otherwise is said.
+/// pieces that are hidden by devices are memory all the same. Anything else is an error.
 pub(super) fn parse(text: &str, region: &str, length_bytes: u64) -> Result<MemoryLayout, String> {
     // Places where the file does not begin at address 0: the guest address and the place in the file.
     let mut moved = BTreeSet::new();
@@ -27,7 +27,7 @@ pub(super) fn parse(text: &str, region: &str, length_bytes: u64) -> Result<Memor
     let steps = moved.iter().map(|(offset, gpa)| gpa.wrapping_sub(*offset)).collect::<BTreeSet<_>>();
     let high_bytes = length_bytes.checked_sub(low_bytes).ok_or("a piece past the end of the memory file")?;
     if steps.len() != 1 {
-        return Err("the guest's memory lies in more than two places".into());
+        return Err("the guest's memory is in more than two places".into());
     }
     MemoryLayout::new(vec![
         MemorySlot { gpa: Gpa(0), length_bytes: low_bytes },

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::error::QmpError;
 
-/// An event QEMU told of.
+/// An event of QEMU.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Event {
     pub(super) name: String,

@@ -1,11 +1,12 @@
-//! QEMU's monitor as the driver uses it: commands and jobs that say what is wrong with the machine, and its events.
+//! QEMU's monitor as the driver uses it: commands and jobs whose errors name the machine, and its events.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use retrovisor_guest::{MachineError, ProcessIdentity};
+use retrovisor_guest::{GuestEvent, MachineError, ProcessIdentity, RunState};
 use serde_json::{Value, json};
 
-use super::event::GuestEvent;
+use super::event::{guest_event, stops_guest};
 use super::message::Event;
 use super::message::Version;
 use super::qmp::Qmp;
@@ -16,7 +17,7 @@ use crate::process::Process;
 const JOB_WAIT: Duration = Duration::from_mins(2);
 /// How long a process whose socket closed may take to end.
 const END_WAIT: Duration = Duration::from_secs(2);
-/// Guest events kept while nobody asks for them.
+/// Guest events kept until they are asked for.
 const GUEST_EVENTS_MAX: usize = 256;
 
 pub(super) struct Monitor {
@@ -24,13 +25,18 @@ pub(super) struct Monitor {
     name: String,
     qmp: Qmp,
     process: Process,
-    running: bool,
-    /// The guest shut down, and QEMU keeps it standing.
-    shut_down: bool,
-    guest_events: Vec<GuestEvent>,
+    /// By the events that were read.
+    run_state: RunState,
+    /// A command of this connection is being carried out that stops the guest or sets it running.
+    is_changing: bool,
+    /// QEMU stopped the guest for a cause that an event named; its `STOP` is still to come.
+    is_explained: bool,
+    /// The guest was stopped without a cause that an event named.
+    is_unexplained: bool,
+    guest_events: VecDeque<GuestEvent>,
     jobs: u64,
     /// The socket or the process is gone.
-    broken: bool,
+    failed: bool,
 }
 
 impl Monitor {
@@ -39,15 +45,15 @@ impl Monitor {
             name: name.to_owned(),
             qmp,
             process,
-            running: false,
-            shut_down: false,
-            guest_events: Vec::new(),
+            run_state: RunState::Paused,
+            is_changing: false,
+            is_explained: false,
+            is_unexplained: false,
+            guest_events: VecDeque::new(),
             jobs: 0,
-            broken: false,
+            failed: false,
         };
-        let status = monitor.execute("query-status", &json!({}))?;
-        monitor.running = status.get("running") == Some(&Value::Bool(true));
-        monitor.shut_down = matches!(text(&status, "status"), Some("shutdown" | "internal-error"));
+        monitor.query_run_state()?;
         Ok(monitor)
     }
 
@@ -65,11 +71,37 @@ impl Monitor {
 
     /// Whether vCPUs run, as far as the events that were read say.
     pub(super) fn running(&self) -> bool {
-        self.running
+        self.run_state == RunState::Running && !self.failed
     }
 
-    pub(super) fn shut_down(&self) -> bool {
-        self.shut_down
+    /// Whether the guest shut down or panicked, and QEMU keeps it.
+    pub(super) fn has_ended(&self) -> bool {
+        self.run_state.has_ended()
+    }
+
+    /// Whether the guest runs, and why not, after reading the events that came.
+    pub(super) fn run_state(&mut self) -> RunState {
+        let _ = self.read_events();
+        if self.is_unexplained && !self.failed {
+            let _ = self.query_run_state();
+        }
+        if self.process.ended() {
+            self.failed = true;
+        }
+        if self.failed { RunState::Gone } else { self.run_state }
+    }
+
+    /// Asks QEMU for what no event reports: a vCPU that cannot go on stops without a cause, like a `stop` by another client.
+    fn query_run_state(&mut self) -> Result<(), MachineError> {
+        let status = self.execute("query-status", &json!({}))?;
+        self.run_state = match text(&status, "status") {
+            Some("running") => RunState::Running,
+            Some("shutdown" | "internal-error") => RunState::PoweredOff,
+            Some("guest-panicked") => RunState::Panicked,
+            _ => RunState::Paused,
+        };
+        self.is_unexplained = false;
+        Ok(())
     }
 
     pub(super) fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value, MachineError> {
@@ -92,6 +124,16 @@ impl Monitor {
         answer.map_err(|error| self.explain(error))
     }
 
+    /// Runs two commands and waits for the answers of both: one round trip.
+    pub(super) fn execute_both(&mut self, commands: [(&str, Value); 2]) -> Result<[Value; 2], MachineError> {
+        let [first, second] = commands;
+        let answers = self.qmp.send(first.0, &first.1).and_then(|first_id| {
+            let second_id = self.qmp.send(second.0, &second.1)?;
+            Ok([self.qmp.answer(first_id, first.0)?, self.qmp.answer(second_id, second.0)?])
+        });
+        answers.map_err(|error| self.explain(error))
+    }
+
     /// Runs a job to its end. `arguments` lack the job's name.
     pub(super) fn job(&mut self, command: &str, mut arguments: Value) -> Result<(), MachineError> {
         self.jobs += 1;
@@ -101,7 +143,7 @@ impl Monitor {
     }
 
     fn run_job(&mut self, command: &str, arguments: &Value, id: &str) -> Result<(), QmpError> {
-        // Events of earlier jobs would only be searched again and again.
+        // Events of earlier jobs would be searched again at every wait.
         let _ = self.read_events();
         self.qmp.execute(command, arguments)?;
         self.qmp.wait_event(command, JOB_WAIT, |event| {
@@ -109,7 +151,7 @@ impl Monitor {
                 && text(&event.data, "id") == Some(id)
                 && text(&event.data, "status") == Some("concluded")
         })?;
-        // Both at once; the second answer is passed over when it comes.
+        // Both at once; the second answer is skipped when it comes.
         let query = self.qmp.send("query-jobs", &json!({}))?;
         self.qmp.send("job-dismiss", &json!({ "id": id }))?;
         let jobs = self.qmp.answer(query, "query-jobs")?;
@@ -123,43 +165,40 @@ impl Monitor {
         }
     }
 
-    /// Stops the vCPUs and lets devices come to rest.
+    /// Stops the vCPUs and quiesces devices.
     pub(super) fn stop(&mut self) -> Result<(), MachineError> {
-        self.execute("stop", &json!({}))?;
-        self.read_events()?;
-        self.running = false;
+        self.is_changing = true;
+        let stopped = self.execute("stop", &json!({})).and_then(|_| self.read_events());
+        self.is_changing = false;
+        stopped?;
+        if self.running() {
+            self.run_state = RunState::Paused;
+        }
         Ok(())
     }
 
     /// Lets the vCPUs run.
     pub(super) fn cont(&mut self) -> Result<(), MachineError> {
-        self.execute("cont", &json!({}))?;
-        self.running = true;
-        self.read_events()
+        self.is_changing = true;
+        let running = self.execute("cont", &json!({})).map(|_| self.run_state = RunState::Running);
+        let running = running.and_then(|()| self.read_events());
+        self.is_changing = false;
+        running
     }
 
-    /// Out of the state after a shutdown, in which nothing can run again. Memory stays as it is.
+    /// Leaves the state after a shutdown, in which nothing can run again. Memory does not change.
     pub(super) fn reset(&mut self) -> Result<(), MachineError> {
         self.execute("system_reset", &json!({}))?;
         let done = self.qmp.wait_event("system_reset", JOB_WAIT, |event| event.name == "RESET");
         done.map_err(|error| self.explain(error))?;
-        self.shut_down = false;
+        self.run_state = RunState::Paused;
         Ok(())
     }
 
     /// Reads the events that came, and gives those that concern the guest since the last call.
     pub(super) fn guest_events(&mut self) -> Vec<GuestEvent> {
         let _ = self.read_events();
-        std::mem::take(&mut self.guest_events)
-    }
-
-    /// Whether QEMU still stands, after a look at what came.
-    pub(super) fn alive(&mut self) -> bool {
-        let _ = self.read_events();
-        if self.process.ended() {
-            self.broken = true;
-        }
-        !self.broken
+        std::mem::take(&mut self.guest_events).into()
     }
 
     /// Reads the events that came and keeps account of what they say.
@@ -172,38 +211,62 @@ impl Monitor {
     }
 
     fn note(&mut self, event: &Event) {
+        self.is_explained |= stops_guest(event) && self.running();
         match event.name.as_str() {
-            "STOP" => self.running = false,
-            "RESUME" => (self.running, self.shut_down) = (true, false),
+            "STOP" => {
+                let is_explained = std::mem::take(&mut self.is_explained);
+                if self.run_state == RunState::Running {
+                    self.run_state = RunState::Paused;
+                }
+                if !self.is_changing && !is_explained {
+                    self.is_unexplained = true;
+                    self.keep(GuestEvent::Stopped);
+                }
+            }
+            "RESUME" => {
+                self.run_state = RunState::Running;
+                (self.is_explained, self.is_unexplained) = (false, false);
+                if !self.is_changing {
+                    self.keep(GuestEvent::Resumed);
+                }
+            }
+            "SHUTDOWN" if text(&event.data, "reason") == Some("guest-panic") => {
+                self.run_state = RunState::Panicked;
+            }
+            "SHUTDOWN" => self.run_state = RunState::PoweredOff,
+            "GUEST_PANICKED" if stops_guest(event) => self.run_state = RunState::Panicked,
+            "RESET" if self.run_state.has_ended() => self.run_state = RunState::Paused,
             _ => {}
         }
-        if let Some(event) = GuestEvent::of(event) {
-            if matches!(event, GuestEvent::Shutdown { .. }) {
-                self.shut_down = true;
-            }
-            if self.guest_events.len() < GUEST_EVENTS_MAX {
-                self.guest_events.push(event);
-            }
+        if let Some(event) = guest_event(event) {
+            self.keep(event);
         }
+    }
+
+    /// The oldest events go first: what the guest is now follows from the newest.
+    fn keep(&mut self, event: GuestEvent) {
+        if self.guest_events.len() == GUEST_EVENTS_MAX {
+            self.guest_events.pop_front();
+        }
+        self.guest_events.push_back(event);
     }
 
     /// Asks QEMU to end, and ends it when it does not.
     pub(super) fn quit(&mut self) {
-        if !self.broken && self.qmp.execute("quit", &json!({})).is_ok() {
+        if !self.failed && self.qmp.execute("quit", &json!({})).is_ok() {
             self.process.wait(Duration::from_secs(5));
         }
         self.process.kill();
-        self.broken = true;
+        self.failed = true;
     }
 
     fn explain(&mut self, error: QmpError) -> MachineError {
         match error {
             QmpError::Closed(reason) => {
-                self.broken = true;
-                self.running = false;
+                self.failed = true;
                 let ended = self.process.wait(END_WAIT);
-                let obituary = self.process.obituary();
-                let reason = if ended { obituary } else { format!("{reason}; {obituary}") };
+                let exit_reason = self.process.exit_reason();
+                let reason = if ended { exit_reason } else { format!("{reason}; {exit_reason}") };
                 MachineError::Gone { machine: self.name.clone(), reason }
             }
             other => {

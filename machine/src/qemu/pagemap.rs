@@ -71,8 +71,8 @@ impl Pagemap {
         self.start
     }
 
-    /// Protects every written page and tells `found` its run of addresses (page-aligned, inside the range).
-    /// After an error the runs told so far are protected, the rest are as they were.
+    /// Protects every written page and gives `found` its run of addresses (page-aligned, inside the range).
+    /// After an error, more pages may be protected than `found` was given.
     pub(super) fn scan(&mut self, mut found: impl FnMut(u64, u64)) -> Result<(), Errno> {
         let mut from = self.start;
         while from < self.end {
@@ -105,9 +105,9 @@ impl Pagemap {
                 category_anyof_mask: 0,
                 return_mask: PAGE_IS_WRITTEN,
             };
-            // SAFETY: `argument` has the layout that the kernel expects (checked above) and says its own size;
+            // SAFETY: `argument` has the layout that the kernel expects (checked above) and contains its own size;
             // the kernel writes only into it and into the `vec_len` entries at `vec`, which `self.regions` owns
-            // and nobody else looks at during the call.
+            // and nothing else reads during the call.
             match unsafe { pagemap_scan(self.file.as_raw_fd(), &raw mut argument) } {
                 Ok(count) => {
                     let count = usize::try_from(count).unwrap_or(0).min(self.regions.len());

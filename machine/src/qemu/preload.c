@@ -1,7 +1,7 @@
 /*
  * Loaded into QEMU before its own libraries. Puts the guest's memory, when QEMU maps it, under
  * asynchronous userfaultfd write protection: the kernel then notes which pages were written, without a fault
- * that anybody must answer, and ioctl(PAGEMAP_SCAN) tells another process. Linux 6.7 or later.
+ * that anybody must answer, and another process reads them with ioctl(PAGEMAP_SCAN). Linux 6.7 or later.
  *
  * Where the kernel has not the feature, or does not allow it, nothing happens: QEMU runs as it would without this,
  * and the other side sees that the memory is not protected.
@@ -31,7 +31,7 @@
 /* The memory file, and its length in bytes. */
 static unsigned long long ram_device, ram_inode, ram_bytes;
 
-/* Before QEMU's own code: takes the orders, and takes them out of the environment that QEMU's children inherit. */
+/* Before QEMU's own code: reads the variables, and removes them from the environment that QEMU's children inherit. */
 __attribute__((constructor)) static void begin(void)
 {
     const char *ram = getenv("RETROVISOR_RAM");

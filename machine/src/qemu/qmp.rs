@@ -16,7 +16,7 @@ use crate::error::QmpError;
 
 /// Longest line that is believed to be an answer. `query-named-block-nodes` with thousands of snapshots is long.
 const LINE_BYTES_MAX: usize = 64 << 20;
-/// Events kept while nobody looks; the oldest go first.
+/// Events kept until they are read; the oldest go first.
 const EVENTS_MAX: usize = 4096;
 /// How long QEMU may take to greet. It greets one client at a time: silence means that another one holds the socket.
 const GREETING_WAIT: Duration = Duration::from_secs(5);
@@ -97,12 +97,12 @@ impl Qmp {
             MsgFlags::MSG_NOSIGNAL,
             None,
         )
-        .map_err(|errno| broken(&errno.into()))?;
+        .map_err(|errno| closed(&errno.into()))?;
         self.write(&line[sent.min(line.len())..])?;
         self.answer(id, command)
     }
 
-    /// Sends a command whose answer is of no interest; it is passed over when it comes.
+    /// Sends a command whose answer is of no interest; it is skipped when it comes.
     pub(super) fn send(&mut self, command: &str, arguments: &Value) -> Result<u64, QmpError> {
         let (id, line) = self.line(command, arguments);
         self.write(&line)?;
@@ -121,7 +121,7 @@ impl Qmp {
                         description,
                     });
                 }
-                // The answer to a command that timed out, or that nobody waits for.
+                // The answer to a command that timed out, or that is not waited for.
                 Message::Answer { id: Some(_), .. } => {}
                 // QEMU could not even parse the command: it has no id to give back.
                 Message::Answer { id: None, result } => {
@@ -173,13 +173,13 @@ impl Qmp {
                     self.keep(event);
                 }
             }
-            self.stream.set_nonblocking(true).map_err(|source| broken(&source))?;
+            self.stream.set_nonblocking(true).map_err(|source| closed(&source))?;
             let more = self.fill();
-            self.stream.set_nonblocking(false).map_err(|source| broken(&source))?;
+            self.stream.set_nonblocking(false).map_err(|source| closed(&source))?;
             match more {
                 Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(broken(&error)),
+                Err(error) => return Err(closed(&error)),
             }
         }
     }
@@ -201,7 +201,7 @@ impl Qmp {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), QmpError> {
-        self.stream.write_all(bytes).map_err(|source| broken(&source))
+        self.stream.write_all(bytes).map_err(|source| closed(&source))
     }
 
     /// The next message, before `deadline`. `doing` names what is waited for.
@@ -214,11 +214,11 @@ impl Qmp {
             if left.is_zero() {
                 return Err(QmpError::Timeout { doing: doing.to_owned() });
             }
-            self.stream.set_read_timeout(Some(left)).map_err(|source| broken(&source))?;
+            self.stream.set_read_timeout(Some(left)).map_err(|source| closed(&source))?;
             match self.fill() {
                 Ok(()) => {}
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-                Err(error) => return Err(broken(&error)),
+                Err(error) => return Err(closed(&error)),
             }
         }
     }
@@ -271,7 +271,7 @@ fn connect(path: &Path) -> Result<UnixStream, QmpError> {
     Ok(stream)
 }
 
-fn broken(error: &std::io::Error) -> QmpError {
+fn closed(error: &std::io::Error) -> QmpError {
     QmpError::Closed(match error.kind() {
         ErrorKind::UnexpectedEof => "its monitor socket was closed".into(),
         _ => format!("its monitor socket failed: {error}"),

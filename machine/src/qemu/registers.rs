@@ -45,7 +45,7 @@ fn vcpu(block: &str) -> Result<VcpuRegisters, &'static str> {
             let (value, after) = rest.split_once(' ').unwrap_or((rest, ""));
             fields.insert(name, value);
             let Some((next, value)) = after.split_once('=') else { break };
-            // What stands between a value and the next name, as the decoded flags after RFL, belongs to neither.
+            // What is between a value and the next name, as the decoded flags after RFL, belongs to neither.
             name = next.trim_end().rsplit(' ').next().unwrap_or_default();
             rest = value;
         }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 /// The format of the section that carries a [`Shape`], as JSON.
 const FORMAT: &str = "qemu-machine/1";
 
-/// Everything about a machine that its device state does not itself say, or says too late.
+/// Everything about a machine that its device state does not contain, or that QEMU checks too late.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Shape {
     /// QEMU's version, without the part that does not change formats: `7.2`.

@@ -50,8 +50,8 @@ pub(crate) fn launch_boot(boot: Boot, layout: MemoryLayout, vcpus: u32) -> Optio
 }
 
 /// Tells the guest what to write; paused.
-pub(crate) fn tell(machine: &mut dyn Machine, first: Gpa, pages: u64, stride_bytes: u64) {
-    bare::tell(machine, &Writing { first, pages, stride_bytes, idle_turns: 0, rounds: 0 }).unwrap();
+pub(crate) fn assign(machine: &mut dyn Machine, first: Gpa, pages: u64, stride_bytes: u64) {
+    bare::assign(machine, &Writing { first, pages, stride_bytes, idle_turns: 0, rounds: 0 }).unwrap();
 }
 
 /// Rounds that a vCPU has done.

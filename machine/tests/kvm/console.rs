@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use retrovisor_guest::{ClockPolicy, Machine as _, MemoryLayout};
+use retrovisor_guest::{ClockPolicy, Machine as _, MemoryLayout, StateIo as _};
 use retrovisor_machine::kvm::KvmMachine;
 
 use crate::bare;
@@ -40,7 +40,7 @@ fn launch() -> Option<KvmMachine> {
     bare::launch_image(image, MemoryLayout::flat(16 << 20).unwrap(), 1)
 }
 
-/// What the guest says from `offset` on, as soon as it is so much.
+/// What the guest writes from `offset` on, as soon as it is so much.
 fn hear(machine: &KvmMachine, offset: u64, length: usize) -> Vec<u8> {
     let output = machine.console_output();
     while output.end() < offset + length as u64 {

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use retrovisor_guest::{
-    BLOCK_SIZE, BlockContent, ClockPolicy, DiskState, Gfn, Gpa, Machine as _, MemoryLayout, Page,
-    PageContent, PageSet, RunContent, ZERO_PAGE,
+    BLOCK_SIZE, BlockContent, ClockPolicy, DiskIo as _, DiskState, Gfn, Gpa, Machine as _, MemoryIo as _,
+    MemoryLayout, Page, PageContent, PageSet, RunContent, StateIo as _, ZERO_PAGE,
 };
 use retrovisor_machine::kvm::{Boot, DiskConfig, KvmMachine};
 
@@ -226,11 +226,11 @@ fn the_disk_goes_back_with_the_memory_and_into_another_machine() {
         assert!(contents(&machine, &again.disks[0]) == first);
         machine.release_state(&again).unwrap();
     }
-    assert_eq!(machine.kept_disks().unwrap().len(), 21);
-    assert!(machine.keeps_disks(&past.state).unwrap());
+    assert_eq!(machine.retained_disks().unwrap().len(), 21);
+    assert!(machine.retains_disks(&past.state).unwrap());
 
     let mut other = launch(dir.path()).unwrap();
-    assert!(!other.keeps_disks(&past.state).unwrap());
+    assert!(!other.retains_disks(&past.state).unwrap());
     assert!(other.apply_state(&past.state, ClockPolicy::StandStill).is_err(), "it has not those contents");
     for (gfn, page) in layout().gfns().zip(past.pages()) {
         other.write_page(gfn, PageContent::Data(page)).unwrap();
@@ -238,7 +238,7 @@ fn the_disk_goes_back_with_the_memory_and_into_another_machine() {
     let blocks: Vec<_> = first.iter().map(BlockContent::Data).collect();
     other.write_blocks("d0", 0, &blocks).unwrap();
     let mut state = past.state.clone();
-    state.disks = vec![DiskState::as_it_is("d0")];
+    state.disks = vec![DiskState::unchanged("d0")];
     other.apply_state(&state, ClockPolicy::StandStill).unwrap();
     let before = bare::rounds(&other, 0);
     run(&mut other, 70);
@@ -258,7 +258,7 @@ fn a_state_without_the_disk_and_a_running_machine_are_refused() {
     state.disks = disks;
     machine.apply_state(&state, ClockPolicy::StandStill).unwrap();
     machine.release_state(&state).unwrap();
-    assert!(machine.apply_state(&state, ClockPolicy::StandStill).is_err(), "it was let go");
+    assert!(machine.apply_state(&state, ClockPolicy::StandStill).is_err(), "it was released");
     machine.resume().unwrap();
     assert!(machine.write_blocks("d0", 0, &[BlockContent::Zero]).is_err());
     machine.pause().unwrap();

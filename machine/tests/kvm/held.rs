@@ -1,4 +1,4 @@
-/// What of this process would grow if something were not let go of.
+/// What of this process would grow if something were not released.
 #[derive(Debug)]
 pub(crate) struct Held {
     descriptors: usize,

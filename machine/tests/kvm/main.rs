@@ -5,6 +5,7 @@ mod bare;
 mod console;
 mod disk;
 mod held;
+mod known_frames;
 mod network;
 mod ordinary_user;
 mod past;

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use nix::libc;
 use retrovisor_guest::{
-    ClockPolicy, Gfn, Gpa, MacAddress, Machine as _, MachineError, MemoryLayout, PageContent, ZERO_PAGE,
+    ClockPolicy, Gfn, Gpa, MacAddress, Machine as _, MachineError, MemoryIo as _, MemoryLayout, PageContent,
+    StateIo as _, ZERO_PAGE,
 };
 use retrovisor_machine::kvm::{Boot, Hub, KvmConfig, NetBackend, NetConfig, RemoteConfig, RemoteMachine};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
@@ -279,7 +280,7 @@ fn a_worker_outlives_its_hub_and_is_given_another_one() {
     wait_link(&machine, false);
     let pid = machine.pid();
     drop(machine);
-    // The next one who cares for it has a hub at the same place: the worker cannot connect to it by itself.
+    // The next managing process has a hub at the same place: the worker cannot connect to it by itself.
     let hub = Hub::serve(&path).unwrap();
     let mut machine = RemoteMachine::attach("bare", &dir.path().join("m")).unwrap();
     assert_eq!(machine.pid(), pid);
@@ -309,7 +310,7 @@ fn a_guest_in_a_worker_talks_over_a_tap() {
     // A network of this thread's own: nothing of the host's is touched.
     // SAFETY: of what threads share, only the network is left.
     if let Err(error) = unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) } {
-        eprintln!("SKIPPED: no network of our own to make a tap in: {error}");
+        eprintln!("SKIPPED: no network namespace to make a tap in: {error}");
         return;
     }
     if let Err(error) = std::fs::File::options().read(true).write(true).open("/dev/net/tun") {

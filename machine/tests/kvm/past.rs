@@ -1,4 +1,7 @@
-use retrovisor_guest::{ClockPolicy, Machine as _, MachineState, PAGE_SIZE, Page, PageContent, PageSet};
+use retrovisor_guest::{
+    ClockPolicy, Machine as _, MachineState, MemoryIo as _, PAGE_SIZE, Page, PageContent, PageSet,
+    StateIo as _,
+};
 use retrovisor_machine::kvm::KvmMachine;
 
 /// All of a small machine at one instant.

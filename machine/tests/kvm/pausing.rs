@@ -1,4 +1,7 @@
-use retrovisor_guest::{ClockPolicy, Gpa, Machine as _, MachineError, MemoryLayout, PageSet, RunState};
+use retrovisor_guest::{
+    ClockPolicy, Gpa, Machine as _, MachineError, MemoryIo as _, MemoryLayout, PageSet, RunState,
+    StateIo as _,
+};
 
 use crate::bare;
 
@@ -8,7 +11,7 @@ fn a_bare_guest_runs_stands_still_and_runs_on() {
         return;
     };
     assert_eq!(machine.run_state(), RunState::Paused);
-    bare::tell(&mut machine, Gpa(0x20_0000), 16, 4096);
+    bare::assign(&mut machine, Gpa(0x20_0000), 16, 4096);
     machine.resume().unwrap();
     bare::wait_rounds(&machine, 2, 10);
     assert!(matches!(machine.capture_state(), Err(MachineError::RunState { .. })));
@@ -36,7 +39,7 @@ fn the_dirty_log_has_what_the_guest_wrote_in_every_slot() {
         dirty.clear();
         machine.take_dirty(&mut dirty).unwrap();
         dirty.clear();
-        bare::tell(&mut machine, first, 10, 8192);
+        bare::assign(&mut machine, first, 10, 8192);
         machine.resume().unwrap();
         bare::wait_rounds(&machine, 1, 3);
         machine.pause().unwrap();
@@ -53,7 +56,7 @@ fn half_of_a_state_is_nothing_to_run_on() {
     let Some(mut machine) = bare::launch(MemoryLayout::flat(64 << 20).unwrap(), 2) else {
         return;
     };
-    bare::tell(&mut machine, Gpa(0x20_0000), 4, 4096);
+    bare::assign(&mut machine, Gpa(0x20_0000), 4, 4096);
     machine.resume().unwrap();
     bare::wait_rounds(&machine, 2, 1);
     machine.pause().unwrap();

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use retrovisor_guest::{ClockPolicy, Gpa, Machine as _, MemoryLayout, PAGE_SIZE};
+use retrovisor_guest::{
+    ClockPolicy, Gpa, Machine as _, MemoryIo as _, MemoryLayout, PAGE_SIZE, StateIo as _,
+};
 use retrovisor_machine::kvm::compare_states;
 
 use crate::bare;
@@ -19,7 +21,7 @@ const KEPT_KIB: u64 = 4096;
 fn ten_thousand_rollbacks_to_one_point_give_the_same_guest_each_time() {
     let layout = MemoryLayout::flat(4 << 20).unwrap();
     let Some(mut machine) = bare::launch(layout.clone(), 2) else { return };
-    bare::tell(&mut machine, FIRST, PAGES, 4096);
+    bare::assign(&mut machine, FIRST, PAGES, 4096);
     machine.resume().unwrap();
     bare::wait_rounds(&machine, 2, 5);
     machine.pause().unwrap();

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use retrovisor_guest::{ClockPolicy, Gfn, Machine as _, MemoryLayout, PageContent};
+use retrovisor_guest::{
+    ClockPolicy, Gfn, Machine as _, MemoryIo as _, MemoryLayout, PageContent, StateIo as _,
+};
 use retrovisor_machine::kvm::bare::{Registers, registers, vectors};
 use retrovisor_machine::kvm::{KvmMachine, compare_states};
 

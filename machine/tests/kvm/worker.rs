@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use retrovisor_guest::{ClockPolicy, Gpa, Machine, MachineError, MemoryLayout, PageSet, RunState};
+use retrovisor_guest::{
+    ClockPolicy, DiskIo as _, Gpa, Machine, MachineError, MemoryIo as _, MemoryLayout, PageSet, RunState,
+    StateIo as _,
+};
 use retrovisor_machine::kvm::{DiskConfig, Limits, RemoteConfig, RemoteMachine, worker_process};
 
 use crate::{bare, ordinary_user};
@@ -75,7 +78,7 @@ fn a_guest_in_a_worker_is_paused_captured_and_taken_back() {
     let Some(mut machine) = launch(dir.path(), false) else { return };
     let layout = machine.identity().layout.clone();
     assert_eq!(machine.run_state(), RunState::Paused);
-    bare::tell(&mut machine, FIRST, 32, 4096);
+    bare::assign(&mut machine, FIRST, 32, 4096);
     machine.resume().unwrap();
     assert_eq!(machine.run_state(), RunState::Running);
     bare::wait_rounds(&machine, 2, 5);
@@ -131,17 +134,17 @@ fn what_comes_along_with_a_pause_is_neither_lost_nor_kept() {
     let kept = |machine: &mut RemoteMachine| {
         let state = machine.capture_state().unwrap();
         machine.release_state(&state).unwrap();
-        machine.kept_disks().unwrap().len()
+        machine.retained_disks().unwrap().len()
     };
     let mut dirty = PageSet::empty(&machine.identity().layout);
     machine.pause().unwrap();
     machine.take_dirty(&mut dirty).unwrap();
     let kept_at_first = kept(&mut machine);
-    bare::tell(&mut machine, FIRST, 32, 4096);
+    bare::assign(&mut machine, FIRST, 32, 4096);
     machine.resume().unwrap();
     bare::wait_rounds(&machine, 2, 1);
     machine.pause().unwrap();
-    bare::tell(&mut machine, FIRST, 0, 4096);
+    bare::assign(&mut machine, FIRST, 0, 4096);
     for _ in 0..20 {
         // Nobody asks for the frames or the state of any of these.
         machine.resume().unwrap();
@@ -152,7 +155,7 @@ fn what_comes_along_with_a_pause_is_neither_lost_nor_kept() {
     assert!((0..32).all(|page| dirty.contains(retrovisor_guest::Gfn(FIRST.gfn().0 + page))));
     dirty.clear();
     machine.take_dirty(&mut dirty).unwrap();
-    assert!(dirty.is_empty(), "told once");
+    assert!(dirty.is_empty(), "reported once");
     assert_eq!(kept(&mut machine), kept_at_first);
 }
 
@@ -239,7 +242,7 @@ fn is_root() -> bool {
 fn a_guest_in_a_worker_gets_a_new_identifier() {
     let dir = tempfile::tempdir().unwrap();
     let Some(mut machine) = launch(dir.path(), false) else { return };
-    bare::tell(&mut machine, FIRST, 4, 4096);
+    bare::assign(&mut machine, FIRST, 4, 4096);
     let first = machine.generation_id().unwrap();
     assert_ne!(first, [0; 16], "a launch makes one at random");
     let state = machine.capture_state().unwrap();
@@ -288,7 +291,7 @@ fn a_worker_that_is_killed_takes_its_machine_and_nothing_else() {
 fn a_detached_worker_is_found_again_and_all_its_memory_counts_as_dirty() {
     let dir = tempfile::tempdir().unwrap();
     let Some(mut machine) = launch(dir.path(), true) else { return };
-    bare::tell(&mut machine, FIRST, 4, 4096);
+    bare::assign(&mut machine, FIRST, 4, 4096);
     machine.resume().unwrap();
     bare::wait_rounds(&machine, 2, 2);
     let (pid, rounds) = (machine.pid(), bare::rounds(&machine, 0));
@@ -372,7 +375,7 @@ fn a_machine_that_cannot_start_says_why_and_leaves_no_process() {
 fn a_worker_that_awaits_a_state_takes_another_machines_and_ends_with_who_made_it_until_it_is_let_go() {
     let dir = tempfile::tempdir().unwrap();
     let Some(mut first) = launch(dir.path(), false) else { return };
-    bare::tell(&mut first, FIRST, 32, 4096);
+    bare::assign(&mut first, FIRST, 32, 4096);
     first.resume().unwrap();
     bare::wait_rounds(&first, 2, 5);
     first.pause().unwrap();
@@ -399,7 +402,7 @@ fn a_worker_that_awaits_a_state_takes_another_machines_and_ends_with_who_made_it
     branch.resume().unwrap();
     bare::wait_rounds(&branch, 2, 5);
 
-    // Not let go yet: it ends with the connection.
+    // Not detached yet: it ends with the connection.
     let pid = branch.pid();
     let gone = || !Path::new(&format!("/proc/{pid}")).exists();
     assert!(!gone());

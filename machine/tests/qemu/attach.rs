@@ -1,13 +1,13 @@
 //! Taking over a QEMU that runs.
 
-use retrovisor_guest::{Machine, MachineError, PageSet, RunState};
+use retrovisor_guest::{Machine, MachineError, MemoryIo as _, PageSet, RunState};
 use retrovisor_machine::qemu::{AttachConfig, QemuMachine};
 
 use crate::guest::{self, capture, config, console, image, restore, ticks, wait_console};
 use crate::sleep_ms;
 
 #[test]
-fn a_detached_machine_is_attached_again_by_a_later_self() {
+fn a_detached_machine_is_attached_again() {
     let Some(image) = image() else { return };
     let dir = tempfile::tempdir().unwrap();
     let detached = retrovisor_machine::qemu::LaunchConfig { detached: true, ..config(&image, dir.path()) };
@@ -116,7 +116,7 @@ fn a_qemu_of_others_is_taken_over_by_comparing_or_refused_with_the_way_out() {
     machine.resume().unwrap();
     wait_console(&machine, from, "tick ");
     ticks(&console(&machine));
-    // Letting go leaves the guest running.
+    // Dropping the machine leaves the guest running.
     drop(machine);
     assert_eq!(foreign.attach().unwrap().run_state(), RunState::Running);
     drop(foreign);

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
-use retrovisor_guest::{ClockPolicy, Machine, MachineError, PageContent, PageSet, RunState};
-use retrovisor_machine::qemu::{GuestEvent, QemuMachine};
+use retrovisor_guest::{
+    ClockPolicy, DiskIo as _, GuestEvent, Machine, MachineError, MemoryIo as _, PageContent, PageSet,
+    RunState, StateIo as _,
+};
+use retrovisor_machine::qemu::QemuMachine;
 
 use crate::guest::{self, Shell, capture, config, console, image, restore, ticks, wait_console};
 use crate::sleep_ms;
@@ -76,11 +79,11 @@ fn twenty_checkpoints_under_load_restore_bit_exactly_in_place_and_in_a_new_proce
     sleep_ms(1500);
     let seen = ticks(&console(&machine)[from..]);
     assert!(!seen.is_empty(), "{}", &console(&machine)[from..]);
-    assert_eq!(machine.kept_disks().unwrap().len(), checkpoints.len());
+    assert_eq!(machine.retained_disks().unwrap().len(), checkpoints.len());
     for checkpoint in &checkpoints {
         machine.release_state(&checkpoint.state).unwrap();
     }
-    assert_eq!(machine.kept_disks().unwrap(), []);
+    assert_eq!(machine.retained_disks().unwrap(), []);
     machine.pause().unwrap();
     let error = machine.apply_state(&checkpoints[5].state, ClockPolicy::StandStill).unwrap_err();
     assert!(matches!(error, MachineError::Mismatch { .. }), "{error}");
@@ -116,7 +119,7 @@ fn the_disk_goes_back_with_the_memory() {
 }
 
 #[test]
-fn a_guest_that_switched_itself_off_is_taken_back() {
+fn a_guest_that_switched_itself_off_is_restored_in_place() {
     let Some(image) = image() else { return };
     let dir = tempfile::tempdir().unwrap();
     let mut machine = QemuMachine::launch(&config(&image, dir.path())).unwrap();
@@ -127,7 +130,7 @@ fn a_guest_that_switched_itself_off_is_taken_back() {
     let mut shell = Shell::open(&machine);
     shell.send("echo o >/proc/sysrq-trigger");
     let deadline = std::time::Instant::now() + Duration::from_mins(1);
-    while machine.run_state() != RunState::Gone {
+    while machine.run_state() != RunState::PoweredOff {
         assert!(std::time::Instant::now() < deadline, "the guest did not switch itself off");
         sleep_ms(50);
     }
@@ -146,7 +149,7 @@ fn a_guest_that_switched_itself_off_is_taken_back() {
 }
 
 #[test]
-fn the_end_of_qemu_is_told_with_its_signal() {
+fn the_end_of_qemu_is_reported_with_its_signal() {
     let Some(image) = image() else { return };
     let dir = tempfile::tempdir().unwrap();
     let mut machine = QemuMachine::launch(&config(&image, dir.path())).unwrap();

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::process::Command;
 
 use retrovisor_guest::{
-    BLOCK_SIZE, BlockContent, ClockPolicy, DiskState, Machine, MachineState, Page, PageContent, RunContent,
+    BLOCK_SIZE, BlockContent, ClockPolicy, DiskIo as _, DiskState, Machine, MachineState, MemoryIo as _,
+    Page, PageContent, RunContent, StateIo as _,
 };
 use retrovisor_machine::qemu::{LaunchConfig, QemuMachine};
 
@@ -52,7 +53,7 @@ fn put(machine: &mut QemuMachine, now: &[u8], wanted: &[u8], checkpoint: &Checkp
         let page: &Page = checkpoint.memory[at..at + BLOCK_SIZE].try_into().unwrap();
         machine.write_page(gfn, PageContent::Data(page)).unwrap();
     }
-    let state = MachineState { disks: vec![DiskState::as_it_is("d0")], ..checkpoint.state.clone() };
+    let state = MachineState { disks: vec![DiskState::unchanged("d0")], ..checkpoint.state.clone() };
     machine.apply_state(&state, ClockPolicy::StandStill).unwrap();
 }
 
@@ -115,7 +116,7 @@ fn blocks_are_read_while_the_guest_runs_and_written_into_it_and_into_a_new_proce
     machine.pause().unwrap();
     machine.release_state(&one.state).unwrap();
     machine.release_state(&one.state).unwrap();
-    assert!(!machine.keeps_disks(&one.state).unwrap() && machine.keeps_disks(&two.state).unwrap());
+    assert!(!machine.retains_disks(&one.state).unwrap() && machine.retains_disks(&two.state).unwrap());
     let present = machine.capture_state().unwrap();
     let (now, _) = contents(&machine, &present.disks[0], Some(at_two), second.clone(), &base);
     let start = std::time::Instant::now();
@@ -164,8 +165,8 @@ fn blocks_that_cannot_be_written_are_refused_and_a_write_that_failed_is_noticed(
     std::fs::write(&path, copy).unwrap();
     let page = [7; BLOCK_SIZE];
     machine.write_blocks("d0", 5, &[BlockContent::Data(&page)]).unwrap();
-    let as_it_is = MachineState { disks: vec![DiskState::as_it_is("d0")], ..state.clone() };
-    let error = machine.apply_state(&as_it_is, ClockPolicy::StandStill).unwrap_err();
+    let unchanged = MachineState { disks: vec![DiskState::unchanged("d0")], ..state.clone() };
+    let error = machine.apply_state(&unchanged, ClockPolicy::StandStill).unwrap_err();
     assert!(error.to_string().contains("block 5 does not hold"), "{error}");
     assert!(machine.resume().is_err());
     std::fs::rename(dir.path().join("away"), &path).unwrap();

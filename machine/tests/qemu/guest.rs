@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use retrovisor_guest::{
-    Gfn, Machine, MachineState, MemoryView, PAGE_SIZE, Page, PageContent, PageSet, ZERO_PAGE,
+    Gfn, Machine, MachineState, MemoryIo as _, MemoryView, PAGE_SIZE, Page, PageContent, PageSet,
+    StateIo as _, ZERO_PAGE,
 };
 use retrovisor_machine::qemu::{DiskConfig, LaunchConfig, QemuMachine};
 

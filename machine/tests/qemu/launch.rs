@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use retrovisor_guest::Machine;
+use retrovisor_guest::{Machine, MemoryIo as _};
 use retrovisor_machine::qemu::QemuMachine;
 
 use crate::guest::{config, image, wait_console};
@@ -62,7 +62,7 @@ fn a_launch_that_fails_says_why_and_leaves_nothing() {
         "apt install qemu-system-x86",
     ));
     configs.push(with(&|config| config.binary = Some("/bin/false".into()), "ended with status 1"));
-    configs.push(with(&|config| config.kernel = config.disks[0].path.clone(), "its last words"));
+    configs.push(with(&|config| config.kernel = config.disks[0].path.clone(), "it wrote last"));
     configs.push(with(&|config| config.memory_bytes = 5, "whole MiB"));
     configs.push(with(&|config| config.vcpus = 0, "1 to 255"));
     configs.push(with(&|config| config.name = "a,b".into(), "is not a machine's name"));

@@ -89,7 +89,7 @@ fn the_interrupt_stays_until_it_is_acknowledged_and_a_reset_takes_it_away() {
 }
 
 #[test]
-fn a_broken_ring_asks_for_a_reset_and_a_reset_helps() {
+fn an_invalid_ring_asks_for_a_reset_and_a_reset_helps() {
     let mut driver = Driver::start(rng());
     driver.put(AVAILABLE + 2, &(QUEUE_SIZE + 1).to_le_bytes());
     driver.set(NOTIFY, 0);

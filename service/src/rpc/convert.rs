@@ -34,6 +34,8 @@ pub(super) fn machine(manager: &Manager, record: &MachineRecord) -> Result<Machi
         state: match status.as_ref().map(|status| status.run_state) {
             Some(Running::Running) => MachineState::Running,
             Some(Running::Paused) => MachineState::Paused,
+            Some(Running::PoweredOff) => MachineState::PoweredOff,
+            Some(Running::Panicked) => MachineState::Panicked,
             Some(Running::Gone) | None => MachineState::Gone,
         }
         .into(),

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use retrovisor_guest::{Gfn, Machine, MemoryLayout, PAGE_SIZE};
-use retrovisor_machine::memory::MemoryMachine;
+use retrovisor_guest::{Gfn, Machine, MemoryIo as _, MemoryLayout, PAGE_SIZE};
+use retrovisor_scripted::MemoryMachine;
 use retrovisor_snapshot::{
     Access, CheckpointId, CheckpointRequest, MachineId, Recorder, RollbackRequest, Store, image_hash,
 };

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use retrovisor_guest::{Gfn, Machine, MemoryLayout, PAGE_SIZE, Page};
-use retrovisor_machine::memory::MemoryMachine;
+use retrovisor_guest::{Gfn, Machine, MemoryIo as _, MemoryLayout, PAGE_SIZE, Page};
+use retrovisor_scripted::MemoryMachine;
 use retrovisor_snapshot::{Access, CheckpointRequest, MachineId, Recorder, RecorderSettings, Store};
 
 use crate::guest::Guest;

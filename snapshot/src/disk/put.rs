@@ -58,7 +58,7 @@ impl DiskRoute {
                 return Err(mismatch(format!("disk {}", record.name), format!("another one: {why}")));
             }
         }
-        if machine.keeps_disks(state)? {
+        if machine.retains_disks(state)? {
             return Ok(Self::Kept);
         }
         let mut targets = Vec::new();
@@ -162,7 +162,7 @@ impl DiskRoute {
 }
 
 fn as_it_is(state: &MachineState) -> MachineState {
-    let disks = state.disks.iter().map(|disk| DiskState::as_it_is(&disk.disk)).collect();
+    let disks = state.disks.iter().map(|disk| DiskState::unchanged(&disk.disk)).collect();
     MachineState { disks, ..state.clone() }
 }
 

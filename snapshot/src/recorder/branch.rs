@@ -161,6 +161,7 @@ impl Recorder {
             return Err(Error::Invalid { what: "branch", why });
         };
         self.check(machine)?;
+        machine.capabilities().check_clock(clock)?;
         let expected = self.store.catalogue().machine_by_id(self.machine)?.identity.driver;
         let found = &machine.identity().driver;
         if expected != *found {

@@ -70,7 +70,7 @@ mod tests {
 
     use proptest::prelude::*;
     use retrovisor_guest::{Gpa, PAGE_SIZE};
-    use retrovisor_machine::memory::MemoryMachine;
+    use retrovisor_scripted::MemoryMachine;
 
     use super::*;
 

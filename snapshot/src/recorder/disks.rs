@@ -38,7 +38,7 @@ impl Recorder {
     }
 
     fn look_at_disks(&mut self, machine: &mut dyn Machine) -> Result<()> {
-        let kept = machine.kept_disks()?;
+        let kept = machine.retained_disks()?;
         let stands = self.pipeline.stand().disks;
         let seen = machine.disks().iter().filter_map(|shape| since(&stands, shape));
         let seen = seen.filter(|state| kept.contains(state)).map(|state| (state.disk.clone(), state));

@@ -27,6 +27,7 @@ impl Recorder {
         request: &RollbackRequest,
     ) -> Result<RollbackReport> {
         self.check(machine)?;
+        machine.capabilities().check_clock(request.clock)?;
         self.drain(machine);
         let start = Instant::now();
         let target = self.target(machine, target)?;

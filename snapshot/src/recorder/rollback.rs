@@ -80,6 +80,7 @@ impl Recorder {
         journey: &Journey<'_>,
     ) -> Result<RollbackReport> {
         self.check(machine)?;
+        machine.capabilities().check_clock(journey.request.clock)?;
         self.store.must_be_writable()?;
         // What is on its way to the disk is where the machine stands.
         self.drain(machine);

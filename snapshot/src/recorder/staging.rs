@@ -167,7 +167,7 @@ impl Staged {
                     self.chunks.push(chunk);
                 }
                 let Room(page) = &mut self.chunks[self.used / CHUNK][self.used % CHUNK];
-                if view.set_aside(gfn, page)? {
+                if view.read_nontemporal(gfn, page)? {
                     StagedContent::Zero
                 } else {
                     self.used += 1;

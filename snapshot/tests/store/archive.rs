@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use retrovisor_guest::fact::{Column, Kind, Schema, Table, Value};
 use retrovisor_guest::{BLOCK_SIZE, Machine, MemoryLayout};
-use retrovisor_machine::memory::MemoryMachine;
+use retrovisor_scripted::MemoryMachine;
 use retrovisor_snapshot::{
     CheckpointRequest, CompactOptions, Error, ExportProgress, ImportReport, NewIncident, Recorder,
     RetentionPolicy, RollbackRequest, Store, Verdict, VerdictRecord,

@@ -4,8 +4,8 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-use retrovisor_guest::{BLOCK_SIZE, ClockPolicy, Gpa, Machine, MemoryLayout};
-use retrovisor_machine::memory::MemoryMachine;
+use retrovisor_guest::{BLOCK_SIZE, ClockPolicy, Gpa, Machine, MemoryIo as _, MemoryLayout};
+use retrovisor_scripted::MemoryMachine;
 use retrovisor_snapshot::{
     BranchOrigin, BranchProgress, BranchRequest, CheckpointId, CheckpointRecord, CheckpointRequest,
     CompactOptions, Error, OperationKind, OperationStatus, Recorder, RetentionPolicy, RollbackRequest, Store,

@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use retrovisor_guest::{BLOCK_SIZE, Gpa, Machine, MachineError, MachineState, MemoryLayout};
-use retrovisor_machine::memory::MemoryMachine;
+use retrovisor_guest::{BLOCK_SIZE, DiskIo as _, Gpa, Machine, MachineError, MachineState, MemoryLayout, StateIo as _};
+use retrovisor_scripted::MemoryMachine;
 use retrovisor_snapshot::{
     Access, CheckpointId, CheckpointRequest, CompactOptions, Error, MachineId, Recorder, RecorderSettings,
     RetentionPolicy, RollbackRequest, Store,
@@ -84,7 +84,7 @@ impl Lab {
 
     /// Lets go of all that the driver keeps.
     fn forget_all(&mut self) {
-        let disks = self.machine.kept_disks().unwrap();
+        let disks = self.machine.retained_disks().unwrap();
         self.machine.release_state(&MachineState { disks, ..MachineState::default() }).unwrap();
     }
 
@@ -224,7 +224,7 @@ fn old_contents_are_let_go_and_new_ones_kept() {
         let _more = lab.checkpoint();
     }
     assert!(lab.machine.disk_snapshots() <= 3);
-    assert!(lab.machine.kept_disks().unwrap().contains(&stray));
+    assert!(lab.machine.retained_disks().unwrap().contains(&stray));
     lab.verify();
 }
 

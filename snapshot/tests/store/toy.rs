@@ -3,10 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use retrovisor_guest::{
-    Accelerator, ClockPolicy, Gfn, Machine, MachineError, MachineIdentity, MachineState, MemoryError,
-    MemoryLayout, MemoryView, PAGE_SIZE, Page, PageContent, PageSet, RunState, StateSection, VcpuRegisters,
-};
+use retrovisor_guest::{Accelerator, Capabilities, ClockPolicy, DiskIo, Gfn, Machine, MachineError, MachineIdentity, MachineState, MemoryError, MemoryIo, MemoryLayout, MemoryView, PAGE_SIZE, Page, PageContent, PageSet, RunState, StateIo, StateSection, VcpuRegisters};
 use retrovisor_snapshot::{Access, CheckpointKind, CheckpointRequest, MachineId, Recorder, Store};
 
 /// What stands in a frame.
@@ -144,18 +141,28 @@ impl Machine for Toy {
     fn identity(&self) -> &MachineIdentity {
         &self.identity
     }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { clock_jump: true, ..Capabilities::default() }
+    }
+
     fn run_state(&mut self) -> RunState {
         if self.paused { RunState::Paused } else { RunState::Running }
     }
+
     fn pause(&mut self) -> Result<(), MachineError> {
         self.fidget();
         self.paused = true;
         Ok(())
     }
+
     fn resume(&mut self) -> Result<(), MachineError> {
         self.paused = false;
         Ok(())
     }
+}
+
+impl MemoryIo for Toy {
     fn take_dirty(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
         due(&mut self.faults.take_dirty, "taking dirty pages")?;
         into.union(&self.dirty);
@@ -163,20 +170,11 @@ impl Machine for Toy {
         self.fidget();
         Ok(())
     }
+
     fn memory(&self) -> &dyn MemoryView {
         self
     }
-    fn capture_state(&mut self) -> Result<MachineState, MachineError> {
-        assert!(self.paused);
-        due(&mut self.faults.capture_state, "capturing the state")?;
-        self.held += 1;
-        self.captured = Some(self.image.clone());
-        Ok(MachineState {
-            vcpus: vec![self.image.registers.clone()],
-            sections: vec![StateSection { format: "toy/1".into(), bytes: self.image.device.clone() }],
-            disks: vec![],
-        })
-    }
+
     fn write_page(&mut self, gfn: Gfn, content: PageContent<'_>) -> Result<(), MachineError> {
         assert!(self.paused);
         due(&mut self.faults.write_page, "writing a page")?;
@@ -188,6 +186,21 @@ impl Machine for Toy {
         };
         Ok(())
     }
+}
+
+impl StateIo for Toy {
+    fn capture_state(&mut self) -> Result<MachineState, MachineError> {
+        assert!(self.paused);
+        due(&mut self.faults.capture_state, "capturing the state")?;
+        self.held += 1;
+        self.captured = Some(self.image.clone());
+        Ok(MachineState {
+            vcpus: vec![self.image.registers.clone()],
+            sections: vec![StateSection { format: "toy/1".into(), bytes: self.image.device.clone() }],
+            disks: vec![],
+        })
+    }
+
     fn apply_state(&mut self, state: &MachineState, _clock: ClockPolicy) -> Result<(), MachineError> {
         assert!(self.paused);
         due(&mut self.faults.apply_state, "applying a state")?;
@@ -195,6 +208,7 @@ impl Machine for Toy {
         self.image.device.clone_from(&state.sections[0].bytes);
         Ok(())
     }
+
     fn sync_state(&mut self, _state: &MachineState) -> Result<(), MachineError> {
         due(&mut self.faults.sync_state, "making the disks durable")
     }
@@ -204,6 +218,8 @@ impl Machine for Toy {
         Ok(())
     }
 }
+
+impl DiskIo for Toy {}
 
 /// A store, a toy in it, and what records it.
 pub(crate) struct Lab {

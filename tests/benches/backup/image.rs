@@ -3,7 +3,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use retrovisor_guest::{Machine as _, PAGE_SIZE};
+use retrovisor_guest::{Machine as _, MemoryIo as _, PAGE_SIZE};
 use retrovisor_machine::qemu::QemuMachine;
 use retrovisor_tests::{GuestImage, launch_config, wait_until};
 

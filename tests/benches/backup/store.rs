@@ -3,10 +3,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use retrovisor_guest::{
-    Accelerator, ClockPolicy, Gfn, Machine, MachineError, MachineIdentity, MachineState, MemoryError,
-    MemoryLayout, MemoryView, PAGE_SIZE, Page, PageContent, PageSet, RunState,
-};
+use retrovisor_guest::{Accelerator, Capabilities, ClockPolicy, DiskIo, Gfn, Machine, MachineError, MachineIdentity, MachineState, MemoryError, MemoryIo, MemoryLayout, MemoryView, PAGE_SIZE, Page, PageContent, PageSet, RunState, StateIo};
 use retrovisor_snapshot::{Access, CheckpointRequest, Recorder, Store, image_hash};
 
 use crate::Keeper;
@@ -93,6 +90,10 @@ impl Machine for ImageMachine {
         &self.identity
     }
 
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::default()
+    }
+
     fn run_state(&mut self) -> RunState {
         RunState::Paused
     }
@@ -104,7 +105,9 @@ impl Machine for ImageMachine {
     fn resume(&mut self) -> Result<(), MachineError> {
         Ok(())
     }
+}
 
+impl MemoryIo for ImageMachine {
     fn take_dirty(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
         *into = PageSet::full(&self.identity.layout);
         Ok(())
@@ -114,16 +117,18 @@ impl Machine for ImageMachine {
         &self.image
     }
 
+    fn write_page(&mut self, _: Gfn, _: PageContent<'_>) -> Result<(), MachineError> {
+        Err(read_only())
+    }
+}
+
+impl StateIo for ImageMachine {
     fn capture_state(&mut self) -> Result<MachineState, MachineError> {
         Ok(MachineState::default())
     }
 
     fn sync_state(&mut self, _: &MachineState) -> Result<(), MachineError> {
         Ok(())
-    }
-
-    fn write_page(&mut self, _: Gfn, _: PageContent<'_>) -> Result<(), MachineError> {
-        Err(read_only())
     }
 
     fn apply_state(&mut self, _: &MachineState, _: ClockPolicy) -> Result<(), MachineError> {
@@ -134,6 +139,8 @@ impl Machine for ImageMachine {
         Ok(())
     }
 }
+
+impl DiskIo for ImageMachine {}
 
 fn read_only() -> MachineError {
     MachineError::Config { what: "an image is only read".into(), help: "Start a machine from it".into() }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use retrovisor_guest::{ClockPolicy, Machine as _};
+use retrovisor_guest::{ClockPolicy, Machine as _, StateIo as _};
 use retrovisor_machine::kvm::{KvmMachine, MemorySource, Template, bare};
 use retrovisor_tests::Measured;
 

@@ -66,7 +66,7 @@ impl Lab {
         let pages = TOUCHED_BYTES / PAGE_BYTES;
         let first = Gpa(MEMORY_BYTES - TOUCHED_BYTES);
         let all = Writing { first, pages, stride_bytes: PAGE_BYTES, idle_turns: 0, rounds: 1 };
-        bare::tell(&mut machine, &all).unwrap();
+        bare::assign(&mut machine, &all).unwrap();
         machine.resume().unwrap();
         while bare::rounds(&machine, 0).unwrap() < 1 {
             std::thread::sleep(Duration::from_millis(1));
@@ -153,7 +153,7 @@ impl Lab {
     /// When it ran on.
     fn tell(&mut self, writing: &Writing) -> Instant {
         self.machine.pause().unwrap();
-        bare::tell(&mut self.machine, writing).unwrap();
+        bare::assign(&mut self.machine, writing).unwrap();
         let begun = Instant::now();
         self.machine.resume().unwrap();
         begun

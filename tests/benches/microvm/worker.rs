@@ -32,7 +32,7 @@ pub(crate) fn measure(measured: &mut Measured) {
         let case = format!("{pages}/sequential");
         let writing = Writing { rounds: 0, ..Lab::writing(pages, Order::Sequential) };
         machine.pause().unwrap();
-        bare::tell(&mut machine, &writing).unwrap();
+        bare::assign(&mut machine, &writing).unwrap();
         machine.resume().unwrap();
         recorder.checkpoint(&mut machine, &CheckpointRequest::default()).unwrap();
         let mut reports = Vec::new();

@@ -184,7 +184,7 @@ pub fn vectors() -> Boot {
     Boot::Flat { image, at: CODE }
 }
 
-/// What a vCPU of [`vectors`] says.
+/// What a vCPU of [`vectors`] reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Registers {
     /// Rounds that it has begun.
@@ -197,7 +197,7 @@ pub struct Registers {
     pub has_none: bool,
 }
 
-/// Reads what a vCPU of [`vectors`] says.
+/// Reads what a vCPU of [`vectors`] reports.
 pub fn registers(machine: &dyn Machine, vcpu: u64) -> Result<Registers, MachineError> {
     let mut at = counters(vcpu);
     let mut next = || {

@@ -85,8 +85,8 @@ pub struct Writing {
     pub rounds: u64,
 }
 
-/// Tells a [`writer`] what to do next; the machine must be paused.
-pub fn tell(machine: &mut dyn Machine, writing: &Writing) -> Result<(), MachineError> {
+/// Assigns work to a [`writer`]; the machine must be paused.
+pub fn assign(machine: &mut dyn Machine, writing: &Writing) -> Result<(), MachineError> {
     let Writing { first, pages, stride_bytes, idle_turns, rounds } = *writing;
     post(machine, &[first.0, pages, stride_bytes, idle_turns, rounds])
 }

@@ -38,7 +38,7 @@ const RESET_VALUE: u8 = 0xfe;
 const SERIAL_PORT: u16 = 0x3f8;
 const SERIAL_LINE: u32 = 4;
 
-/// Writes the tables that tell a guest what the machine has.
+/// Writes the tables that describe the machine to the guest.
 pub(super) fn write(ram: &Ram, vcpus: u32, virtio: &[Window]) -> Result<(), MachineError> {
     let mut next = TABLES;
     let mut put = |table: &dyn Aml| -> Result<u64, MachineError> {

@@ -1,11 +1,11 @@
 use acpi_tables::{Aml, aml};
 use retrovisor_guest::Gpa;
 
-/// Where the machine's generation identifier lies, 16 bytes: in a page that no guest takes for memory.
+/// The address of the machine's generation identifier, 16 bytes: in a page that no guest takes for memory.
 pub(crate) const GENERATION_ID: Gpa = Gpa(0xd_f000);
-/// The line that says that it changed.
+/// The line that signals a change.
 pub(crate) const GENERATION_LINE: u32 = 9;
-/// What the device is told then: its status changed.
+/// The notification of that device: its status changed.
 const CHANGED: u8 = 0x80;
 
 /// The generation identifier as a device, and the one that turns its interrupt into a notification: machines without

@@ -24,7 +24,7 @@ const KERNEL: u64 = 16 << 20;
 const ENTRY: u64 = 0x200;
 /// How a vmlinux begins.
 const ELF: [u8; 4] = *b"\x7fELF";
-/// A vmlinux does not say how high it looks: as far as all kernels do.
+/// How high a vmlinux searches is not in the file: as far as all kernels do.
 const INITRD_END: u64 = 0x8000_0000;
 /// What kernels are aligned to.
 const ALIGNMENT: u32 = 2 << 20;
@@ -136,7 +136,7 @@ fn start(
     Ok(Entry { regs, mode: Mode::Long, all: false })
 }
 
-/// Puts the initial RAM file system as high as the kernel looks, so that it is out of the way.
+/// Puts the initial RAM file system as high as the kernel searches, so that it is out of the way.
 fn place_initrd(
     ram: &Ram,
     layout: &MemoryLayout,

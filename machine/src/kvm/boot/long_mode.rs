@@ -94,7 +94,7 @@ fn set_segments(sregs: &mut kvm_sregs, is_long: bool) {
     sregs.cs = segment(CODE, 11, u8::from(is_long), u8::from(!is_long));
     let data = segment(DATA, 3, 0, 1);
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    // A busy task state segment of 32 or 64 bits; without limit, as nobody uses it.
+    // A busy task state segment of 32 or 64 bits; without limit, as it is not used.
     sregs.tr = kvm_segment { limit: 0x67, type_: 11, present: 1, ..kvm_segment::default() };
 }
 

@@ -3,7 +3,7 @@ use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What a guest has said, the newest mebibyte of it. Clones are the same output; it may be read while the machine is
+/// What a guest has written, the newest mebibyte of it. Clones are the same output; it may be read while the machine is
 /// elsewhere.
 ///
 /// Bytes are numbered from the machine's launch on. A rollback takes nothing back: output goes on.
@@ -31,7 +31,7 @@ impl Said {
 }
 
 impl ConsoleOutput {
-    /// Bytes that are kept for whoever looks.
+    /// Bytes that are kept.
     pub const KEPT_BYTES_MAX: usize = 1 << 20;
 
     /// A copy of what is there.
@@ -41,7 +41,7 @@ impl ConsoleOutput {
     }
 
     /// The bytes from number `offset` on and the number after them, to ask with the next time. What is no longer kept is
-    /// left out: then more lies between `offset` and the number after than there are bytes.
+    /// left out: then more is between `offset` and the number after than there are bytes.
     #[must_use]
     pub fn since(&self, offset: u64) -> (Vec<u8>, u64) {
         let said = self.lock();

@@ -17,7 +17,7 @@ impl Pending {
         taken
     }
 
-    /// Shows the first bytes, up to `most` of them, and removes as many as `take` says it took.
+    /// Shows the first bytes, up to `most` of them, and removes as many as `take` returns.
     pub(crate) fn offer(&self, most: usize, take: impl FnOnce(&[u8]) -> usize) {
         let mut queue = self.lock();
         let shown = most.min(queue.len());

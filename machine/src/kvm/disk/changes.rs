@@ -13,8 +13,8 @@ pub(super) struct Changes {
     pub(super) file: Arc<File>,
     /// Ascending.
     pub(super) blocks: Vec<(u64, Stored)>,
-    /// How many of them were told.
-    pub(super) told: usize,
+    /// How many of them were returned.
+    pub(super) returned: usize,
     /// Whether the disk has a base; without one, that means zeros.
     pub(super) has_base: bool,
     pub(super) _pin: Pin,
@@ -33,7 +33,7 @@ impl Changes {
 impl DiskChanges for Changes {
     fn next_run(&mut self, bytes: &mut Vec<u8>) -> Result<Option<BlockRun>, MachineError> {
         bytes.clear();
-        let rest = &self.blocks[self.told..];
+        let rest = &self.blocks[self.returned..];
         let Some(&(first, stored)) = rest.first() else { return Ok(None) };
         let content = self.content(stored);
         let count_max = if content == RunContent::Data { RUN_BLOCKS_MAX } else { u64::MAX };
@@ -55,7 +55,7 @@ impl DiskChanges for Changes {
                 at += row.len() * BLOCK_SIZE;
             }
         }
-        self.told += run.len();
+        self.returned += run.len();
         Ok(Some(BlockRun { first, count: run.len() as u64, content }))
     }
 }

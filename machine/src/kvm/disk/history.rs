@@ -4,10 +4,10 @@ use std::sync::Arc;
 use super::block_map::BlockMap;
 use super::delta::{Change, Delta, Stored, fold};
 
-/// The disk as it began: never let go.
+/// The disk as it began: never released.
 const ROOT: u64 = 0;
 
-/// The states of a disk that were captured, as a tree: each knows which blocks were written since the one before.
+/// The states of a disk that were captured, as a tree: each with the blocks that were written since the one before.
 ///
 /// Capturing costs nothing, going to another state costs what differs, letting go of a state the smaller of two deltas.
 pub(super) struct History {
@@ -50,7 +50,7 @@ impl History {
         }
     }
 
-    /// A block was written: what it had and what it has now. What nobody has any more is freed.
+    /// A block was written: what it had and what it has now. What no state has any more is freed.
     pub(super) fn record(&mut self, block: u64, change: Change, freed: &mut Vec<u32>) {
         self.since
             .entry(block)
@@ -119,7 +119,7 @@ impl History {
         self.sweep(freed);
     }
 
-    /// What must be looked at to know how two kept states differ; without `since`, how one differs from the beginning.
+    /// What must be read to know how two retained states differ; without `since`, how one differs from the beginning.
     pub(super) fn between(&self, since: Option<u64>, at: u64) -> Option<Between> {
         let pin = Arc::clone(&self.nodes.get(&at)?.pin);
         let (up, down) = self.path(since.unwrap_or(ROOT), at);
@@ -141,7 +141,7 @@ impl History {
         (up, down)
     }
 
-    /// Removes the states that nobody needs.
+    /// Removes the states that are not needed.
     fn sweep(&mut self, freed: &mut Vec<u32>) {
         let unkept: Vec<u64> =
             self.nodes.iter().rev().filter(|(_, node)| !node.kept).map(|(id, _)| *id).collect();

@@ -70,7 +70,7 @@ impl Overlay {
         while !rest.is_empty() {
             let (block, skipped) = place(at);
             let stored = self.map.get(block);
-            // As far as it lies in one piece.
+            // As far as it is in one piece.
             let mut bytes = (BLOCK_SIZE - skipped).min(rest.len());
             let mut next = block + 1;
             while bytes < rest.len() && self.map.get(next) == after(stored, next - block) {
@@ -166,7 +166,7 @@ impl Overlay {
         let has_base = self.base.is_some();
         Some(move || {
             let (blocks, pin) = between.blocks();
-            Changes { disk, file, blocks, told: 0, has_base, _pin: pin }
+            Changes { disk, file, blocks, returned: 0, has_base, _pin: pin }
         })
     }
 
@@ -276,7 +276,7 @@ fn place(offset: u64) -> (u64, usize) {
     (offset / bytes, skipped)
 }
 
-/// Where a block would be that lies `count` further in the same piece.
+/// Where a block would be that is `count` further in the same piece.
 fn after(stored: Stored, count: u64) -> Stored {
     match stored {
         Stored::Slot(slot) => {

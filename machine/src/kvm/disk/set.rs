@@ -142,7 +142,7 @@ impl DiskSet {
         found.ok_or_else(|| failed(name, "the machine has no such writable disk".into()))
     }
 
-    /// The disk, and the number that it knows the contents by.
+    /// The disk, and its number for the contents.
     fn find(&self, state: &DiskState) -> Result<(&SharedOverlay, u64), MachineError> {
         let (disk, _) = self.disk(&state.disk)?;
         let number = state.reference.strip_prefix(&self.mark).and_then(|number| number.parse().ok());

@@ -30,7 +30,7 @@ impl SlotFile {
         &self.file
     }
 
-    /// A slot that nobody has.
+    /// A free slot.
     pub(super) fn take(&mut self) -> io::Result<u32> {
         if let Some(slot) = self.free.pop() {
             return Ok(slot);
@@ -45,7 +45,7 @@ impl SlotFile {
         self.free.append(slots);
     }
 
-    /// Slots that somebody has.
+    /// Slots in use.
     #[cfg(test)]
     pub(super) fn taken(&self) -> usize {
         self.unused as usize - self.free.len()
@@ -70,7 +70,7 @@ fn nameless(dir: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).mode(0o600);
     match options.clone().custom_flags(libc::O_TMPFILE).open(dir) {
-        // Not every file system knows files without a name.
+        // Not every file system supports files without a name.
         Err(error)
             if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EISDIR | libc::EINVAL)) => {}
         file => return file,

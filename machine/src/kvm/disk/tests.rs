@@ -160,7 +160,7 @@ proptest! {
                 prop_assert_eq!(&patched(&set, at, Some(since), old.clone(), &base), new);
             }
         }
-        // Every slot that is taken is somebody's: the states' together need at least as many different contents.
+        // Every slot that is taken is used: the states' together need at least as many different contents.
         set.release(&set.kept());
         let own: BTreeMap<usize, &[u8]> = now.chunks(BLOCK_SIZE).enumerate().collect();
         prop_assert!(disk.lock().unwrap().slots_taken() <= own.len());
@@ -187,7 +187,7 @@ fn a_reader_reads_what_it_was_made_for_while_the_guest_writes_on_and_lets_go() {
     assert!(bytes.iter().all(|byte| *byte == 2));
     drop(changes);
     assert_eq!(disk.lock().unwrap().slots_taken(), 16, "the second's and the present's");
-    // The next time that somebody lets go, what the reader had held is freed.
+    // The next release frees what the reader had held.
     set.release(&set.capture());
     assert_eq!(disk.lock().unwrap().slots_taken(), 8);
     assert_ne!(contents(&disk), base);
@@ -220,8 +220,8 @@ fn what_lies_outside_and_other_machines_states_are_refused() {
     assert!(set.check(std::slice::from_ref(&state)).is_err());
     assert!(set.changes(&state, None).is_err());
     assert!(set.check(&[]).is_err());
-    assert!(set.check(&[DiskState::as_it_is("d0")]).is_ok());
-    assert!(set.check(&[DiskState::as_it_is("d1")]).is_err());
+    assert!(set.check(&[DiskState::unchanged("d0")]).is_ok());
+    assert!(set.check(&[DiskState::unchanged("d1")]).is_err());
     assert!(set.write("d0", BLOCKS as u64, &[BlockContent::Zero]).is_err());
     assert!(set.write("d0", u64::MAX, &[BlockContent::Zero]).is_err());
     let mut disk = disk.lock().unwrap();

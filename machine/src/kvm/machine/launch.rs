@@ -5,10 +5,10 @@ use retrovisor_guest::{Accelerator, Machine as _, MachineError, MachineIdentity}
 use super::{KvmMachine, generation_id};
 use crate::kvm::boot::{GENERATION_ID, GENERATION_LINE};
 use crate::kvm::config::{KvmConfig, MemorySource};
-use crate::kvm::door::Door;
 use crate::kvm::equipment::Equipment;
 use crate::kvm::gate::Gate;
 use crate::kvm::host::{self, failed};
+use crate::kvm::input_gate::InputGate;
 use crate::kvm::vcpu::{Shape, Vcpu, cpuid};
 use crate::kvm::vm::Vm;
 
@@ -43,7 +43,7 @@ impl KvmMachine {
         }
         let bus = Arc::new(bus);
         let gate = Arc::new(Gate::default());
-        let door = Door::new(Arc::clone(&gate), &bus);
+        let input_gate = InputGate::new(Arc::clone(&gate), &bus);
         let supported = cpuid::supported(&kvm)?;
         let xsave_bytes = usize::try_from(vm.fd().check_extension_int(kvm_ioctls::Cap::Xsave2))
             .unwrap_or(0)
@@ -81,7 +81,7 @@ impl KvmMachine {
         }
         let mut receivers = Vec::new();
         for interface in interfaces {
-            let started = interface.start(door.clone());
+            let started = interface.start(input_gate.clone());
             receivers.push(started.inspect_err(|_| gate.end(|| ()))?);
         }
         let generation_line = vm.line(GENERATION_LINE);
@@ -103,11 +103,11 @@ impl KvmMachine {
             device_memory: memory,
             disks,
             shape,
-            door,
+            input_gate,
             console,
             channel,
             generation_line,
-            unseen: true,
+            reports_all: true,
             needs_state: entry.is_none(),
         };
         if !config.paused && entry.is_some() {

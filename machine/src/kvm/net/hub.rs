@@ -51,7 +51,7 @@ pub struct HubTraffic {
 }
 
 impl Hub {
-    /// Makes a hub whose socket is `path`, for this user only. A socket there that nobody serves is replaced.
+    /// Makes a hub whose socket is `path`, for this user only. A socket there that no process serves is replaced.
     pub fn serve(path: &Path) -> Result<Self, MachineError> {
         let failed = |errno: Errno| MachineError::Io {
             doing: format!("making a hub at {}", path.display()),
@@ -206,7 +206,7 @@ impl Switch {
                 Ok((length, _)) if (HEADER_BYTES..=FRAME_BYTES_MAX).contains(&length) => {
                     self.forward(at, &frame[..length]);
                 }
-                Ok(_) => self.lose(),
+                Ok(_) => self.mark_lost(),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return true,
                 Err(_) => return false,
@@ -218,7 +218,7 @@ impl Switch {
     fn forward(&mut self, from: usize, frame: &[u8]) {
         let address = |at: usize| frame.get(at..at + 6).and_then(|bytes| bytes.try_into().ok());
         // Nobody is a group.
-        let Some(source) = address(6).and_then(MacAddress::new) else { return self.lose() };
+        let Some(source) = address(6).and_then(MacAddress::new) else { return self.mark_lost() };
         self.learn(from, source);
         let target = address(0).and_then(MacAddress::new).and_then(|target| self.ports.get(&target).copied());
         let others = self.peers.iter().enumerate().filter(|(at, _)| *at != from).map(|(_, peer)| peer);
@@ -247,7 +247,7 @@ impl Switch {
         }
     }
 
-    fn lose(&self) {
+    fn mark_lost(&self) {
         self.counters.lost.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -84,7 +84,7 @@ impl Link {
         }
     }
 
-    /// Receives a frame. One that is too long is cut: nobody on our networks may send it.
+    /// Receives a frame. One that is too long is cut: no machine on these networks may send it.
     pub(crate) fn receive(&self, into: &mut [u8; FRAME_BYTES_MAX]) -> Received {
         loop {
             let received = if self.socket {

@@ -8,14 +8,14 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 
 use super::link::{Link, NetBackend};
 use super::status::NetStatus;
-use crate::kvm::door::Door;
 use crate::kvm::filter::enter_net_thread;
+use crate::kvm::input_gate::InputGate;
 use crate::kvm::virtio::{Mmio, Net, Progress};
 use retrovisor_guest::MacAddress;
 
-/// How often a hub that is gone is looked for.
+/// How often a hub that is gone is tried again.
 const RETRY: Duration = Duration::from_millis(500);
-/// How long a link is down before it is up again: guests look at it some time after they are told.
+/// How long a link is down before it is up again: guests check it some time after the notification.
 const BOUNCE: Duration = Duration::from_millis(500);
 
 /// The thread that hands a network interface what arrives.
@@ -26,7 +26,7 @@ pub(crate) struct Receiver {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What an interface was plugged into anew, until its thread sees it.
+/// What an interface was plugged into anew, until its thread notices.
 type Plugged = Arc<Mutex<Option<Link>>>;
 
 /// A network interface that is plugged in, before its thread starts.
@@ -34,7 +34,7 @@ pub(crate) struct Interface {
     net: Arc<Mutex<Mmio<Net>>>,
     backend: NetBackend,
     link: Arc<Link>,
-    /// Written when the driver gave buffers, a state was put back, or the machine is over.
+    /// Written when the driver gave buffers, a state was put back, or the machine has ended.
     wake: Arc<OwnedFd>,
 }
 
@@ -56,12 +56,12 @@ impl Interface {
         Ok(Self { net, backend: backend.clone(), link, wake })
     }
 
-    /// Starts the thread; it ends once the machine is over and what is returned is dropped.
-    pub(crate) fn start(self, door: Door) -> Result<Receiver, MachineError> {
+    /// Starts the thread; it ends once the machine has ended and what is returned is dropped.
+    pub(crate) fn start(self, input_gate: InputGate) -> Result<Receiver, MachineError> {
         let Self { net, backend, link, wake } = self;
         let plugged = Plugged::default();
         let work = Work {
-            door,
+            input_gate,
             net: Arc::clone(&net),
             backend,
             link: Some(link),
@@ -105,7 +105,7 @@ impl Drop for Receiver {
 }
 
 struct Work {
-    door: Door,
+    input_gate: InputGate,
     net: Arc<Mutex<Mmio<Net>>>,
     backend: NetBackend,
     link: Option<Arc<Link>>,
@@ -115,7 +115,7 @@ struct Work {
     full: bool,
 }
 
-/// What one look at the interface led to.
+/// What polling the interface led to.
 enum Next {
     Wait(Progress),
     /// The link went down so that it can go up again.
@@ -138,10 +138,10 @@ impl Work {
                 self.full = false;
             }
             if self.link.is_none() {
-                self.look_for_hub();
+                self.find_hub();
             }
             let link = self.link.clone();
-            match self.work(|net| look(net, link)) {
+            match self.work(|net| poll_link(net, link)) {
                 None => return,
                 Some(Next::Bounce) => {
                     std::thread::sleep(BOUNCE);
@@ -149,7 +149,7 @@ impl Work {
                     if self.work(|net| net.device().end_bounce()).is_none() {
                         return;
                     }
-                    // To tell the guest that it is up again.
+                    // Wakes this thread, which notifies the guest that the link is up again.
                     let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
                 }
                 Some(Next::Wait(progress)) => {
@@ -162,9 +162,9 @@ impl Work {
         }
     }
 
-    /// Work on the interface while the machine runs. `None`: it is over.
+    /// Work on the interface while the machine runs. `None`: it has ended.
     fn work<R>(&self, work: impl FnOnce(&mut Mmio<Net>) -> R) -> Option<R> {
-        self.door.pass(|| work(&mut self.net.lock().unwrap_or_else(PoisonError::into_inner)))
+        self.input_gate.pass(|| work(&mut self.net.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
     /// Until something arrives or was asked for.
@@ -175,38 +175,38 @@ impl Work {
         fds.extend(link.map(|link| PollFd::from_borrowed_fd(link.as_fd(), PollFlags::IN)));
         let retry = self.link.is_none() && matches!(self.backend, NetBackend::Hub(_));
         let timeout = retry.then(|| Timespec { tv_sec: 0, tv_nsec: RETRY.subsec_nanos().into() });
-        // Interrupted or failed, it looks for nothing.
+        // Interrupted or failed, nothing is ready.
         let _ = rustix::event::poll(&mut fds, timeout.as_ref());
         let _ = rustix::io::read(&self.wake, &mut [0; 8]);
     }
 
-    fn look_for_hub(&mut self) {
+    fn find_hub(&mut self) {
         if matches!(self.backend, NetBackend::Hub(_)) {
             self.link = Link::open(&self.backend).ok().map(Arc::new);
         }
     }
 }
 
-/// Tells the guest what became of its link, and hands it what arrived.
-fn look(net: &mut Mmio<Net>, link: Option<Arc<Link>>) -> Next {
+/// Notifies the guest of a change of its link, and hands it what arrived.
+fn poll_link(net: &mut Mmio<Net>, link: Option<Arc<Link>>) -> Next {
     net.device().plug(link);
-    tell(net);
+    update_link(net);
     if net.device().is_bouncing() {
         return Next::Bounce;
     }
     let progress = match net.work(Net::receive) {
         Some(progress) => progress,
-        None => net.device().lose(),
+        None => net.device().mark_lost(),
     };
     if progress == Progress::Closed {
         net.device().plug(None);
-        tell(net);
+        update_link(net);
     }
     Next::Wait(progress)
 }
 
-fn tell(net: &mut Mmio<Net>) {
-    if let Some(up) = net.device().news() {
+fn update_link(net: &mut Mmio<Net>) {
+    if let Some(up) = net.device().link_change() {
         net.reconfigure(|net| net.set_up(up));
     }
 }

@@ -2,11 +2,11 @@ use serde::{Deserialize, Serialize};
 
 use retrovisor_guest::MacAddress;
 
-/// How a network interface of a machine stands.
+/// The status of a network interface of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetStatus {
     /// Its address.
     pub mac: MacAddress,
-    /// Whether the guest is told that the link is up: what it is plugged into is there.
+    /// Whether the guest sees its link up: what it is plugged into is there.
     pub up: bool,
 }

@@ -44,7 +44,7 @@ pub(super) fn open(name: &str) -> Result<OwnedFd, MachineError> {
             Errno::EPERM => format!("Have it made for you: sudo ip tuntap add {name} mode tap user $USER"),
             Errno::EBUSY => "Another machine uses it: give each a tap of its own".into(),
             Errno::EINVAL => "There is an interface of that name that is no tap: choose another name".into(),
-            _ => "See what `ip link` says of it".into(),
+            _ => "Check it with `ip link`".into(),
         };
         config(format!("the tap {name} cannot be attached: {}", errno.desc()), help)
     })?;

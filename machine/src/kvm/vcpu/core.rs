@@ -21,7 +21,7 @@ pub(crate) struct Core {
 enum Present {
     /// Nothing: it runs, or was given another one.
     Unknown,
-    /// It was read when the vCPU came to a stand, and nothing has changed it since.
+    /// It was read when the vCPU was stopped, and nothing has changed it since.
     Known(Box<Saved>),
     /// It could not be read.
     Failed(MachineError),
@@ -50,7 +50,7 @@ impl Core {
         matches!(self.present, Present::Known(_))
     }
 
-    /// Reads the state of a vCPU that stands still, like all others.
+    /// Reads the state of a vCPU that is stopped, like all others.
     pub(super) fn look(&mut self) {
         let saved = VcpuState::save(&self.fd, &self.shape, &mut self.tsc)
             .and_then(|state| Ok(Box::new(Saved { bytes: encode("a vCPU", &state)?, state })));

@@ -7,15 +7,15 @@ use retrovisor_guest::MachineError;
 use crate::kvm::host::failed;
 
 /// A timer that goes off at a count of the time-stamp counter. KVM has it, but leaves it to us to offer it. A guest without it
-/// measures the local APIC's timer by itself, and may get that wrong when it stands still meanwhile.
+/// measures the local APIC's timer by itself, and may get that wrong when it is stopped meanwhile.
 const TSC_DEADLINE: u32 = 1 << 24;
-/// Where KVM tells guests what it does for them.
+/// The leaf in which KVM describes its paravirtual features.
 const KVM_FEATURES: u32 = 0x4000_0001;
-/// Of that, what would be under way in a checkpoint and is in no state that KVM gives: pages that the guest was told to wait
+/// Of that, what would be under way in a checkpoint and is in no state that KVM gives: pages that the guest was asked to wait
 /// for (bits 4, 10 and 14), and the kick for a vCPU that is about to halt for a lock (bit 7). A guest that goes back
 /// could wait for either for ever.
 const NOT_IN_A_STATE: u32 = 1 << 4 | 1 << 7 | 1 << 10 | 1 << 14;
-/// A guest knows that it is one.
+/// A guest sees that it is one.
 const HYPERVISOR: u32 = 1 << 31;
 
 /// What the host's processor and KVM offer a guest. Asked only once: it takes KVM a third of a millisecond.
@@ -38,10 +38,10 @@ pub(crate) fn supported(kvm: &Kvm) -> Result<CpuId, MachineError> {
     Ok(ALWAYS.get_or_init(|| found).clone())
 }
 
-/// The same for one vCPU of several: it tells its number, and all are cores of one package.
+/// The same for one vCPU of several: it has its number, and all are cores of one package.
 pub(crate) fn of_vcpu(supported: &CpuId, number: u32, count: u32) -> CpuId {
     let mut own = supported.clone();
-    // Bits of the number that tell cores apart.
+    // Bits of the number that distinguish cores.
     let core_bits = count.next_power_of_two().trailing_zeros();
     for entry in own.as_mut_slice() {
         match entry.function {

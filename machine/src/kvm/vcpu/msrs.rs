@@ -7,7 +7,7 @@ use crate::kvm::host::failed;
 /// Deadline of the local timer: set after the time-stamp counter, which it is compared with.
 pub(super) const TSC_DEADLINE: u32 = 0x6e0;
 /// Writes to these are the guest's requests: to have the time of its boot written into its memory (under the old number and
-/// the new one), and to be told of a page that is there now. What came of them lies in memory, which goes back by itself
+/// the new one), and to be notified of a page that is there now. Their effects are in memory, which goes back by itself
 /// and must not be written once more.
 const NOT_STATE: [u32; 3] = [0x11, 0x4b56_4d00, 0x4b56_4d03];
 

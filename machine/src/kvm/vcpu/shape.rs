@@ -20,7 +20,7 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    /// Asks KVM; what does not change from machine to machine only once. `xsave_bytes`: what KVM says.
+    /// Asks KVM; what does not change from machine to machine only once. `xsave_bytes`: as KVM reports.
     pub(crate) fn find(
         kvm: &Kvm,
         vcpu: &VcpuFd,
@@ -37,7 +37,7 @@ impl Shape {
         Ok(Self { msrs, xsave_bytes, moves_tsc, vcpus, tsc_khz: vcpu.get_tsc_khz().unwrap_or(0) })
     }
 
-    /// Whether the guest's time-stamp counter can stand still over a stop.
+    /// Whether the guest's time-stamp counter can be stopped with the guest.
     pub(crate) fn moves_tsc(&self) -> bool {
         self.moves_tsc
     }

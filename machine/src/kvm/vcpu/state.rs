@@ -15,7 +15,7 @@ const TSC: u32 = 0x10;
 /// Where the guest has its paravirtual clock, and whether: bit 0.
 const KVM_CLOCK: u32 = 0x4b56_4d01;
 const KVM_CLOCK_OLD: u32 = 0x12;
-/// Where the timer's initial count lies in the local interrupt controller; 0: it does not run.
+/// The place of the timer's initial count in the local interrupt controller; 0: it does not run.
 const LAPIC_TIMER_INITIAL: usize = 0x380;
 const LAPIC_TIMER_CURRENT: usize = 0x390;
 /// Where a processor begins, in real mode.
@@ -45,7 +45,7 @@ pub(crate) struct VcpuState {
 
 impl VcpuState {
     /// Reads all of it. `MP_STATE` comes first and the events last: reading the former settles the latter.
-    /// What KVM left in the page that it shares with us when the vCPU came out is not asked for again, as long as nobody
+    /// What KVM left in the page that it shares with this process when the vCPU came out is not asked for again, as long as nobody
     /// can have changed it since.
     pub(super) fn save(vcpu: &VcpuFd, shape: &Shape, tsc: &mut Tsc) -> Result<Self, MachineError> {
         let mp_state = vcpu.get_mp_state().map_err(failed("saving the run state of a vCPU"))?;
@@ -165,7 +165,7 @@ impl VcpuState {
         register(LAPIC_TIMER_INITIAL) || self.msr(TSC_DEADLINE).is_some_and(|deadline| deadline != 0)
     }
 
-    /// The counter goes on from where it stood, or jumps: `host_tsc_gap` is what the host's gained meanwhile without it.
+    /// The counter goes on from where it stopped, or jumps: `host_tsc_gap` is what the host's gained meanwhile without it.
     fn restore_tsc(
         &self,
         vcpu: &VcpuFd,
@@ -176,11 +176,11 @@ impl VcpuState {
         if shape.moves_tsc { tsc.set(vcpu, self.tsc_offset.wrapping_sub(host_tsc_gap)) } else { Ok(()) }
     }
 
-    /// Tells the guest's watchdogs that it stood still.
+    /// Notifies the guest's watchdogs that it was paused.
     fn tell_that_it_stood(&self, vcpu: &VcpuFd) {
         let is_on = |index| self.msr(index).is_some_and(|at| at & 1 == 1);
         if is_on(KVM_CLOCK) || is_on(KVM_CLOCK_OLD) {
-            // Refused by guests that have just let go of the paravirtual clock.
+            // Refused by guests that have just released the paravirtual clock.
             let _ = vcpu.kvmclock_ctrl();
         }
     }
@@ -265,7 +265,7 @@ fn set_xsave(vcpu: &VcpuFd, words: &[u32], bytes: usize) -> Result<(), MachineEr
     }
     let mut area = new_xsave(bytes)?;
     let (fixed, rest) = words.split_at(XSAVE_BYTES / 4);
-    // SAFETY: the length of the flexible part, which is what must not be changed, stays as it is.
+    // SAFETY: the length of the flexible part, which must not be changed, is not.
     unsafe { area.as_mut_fam_struct() }.xsave.region.copy_from_slice(fixed);
     area.as_mut_slice().copy_from_slice(rest);
     // SAFETY: the area is as long as KVM said that it reads (KVM_CAP_XSAVE2).

@@ -19,7 +19,7 @@ use crate::kvm::gate::{Gate, Next};
 /// Pulls a thread out of the guest; its handler does nothing.
 const KICK: Signal = Signal::SIGUSR1;
 
-/// Most accesses of one instruction: KVM looks after this many of a string instruction whether to go on.
+/// Most accesses of one instruction: KVM checks after this many of a string instruction whether to go on.
 const ACCESSES_MAX: usize = 1024;
 
 /// Looks at a lock before its holder is waited for by the system: about as long as reading a state takes.
@@ -32,13 +32,13 @@ pub(crate) struct Vcpu {
 }
 
 struct Shared {
-    /// Held by the thread while it is in the guest or reads its state, by whoever restores while it does not.
+    /// Held by the thread while it is in the guest or reads its state, by the restoring thread while it does not.
     core: Mutex<Core>,
     /// The flag in the page that this vCPU shares with KVM.
     immediate_exit: Flag,
 }
 
-/// A byte that KVM looks at when the guest is entered.
+/// A byte that KVM reads when the guest is entered.
 struct Flag(NonNull<AtomicU8>);
 
 // SAFETY: all access is atomic, and the byte lives as long as the `VcpuFd` beside it.
@@ -48,7 +48,7 @@ unsafe impl Sync for Flag {}
 
 impl Flag {
     fn set(&self, value: u8) {
-        // SAFETY: the byte lies in the mapping of the `VcpuFd` that `Shared` owns; nobody else makes a reference to it
+        // SAFETY: the byte is in the mapping of the `VcpuFd` that `Shared` owns; nobody else makes a reference to it
         // while threads run, and KVM reads it like an atomic.
         unsafe { self.0.as_ref() }.store(value, Ordering::SeqCst);
     }
@@ -95,7 +95,7 @@ impl Vcpu {
         self.shared.lock()
     }
 
-    /// Whether its state is known, as it is a while after it was stopped.
+    /// Whether its state is known, which it is some time after it was stopped.
     pub(crate) fn is_known(&self) -> bool {
         self.core().is_known()
     }
@@ -135,15 +135,15 @@ impl Shared {
             let mut core = self.lock();
             match (next, &confined) {
                 (Next::End, _) => break,
-                (Next::Look, Err(_)) => gate.looked(),
+                (Next::SaveState, Err(_)) => gate.state_saved(),
                 (Next::Run, Err(error)) => {
                     gate.give_up(format!("a vCPU's thread cannot be confined: {error}"));
                     gate.leave();
                 }
-                (Next::Look, Ok(())) => {
+                (Next::SaveState, Ok(())) => {
                     self.immediate_exit.set(1);
                     core.settle_and_look();
-                    gate.looked();
+                    gate.state_saved();
                 }
                 (Next::Run, Ok(())) => {
                     core.forget();

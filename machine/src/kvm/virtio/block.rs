@@ -10,9 +10,9 @@ use virtio_bindings::virtio_blk::{
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
-use super::broken::Broken;
 use super::chain::{Chain, Cursor};
 use super::device::VirtioDevice;
+use super::protocol_violation::ProtocolViolation;
 use super::queues::Queues;
 use crate::kvm::disk::{Overlay, SharedOverlay};
 use crate::kvm::state::{decode, encode};
@@ -27,7 +27,7 @@ const REQUEST_BYTES_MAX: usize = SEG_MAX as usize * SIZE_MAX as usize;
 const DISCARD_SECTORS_MAX: u32 = (16 << 20) >> 9;
 /// Ranges in a request.
 const RANGES_MAX: u32 = 4;
-/// Sectors in a block of ours, as a power of two.
+/// Sectors in a block ([`retrovisor_guest::BLOCK_SIZE`]), as a power of two.
 const SECTORS_A_BLOCK: u8 = 3;
 const HEADER_BYTES: usize = 16;
 const RANGE_BYTES: usize = 16;
@@ -55,15 +55,15 @@ struct Shape {
 enum Failure {
     /// The disk could not.
     Disk,
-    /// The device does not know this.
+    /// The device does not support this.
     Unsupported,
     /// The driver must not do this.
-    Broken(Broken),
+    Violation(ProtocolViolation),
 }
 
-impl From<Broken> for Failure {
-    fn from(broken: Broken) -> Self {
-        Self::Broken(broken)
+impl From<ProtocolViolation> for Failure {
+    fn from(violation: ProtocolViolation) -> Self {
+        Self::Violation(violation)
     }
 }
 
@@ -90,7 +90,7 @@ impl Block {
         let mut reader = chain.reader();
         let mut header = [0; HEADER_BYTES];
         if reader.read(memory, &mut header)? != HEADER_BYTES {
-            return Err(Broken("a block request without a header").into());
+            return Err(ProtocolViolation("a block request without a header").into());
         }
         let kind = u32::from_le_bytes(header[..4].try_into().unwrap_or_default());
         let sector = u64::from_le_bytes(header[8..].try_into().unwrap_or_default());
@@ -213,16 +213,16 @@ impl VirtioDevice for Block {
         data.iter_mut().zip(rest.unwrap_or_default()).for_each(|(into, byte)| *into = *byte);
     }
 
-    fn notify(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<(), Broken> {
+    fn notify(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<(), ProtocolViolation> {
         while let Some(chain) = queues.pop(queue)? {
             let Some(room) = chain.writer().left().checked_sub(1) else {
-                return Err(Broken("a block request without a place for its status"));
+                return Err(ProtocolViolation("a block request without a place for its status"));
             };
             let (status, written) = match self.serve(&chain, queues) {
                 Ok(written) => (VIRTIO_BLK_S_OK, written),
                 Err(Failure::Disk) => (VIRTIO_BLK_S_IOERR, 0),
                 Err(Failure::Unsupported) => (VIRTIO_BLK_S_UNSUPP, 0),
-                Err(Failure::Broken(broken)) => return Err(broken),
+                Err(Failure::Violation(violation)) => return Err(violation),
             };
             #[expect(clippy::cast_possible_truncation, reason = "a status is a byte")]
             chain.writer().rest_after(room).write(queues.memory(), &[status as u8])?;
@@ -268,7 +268,7 @@ fn config_space(size_bytes: u64) -> Vec<u8> {
     put(8, &SIZE_MAX.to_le_bytes());
     put(12, &SEG_MAX.to_le_bytes());
     put(20, &512_u32.to_le_bytes());
-    // Topology: a physical block is one of ours, aligned from the start on, and so is the least efficient size.
+    // Topology: a physical block is one of the store's, aligned from the start on, and so is the least efficient size.
     put(24, &[SECTORS_A_BLOCK, 0]);
     put(26, &(1_u16 << SECTORS_A_BLOCK).to_le_bytes());
     // Discard: most sectors, most ranges, alignment; then writing zeros: most sectors, most ranges, may unmap.

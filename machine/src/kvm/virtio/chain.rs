@@ -3,7 +3,7 @@ use std::ops::Deref;
 use virtio_queue::DescriptorChain;
 use vm_memory::{Address as _, Bytes as _, GuestAddress, GuestMemory, Permissions};
 
-use super::broken::Broken;
+use super::protocol_violation::ProtocolViolation;
 
 /// Most buffers in a chain: twice what stock drivers use.
 const BUFFERS_MAX: usize = 1024;
@@ -25,7 +25,7 @@ struct Buffer {
 
 impl Chain {
     /// Walks a chain once: what the guest changes in it from now on has no effect.
-    pub(super) fn collect<M>(chain: DescriptorChain<M>) -> Result<Self, Broken>
+    pub(super) fn collect<M>(chain: DescriptorChain<M>) -> Result<Self, ProtocolViolation>
     where
         M: Deref<Target: GuestMemory + Sized> + Clone,
     {
@@ -38,7 +38,7 @@ impl Chain {
         };
         for (count, descriptor) in chain.enumerate() {
             if count >= BUFFERS_MAX {
-                return Err(Broken("a chain of too many buffers"));
+                return Err(ProtocolViolation("a chain of too many buffers"));
             }
             let buffer = Buffer { gpa: descriptor.addr(), bytes: descriptor.len() as usize };
             let writable = descriptor.is_write_only();
@@ -46,20 +46,20 @@ impl Chain {
             if buffer.gpa.checked_add(buffer.bytes as u64).is_none()
                 || !memory.check_range(buffer.gpa, buffer.bytes, access)
             {
-                return Err(Broken("a buffer that is not memory"));
+                return Err(ProtocolViolation("a buffer that is not memory"));
             }
             if writable {
                 collected.writable.push(buffer);
             } else if collected.writable.is_empty() {
                 collected.readable.push(buffer);
             } else {
-                return Err(Broken("a buffer to be read after one to be written"));
+                return Err(ProtocolViolation("a buffer to be read after one to be written"));
             }
         }
         Ok(collected)
     }
 
-    /// What the driver knows the request by.
+    /// The number by which the driver recognises the request.
     pub(super) fn head(&self) -> u16 {
         self.head
     }
@@ -95,22 +95,30 @@ impl<'a> Cursor<'a> {
     }
 
     /// Reads as much as there is; how many bytes that was.
-    pub(crate) fn read(&mut self, memory: &impl GuestMemory, mut into: &mut [u8]) -> Result<usize, Broken> {
+    pub(crate) fn read(
+        &mut self,
+        memory: &impl GuestMemory,
+        mut into: &mut [u8],
+    ) -> Result<usize, ProtocolViolation> {
         let wanted = into.len();
         while let Some((gpa, bytes)) = self.piece(into.len()) {
             let (now, later) = into.split_at_mut(bytes);
-            memory.read_slice(now, gpa).map_err(|_| Broken("a buffer cannot be read"))?;
+            memory.read_slice(now, gpa).map_err(|_| ProtocolViolation("a buffer cannot be read"))?;
             into = later;
         }
         Ok(wanted - into.len())
     }
 
     /// Writes as much as there is room for; how many bytes that was.
-    pub(crate) fn write(&mut self, memory: &impl GuestMemory, mut from: &[u8]) -> Result<usize, Broken> {
+    pub(crate) fn write(
+        &mut self,
+        memory: &impl GuestMemory,
+        mut from: &[u8],
+    ) -> Result<usize, ProtocolViolation> {
         let wanted = from.len();
         while let Some((gpa, bytes)) = self.piece(from.len()) {
             let (now, later) = from.split_at(bytes);
-            memory.write_slice(now, gpa).map_err(|_| Broken("a buffer cannot be written"))?;
+            memory.write_slice(now, gpa).map_err(|_| ProtocolViolation("a buffer cannot be written"))?;
             from = later;
         }
         Ok(wanted - from.len())
@@ -123,7 +131,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Splits off what lies past `bytes`: this one ends there.
+    /// Splits off what is past `bytes`: this one ends there.
     pub(crate) fn rest_after(&self, bytes: usize) -> Cursor<'a> {
         let mut rest = *self;
         rest.skip(bytes);

@@ -2,8 +2,8 @@ use std::io::Write as _;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 
-use super::broken::Broken;
 use super::device::VirtioDevice;
+use super::protocol_violation::ProtocolViolation;
 use super::queues::Queues;
 use crate::kvm::console::output::ConsoleOutput;
 use crate::kvm::console::pending::Pending;
@@ -24,7 +24,7 @@ impl Console {
         Self { output, input }
     }
 
-    fn transmit(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<(), Broken> {
+    fn transmit(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<(), ProtocolViolation> {
         let mut bytes = [0; PIECE_BYTES];
         while let Some(chain) = queues.pop(queue)? {
             let mut reader = chain.reader();
@@ -58,14 +58,14 @@ impl VirtioDevice for Console {
         &QUEUE_SIZES
     }
 
-    fn notify(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<(), Broken> {
+    fn notify(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<(), ProtocolViolation> {
         match queue {
             RECEIVE => self.take_input(queues),
             _ => self.transmit(queue, queues),
         }
     }
 
-    fn take_input(&mut self, queues: &mut Queues<'_>) -> Result<(), Broken> {
+    fn take_input(&mut self, queues: &mut Queues<'_>) -> Result<(), ProtocolViolation> {
         while self.input.len() > 0 {
             let Some(chain) = queues.pop(RECEIVE)? else { return Ok(()) };
             let mut writer = chain.writer();

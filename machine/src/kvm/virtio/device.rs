@@ -1,11 +1,11 @@
 use retrovisor_guest::MachineError;
 
-use super::broken::Broken;
+use super::protocol_violation::ProtocolViolation;
 use super::queues::Queues;
 
 /// A virtio device, without its transport.
 ///
-/// Whatever is in its queues is lawful here: a device answers, or says [`Broken`], and never panics.
+/// Whatever is in its queues is lawful here: a device answers, or returns [`ProtocolViolation`], and never panics.
 pub(crate) trait VirtioDevice: Send {
     /// The kind of device, as virtio numbers it.
     fn kind(&self) -> u32;
@@ -33,11 +33,11 @@ pub(crate) trait VirtioDevice: Send {
 
     /// The driver put something into a queue. Takes chains as long as [`Queues::pop`] gives some: what is left over is
     /// asked for again, after a pause maybe.
-    fn notify(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<(), Broken>;
+    fn notify(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<(), ProtocolViolation>;
 
     /// Takes what came from outside and waits for it, as much as the driver has made room for. The machine runs, and the
     /// driver is ready.
-    fn take_input(&mut self, queues: &mut Queues<'_>) -> Result<(), Broken> {
+    fn take_input(&mut self, queues: &mut Queues<'_>) -> Result<(), ProtocolViolation> {
         let _ = queues;
         Ok(())
     }

@@ -47,9 +47,9 @@ impl Bitmap for DirtyLog {
         let Some(last) = bytes.checked_sub(1).and_then(|more| offset.checked_add(more)) else { return };
         for page in offset >> PAGE_SHIFT..self.count.min((last >> PAGE_SHIFT) + 1) {
             let Some(word) = self.pages.get(page / 64) else { return };
-            // Always, also when the bit is set: this orders the write before whoever takes the bit.
+            // Always, also when the bit is set: this orders the write before the bit is taken.
             word.fetch_or(1 << (page % 64), Ordering::SeqCst);
-            // After the page's: who sees this one finds the other.
+            // After the page's: a reader that sees this one finds the other.
             if let Some(word) = self.words.get(page / 64 / 64) {
                 word.fetch_or(1 << (page / 64 % 64), Ordering::SeqCst);
             }
@@ -147,6 +147,6 @@ mod tests {
                 }
             }
         });
-        assert!(seen.iter().all(|round| *round == 200), "a page's last write was not told");
+        assert!(seen.iter().all(|round| *round == 200), "a page's last write was not reported");
     }
 }

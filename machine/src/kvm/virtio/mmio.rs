@@ -17,9 +17,9 @@ use virtio_bindings::virtio_mmio::{
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 use virtio_queue::{Queue, QueueT};
 
-use super::broken::Broken;
 use super::device::VirtioDevice;
 use super::memory::DeviceMemory;
+use super::protocol_violation::ProtocolViolation;
 use super::queues::Queues;
 use super::saved::{Registers, Saved};
 use crate::kvm::device::{Device, Outcome, Place};
@@ -42,7 +42,7 @@ pub(crate) struct Mmio<D> {
     device: D,
     first: Gpa,
     line: Box<dyn InterruptLine>,
-    /// How the line stands, which KVM does not tell.
+    /// The level of the line, which KVM does not report.
     raised: bool,
     memory: DeviceMemory,
     queues: Vec<Queue>,
@@ -68,7 +68,7 @@ impl<D: VirtioDevice> Mmio<D> {
     /// Work on the device that no driver asked for: something arrived. `None` without a driver that is ready.
     pub(crate) fn work<R>(
         &mut self,
-        work: impl FnOnce(&mut D, &mut Queues<'_>) -> Result<R, Broken>,
+        work: impl FnOnce(&mut D, &mut Queues<'_>) -> Result<R, ProtocolViolation>,
     ) -> Option<R> {
         if !self.is_running() {
             return None;
@@ -79,10 +79,10 @@ impl<D: VirtioDevice> Mmio<D> {
         if interrupt {
             self.interrupt(VIRTIO_MMIO_INT_VRING);
         }
-        done.map_err(|broken| self.break_down(broken)).ok()
+        done.map_err(|violation| self.fail(violation)).ok()
     }
 
-    /// Changes the device's configuration, and tells the driver.
+    /// Changes the device's configuration, and notifies the driver.
     pub(crate) fn reconfigure(&mut self, change: impl FnOnce(&mut D)) {
         change(&mut self.device);
         self.registers.config_generation = self.registers.config_generation.wrapping_add(1);
@@ -118,7 +118,7 @@ impl<D: VirtioDevice> Mmio<D> {
         }
     }
 
-    fn break_down(&mut self, Broken(why): Broken) {
+    fn fail(&mut self, ProtocolViolation(why): ProtocolViolation) {
         tracing::debug!(device = self.device.format(), why, "a driver did what is forbidden");
         self.registers.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
         self.registers.behind = 0;
@@ -217,7 +217,7 @@ impl<D: VirtioDevice> Mmio<D> {
         self.registers.status = status;
     }
 
-    /// A queue in use stays as it is.
+    /// A queue in use does not change.
     fn set_up_queue(&mut self, offset: u32, value: u32) {
         let ready_to = self.has(VIRTIO_CONFIG_S_FEATURES_OK);
         let memory = self.memory.map();

@@ -14,7 +14,7 @@ use crate::kvm::disk::{DiskConfig, Overlay};
 use crate::kvm::interrupt::InterruptLine;
 use crate::ram::Ram;
 
-/// A virtio device with memory of its own, and neither KVM nor vCPU: whoever holds it is the driver.
+/// A virtio device with memory of its own, and neither KVM nor vCPU: its owner acts as the driver.
 ///
 /// For tests of devices and for fuzzing them. Offsets are those of virtio-mmio's registers.
 pub struct VirtioModel {

@@ -8,8 +8,8 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU, VIRTIO_NET_F_STATUS, VIRTIO_NET_S_LINK_UP, virtio_net_hdr_v1,
 };
 
-use super::broken::Broken;
 use super::device::VirtioDevice;
+use super::protocol_violation::ProtocolViolation;
 use super::queues::Queues;
 use crate::kvm::net::link::{Link, Received};
 use crate::kvm::net::status::NetStatus;
@@ -20,7 +20,7 @@ use retrovisor_guest::MacAddress;
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 const QUEUE_SIZES: [u16; 2] = [256, 256];
-/// What stands before each frame in a queue: of it, without offloads, only the number of buffers is used.
+/// What precedes each frame in a queue: of it, without offloads, only the number of buffers is used.
 const PREFIX_BYTES: usize = size_of::<virtio_net_hdr_v1>();
 /// Frames that are received in one go: a pause waits for one go.
 const GO_FRAMES: usize = 24;
@@ -31,11 +31,11 @@ pub(crate) struct Net {
     mac: MacAddress,
     /// What it is plugged into. None: nothing.
     link: Option<Arc<Link>>,
-    /// What the guest is told of that.
+    /// What the guest sees of that.
     up: bool,
-    /// The guest has read another address: its link is to go down and up, so that it looks again.
+    /// The guest has read another address: its link is to go down and up, so that it reads it again.
     bounce: bool,
-    /// Wakes whoever receives: there may be buffers again.
+    /// Wakes the receiving thread: there may be buffers again.
     wake: Arc<OwnedFd>,
 }
 
@@ -46,7 +46,7 @@ pub(crate) enum Progress {
     Going,
     /// No frame waits.
     Idle,
-    /// The driver has given no buffer: whoever receives is woken when it does.
+    /// The driver has given no buffer: the receiving thread is woken when it does.
     Full,
     /// The other side is gone.
     Closed,
@@ -54,7 +54,7 @@ pub(crate) enum Progress {
 
 #[derive(Serialize, Deserialize)]
 struct Saved {
-    /// The address that the driver was told.
+    /// The address that the driver has read.
     mac: MacAddress,
     up: bool,
 }
@@ -67,7 +67,7 @@ impl Net {
     }
 
     /// Hands frames to the driver, as long as there are frames and buffers.
-    pub(crate) fn receive(&mut self, queues: &mut Queues<'_>) -> Result<Progress, Broken> {
+    pub(crate) fn receive(&mut self, queues: &mut Queues<'_>) -> Result<Progress, ProtocolViolation> {
         let Some(link) = &self.link else { return Ok(Progress::Idle) };
         let mut bytes = [0; FRAME_BYTES_MAX];
         for _ in 0..GO_FRAMES {
@@ -103,7 +103,7 @@ impl Net {
     }
 
     /// Loses what waits to be received: there is no driver.
-    pub(crate) fn lose(&self) -> Progress {
+    pub(crate) fn mark_lost(&self) -> Progress {
         match self.link.as_ref().map(|link| link.drain()) {
             Some(Received::Closed) => Progress::Closed,
             _ => Progress::Idle,
@@ -115,18 +115,18 @@ impl Net {
         self.link = link;
     }
 
-    /// What the guest should be told of the link, if it has been told otherwise.
-    pub(crate) fn news(&self) -> Option<bool> {
+    /// Whether the link is up, if the guest has seen otherwise.
+    pub(crate) fn link_change(&self) -> Option<bool> {
         let up = self.link.is_some() && !self.bounce;
         (up != self.up).then_some(up)
     }
 
-    /// The guest is told.
+    /// The guest is notified.
     pub(crate) fn set_up(&mut self, up: bool) {
         self.up = up;
     }
 
-    /// Its address, and whether the guest is told that the link is up.
+    /// Its address, and whether the guest sees its link up.
     pub(crate) fn status(&self) -> NetStatus {
         NetStatus { mac: self.mac, up: self.up }
     }
@@ -141,7 +141,7 @@ impl Net {
         self.bounce = false;
     }
 
-    fn transmit(&self, queues: &mut Queues<'_>) -> Result<(), Broken> {
+    fn transmit(&self, queues: &mut Queues<'_>) -> Result<(), ProtocolViolation> {
         let mut bytes = [0; FRAME_BYTES_MAX];
         while let Some(chain) = queues.pop(TRANSMIT)? {
             let mut reader = chain.reader();
@@ -195,7 +195,7 @@ impl VirtioDevice for Net {
         }
     }
 
-    fn notify(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<(), Broken> {
+    fn notify(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<(), ProtocolViolation> {
         if queue == TRANSMIT {
             return self.transmit(queues);
         }
@@ -216,7 +216,7 @@ impl VirtioDevice for Net {
         self.up = saved.up;
         self.bounce = saved.mac != self.mac;
         // What was on its way belongs to a time that has not been.
-        self.lose();
+        self.mark_lost();
         self.wake();
         Ok(())
     }
@@ -237,12 +237,12 @@ mod tests {
     fn a_state_of_another_address_takes_the_link_down_and_up() {
         let (was, mut is) = (net("02:00:00:00:00:01"), net("02:00:00:00:00:02"));
         is.restore(&is.save().unwrap()).unwrap();
-        assert_eq!(is.news(), None, "its own state is no news");
+        assert_eq!(is.link_change(), None, "its own state is no news");
         is.restore(&was.save().unwrap()).unwrap();
-        assert_eq!((is.is_bouncing(), is.news()), (true, Some(false)));
+        assert_eq!((is.is_bouncing(), is.link_change()), (true, Some(false)));
         is.set_up(false);
         is.end_bounce();
-        assert_eq!(is.news(), Some(true));
+        assert_eq!(is.link_change(), Some(true));
         let mut config = [0; 8];
         is.read_config(0, &mut config);
         assert_eq!(config, [2, 0, 0, 0, 0, 2, 0, 0]);

@@ -4,10 +4,10 @@ use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT as _, QueueT as _};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemoryMmap};
 
-use super::broken::Broken;
 use super::chain::Chain;
 use super::dirty::DirtyLog;
 use super::memory::DeviceMemory;
+use super::protocol_violation::ProtocolViolation;
 
 /// Chains that are given out in one go, and bytes: a pause may wait for one go.
 const CHAINS_MAX: usize = 32;
@@ -20,7 +20,7 @@ pub(crate) struct Queues<'a> {
     chains: usize,
     bytes: usize,
     behind: bool,
-    /// Queues whose driver is to be told, a bit each.
+    /// Queues whose driver is to be notified, a bit each.
     used: u64,
 }
 
@@ -35,11 +35,12 @@ impl<'a> Queues<'a> {
     }
 
     /// The next request in a queue. `None`: there is none, or the device has done enough for now.
-    pub(crate) fn pop(&mut self, queue: usize) -> Result<Option<Chain>, Broken> {
+    pub(crate) fn pop(&mut self, queue: usize) -> Result<Option<Chain>, ProtocolViolation> {
         let Some(queue) = self.rings.get_mut(queue).filter(|queue| queue.ready()) else { return Ok(None) };
         let enough = self.chains >= CHAINS_MAX || self.bytes >= BYTES_MAX;
         let memory = self.memory.map();
-        let mut available = queue.iter(memory).map_err(|_| Broken("an available ring that cannot be"))?;
+        let mut available =
+            queue.iter(memory).map_err(|_| ProtocolViolation("an available ring that cannot be"))?;
         let Some(chain) = available.next() else { return Ok(None) };
         if enough {
             available.go_to_previous_position();
@@ -65,11 +66,16 @@ impl<'a> Queues<'a> {
     }
 
     /// Answers a request; `written` bytes of its buffers were written.
-    pub(crate) fn push(&mut self, queue: usize, chain: &Chain, written: usize) -> Result<(), Broken> {
+    pub(crate) fn push(
+        &mut self,
+        queue: usize,
+        chain: &Chain,
+        written: usize,
+    ) -> Result<(), ProtocolViolation> {
         let Some(ring) = self.rings.get_mut(queue) else { return Ok(()) };
         let written = u32::try_from(written).unwrap_or(u32::MAX);
         ring.add_used(self.memory.map(), chain.head(), written)
-            .map_err(|_| Broken("a request with a number that the queue does not have"))?;
+            .map_err(|_| ProtocolViolation("a request with a number that the queue does not have"))?;
         self.used |= 1 << queue;
         Ok(())
     }
@@ -79,9 +85,9 @@ impl<'a> Queues<'a> {
         self.behind
     }
 
-    /// Whether the driver wants to be told of what was used.
+    /// Whether the driver wants to be notified of what was used.
     pub(super) fn wants_interrupt(&self) -> bool {
-        // The driver clears its flag and then looks for used buffers: look at the flag only after they are there.
+        // The driver clears its flag and then checks for used buffers: read the flag only after they are there.
         fence(Ordering::SeqCst);
         let mut used = self.rings.iter().enumerate().filter(|(at, _)| self.used >> at & 1 == 1);
         used.any(|(_, queue)| {

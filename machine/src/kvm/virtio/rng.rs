@@ -1,13 +1,13 @@
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
-use super::broken::Broken;
 use super::device::VirtioDevice;
+use super::protocol_violation::ProtocolViolation;
 use super::queues::Queues;
 
 /// Bytes that one request gets at most; drivers ask again.
 const BYTES_MAX: usize = 4096;
 
-/// The host's random numbers for the guest. It has no state: a guest that was taken back gets other numbers than before.
+/// The host's random numbers for the guest. It has no state: after a rollback a guest gets other numbers than before.
 pub(crate) struct Rng;
 
 impl VirtioDevice for Rng {
@@ -23,7 +23,7 @@ impl VirtioDevice for Rng {
         &[64]
     }
 
-    fn notify(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<(), Broken> {
+    fn notify(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<(), ProtocolViolation> {
         let mut bytes = [0; BYTES_MAX];
         while let Some(chain) = queues.pop(queue)? {
             let mut writer = chain.writer();

@@ -49,7 +49,7 @@ impl<'a> VirtioSlots<'a> {
         let window = Window { first: Gpa(FIRST + WINDOW_BYTES * number as u64), line };
         if self.memory.map().address_in_range(GuestAddress(window.first.0)) {
             return Err(MachineError::Config {
-                what: format!("memory lies at {}, where devices answer", window.first),
+                what: format!("memory is at {}, where devices answer", window.first),
                 help: "Leave the last gibibyte below 4 GiB free (`kvm::memory_layout`)".into(),
             });
         }

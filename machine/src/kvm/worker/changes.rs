@@ -9,7 +9,7 @@ use super::message::{Answer, Request, Run};
 #[expect(clippy::cast_possible_truncation, reason = "a small constant")]
 const RUN_BYTES_MAX: usize = RUN_BLOCKS_MAX as usize * BLOCK_SIZE;
 
-/// Changed blocks, told by the worker run by run.
+/// Changed blocks, answered by the worker run by run.
 pub(super) struct RemoteChanges {
     link: Arc<Mutex<Link>>,
     id: u64,
@@ -51,12 +51,12 @@ impl DiskChanges for RemoteChanges {
 impl Drop for RemoteChanges {
     fn drop(&mut self) {
         let mut link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
-        // A worker that was lost needs not be told.
+        // A worker that was lost cannot answer.
         let _ = link.ask("ending", &Request::EndChanges { id: self.id }, &[], 0, |_, _| Some(()));
     }
 }
 
-/// Whether a run lies on the disk, after the one before, with as many bytes as it must have.
+/// Whether a run is on the disk, after the one before, with as many bytes as it must have.
 fn checked(run: &BlockRun, next: u64, blocks: u64, bytes: usize) -> bool {
     let end = run.first.checked_add(run.count).filter(|end| *end <= blocks);
     let expected = match run.content {

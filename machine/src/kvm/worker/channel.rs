@@ -35,7 +35,7 @@ pub(super) struct Channel {
 pub(super) struct Received<T> {
     pub(super) head: T,
     pub(super) fds: Vec<OwnedFd>,
-    /// Where in the channel's buffer the body lies.
+    /// The range of the body in the channel's buffer.
     pub(super) body: Range<usize>,
 }
 
@@ -107,11 +107,11 @@ impl Channel {
         };
         let (head, body) = (number(0, &self.buffer), number(4, &self.buffer));
         if head > HEAD_BYTES_MAX || body > body_bytes_max {
-            return Err(invalid(&format!("a message says it has {head} + {body} bytes")));
+            return Err(invalid(&format!("a message announces {head} + {body} bytes")));
         }
         let total = PREFIX_BYTES + head + body;
         if have > total {
-            return Err(invalid("a message came with more than it said"));
+            return Err(invalid("a message came with more than it announced"));
         }
         if self.buffer.len() < total {
             self.buffer.resize(total, 0);

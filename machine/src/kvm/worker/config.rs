@@ -7,7 +7,7 @@ use crate::kvm::config::KvmConfig;
 /// Which machine to start in a worker process, and how.
 #[derive(Clone, Debug)]
 pub struct RemoteConfig {
-    /// The machine. Its memory begins fresh, whatever this says.
+    /// The machine. Its memory begins fresh, whatever is given here.
     pub machine: KvmConfig,
     /// The program that becomes the worker: it calls [`super::worker_process`] first thing.
     pub program: PathBuf,
@@ -17,7 +17,7 @@ pub struct RemoteConfig {
     pub runtime_dir: PathBuf,
     /// Whether it does not boot, but waits to be given memory and [`retrovisor_guest::Machine::apply_state`].
     pub awaits_state: bool,
-    /// Whether the worker lives on when this process ends or lets go of the machine.
+    /// Whether the worker goes on when this process ends or drops the machine.
     pub detached: bool,
     /// What the worker is left with.
     pub limits: Limits,

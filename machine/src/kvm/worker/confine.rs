@@ -1,7 +1,7 @@
 //! Taking from the worker process what the machine does not need, from the process down to its threads.
 //!
 //! In two steps. [`early`] makes the process a world of its own while it has one thread and has opened nothing.
-//! [`late`] comes when all files are open and no vCPU has run, and shuts the door.
+//! [`late`] comes when all files are open and no vCPU has run, and closes what is still open.
 //!
 //! A host may not permit every part of it (a container, a kernel without user namespaces): what could not be done is
 //! told, and the rest is done.
@@ -125,7 +125,7 @@ fn unshare(flags: UnshareFlags) -> io::Result<()> {
     unsafe { rustix::thread::unshare_unsafe(flags) }.map_err(Into::into)
 }
 
-/// A user namespace in which we are who we were.
+/// A user namespace in which this process keeps its user number.
 fn user_namespace() -> io::Result<()> {
     let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     unshare(UnshareFlags::NEWUSER)?;

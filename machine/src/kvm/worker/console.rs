@@ -16,7 +16,7 @@ use crate::kvm::console::output::ConsoleOutput;
 
 /// Consoles that may be open at a time.
 const OPEN_MAX: usize = 4;
-/// A console that nothing is said on is looked after this often, whether somebody still listens.
+/// How often a silent console checks whether its client is still connected.
 const LOOK: Duration = Duration::from_millis(500);
 /// A guest that does not read what is typed is tried again after this time.
 const FULL: Duration = Duration::from_millis(10);
@@ -26,12 +26,12 @@ const FULL: Duration = Duration::from_millis(10);
 pub(super) struct Ends {
     pub(super) output: ConsoleOutput,
     pub(super) input: ConsoleInput,
-    /// Whether who connects is shown first what was said before. Else it is a place for questions and answers: when a
+    /// Whether a client that connects first gets what was written before. Else it is a place for questions and answers: when a
     /// connection ends, what it typed and the guest has not read is forgotten.
     pub(super) from_the_first: bool,
 }
 
-/// Writes what the guest says into the log, on a thread of its own, which ends with the process.
+/// Writes what the guest writes into the log, on a thread of its own, which ends with the process.
 pub(super) fn keep(log: ConsoleLog, output: ConsoleOutput) -> Result<(), MachineError> {
     start("console-log", move || write(log, &output))
 }
@@ -71,7 +71,7 @@ fn write(mut log: ConsoleLog, output: &ConsoleOutput) {
         }
         let (bytes, next) = output.since(offset);
         if let Err(error) = log.append(&bytes) {
-            tracing::warn!(%error, "what the guest says is not kept in the file any more");
+            tracing::warn!(%error, "the console is not logged any more");
             return;
         }
         offset = next;
@@ -95,7 +95,7 @@ fn connect(stream: UnixStream, ends: &Ends, open: &Arc<AtomicUsize>) -> Result<(
     let open = Arc::clone(open);
     open.fetch_add(1, Ordering::SeqCst);
     start("console-output", move || {
-        // Somebody who went away is no error.
+        // A client that disconnected is no error.
         let _ = show(stream, &output, offset);
         open.fetch_sub(1, Ordering::SeqCst);
     })

@@ -64,7 +64,7 @@ impl Failure {
     }
 }
 
-/// A worker's words, fit to be shown.
+/// A worker's text without control characters, cut to a length that can be shown.
 pub(super) fn plain(text: &str) -> String {
     let mut end = text.len().min(TEXT_BYTES_MAX);
     while !text.is_char_boundary(end) {

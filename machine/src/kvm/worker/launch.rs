@@ -35,10 +35,10 @@ pub(super) fn memory_file(layout: &MemoryLayout) -> Result<File, MachineError> {
     Ok(file)
 }
 
-/// A file that a worker gave, if it is one that cannot become shorter under our mapping.
-pub(super) fn sealed(theirs: OwnedFd) -> Option<File> {
-    let seals = fcntl(&theirs, FcntlArg::F_GET_SEALS).ok()?;
-    SealFlag::from_bits_retain(seals).contains(SealFlag::F_SEAL_SHRINK).then(|| File::from(theirs))
+/// A file that a worker gave, if it is one that cannot become shorter under a mapping here.
+pub(super) fn sealed(received: OwnedFd) -> Option<File> {
+    let seals = fcntl(&received, FcntlArg::F_GET_SEALS).ok()?;
+    SealFlag::from_bits_retain(seals).contains(SealFlag::F_SEAL_SHRINK).then(|| File::from(received))
 }
 
 pub(super) fn log_file(path: &Path) -> Result<File, MachineError> {
@@ -85,7 +85,7 @@ pub(super) fn bound(path: &Path) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// Connects to the worker, and gets hold of its process: of the one that listens, which must have been ours.
+/// Connects to the worker and opens its process: the one that listens, which must belong to this user.
 pub(super) fn connect(runtime: &RuntimeDir) -> io::Result<(UnixStream, Process)> {
     let stream = UnixStream::connect(runtime.control())?;
     let peer = getsockopt(&stream, PeerCredentials)?;

@@ -7,7 +7,7 @@ use super::channel::Channel;
 use super::message::{Answer, Request};
 use crate::process::Process;
 
-/// A worker, spoken to.
+/// The connection to a worker.
 pub(super) struct Link {
     machine: String,
     channel: Channel,
@@ -29,15 +29,15 @@ impl Link {
         self.lost.as_deref()
     }
 
-    /// Looks whether the process is still there.
-    pub(super) fn look(&mut self) {
+    /// Checks whether the process is still there.
+    pub(super) fn check_process(&mut self) {
         if self.lost.is_none() && self.process.ended() {
-            self.lose("");
+            self.mark_lost("");
         }
     }
 
-    /// Asks, and waits for the answer, whose body has at most `body_bytes_max` bytes; gives it to `use_answer`, which says
-    /// nothing when it is not what was asked for.
+    /// Asks, and waits for the answer, whose body has at most `body_bytes_max` bytes; gives it to `use_answer`, which returns
+    /// `None` when it is not an answer to this request.
     pub(super) fn ask<T>(
         &mut self,
         doing: &'static str,
@@ -69,10 +69,10 @@ impl Link {
                     Answer::Failed(failure) => return Err(failure.of(&self.machine, doing)),
                     other => use_answer(other, self.channel.bytes(received.body)),
                 };
-                used.ok_or_else(|| self.lose(&format!("the worker answered nonsense when {doing}")))
+                used.ok_or_else(|| self.mark_lost(&format!("the worker sent an invalid answer when {doing}")))
             }
-            Ok(None) => Err(self.lose("")),
-            Err(error) => Err(self.lose(&format!("{doing}: {error}"))),
+            Ok(None) => Err(self.mark_lost("")),
+            Err(error) => Err(self.mark_lost(&format!("{doing}: {error}"))),
         }
     }
 
@@ -80,11 +80,11 @@ impl Link {
         MachineError::Gone { machine: self.machine.clone(), reason }
     }
 
-    /// Gives the worker up: nothing that it says can be relied on.
-    fn lose(&mut self, why: &str) -> MachineError {
-        // One that crashed says so by itself.
+    /// Marks the worker as lost and ends it: its answers cannot be relied on.
+    fn mark_lost(&mut self, why: &str) -> MachineError {
+        // One that crashed ends by itself.
         self.process.wait(Duration::from_millis(if why.is_empty() { 1000 } else { 100 }));
-        let mut reason = self.process.obituary();
+        let mut reason = self.process.exit_reason();
         if !self.process.ended() {
             self.process.kill();
             reason = format!("{why}; it was ended");

@@ -11,8 +11,8 @@ use crate::kvm::disk::DiskConfig;
 use crate::kvm::net::status::NetStatus;
 use retrovisor_guest::MacAddress;
 
-/// Of the messages below: both ends must speak the same.
-pub(super) const VERSION: u32 = 4;
+/// The version of the messages below: both ends must have the same.
+pub(super) const VERSION: u32 = 5;
 /// Longest body of a state in either direction: some eight vCPUs with the largest extended state, and devices.
 pub(super) const STATE_BYTES_MAX: usize = 16 << 20;
 /// A word of a bitmap: its number (4 bytes) and its 64 frames (8 bytes), little endian. Most words of a large memory are empty.
@@ -20,18 +20,17 @@ pub(super) const DIRTY_WORD_BYTES: usize = 12;
 /// Most vCPUs, sections and disks of a state.
 const PARTS_MAX: usize = 256;
 
-/// What a worker is asked. Each has one answer, before the next.
+/// A request to a worker. Each has one answer, before the next.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Request {
     /// To begin with: start this machine. Comes with the file that is its memory, its two console logs, the bound socket
     /// of its channel if it has one, and a way for frames for each of its interfaces. Answer: `Welcome`.
     Launch(Box<Launch>),
-    /// To begin with: tell what runs here. Answer: `Welcome`, with the file that is its memory.
+    /// To begin with: what runs here. Answer: `Welcome`, with the file that is its memory.
     Hello { version: u32 },
     /// Answer: `State`.
     RunState,
-    /// Answer: `Stopped`. What is wanted of a machine that stands still comes along, because a guest that waits pays for every
-    /// message.
+    /// Answer: `Stopped`. Dirty frames and the state come along, because every further message would lengthen the pause.
     Pause,
     /// Answer: `Done`.
     Resume,
@@ -115,7 +114,7 @@ impl Run {
     }
 }
 
-/// What stands in a block, or in those of a run.
+/// The content of a block, or of those of a run.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) enum BlockKind {
     Zero,
@@ -166,6 +165,8 @@ pub(super) struct Welcome {
 pub(super) enum State {
     Running,
     Paused,
+    PoweredOff,
+    Panicked,
     Gone,
 }
 
@@ -174,6 +175,8 @@ impl From<RunState> for State {
         match state {
             RunState::Running => Self::Running,
             RunState::Paused => Self::Paused,
+            RunState::PoweredOff => Self::PoweredOff,
+            RunState::Panicked => Self::Panicked,
             RunState::Gone => Self::Gone,
         }
     }
@@ -184,6 +187,8 @@ impl From<State> for RunState {
         match state {
             State::Running => Self::Running,
             State::Paused => Self::Paused,
+            State::PoweredOff => Self::PoweredOff,
+            State::Panicked => Self::Panicked,
             State::Gone => Self::Gone,
         }
     }
@@ -245,7 +250,7 @@ mod tests {
         let state = MachineState {
             vcpus: vec![VcpuRegisters { rip: 5, ..VcpuRegisters::default() }],
             sections: vec![section("a/1", b"abc"), section("b/1", b""), section("c/1", b"d")],
-            disks: vec![DiskState::as_it_is("d0")],
+            disks: vec![DiskState::unchanged("d0")],
         };
         let (head, pieces) = StateHead::split(&state).unwrap();
         let body = pieces.concat();

@@ -15,7 +15,7 @@ const BACKLOG: i32 = 8;
 /// The whole life of a worker process. Its standard input is the bound socket of its control, its standard output that
 /// of its console, its standard error the log. Call it first thing in a process, while that has one thread.
 ///
-/// The process that was started ends at once; its child is the worker, a child of nobody here.
+/// The process that was started ends at once; its child is the worker, which is no child of the starting process.
 #[must_use]
 pub fn run() -> ExitCode {
     match start() {
@@ -51,7 +51,7 @@ fn start() -> Result<(), MachineError> {
         ForkResult::Child => {}
     }
     rustix::process::setsid().map_err(|errno| failed("leaving the session")(errno.into()))?;
-    // From here on whoever connects is told that it is this process.
+    // From here on the kernel names this process to a client that connects.
     for socket in [&control, &console] {
         rustix::net::listen(socket, BACKLOG).map_err(|errno| failed("listening")(errno.into()))?;
     }

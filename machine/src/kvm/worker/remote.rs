@@ -1,13 +1,14 @@
 mod opening;
-mod stand;
+mod pause_reply;
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use retrovisor_guest::{
-    BlockContent, ClockPolicy, DiskChanges, DiskShape, DiskState, Gfn, Machine, MachineError,
-    MachineIdentity, MachineState, MemoryView, PageContent, PageSet, ProcessIdentity, RunState,
+    BlockContent, Capabilities, ClockPolicy, DiskChanges, DiskIo, DiskShape, DiskState, Gfn, Machine,
+    MachineError, MachineIdentity, MachineState, MemoryIo, MemoryView, PageContent, PageSet, ProcessIdentity,
+    RunState, StateIo,
 };
 
 use super::changes::RemoteChanges;
@@ -21,11 +22,11 @@ use crate::kvm::machine::generation_id;
 use crate::kvm::net::link::{Link, NetBackend};
 use crate::kvm::net::status::NetStatus;
 use crate::ram::Ram;
-use stand::Stand;
+use pause_reply::PauseReply;
 
 /// Blocks written with one message.
 const RUN_BLOCKS: usize = 256;
-/// Longest lists of what a worker says about its confinement.
+/// Longest lists in what a worker reports about its confinement.
 const LINES_MAX: usize = 32;
 
 /// A microVM in a worker process.
@@ -40,14 +41,14 @@ pub struct RemoteMachine {
     runtime: RuntimeDir,
     confinement: Confinement,
     detached: bool,
-    /// Whether the vCPUs stand still, as far as was asked for here.
+    /// Whether the vCPUs are stopped, as far as was asked for here.
     paused: bool,
-    /// What came along when they stopped.
-    stand: Stand,
-    /// Why the guest ended by itself, as the worker said last.
+    /// Dirty frames and the state, which came with the answer to the last pause.
+    pause_reply: PauseReply,
+    /// Why the guest ended by itself, by the last answer of the worker.
     ended: Option<String>,
-    /// Nobody has asked here yet: the whole memory counts as dirty.
-    unseen: bool,
+    /// The next answer to `take_dirty` names every frame.
+    reports_all: bool,
 }
 
 impl RemoteMachine {
@@ -57,8 +58,8 @@ impl RemoteMachine {
         self.runtime.console()
     }
 
-    /// The socket of its control channel, the guest's second console, if it has one: who connects sees what the guest says
-    /// there from then on.
+    /// The socket of its control channel, the guest's second console, if it has one: a client that connects sees what
+    /// the guest writes there from then on.
     #[must_use]
     pub fn channel(&self) -> Option<PathBuf> {
         Some(self.runtime.channel()).filter(|path| path.exists())
@@ -70,7 +71,7 @@ impl RemoteMachine {
         self.runtime.console_log()
     }
 
-    /// How confined the worker says it is.
+    /// How the worker is confined, by its own report.
     #[must_use]
     pub fn confinement(&self) -> &Confinement {
         &self.confinement
@@ -93,29 +94,30 @@ impl RemoteMachine {
         self.link().lost().map(str::to_owned).or_else(|| self.ended.clone())
     }
 
-    /// Lets the worker live on when this process ends or lets go of the machine.
+    /// From now on the worker goes on when this process ends or drops the machine.
     pub fn detach(&mut self) -> Result<(), MachineError> {
         self.ask("detaching", &Request::Detach, &[], 0, |answer, body| done(&answer, body))?;
+        self.link().process().keep();
         self.detached = true;
         Ok(())
     }
 
-    /// The identifier by which the guest knows whether it is the only one with its past.
+    /// The identifier by which a guest recognises that another guest has the same past.
     pub fn generation_id(&self) -> Result<[u8; 16], MachineError> {
         let mut id = [0; 16];
         self.ram.read(GENERATION_ID, &mut id)?;
         Ok(id)
     }
 
-    /// Gives the guest another identifier and tells it so, like [`crate::kvm::KvmMachine::set_generation_id`]: needs a paused
-    /// machine, and comes after [`Machine::apply_state`], which brings back the old one.
+    /// Gives the guest another identifier and notifies it, like [`crate::kvm::KvmMachine::set_generation_id`]: needs a paused
+    /// machine, and comes after [`StateIo::apply_state`], which brings back the old one.
     pub fn set_generation_id(&mut self, id: [u8; 16]) -> Result<(), MachineError> {
         let doing = "changing the generation identifier";
-        self.forget_stand()?;
+        self.discard_pause_reply()?;
         self.ask(doing, &Request::SetGenerationId { id }, &[], 0, |answer, body| done(&answer, body))
     }
 
-    /// How its network interfaces stand, in order.
+    /// The status of its network interfaces, in order.
     pub fn nets(&self) -> Result<Vec<NetStatus>, MachineError> {
         self.ask("asking for its networks", &Request::Nets, &[], 0, |answer, _| match answer {
             Answer::Nets(nets) if nets.len() <= LINES_MAX => Some(nets),
@@ -127,7 +129,7 @@ impl RemoteMachine {
     /// up, if it was down.
     pub fn plug(&mut self, index: usize, backend: &NetBackend) -> Result<(), MachineError> {
         let link = Link::open(backend)?.into_fd();
-        self.forget_stand()?;
+        self.discard_pause_reply()?;
         let request = Request::Plug { interface: u32::try_from(index).unwrap_or(u32::MAX) };
         let with: (&[&[u8]], _) = (&[], &[link.as_fd()][..]);
         self.link().ask_with("plugging a network in", &request, with, 0, |answer, body| done(&answer, body))
@@ -144,9 +146,9 @@ impl RemoteMachine {
         self.runtime.remove_sockets();
     }
 
-    /// What came along when the machine stopped is not so any more, or is wanted anew.
-    fn forget_stand(&mut self) -> Result<(), MachineError> {
-        match self.stand.end() {
+    /// Discards what came with the last pause: it is out of date, or is wanted anew.
+    fn discard_pause_reply(&mut self) -> Result<(), MachineError> {
+        match self.pause_reply.discard() {
             Some(unused) => self.release_state(&unused),
             None => Ok(()),
         }
@@ -180,12 +182,17 @@ impl Machine for RemoteMachine {
         &self.identity
     }
 
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { clock_jump: true, disk_blocks: true, hot_plug: false, line_writes: true }
+    }
+
     fn run_state(&mut self) -> RunState {
-        self.link().look();
-        let state = self.ask("asking how it is", &Request::RunState, &[], 0, |answer, _| match answer {
-            Answer::State { state, ended } => Some((RunState::from(state), ended)),
-            _ => None,
-        });
+        self.link().check_process();
+        let state =
+            self.ask("asking for its run state", &Request::RunState, &[], 0, |answer, _| match answer {
+                Answer::State { state, ended } => Some((RunState::from(state), ended)),
+                _ => None,
+            });
         match state {
             Ok((state, ended)) => {
                 self.ended = ended.as_deref().map(plain);
@@ -196,56 +203,43 @@ impl Machine for RemoteMachine {
     }
 
     fn pause(&mut self) -> Result<(), MachineError> {
-        self.forget_stand()?;
+        self.discard_pause_reply()?;
         let (bytes, vcpus) = (self.dirty_bytes_max(), self.identity.vcpus as usize);
-        let (link, stand) = (Arc::clone(&self.link), &mut self.stand);
+        let (link, reply) = (Arc::clone(&self.link), &mut self.pause_reply);
         let mut link = link.lock().unwrap_or_else(PoisonError::into_inner);
         link.ask("pausing", &Request::Pause, &[], bytes.saturating_add(STATE_BYTES_MAX), |answer, body| {
             let Answer::Stopped { dirty_bytes, state } = answer else { return None };
-            stand.told(dirty_bytes, state, body, vcpus)
+            reply.store(dirty_bytes, state, body, vcpus)
         })?;
         self.paused = true;
         Ok(())
     }
 
     fn resume(&mut self) -> Result<(), MachineError> {
-        self.forget_stand()?;
+        self.discard_pause_reply()?;
         self.ask("resuming", &Request::Resume, &[], 0, |answer, body| done(&answer, body))?;
         self.paused = false;
         Ok(())
     }
+}
 
+impl MemoryIo for RemoteMachine {
     fn take_dirty(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
         let bytes = self.dirty_bytes_max();
-        if !self.stand.give_dirty(into) {
+        if !self.pause_reply.take_dirty(into) {
             self.ask("looking for dirty pages", &Request::TakeDirty, &[], bytes, |answer, body| {
                 if matches!(answer, Answer::Done) { insert(into, body) } else { None }
             })?;
         }
-        if self.unseen {
+        if self.reports_all {
             into.union(&PageSet::full(&self.identity.layout));
-            self.unseen = false;
+            self.reports_all = false;
         }
         Ok(())
     }
 
     fn memory(&self) -> &dyn MemoryView {
         &self.ram
-    }
-
-    fn capture_state(&mut self) -> Result<MachineState, MachineError> {
-        if let Some(state) = self.stand.take_state() {
-            return Ok(state);
-        }
-        let vcpus = self.identity.vcpus as usize;
-        self.ask("capturing the state", &Request::Capture, &[], STATE_BYTES_MAX, |answer, body| {
-            let Answer::Captured(head) = answer else { return None };
-            head.join(body).filter(|state| state.vcpus.len() == vcpus)
-        })
-    }
-
-    fn sync_state(&mut self, _state: &MachineState) -> Result<(), MachineError> {
-        Ok(())
     }
 
     fn write_page(&mut self, gfn: Gfn, content: PageContent<'_>) -> Result<(), MachineError> {
@@ -261,10 +255,27 @@ impl Machine for RemoteMachine {
         }
         Ok(self.ram.write_lines(gfn, content, lines)?)
     }
+}
+
+impl StateIo for RemoteMachine {
+    fn capture_state(&mut self) -> Result<MachineState, MachineError> {
+        if let Some(state) = self.pause_reply.take_state() {
+            return Ok(state);
+        }
+        let vcpus = self.identity.vcpus as usize;
+        self.ask("capturing the state", &Request::Capture, &[], STATE_BYTES_MAX, |answer, body| {
+            let Answer::Captured(head) = answer else { return None };
+            head.join(body).filter(|state| state.vcpus.len() == vcpus)
+        })
+    }
+
+    fn sync_state(&mut self, _state: &MachineState) -> Result<(), MachineError> {
+        Ok(())
+    }
 
     fn apply_state(&mut self, state: &MachineState, clock: ClockPolicy) -> Result<(), MachineError> {
         let (head, pieces) = StateHead::split(state)?;
-        self.forget_stand()?;
+        self.discard_pause_reply()?;
         self.ask(
             "putting a state back",
             &Request::Apply { clock, state: head },
@@ -279,9 +290,11 @@ impl Machine for RemoteMachine {
             return Ok(());
         }
         let request = Request::Release { disks: state.disks.clone() };
-        self.ask("letting go of a state", &request, &[], 0, |answer, body| done(&answer, body))
+        self.ask("releasing a state", &request, &[], 0, |answer, body| done(&answer, body))
     }
+}
 
+impl DiskIo for RemoteMachine {
     fn disks(&self) -> &[DiskShape] {
         &self.disks
     }
@@ -300,7 +313,7 @@ impl Machine for RemoteMachine {
         Ok(Box::new(RemoteChanges::new(Arc::clone(&self.link), id, blocks)))
     }
 
-    fn kept_disks(&mut self) -> Result<Vec<DiskState>, MachineError> {
+    fn retained_disks(&mut self) -> Result<Vec<DiskState>, MachineError> {
         if self.disks.is_empty() {
             return Ok(Vec::new());
         }
@@ -316,7 +329,7 @@ impl Machine for RemoteMachine {
         first: u64,
         contents: &[BlockContent<'_>],
     ) -> Result<(), MachineError> {
-        self.forget_stand()?;
+        self.discard_pause_reply()?;
         for (number, contents) in (0..).zip(contents.chunks(RUN_BLOCKS)) {
             let kinds = contents.iter().map(BlockKind::from).collect();
             let pages: Vec<&[u8]> = contents

@@ -18,22 +18,22 @@ impl RuntimeDir {
         self.0.join("worker")
     }
 
-    /// The serial port: what is written there is typed, what the guest says is read; what it said before comes first.
+    /// The serial port: what is written there is typed, what the guest writes is read; what it wrote before comes first.
     pub(super) fn console(&self) -> PathBuf {
         self.0.join("console")
     }
 
-    /// The control channel, in the same way, but without what was said before.
+    /// The control channel, in the same way, but without what was written before.
     pub(super) fn channel(&self) -> PathBuf {
         self.0.join("channel")
     }
 
-    /// What the guest said, in a file.
+    /// What the guest wrote, in a file.
     pub(super) fn console_log(&self) -> PathBuf {
         self.0.join("console.log")
     }
 
-    /// What it said before that file began anew.
+    /// What it wrote before that file began anew.
     pub(super) fn older_console_log(&self) -> PathBuf {
         self.0.join("console.log.1")
     }

@@ -6,7 +6,8 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 use retrovisor_guest::{
-    BLOCK_SIZE, BlockContent, DiskChanges, Machine as _, MachineError, MachineState, PageSet,
+    BLOCK_SIZE, BlockContent, DiskChanges, DiskIo as _, Machine as _, MachineError, MachineState,
+    MemoryIo as _, PageSet, StateIo as _,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Uid;
@@ -25,7 +26,7 @@ use crate::kvm::net::link::NetBackend;
 /// Connections to the control channel that may wait.
 const BACKLOG: i32 = 8;
 
-/// Who starts a worker connects to it at once.
+/// The process that starts a worker connects to it at once.
 const FIRST_PATIENCE: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
 
 /// Starts the machine that the first connection names, and serves it and those after it, one at a time.
@@ -36,9 +37,9 @@ pub(super) fn serve(
     confinement: Confinement,
 ) -> Result<(), MachineError> {
     let failed =
-        |source| MachineError::Io { doing: "talking to whoever cares for the machine".into(), source };
+        |source| MachineError::Io { doing: "talking to the client that manages the machine".into(), source };
     if !comes(control).map_err(failed)? {
-        // Whoever started this process was killed meanwhile.
+        // The process that started this one was killed meanwhile.
         return Ok(());
     }
     let mut channel = next(control, owner).map_err(failed)?;
@@ -54,7 +55,7 @@ pub(super) fn serve(
     let mut greeted = worker.welcome(&mut channel);
     loop {
         if let Err(error) = greeted.and_then(|()| worker.talk(&mut channel)) {
-            tracing::warn!(%error, "a connection ended badly");
+            tracing::warn!(%error, "a connection failed");
         }
         if !worker.detached {
             return Ok(());
@@ -64,7 +65,7 @@ pub(super) fn serve(
     }
 }
 
-/// Whether anybody connects in time.
+/// Whether a client connects in time.
 fn comes(listener: &UnixListener) -> io::Result<bool> {
     let mut fds = [PollFd::new(listener, PollFlags::IN)];
     loop {
@@ -75,7 +76,7 @@ fn comes(listener: &UnixListener) -> io::Result<bool> {
     }
 }
 
-/// The next connection of somebody who may.
+/// The next connection of a client that may connect.
 fn next(listener: &UnixListener, owner: Uid) -> io::Result<Channel> {
     loop {
         let (stream, _) = listener.accept()?;
@@ -100,7 +101,7 @@ struct Worker {
     confinement: Confinement,
     /// Whether it outlives the connection.
     detached: bool,
-    /// What was found dirty and not told yet.
+    /// What was found dirty and not sent yet.
     dirty: PageSet,
     /// Walks over changed blocks that were begun.
     changes: BTreeMap<u64, Box<dyn DiskChanges>>,
@@ -223,7 +224,7 @@ impl Worker {
                     }
                     Err(error) => Err(error),
                 },
-                Request::KeptDisks => self.machine.kept_disks().map(Answer::Kept),
+                Request::KeptDisks => self.machine.retained_disks().map(Answer::Kept),
                 Request::Release { disks } => {
                     let state = MachineState { disks: disks.clone(), ..MachineState::default() };
                     self.machine.release_state(&state).map(|()| Answer::Done)
@@ -262,8 +263,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Tells of a machine that came to a stand which frames are dirty, and its state. What cannot be had is asked for again, and
-    /// is an error then.
+    /// Answers that the machine is paused, with its dirty frames and its state. What cannot be had is left out; the client
+    /// asks for it again and gets the error then.
     fn stopped(&mut self, channel: &mut Channel) -> io::Result<()> {
         let dirty = self.machine.take_dirty(&mut self.dirty).ok().map(|()| self.dirty_words());
         let dirty_bytes = dirty.as_ref().and_then(|words| u32::try_from(words.len()).ok());
@@ -276,7 +277,7 @@ impl Worker {
                     head = Some(split);
                     pieces.extend(sections);
                 }
-                // It is too large, which whoever asks for it is told.
+                // It is too large: the client that asks for it gets the error.
                 Err(_) => self.machine.release_state(state).unwrap_or_default(),
             }
         }

@@ -11,7 +11,7 @@ use crate::qemu::monitor::{Monitor, text};
 
 /// A writable disk of the running machine.
 pub(in crate::qemu) struct AttachedDisk {
-    /// QEMU's name of the node: ours of the disk.
+    /// QEMU's name of the node, and this driver's of the disk.
     pub(in crate::qemu) node: String,
     /// The host's file. A disk that is no file of this host (a network's) has none, and keeps its own promises.
     pub(in crate::qemu) path: Option<PathBuf>,
@@ -40,7 +40,7 @@ impl AttachedDisk {
                         text(inserted, "file").unwrap_or("no file"),
                         driver.unwrap_or("unknown")
                     ),
-                    help: "Only qcow2 disks keep their past. Stop the guest, make an overlay with `qemu-img create \
+                    help: "Only qcow2 disks can go back. Stop the guest, make an overlay with `qemu-img create \
                            -f qcow2 -b DISK -F raw OVERLAY.qcow2`, and start QEMU with the overlay, or attach the \
                            disk with readonly=on"
                         .into(),
@@ -53,7 +53,7 @@ impl AttachedDisk {
                 shape: None,
             };
             let size_bytes = inserted.get("image").and_then(|image| image.get("virtual-size")?.as_u64());
-            match disk.look(size_bytes) {
+            match disk.shape_of(size_bytes) {
                 Ok(shape) => disk.shape = Some(shape),
                 Err(reason) => tracing::warn!(
                     disk = node,
@@ -67,9 +67,9 @@ impl AttachedDisk {
     }
 
     /// Whether its blocks can be read from outside, and what it is.
-    fn look(&self, size_bytes: Option<u64>) -> Result<DiskShape, String> {
+    fn shape_of(&self, size_bytes: Option<u64>) -> Result<DiskShape, String> {
         let path = self.path.as_ref().ok_or("it is no file of this host")?;
-        let size_bytes = size_bytes.ok_or("QEMU does not tell its size")?;
+        let size_bytes = size_bytes.ok_or("QEMU does not report its size")?;
         // A snapshot that is not there is looked for last: everything else is in order then.
         let base = Base::of(path)?;
         crate::qemu::qcow2::disk::Disk::now(std::fs::File::open(path).map_err(|error| error.to_string())?)?;

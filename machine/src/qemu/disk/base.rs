@@ -1,4 +1,4 @@
-//! The image under an overlay, and what it lies over in turn: read, never written.
+//! The image under an overlay, and its backing images in turn: read, never written.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -25,14 +25,14 @@ enum Layer {
     Qcow2(Box<Disk<File>>),
 }
 
-/// Where an image lies, and in which format.
+/// The path and the format of an image.
 struct Place {
     path: PathBuf,
     format: String,
 }
 
 impl Base {
-    /// What the overlay at `path` lies over; `None` when it lies over nothing.
+    /// The base of the overlay at `path`; `None` when it has none.
     pub(in crate::qemu) fn of(path: &Path) -> Result<Option<(DiskBase, Self)>, String> {
         let mut identity = DiskBase::default();
         let mut base = Self { layers: Vec::new() };
@@ -40,7 +40,7 @@ impl Base {
         while let Some(place) = next {
             let at = |error: String| format!("{}: {error}", place.path.display());
             if base.layers.len() == DEPTH_MAX {
-                return Err(at(format!("more than {DEPTH_MAX} images lie over one another")));
+                return Err(at(format!("more than {DEPTH_MAX} images are based on one another")));
             }
             let file = File::open(&place.path).map_err(|error| at(error.to_string()))?;
             let found = file.metadata().map_err(|error| at(error.to_string()))?;
@@ -103,7 +103,7 @@ fn read(layers: &mut [Layer], offset: u64, into: &mut [u8]) -> Result<(), String
                 if at >= end {
                     part.fill(0);
                 } else {
-                    // What lies past the end of this image is not seen, whatever lies under it.
+                    // Past the end of this image nothing of the images under it is seen.
                     let seen = usize::try_from(end - at).unwrap_or(usize::MAX).min(length);
                     match disk.cluster(at / cluster_bytes)? {
                         Content::Backing => read(lower, at, &mut part[..seen])?,
@@ -119,7 +119,7 @@ fn read(layers: &mut [Layer], offset: u64, into: &mut [u8]) -> Result<(), String
     }
 }
 
-/// What a qcow2 file says it lies over.
+/// The backing file that a qcow2 file names.
 fn under(path: &Path) -> Result<Option<Place>, String> {
     let at = |error: String| format!("{}: {error}", path.display());
     let file = File::open(path).map_err(|error| at(error.to_string()))?;

@@ -171,7 +171,7 @@ mod tests {
         ]
     }
 
-    /// What the overlay lies over.
+    /// The base of the overlay.
     #[derive(Clone, Copy, Debug, PartialEq)]
     enum Under {
         Nothing,
@@ -289,8 +289,8 @@ mod tests {
         }
         for (tag, image) in &snapshots {
             let name = format!("snapshot.name={tag}");
-            run(dir.path(), "qemu-img", &["convert", "-l", &name, "-Oraw", "o.qcow2", "said.raw"]);
-            assert!(std::fs::read(dir.path().join("said.raw")).unwrap() == *image, "the model of {tag}");
+            run(dir.path(), "qemu-img", &["convert", "-l", &name, "-Oraw", "o.qcow2", "converted.raw"]);
+            assert!(std::fs::read(dir.path().join("converted.raw")).unwrap() == *image, "the model of {tag}");
             assert!(apply(&path, begin.clone(), &begin, tag, None) == *image, "{tag} from nothing");
             for (other, from) in &snapshots {
                 assert!(
@@ -342,7 +342,7 @@ mod tests {
         assert!(error.unwrap().to_string().contains("another file"));
     }
 
-    /// A crash, or whoever can write the file, may have left anything in it.
+    /// A crash, or anyone who can write the file, may have left anything in it.
     #[test]
     fn damaged_images_are_read_or_refused() {
         if !installed() {

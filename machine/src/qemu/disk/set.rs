@@ -8,7 +8,7 @@ use super::attached::{AttachedDisk, snapshots};
 use super::writer::BlockWriter;
 use crate::qemu::monitor::Monitor;
 
-/// What the names of all disk snapshots of ours begin with.
+/// What the names of all disk snapshots that this driver makes begin with.
 pub(in crate::qemu) const TAG_PREFIX: &str = "rv-";
 
 /// All writable disks of the running machine, which go back together.
@@ -30,13 +30,18 @@ impl DiskSet {
         &self.shapes
     }
 
+    /// Whether the blocks of every writable disk can be read.
+    pub(in crate::qemu) fn have_blocks(&self) -> bool {
+        self.shapes.len() == self.disks.len()
+    }
+
     /// QEMU's names of the disks.
     pub(in crate::qemu) fn nodes(&self) -> Vec<String> {
         self.disks.iter().map(|disk| disk.node.clone()).collect()
     }
 
     /// The snapshot that the disks must go back to, after checking that every disk of the machine has it; none when
-    /// they are to stay as they are.
+    /// their contents are not to change.
     pub(in crate::qemu) fn target(
         &self,
         monitor: &mut Monitor,
@@ -68,8 +73,8 @@ impl DiskSet {
         }
     }
 
-    /// Makes what a state needs of the disks durable. QEMU does not wait for the host's disk while the guest stands
-    /// still: this does, from outside, while it runs.
+    /// Makes what a state needs of the disks durable. QEMU does not wait for the host's disk while the guest is paused:
+    /// this does, from outside, while it runs.
     pub(in crate::qemu) fn sync(&self) -> Result<(), MachineError> {
         for path in self.disks.iter().filter_map(|disk| disk.path.as_ref()) {
             let synced = File::open(path).and_then(|file| file.sync_data());
@@ -81,7 +86,7 @@ impl DiskSet {
         Ok(())
     }
 
-    /// Lets go of snapshots; those of disks that are not there are passed over.
+    /// Deletes snapshots; those of disks that are not there are skipped.
     pub(in crate::qemu) fn release(
         &self,
         monitor: &mut Monitor,
@@ -108,15 +113,15 @@ impl DiskSet {
         Ok(Box::new(self.find(&at.disk)?.changes(&at.reference, since)?))
     }
 
-    /// The snapshots of ours, of all disks.
-    pub(in crate::qemu) fn kept(&self, monitor: &mut Monitor) -> Result<Vec<DiskState>, MachineError> {
+    /// The snapshots that this driver made, of all disks.
+    pub(in crate::qemu) fn retained(&self, monitor: &mut Monitor) -> Result<Vec<DiskState>, MachineError> {
         let nodes = monitor.execute("query-named-block-nodes", &json!({ "flat": true }))?;
-        let mut kept = Vec::new();
+        let mut retained = Vec::new();
         for disk in &self.disks {
             let own = snapshots(&nodes, &disk.node).filter(|tag| tag.starts_with(TAG_PREFIX));
-            kept.extend(own.map(|tag| DiskState { disk: disk.node.clone(), reference: tag.to_owned() }));
+            retained.extend(own.map(|tag| DiskState { disk: disk.node.clone(), reference: tag.to_owned() }));
         }
-        Ok(kept)
+        Ok(retained)
     }
 
     /// Writes blocks; what was written counts once it is [checked](Self::check).
@@ -138,7 +143,7 @@ impl DiskSet {
         self.blocks.check(monitor, &self.disks)
     }
 
-    /// Nobody asks any more for what was written.
+    /// What was written needs no check any more.
     pub(in crate::qemu) fn forget_written(&mut self) {
         self.blocks = BlockWriter::default();
     }

@@ -1,7 +1,7 @@
 //! Writing blocks into the disks of a paused QEMU.
 //!
 //! Through QEMU itself, by its monitor's command `qemu-io` on the device's own access to the disk: from outside, nobody
-//! may touch an image that QEMU has open. That command does not tell whether it failed, so that everything written is read
+//! may touch an image that QEMU has open. That command does not report whether it failed, so that everything written is read
 //! back from the image.
 
 use std::collections::BTreeMap;
@@ -24,7 +24,7 @@ const COMMAND_BLOCKS_MAX: usize = 1024;
 /// What was written since the last check.
 #[derive(Default)]
 pub(in crate::qemu) struct BlockWriter {
-    /// Blocks by disk, each with a hash of what must stand there.
+    /// Blocks by disk, each with a hash of what must be there.
     written: BTreeMap<String, BTreeMap<u64, u64>>,
     scratch: Option<File>,
 }
@@ -45,7 +45,7 @@ impl BlockWriter {
             .as_ref()
             .zip(disk.path.as_ref())
             .ok_or_else(|| failed("its blocks cannot be written from outside".into()))?;
-        let device = disk.device.as_ref().ok_or_else(|| failed("QEMU does not tell its device".into()))?;
+        let device = disk.device.as_ref().ok_or_else(|| failed("QEMU does not report its device".into()))?;
         // The command's words are separated by spaces and quoted.
         if device.contains([' ', '"', '\\', '\'']) {
             return Err(failed(format!("the device's name {device} cannot be used in a command")));
@@ -137,7 +137,7 @@ impl BlockWriter {
                 page[..length].copy_from_slice(&bytes[start..start + length]);
                 if hash(&page) != expected {
                     return Err(failed(format!(
-                        "block {block} does not hold what was written (QEMU's log tells more): the host's disk may be full"
+                        "block {block} does not hold what was written (QEMU's log has details): the host's disk may be full"
                     )));
                 }
             }

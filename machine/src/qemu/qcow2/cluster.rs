@@ -16,7 +16,7 @@ const L1_ENTRIES_MAX: u64 = 1 << 22;
 /// Bytes in which compressed data are counted.
 const SECTOR_BYTES: u64 = 512;
 
-/// What stands in a cluster of the disk.
+/// The content of a cluster of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cluster {
     /// What the backing file has there.
@@ -71,7 +71,7 @@ impl Tables {
         self.l1.len()
     }
 
-    /// Where a table of the second level lies: tables that lie at the same place are the same.
+    /// The place of a table of the second level: tables at the same place are the same.
     pub(super) fn offset(&self, table: usize) -> u64 {
         self.l1.get(table).copied().unwrap_or(0)
     }

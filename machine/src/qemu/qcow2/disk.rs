@@ -27,7 +27,7 @@ pub(in crate::qemu) struct Change {
     old: Cluster,
 }
 
-/// What stands in a cluster.
+/// The content of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::qemu) enum Content {
     Backing,
@@ -36,7 +36,7 @@ pub(in crate::qemu) enum Content {
 }
 
 impl<S: Source> Disk<S> {
-    /// The disk as it is now; stable only while nobody writes to it, and only what QEMU has flushed.
+    /// The disk's current contents; stable only while nothing is written to it, and only what QEMU has flushed.
     pub(in crate::qemu) fn now(source: S) -> Result<Self, String> {
         let header = header(&source)?;
         let tables =
@@ -59,7 +59,7 @@ impl<S: Source> Disk<S> {
         1 << self.header.cluster_bits
     }
 
-    /// What stands in a cluster; past the end, what the backing file has.
+    /// The content of a cluster; past the end, what the backing file has.
     pub(in crate::qemu) fn cluster(&mut self, cluster: u64) -> Result<Content, String> {
         let entries = self.cluster_bytes() as u64 / 8;
         let table = usize::try_from(cluster / entries).unwrap_or(usize::MAX);
@@ -124,7 +124,7 @@ pub(in crate::qemu) struct Differences<S> {
 
 impl<S: Source> Differences<S> {
     /// The next one. As long as both snapshots exist, a cluster of either is never written: where both name the same
-    /// place, the same stands there.
+    /// place, the content is the same.
     pub(in crate::qemu) fn next(&mut self) -> Result<Option<Change>, String> {
         loop {
             if let Some(change) = self.found.next() {

@@ -10,7 +10,7 @@ pub(super) const CLUSTER_BITS: u32 = 16;
 pub(super) const CLUSTER: usize = 1 << CLUSTER_BITS;
 /// Entries in an L2 table of the files made here.
 pub(super) const L2_ENTRIES: usize = CLUSTER / 8;
-/// Clusters that one refcount block of 16-bit counts speaks for.
+/// Clusters that one refcount block of 16-bit counts covers.
 pub(super) const BLOCK_CLUSTERS: usize = CLUSTER / 2;
 /// Length of the header of version 3 without extensions.
 pub(super) const HEADER_BYTES: usize = 104;
@@ -40,7 +40,7 @@ pub(in crate::qemu) struct Header {
     pub(super) l1_offset: u64,
     pub(super) snapshots: u32,
     pub(super) snapshots_offset: u64,
-    /// Where the name of the backing file stands, and its length.
+    /// The place of the name of the backing file, and its length.
     backing: (u64, u32),
     /// Features that a reader must know.
     incompatible: u64,
@@ -95,7 +95,7 @@ impl Header {
         let unknown = self.incompatible & !HARMLESS;
         let what = match () {
             () if self.encryption != 0 => "it is encrypted".to_owned(),
-            () if unknown & 2 != 0 => "it is marked as corrupt (`qemu-img check` tells more)".to_owned(),
+            () if unknown & 2 != 0 => "it is marked as corrupt (`qemu-img check` has details)".to_owned(),
             () if unknown & 4 != 0 => "its data are in another file".to_owned(),
             () if unknown & 16 != 0 => "it has subclusters (extended_l2)".to_owned(),
             () if unknown != 0 => format!("it has features that are not known here ({unknown:#x})"),

@@ -9,7 +9,7 @@ pub(super) struct Snapshot {
     pub(super) l1_offset: u64,
     pub(super) l1_entries: u32,
     pub(super) state_bytes: u64,
-    /// The disk's size then, where it is told.
+    /// The disk's size then, where it is recorded.
     pub(super) size_bytes: Option<u64>,
 }
 

@@ -6,11 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use retrovisor_guest::{
-    ClockPolicy, Gfn, Gpa, Machine, MachineError, MachineIdentity, MachineState, MemoryLayout, MemoryView,
-    PAGE_SIZE, PageContent, PageSet, RunState,
-};
-use retrovisor_machine::memory::MemoryMachine;
+use retrovisor_guest::{Capabilities, ClockPolicy, DiskIo, Gfn, Gpa, Machine, MachineError, MachineIdentity, MachineState, MemoryIo, MemoryLayout, MemoryView, PAGE_SIZE, PageContent, PageSet, RunState, StateIo};
+use retrovisor_scripted::MemoryMachine;
 
 use crate::catalogue::lock;
 use crate::error::Error;
@@ -106,42 +103,62 @@ impl Machine for Witness {
     fn identity(&self) -> &MachineIdentity {
         self.machine.identity()
     }
+
+    fn capabilities(&self) -> Capabilities {
+        self.machine.capabilities()
+    }
+
     fn run_state(&mut self) -> RunState {
         self.machine.run_state()
     }
+
     fn pause(&mut self) -> Result<(), MachineError> {
         self.is_paused.store(true, Ordering::SeqCst);
         self.machine.pause()
     }
+
     fn resume(&mut self) -> Result<(), MachineError> {
         self.is_paused.store(false, Ordering::SeqCst);
         self.machine.resume()
     }
+}
+
+impl MemoryIo for Witness {
     fn take_dirty(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
         self.machine.take_dirty(into)
     }
+
     fn memory(&self) -> &dyn MemoryView {
         self.machine.memory()
     }
+
+    fn write_page(&mut self, gfn: Gfn, content: PageContent<'_>) -> Result<(), MachineError> {
+        self.machine.write_page(gfn, content)
+    }
+}
+
+impl StateIo for Witness {
     fn capture_state(&mut self) -> Result<MachineState, MachineError> {
         self.seen = Some(image_hash(self.machine.memory()).unwrap());
         self.held += 1;
         self.machine.capture_state()
     }
+
     fn sync_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
         self.machine.sync_state(state)
     }
-    fn write_page(&mut self, gfn: Gfn, content: PageContent<'_>) -> Result<(), MachineError> {
-        self.machine.write_page(gfn, content)
-    }
+
     fn apply_state(&mut self, state: &MachineState, clock: ClockPolicy) -> Result<(), MachineError> {
         self.machine.apply_state(state, clock)
     }
+
     fn release_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
         self.held -= 1;
         self.machine.release_state(state)
     }
 }
+
+impl DiskIo for Witness {}
 
 struct Lab {
     _dir: tempfile::TempDir,

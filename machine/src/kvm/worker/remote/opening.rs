@@ -1,4 +1,4 @@
-//! How a machine in a worker comes about: by starting the worker, or by finding it again.
+//! How a machine in a worker is made: by starting the worker, or by attaching to one that runs.
 
 use std::fs::File;
 use std::io;
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use retrovisor_guest::{Machine as _, MachineError, ProcessIdentity, RunState};
 
-use super::stand::Stand;
+use super::pause_reply::PauseReply;
 use super::{LINES_MAX, RemoteMachine};
 use crate::kvm::config::KvmConfig;
 use crate::kvm::net::link::Link;
@@ -24,7 +24,7 @@ use crate::kvm::worker::runtime::RuntimeDir;
 use crate::process::Process;
 use crate::ram::Ram;
 
-/// A worker that takes longer to answer is taken for dead, and ended.
+/// A worker that takes longer to answer counts as dead, and is ended.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Reading a kernel and an initial RAM file system from a slow disk is part of a start.
 const START_PATIENCE: Duration = Duration::from_mins(2);
@@ -69,15 +69,19 @@ impl RemoteMachine {
         let fds: Vec<_> = fds.chain(shell.iter().chain(&links).map(AsFd::as_fd)).collect();
         let sent = channel.send(&launch, &[], &fds);
         let mut machine = Self::greeted(name, channel, process, runtime, sent, Some(memory))?;
-        machine.detached = config.detached;
+        machine.detached = false;
         // One that waits for its state cannot run yet.
         if !paused && !config.awaits_state {
             machine.resume()?;
         }
+        if config.detached {
+            machine.detached = true;
+            machine.link().process().keep();
+        }
         Ok(machine)
     }
 
-    /// Takes over a worker that an earlier self started and left. Whether the guest runs is not changed.
+    /// Attaches to a worker that an earlier process started and detached. Whether the guest runs is not changed.
     pub fn attach(name: &str, runtime_dir: &Path) -> Result<Self, MachineError> {
         let runtime = RuntimeDir::new(runtime_dir);
         let (stream, process) = connect(&runtime).map_err(|source| MachineError::Io {
@@ -102,7 +106,8 @@ impl RemoteMachine {
         Ok(process.identity().clone())
     }
 
-    /// Waits for the worker's greeting and checks it. Without a `memory` of ours the worker's is taken.
+    /// Waits for the worker's greeting and checks it. With `memory` the worker was started
+    /// for this machine; without, the worker's memory is taken.
     fn greeted(
         name: &str,
         mut channel: Channel,
@@ -112,49 +117,44 @@ impl RemoteMachine {
         memory: Option<File>,
     ) -> Result<Self, MachineError> {
         let doing = "starting the machine in its worker";
-        let ours = memory.is_some();
-        let refuse = |process: &mut Process, message: String| {
-            if ours {
-                process.kill();
-            }
-            MachineError::Driver { doing: doing.into(), message }
-        };
+        // A worker that was started for this machine must not outlive a failure here.
+        if memory.is_some() {
+            process.end_on_drop();
+        }
+        let refuse = |message: String| MachineError::Driver { doing: doing.into(), message };
         let received = match sent.and_then(|()| channel.receive::<Answer>(0)) {
             Ok(Some(received)) => received,
             Ok(None) => {
                 process.wait(Duration::from_secs(1));
-                let message = process.obituary();
-                return Err(refuse(&mut process, message));
+                let message = process.exit_reason();
+                return Err(refuse(message));
             }
             Err(error) => {
                 process.wait(Duration::from_millis(100));
-                let message = format!("{error}; {}", process.obituary());
-                return Err(refuse(&mut process, message));
+                let message = format!("{error}; {}", process.exit_reason());
+                return Err(refuse(message));
             }
         };
         let welcome = match received.head {
             Answer::Welcome(welcome) => *welcome,
-            Answer::Failed(failure) => {
-                refuse(&mut process, String::new());
-                return Err(failure.of(name, doing));
-            }
-            _ => return Err(refuse(&mut process, "the worker does not greet".into())),
+            Answer::Failed(failure) => return Err(failure.of(name, doing)),
+            _ => return Err(refuse("the worker does not greet".into())),
         };
         let Welcome { version, identity, disks, confinement } = welcome;
         if version != VERSION || identity.name != name || identity.driver != "kvm" {
             let other = format!("the worker runs {} of version {version}", plain(&identity.name));
-            return Err(refuse(&mut process, other));
+            return Err(refuse(other));
         }
-        let theirs = received.fds.into_iter().next();
-        let Some(memory) = memory.or_else(|| theirs.and_then(sealed)) else {
-            return Err(refuse(&mut process, "the worker gives no memory that keeps its length".into()));
+        let received_memory = received.fds.into_iter().next();
+        let Some(memory) = memory.or_else(|| received_memory.and_then(sealed)) else {
+            return Err(refuse("the worker gives no memory that keeps its length".into()));
         };
         channel
             .set_patience(PATIENCE)
             .map_err(|source| MachineError::Io { doing: "speaking to the worker".into(), source })?;
         Ok(Self {
             ram: Ram::shared(identity.layout.clone(), Arc::new(memory), 0)?,
-            stand: Stand::unknown(&identity.layout),
+            pause_reply: PauseReply::empty(&identity.layout),
             identity,
             link: Arc::new(Mutex::new(WorkerLink::new(name, channel, process))),
             disks,
@@ -163,12 +163,12 @@ impl RemoteMachine {
             detached: true,
             paused: true,
             ended: None,
-            unseen: true,
+            reports_all: true,
         })
     }
 }
 
-/// What a worker says about itself, cut to what can be shown.
+/// What a worker reports about itself, cut to what can be shown.
 fn shown(said: &Confinement) -> Confinement {
     Confinement {
         done: said.done.iter().take(LINES_MAX).map(|what| plain(what)).collect(),

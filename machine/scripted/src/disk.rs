@@ -7,25 +7,25 @@ use retrovisor_guest::{
 };
 
 /// The name of the one disk.
-pub(super) const NAME: &str = "d0";
+pub(crate) const NAME: &str = "d0";
 
 /// Copies made in this process.
 static NUMBER: AtomicU64 = AtomicU64::new(1);
 
 /// Bytes that stand for a disk, and copies of them.
 #[derive(Default)]
-pub(super) struct MemoryDisk {
-    /// What it began as; with it, its blocks can be read and written.
+pub(crate) struct MemoryDisk {
+    /// What it began as; with one, its blocks can be read and written.
     base: Option<Arc<Vec<u8>>>,
     shapes: Vec<DiskShape>,
-    pub(super) bytes: Vec<u8>,
+    pub(crate) bytes: Vec<u8>,
     /// Oldest first.
     snapshots: Vec<(String, Arc<Vec<u8>>)>,
 }
 
 impl MemoryDisk {
     /// A disk over a base image.
-    pub(super) fn over(base: Vec<u8>) -> Self {
+    pub(crate) fn over(base: Vec<u8>) -> Self {
         let length_bytes = base.len() as u64;
         let file = BaseFile { path: "memory".into(), length_bytes, modified_ns: 0 };
         let base_files = Some(DiskBase { files: vec![file] });
@@ -33,20 +33,19 @@ impl MemoryDisk {
         Self { bytes: base.clone(), base: Some(Arc::new(base)), shapes: vec![shape], ..Self::default() }
     }
 
-    pub(super) fn shapes(&self) -> &[DiskShape] {
+    pub(crate) fn shapes(&self) -> &[DiskShape] {
         &self.shapes
     }
 
-    /// What the disk lies over, to be changed as nobody should.
-    pub(super) fn shapes_mut(&mut self) -> &mut [DiskShape] {
+    pub(crate) fn shapes_mut(&mut self) -> &mut [DiskShape] {
         &mut self.shapes
     }
 
-    pub(super) fn snapshots(&self) -> usize {
+    pub(crate) fn snapshots(&self) -> usize {
         self.snapshots.len()
     }
 
-    pub(super) fn keep(&mut self) -> DiskState {
+    pub(crate) fn retain(&mut self) -> DiskState {
         // Another machine, in this process or another, must not know the name.
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let reference = format!("m{}-{number}", std::process::id());
@@ -54,22 +53,22 @@ impl MemoryDisk {
         DiskState { disk: NAME.into(), reference }
     }
 
-    pub(super) fn kept(&self) -> Vec<DiskState> {
+    pub(crate) fn retained(&self) -> Vec<DiskState> {
         let state =
             |(reference, _): &(String, _)| DiskState { disk: NAME.into(), reference: reference.clone() };
         self.snapshots.iter().map(state).collect()
     }
 
-    pub(super) fn find(&self, state: &DiskState) -> Option<&Arc<Vec<u8>>> {
+    pub(crate) fn find(&self, state: &DiskState) -> Option<&Arc<Vec<u8>>> {
         let found = self.snapshots.iter().find(|(reference, _)| *reference == state.reference);
         found.filter(|_| state.disk == NAME).map(|(_, bytes)| bytes)
     }
 
-    pub(super) fn release(&mut self, state: &DiskState) {
+    pub(crate) fn release(&mut self, state: &DiskState) {
         self.snapshots.retain(|(reference, _)| *reference != state.reference || state.disk != NAME);
     }
 
-    pub(super) fn write(&mut self, first: u64, contents: &[BlockContent<'_>]) -> Result<(), MachineError> {
+    pub(crate) fn write(&mut self, first: u64, contents: &[BlockContent<'_>]) -> Result<(), MachineError> {
         let blocks = self.shapes.first().map_or(0, DiskShape::blocks);
         if self.base.is_none() || first.checked_add(contents.len() as u64).is_none_or(|end| end > blocks) {
             return Err(refused(format!("it has no {} blocks from {first} on", contents.len())));
@@ -89,7 +88,7 @@ impl MemoryDisk {
         Ok(())
     }
 
-    pub(super) fn changes(
+    pub(crate) fn changes(
         &self,
         at: &DiskState,
         since: Option<&DiskState>,
@@ -97,7 +96,7 @@ impl MemoryDisk {
         let base = self.base.as_ref().ok_or_else(|| refused("it has no blocks".into()))?;
         let find = |state: &DiskState| {
             let found = self.find(state).map(Arc::clone);
-            found.ok_or_else(|| refused(format!("{} is not kept", state.reference)))
+            found.ok_or_else(|| refused(format!("{} is not retained", state.reference)))
         };
         let old = since.map_or_else(|| Ok(Arc::clone(base)), find)?;
         Ok(Box::new(Changes { base: Arc::clone(base), new: find(at)?, old, block: 0 }))
@@ -117,8 +116,8 @@ impl Changes {
         (self.new.len() as u64).div_ceil(BLOCK_SIZE as u64)
     }
 
-    /// What stands in a block, if it differs.
-    fn look(&self, block: u64) -> Option<RunContent> {
+    /// A block's content, if it differs.
+    fn content_at(&self, block: u64) -> Option<RunContent> {
         let (start, end) = range(block, self.new.len());
         let new = &self.new[start..end];
         (*new != self.old[start..end]).then(|| match new {
@@ -132,11 +131,13 @@ impl Changes {
 impl DiskChanges for Changes {
     fn next_run(&mut self, bytes: &mut Vec<u8>) -> Result<Option<BlockRun>, MachineError> {
         bytes.clear();
-        let first = (self.block..self.blocks()).find_map(|block| Some((block, self.look(block)?)));
+        let first = (self.block..self.blocks()).find_map(|block| Some((block, self.content_at(block)?)));
         let Some((first, content)) = first else { return Ok(None) };
         let count_max = if content == RunContent::Data { RUN_BLOCKS_MAX } else { u64::MAX };
         let mut count = 0;
-        while count < count_max && first + count < self.blocks() && self.look(first + count) == Some(content)
+        while count < count_max
+            && first + count < self.blocks()
+            && self.content_at(first + count) == Some(content)
         {
             if content == RunContent::Data {
                 let (start, end) = range(first + count, self.new.len());

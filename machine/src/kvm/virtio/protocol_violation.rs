@@ -1,3 +1,3 @@
 /// The driver did what the standard forbids: the device needs a reset, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Broken(pub(crate) &'static str);
+pub(crate) struct ProtocolViolation(pub(crate) &'static str);

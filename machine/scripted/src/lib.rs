@@ -1,0 +1,13 @@
+//! A machine in memory for tests: no vCPU runs, and every call can be told to fail, to hang, to panic, or to find the
+//! machine in another state. Compiles no driver: no KVM, no C, no unsafe code.
+#![forbid(unsafe_code)]
+
+mod disk;
+mod known_frames;
+mod machine;
+mod memory;
+mod script;
+
+pub use known_frames::KnownFrames;
+pub use machine::{MemoryMachine, Writer};
+pub use script::{Action, Method, Script};

@@ -1,0 +1,59 @@
+use retrovisor_guest::{MachineState, MemoryLayout, PageSet};
+
+use super::insert;
+use crate::kvm::worker::message::StateHead;
+
+/// What a worker sent with its answer to `Pause`: handed out on request as long as the machine is paused.
+pub(super) struct PauseReply {
+    /// Frames that were received and not handed out yet; also those of earlier pauses.
+    dirty: PageSet,
+    /// Whether `dirty` is all there is.
+    is_complete: bool,
+    /// Until it is handed out: its receiver releases it then.
+    state: Option<MachineState>,
+}
+
+impl PauseReply {
+    /// Nothing was received.
+    pub(super) fn empty(layout: &MemoryLayout) -> Self {
+        Self { dirty: PageSet::empty(layout), is_complete: false, state: None }
+    }
+
+    /// Stores an answer: so many bytes of dirty frames, if any, and the sections of a state; `None` when they do not fit.
+    pub(super) fn store(
+        &mut self,
+        dirty_bytes: Option<u32>,
+        head: Option<StateHead>,
+        body: &[u8],
+        vcpus: usize,
+    ) -> Option<()> {
+        let (dirty, sections) = body.split_at_checked(usize::try_from(dirty_bytes.unwrap_or(0)).ok()?)?;
+        let state = match head {
+            Some(head) => Some(head.join(sections).filter(|state| state.vcpus.len() == vcpus)?),
+            None if sections.is_empty() => None,
+            None => return None,
+        };
+        insert(&mut self.dirty, dirty)?;
+        self.is_complete = dirty_bytes.is_some();
+        self.state = state;
+        Some(())
+    }
+
+    /// Hands out the dirty frames that were received; `false`: there may be more.
+    pub(super) fn take_dirty(&mut self, into: &mut PageSet) -> bool {
+        into.union(&self.dirty);
+        self.dirty.clear();
+        self.is_complete
+    }
+
+    /// The state, once.
+    pub(super) fn take_state(&mut self) -> Option<MachineState> {
+        self.state.take()
+    }
+
+    /// The machine changes: the state that was not asked for, to be released.
+    pub(super) fn discard(&mut self) -> Option<MachineState> {
+        self.is_complete = false;
+        self.state.take()
+    }
+}

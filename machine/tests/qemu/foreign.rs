@@ -1,0 +1,172 @@
+//! A QEMU that another program started and goes on using: what it does there is noticed, and this driver leaves nothing in it.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+
+use retrovisor_guest::{
+    ClockPolicy, DiskIo as _, GuestEvent, Machine as _, MachineError, MemoryIo as _, PageSet, RunState,
+    StateIo as _,
+};
+use retrovisor_machine::qemu::{AttachConfig, QemuMachine};
+use serde_json::{Value, json};
+
+use crate::guest::image;
+use crate::sleep_ms;
+
+/// A QEMU with two monitors: the driver attaches to one, its owner keeps the other. Ended when dropped.
+struct Qemu {
+    child: Child,
+    dir: PathBuf,
+    _memory: tempfile::TempDir,
+}
+
+impl Qemu {
+    fn start(dir: &Path, image: &Path) -> Self {
+        let path = |name: &str| dir.join(name).display().to_string();
+        let monitor = |name: &str| format!("unix:{},server=on,wait=off", path(name));
+        let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let ram = memory.path().join("ram").display().to_string();
+        let ram = format!("memory-backend-file,id=ram,size=256M,mem-path={ram},share=on");
+        let disk = format!("file={},if=none,id=dd,format=qcow2", path("disk.qcow2"));
+        let create = ["create", "-q", "-f", "qcow2", &path("disk.qcow2"), "8M"];
+        assert!(Command::new("qemu-img").args(create).status().unwrap().success());
+        let kernel = image.join("vmlinuz").display().to_string();
+        let initrd = image.join("initramfs.cpio.gz").display().to_string();
+        let serial = format!("file:{}", path("console.log"));
+        let child = Command::new("qemu-system-x86_64")
+            .args(["-nodefaults", "-display", "none", "-accel", "tcg", "-cpu", "max", "-m", "256M"])
+            .args(["-object", &ram, "-machine", "q35,memory-backend=ram", "-action", "shutdown=pause"])
+            .args(["-kernel", &kernel, "-initrd", &initrd, "-append", "console=ttyS0 quiet tsc=unstable"])
+            .args(["-serial", &serial, "-drive", &disk, "-device", "virtio-blk-pci,drive=dd"])
+            .args(["-device", "pcie-root-port,id=port", "-qmp", &monitor("qmp"), "-qmp", &monitor("owner")])
+            .spawn()
+            .unwrap();
+        while !dir.join("owner").exists() || UnixStream::connect(dir.join("owner")).is_err() {
+            sleep_ms(10);
+        }
+        Self { child, dir: dir.to_owned(), _memory: memory }
+    }
+
+    fn attach(&self) -> Result<QemuMachine, MachineError> {
+        let qmp = self.dir.join("qmp");
+        QemuMachine::attach(&AttachConfig { name: "foreign".into(), qmp, runtime_dir: self.dir.clone() })
+    }
+
+    fn owner(&self) -> Owner {
+        let mut owner = Owner(BufReader::new(UnixStream::connect(self.dir.join("owner")).unwrap()));
+        owner.0.read_line(&mut String::new()).unwrap();
+        owner.run("qmp_capabilities", json!({}));
+        owner
+    }
+}
+
+impl Drop for Qemu {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The owner's connection to the second monitor.
+struct Owner(BufReader<UnixStream>);
+
+impl Owner {
+    fn run(&mut self, command: &str, arguments: Value) -> Value {
+        let line = json!({ "execute": command, "arguments": arguments }).to_string();
+        self.0.get_mut().write_all(format!("{line}\n").as_bytes()).unwrap();
+        loop {
+            let mut line = String::new();
+            assert!(self.0.read_line(&mut line).unwrap() > 0, "QEMU ended");
+            let answer: Value = serde_json::from_str(&line).unwrap();
+            assert!(answer.get("error").is_none(), "{command}: {answer}");
+            if let Some(answer) = answer.get("return") {
+                return answer.clone();
+            }
+        }
+    }
+
+    fn ignores_shared(&mut self) -> bool {
+        let all = self.run("query-migrate-capabilities", json!({}));
+        let own = all.as_array().unwrap().iter().find(|entry| entry["capability"] == "x-ignore-shared");
+        own.unwrap()["state"] == true
+    }
+
+    /// Block nodes and sets of descriptors that are not its own, and snapshots in its disk.
+    fn leftovers(&mut self) -> (usize, usize, usize) {
+        let nodes = self.run("query-named-block-nodes", json!({}));
+        let nodes = nodes.as_array().unwrap().clone();
+        let name = |node: &Value| node["node-name"].as_str().unwrap_or_default().to_owned();
+        let foreign = nodes.iter().filter(|node| name(node).starts_with("retrovisor-")).count();
+        let snapshots = nodes.iter().filter_map(|node| node["image"]["snapshots"].as_array());
+        let own =
+            snapshots.flatten().filter(|snapshot| snapshot["name"].as_str().unwrap().starts_with("rv-"));
+        let own = own.count();
+        let sets = self.run("query-fdsets", json!({})).as_array().unwrap().len();
+        (foreign, sets, own)
+    }
+}
+
+#[test]
+fn the_owner_is_noticed_and_gets_qemu_back_as_it_was() {
+    let Some(image) = image() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let qemu = Qemu::start(dir.path(), &image);
+    let mut owner = qemu.owner();
+    assert_eq!(owner.leftovers(), (0, 0, 0));
+    let mut machine = qemu.attach().unwrap();
+    wait_console_file(&qemu.dir, "tick 00003");
+
+    // What the owner does is reported, what this driver does is not.
+    machine.pause().unwrap();
+    machine.resume().unwrap();
+    assert_eq!(machine.events(), []);
+    owner.run("stop", json!({}));
+    assert_eq!((machine.run_state(), machine.events()), (RunState::Paused, vec![GuestEvent::Stopped]));
+    owner.run("cont", json!({}));
+    assert_eq!((machine.run_state(), machine.events()), (RunState::Running, vec![GuestEvent::Resumed]));
+
+    // The owner's own migrations and snapshots have the guest's memory in them.
+    assert!(!owner.ignores_shared());
+    machine.pause().unwrap();
+    machine.take_dirty(&mut PageSet::empty(&machine.identity().layout.clone())).unwrap();
+    let state = machine.capture_state().unwrap();
+    assert!(!owner.ignores_shared());
+    machine.apply_state(&state, ClockPolicy::StandStill).unwrap();
+    assert!(!owner.ignores_shared());
+    assert_eq!(machine.retained_disks().unwrap().len(), 1);
+    assert!(machine.capabilities().check_clock(ClockPolicy::JumpToNow).is_err());
+
+    // A device that is plugged in is refused by its name, and nothing is left of the attempt.
+    owner.run("device_add", json!({ "driver": "virtio-rng-pci", "id": "late", "bus": "port" }));
+    let error = machine.capture_state().unwrap_err();
+    assert!(
+        matches!(error, MachineError::Unsupported { .. })
+            && error.to_string().contains("late (virtio-rng-pci) was added"),
+        "{error}"
+    );
+    assert_eq!(machine.retained_disks().unwrap().len(), 1);
+
+    machine.resume().unwrap();
+    machine.detach(true).unwrap();
+    assert_eq!(owner.leftovers(), (0, 0, 0));
+    assert_eq!(owner.run("query-status", json!({}))["running"], true);
+    // The next one finds what is there now.
+    let mut machine = qemu.attach().unwrap();
+    machine.pause().unwrap();
+    machine.capture_state().unwrap();
+}
+
+/// Waits until the console's log has `wanted`.
+fn wait_console_file(dir: &Path, wanted: &str) {
+    let began = std::time::Instant::now();
+    loop {
+        let text = std::fs::read(dir.join("console.log")).unwrap_or_default();
+        if String::from_utf8_lossy(&text).contains(wanted) {
+            return;
+        }
+        assert!(began.elapsed() < std::time::Duration::from_secs(90), "no {wanted:?} on the console");
+        sleep_ms(50);
+    }
+}
