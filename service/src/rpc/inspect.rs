@@ -155,7 +155,7 @@ fn run(
     // Facts of a kind that was never recorded have no table.
     let table = sql.split_whitespace().find(|word| word.starts_with("fact_"));
     if table.is_some_and(|table| known.iter().all(|known| known != table)) {
-        let note = ["nothing of this kind was read of any checkpoint".to_owned()];
+        let note = ["no facts of this kind were recorded".to_owned()];
         return Ok(convert::table(title, &note, &[], false));
     }
     let rows = store.catalogue().query(sql, &[Value::Integer(record.id.0)], ROWS_MAX)?;
