@@ -62,9 +62,9 @@ fn lines(headings: &[&str], rows: &[Vec<String>], total_width: usize) -> Vec<Str
         } else {
             let heading = headings.get(at).copied().unwrap_or_default();
             let widest = cells().chain([heading]).map(|text| clean(text).width()).max().unwrap_or(0);
-            let least = u16::try_from(widest.min(TEXT_COLUMNS_MIN)).unwrap_or(u16::MAX);
+            let columns_min = u16::try_from(widest.min(TEXT_COLUMNS_MIN)).unwrap_or(u16::MAX);
             let gap = if at == last { 0 } else { GAP };
-            column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(least + gap)));
+            column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(columns_min + gap)));
         }
     }
     layout.lines().map(|line| line.trim_end().to_owned()).collect()
