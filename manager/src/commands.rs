@@ -63,7 +63,7 @@ impl MachineActor {
         } else {
             (Self::go(&mut self.recorder, &mut *self.machine, to, request)?, None)
         };
-        if let Some(current) = &report.present {
+        if let Some(current) = &report.current {
             self.evaluate(current.clone());
         }
         self.evaluator.moved_to(report.target.id);
@@ -114,8 +114,8 @@ impl MachineActor {
         let rollback = Rollback {
             kind,
             operation: report.operation.name.clone(),
-            steps: self.steps(report.present.as_ref(), &report.target)?,
-            current: report.present,
+            steps: self.steps(report.current.as_ref(), &report.target)?,
+            current: report.current,
             target: report.target,
             pages_written: report.pages_written,
             rollback_us: report.timing.rollback_us,

@@ -66,7 +66,10 @@ fn a_microvm_lives_through_rollbacks_a_dead_daemon_and_a_dead_worker() {
         daemon.json(&["show", "g"])["state"] == "gone"
     });
     let back = daemon.json(&["rollback", "g", "--to", "found", "--verify-image"]);
-    assert_eq!((&back["rollback"]["new_process"], &back["rollback"]["image_matches"]), (&true.into(), &true.into()));
+    assert_eq!(
+        (&back["rollback"]["new_process"], &back["rollback"]["image_matches"]),
+        (&true.into(), &true.into())
+    );
     let _tick = daemon.next_tick();
     assert_ne!(worker(&daemon, "g"), pid);
     let _ended = daemon.run(&["stop", "g"]).ok();

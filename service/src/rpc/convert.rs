@@ -19,7 +19,7 @@ use retrovisor_snapshot::{
 pub(super) fn machine(manager: &Manager, record: &MachineRecord) -> Result<Machine, ManagerError> {
     let catalogue = manager.store().catalogue();
     let current = catalogue
-        .present(record.id)?
+        .position(record.id)?
         .map(|position| catalogue.checkpoint(position.checkpoint))
         .transpose()?;
     let status = manager.status(&record.name);

@@ -3,7 +3,11 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use retrovisor_guest::{Accelerator, Capabilities, ClockPolicy, DiskIo, Gfn, Machine, MachineError, MachineIdentity, MachineState, MemoryError, MemoryIo, MemoryLayout, MemoryView, PAGE_SIZE, Page, PageContent, PageSet, RunState, StateIo};
+use retrovisor_guest::{
+    Accelerator, Capabilities, ClockPolicy, DiskIo, Gfn, Machine, MachineError, MachineIdentity,
+    MachineState, MemoryError, MemoryIo, MemoryLayout, MemoryView, PAGE_SIZE, Page, PageContent, PageSet,
+    RunState, StateIo,
+};
 use retrovisor_snapshot::{Access, CheckpointRequest, Recorder, Store, image_hash};
 
 use crate::Keeper;

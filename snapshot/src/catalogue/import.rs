@@ -1,4 +1,4 @@
-//! A machine coming in from an archive: numbers and short ids given anew, all in one transaction.
+//! Import of a machine from an archive: with new numbers and short ids, in one transaction.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -9,12 +9,11 @@ use rusqlite::{OptionalExtension, Transaction, params, params_from_iter};
 
 use super::abort::Abort;
 use super::archive::{Role, SHAPES, Shape, Space};
-use super::commit::{self, Commit};
 use super::connection::{Catalogue, Durability};
 use super::disk::{self, NewDiskVersion};
 use super::operation::{self, NewOperation};
 use super::page_version::{self, Keyframe, Link};
-use super::position::{Position, set_position};
+use super::position::{self, Position};
 use super::query::Cell;
 use super::state::{self, StoredState};
 use super::{fact, machine};
@@ -26,28 +25,27 @@ use crate::key::Hash;
 /// Length of a short id.
 const NAME_LENGTH: usize = 12;
 
-/// A machine on its way into the catalogue.
-pub(crate) struct Arrival<'a> {
+/// A machine that is being imported.
+pub(crate) struct MachineImport<'a> {
     transaction: &'a Transaction<'a>,
     path: &'a Path,
     pub(crate) machine: MachineId,
     numbers: HashMap<(Space, i64), i64>,
-    /// The number of the next checkpoint, pruned or not: above all that were ever given.
+    /// The number of the next checkpoint, pruned or not: above all that were ever used.
     next: i64,
 }
 
 impl Catalogue {
-    /// Brings a machine in: all that `work` adds, and the contents of `commit`, or nothing. `path` is where it comes from.
-    pub(crate) fn bring_in<T>(
+    /// Imports a machine: all rows that `work` adds, or none. The contents are in the catalogue already. `path` is the
+    /// archive.
+    pub(crate) fn import_machine<T>(
         &self,
         path: &Path,
         identity: &MachineIdentity,
         created_at_ms: i64,
-        contents: &Commit<'_>,
-        work: impl FnOnce(&mut Arrival<'_>) -> Result<T>,
+        work: impl FnOnce(&mut MachineImport<'_>) -> Result<T>,
     ) -> Result<T> {
-        let answer = self.write("bringing a machine in", Durability::Full, |transaction| {
-            commit::insert_contents(transaction, contents)?;
+        let answer = self.write_long("importing a machine", Durability::Full, |transaction| {
             let machine = machine::insert(transaction, identity, created_at_ms)?;
             let next = transaction.query_row(
                 "SELECT 1 + max(coalesce((SELECT max(id) FROM checkpoint), 0),
@@ -56,23 +54,23 @@ impl Catalogue {
                 |row| row.get(0),
             )?;
             let numbers = HashMap::new();
-            let mut arrival = Arrival { transaction, path, machine, numbers, next };
-            Ok(work(&mut arrival)?)
+            let mut import = MachineImport { transaction, path, machine, numbers, next };
+            Ok(work(&mut import)?)
         });
-        // Rows that the tables' own rules refuse are not the catalogue's fault.
+        // Rows that violate the tables' constraints are the archive's fault.
         answer.map_err(|error| match error {
             Error::Catalogue { source, .. }
                 if source.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation) =>
             {
-                foreign(path, &format!("its rows contradict each other ({source})"))
+                not_importable(path, &format!("its rows contradict each other ({source})"))
             }
             other => other,
         })
     }
 }
 
-impl Arrival<'_> {
-    /// The number here of what had another there.
+impl MachineImport<'_> {
+    /// The number in this store of what has another one in the archive.
     pub(crate) fn number(&self, space: Space, old: i64) -> Result<i64> {
         let found = self.numbers.get(&(space, old)).copied();
         found.ok_or_else(|| self.wrong("it names something that is not in it"))
@@ -94,7 +92,7 @@ impl Arrival<'_> {
             values.push(Value::Integer(self.machine.0));
         }
         if shape.table == "checkpoint" {
-            // Until its changes come.
+            // Until its changes are imported.
             names.extend(["keyframe_distance", "keyframe_rows", "changes_hash"]);
             values.extend([Value::Integer(0), Value::Integer(0), Value::Text(String::new())]);
         }
@@ -139,7 +137,7 @@ impl Arrival<'_> {
         Ok(())
     }
 
-    /// A value as it is here; none when it is not what it should be.
+    /// A value for this store; none if it is not valid.
     fn value(&self, table: &str, role: Role, value: &Value) -> Result<Option<Value>> {
         let fits = match (role, value) {
             (Role::Of(space) | Role::Maybe(space), Value::Integer(old)) => {
@@ -166,7 +164,7 @@ impl Arrival<'_> {
         Ok(fits.then(|| value.clone()))
     }
 
-    /// The short id, or another one when it is taken.
+    /// The short id, or a new one if it is taken.
     fn name(&self, table: &str, name: &str) -> Result<String> {
         if name.len() != NAME_LENGTH || !is_name_prefix(name) {
             return Err(self.wrong("a short id in it is none"));
@@ -182,14 +180,14 @@ impl Arrival<'_> {
         Ok(if find().map_err(sql_error)?.is_some() { fresh_name() } else { name.to_owned() })
     }
 
-    /// Where a timeline begins.
+    /// Sets the origin of a timeline.
     pub(crate) fn origin(&self, timeline: i64, checkpoint: i64) -> Result<()> {
         let (timeline, checkpoint) =
             (self.number(Space::Timeline, timeline)?, self.number(Space::Checkpoint, checkpoint)?);
         self.execute("UPDATE timeline SET origin = ?2 WHERE id = ?1", params![timeline, checkpoint])
     }
 
-    /// Makes a fact table, or the columns that it lacks here.
+    /// Creates a fact table, or the columns that it lacks.
     pub(crate) fn fact_table(&self, table: &str, columns: &[(&str, Kind)]) -> Result<()> {
         fact::check_shape(table, columns).map_err(|error| self.wrong(&error.to_string()))?;
         let here = fact::make(self.transaction, table, columns)
@@ -263,24 +261,24 @@ impl Arrival<'_> {
         Ok(find().map_err(sql_error)?.map(CheckpointId))
     }
 
-    /// A checkpoint, as it came in so far.
+    /// A checkpoint, as it was imported so far.
     pub(crate) fn link(&self, checkpoint: CheckpointId) -> Result<Link> {
         // A hash that is not there yet is no link.
         page_version::link(self.transaction, checkpoint)
             .map_err(|_| self.wrong("the changes of a checkpoint come before its parent's"))
     }
 
-    /// The changes of a checkpoint that came in.
+    /// The changes of a checkpoint that was imported.
     pub(crate) fn changes_at(&self, checkpoint: CheckpointId) -> Result<Vec<(Gfn, ContentRef)>> {
         page_version::changes(self.transaction, checkpoint).map_err(abort)
     }
 
-    /// A full map that was made.
+    /// A full map that was added.
     pub(crate) fn keyframe(&self, checkpoint: CheckpointId) -> Result<Option<Keyframe>> {
         page_version::keyframe(self.transaction, checkpoint).map_err(abort)
     }
 
-    /// Changes of a disk that came in, and the full map when one was made.
+    /// The changes of a disk that were imported, and the full map if one was added.
     #[expect(clippy::type_complexity, reason = "a list, and a map")]
     pub(crate) fn blocks_at(
         &self,
@@ -292,8 +290,8 @@ impl Arrival<'_> {
             .map_err(abort)
     }
 
-    /// Where the machine stands, in the archive's numbers; and the operation that says where it came from.
-    pub(crate) fn stand(
+    /// Sets the machine's position, given in the archive's numbers, and records the operation.
+    pub(crate) fn set_position(
         &self,
         timeline: i64,
         checkpoint: i64,
@@ -304,7 +302,7 @@ impl Arrival<'_> {
             checkpoint: CheckpointId(self.number(Space::Checkpoint, checkpoint)?),
         };
         let here = NewOperation { before: Some(position), after: Some(position), ..*operation };
-        set_position(self.transaction, self.machine, position)
+        position::set(self.transaction, self.machine, position)
             .and_then(|()| operation::insert(self.transaction, &here))
             .map_err(sql_error)?;
         Ok(position)
@@ -312,7 +310,7 @@ impl Arrival<'_> {
 
     /// What is wrong with the archive.
     pub(crate) fn wrong(&self, what: &str) -> Error {
-        foreign(self.path, what)
+        not_importable(self.path, what)
     }
 
     fn execute(&self, sql: &str, values: impl rusqlite::Params) -> Result<()> {
@@ -321,12 +319,12 @@ impl Arrival<'_> {
     }
 }
 
-fn foreign(path: &Path, what: &str) -> Error {
+fn not_importable(path: &Path, what: &str) -> Error {
     Error::NotReadable { path: path.to_owned(), what: what.to_owned() }
 }
 
 fn sql_error(source: rusqlite::Error) -> Error {
-    Error::Catalogue { doing: "bringing a machine in", source }
+    Error::Catalogue { doing: "importing a machine", source }
 }
 
 fn abort(abort: Abort) -> Error {

@@ -1,15 +1,15 @@
-//! Rollbacks whose present is made durable only after the guest runs on.
+//! Staged rollbacks: the current state is made durable only after the guest was resumed.
 
 use std::sync::Arc;
 
 use retrovisor_snapshot::{
-    CheckpointKind, Error, OperationKind, OperationStatus, PresentPolicy, Recorder, RollbackRequest,
+    CheckpointKind, CurrentPolicy, Error, OperationKind, OperationStatus, Recorder, RollbackRequest,
 };
 
 use crate::toy::{Lab, open};
 
 fn staged() -> RollbackRequest {
-    RollbackRequest { present: PresentPolicy::Staged, ..RollbackRequest::default() }
+    RollbackRequest { current: CurrentPolicy::Staged, ..RollbackRequest::default() }
 }
 
 fn lab() -> (Lab, retrovisor_snapshot::CheckpointRecord) {
@@ -34,19 +34,19 @@ fn markers(lab: &Lab) -> usize {
 }
 
 #[test]
-fn the_present_is_kept_and_undo_goes_back_to_it() {
+fn the_current_state_is_kept_and_undo_returns_to_it() {
     let (mut lab, first) = lab();
     let before = lab.toy.image.clone();
     let watching = lab.recorder.watch();
     lab.recorder.written_since(watching);
     let report = lab.recorder.rollback(&mut lab.toy, first.id, &staged()).unwrap();
     assert_eq!((report.target.id, report.new_timeline, markers(&lab)), (first.id, true, 0));
-    let present = report.present.unwrap();
-    assert_eq!((present.kind, present.changed_pages), (CheckpointKind::BeforeRollback, 2));
+    let current = report.current.unwrap();
+    assert_eq!((current.kind, current.changed_pages), (CheckpointKind::BeforeRollback, 2));
     assert_eq!(report.operation.kind, OperationKind::Rollback);
     assert_eq!(report.operation.status, OperationStatus::Done);
     assert_eq!(lab.recorder.position(), report.operation.after);
-    // Who watches frames sees those that going back wrote.
+    // A consumer of dirty frames sees those that the rollback wrote.
     let written = lab.recorder.written_since(watching);
     assert_eq!(written.indices().collect::<Vec<_>>(), (10..20).chain([50]).collect::<Vec<_>>());
     let next = lab.checkpoint();
@@ -57,7 +57,7 @@ fn the_present_is_kept_and_undo_goes_back_to_it() {
 }
 
 #[test]
-fn a_recent_checkpoint_is_gone_back_to_without_reading_a_pack() {
+fn a_rollback_to_a_recent_checkpoint_reads_no_pack() {
     let (mut lab, first) = lab();
     let before = lab.store.reads().frames;
     lab.recorder.rollback(&mut lab.toy, first.id, &staged()).unwrap();
@@ -65,7 +65,7 @@ fn a_recent_checkpoint_is_gone_back_to_without_reading_a_pack() {
 }
 
 #[test]
-fn whatever_fails_the_guest_stands_where_it_stood() {
+fn whatever_fails_the_guest_is_reverted() {
     for fault in ["capture", "write", "apply", "sync"] {
         let (mut lab, first) = lab();
         let before = lab.toy.image.clone();
@@ -73,13 +73,13 @@ fn whatever_fails_the_guest_stands_where_it_stood() {
             "capture" => lab.toy.faults.capture_state = 1,
             "write" => lab.toy.faults.write_page = 3,
             "apply" => lab.toy.faults.apply_state = 1,
-            // The guest ran on from the past already.
+            // The guest ran on from the target already.
             _ => lab.toy.faults.sync_state = 1,
         }
         let failed = lab.recorder.rollback(&mut lab.toy, first.id, &staged());
         match &failed {
             Err(Error::Machine(_)) if fault == "capture" => (),
-            Err(Error::TakenBack { target, .. }) if fault != "capture" => assert_eq!(*target, first.name),
+            Err(Error::Reverted { target, .. }) if fault != "capture" => assert_eq!(*target, first.name),
             other => panic!("{fault}: {other:?}"),
         }
         assert_eq!((&lab.toy.image, lab.toy.paused, lab.toy.held), (&before, false, 2), "{fault}");
@@ -92,30 +92,31 @@ fn whatever_fails_the_guest_stands_where_it_stood() {
 }
 
 #[test]
-fn a_process_that_ends_half_way_leaves_word_of_it() {
+fn a_rollback_that_a_process_did_not_end_is_known_to_the_next() {
     let (mut lab, first) = lab();
-    // Neither the target nor the present can be put in place.
+    // Neither the target nor the current state can be applied.
     lab.toy.faults.write_page = 3;
     lab.toy.faults.apply_state = 1;
     let failed = lab.recorder.rollback(&mut lab.toy, first.id, &staged());
-    let Err(Error::Stranded { present, .. }) = &failed else { panic!("{failed:?}") };
+    let Err(Error::RevertFailed { current, .. }) = &failed else { panic!("{failed:?}") };
     assert!(lab.toy.paused);
     assert_eq!(markers(&lab), 1);
-    // The present was kept even so.
-    let present = lab.store.catalogue().resolve(lab.machine, present).unwrap();
+    // The current state was stored even so.
+    let current = lab.store.catalogue().resolve(lab.machine, current).unwrap();
     let image = lab.toy.captured.clone().unwrap();
     let Lab { dir, store, mut toy, recorder, machine } = lab;
     drop((store, recorder));
 
     let store = open(dir.path());
     let cut_off = store.catalogue().interrupted(machine).unwrap().unwrap();
-    assert_eq!(cut_off.status, OperationStatus::Started);
+    assert_eq!(cut_off.status, OperationStatus::Failed);
+    assert_eq!(cut_off.half_written.as_deref(), Some(""));
     assert_eq!(cut_off.after.unwrap().checkpoint, first.id);
     let mut recorder = Recorder::new(Arc::clone(&store), machine).unwrap();
-    recorder.restore(&mut toy, present.id, &RollbackRequest::default()).unwrap();
+    recorder.restore(&mut toy, current.id, &RollbackRequest::default()).unwrap();
     assert_eq!(toy.image, image);
     assert_eq!(store.catalogue().interrupted(machine).unwrap(), None);
-    // The word is taken once.
+    // The marker is read once.
     drop((store, recorder));
     assert_eq!(open(dir.path()).catalogue().interrupted(machine).unwrap(), None);
 }

@@ -12,34 +12,33 @@ use super::maps::Known;
 use super::record::{Kind, Reader};
 use super::{Counts, Manifest, maps};
 use crate::catalogue::{
-    Arrival, Commit, NewOperation, OperationKind, OperationStatus, Position, Space, StoredState,
+    MachineImport, NewOperation, OperationKind, OperationStatus, Position, Role, Space, StoredState,
 };
 use crate::content::{ContentRef, FIRST_CONTENT};
 use crate::content_list;
 use crate::disk::DiskRecord;
 use crate::error::{Error, Result};
-use crate::export::dump::{ImportReport, foreign};
-use crate::export::pages::{Progress, tell};
+use crate::export::dump::{ImportReport, not_importable};
+use crate::export::import_contents::ImportedContents;
+use crate::export::pages::{Progress, report};
 use crate::id::{CheckpointId, DiskId};
-use crate::intake::Intake;
 use crate::store::{Store, pieces, state_hash};
 
 /// Most contents in a record.
 const RECORD_PAGES_MAX: usize = 64;
-/// Contents taken in at a time: 8 MiB.
+/// Bytes of contents added at a time, in which the content writer is held.
 const BATCH_BYTES: usize = 8 << 20;
 /// Most memory of a machine: 1 TiB. A map of it is taken from the file's word.
 const MEMORY_PAGES_MAX: u64 = 1 << 28;
-/// Most tables that facts may bring.
+/// Most fact tables of an archive.
 const FACT_TABLES_MAX: usize = 1000;
 /// Most sections of a state.
 const SECTIONS_MAX: usize = 4096;
 
 impl Store {
-    /// Brings a machine in from an archive, under its own name or another: all of it, or nothing. Its contents are
-    /// taken in like those of any checkpoint, so that none is stored twice. Short ids stay as they are unless they are
-    /// taken here; numbers are given anew. The whole file is checked before anything of it is taken in. Who records a
-    /// machine of this store waits meanwhile.
+    /// Imports a machine from an archive, under its own name or another: all of it, or nothing. Its contents are added
+    /// like those of any checkpoint, so that none is stored twice. Short ids are kept unless they are taken here;
+    /// numbers are new. The whole file is checked before anything of it is added. Machines are recorded meanwhile.
     pub fn import_archive(
         &self,
         name: Option<&str>,
@@ -48,7 +47,7 @@ impl Store {
     ) -> Result<ImportReport> {
         let _alone = self.maintain()?;
         let file = File::open(path).map_err(Error::io("opening", path))?;
-        let (mut manifest, whole) = check(&file, path)?;
+        let (mut manifest, chain) = check(&file, path)?;
         let original = std::mem::take(&mut manifest.identity.name);
         name.unwrap_or(&original).clone_into(&mut manifest.identity.name);
         match self.catalogue().machine(&manifest.identity.name) {
@@ -56,75 +55,69 @@ impl Store {
             Err(other) => return Err(other),
             Ok(there) => return Err(Error::Exists { what: "machine", name: there.name }),
         }
-        let mut intake = self.intake()?;
-        let brought = (|| {
+        let mut contents = ImportedContents::begin(self)?;
+        let imported = (|| {
             let mut reader = Reader::begin(&file, path)?;
             reader.next()?;
-            let (codes, first) =
-                self.take_contents(&mut reader, &mut intake, manifest.contents, path, progress)?;
-            let sealed = intake.seal()?;
-            let commit = Commit {
-                frames: &sealed.frames,
-                contents: &sealed.contents,
-                packs: &sealed.packs,
-                moments: Vec::new(),
-                branch: None,
-            };
-            let identity = &manifest.identity;
-            let (position, checkpoints) =
-                self.catalogue().bring_in(path, identity, manifest.created_at_ms, &commit, |arrival| {
-                    let mut coming = Coming::new(self, arrival, &manifest, codes);
-                    coming.take(&mut reader, first)?;
-                    if reader.chain() != whole {
-                        return Err(foreign(path, "it changed while it was read"));
-                    }
-                    let detail = json!({
-                        "file": path.display().to_string(), "format": "archive", "machine": original,
-                    });
-                    Ok((coming.stand(&detail)?, coming.checkpoints.len() as u64))
-                })?;
-            intake.committed(self.catalogue(), &sealed);
-            Ok(ImportReport {
-                machine: identity.name.clone(),
-                checkpoints,
-                new_contents: sealed.contents.len() as u64,
-                stored_bytes: sealed.stored_bytes,
-                newest: position.checkpoint,
+            let (codes, first) = add_contents(&mut reader, &mut contents, manifest.contents, path, progress)?;
+            let (catalogue, identity) = (self.catalogue(), &manifest.identity);
+            catalogue.import_machine(path, identity, manifest.created_at_ms, |import| {
+                let mut importer = Importer::new(self, import, &manifest, codes);
+                importer.take(&mut reader, first)?;
+                if reader.chain() != chain {
+                    return Err(not_importable(path, "it changed while it was read"));
+                }
+                let detail = json!({
+                    "file": path.display().to_string(), "format": "archive", "machine": original,
+                });
+                Ok((importer.set_position(&detail)?, importer.checkpoints.len() as u64))
             })
         })();
-        brought.inspect_err(|_| intake.abandon())
+        match imported {
+            Ok((position, checkpoints)) => Ok(ImportReport {
+                machine: manifest.identity.name,
+                checkpoints,
+                new_contents: contents.new_contents(),
+                stored_bytes: contents.stored_bytes(),
+                newest: position.checkpoint,
+            }),
+            Err(error) => {
+                contents.discard();
+                Err(error)
+            }
+        }
     }
+}
 
-    /// Takes the contents in. Answers what each is here, by its number there, and the record after them.
-    #[expect(clippy::type_complexity, reason = "a list, and a record")]
-    fn take_contents(
-        &self,
-        reader: &mut Reader<'_>,
-        intake: &mut Intake,
-        total: u64,
-        path: &Path,
-        progress: Progress<'_>,
-    ) -> Result<(Vec<ContentRef>, (Kind, Vec<u8>))> {
-        let (mut codes, mut batch) = (Vec::new(), Vec::new());
-        loop {
-            let (kind, bytes) = reader.next()?;
-            if kind == Kind::Contents {
-                let pages = zstd::bulk::decompress(&bytes, RECORD_PAGES_MAX * PAGE_SIZE).ok();
-                let pages = pages.filter(|pages| pages.len() % PAGE_SIZE == 0);
-                batch.extend(pages.ok_or_else(|| foreign(path, "contents in it cannot be decompressed"))?);
+/// Adds the archive's contents. Returns the content in this store of each, by its number in the archive, and the
+/// record after them.
+#[expect(clippy::type_complexity, reason = "a list, and a record")]
+fn add_contents(
+    reader: &mut Reader<'_>,
+    contents: &mut ImportedContents<'_>,
+    total: u64,
+    path: &Path,
+    progress: Progress<'_>,
+) -> Result<(Vec<ContentRef>, (Kind, Vec<u8>))> {
+    let (mut codes, mut batch) = (Vec::new(), Vec::new());
+    loop {
+        let (kind, bytes) = reader.next()?;
+        if kind == Kind::Contents {
+            let pages = zstd::bulk::decompress(&bytes, RECORD_PAGES_MAX * PAGE_SIZE).ok();
+            let pages = pages.filter(|pages| pages.len() % PAGE_SIZE == 0);
+            batch.extend(pages.ok_or_else(|| not_importable(path, "contents in it cannot be decompressed"))?);
+        }
+        if batch.len() >= BATCH_BYTES || kind != Kind::Contents {
+            let pages: Vec<&Page> = batch.as_chunks::<PAGE_SIZE>().0.iter().collect();
+            if pages.iter().any(|page| is_zero(page)) {
+                return Err(not_importable(path, "a content in it is zero, which is no content"));
             }
-            if batch.len() >= BATCH_BYTES || kind != Kind::Contents {
-                let pages: Vec<&Page> = batch.as_chunks::<PAGE_SIZE>().0.iter().collect();
-                if pages.iter().any(|page| is_zero(page)) {
-                    return Err(foreign(path, "a content in it is zero, which is no content"));
-                }
-                codes.extend(intake.add(&self.key, self.catalogue(), &pages)?);
-                batch.clear();
-                tell(progress, codes.len() as u64, total)?;
-            }
-            if kind != Kind::Contents {
-                return Ok((codes, (kind, bytes)));
-            }
+            codes.extend(contents.add(&pages)?);
+            batch.clear();
+            report(progress, codes.len() as u64, total)?;
+        }
+        if kind != Kind::Contents {
+            return Ok((codes, (kind, bytes)));
         }
     }
 }
@@ -134,16 +127,16 @@ fn check(file: &File, path: &Path) -> Result<(Manifest, blake3::Hash)> {
     let mut reader = Reader::begin(file, path)?;
     let (kind, bytes) = reader.next()?;
     let manifest = serde_json::from_slice::<Manifest>(&bytes).ok().filter(|_| kind == Kind::Manifest);
-    let manifest = manifest.ok_or_else(|| foreign(path, "it does not say of what machine it is"))?;
+    let manifest = manifest.ok_or_else(|| not_importable(path, "it does not say of what machine it is"))?;
     if manifest.identity.layout.pages() > MEMORY_PAGES_MAX {
-        return Err(foreign(path, "its machine has more than 1 TiB of memory"));
+        return Err(not_importable(path, "its machine has more than 1 TiB of memory"));
     }
     let mut contents_are_over = false;
     loop {
         match reader.next()?.0 {
-            Kind::Manifest => return Err(foreign(path, "it speaks of two machines")),
+            Kind::Manifest => return Err(not_importable(path, "it speaks of two machines")),
             Kind::Contents if contents_are_over => {
-                return Err(foreign(path, "contents in it come after what needs them"));
+                return Err(not_importable(path, "contents in it come after what needs them"));
             }
             Kind::Contents => (),
             Kind::End => return Ok((manifest, reader.chain())),
@@ -152,15 +145,15 @@ fn check(file: &File, path: &Path) -> Result<(Manifest, blake3::Hash)> {
     }
 }
 
-/// A machine coming in: all but its contents.
-struct Coming<'a, 'b> {
+/// A machine that is imported: everything but its contents.
+struct Importer<'a, 'b> {
     store: &'a Store,
-    arrival: &'a mut Arrival<'b>,
+    import: &'a mut MachineImport<'b>,
     manifest: &'a Manifest,
     codes: Vec<ContentRef>,
     disks: HashMap<i64, DiskRecord>,
     fact_tables: HashSet<String>,
-    /// Checkpoints whose changes came, and their states.
+    /// Checkpoints whose changes, and whose states, were read.
     checkpoints: HashSet<CheckpointId>,
     states: HashSet<CheckpointId>,
     known: Known,
@@ -168,20 +161,20 @@ struct Coming<'a, 'b> {
     open: Option<Changes>,
     rows: u64,
     checkpoint_rows: u64,
-    /// Whether it was said where timelines begin.
+    /// Whether the origins of timelines were read.
     has_origins: bool,
 }
 
-impl<'a, 'b> Coming<'a, 'b> {
+impl<'a, 'b> Importer<'a, 'b> {
     fn new(
         store: &'a Store,
-        arrival: &'a mut Arrival<'b>,
+        import: &'a mut MachineImport<'b>,
         manifest: &'a Manifest,
         codes: Vec<ContentRef>,
     ) -> Self {
         Self {
             store,
-            arrival,
+            import,
             manifest,
             codes,
             disks: HashMap::new(),
@@ -211,7 +204,7 @@ impl<'a, 'b> Coming<'a, 'b> {
                     for (timeline, checkpoint) in
                         decode_pairs(&bytes).ok_or_else(|| self.unreadable("where timelines begin"))?
                     {
-                        self.arrival.origin(timeline, checkpoint)?;
+                        self.import.origin(timeline, checkpoint)?;
                     }
                 }
                 Kind::Changes => self.changes(&bytes)?,
@@ -226,23 +219,32 @@ impl<'a, 'b> Coming<'a, 'b> {
     fn rows(&mut self, bytes: &[u8]) -> Result<()> {
         let rows = Rows::decode(bytes).ok_or_else(|| self.unreadable("rows"))?;
         let columns: Vec<_> = rows.columns.iter().map(|(name, kind)| (name.as_str(), *kind)).collect();
-        let Some(shape) = Arrival::shape(&rows.table) else {
+        let Some(shape) = MachineImport::shape(&rows.table) else {
             if self.fact_tables.len() >= FACT_TABLES_MAX {
-                return Err(self.arrival.wrong("it has too many tables of facts"));
+                return Err(self.import.wrong("it has too many tables of facts"));
             }
             self.fact_tables.insert(rows.table.clone());
-            self.arrival.fact_table(&rows.table, &columns)?;
+            self.import.fact_table(&rows.table, &columns)?;
             for row in rows.cells.chunks(columns.len() + 1) {
-                self.arrival.fact(&rows.table, &columns, row)?;
+                self.import.fact(&rows.table, &columns, row)?;
                 self.rows += 1;
             }
             return Ok(());
         };
-        if !shape.columns.iter().map(|(name, _)| *name).eq(columns.iter().map(|(name, _)| *name)) {
-            return Err(self.arrival.wrong(&format!("{} has other columns than here", rows.table)));
+        // An archive of version 1 does not say which checkpoints are doubtful: none is.
+        let names = |list: &[(&'static str, Role)]| list.iter().map(|(name, _)| *name).collect::<Vec<_>>();
+        let here = names(shape.columns);
+        let there: Vec<_> = columns.iter().map(|(name, _)| *name).collect();
+        let is_older = shape.table == "checkpoint" && here.strip_suffix(&["doubtful"]) == Some(&there[..]);
+        if here != there && !is_older {
+            return Err(self.import.wrong(&format!("{} has other columns than here", rows.table)));
         }
         for row in rows.cells.chunks(columns.len()) {
-            self.arrival.row(shape, row)?;
+            if is_older {
+                self.import.row(shape, &[row, &[Value::Integer(0)]].concat())?;
+            } else {
+                self.import.row(shape, row)?;
+            }
             self.rows += 1;
             match shape.table {
                 "disk" => self.disk(row)?,
@@ -253,14 +255,14 @@ impl<'a, 'b> Coming<'a, 'b> {
         Ok(())
     }
 
-    /// Notes how large a disk is.
+    /// Notes the size of a disk.
     fn disk(&mut self, row: &[Value]) -> Result<()> {
         let [Value::Integer(old), Value::Text(name), Value::Integer(size_bytes), _] = row else {
             return Err(self.unreadable("a disk"));
         };
         let record = DiskRecord {
-            id: DiskId(self.arrival.number(Space::Disk, *old)?),
-            machine: self.arrival.machine,
+            id: DiskId(self.import.number(Space::Disk, *old)?),
+            machine: self.import.machine,
             name: name.clone(),
             size_bytes: u64::try_from(*size_bytes).unwrap_or(0),
             base: None,
@@ -288,30 +290,30 @@ impl<'a, 'b> Coming<'a, 'b> {
             self.open = Some(whole);
             return Ok(());
         }
-        let checkpoint = CheckpointId(self.arrival.number(Space::Checkpoint, whole.checkpoint)?);
+        let checkpoint = CheckpointId(self.import.number(Space::Checkpoint, whole.checkpoint)?);
         let list: Result<Vec<_>> =
             whole.list.iter().map(|(place, content)| Ok((*place, self.here(*content)?))).collect();
         let (list, key) = (list?, &self.store.key);
         if whole.disk != 0 {
             let disk = self.disks.get(&whole.disk).ok_or_else(|| self.unreadable("a disk's number"))?;
             if list.last().is_some_and(|(block, _)| *block >= disk.blocks()) {
-                return Err(self.arrival.wrong("a block in it is not on its disk"));
+                return Err(self.import.wrong("a block in it is not on its disk"));
             }
-            return maps::disk(key, self.arrival, &mut self.known, disk, checkpoint, &list);
+            return maps::disk(key, self.import, &mut self.known, disk, checkpoint, &list);
         }
         let layout = &self.manifest.identity.layout;
         if list.iter().any(|(gfn, _)| layout.index(retrovisor_guest::Gfn(*gfn)).is_none()) {
-            return Err(self.arrival.wrong("a page in it is not in the machine's memory"));
+            return Err(self.import.wrong("a page in it is not in the machine's memory"));
         }
         if !self.checkpoints.insert(checkpoint) {
-            return Err(self.arrival.wrong("a checkpoint in it has two lists of changes"));
+            return Err(self.import.wrong("a checkpoint in it has two lists of changes"));
         }
-        maps::memory(key, self.arrival, layout, checkpoint, &list)
+        maps::memory(key, self.import, layout, checkpoint, &list)
     }
 
     fn state(&mut self, bytes: &[u8]) -> Result<()> {
         let (checkpoint, mut state) = decode_state(bytes).ok_or_else(|| self.unreadable("a state"))?;
-        let checkpoint = CheckpointId(self.arrival.number(Space::Checkpoint, checkpoint)?);
+        let checkpoint = CheckpointId(self.import.number(Space::Checkpoint, checkpoint)?);
         let is_one = serde_json::from_str::<Vec<VcpuRegisters>>(&state.vcpus).is_ok()
             && serde_json::from_str::<Vec<DiskState>>(&state.disks).is_ok();
         let is_one = is_one && state.sections.len() <= SECTIONS_MAX;
@@ -324,18 +326,18 @@ impl<'a, 'b> Coming<'a, 'b> {
             section.contents = content_list::encode(list?.into_iter());
         }
         let state = StoredState { hash: state_hash(&self.store.key, &state), ..state };
-        self.arrival.state(checkpoint, &state)
+        self.import.state(checkpoint, &state)
     }
 
-    /// What a content of the archive is here.
+    /// The content in this store of a content of the archive.
     fn here(&self, content: ContentRef) -> Result<ContentRef> {
         let Some(id) = content.stored() else { return Ok(content) };
         let at = usize::try_from(id.0 - FIRST_CONTENT).ok();
         let found = at.and_then(|at| self.codes.get(at)).copied();
-        found.ok_or_else(|| self.arrival.wrong("a content that it names is not in it"))
+        found.ok_or_else(|| self.import.wrong("a content that it names is not in it"))
     }
 
-    /// Nothing may be missing.
+    /// Checks that nothing is missing.
     fn end(&self, bytes: &[u8]) -> Result<()> {
         let counts = Counts {
             contents: self.codes.len() as u64,
@@ -349,25 +351,26 @@ impl<'a, 'b> Coming<'a, 'b> {
         if is_whole && Counts::decode(bytes) == Some(counts) {
             Ok(())
         } else {
-            Err(self.arrival.wrong("something of it is missing"))
+            Err(self.import.wrong("something of it is missing"))
         }
     }
 
-    /// Where the machine stands; and that it was brought here.
-    fn stand(&self, detail: &serde_json::Value) -> Result<Position> {
+    /// Sets the machine's position, and records the import.
+    fn set_position(&self, detail: &serde_json::Value) -> Result<Position> {
         let operation = NewOperation {
-            machine: self.arrival.machine,
+            machine: self.import.machine,
             kind: OperationKind::Import,
             status: OperationStatus::Done,
             before: None,
             after: None,
             undoes: None,
             detail,
+            half_written: None,
         };
-        self.arrival.stand(self.manifest.timeline, self.manifest.checkpoint, &operation)
+        self.import.set_position(self.manifest.timeline, self.manifest.checkpoint, &operation)
     }
 
     fn unreadable(&self, what: &str) -> Error {
-        self.arrival.wrong(&format!("{what} cannot be read"))
+        self.import.wrong(&format!("{what} cannot be read"))
     }
 }

@@ -1,34 +1,40 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use retrovisor_guest::{Gfn, Machine, MemoryLayout, Page, PageContent};
+use retrovisor_guest::{Gfn, Machine, MemoryLayout, Page, PageContent, PageSet};
 
 use crate::content::{ContentId, ContentRef};
 use crate::error::Result;
 use crate::page_map::PageMap;
 use crate::store::Store;
 
-/// Pages read before the guest is stopped, at most: 256 MiB. The rest is read while it stands still.
-const READY_MAX: usize = 1 << 16;
+/// Pages loaded before the guest is paused, at most: 256 MiB. The rest is read in the pause.
+const LOADED_MAX: usize = 1 << 16;
 
-/// Frames to be written, and what is to stand in them.
-pub(super) struct Put {
-    /// Frames by content, ascending.
+/// Frames to be written, each with its content.
+pub(super) struct PagePlan {
+    /// Frames with data, by content, ascending.
     data: Vec<(ContentId, usize)>,
     /// Frames without data.
     bare: Vec<(usize, ContentRef)>,
 }
 
-/// Pages that are in memory already.
-pub(super) type Ready = HashMap<ContentId, Arc<Page>>;
+/// Pages that were loaded into memory, by content.
+pub(super) type LoadedPages = HashMap<ContentId, Arc<Page>>;
 
-impl Put {
-    /// What leads from one map to another.
+impl PagePlan {
+    /// The difference between two maps, to write what the second has.
     pub(super) fn difference(from: &PageMap, to: &PageMap) -> Self {
         Self::new(from.diff(to).map(|(index, _, content)| (index, content)))
     }
 
-    /// These frames.
+    /// These frames, to write what the map has.
+    pub(super) fn of(frames: &PageSet, map: &PageMap) -> Self {
+        let indices = frames.indices().filter_map(|index| usize::try_from(index).ok());
+        Self::new(indices.map(|index| (index, map.get(index))))
+    }
+
+    /// These frames with these contents.
     pub(super) fn new(frames: impl Iterator<Item = (usize, ContentRef)>) -> Self {
         let (mut data, mut bare) = (Vec::new(), Vec::new());
         for (index, content) in frames {
@@ -46,12 +52,12 @@ impl Put {
         (self.data.len() + self.bare.len()) as u64
     }
 
-    /// Reads contents that are not ready yet, as many as may be held.
-    pub(super) fn make_ready(&self, store: &Store, ready: &mut Ready) -> Result<()> {
-        let mut wanted = self.wanted(ready);
-        wanted.truncate(READY_MAX.saturating_sub(ready.len()));
-        store.each_content(&wanted, |id, page| {
-            ready.insert(id, Arc::clone(page));
+    /// Loads contents that are not loaded yet, as many as may be held.
+    pub(super) fn load(&self, store: &Store, loaded: &mut LoadedPages) -> Result<()> {
+        let mut missing = self.missing(loaded);
+        missing.truncate(LOADED_MAX.saturating_sub(loaded.len()));
+        store.each_content(&missing, |id, page| {
+            loaded.insert(id, Arc::clone(page));
             Ok(())
         })
     }
@@ -60,7 +66,7 @@ impl Put {
     pub(super) fn write(
         &self,
         store: &Store,
-        ready: &Ready,
+        loaded: &LoadedPages,
         machine: &mut dyn Machine,
         layout: &MemoryLayout,
     ) -> Result<()> {
@@ -71,11 +77,11 @@ impl Put {
             machine.write_page(gfn(*index), content)?;
         }
         for (id, index) in &self.data {
-            if let Some(page) = ready.get(id) {
+            if let Some(page) = loaded.get(id) {
                 machine.write_page(gfn(*index), PageContent::Data(page))?;
             }
         }
-        store.each_content(&self.wanted(ready), |id, page| {
+        store.each_content(&self.missing(loaded), |id, page| {
             for index in self.frames_of(id) {
                 machine.write_page(gfn(index), PageContent::Data(page))?;
             }
@@ -83,7 +89,7 @@ impl Put {
         })
     }
 
-    /// Calls `each` with every frame and its contents, `None` for zero and removed ones.
+    /// Calls `each` with every frame and its page, `None` for zero and removed ones.
     pub(super) fn each(
         &self,
         store: &Store,
@@ -92,7 +98,7 @@ impl Put {
         for (index, content) in &self.bare {
             each(*index, *content, None)?;
         }
-        store.each_content(&self.wanted(&Ready::new()), |id, page| {
+        store.each_content(&self.missing(&LoadedPages::new()), |id, page| {
             for index in self.frames_of(id) {
                 each(index, ContentRef::Stored(id), Some(page))?;
             }
@@ -100,15 +106,15 @@ impl Put {
         })
     }
 
-    /// The contents that are not ready, ascending, each once.
-    fn wanted(&self, ready: &Ready) -> Vec<ContentId> {
+    /// The contents that are not loaded, ascending, each once.
+    fn missing(&self, loaded: &LoadedPages) -> Vec<ContentId> {
         let mut ids: Vec<_> =
-            self.data.iter().map(|(id, _)| *id).filter(|id| !ready.contains_key(id)).collect();
+            self.data.iter().map(|(id, _)| *id).filter(|id| !loaded.contains_key(id)).collect();
         ids.dedup();
         ids
     }
 
-    /// The frames that one content belongs in.
+    /// The frames with a content.
     fn frames_of(&self, id: ContentId) -> impl Iterator<Item = usize> + '_ {
         let first = self.data.partition_point(|(other, _)| *other < id);
         self.data[first..].iter().take_while(move |(other, _)| *other == id).map(|(_, index)| *index)

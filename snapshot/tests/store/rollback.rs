@@ -20,17 +20,17 @@ fn a_rollback_keeps_the_future_and_undo_goes_back_there() {
     lab.toy.scribble(5, 4);
     let future = lab.toy.image.clone();
 
-    let plan = lab.recorder.plan_rollback(good.id).unwrap();
-    assert_eq!((plan.present.id, plan.target.id, plan.pages), (bad.id, good.id, 2));
+    let plan = lab.store.plan_rollback(lab.machine, good.id).unwrap();
+    assert_eq!((plan.current.id, plan.target.id, plan.pages), (bad.id, good.id, 2));
     assert_eq!(plan.left_behind.iter().map(|c| c.id).collect::<Vec<_>>(), [bad.id]);
 
     let report = lab.recorder.rollback(&mut lab.toy, good.id, &because("test")).unwrap();
     assert!(!lab.toy.paused);
     assert_eq!(report.pages_written, 3);
     assert!(report.new_timeline);
-    let present = report.present.unwrap();
+    let current = report.current.unwrap();
     assert_eq!(
-        (present.kind, present.parent, present.timeline),
+        (current.kind, current.parent, current.timeline),
         (CheckpointKind::BeforeRollback, Some(bad.id), bad.timeline)
     );
     assert_eq!(report.operation.kind, OperationKind::Rollback);
@@ -45,12 +45,12 @@ fn a_rollback_keeps_the_future_and_undo_goes_back_there() {
 
     let undone = lab.recorder.undo(&mut lab.toy, &because("no")).unwrap();
     assert_eq!(lab.toy.image, future);
-    // The timeline that was left goes on where it was left.
+    // The timeline that was left continues where it was left.
     assert!(!undone.new_timeline);
-    assert_eq!((undone.target.id, undone.timeline), (present.id, bad.timeline));
+    assert_eq!((undone.target.id, undone.timeline), (current.id, bad.timeline));
     assert_eq!(undone.operation.undoes, Some(report.operation.id));
     let next = lab.checkpoint();
-    assert_eq!((next.parent, next.timeline, next.changed_pages), (Some(present.id), bad.timeline, 0));
+    assert_eq!((next.parent, next.timeline, next.changed_pages), (Some(current.id), bad.timeline, 0));
 
     let redone = lab.recorder.redo(&mut lab.toy, &because("yes")).unwrap();
     assert_eq!(lab.toy.image, past);
@@ -103,18 +103,18 @@ fn an_undo_to_a_timeline_that_went_on_begins_a_new_one() {
     lab.toy.scribble(0, 1);
     let first = lab.checkpoint();
     let report = lab.recorder.rollback(&mut lab.toy, first.id, &because("")).unwrap();
-    let present = report.present.unwrap();
-    // Somebody else goes on from there first.
+    let current = report.current.unwrap();
+    // Another machine continues from there first.
     let mut twin = Toy::new(&lab.toy.identity.layout);
-    lab.recorder.restore(&mut twin, present.id, &because("")).unwrap();
+    lab.recorder.restore(&mut twin, current.id, &because("")).unwrap();
     twin.resume().unwrap();
     twin.scribble(1, 1);
     let next =
         lab.recorder.checkpoint(&mut twin, &retrovisor_snapshot::CheckpointRequest::default()).unwrap();
-    assert_eq!(next.record.timeline, present.timeline);
+    assert_eq!(next.record.timeline, current.timeline);
     lab.recorder.undo(&mut twin, &because("")).unwrap();
     let undone = lab.recorder.undo(&mut twin, &because("")).unwrap();
-    assert_eq!(undone.target.id, present.id);
+    assert_eq!(undone.target.id, current.id);
     assert!(undone.new_timeline);
 }
 

@@ -1,19 +1,20 @@
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 use std::time::Instant;
 
 use retrovisor_guest::{Gfn, MemoryLayout, Page, PageSet};
 
+use super::baseline::Baseline;
 use super::report::CheckpointTiming;
 use super::staging::{Staged, StagedContent, StagedFrame};
-use super::stand::Stand;
-use super::task::Capture;
+use super::task::Captured;
 use crate::catalogue::{Keyframe, NewCheckpoint, StoredState};
 use crate::clock::since_us;
 use crate::content::{ContentId, ContentRef};
-use crate::disk::{DiskReady, DiskStands};
+use crate::content_writer::{ContentWriter, Progress};
+use crate::disk::{DiskBaselines, PreparedDisk};
 use crate::error::{Error, Result};
+use crate::fair_lock::FairGuard;
 use crate::id::MachineId;
-use crate::intake::{Intake, Progress};
 use crate::page_map::PageMap;
 use crate::store::{Store, keyframe, store_state};
 
@@ -22,60 +23,74 @@ pub(crate) const KEYFRAME_DISTANCE: u64 = 64;
 /// or once the changes since the last one outnumber the pages of the machine (but not before this many): whichever
 /// comes first bounds what reading a map costs.
 pub(crate) const KEYFRAME_ROWS_MIN: u64 = 1 << 14;
-/// Frames of a capture that is not complete yet.
-pub(super) struct Open<'s> {
-    pub(super) intake: MutexGuard<'s, Intake>,
-    /// What stands in the frames taken in so far.
+
+/// Captures whose contents are being written. Holds the content writer.
+pub(super) struct Preparation<'s> {
+    pub(super) content_writer: FairGuard<'s, ContentWriter>,
+    /// The contents of the frames added so far.
     frames: Vec<(u32, ContentRef)>,
     before: Progress,
-    pub(super) spoiled: Option<Error>,
+    /// Why the capture that the frames belong to cannot be stored.
+    pub(super) failed: Option<Error>,
 }
 
-/// A capture taken in: all that the catalogue will be told.
-pub(super) struct Ready {
-    pub(super) capture: Capture,
+/// A captured instant whose contents are written: all that the catalogue needs.
+pub(super) struct Prepared {
     pub(super) map: Arc<PageMap>,
     pub(super) changes: Vec<(Gfn, ContentRef)>,
-    /// What stood in the changed frames before.
+    /// The contents that the changed frames had before.
     pub(super) replaced: Vec<ContentId>,
     pub(super) state: StoredState,
     pub(super) keyframe: Option<Keyframe>,
-    pub(super) disks: Vec<DiskReady>,
+    pub(super) disks: Vec<PreparedDisk>,
     pub(super) checkpoint: NewCheckpoint,
 }
 
-/// Where the next checkpoint of a group hangs.
+/// What the next checkpoint of a group is based on.
 pub(super) struct Tip {
     map: Arc<PageMap>,
     is_first: bool,
     keyframe_distance: u64,
     keyframe_rows: u64,
-    disks: DiskStands,
+    disks: DiskBaselines,
 }
 
 impl Tip {
-    /// Where the machine stands.
-    pub(super) fn at(stand: &Stand) -> Self {
+    /// The first of a group is based on the baseline.
+    pub(super) fn of(baseline: &Baseline) -> Self {
         Self {
-            map: Arc::clone(&stand.map),
-            is_first: stand.position.is_none(),
-            keyframe_distance: stand.keyframe_distance,
-            keyframe_rows: stand.keyframe_rows,
-            disks: stand.disks.clone(),
+            map: Arc::clone(&baseline.map),
+            is_first: baseline.position.is_none(),
+            keyframe_distance: baseline.keyframe_distance,
+            keyframe_rows: baseline.keyframe_rows,
+            disks: baseline.disks.clone(),
         }
     }
 }
 
-impl<'s> Open<'s> {
-    /// Nothing came in yet. Nobody else brings contents in until this is gone.
+impl Prepared {
+    /// The disks as they are at the checkpoint.
+    pub(super) fn disk_baselines(&self) -> DiskBaselines {
+        let disks = self.disks.iter();
+        disks.map(|disk| (disk.baseline.record.name.clone(), disk.baseline.clone())).collect()
+    }
+}
+
+impl<'s> Preparation<'s> {
+    /// Takes the content writer, until this is dropped.
     pub(super) fn begin(store: &'s Store) -> Result<Self> {
-        let intake = store.intake()?;
-        let before = intake.so_far();
-        Ok(Self { intake, frames: Vec::new(), before, spoiled: None })
+        let content_writer = store.content_writer()?;
+        let before = content_writer.progress();
+        Ok(Self { content_writer, frames: Vec::new(), before, failed: None })
     }
 
-    /// Takes frames in, and notes what stands in each. Their pages go to the undo ring as well.
-    pub(super) fn take_in(&mut self, store: &Store, staged: &[Staged], layout: &MemoryLayout) -> Result<()> {
+    /// Adds frames and notes the content of each. Their pages go to the page cache as well.
+    pub(super) fn add_frames(
+        &mut self,
+        store: &Store,
+        staged: &[Staged],
+        layout: &MemoryLayout,
+    ) -> Result<()> {
         let frames = latest(staged, layout);
         let pages: Vec<&Page> = frames
             .iter()
@@ -84,93 +99,71 @@ impl<'s> Open<'s> {
                 StagedContent::Zero | StagedContent::Removed => None,
             })
             .collect();
-        let names = self.intake.add(&store.key, store.catalogue(), &pages)?;
-        keep(store, &names, &pages);
-        let mut names = names.into_iter();
+        let contents = self.content_writer.add(&store.key, store.catalogue(), &pages)?;
+        cache_pages(store, &contents, &pages);
+        let mut contents = contents.into_iter();
         self.frames.extend(frames.iter().map(|(_, frame)| {
             let content = match frame.content {
                 StagedContent::Zero => ContentRef::Zero,
                 StagedContent::Removed => ContentRef::Removed,
-                StagedContent::Data(_) => names.next().unwrap_or(ContentRef::Zero),
+                StagedContent::Data(_) => contents.next().unwrap_or(ContentRef::Zero),
             };
             (frame.index, content)
         }));
         Ok(())
     }
 
-    /// Takes one capture in.
-    #[expect(clippy::result_large_err, reason = "the capture goes back")]
-    pub(super) fn ready(
+    /// Prepares a captured instant, which is based on `tip`. The next one is based on it.
+    pub(super) fn prepare(
         &mut self,
         store: &Store,
         machine: MachineId,
         layout: &MemoryLayout,
         tip: &mut Tip,
-        mut capture: Capture,
-    ) -> Result<Ready, (Error, Capture)> {
-        let staged = std::mem::take(&mut capture.staged);
-        let taken = self.take_in(store, &staged, layout).and_then(|()| {
-            store_state(&store.key, &capture.state, |pages| {
-                let names = self.intake.add(&store.key, store.catalogue(), pages)?;
-                keep(store, &names, pages);
-                Ok(names)
-            })
-        });
+        captured: &mut Captured,
+    ) -> Result<Prepared> {
+        let staged = std::mem::take(&mut captured.staged);
+        self.add_frames(store, &staged, layout)?;
+        let state = store_state(&store.key, &captured.state, |pages| {
+            let contents = self.content_writer.add(&store.key, store.catalogue(), pages)?;
+            cache_pages(store, &contents, pages);
+            Ok(contents)
+        })?;
         drop(staged);
-        let state = match taken {
-            Ok(state) => state,
-            Err(error) => return Err((error, capture)),
-        };
         let start = Instant::now();
-        let mut drafts = std::mem::take(&mut capture.disks);
-        let disks = drafts
+        let disks = std::mem::take(&mut captured.disks)
             .iter_mut()
-            .map(|draft| DiskReady::take_in(store, &mut self.intake, machine, &tip.disks, draft));
-        let disks = match disks.collect::<Result<Vec<_>>>() {
-            Ok(disks) => disks,
-            Err(error) => return Err((error, capture)),
-        };
-        capture.timing.disk_us = if disks.is_empty() { 0 } else { since_us(start) };
+            .map(|disk| PreparedDisk::prepare(store, &mut self.content_writer, machine, &tip.disks, disk))
+            .collect::<Result<Vec<_>>>()?;
+        captured.timing.disk_us = if disks.is_empty() { 0 } else { since_us(start) };
         let mut map = (*tip.map).clone();
         for (index, content) in self.frames.drain(..) {
             map.set(index as usize, content);
         }
         let (mut changes, mut replaced) = (Vec::new(), Vec::new());
-        // A first checkpoint stands by itself, also when it is known that its frames are those of another machine's.
+        // A first checkpoint has a full list of changes, even if its frames are known to be those of another machine.
         let nothing =
             tip.is_first.then(|| PageMap::zero(usize::try_from(layout.pages()).unwrap_or(usize::MAX)));
         for (index, old, new) in nothing.as_ref().unwrap_or(&tip.map).diff(&map) {
             changes.extend(layout.gfn(index as u64).map(|gfn| (gfn, new)));
             replaced.extend(old.stored());
         }
-        let zero_pages = count_zero(&capture.dirty, &map);
+        let zero_pages = count_zero(&captured.dirty, &map);
         let (distance, rows) = (tip.keyframe_distance + 1, tip.keyframe_rows + changes.len() as u64);
         let is_key =
             tip.is_first || distance >= KEYFRAME_DISTANCE || rows > layout.pages().max(KEYFRAME_ROWS_MIN);
-        let full = if is_key { keyframe(&store.key, &map).map(Some) } else { Ok(None) };
-        let keyframe = match full {
-            Ok(full) => full,
-            Err(error) => return Err((error, capture)),
-        };
+        let keyframe = if is_key { Some(keyframe(&store.key, &map)?) } else { None };
         let (keyframe_distance, keyframe_rows) = if is_key { (0, 0) } else { (distance, rows) };
-        let map = Arc::new(map);
-        *tip = Tip {
-            map: Arc::clone(&map),
-            is_first: false,
-            keyframe_distance,
-            keyframe_rows,
-            disks: disks.iter().map(|disk| (disk.stand.record.name.clone(), disk.stand.clone())).collect(),
-        };
-        let after = self.intake.so_far();
+        let after = self.content_writer.progress();
         let before = std::mem::replace(&mut self.before, after);
-        note_times(&mut capture.timing, &before, &after);
+        note_times(&mut captured.timing, &before, &after);
         let checkpoint = NewCheckpoint {
             machine,
-            label: capture.request.label.clone(),
-            kind: capture.request.kind,
-            taken_at_ms: capture.at_ms,
-            pause_us: capture.timing.pause_us,
-            dirty_pages: capture.dirty.len(),
+            label: captured.request.label.clone(),
+            kind: captured.request.kind,
+            taken_at_ms: captured.at_ms,
+            pause_us: captured.timing.pause_us,
+            dirty_pages: captured.dirty.len(),
             changed_pages: changes.len() as u64,
             new_pages: after.contents - before.contents,
             zero_pages,
@@ -178,7 +171,15 @@ impl<'s> Open<'s> {
             keyframe_distance,
             keyframe_rows,
         };
-        Ok(Ready { capture, map, changes, replaced, state, keyframe, disks, checkpoint })
+        let prepared = Prepared { map: Arc::new(map), changes, replaced, state, keyframe, disks, checkpoint };
+        *tip = Tip {
+            map: Arc::clone(&prepared.map),
+            is_first: false,
+            keyframe_distance,
+            keyframe_rows,
+            disks: prepared.disk_baselines(),
+        };
+        Ok(prepared)
     }
 }
 
@@ -205,7 +206,7 @@ fn count_zero(dirty: &PageSet, map: &PageMap) -> u64 {
     dirty.indices().filter(is_zero).count() as u64
 }
 
-/// Adds the times between two instants of the intake.
+/// Adds the times between two instants of the content writer.
 pub(super) fn note_times(timing: &mut CheckpointTiming, before: &Progress, after: &Progress) {
     let (before, after) = (before.timing, after.timing);
     timing.hash_us += after.hash_us - before.hash_us;
@@ -215,7 +216,9 @@ pub(super) fn note_times(timing: &mut CheckpointTiming, before: &Progress, after
     timing.sync_us += after.sync_us - before.sync_us;
 }
 
-/// Puts pages into the undo ring.
-fn keep(store: &Store, names: &[ContentRef], pages: &[&Page]) {
-    store.cache.fill(names.iter().zip(pages).filter_map(|(name, page)| Some((name.stored()?, *page))));
+/// Adds pages to the page cache.
+fn cache_pages(store: &Store, contents: &[ContentRef], pages: &[&Page]) {
+    store
+        .cache
+        .fill(contents.iter().zip(pages).filter_map(|(content, page)| Some((content.stored()?, *page))));
 }

@@ -69,7 +69,7 @@ impl Catalogue {
         })
     }
 
-    /// Marks exactly these checkpoints. Answers the short ids of those that were marked before and are not now.
+    /// Marks exactly these checkpoints. Returns the short ids of those that were marked before and are not now.
     pub(crate) fn set_damage_marks(&self, marks: &[(CheckpointId, &str)]) -> Result<Vec<String>> {
         let marked: BTreeSet<i64> = marks.iter().map(|(id, _)| id.0).collect();
         self.write("marking damaged checkpoints", Durability::Full, |transaction| {
@@ -162,9 +162,9 @@ impl Catalogue {
         })
     }
 
-    /// Makes the index of hashes anew, of all contents.
+    /// Rebuilds the index of hashes from all contents.
     pub(crate) fn rebuild_index(&self) -> Result<()> {
-        self.write("making the index of hashes anew", Durability::Full, |transaction| {
+        self.write("rebuilding the index of hashes", Durability::Full, |transaction| {
             transaction.execute("DELETE FROM content_index", [])?;
             let mut statement = transaction.prepare("SELECT id, hash FROM content")?;
             let mut rows = statement.query([])?;
@@ -184,9 +184,9 @@ impl Catalogue {
         })
     }
 
-    /// A content lies in this frame from now on.
+    /// Links a content to this frame.
     pub(crate) fn relink(&self, id: ContentId, hash: &Hash, frame: &FrameRow, slot: u32) -> Result<()> {
-        self.write("linking a content anew", Durability::Process, |transaction| {
+        self.write("linking a content", Durability::Process, |transaction| {
             let known: Option<i64> = transaction
                 .prepare_cached(
                     "SELECT id FROM frame WHERE pack = ?1 AND offset = ?2 AND stored_bytes = ?3 AND pages = ?4",
@@ -210,9 +210,9 @@ impl Catalogue {
         })
     }
 
-    /// A checkpoint hangs at this parent.
-    pub(crate) fn rehang(&self, checkpoint: CheckpointId, parent: CheckpointId) -> Result<()> {
-        self.write("hanging a checkpoint at its parent", Durability::Full, |transaction| {
+    /// Corrects the parent of a checkpoint.
+    pub(crate) fn set_parent(&self, checkpoint: CheckpointId, parent: CheckpointId) -> Result<()> {
+        self.write("correcting the parent of a checkpoint", Durability::Full, |transaction| {
             transaction
                 .execute("UPDATE checkpoint SET parent = ?2 WHERE id = ?1", [checkpoint.0, parent.0])?;
             Ok(())

@@ -5,7 +5,7 @@ use std::time::Instant;
 use lru::LruCache;
 use retrovisor_guest::{PAGE_SIZE, Page};
 
-use crate::catalogue::{Catalogue, NewContent, NewFrame, prefix};
+use crate::catalogue::{Catalogue, NewContent, NewContents, NewFrame, prefix};
 use crate::clock::since_us;
 use crate::content::{ContentId, ContentRef};
 use crate::error::{Error, Result};
@@ -16,8 +16,8 @@ use crate::parallel;
 /// Contents that the catalogue's index does not have yet are kept in memory up to this many, then indexed in one go:
 /// hashes are random, and adding each by itself would rewrite a page of the index for each.
 const UNINDEXED_MAX: usize = 1 << 15;
-/// Contents that came again, kept with their hashes: about 10 MiB.
-const FAMILIAR_MAX: NonZeroUsize = NonZeroUsize::new(1 << 17).unwrap();
+/// Contents that were added again, kept with their hashes: about 10 MiB.
+const REPEATED_MAX: NonZeroUsize = NonZeroUsize::new(1 << 17).unwrap();
 /// Fewest pages worth a thread of their own.
 const HASH_PAGES_MIN: usize = 128;
 /// Fewest frames worth a thread of their own.
@@ -25,20 +25,22 @@ const ENCODE_FRAMES_MIN: usize = 16;
 /// Pages compressed at a time: bounds the memory for frames that wait to be written.
 const BATCH_PAGES: usize = 4096;
 
-/// Where contents come into a store: hashed, looked up, compressed if new, appended to a pack. One at a time.
-pub(crate) struct Intake {
+/// Adds contents to a store: hashes them, looks them up, compresses new ones and appends them to a pack. There is one
+/// for each store, behind a lock.
+pub(crate) struct ContentWriter {
     packs: PackWriter,
     /// Committed contents that are not in the catalogue's index of hashes.
     recent: HashMap<Hash, ContentId>,
-    /// Contents that came again lately: those that come again once, do so often.
-    familiar: LruCache<Hash, ContentId>,
-    /// Contents that are damaged: they do not count as known, so that their bytes are stored anew when they come again.
+    /// Contents that were added again lately: what is added twice is added often.
+    repeated: LruCache<Hash, ContentId>,
+    /// Contents that are damaged: they do not count as known, so that their bytes are stored again when they are
+    /// added.
     lost: HashSet<ContentId>,
     next_content: u64,
     batch: Batch,
 }
 
-/// Contents on their way in, since the last commit.
+/// Contents added since the last commit.
 #[derive(Default)]
 struct Batch {
     known: HashMap<Hash, ContentId>,
@@ -47,13 +49,13 @@ struct Batch {
     /// New pages that do not fill a frame yet.
     tail: Vec<u8>,
     stored_bytes: u64,
-    timing: IntakeTiming,
+    timing: WriteTiming,
 }
 
 /// Where the time went, in microseconds.
 #[derive(Clone, Copy, Debug, Default)]
-#[expect(clippy::struct_field_names, reason = "the unit stands last in names")]
-pub(crate) struct IntakeTiming {
+#[expect(clippy::struct_field_names, reason = "the unit is last in names")]
+pub(crate) struct WriteTiming {
     pub(crate) hash_us: u64,
     pub(crate) dedupe_us: u64,
     pub(crate) compress_us: u64,
@@ -61,29 +63,36 @@ pub(crate) struct IntakeTiming {
     pub(crate) sync_us: u64,
 }
 
-/// How much came in since the last commit.
+/// How much was added since the last commit.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Progress {
     pub(crate) contents: u64,
     pub(crate) stored_bytes: u64,
-    pub(crate) timing: IntakeTiming,
+    pub(crate) timing: WriteTiming,
 }
 
-/// What came in and is on the disk, for the catalogue to commit.
+/// What was added and is on the disk, for the catalogue to commit.
 pub(crate) struct Sealed {
     pub(crate) frames: Vec<NewFrame>,
     pub(crate) contents: Vec<NewContent>,
     pub(crate) packs: Vec<(u32, u64)>,
     pub(crate) stored_bytes: u64,
-    pub(crate) timing: IntakeTiming,
+    pub(crate) timing: WriteTiming,
 }
 
-impl Intake {
+impl Sealed {
+    /// The rows for the catalogue.
+    pub(crate) fn contents(&self) -> NewContents<'_> {
+        NewContents { frames: &self.frames, contents: &self.contents, packs: &self.packs }
+    }
+}
+
+impl ContentWriter {
     pub(crate) fn new(packs: PackWriter, catalogue: &Catalogue) -> Result<Self> {
         let lost: HashSet<ContentId> = catalogue.lost_contents()?.into_iter().collect();
         Ok(Self {
             packs,
-            familiar: LruCache::new(FAMILIAR_MAX),
+            repeated: LruCache::new(REPEATED_MAX),
             recent: catalogue
                 .unindexed()?
                 .into_iter()
@@ -96,7 +105,7 @@ impl Intake {
         })
     }
 
-    /// Takes pages in and gives each its name. None of them may be zero: zero is a state, not a content.
+    /// Adds pages and returns the content of each. None of them may be zero: zero is a state, not a content.
     pub(crate) fn add(
         &mut self,
         key: &Key,
@@ -117,7 +126,8 @@ impl Intake {
         Ok(names)
     }
 
-    /// Finds the names of known contents and gives new ones to the others: their positions, with their names.
+    /// Finds known contents and gives new numbers to the others. Returns the content of each, and the positions of new
+    /// ones.
     #[expect(clippy::type_complexity, reason = "two lists")]
     fn name(
         &mut self,
@@ -126,14 +136,14 @@ impl Intake {
     ) -> Result<(Vec<ContentRef>, Vec<(usize, ContentId)>)> {
         let known = |hash| self.recent.get(hash).or_else(|| self.batch.known.get(hash)).copied();
         let mut names: Vec<Option<ContentId>> =
-            hashes.iter().map(|hash| known(hash).or_else(|| self.familiar.get(hash).copied())).collect();
+            hashes.iter().map(|hash| known(hash).or_else(|| self.repeated.get(hash).copied())).collect();
         let unknown: Vec<usize> = (0..names.len()).filter(|at| names[*at].is_none()).collect();
         let prefixes: Vec<u64> = unknown.iter().map(|at| prefix(&hashes[*at])).collect();
         let lost = &self.lost;
         catalogue.find_contents(&prefixes, |at, id, hash| {
             if hash == hashes[unknown[at]] && !lost.contains(&id) {
                 names[unknown[at]] = Some(id);
-                self.familiar.put(hash, id);
+                self.repeated.put(hash, id);
             }
         })?;
         let mut new = Vec::new();
@@ -197,8 +207,8 @@ impl Intake {
         Ok(())
     }
 
-    /// What came in since the last commit.
-    pub(crate) fn so_far(&self) -> Progress {
+    /// What was added since the last commit.
+    pub(crate) fn progress(&self) -> Progress {
         Progress {
             contents: self.batch.contents.len() as u64,
             stored_bytes: self.batch.stored_bytes,
@@ -257,13 +267,13 @@ impl Intake {
         self.next_content
     }
 
-    /// Forgets contents that were removed from the catalogue: should their bytes come again, they are new.
+    /// Forgets contents that were removed from the catalogue: their bytes are new when they are added again.
     pub(crate) fn forget(&mut self, is_gone: impl Fn(ContentId) -> bool) {
         self.recent.retain(|_, id| !is_gone(*id));
         let gone: Vec<Hash> =
-            self.familiar.iter().filter(|(_, id)| is_gone(**id)).map(|(hash, _)| *hash).collect();
+            self.repeated.iter().filter(|(_, id)| is_gone(**id)).map(|(hash, _)| *hash).collect();
         for hash in &gone {
-            self.familiar.pop(hash);
+            self.repeated.pop(hash);
         }
     }
 
@@ -272,8 +282,8 @@ impl Intake {
         &mut self.packs
     }
 
-    /// Forgets what came in since the last commit. Their names are not given again, so that nothing that was kept
-    /// by name can be taken for something else.
+    /// Discards what was added since the last commit. Its numbers are not used again, so that nothing that is cached
+    /// by number can be taken for something else.
     pub(crate) fn abandon(&mut self) {
         self.packs.abandon();
         self.batch = Batch::default();

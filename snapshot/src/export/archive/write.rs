@@ -11,7 +11,7 @@ use crate::catalogue::{Archived, SHAPES, StoredState};
 use crate::content::{ContentId, ContentRef, FIRST_CONTENT};
 use crate::content_list;
 use crate::error::{Error, Result};
-use crate::export::pages::{Progress, tell};
+use crate::export::pages::{Progress, report};
 use crate::id::{CheckpointId, MachineId};
 use crate::parallel;
 use crate::store::{Store, pieces};
@@ -28,17 +28,18 @@ const LEVEL: i32 = 6;
 const CHANGES: usize = 1 << 20;
 
 impl Store {
-    /// Writes a machine's whole history into one file: its checkpoints with all that is known of them, and every content
-    /// once. It is as the machine is when this is called. Recording goes on meanwhile, retention waits. Fails when
-    /// something of the machine is damaged. The file is for its owner only, holds the guest's memory in clear; it must not
-    /// be there before, and is there as a whole or not at all.
+    /// Writes a machine's whole history into one file: its checkpoints with all that is known of them, and every
+    /// content once. It is the history when this is called. Recording continues meanwhile, retention waits. Fails if
+    /// something of the machine is damaged. The file is readable by its owner only and holds the guest's memory
+    /// unencrypted; it must not exist before, and exists as a whole or not at all.
     pub fn export_archive(
         &self,
         machine: MachineId,
         path: &Path,
         progress: Progress<'_>,
     ) -> Result<ArchiveReport> {
-        // Where this store is only read, another process may prune it meanwhile: then a hash or a content tells.
+        // If this store is open for reading only, another process may prune it meanwhile: a hash or a content is wrong
+        // then.
         let _alone = if self.must_be_writable().is_ok() { Some(self.maintain()?) } else { None };
         self.catalogue().archived(machine, |archived| {
             let machine = archived.machine()?;
@@ -146,7 +147,7 @@ impl Store {
                 writer.put(Kind::Contents, &record)?;
             }
             done += part.len() as u64;
-            tell(progress, done, total)?;
+            report(progress, done, total)?;
         }
         Ok(())
     }

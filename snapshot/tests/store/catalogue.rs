@@ -1,14 +1,15 @@
-//! What people ask of the catalogue.
+//! Queries of the catalogue, and what else it records.
 
 use std::time::Duration;
 
 use retrovisor_guest::Gfn;
 use retrovisor_guest::fact::{Column, Kind, Schema, Table, Value};
 use retrovisor_snapshot::{
-    ContentRef, Error, NewIncident, OperationKind, RollbackRequest, Verdict, VerdictRecord,
+    ContentRef, Error, EventId, EventSeverity, NewIncident, OperationKind, RollbackRequest, Verdict,
+    VerdictRecord,
 };
 
-use crate::toy::{Frame, Lab};
+use crate::toy::{Frame, Lab, Toy};
 
 static TASKS: Schema = Schema {
     table: "fact_task",
@@ -133,7 +134,7 @@ fn checkpoints_are_found_by_what_people_call_them() {
     assert_eq!(find("current").unwrap().id, third.id);
     assert_eq!(find(&second.name).unwrap().id, second.id);
     assert_eq!(find(&second.name[..8]).unwrap().id, second.id);
-    for nothing in ["-3", "@9", "@x", "zzzzzzzzzzzz", "nobody", "", "-", "last-good"] {
+    for nothing in ["-3", "@9", "@x", "zzzzzzzzzzzz", "no-such", "", "-", "last-good"] {
         assert!(matches!(find(nothing), Err(Error::NotFound { .. })), "{nothing}");
     }
     let verdict =
@@ -143,7 +144,7 @@ fn checkpoints_are_found_by_what_people_call_them() {
     store.catalogue().set_verdict(third.id, &verdict(Verdict::Bad)).unwrap();
     assert_eq!(find("last-good").unwrap().id, second.id);
     lab.recorder.rollback(&mut lab.toy, first.id, &RollbackRequest::default()).unwrap();
-    // Back from the present: the second lies on the other timeline now.
+    // Ancestors of the current one: the second is on the other timeline now.
     let find = |spec: &str| store.catalogue().resolve(lab.machine, spec);
     assert_eq!(find("last-good").unwrap().id, first.id);
     assert_eq!(find("latest").unwrap().kind, retrovisor_snapshot::CheckpointKind::BeforeRollback);
@@ -232,4 +233,89 @@ fn verdicts_and_incidents_come_back() {
     for view in ["v_checkpoint", "v_operation", "v_timeline", "v_feature", "v_incident", "v_page_history"] {
         catalogue.query(&format!("SELECT * FROM {view}"), &[], 5).unwrap();
     }
+}
+
+#[test]
+fn events_are_numbered_and_read_from_any_of_them_on() {
+    let lab = Lab::new(4);
+    let catalogue = lab.store.catalogue();
+    let other = catalogue.add_machine(&Toy::named("other", &lab.toy.identity.layout)).unwrap().id;
+    let detail = serde_json::json!({ "device": "d0" });
+    let first = catalogue.add_event(lab.machine, "io-error", EventSeverity::Error, &detail).unwrap();
+    catalogue.add_event(other, "reset", EventSeverity::Info, &serde_json::Value::Null).unwrap();
+    let second =
+        catalogue.add_event(lab.machine, "reset", EventSeverity::Info, &serde_json::Value::Null).unwrap();
+    let all = catalogue.events_since(lab.machine, EventId(0), 10).unwrap();
+    assert_eq!(all.iter().map(|event| event.id).collect::<Vec<_>>(), [first, second]);
+    assert_eq!(
+        (all[0].kind.as_str(), all[0].severity, &all[0].detail),
+        ("io-error", EventSeverity::Error, &detail)
+    );
+    assert_eq!(all[1].detail, serde_json::json!({}));
+    assert_eq!(catalogue.events_since(lab.machine, first, 10).unwrap(), all[1..]);
+    assert_eq!(catalogue.events_since(lab.machine, EventId(0), 1).unwrap(), all[..1]);
+    let rows = catalogue.query("SELECT kind FROM v_event WHERE machine = 'other'", &[], 9).unwrap();
+    assert_eq!(rows.rows, [[Value::from("reset")]]);
+}
+
+#[test]
+fn a_doubtful_checkpoint_is_not_the_last_good_one() {
+    let mut lab = Lab::new(4);
+    let good = VerdictRecord {
+        verdict: Verdict::Good,
+        score: 0.0,
+        p_value: None,
+        reasons: vec![],
+        features: vec![],
+    };
+    let records: Vec<_> = (0..4)
+        .map(|round| {
+            lab.toy.scribble(0, round);
+            lab.checkpoint()
+        })
+        .collect();
+    let catalogue = lab.store.catalogue();
+    for record in &records {
+        catalogue.set_verdict(record.id, &good).unwrap();
+    }
+    assert_eq!(catalogue.resolve(lab.machine, "last-good").unwrap().id, records[3].id);
+    assert_eq!(catalogue.mark_doubtful(lab.machine, 3..=9).unwrap(), 2);
+    assert_eq!(catalogue.mark_doubtful(lab.machine, 3..=3).unwrap(), 0);
+    assert_eq!(catalogue.resolve(lab.machine, "last-good").unwrap().id, records[1].id);
+    let doubtful: Vec<_> = catalogue.checkpoints(lab.machine).unwrap().iter().map(|c| c.doubtful).collect();
+    assert_eq!(doubtful, [false, false, true, true]);
+}
+
+#[test]
+fn the_first_checkpoint_of_a_boot_is_found_by_its_facts() {
+    static KERNEL: Schema = Schema {
+        table: "fact_kernel",
+        columns: &[
+            Column { name: "banner", kind: Kind::Text },
+            Column { name: "virtual_slide", kind: Kind::Integer },
+            Column { name: "physical_base", kind: Kind::Integer },
+        ],
+    };
+    static MEMORY: Schema = Schema {
+        table: "fact_memory",
+        columns: &[Column { name: "kernel_text_pages", kind: Kind::Integer }],
+    };
+    let mut lab = Lab::new(4);
+    assert_eq!(lab.store.catalogue().first_checkpoint_of_boot(lab.machine).unwrap(), None);
+    let mut ids = Vec::new();
+    // Slides of two boots; of the second one, the code could not be read at first.
+    for (slide, text_pages) in [(1, 9), (1, 9), (2, 0), (2, 9), (2, 9)] {
+        lab.toy.scribble(0, ids.len() as u64);
+        let record = lab.checkpoint();
+        ids.push(record.id);
+        let tables = [
+            Table {
+                schema: &KERNEL,
+                rows: vec![vec!["Linux".into(), Value::Integer(slide), Value::Integer(7)]],
+            },
+            Table { schema: &MEMORY, rows: vec![vec![Value::Integer(text_pages)]] },
+        ];
+        lab.store.catalogue().record_facts(record.id, &tables).unwrap();
+    }
+    assert_eq!(lab.store.catalogue().first_checkpoint_of_boot(lab.machine).unwrap(), Some(ids[3]));
 }

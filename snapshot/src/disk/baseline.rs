@@ -9,38 +9,38 @@ use crate::error::Result;
 use crate::id::CheckpointId;
 use crate::store::Store;
 
-/// Where the disks of a machine stand, by name.
-pub(crate) type DiskStands = BTreeMap<String, DiskStand>;
+/// The disks of a machine that the next capture is based on, by name.
+pub(crate) type DiskBaselines = BTreeMap<String, DiskBaseline>;
 
-/// What the store has of a disk where the machine stands.
+/// A disk at the checkpoint that the next capture is based on.
 #[derive(Clone)]
-pub(crate) struct DiskStand {
+pub(crate) struct DiskBaseline {
     pub(crate) record: DiskRecord,
-    /// What stands in its blocks at the checkpoint.
+    /// The contents of its blocks.
     pub(crate) map: Arc<DiskMap>,
     pub(crate) keyframe_distance: u64,
     pub(crate) keyframe_rows: u64,
-    /// Contents that the driver keeps, and what stands in their blocks: what the disk's changes are counted from.
+    /// A state that the driver retains, with the contents of its blocks: the next changes are relative to it.
     pub(crate) seen: Option<(DiskState, Arc<DiskMap>)>,
 }
 
-impl DiskStand {
+impl DiskBaseline {
     /// The disks at a checkpoint of the store, as far as they are in it.
-    pub(crate) fn at(store: &Store, checkpoint: CheckpointId) -> Result<DiskStands> {
+    pub(crate) fn at(store: &Store, checkpoint: CheckpointId) -> Result<DiskBaselines> {
         let states = store.state_disks(checkpoint)?;
-        let mut stands = DiskStands::new();
+        let mut baselines = DiskBaselines::new();
         for (record, link) in store.catalogue().disks_at(checkpoint)? {
             let map = store.disk_map(checkpoint, &record)?;
             let state = states.iter().find(|state| state.disk == record.name);
-            let stand = Self {
+            let baseline = Self {
                 seen: state.map(|state| (state.clone(), Arc::clone(&map))),
                 map,
                 keyframe_distance: link.keyframe_distance,
                 keyframe_rows: link.keyframe_rows,
                 record,
             };
-            stands.insert(stand.record.name.clone(), stand);
+            baselines.insert(baseline.record.name.clone(), baseline);
         }
-        Ok(stands)
+        Ok(baselines)
     }
 }

@@ -1,4 +1,4 @@
-//! Bringing a machine's disks to where they were at a checkpoint.
+//! Restoring a machine's disks to a checkpoint.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -7,9 +7,9 @@ use retrovisor_guest::{
     BLOCK_SIZE, BlockContent, DiskState, Machine, MachineError, MachineState, Page, RunContent, is_zero,
 };
 
+use super::baseline::{DiskBaseline, DiskBaselines};
 use super::map::{BASE, DiskMap};
 use super::record::DiskRecord;
-use super::stand::{DiskStand, DiskStands};
 use crate::content::{ContentId, ContentRef};
 use crate::error::{Error, Result};
 use crate::id::CheckpointId;
@@ -19,22 +19,22 @@ use crate::store::Store;
 /// Blocks read from packs and written at a time: 16 MiB.
 const BATCH_BLOCKS: usize = 4096;
 
-/// A disk as it is to become.
+/// A disk at the target.
 pub(crate) struct DiskTarget {
     pub(crate) record: DiskRecord,
     pub(crate) map: Arc<DiskMap>,
 }
 
-/// How the disks get to where they were at a checkpoint.
-pub(crate) enum DiskRoute {
-    /// The driver keeps their contents.
-    Kept,
+/// How the disks are restored to a checkpoint.
+pub(crate) enum DiskRestore {
+    /// The driver retains their contents and switches to them.
+    Retained,
     /// Their blocks are written.
     Blocks(Vec<DiskTarget>),
 }
 
-impl DiskRoute {
-    /// Finds the way to a checkpoint's disks, and refuses what cannot be: before anything is touched.
+impl DiskRestore {
+    /// Finds out how a checkpoint's disks can be restored; an error if they cannot, before anything is written.
     pub(crate) fn find(
         store: &Store,
         machine: &mut dyn Machine,
@@ -59,7 +59,7 @@ impl DiskRoute {
             }
         }
         if machine.retains_disks(state)? {
-            return Ok(Self::Kept);
+            return Ok(Self::Retained);
         }
         let mut targets = Vec::new();
         for disk in &state.disks {
@@ -76,46 +76,44 @@ impl DiskRoute {
         Ok(Self::Blocks(targets))
     }
 
-    /// Whether nothing has to be written.
-    pub(crate) fn is_kept(&self) -> bool {
-        matches!(self, Self::Kept)
+    /// Whether no block has to be written.
+    pub(crate) fn is_retained(&self) -> bool {
+        matches!(self, Self::Retained)
     }
 
-    /// Where the disks of a machine stand that was brought here by their blocks, and which keeps these states of them.
-    /// Nothing of those that came here otherwise.
-    pub(crate) fn stands_at(&self, kept: &[DiskState]) -> DiskStands {
-        let Self::Blocks(targets) = self else { return DiskStands::new() };
-        let stands = targets.iter().filter_map(|target| {
+    /// The baselines of disks that were restored block by block, of which the driver retains these states.
+    pub(crate) fn baselines_at(&self, kept: &[DiskState]) -> DiskBaselines {
+        let Self::Blocks(targets) = self else { return DiskBaselines::new() };
+        let baselines = targets.iter().filter_map(|target| {
             let state = kept.iter().find(|state| state.disk == target.record.name)?;
-            let stand = DiskStand {
+            let baseline = DiskBaseline {
                 record: target.record.clone(),
                 map: Arc::clone(&target.map),
                 keyframe_distance: 0,
                 keyframe_rows: 0,
                 seen: Some((state.clone(), Arc::clone(&target.map))),
             };
-            Some((target.record.name.clone(), stand))
+            Some((target.record.name.clone(), baseline))
         });
-        stands.collect()
+        baselines.collect()
     }
 
-    /// After blocks were written, their changes are counted from what the machine had before: that is what the driver
-    /// keeps.
-    pub(crate) fn seen_from(&self, before: &DiskStands, after: &mut DiskStands) {
+    /// After blocks were written, further changes are relative to the state before: the driver retains that one.
+    pub(crate) fn seen_from(&self, before: &DiskBaselines, after: &mut DiskBaselines) {
         if let Self::Blocks(_) = self {
-            for (name, stand) in after {
-                stand.seen = before.get(name).and_then(|stand| stand.seen.clone());
+            for (name, baseline) in after {
+                baseline.seen = before.get(name).and_then(|baseline| baseline.seen.clone());
             }
         }
     }
 
-    /// Writes the blocks that differ from where the machine stands. Answers the state to be applied, and how many
-    /// blocks were written.
-    pub(crate) fn go(
+    /// Writes the blocks that differ from the baselines. Returns the state to be applied, and how many blocks were
+    /// written.
+    pub(crate) fn restore(
         &self,
         store: &Store,
         machine: &mut dyn Machine,
-        stands: &DiskStands,
+        baselines: &DiskBaselines,
         state: &MachineState,
     ) -> Result<(MachineState, u64)> {
         let Self::Blocks(targets) = self else { return Ok((state.clone(), 0)) };
@@ -123,21 +121,21 @@ impl DiskRoute {
         for target in targets {
             let name = &target.record.name;
             let shape = target.record.shape();
-            let stand = stands.get(name).filter(|stand| stand.record.differs(&shape).is_none());
-            // The disk that the machine stands on may have lain over another image.
-            let stand = stand.ok_or_else(|| Error::Invalid {
+            let baseline = baselines.get(name).filter(|baseline| baseline.record.differs(&shape).is_none());
+            // The machine's disk may have had another base image then.
+            let baseline = baseline.ok_or_else(|| Error::Invalid {
                 what: "target",
                 why: format!("{name} is not the disk that the machine has now"),
             })?;
             let differing: Vec<_> =
-                stand.map.diff(&target.map).into_iter().map(|(block, _, to)| (block, to)).collect();
-            written += put(store, machine, name, &differing)?;
+                baseline.map.diff(&target.map).into_iter().map(|(block, _, to)| (block, to)).collect();
+            written += write_blocks(store, machine, name, &differing)?;
         }
-        Ok((as_it_is(state), written))
+        Ok((with_current_disks(state), written))
     }
 
-    /// The same, into a machine of whose disks nothing is known: they are looked at first.
-    pub(crate) fn go_from_anywhere(
+    /// The same for a machine of whose disks nothing is known: they are read first.
+    pub(crate) fn restore_unknown(
         &self,
         store: &Store,
         machine: &mut dyn Machine,
@@ -145,28 +143,28 @@ impl DiskRoute {
     ) -> Result<(MachineState, u64)> {
         let Self::Blocks(targets) = self else { return Ok((state.clone(), 0)) };
         let found = machine.capture_state()?;
-        let put: Result<u64> = targets.iter().try_fold(0, |written, target| {
+        let written: Result<u64> = targets.iter().try_fold(0, |written, target| {
             let at = found.disks.iter().find(|disk| disk.disk == target.record.name);
             let at = at.ok_or_else(|| Error::Invalid {
                 what: "target",
                 why: format!("the machine has no disk {}", target.record.name),
             })?;
             let differing = differing(store, machine, at, target)?;
-            Ok(written + put(store, machine, &target.record.name, &differing)?)
+            Ok(written + write_blocks(store, machine, &target.record.name, &differing)?)
         });
         if let Err(error) = machine.release_state(&found) {
             tracing::warn!(%error, "the disks' contents before a restore could not be released");
         }
-        Ok((as_it_is(state), put?))
+        Ok((with_current_disks(state), written?))
     }
 }
 
-fn as_it_is(state: &MachineState) -> MachineState {
+fn with_current_disks(state: &MachineState) -> MachineState {
     let disks = state.disks.iter().map(|disk| DiskState::unchanged(&disk.disk)).collect();
     MachineState { disks, ..state.clone() }
 }
 
-/// What stands in a block of a disk that was looked at.
+/// What was read from a block.
 #[derive(PartialEq)]
 enum Found {
     Zero,
@@ -207,7 +205,7 @@ fn differing(
         let same = match wanted {
             ContentRef::Zero => there == Some(Found::Zero),
             ContentRef::Removed => there.is_none(),
-            // A content that is missing is told when it is read.
+            // A content that is missing is an error when it is read.
             ContentRef::Stored(id) => hashes.get(&id).is_some_and(|hash| there == Some(Found::Data(*hash))),
         };
         if !same {
@@ -219,8 +217,13 @@ fn differing(
     Ok(differing)
 }
 
-/// Writes blocks, which are ascending. Answers how many.
-fn put(store: &Store, machine: &mut dyn Machine, disk: &str, blocks: &[(u64, ContentRef)]) -> Result<u64> {
+/// Writes blocks, which are ascending. Returns how many.
+fn write_blocks(
+    store: &Store,
+    machine: &mut dyn Machine,
+    disk: &str,
+    blocks: &[(u64, ContentRef)],
+) -> Result<u64> {
     let total = blocks.len() as u64;
     for batch in blocks.chunks(BATCH_BLOCKS) {
         let pages = store.contents(batch.iter().filter_map(|(_, content)| content.stored()))?;
