@@ -139,7 +139,7 @@ impl CheckpointService for Services {
     }
 
     async fn redo(&self, request: Request<RedoRequest>) -> Result<Response<RedoResponse>, Status> {
-        let RedoRequest { machine, verify_image: _ } = request.into_inner();
+        let machine = request.into_inner().machine;
         let rollback = self
             .manager
             .ask(&machine, |reply| Command::Redo { reply })

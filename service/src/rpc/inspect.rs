@@ -79,7 +79,7 @@ fn run(
 ) -> Result<Table, ManagerError> {
     // Facts of a kind that was never recorded have no table.
     if known.iter().all(|known| known != table) {
-        let note = ["nothing of this kind was read of any checkpoint".to_owned()];
+        let note = ["no facts of this kind were recorded".to_owned()];
         return Ok(convert::table(title, &note, &[], false));
     }
     let rows = store.catalogue().query(sql, &[Value::Integer(record.id.0)], ROWS_MAX)?;
