@@ -117,7 +117,7 @@ fn the_owner_is_noticed_and_gets_qemu_back_as_it_was() {
     let mut owner = qemu.owner();
     assert_eq!(owner.leftovers(), (0, 0, 0));
     let mut machine = qemu.attach().unwrap();
-    wait_console_file(&qemu.dir, "tick 00003");
+    wait_console_file(&qemu.dir, "tick 00010");
 
     // What the owner does is reported, what this driver does is not.
     machine.pause().unwrap();
