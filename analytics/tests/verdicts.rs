@@ -186,7 +186,7 @@ fn good_means_that_clean_ones_followed() {
 }
 
 #[test]
-fn a_sample_without_clock_parent_or_tables_is_judged() {
+fn a_sample_without_clock_parent_or_tables_is_evaluated() {
     let mut run = learnt(1);
     let record = run.records.take(&run.guest);
     let evaluation = run.evaluator.evaluate(&Sample::from_tables(&record, &[]), None);

@@ -10,7 +10,7 @@ use retrovisor_guest::{
 };
 use retrovisor_snapshot::{Access, CheckpointRequest, Recorder, Store, image_hash};
 
-use crate::Keeper;
+use crate::Archiver;
 
 /// Our store, fed with images.
 pub(crate) struct Ours {
@@ -32,7 +32,7 @@ impl Ours {
     }
 }
 
-impl Keeper for Ours {
+impl Archiver for Ours {
     fn name(&self) -> &'static str {
         crate::OURS
     }
