@@ -25,7 +25,7 @@ pub(crate) struct Observation {
     pub(crate) counters: BTreeMap<String, f64>,
 }
 
-/// What a model says of an observation.
+/// The assessment of an observation by a model.
 #[derive(Clone, Debug)]
 pub(crate) struct Assessment {
     /// Robust standard deviations, one a feature, signed.
@@ -58,7 +58,7 @@ impl Model {
     pub(crate) fn fit(baseline: &[&Observation]) -> Self {
         let scales = fit_scales(baseline);
         let blocks = cut(baseline.len());
-        // Every block of neighbours in time is evaluated by scales, then by detectors, that know only the others.
+        // Every block of neighbours in time is evaluated by scales, then by detectors, that were fitted to the others.
         let mut outside = Array2::zeros((baseline.len(), FEATURES.len()));
         let mut inside = Vec::new();
         for block in &blocks {

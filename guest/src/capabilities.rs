@@ -22,7 +22,7 @@ impl Capabilities {
             return Ok(());
         }
         Err(MachineError::Unsupported {
-            what: "moving this guest's clock to the present".into(),
+            what: "moving this guest's clock to the host's time".into(),
             help: "Restore with the clock standing still, and set it in the guest (`hwclock -s`, or NTP)"
                 .into(),
         })

@@ -120,7 +120,7 @@ impl Manager {
                 Ok(Branched { first, branch_us })
             }
             Err(error) => {
-                recorder.give_up_branch();
+                recorder.abandon_branch();
                 if is_new {
                     remove(&dir);
                 }
@@ -157,7 +157,7 @@ impl Manager {
 
     /// Removes what a daemon that died left of branches that it was reservations. One line each for the user.
     pub(crate) fn clear_half_branches(&self) -> Vec<String> {
-        let half = match self.store.catalogue().forget_half_branches() {
+        let half = match self.store.catalogue().remove_incomplete_branches() {
             Ok(half) => half,
             Err(error) => return vec![format!("cannot look for half branches: {error}")],
         };

@@ -63,7 +63,7 @@ impl MachineActor {
         } else {
             (Self::go(&mut self.recorder, &mut *self.machine, to, request)?, None)
         };
-        if let Some(current) = &report.present {
+        if let Some(current) = &report.current {
             self.evaluate(current.clone());
         }
         self.evaluator.moved_to(report.target.id);
@@ -114,8 +114,8 @@ impl MachineActor {
         let rollback = Rollback {
             kind,
             operation: report.operation.name.clone(),
-            steps: self.steps(report.present.as_ref(), &report.target)?,
-            current: report.present,
+            steps: self.steps(report.current.as_ref(), &report.target)?,
+            current: report.current,
             target: report.target,
             pages_written: report.pages_written,
             rollback_us: report.timing.rollback_us,
@@ -165,20 +165,23 @@ impl MachineActor {
     /// Injects a fault; returns what was done, and the operation's name.
     pub(crate) fn inject(&mut self, fault: &Fault) -> Result<(String, String), ManagerError> {
         let done = match fault {
-            Fault::SyscallRedirect { syscall, to } => {
+            Fault::Memory { name, arguments } => {
                 let newest = self
                     .recorder
                     .position()
                     .ok_or_else(|| ManagerError::Gone { machine: self.name.clone() })?;
-                let written =
-                    inject::redirect(&mut *self.machine, &self.store, newest.checkpoint, syscall, to);
+                let recorder = &mut self.recorder;
+                let done = inject::change_memory(
+                    &mut *self.machine,
+                    &self.store,
+                    newest.checkpoint,
+                    (name, arguments),
+                    &mut |frames| recorder.note_written(frames),
+                );
                 if !self.paused {
                     self.machine.resume()?;
                 }
-                self.recorder.note_written(&written?);
-                format!(
-                    "Injected: system call `{syscall}` of the guest runs the kernel function of `{to}` now."
-                )
+                done?
             }
             Fault::ConsoleCommand { line } => {
                 let port = self.machine.control_port().ok_or_else(|| ManagerError::Refused {

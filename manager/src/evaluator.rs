@@ -21,19 +21,6 @@ static READING: Schema = Schema {
     ],
 };
 
-/// The first checkpoint whose code was the reference, of the boot that the last checkpoint read is of.
-const FIRST_OF_BOOT: &str = "\
-WITH last AS (
-    SELECT k.banner, k.virtual_slide, k.physical_base FROM fact_kernel k
-    JOIN checkpoint c ON c.id = k.checkpoint WHERE c.machine = ?1 ORDER BY c.sequence DESC LIMIT 1)
-SELECT c.id FROM checkpoint c
-JOIN fact_memory m ON m.checkpoint = c.id
-JOIN fact_kernel k ON k.checkpoint = c.id
-JOIN last ON last.banner = k.banner AND last.virtual_slide = k.virtual_slide
-    AND last.physical_base = k.physical_base
-WHERE c.machine = ?1 AND m.kernel_text_pages > 0
-ORDER BY c.sequence LIMIT 1";
-
 /// What stays between the checkpoints of one machine.
 pub(crate) struct CheckpointEvaluator {
     store: Arc<Store>,
@@ -124,12 +111,7 @@ impl CheckpointEvaluator {
     /// After a restart of the daemon: what later checkpoints are compared with is learned again from the first checkpoint of
     /// this boot that is still stored. Without one, the next to come is the reference.
     fn learn(&mut self) {
-        let first = self.store.catalogue().query(FIRST_OF_BOOT, &[Value::Integer(self.machine.0)], 1);
-        let Some(Value::Integer(first)) = first.ok().and_then(|rows| rows.rows.first()?.first().cloned())
-        else {
-            return;
-        };
-        let first = CheckpointId(first);
+        let Ok(Some(first)) = self.store.catalogue().first_checkpoint_of_boot(self.machine) else { return };
         let memory = self.store.view(first).and_then(|view| Ok((view, self.store.registers(first)?)));
         match memory {
             Ok((view, registers)) => self.introspector.learn(&view, &registers),

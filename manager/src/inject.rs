@@ -1,5 +1,6 @@
 //! Fault injection.
 
+use std::collections::HashMap;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -7,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use retrovisor_faults::{Arguments, Target};
 use retrovisor_guest::{Machine, PageSet};
-use retrovisor_introspect::Kernel;
 use retrovisor_snapshot::{CheckpointId, Store};
 
 use crate::{error::ManagerError, kernels::kernel_library};
@@ -28,12 +29,12 @@ static TYPED: AtomicU64 = AtomicU64::new(0);
 /// What to break.
 #[derive(Clone, Debug)]
 pub enum Fault {
-    /// System call `syscall` runs the kernel function of `to`.
-    SyscallRedirect {
-        /// Its name, as in `man 2 syscalls`.
-        syscall: String,
-        /// The name of the other one.
-        to: String,
+    /// Changes guest memory: one of [`retrovisor_faults::all`].
+    Memory {
+        /// The fault's name.
+        name: String,
+        /// Values of its parameters, by name.
+        arguments: HashMap<String, String>,
     },
     /// A command for the guest's control shell.
     ConsoleCommand {
@@ -42,20 +43,22 @@ pub enum Fault {
     },
 }
 
-/// Redirects a system call: planned on the checkpoint while the guest runs, then patched in one pause.
-/// Returns the frames written. The machine is paused afterwards.
-pub(crate) fn redirect(
+/// Injects a fault into guest memory: planned on the checkpoint while the guest runs, then written in one pause. `note` gets
+/// the frames before the first byte is written. Returns what was done. The machine is paused afterwards.
+pub(crate) fn change_memory(
     machine: &mut dyn Machine,
     store: &Arc<Store>,
     newest: CheckpointId,
-    syscall: &str,
-    to: &str,
-) -> Result<PageSet, ManagerError> {
-    let view = store.view(newest)?;
-    let kernel = Kernel::find_with(&view, &store.registers(newest)?, &kernel_library(store))
-        .map_err(retrovisor_faults::Error::from)?;
-    let patches = retrovisor_faults::redirect_syscall(&kernel, &view, syscall, to)?;
-    Ok(retrovisor_faults::apply(machine, &patches)?)
+    (name, arguments): (&str, &HashMap<String, String>),
+    note: &mut dyn FnMut(&PageSet),
+) -> Result<String, ManagerError> {
+    let fault = retrovisor_faults::find(name)?;
+    let arguments = Arguments::new(fault, arguments.clone())?;
+    let (view, registers) = (store.view(newest)?, store.registers(newest)?);
+    let target = Target { view: &view, registers: &registers, library: Some(kernel_library(store)) };
+    let plan = fault.plan(&target, &arguments)?;
+    plan.apply(machine, note)?;
+    Ok(plan.description)
 }
 
 /// Types one line into the guest's control shell, which is at its terminal `port`, and waits until the shell has taken it:

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-/// What stands in a frame of a checkpoint, by name. Zero and removed are states of their own.
+/// The content of a frame of a checkpoint, by number. Zero and removed are states of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ContentRef {
@@ -12,7 +12,7 @@ pub enum ContentRef {
     Stored(ContentId),
 }
 
-/// Names 4 KiB of stored bytes within one store; equal ids mean equal bytes. Never 0 or 1.
+/// Identifies 4 KiB of stored bytes within one store; equal ids mean equal bytes. Never 0 or 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ContentId(pub u64);
 
@@ -20,7 +20,7 @@ pub struct ContentId(pub u64);
 pub(crate) const FIRST_CONTENT: u64 = 2;
 
 impl ContentRef {
-    /// The number that stands for it in the catalogue: 0 zero, 1 removed, from 2 on stored bytes.
+    /// Its number in the catalogue: 0 zero, 1 removed, from 2 on stored bytes.
     #[must_use]
     pub const fn code(self) -> u64 {
         match self {
@@ -40,7 +40,7 @@ impl ContentRef {
         }
     }
 
-    /// The stored bytes' name, if there are any.
+    /// The id of the stored bytes, if there are any.
     #[must_use]
     pub const fn stored(self) -> Option<ContentId> {
         if let Self::Stored(id) = self { Some(id) } else { None }

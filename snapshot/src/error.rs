@@ -9,7 +9,7 @@ use crate::damage::Damage;
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why the store could not do what it was asked. Every message says what to do next where there is something to do.
+/// Why an operation of the store failed. Every message says what to do next, if there is something to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no store in this directory.
@@ -23,7 +23,7 @@ pub enum Error {
     InUse {
         /// The store's directory.
         dir: PathBuf,
-        /// The process that holds the lock, where it said so.
+        /// The process that holds the lock, if it is known.
         pid: Option<u32>,
     },
     /// The store was written by a newer version of this program.
@@ -36,7 +36,7 @@ pub enum Error {
         /// The newest format known here.
         known: i64,
     },
-    /// The store is older than this program and was opened for reading only, which cannot bring it up to date.
+    /// The store is older than this program and was opened for reading only, which cannot migrate it.
     #[error("the store {} has format {found} and must be brought to {known} first. Open it once for writing (any command that changes something)", dir.display())]
     OlderStore {
         /// The store's directory.
@@ -78,7 +78,7 @@ pub enum Error {
         /// The host's error.
         source: io::Error,
     },
-    /// The disk failed the catalogue. SQLite does not tell why: some file systems say only here that they are full.
+    /// The disk failed the catalogue. SQLite does not say why: some file systems report only here that they are full.
     #[error("the disk failed while {doing} in the catalogue {}: {source}. See that its file system has free space and can be written, and try again; checkpoints taken before are safe", path.display())]
     CatalogueDisk {
         /// What was being done.
@@ -106,7 +106,7 @@ pub enum Error {
         what: &'static str,
         /// What was asked for.
         name: String,
-        /// The way out.
+        /// What to do.
         help: &'static str,
     },
     /// A file to be imported is not what it should be, or damaged. Nothing was imported.
@@ -117,12 +117,12 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
-    /// Whoever asked for it stopped it.
+    /// The caller stopped it.
     #[error("stopped. Nothing is left of it")]
     Stopped,
     /// The checkpoint was removed by retention.
     #[error(
-        "checkpoint {name} (@{sequence}) was pruned: there is no way back to it. `retrovisor log` names those that are left"
+        "checkpoint {name} (@{sequence}) was pruned and cannot be a target. `retrovisor log` lists those that are left"
     )]
     Pruned {
         /// The short id it had.
@@ -132,7 +132,7 @@ pub enum Error {
     },
     /// The checkpoint is damaged for good.
     #[error(
-        "checkpoint {name} cannot be gone back to: {what}. `retrovisor log` names others; a repair may find this anew if the missing file comes back"
+        "checkpoint {name} is damaged and cannot be a target: {what}. `retrovisor log` lists others; a repair may recover it if the missing file is restored"
     )]
     Lost {
         /// The short id.
@@ -140,8 +140,8 @@ pub enum Error {
         /// What is lost.
         what: String,
     },
-    /// A name stands for several checkpoints.
-    #[error("`{spec}` stands for {} checkpoints: {}. Give more letters of the id", candidates.len(), candidates.join(", "))]
+    /// Several checkpoints have this name.
+    #[error("`{spec}` is the name of {} checkpoints: {}. Give more letters of the id", candidates.len(), candidates.join(", "))]
     Ambiguous {
         /// What was asked for.
         spec: String,
@@ -188,50 +188,40 @@ pub enum Error {
     /// Guest memory could not be read. The checkpoint or rollback was not done.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// Applying the target failed, and the machine was put back to where it stood.
+    /// A rollback failed after the guest was paused. The machine was reverted to the current state, and the guest runs
+    /// on from it.
     #[error(
-        "going back to {target} failed: {source}. The machine was put back to {present}, where it stood, and runs on from there"
+        "the rollback to {target} failed: {source}. The machine was reverted to the state before it and runs on from there"
     )]
-    PutBack {
+    Reverted {
         /// The short id of the target.
         target: String,
-        /// The short id of the checkpoint of the present.
-        present: String,
-        /// Why it failed.
+        /// The short id of the checkpoint of the current state, if it was stored before the failure.
+        current: Option<String>,
+        /// Why: the target could not be applied, or the current state could not be stored.
         source: Box<Error>,
     },
-    /// Going back was given up after the guest had been stopped, and it was put back to where it stood.
+    /// A rollback failed, and so did reverting it. The machine stays paused.
     #[error(
-        "going back to {target} was taken back: {source}. The machine stands where it stood before and runs on from there"
+        "the rollback to {target} failed: {source}; reverting to {current} failed as well: {second}. The machine stays paused. Nothing is lost: restore {current} into a new process"
     )]
-    TakenBack {
+    RevertFailed {
         /// The short id of the target.
         target: String,
-        /// Why: the target could not be applied, or the present could not be stored.
+        /// The short id of the checkpoint of the current state.
+        current: String,
+        /// Why the rollback failed.
         source: Box<Error>,
-    },
-    /// Applying the target failed, and so did putting the present back. The machine stays paused.
-    #[error(
-        "going back to {target} failed: {source}; putting {present} back failed as well: {second}. The machine stays paused. Nothing is lost: restore {present} into a new process"
-    )]
-    Stranded {
-        /// The short id of the target.
-        target: String,
-        /// The short id of the checkpoint of the present.
-        present: String,
-        /// Why going back failed.
-        source: Box<Error>,
-        /// Why putting back failed.
+        /// Why reverting failed.
         second: Box<Error>,
     },
-    /// A checkpoint that was captured could not be stored, because one before it was not. Nothing is lost.
+    /// A checkpoint was captured and not stored, because one before it failed. Nothing is lost.
     #[error("this checkpoint was not taken: {cause}. What the guest wrote is in the next one")]
-    Behind {
+    NotStored {
         /// Why the one before it failed.
         cause: String,
     },
-    /// The checkpoint is done and durable, or the machine stands where it was wanted, but the guest could not be
-    /// set running again.
+    /// The checkpoint is durable, or the rollback is done, but the guest could not be resumed.
     #[error("the machine could not be resumed: {0}")]
     Resume(MachineError),
 }

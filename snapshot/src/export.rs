@@ -1,8 +1,9 @@
-//! Checkpoints and histories as files that others read: raw memory, ELF cores, archives; and the way back.
+//! Export of checkpoints and histories to files (raw memory, ELF cores, archives), and import of them.
 
 mod archive;
 mod core;
 mod dump;
+mod import_contents;
 mod notes;
 mod output;
 mod pages;

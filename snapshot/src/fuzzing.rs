@@ -1,5 +1,5 @@
 //! The decoders of stored bytes, for the fuzzers in `fuzz/` and for the tests below. Each takes any bytes and must
-//! neither panic nor take memory without bound; what it accepts must come back when written again.
+//! neither panic nor take memory without bound; what it accepts must be the same when it is written and read again.
 
 use retrovisor_guest::{DiskState, MachineIdentity, PAGE_SIZE, VcpuRegisters};
 
@@ -27,7 +27,7 @@ pub fn pack_header(bytes: &[u8]) {
     pack::fuzz_header(bytes);
 }
 
-/// A frame of a pack: first the number of pages that the catalogue speaks of, then the frame; as it is, and with a
+/// A frame of a pack: first the number of pages in the catalogue, then the frame; unchanged, and with a
 /// header that is made to fit.
 pub fn frame(bytes: &[u8]) {
     let Some((pages, frame)) = bytes.split_first() else { return };
@@ -66,7 +66,7 @@ pub fn page_map(bytes: &[u8]) {
     assert!(again.is_some_and(|again| again.iter().eq(map.iter())));
 }
 
-/// What stands in the catalogue as text and lists about a machine: registers, disks, identity, and the pieces of a
+/// What the catalogue has as text and lists about a machine: registers, disks, identity, and the pieces of a
 /// section after its length (eight bytes).
 pub fn machine_state(bytes: &[u8]) {
     same::<Vec<VcpuRegisters>>(bytes);
@@ -124,7 +124,7 @@ mod tests {
 
     use super::*;
 
-    /// Changes bytes in ways that keep most of what stands there.
+    /// Changes some bytes and keeps most.
     fn mutate(bytes: &mut Vec<u8>, changes: &[(u8, prop::sample::Index, u8)]) {
         for (what, place, value) in changes {
             if bytes.is_empty() {

@@ -26,7 +26,7 @@ id!(
     TimelineId
 );
 id!(
-    /// A checkpoint, within one store: the number that joins the tables. People see its short id.
+    /// A checkpoint, within one store: the number that joins the tables. Users see its short id.
     CheckpointId
 );
 id!(
@@ -40,6 +40,10 @@ id!(
 id!(
     /// An incident, within one store.
     IncidentId
+);
+id!(
+    /// An event, within one store: later events have higher numbers.
+    EventId
 );
 
 /// Letters of short ids: none is a hexadecimal digit, so that an id is never taken for an address or a hash.

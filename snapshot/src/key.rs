@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 /// A keyed hash.
 pub(crate) type Hash = [u8; 32];
 
-/// The store's secret: makes the names of contents useless to anybody who has not the store. Without it, a guest
-/// could find out by timing or by hash whether another guest of the store holds a page that it guesses.
+/// The store's secret. Hashes of contents are useless without it: with plain hashes, a guest could find out whether
+/// another guest of the store holds a page that it guesses.
 pub(crate) struct Key {
     pages: Hash,
     records: Hash,
@@ -64,12 +64,12 @@ impl Key {
         }
     }
 
-    /// The name of a page's bytes.
+    /// The keyed hash of a page.
     pub(crate) fn page(&self, page: &Page) -> Hash {
         *blake3::keyed_hash(&self.pages, page).as_bytes()
     }
 
-    /// Begins the hash of a record of the catalogue; `what` tells kinds of record apart.
+    /// Begins the hash of a record of the catalogue; `what` is the kind of record.
     pub(crate) fn record(&self, what: &str) -> blake3::Hasher {
         let mut hasher = blake3::Hasher::new_keyed(&self.records);
         hasher.update(&(what.len() as u64).to_le_bytes());
@@ -77,7 +77,7 @@ impl Key {
         hasher
     }
 
-    /// Tells whether a store belongs to this key.
+    /// Identifies the key: a store keeps this to detect a wrong one.
     pub(crate) fn check(&self) -> Hash {
         *self.record("check").finalize().as_bytes()
     }

@@ -1,22 +1,23 @@
 //! The snapshot store: packs, catalogue, timelines, capture and restore.
 //!
-//! A [`Store`] is one directory. A [`Recorder`] takes checkpoints of one machine into it and brings the machine back;
-//! the [`Catalogue`] answers what there is; [`Store::view`] reads a checkpoint's memory.
+//! A [`Store`] is one directory. A [`Recorder`] takes checkpoints of one machine and moves the machine back to them;
+//! the [`Catalogue`] lists what is stored; [`Store::view`] reads a checkpoint's memory.
 #![forbid(unsafe_code)]
 
 mod catalogue;
 mod clock;
 mod content;
 mod content_list;
+mod content_writer;
 mod damage;
 mod disk;
 mod error;
 mod export;
+mod fair_lock;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod id;
-mod intake;
 mod key;
 mod lock;
 mod pack;
@@ -31,9 +32,10 @@ mod store;
 mod varint;
 
 pub use catalogue::{
-    BranchOrigin, Catalogue, CheckpointKind, CheckpointRecord, DamageMark, IncidentRecord, MachineRecord,
-    NewIncident, OperationKind, OperationRecord, OperationStatus, PageVersion, Position, PrunedRecord, Rows,
-    TimelineRecord, Verdict, VerdictRecord,
+    BranchOrigin, Catalogue, CheckpointKind, CheckpointRecord, DamageMark, DesiredState, EventRecord,
+    EventSeverity, IncidentRecord, MachineRecord, NewIncident, OperationKind, OperationRecord,
+    OperationStatus, PageVersion, Position, PrunedRecord, RollbackKind, Rows, TimelineRecord, Verdict,
+    VerdictRecord,
 };
 pub use clock::now_ms;
 pub use content::{ContentId, ContentRef};
@@ -41,12 +43,12 @@ pub use damage::Damage;
 pub use disk::{DiskImage, DiskRecord};
 pub use error::{Error, Result};
 pub use export::{ARCHIVE_MAGIC, ArchiveReport, DumpFormat, ExportProgress, ExportReport, ImportReport};
-pub use id::{CheckpointId, DiskId, IncidentId, MachineId, OperationId, TimelineId};
+pub use id::{CheckpointId, DiskId, EventId, IncidentId, MachineId, OperationId, TimelineId};
 pub use reads::Reads;
 pub use recorder::{
     BranchDisk, BranchPlan, BranchProgress, BranchReport, BranchRequest, BranchTiming, CheckpointReport,
-    CheckpointRequest, CheckpointTiming, Consumer, DirtyEpochs, MemoryUse, Pending, PresentPolicy, Recorder,
-    RecorderSettings, RollbackPlan, RollbackReport, RollbackRequest, RollbackTiming,
+    CheckpointRequest, CheckpointTiming, Consumer, CurrentPolicy, DirtyEpochs, MemoryUse, PendingCheckpoint,
+    Recorder, RecorderSettings, RollbackPlan, RollbackReport, RollbackRequest, RollbackTiming,
 };
 pub use repair::{LostCheckpoint, RepairAction, RepairItem, RepairPlan, RepairReport};
 pub use retention::{

@@ -8,7 +8,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::{Error, Result};
 
-/// The right to write to a store. The kernel lets go of it when the process ends, however it ends.
+/// The right to write to a store. The kernel releases it when the process ends, however it ends.
 pub(crate) struct StoreLock {
     _file: Flock<File>,
 }

@@ -1,4 +1,4 @@
-//! Packs: append-only files of compressed frames of pages. Drawn byte by byte in `docs/format.md`.
+//! Packs: append-only files of compressed frames of pages. Described byte by byte in `docs/format.md`.
 
 mod copy;
 mod format;

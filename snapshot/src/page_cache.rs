@@ -7,12 +7,12 @@ use retrovisor_guest::{PAGE_SIZE, Page};
 use crate::catalogue::lock;
 use crate::content::ContentId;
 
-/// Contents kept in memory unless somebody says otherwise: 256 MiB.
+/// Contents kept in memory by default: 256 MiB.
 const PAGES_KEPT: NonZeroUsize = NonZeroUsize::new(1 << 16).unwrap();
 
-/// The undo ring: contents that were captured, put back or read lately, by name. Filled at capture, so that a rollback
-/// to a recent checkpoint reads nothing from the disk, decompresses nothing and hashes nothing: what is in here was
-/// checked when it came in. Contents have names, not places: what several checkpoints share is kept once.
+/// Contents that were captured, written back or read lately, by number. It is filled at capture, so that a rollback to
+/// a recent checkpoint reads, decompresses and hashes nothing: what is in here was checked when it was added. What
+/// several checkpoints share is kept once.
 pub(crate) struct PageCache(Mutex<LruCache<ContentId, Arc<Page>>>);
 
 impl PageCache {
@@ -63,14 +63,14 @@ impl PageCache {
         lock(&self.0).put(id, page);
     }
 
-    /// Keeps copies of pages that are not kept yet; those that are, count as new again.
+    /// Keeps copies of pages that are not kept yet, and marks those that are as used.
     pub(crate) fn fill<'p>(&self, new: impl Iterator<Item = (ContentId, &'p Page)>) {
         let mut pages = lock(&self.0);
         for (id, page) in new {
             if pages.get(&id).is_some() {
                 continue;
             }
-            // The memory of the page that has to go serves again: it is warm, and nothing has to be allocated.
+            // The memory of the page that is evicted is reused: it is mapped already.
             let full = pages.len() == pages.cap().get();
             let mut oldest = if full { pages.pop_lru().map(|(_, page)| page) } else { None };
             let kept = match oldest.take() {
@@ -111,7 +111,7 @@ mod tests {
         for (id, kept) in found {
             assert_eq!(*kept, page(u8::try_from(id.0).unwrap()));
         }
-        // A page that somebody holds is not written over.
+        // A page that is in use is not overwritten.
         cache.fill(pages.iter().enumerate().map(|(at, page)| (ContentId(at as u64 + 10), page)));
         assert_eq!(*held, page(0));
     }

@@ -15,7 +15,7 @@ const ENCODED_BYTES_MAX: usize = 20;
 /// Codes of contents: half the size of the contents themselves.
 type Chunk = [u64; CHUNK];
 
-/// What stands in every frame at one checkpoint, by index of frame. Clones share the chunks that do not differ.
+/// The content of every frame at one checkpoint, by index of frame. Clones share the chunks that do not differ.
 #[derive(Clone, Debug)]
 pub(crate) struct PageMap {
     pages: usize,
@@ -29,7 +29,7 @@ impl PageMap {
         Self { pages, chunks: std::iter::repeat_n(zero, pages.div_ceil(CHUNK)).collect() }
     }
 
-    /// What stands at an index; past the end: zero.
+    /// The content at an index; past the end: zero.
     pub(crate) fn get(&self, index: usize) -> ContentRef {
         self.chunks
             .get(index / CHUNK)

@@ -2,7 +2,7 @@ use std::convert::Infallible;
 use std::num::NonZeroUsize;
 use std::thread;
 
-/// Threads at most: the guest wants some of the host, too.
+/// Threads at most: guests need the host's processors, too.
 const THREADS_MAX: usize = 4;
 
 /// Threads worth starting for so many items.

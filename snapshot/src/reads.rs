@@ -36,7 +36,7 @@ impl ReadCounter {
     }
 
     /// The count so far.
-    pub(crate) fn so_far(&self) -> Reads {
+    pub(crate) fn progress(&self) -> Reads {
         let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Reads {
             frames: read(&self.frames),

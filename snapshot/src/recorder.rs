@@ -1,5 +1,6 @@
-//! The engine that takes checkpoints of a machine and brings it back.
+//! The recorder: takes checkpoints of a machine and moves it back to them.
 
+mod baseline;
 mod branch;
 mod capture;
 mod checkpoint;
@@ -7,21 +8,20 @@ mod dirty;
 mod disks;
 mod engine;
 mod history;
-mod journey;
-mod kept_disks;
-mod overwrite;
+mod page_plan;
 mod pending;
 mod pipeline;
-mod put;
-mod put_back;
-mod ready;
+mod plan;
+mod prepare;
 mod report;
 mod restore;
+mod restore_plan;
+mod retained_disks;
+mod revert;
 mod rollback;
 mod settings;
+mod staged_rollback;
 mod staging;
-mod stand;
-mod swift;
 mod target;
 mod task;
 mod undo;
@@ -30,10 +30,11 @@ mod worker;
 pub use branch::{BranchDisk, BranchPlan, BranchProgress, BranchReport, BranchRequest, BranchTiming};
 pub use dirty::{Consumer, DirtyEpochs};
 pub use engine::Recorder;
-pub use pending::Pending;
-pub(crate) use ready::{KEYFRAME_DISTANCE, KEYFRAME_ROWS_MIN};
+pub use pending::PendingCheckpoint;
+pub use plan::RollbackPlan;
+pub(crate) use prepare::{KEYFRAME_DISTANCE, KEYFRAME_ROWS_MIN};
 pub use report::{
-    CheckpointReport, CheckpointRequest, CheckpointTiming, PresentPolicy, RollbackPlan, RollbackReport,
-    RollbackRequest, RollbackTiming,
+    CheckpointReport, CheckpointRequest, CheckpointTiming, CurrentPolicy, RollbackReport, RollbackRequest,
+    RollbackTiming,
 };
 pub use settings::{MemoryUse, RecorderSettings};

@@ -1,4 +1,4 @@
-//! Putting a damaged store in order: what can be derived is derived, what is lost is marked.
+//! Repair of a damaged store: what can be derived is derived, what is lost is marked.
 
 mod apply;
 mod contents;

@@ -1,4 +1,4 @@
-//! What happens to a store over time: which checkpoints stay, how the others go, and how their space comes back.
+//! Retention: which checkpoints stay, how the others are removed, and how their space is freed.
 
 mod compact;
 mod garbage;

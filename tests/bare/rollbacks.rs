@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 use retrovisor_guest::{Gpa, Machine as _, MemoryIo as _, MemoryView, PAGE_SIZE, StateIo as _};
 use retrovisor_machine::kvm::bare::{self, Writing};
 use retrovisor_machine::kvm::{KvmConfig, KvmMachine, MemorySource, Template, compare_states, memory_layout};
-use retrovisor_snapshot::{Access, CheckpointRequest, PresentPolicy, Recorder, RollbackRequest, Store};
+use retrovisor_snapshot::{Access, CheckpointRequest, CurrentPolicy, Recorder, RollbackRequest, Store};
 
 use crate::held::Held;
 
@@ -61,7 +61,7 @@ fn staged_rollbacks_to_one_point_give_the_same_guest_and_nothing_grows() {
     let Some(mut machine) = launch() else { return };
     let dir = tempfile::tempdir().unwrap();
     let store = Arc::new(Store::open(dir.path(), Access::Create).unwrap());
-    store.set_ring_bytes_max(4 << 20);
+    store.set_page_cache_bytes_max(4 << 20);
     let id = store.catalogue().add_machine(machine.identity()).unwrap().id;
     let mut recorder = Recorder::new(Arc::clone(&store), id).unwrap();
     let writing = Writing { first: Gpa(4 << 20), pages: 50, stride_bytes: 8192, idle_turns: 0, rounds: 0 };
@@ -70,7 +70,7 @@ fn staged_rollbacks_to_one_point_give_the_same_guest_and_nothing_grows() {
     wait_rounds(&machine, 3);
     let target = recorder.checkpoint(&mut machine, &CheckpointRequest::default()).unwrap().record.id;
     let (view, state) = (store.view(target).unwrap(), store.state(target).unwrap());
-    let request = RollbackRequest { present: PresentPolicy::Staged, ..RollbackRequest::default() };
+    let request = RollbackRequest { current: CurrentPolicy::Staged, ..RollbackRequest::default() };
     let mut held = None;
     for turn in 0..ROLLBACKS {
         if turn % 10 == 0 {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use retrovisor_guest::{Gfn, Gpa, Machine as _, MemoryIo as _, MemoryView, PAGE_SIZE};
 use retrovisor_machine::kvm::{KvmConfig, KvmMachine, memory_layout};
-use retrovisor_snapshot::{Access, CheckpointRequest, PresentPolicy, Recorder, RollbackRequest, Store};
+use retrovisor_snapshot::{Access, CheckpointRequest, CurrentPolicy, Recorder, RollbackRequest, Store};
 
 use crate::listener::Listener;
 use crate::{autopsy, guest, lab};
@@ -96,7 +96,7 @@ fn memory_above_4_gib_goes_back_with_the_rest() {
         let changed = stood.iter().zip(&now).filter(|(then, now)| then != now).count();
         println!("above 4 GiB {used} pages were used, {changed} changed in a second");
         assert!(changed > 100, "the guest does not use that memory: {used} pages");
-        let request = RollbackRequest { present: PresentPolicy::Staged, ..RollbackRequest::default() };
+        let request = RollbackRequest { current: CurrentPolicy::Staged, ..RollbackRequest::default() };
         listener.back_by(&mut recorder, &mut machine, target, &request);
         assert!(high_pages(machine.memory()) == stood, "other memory than before");
     }

@@ -41,7 +41,7 @@ fn a_linux_guest_goes_back_and_forth_and_into_a_new_machine_and_notices_nothing(
     assert!(console.contains("files in /data"), "the guest's files are not on its disk:\n{console}");
     let id = store.catalogue().add_machine(machine.identity()).unwrap().id;
     // Of most checkpoints the disk is in the store alone.
-    let settings = RecorderSettings { kept_disk_states_max: 8, ..RecorderSettings::default() };
+    let settings = RecorderSettings { retained_disk_states_max: 8, ..RecorderSettings::default() };
     let mut recorder = Recorder::with_settings(Arc::clone(&store), id, settings).unwrap();
     let mut taken = Vec::new();
     let began = Instant::now();

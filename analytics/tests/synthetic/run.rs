@@ -46,6 +46,7 @@ impl Records {
             stored_bytes: dirty * 900,
             verdict: Verdict::Unknown,
             score: None,
+            doubtful: false,
         };
         self.at = Some(record.id);
         self.next += 1;

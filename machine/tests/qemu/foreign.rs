@@ -97,7 +97,7 @@ impl Owner {
     }
 
     /// Block nodes and sets of descriptors that are not its own, and snapshots in its disk.
-    fn leftovers(&mut self) -> (usize, usize, usize) {
+    fn additions(&mut self) -> (usize, usize, usize) {
         let nodes = self.run("query-named-block-nodes", json!({}));
         let nodes = nodes.as_array().unwrap().clone();
         let name = |node: &Value| node["node-name"].as_str().unwrap_or_default().to_owned();
@@ -117,7 +117,7 @@ fn the_owner_is_noticed_and_gets_qemu_back_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
     let qemu = Qemu::start(dir.path(), &image);
     let mut owner = qemu.owner();
-    assert_eq!(owner.leftovers(), (0, 0, 0));
+    assert_eq!(owner.additions(), (0, 0, 0));
     let mut machine = qemu.attach().unwrap();
     wait_console_file(&qemu.dir, "tick 00010");
 
@@ -153,7 +153,7 @@ fn the_owner_is_noticed_and_gets_qemu_back_as_it_was() {
 
     machine.resume().unwrap();
     machine.detach(true).unwrap();
-    assert_eq!(owner.leftovers(), (0, 0, 0));
+    assert_eq!(owner.additions(), (0, 0, 0));
     assert_eq!(owner.run("query-status", json!({}))["running"], true);
     // The next one finds what is there now.
     let mut machine = qemu.attach().unwrap();

@@ -41,7 +41,7 @@ pub(super) async fn run(args: ServeArgs, global: &Global) -> Result<(), CliError
     }
     let store =
         Store::open(&root, Access::Create).map_err(|error| CliError::refused(error.to_string(), ""))?;
-    store.set_ring_bytes_max(args.ring_mib << 20);
+    store.set_page_cache_bytes_max(args.ring_mib << 20);
     let settings =
         RecorderSettings { staging_bytes_max: args.staging_mib << 20, ..RecorderSettings::default() };
     let drivers = retrovisor_machine::drivers(&place::hubs(&root));

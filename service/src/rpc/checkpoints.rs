@@ -1,5 +1,3 @@
-use std::sync::Arc;
-
 use retrovisor_guest::ClockPolicy;
 use retrovisor_manager::{Command, ManagerError, Rollback, RollbackKind};
 use retrovisor_proto::v1::checkpoint_service_server::CheckpointService;
@@ -7,10 +5,11 @@ use retrovisor_proto::v1::{
     BranchRequest, BranchResponse, ClockPolicy as Clock, CreateCheckpointRequest, CreateCheckpointResponse,
     CurrentPolicy as Current, DiffRequest, DiffResponse, GetCheckpointRequest, GetCheckpointResponse,
     InspectRequest, InspectResponse, ListCheckpointsRequest, ListCheckpointsResponse, ListOperationsRequest,
-    ListOperationsResponse, PinCheckpointRequest, PinCheckpointResponse, RedoRequest, RedoResponse,
-    RollbackRequest, RollbackResponse, UndoRequest, UndoResponse,
+    ListOperationsResponse, ListQuestionsRequest, ListQuestionsResponse, PinCheckpointRequest,
+    PinCheckpointResponse, Question, RedoRequest, RedoResponse, RollbackRequest, RollbackResponse,
+    UndoRequest, UndoResponse,
 };
-use retrovisor_snapshot::{CheckpointRecord, PresentPolicy, Recorder, RollbackRequest as Going};
+use retrovisor_snapshot::{CheckpointRecord, CurrentPolicy, RollbackRequest as Going};
 use tonic::{Request, Response, Status};
 
 use super::stream::Answers;
@@ -30,11 +29,11 @@ impl Services {
     fn plan(&self, machine: &str, target: CheckpointRecord) -> Result<Rollback, ManagerError> {
         let store = self.manager.store();
         let machine = store.catalogue().machine(machine)?.id;
-        let plan = Recorder::new(Arc::clone(store), machine)?.plan_rollback(target.id)?;
+        let plan = store.plan_rollback(machine, target.id)?;
         Ok(Rollback {
             kind: RollbackKind::Rollback,
             operation: String::new(),
-            current: Some(plan.present),
+            current: Some(plan.current),
             target,
             steps: u32::try_from(plan.left_behind.len()).unwrap_or(u32::MAX),
             pages_written: plan.pages,
@@ -108,8 +107,8 @@ impl CheckpointService for Services {
             Clock::Unspecified | Clock::StandStill => ClockPolicy::StandStill,
         };
         let current = match request.current() {
-            Current::Staged => PresentPolicy::Staged,
-            Current::Unspecified | Current::Durable => PresentPolicy::Durable,
+            Current::Staged => CurrentPolicy::Staged,
+            Current::Unspecified | Current::Durable => CurrentPolicy::Durable,
         };
         let RollbackRequest { machine, checkpoint, dry_run, verify_image, .. } = request;
         let wanted = if checkpoint.is_empty() { TARGET_DEFAULT.to_owned() } else { checkpoint };
@@ -122,7 +121,7 @@ impl CheckpointService for Services {
         let rollback = if dry_run {
             self.blocking(move |services| services.plan(&machine, target)).await?
         } else if self.manager.status(&machine).is_some() {
-            let request = Going { clock, present: current, ..Going::default() };
+            let request = Going { clock, current, ..Going::default() };
             let command = |reply| Command::Rollback { target: target.id, verify_image, request, reply };
             self.manager.ask(&machine, command).await.map_err(|error| status::of(&error))?
         } else {
@@ -140,7 +139,7 @@ impl CheckpointService for Services {
     }
 
     async fn redo(&self, request: Request<RedoRequest>) -> Result<Response<RedoResponse>, Status> {
-        let RedoRequest { machine, verify_image: _ } = request.into_inner();
+        let machine = request.into_inner().machine;
         let rollback = self
             .manager
             .ask(&machine, |reply| Command::Redo { reply })
@@ -185,6 +184,19 @@ impl CheckpointService for Services {
             })
             .await?;
         Ok(Response::new(answer))
+    }
+
+    async fn list_questions(
+        &self,
+        _request: Request<ListQuestionsRequest>,
+    ) -> Result<Response<ListQuestionsResponse>, Status> {
+        let questions = retrovisor_introspect::questions();
+        let questions = questions.iter().map(|question| Question {
+            name: question.name.to_owned(),
+            doc: question.doc.to_owned(),
+            tables: question.selects.iter().map(|select| select.table.to_owned()).collect(),
+        });
+        Ok(Response::new(ListQuestionsResponse { questions: questions.collect() }))
     }
 
     async fn diff(&self, request: Request<DiffRequest>) -> Result<Response<DiffResponse>, Status> {

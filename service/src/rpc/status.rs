@@ -73,7 +73,7 @@ fn of_store(error: &StoreError) -> (Code, &'static str) {
         StoreError::Lost { .. } => (Code::FailedPrecondition, "CHECKPOINT_LOST"),
         StoreError::NotReadable { .. } => (Code::InvalidArgument, "NOT_READABLE"),
         StoreError::Stopped => (Code::Cancelled, "STOPPED"),
-        StoreError::PutBack { .. } => (Code::Aborted, "PUT_BACK"),
+        StoreError::Reverted { .. } => (Code::Aborted, "REVERTED"),
         StoreError::Damaged(_) => (Code::DataLoss, "DAMAGED"),
         StoreError::Full { .. } => (Code::ResourceExhausted, "DISK_FULL"),
         _ => (Code::Internal, "STORE_FAILED"),

@@ -63,7 +63,7 @@ impl StoreService for Services {
                 repaired: report.repaired,
                 failed: report.failed,
                 lost: report.lost.into_iter().map(lost).collect(),
-                recovered: report.found_again,
+                recovered: report.recovered,
             };
             to.send(answer(repair_response::Step::Report(report)));
             Ok(())
@@ -117,7 +117,7 @@ fn action(action: &RepairAction) -> &'static str {
     match action {
         RepairAction::Relink { .. } => "relink",
         RepairAction::RebuildChanges { .. } => "rebuild-changes",
-        RepairAction::Rehang { .. } => "reparent",
+        RepairAction::Reparent { .. } => "reparent",
         RepairAction::RebuildMap { .. } => "rebuild-map",
         RepairAction::RebuildPack { .. } => "rebuild-pack",
         RepairAction::RebuildIndex => "rebuild-index",

@@ -1,4 +1,4 @@
-//! Restoring from the packs, and questions about the past, by the length of the chain.
+//! Restoring from the packs, and queries of old checkpoints, by the length of the chain.
 
 use std::path::Path;
 use std::sync::Arc;

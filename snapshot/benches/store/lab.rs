@@ -95,8 +95,8 @@ impl Lab {
         let used = self.recorder.memory_use();
         table.one("memory.staging_peak_MiB", "MiB", used.staging_bytes_peak as f64 / 1_048_576.0);
         table.one("memory.staging_budget_MiB", "MiB", used.staging_bytes_max as f64 / 1_048_576.0);
-        table.one("memory.ring_MiB", "MiB", used.ring_bytes as f64 / 1_048_576.0);
-        table.one("memory.ring_budget_MiB", "MiB", used.ring_bytes_max as f64 / 1_048_576.0);
+        table.one("memory.page_cache_MiB", "MiB", used.page_cache_bytes as f64 / 1_048_576.0);
+        table.one("memory.page_cache_budget_MiB", "MiB", used.page_cache_bytes_max as f64 / 1_048_576.0);
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let kib = peak.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<f64>().ok());

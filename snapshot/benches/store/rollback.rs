@@ -1,7 +1,7 @@
 //! Going back in place to a recent checkpoint.
 
 use retrovisor_snapshot::{
-    CheckpointRequest, PresentPolicy, RecorderSettings, RollbackReport, RollbackRequest,
+    CheckpointRequest, CurrentPolicy, RecorderSettings, RollbackReport, RollbackRequest,
 };
 
 use crate::lab::Lab;
@@ -10,8 +10,8 @@ use crate::table::Table;
 pub(crate) fn measure(lab: &mut Lab, table: &mut Table) {
     lab.record_with(RecorderSettings::default());
     for (pages, rounds) in [(100, 30), (1_000, 30), (10_000, 10)] {
-        for (variant, present) in [("hot", PresentPolicy::Staged), ("durable", PresentPolicy::Durable)] {
-            let request = RollbackRequest { present, ..RollbackRequest::default() };
+        for (variant, current) in [("hot", CurrentPolicy::Staged), ("durable", CurrentPolicy::Durable)] {
+            let request = RollbackRequest { current, ..RollbackRequest::default() };
             let rounds = if variant == "hot" { rounds } else { rounds / 3 };
             let reports: Vec<RollbackReport> = (0..rounds)
                 .map(|_| {

@@ -1,4 +1,4 @@
-//! What of a machine an archive carries as rows, and reading it.
+//! The rows of a machine that an archive has, and how they are read.
 
 use retrovisor_guest::DiskBase;
 use retrovisor_guest::fact::{Kind, Value};
@@ -18,12 +18,12 @@ use super::{disk, page_version};
 use crate::error::Result;
 use crate::id::MachineId;
 
-/// What a column holds, and what becomes of it in another store.
+/// What a column holds, and how it is imported into another store.
 #[derive(Clone, Copy)]
 pub(crate) enum Role {
-    /// The row's own number: given anew. Always the first column.
+    /// The row's own number, which is new in another store. Always the first column.
     Own(Space),
-    /// The number of a row that came before.
+    /// The number of an earlier row.
     Of(Space),
     /// The same, or null.
     Maybe(Space),
@@ -37,7 +37,7 @@ pub(crate) enum Role {
     MaybeCount,
     Real,
     MaybeReal,
-    /// A short id: given anew when it is taken.
+    /// A short id, which is new if it is taken.
     Name,
     Text,
     MaybeText,
@@ -45,7 +45,7 @@ pub(crate) enum Role {
     Word(fn(&str) -> bool),
 }
 
-/// What a number names.
+/// What a number identifies.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Space {
     Timeline,
@@ -93,7 +93,8 @@ fn is_json(text: &str) -> bool {
     serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok()
 }
 
-/// The tables in the order of an archive. A timeline's origin comes later than the timeline: it is carried by itself.
+/// The tables in the order of an archive. A timeline's origin is imported after the timeline: it has a record of its
+/// own.
 pub(crate) const SHAPES: &[Shape] = &[
     Shape {
         table: "disk",
@@ -141,6 +142,7 @@ pub(crate) const SHAPES: &[Shape] = &[
             ("new_pages", Role::Count),
             ("zero_pages", Role::Count),
             ("stored_bytes", Role::Count),
+            ("doubtful", Role::Count),
         ],
     },
     Shape {

@@ -1,4 +1,4 @@
-//! Machines that began at a checkpoint of another one.
+//! Branches: machines that started from a checkpoint of another one.
 
 use retrovisor_guest::MachineIdentity;
 use rusqlite::{OptionalExtension, Transaction, params};
@@ -17,13 +17,13 @@ use crate::id::{CheckpointId, MachineId, OperationId};
 /// A branch that has no checkpoint of its own yet.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Branching {
-    /// The operation, as begun. As long as it is, its origin is not pruned.
+    /// The operation, which is started. As long as it is, its origin is not pruned.
     pub(crate) operation: OperationId,
     /// The checkpoint of the other machine.
     pub(crate) origin: CheckpointId,
 }
 
-/// Where a machine branched off, as it was called then: it may be gone by now.
+/// The origin of a branch, with the names of then: it may not exist any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BranchOrigin {
     /// The other machine.
@@ -35,12 +35,12 @@ pub struct BranchOrigin {
 }
 
 /// The machines that were to become branches and have no checkpoint.
-const HALF: &str = "SELECT o.machine FROM operation o WHERE o.kind = 'branch' AND o.status = 'started'
+const INCOMPLETE: &str = "SELECT o.machine FROM operation o WHERE o.kind = 'branch' AND o.status = 'started'
     AND NOT EXISTS (SELECT 1 FROM checkpoint c WHERE c.machine = o.machine)";
 
 impl Catalogue {
-    /// Adds a machine that is about to begin at a checkpoint of another one. Until its first checkpoint is committed, it
-    /// is half, and [`Catalogue::forget_half_branches`] removes it.
+    /// Adds a machine that is about to begin at a checkpoint of another one. Until its first checkpoint is committed,
+    /// it is incomplete, and [`Catalogue::remove_incomplete_branches`] removes it.
     pub(crate) fn begin_branch(
         &self,
         identity: &MachineIdentity,
@@ -67,33 +67,34 @@ impl Catalogue {
                     after: None,
                     undoes: None,
                     detail: &detail,
+                    half_written: None,
                 },
             )?;
             Ok((machine, Branching { operation, origin }))
         })
     }
 
-    /// Removes a branch that is half.
+    /// Removes a branch that is incomplete.
     pub(crate) fn forget_branch(&self, machine: MachineId) -> Result<()> {
-        self.write("removing half a branch", Durability::Full, |transaction| {
-            let is_half = format!("SELECT EXISTS (SELECT 1 FROM ({HALF}) WHERE machine = ?1)");
-            if transaction.query_row(&is_half, [machine.0], |row| row.get(0))? {
+        self.write("removing an incomplete branch", Durability::Full, |transaction| {
+            let is_incomplete = format!("SELECT EXISTS (SELECT 1 FROM ({INCOMPLETE}) WHERE machine = ?1)");
+            if transaction.query_row(&is_incomplete, [machine.0], |row| row.get(0))? {
                 forget(transaction, machine.0)?;
             }
             Ok(())
         })
     }
 
-    /// Removes all branches that are half, and answers what they were: whoever was making them died. Not while branches
-    /// are being made.
-    pub fn forget_half_branches(&self) -> Result<Vec<MachineRecord>> {
-        self.write("removing half branches", Durability::Full, |transaction| {
-            let half: Vec<i64> = transaction
-                .prepare(HALF)?
+    /// Removes all branches that are incomplete, and returns what they were: a process that ended was making them. Not
+    /// while branches are being made.
+    pub fn remove_incomplete_branches(&self) -> Result<Vec<MachineRecord>> {
+        self.write("removing incomplete branches", Durability::Full, |transaction| {
+            let incomplete: Vec<i64> = transaction
+                .prepare(INCOMPLETE)?
                 .query_map([], |row| row.get(0))?
                 .collect::<std::result::Result<_, _>>()?;
             let mut records = Vec::new();
-            for machine in half {
+            for machine in incomplete {
                 records.push(machine::one(transaction, "id = ?1", machine, &machine.to_string())?);
                 forget(transaction, machine)?;
             }
@@ -122,7 +123,7 @@ impl Catalogue {
     }
 }
 
-/// The branch has its first checkpoint: it is whole.
+/// The branch has its first checkpoint: it is complete.
 pub(super) fn end(transaction: &Transaction<'_>, branch: Branching, first: Position) -> Result<(), Abort> {
     transaction
         .prepare_cached("UPDATE operation SET status = ?2, after = ?3, after_timeline = ?4 WHERE id = ?1")?
@@ -136,7 +137,7 @@ pub(super) fn end(transaction: &Transaction<'_>, branch: Branching, first: Posit
 }
 
 fn forget(transaction: &Transaction<'_>, machine: i64) -> rusqlite::Result<()> {
-    for table in ["operation", "disk"] {
+    for table in ["operation", "disk", "event"] {
         transaction.execute(&format!("DELETE FROM {table} WHERE machine = ?1"), [machine])?;
     }
     transaction.execute("DELETE FROM machine WHERE id = ?1", [machine])?;

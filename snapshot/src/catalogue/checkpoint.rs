@@ -1,4 +1,5 @@
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
@@ -6,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::abort::Abort;
 use super::connection::{Catalogue, Durability};
-use super::position::{Position, set_position};
+use super::position::{self, Position};
 use super::timeline;
 use super::verdict::Verdict;
 use crate::damage::Damage;
@@ -17,39 +18,39 @@ use crate::id::{CheckpointId, MachineId, TimelineId, fresh_name};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CheckpointKind {
-    /// By the schedule.
+    /// It was due by the schedule.
     #[default]
     Automatic,
-    /// Somebody asked for it.
+    /// It was requested.
     Manual,
-    /// So that a rollback (or undo, or redo) loses nothing.
+    /// It is the state before a rollback, undo or redo.
     BeforeRollback,
 }
 
-/// A checkpoint as the catalogue knows it.
+/// A checkpoint of the store.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CheckpointRecord {
     /// The number that joins the tables.
     pub id: CheckpointId,
-    /// The short id that people see and type.
+    /// The short id, for users.
     pub name: String,
     /// The machine.
     pub machine: MachineId,
-    /// The timeline it lies on.
+    /// Its timeline.
     pub timeline: TimelineId,
-    /// The checkpoint the machine ran on from; none for a machine's first.
+    /// The checkpoint that it is based on; none for a machine's first.
     pub parent: Option<CheckpointId>,
-    /// Counts the machine's checkpoints from 1, in the order of taking, over all timelines.
+    /// Counts the machine's checkpoints from 1, in the order in which they were taken, over all timelines.
     pub sequence: u64,
-    /// A name given by a person.
+    /// A name given by the user.
     pub label: Option<String>,
     /// Why it was taken.
     pub kind: CheckpointKind,
     /// The host's wall clock at the pause: milliseconds since 1970 UTC.
     pub taken_at_ms: i64,
-    /// How long the guest stood still.
+    /// How long the guest was paused.
     pub pause_us: u64,
-    /// From the guest's running on until the checkpoint was safe on the disk.
+    /// From the resume until the checkpoint was durable.
     pub durable_us: u64,
     /// Frames reported dirty.
     pub dirty_pages: u64,
@@ -57,14 +58,17 @@ pub struct CheckpointRecord {
     pub changed_pages: u64,
     /// Contents not seen before in this store.
     pub new_pages: u64,
-    /// Dirty frames that hold zeros or were given back.
+    /// Dirty frames that are zero or removed.
     pub zero_pages: u64,
     /// Bytes added to the packs.
     pub stored_bytes: u64,
-    /// What the detectors said.
+    /// The detectors' verdict.
     pub verdict: Verdict,
     /// The detectors' score, once there is one.
     pub score: Option<f64>,
+    /// Whether it is in doubt that the checkpoint is exactly what the guest was. It is readable and can be a target,
+    /// but never that of an automatic rollback.
+    pub doubtful: bool,
 }
 
 impl fmt::Display for CheckpointRecord {
@@ -73,7 +77,7 @@ impl fmt::Display for CheckpointRecord {
     }
 }
 
-/// What the engine writes of a checkpoint.
+/// The row of a new checkpoint.
 pub(crate) struct NewCheckpoint {
     pub(crate) machine: MachineId,
     pub(crate) label: Option<String>,
@@ -91,7 +95,7 @@ pub(crate) struct NewCheckpoint {
 
 const SELECT: &str = "SELECT c.id, c.name, c.machine, c.timeline, c.parent, c.sequence, c.label, c.kind,
     c.taken_at_ms, c.pause_us, c.durable_us, c.dirty_pages, c.changed_pages, c.new_pages, c.zero_pages,
-    c.stored_bytes, v.verdict, v.score
+    c.stored_bytes, v.verdict, v.score, c.doubtful
     FROM checkpoint c LEFT JOIN verdict v ON v.checkpoint = c.id";
 
 impl Catalogue {
@@ -139,7 +143,25 @@ impl Catalogue {
         })
     }
 
-    /// Keeps how long it took until checkpoints were safe, in microseconds.
+    /// Marks the machine's checkpoints with these sequence numbers as doubtful. Returns how many were not marked
+    /// before.
+    pub fn mark_doubtful(&self, machine: MachineId, sequences: RangeInclusive<u64>) -> Result<u64> {
+        self.write("marking doubtful checkpoints", Durability::Full, |transaction| {
+            let marked = transaction
+                .prepare_cached(
+                    "UPDATE checkpoint SET doubtful = 1
+                     WHERE machine = ?1 AND sequence BETWEEN ?2 AND ?3 AND doubtful = 0",
+                )?
+                .execute(params![
+                    machine.0,
+                    i64::try_from(*sequences.start()).unwrap_or(i64::MAX),
+                    i64::try_from(*sequences.end()).unwrap_or(i64::MAX)
+                ])?;
+            Ok(marked as u64)
+        })
+    }
+
+    /// Records how long it took until checkpoints were durable, in microseconds.
     pub(crate) fn set_durable(&self, checkpoints: &[(CheckpointId, u64)]) -> Result<()> {
         self.write("noting the time it took", Durability::Process, |transaction| {
             let mut update =
@@ -152,7 +174,8 @@ impl Catalogue {
     }
 }
 
-/// Adds a checkpoint, on the parent's timeline or a first one, which starts from `origin`, and moves the machine onto it.
+/// Adds a checkpoint, on the parent's timeline or a first one, which starts from `origin`, and moves the machine onto
+/// it.
 pub(crate) fn insert(
     transaction: &Transaction<'_>,
     new: &NewCheckpoint,
@@ -191,7 +214,7 @@ pub(crate) fn insert(
             changes_hash,
         ])?;
     let position = Position { timeline, checkpoint: CheckpointId(transaction.last_insert_rowid()) };
-    set_position(transaction, new.machine, position)?;
+    position::set(transaction, new.machine, position)?;
     Ok(position)
 }
 
@@ -202,7 +225,7 @@ pub(super) fn one(reader: &Connection, id: CheckpointId) -> Result<CheckpointRec
     found.ok_or_else(|| not_found(&id.to_string()))?
 }
 
-/// Reads the checkpoints that fit `condition`, which speaks of `c`.
+/// Reads the checkpoints that fit `condition`, in which they are `c`.
 pub(super) fn matching(
     reader: &Connection,
     condition: &str,
@@ -216,7 +239,7 @@ pub(super) fn not_found(name: &str) -> Error {
     Error::NotFound {
         what: "checkpoint",
         name: name.to_owned(),
-        help: "`retrovisor log` names them all; last-good, latest, -N, @SEQ, a label or the first letters of an id will do",
+        help: "`retrovisor log` lists them all; last-good, latest, -N, @SEQ, a label or the first letters of an id will do",
     }
 }
 
@@ -261,6 +284,7 @@ fn record(row: &Row<'_>) -> Result<CheckpointRecord, Abort> {
         stored_bytes: row.get(15)?,
         verdict,
         score: row.get(17)?,
+        doubtful: row.get(18)?,
         name,
     })
 }

@@ -9,7 +9,7 @@ use super::checkpoint::{self, NewCheckpoint};
 use super::connection::{Catalogue, Durability};
 use super::content::{self, NewContent, NewFrame};
 use super::disk::{self, NewDiskVersion};
-use super::operation::{self, NewOperation, OperationKind, OperationStatus};
+use super::operation::{self, NewOperation, OperationKind, OperationStatus, RollbackKind};
 use super::page_version::{self, Keyframe};
 use super::position::Position;
 use super::state::{self, StoredState};
@@ -18,29 +18,35 @@ use crate::error::Result;
 use crate::id::{CheckpointId, DiskId, OperationId, TimelineId};
 use crate::key::Hash;
 
-/// What one transaction brings: contents, and the checkpoints that need them.
-pub(crate) struct Commit<'a> {
+/// Contents that are on the disk and that a transaction adds to the catalogue.
+#[derive(Clone, Copy)]
+pub(crate) struct NewContents<'a> {
     pub(crate) frames: &'a [NewFrame],
     pub(crate) contents: &'a [NewContent],
-    /// For each pack written to, up to where it belongs to the catalogue.
+    /// For each pack written to, the length up to which it belongs to the catalogue.
     pub(crate) packs: &'a [(u32, u64)],
+}
+
+/// What one transaction adds: contents, and the checkpoints that refer to them.
+pub(crate) struct CommitBatch<'a> {
+    pub(crate) contents: NewContents<'a>,
     /// Oldest first; each is the parent of the next.
-    pub(crate) moments: Vec<Moment<'a>>,
-    /// The branch that becomes whole with the first of them, if it does.
+    pub(crate) checkpoints: Vec<PreparedCheckpoint<'a>>,
+    /// The branch that is complete with the first of them, if it is a branch.
     pub(crate) branch: Option<Branching>,
 }
 
 /// Everything of one checkpoint that goes into the catalogue.
-pub(crate) struct Moment<'a> {
+pub(crate) struct PreparedCheckpoint<'a> {
     pub(crate) checkpoint: &'a NewCheckpoint,
     pub(crate) changes: &'a [(Gfn, ContentRef)],
     pub(crate) keyframe: Option<&'a Keyframe>,
     pub(crate) state: &'a StoredState,
     pub(crate) disks: Vec<NewDiskVersion<'a>>,
-    pub(crate) noted: Noted<'a>,
+    pub(crate) operation: RecordedOperation<'a>,
 }
 
-/// What protects the lists of changes that hang at a checkpoint.
+/// Makes the hashes that protect a checkpoint's lists of changes.
 #[expect(clippy::type_complexity, reason = "a parent, a list, its hash")]
 pub(crate) struct Hashes<'a> {
     /// Of frames.
@@ -50,25 +56,27 @@ pub(crate) struct Hashes<'a> {
 }
 
 /// The operation that is recorded with a checkpoint.
-pub(crate) enum Noted<'a> {
+pub(crate) enum RecordedOperation<'a> {
     /// None: the list of automatic checkpoints is their log.
-    Nothing,
-    /// Somebody asked for the checkpoint.
-    Asked,
-    /// The checkpoint is the present, and the machine is about to move.
-    Moving(&'a Move),
-    /// The checkpoint is the present, and the machine has moved already.
-    Moved(&'a Move),
+    None,
+    /// The checkpoint was requested.
+    Checkpoint,
+    /// The checkpoint is the state before a rollback, which begins now.
+    RollbackStarted(&'a Rollback),
+    /// The checkpoint is the state before a rollback, which is done already.
+    RollbackDone(&'a Rollback),
 }
 
-/// Where a machine goes.
-pub(crate) struct Move {
-    pub(crate) kind: OperationKind,
+/// A move of a machine to another checkpoint, as it is recorded.
+pub(crate) struct Rollback {
+    pub(crate) kind: RollbackKind,
     pub(crate) target: Position,
-    /// The timeline to go on in; none for a new one.
+    /// The timeline to continue; none for a new one.
     pub(crate) timeline: Option<TimelineId>,
     pub(crate) undoes: Option<OperationId>,
     pub(crate) detail: serde_json::Value,
+    /// The process that is moved; empty when it is not named.
+    pub(crate) process: String,
 }
 
 /// A checkpoint that was committed.
@@ -76,46 +84,51 @@ pub(crate) struct Move {
 pub(crate) struct Committed {
     pub(crate) position: Position,
     pub(crate) operation: Option<OperationId>,
-    /// Where the machine stands now: at the checkpoint, or where it moved to.
-    pub(crate) stands: Position,
+    /// The machine's position now: the checkpoint, or the target of a rollback that is done.
+    pub(crate) current: Position,
 }
 
 impl Catalogue {
-    /// Makes checkpoints visible: they are wholly there and safe on the disk when this returns, or none of them is.
-    /// The first one hangs at `parent`.
+    /// Makes checkpoints visible: all of them are complete and durable when this returns, or none of them exists.
+    /// `parent` is the parent of the first one.
     pub(crate) fn commit(
         &self,
         mut parent: Option<Position>,
-        commit: &Commit<'_>,
+        commit: &CommitBatch<'_>,
         hashes: &Hashes<'_>,
     ) -> Result<Vec<Committed>> {
         self.write("committing a checkpoint", Durability::Full, |transaction| {
-            insert_contents(transaction, commit)?;
-            let mut all = Vec::with_capacity(commit.moments.len());
+            insert_contents(transaction, commit.contents)?;
+            let mut all = Vec::with_capacity(commit.checkpoints.len());
             let mut branch = commit.branch;
-            for moment in &commit.moments {
+            for new in &commit.checkpoints {
                 let above = parent.map(|parent| parent.checkpoint);
-                let changes_hash = (hashes.changes)(above, moment.changes);
+                let changes_hash = (hashes.changes)(above, new.changes);
                 let origin = branch.map(|branch| branch.origin);
                 let position =
-                    checkpoint::insert(transaction, moment.checkpoint, parent, origin, &changes_hash)?;
+                    checkpoint::insert(transaction, new.checkpoint, parent, origin, &changes_hash)?;
                 if let Some(branch) = branch.take() {
                     branch::end(transaction, branch, position)?;
                 }
-                page_version::insert(transaction, position.checkpoint, moment.changes)?;
-                if let Some(keyframe) = moment.keyframe {
+                page_version::insert(transaction, position.checkpoint, new.changes)?;
+                if let Some(keyframe) = new.keyframe {
                     page_version::insert_keyframe(transaction, position.checkpoint, keyframe)?;
                 }
-                state::insert(transaction, position.checkpoint, moment.state)?;
-                disk::insert(transaction, position.checkpoint, &moment.disks, |disk, changes| {
+                state::insert(transaction, position.checkpoint, new.state)?;
+                disk::insert(transaction, position.checkpoint, &new.disks, |disk, changes| {
                     (hashes.blocks)(above, disk, changes)
                 })?;
-                let committed = note(transaction, moment, parent, position)?;
-                parent = Some(committed.stands);
+                let committed = record_operation(transaction, new, parent, position)?;
+                parent = Some(committed.current);
                 all.push(committed);
             }
             Ok(all)
         })
+    }
+
+    /// Adds contents that no checkpoint refers to yet.
+    pub(crate) fn add_contents(&self, contents: NewContents<'_>) -> Result<()> {
+        self.write("adding contents", Durability::Full, |transaction| insert_contents(transaction, contents))
     }
 
     /// Records an operation that comes without a checkpoint of its own.
@@ -125,9 +138,9 @@ impl Catalogue {
         })
     }
 
-    /// What [`Catalogue::packs`] tells, for who goes on writing and cuts off what belongs to nobody: `there` are the
-    /// packs on the disk. A pack that frames speak of belongs to the catalogue up to the end of the last of them, also
-    /// when its row is lost or wrong.
+    /// [`Catalogue::packs`], for a writer that cuts off what is not committed; `there` are the packs on the disk. A
+    /// pack that frames refer to belongs to the catalogue up to the end of the last of them, even if its row is lost
+    /// or wrong.
     pub(crate) fn packs_in_use(&self, there: &[u32]) -> Result<Vec<(u32, u64)>> {
         let mut packs: BTreeMap<u32, u64> = self.packs()?.into_iter().collect();
         let last = packs.keys().next_back().copied();
@@ -164,43 +177,44 @@ impl Catalogue {
 }
 
 /// Adds the contents of a commit.
-pub(super) fn insert_contents(transaction: &Transaction<'_>, commit: &Commit<'_>) -> Result<(), Abort> {
+pub(super) fn insert_contents(transaction: &Transaction<'_>, new: NewContents<'_>) -> Result<(), Abort> {
     let mut pack = transaction.prepare_cached(
         "INSERT INTO pack (id, committed_bytes) VALUES (?1, ?2)
          ON CONFLICT (id) DO UPDATE SET committed_bytes = excluded.committed_bytes",
     )?;
-    for (number, bytes) in commit.packs {
+    for (number, bytes) in new.packs {
         pack.execute(rusqlite::params![number, bytes])?;
     }
-    content::insert(transaction, commit.frames, commit.contents)
+    content::insert(transaction, new.frames, new.contents)
 }
 
 /// Records the operation that belongs to a checkpoint.
-fn note(
+fn record_operation(
     transaction: &Transaction<'_>,
-    moment: &Moment<'_>,
+    new: &PreparedCheckpoint<'_>,
     parent: Option<Position>,
     position: Position,
 ) -> Result<Committed, Abort> {
-    let machine = moment.checkpoint.machine;
-    let moving = |moving: &Move, status| {
+    let machine = new.checkpoint.machine;
+    let start = |rollback: &Rollback| {
         operation::insert(
             transaction,
             &NewOperation {
                 machine,
-                kind: moving.kind,
-                status,
+                kind: rollback.kind.into(),
+                status: OperationStatus::Started,
                 before: Some(position),
-                after: Some(moving.target),
-                undoes: moving.undoes,
-                detail: &moving.detail,
+                after: Some(rollback.target),
+                undoes: rollback.undoes,
+                detail: &rollback.detail,
+                half_written: Some(&rollback.process),
             },
         )
     };
-    let mut stands = position;
-    let operation = match moment.noted {
-        Noted::Nothing => None,
-        Noted::Asked => Some(operation::insert(
+    let mut current = position;
+    let operation = match new.operation {
+        RecordedOperation::None => None,
+        RecordedOperation::Checkpoint => Some(operation::insert(
             transaction,
             &NewOperation {
                 machine,
@@ -210,14 +224,16 @@ fn note(
                 after: Some(position),
                 undoes: None,
                 detail: &serde_json::Value::Null,
+                half_written: None,
             },
         )?),
-        Noted::Moving(to) => Some(moving(to, OperationStatus::Started)?),
-        Noted::Moved(to) => {
-            let id = moving(to, OperationStatus::Started)?;
-            stands = operation::arrive(transaction, id, machine, to.target.checkpoint, to.timeline)?;
+        RecordedOperation::RollbackStarted(rollback) => Some(start(rollback)?),
+        RecordedOperation::RollbackDone(rollback) => {
+            let id = start(rollback)?;
+            let target = rollback.target.checkpoint;
+            current = operation::complete(transaction, id, machine, target, rollback.timeline)?;
             Some(id)
         }
     };
-    Ok(Committed { position, operation, stands })
+    Ok(Committed { position, operation, current })
 }

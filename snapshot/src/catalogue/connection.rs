@@ -8,6 +8,7 @@ use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 use super::abort::Abort;
 use super::schema;
 use crate::error::{Error, Result};
+use crate::fair_lock::{FairGuard, FairLock};
 
 /// How long one connection waits for another's write.
 const BUSY: Duration = Duration::from_secs(10);
@@ -22,6 +23,8 @@ pub struct Catalogue {
     idle: Mutex<Vec<Connection>>,
     /// After the readers, so that it is closed last: SQLite then leaves no write-ahead log behind.
     writer: Option<Mutex<Connection>>,
+    /// Held by transactions that may take long, and by rollbacks while the guest is paused.
+    long_writes: FairLock<()>,
     immutable: bool,
     /// Fact tables known to have all their columns, with the number of columns.
     pub(super) fact_tables: Mutex<HashSet<(&'static str, usize)>>,
@@ -37,7 +40,7 @@ pub(crate) enum Durability {
 }
 
 impl Catalogue {
-    /// Opens the catalogue for writing, making or migrating it when needed. The caller holds the store's lock.
+    /// Opens the catalogue for writing, making or migrating it when needed. The caller holds the store's lock file.
     pub(crate) fn open_for_writing(dir: &Path, path: &Path) -> Result<Self> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let doing = "opening it";
@@ -76,6 +79,7 @@ impl Catalogue {
             path: path.to_owned(),
             writer: writer.map(Mutex::new),
             idle: Mutex::default(),
+            long_writes: FairLock::new(()),
             immutable,
             fact_tables: Mutex::default(),
         }
@@ -111,8 +115,8 @@ impl Catalogue {
         open_reader(&self.path, self.immutable)
     }
 
-    /// Runs `work`, which only reads, on the connection that writes: it keeps in memory what others must read anew
-    /// after each commit.
+    /// Runs `work`, which only reads, on the connection that writes: it keeps in memory what others must read
+    /// again after each commit.
     pub(crate) fn read_warm<T>(
         &self,
         doing: &'static str,
@@ -146,13 +150,31 @@ impl Catalogue {
         answer.map_err(|abort| self.name(doing, abort))
     }
 
+    /// [`Catalogue::write`] for a transaction that may take long (an import, a prune, a rewritten pack): it waits
+    /// while a rollback has a guest paused. The caller does not hold the content writer.
+    pub(crate) fn write_long<T>(
+        &self,
+        doing: &'static str,
+        durability: Durability,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, Abort>,
+    ) -> Result<T> {
+        let _long = self.exclude_long_writes();
+        self.write(doing, durability, work)
+    }
+
+    /// Waits until no transaction that may take long is under way. None begins until the guard is dropped.
+    pub(crate) fn exclude_long_writes(&self) -> FairGuard<'_, ()> {
+        self.long_writes.lock()
+    }
+
     /// Rewrites the database without its free pages, when at least `percent_min` of it (and 1 MiB) is free, and cuts
-    /// the write-ahead log off. Readers go on meanwhile, who writes waits. Answers whether it was rewritten.
+    /// the write-ahead log off. Readers continue meanwhile, writers wait. Returns whether it was rewritten.
     pub(crate) fn vacuum(&self, percent_min: u64) -> Result<bool> {
         const FREE_BYTES_MIN: u64 = 1 << 20;
         let Some(writer) = &self.writer else {
             return Err(Error::ReadOnly { dir: self.dir.clone() });
         };
+        let _long = self.exclude_long_writes();
         let connection = lock(writer);
         let number = |pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, u64>(0));
         (|| {

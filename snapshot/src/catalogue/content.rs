@@ -9,7 +9,7 @@ use crate::key::Hash;
 
 /// The setting that says up to which content the index of hashes is complete.
 pub(super) const INDEXED: &str = "indexed_content";
-/// The settings that keep numbers from being given twice after the highest ones were removed.
+/// The settings that keep numbers from being used twice after the highest ones were removed.
 pub(super) const CONTENT_FLOOR: &str = "content_floor";
 pub(super) const PACK_FLOOR: &str = "pack_floor";
 
@@ -33,7 +33,7 @@ pub(crate) struct NewContent {
     pub(crate) slot: u32,
 }
 
-/// Where contents lie, and what they must hash to.
+/// The place of a content, and its hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ContentPlace {
     pub(crate) id: ContentId,
@@ -82,7 +82,7 @@ impl Catalogue {
         })
     }
 
-    /// The next content's number: above all that were ever given.
+    /// The next content's number: above all that were ever used.
     pub(crate) fn next_content(&self) -> Result<u64> {
         let floor = self.floor(CONTENT_FLOOR)?.max(FIRST_CONTENT);
         self.read("reading the newest content", |reader| {
@@ -180,9 +180,9 @@ pub(crate) fn insert(
     Ok(())
 }
 
-/// Looks up in runs: ids that lie close together are read by one scan.
+/// Looks up in runs: ids that are close together are read by one scan.
 fn places(reader: &Connection, ids: &[ContentId]) -> rusqlite::Result<Vec<ContentPlace>> {
-    /// Rows that a scan may read for nothing before a new look-up is cheaper.
+    /// Rows that a scan may skip before a new look-up is cheaper.
     const GAP_MAX: u64 = 8;
     let mut found = Vec::with_capacity(ids.len());
     let mut scan = reader.prepare_cached(&format!("{PLACE} WHERE c.id BETWEEN ?1 AND ?2 ORDER BY c.id"))?;

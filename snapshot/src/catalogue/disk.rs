@@ -1,3 +1,5 @@
+use std::collections::HashSet;
+
 use retrovisor_guest::{DiskBase, DiskShape};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
@@ -11,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::id::{CheckpointId, DiskId, MachineId};
 use crate::key::Hash;
 
-/// A disk of a checkpoint that hangs at another parent now: what it has instead.
+/// A disk of a checkpoint that gets another parent: its new rows.
 pub(crate) struct ReparentedDisk {
     pub(crate) disk: DiskId,
     pub(crate) changes: Vec<(u64, ContentRef)>,
@@ -48,7 +50,7 @@ pub(super) const DISK_LINK: &str =
     FROM disk_version v JOIN checkpoint c ON c.id = v.checkpoint";
 
 impl Catalogue {
-    /// The disks of a machine whose contents are in the store, in the order of their coming.
+    /// The disks of a machine whose contents are in the store, in the order in which they were added.
     pub fn disks(&self, machine: MachineId) -> Result<Vec<DiskRecord>> {
         self.read("reading the disks of a machine", |reader| disks(reader, machine))
     }
@@ -128,6 +130,19 @@ impl Catalogue {
         self.read("reading a full block map", |reader| keyframe(reader, checkpoint, disk))
     }
 
+    /// The disk snapshots that a machine's checkpoints refer to, by the driver's references. A snapshot that is not
+    /// among them belongs to no checkpoint and can be released.
+    pub fn referenced_disk_snapshots(&self, machine: MachineId) -> Result<HashSet<String>> {
+        self.read("reading which disk snapshots are referenced", |reader| {
+            let mut statement = reader.prepare_cached(
+                "SELECT DISTINCT json_extract(value, '$.reference') FROM state
+                 JOIN checkpoint c ON c.id = state.checkpoint, json_each(state.disks) WHERE c.machine = ?1",
+            )?;
+            let rows = statement.query_map([machine.0], |row| row.get::<_, Option<String>>(0))?;
+            Ok(rows.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+        })
+    }
+
     /// The descriptions of the disks (JSON) of all checkpoints of a machine whose disks are in the store.
     pub(crate) fn stored_disk_states(&self, machine: MachineId) -> Result<Vec<String>> {
         self.read("reading which disk contents are stored", |reader| {
@@ -171,7 +186,7 @@ pub(crate) fn insert(
     Ok(())
 }
 
-/// Replaces what changed on a disk at a checkpoint that hangs at another parent now.
+/// Replaces the changes of a disk at a checkpoint that has another parent now.
 pub(super) fn replace(
     transaction: &Transaction<'_>,
     checkpoint: CheckpointId,

@@ -18,14 +18,14 @@ pub(crate) struct FrameRow {
     pub(crate) pages: u32,
 }
 
-/// Where what lived in an old pack lies now.
+/// Where the live contents of an old pack are now.
 #[derive(Default)]
 pub(crate) struct Moved {
-    /// The new pack and its length; none when nothing lived in the old one.
+    /// The new pack and its length; none if the old one had no live contents.
     pub(crate) pack: Option<(u32, u64)>,
-    /// Frames copied as they are, and where to: the offset in the new pack.
+    /// Frames copied unchanged, and where to: the offset in the new pack.
     pub(crate) frames: Vec<(i64, u64)>,
-    /// Frames written anew,
+    /// New frames,
     pub(crate) new_frames: Vec<NewFrame>,
     /// and the contents in them: which of the new frames, and the place in it.
     pub(crate) contents: Vec<(ContentId, usize, u32)>,
@@ -94,9 +94,9 @@ impl Catalogue {
         })
     }
 
-    /// An old pack is replaced by what was moved out of it: all at once, and safe on the disk when this returns.
+    /// Replaces an old pack by what was moved out of it: at once, and durable when this returns.
     pub(crate) fn replace_pack(&self, old: u32, moved: &Moved, next_pack: u32) -> Result<()> {
-        self.write("replacing a pack", Durability::Full, |transaction| {
+        self.write_long("replacing a pack", Durability::Full, |transaction| {
             if let Some((number, bytes)) = moved.pack {
                 transaction.execute(
                     "INSERT INTO pack (id, committed_bytes) VALUES (?1, ?2)",
@@ -121,7 +121,7 @@ impl Catalogue {
                     update.execute(params![id.0, ids[*frame], slot])?;
                 }
             }
-            // What still lies there is dead: what lived was moved above.
+            // What is still there is garbage: live contents were moved above.
             transaction.execute("DELETE FROM frame WHERE pack = ?1", [old])?;
             transaction.execute("DELETE FROM pack WHERE id = ?1", [old])?;
             raise(transaction, PACK_FLOOR, next_pack.into())
@@ -129,7 +129,7 @@ impl Catalogue {
     }
 }
 
-/// Raises a floor: numbers below it are not given again.
+/// Raises a floor: numbers below it are not used again.
 fn raise(transaction: &Transaction<'_>, name: &str, floor: u64) -> Result<(), Abort> {
     let known: Option<Vec<u8>> = transaction
         .prepare_cached("SELECT value FROM setting WHERE name = ?1")?

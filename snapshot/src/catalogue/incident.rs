@@ -12,7 +12,7 @@ use crate::id::{CheckpointId, IncidentId, MachineId, fresh_name, is_name_prefix}
 pub struct IncidentRecord {
     /// The number that joins the tables.
     pub id: IncidentId,
-    /// The short id that people see.
+    /// The short id, for users.
     pub name: String,
     /// The machine.
     pub machine: MachineId,
@@ -24,7 +24,7 @@ pub struct IncidentRecord {
     pub last_good: Option<CheckpointId>,
     /// A word for the kind of anomaly.
     pub kind: String,
-    /// One line for people.
+    /// One line for users.
     pub summary: String,
     /// Evidence and candidates for the cause: JSON.
     pub detail: serde_json::Value,
@@ -32,7 +32,7 @@ pub struct IncidentRecord {
     pub action: Option<String>,
 }
 
-/// What an incident says.
+/// The content of an incident.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewIncident {
     /// The first bad checkpoint.
@@ -41,7 +41,7 @@ pub struct NewIncident {
     pub last_good: Option<CheckpointId>,
     /// A word for the kind of anomaly.
     pub kind: String,
-    /// One line for people.
+    /// One line for users.
     pub summary: String,
     /// Evidence and candidates for the cause: JSON.
     pub detail: serde_json::Value,
@@ -98,7 +98,7 @@ impl Catalogue {
         }
     }
 
-    /// Replaces what an incident says.
+    /// Replaces the content of an incident.
     pub fn update_incident(&self, id: IncidentId, content: &NewIncident) -> Result<()> {
         self.write("changing an incident", Durability::Process, |transaction| {
             let changed = transaction.execute(

@@ -12,16 +12,16 @@ use crate::error::{Error, Result};
 use crate::id::{CheckpointId, MachineId};
 use crate::key::Hash;
 
-/// What a checkpoint becomes whose parents go: it hangs at the nearest ancestor that stays.
+/// A checkpoint whose parents are removed: the nearest ancestor that stays is its new parent.
 pub(crate) struct Reparented<'a> {
     pub(crate) checkpoint: CheckpointId,
-    /// The parent it has now; when it has another one meanwhile, nothing is done.
+    /// The parent it has now; if it has another one by then, nothing is done.
     pub(crate) old_parent: Option<CheckpointId>,
     pub(crate) parent: Option<CheckpointId>,
     /// All that changed since the new parent.
     pub(crate) changes: &'a [(Gfn, ContentRef)],
     pub(crate) changes_hash: Hash,
-    /// A full map, where the one that its chain ended at goes.
+    /// A full map, if the one that its chain ended at is removed.
     pub(crate) keyframe: Option<&'a Keyframe>,
     pub(crate) keyframe_distance: u64,
     pub(crate) keyframe_rows: u64,
@@ -46,10 +46,10 @@ pub struct PrunedRecord {
 }
 
 impl Catalogue {
-    /// Hangs a checkpoint at an ancestor of its parent. Every checkpoint gives back what it gave back before.
-    /// Answers whether it was done: not when its parent changed meanwhile.
+    /// Makes an ancestor of its parent the parent of a checkpoint. What every checkpoint holds stays the same.
+    /// Returns whether it was done: not if its parent changed meanwhile.
     pub(crate) fn reparent(&self, new: &Reparented<'_>) -> Result<bool> {
-        self.write("joining the changes of checkpoints", Durability::Process, |transaction| {
+        self.write_long("joining the changes of checkpoints", Durability::Process, |transaction| {
             let id = new.checkpoint.0;
             let (parent, distance, rows): (Option<i64>, u64, u64) = transaction.query_row(
                 "SELECT parent, keyframe_distance, keyframe_rows FROM checkpoint WHERE id = ?1",
@@ -77,7 +77,7 @@ impl Catalogue {
                     new.keyframe_distance,
                     new.keyframe_rows
                 ])?;
-            // Those that hang at it are nearer to a full map now.
+            // Its descendants are nearer to a full map now.
             let nearer = distance.saturating_sub(new.keyframe_distance);
             let fewer = rows.saturating_sub(new.keyframe_rows);
             if nearer > 0 || fewer > 0 {
@@ -100,11 +100,11 @@ impl Catalogue {
     }
 
     /// Removes checkpoints, newest first, with all that belongs to them. None of them may have a child that stays;
-    /// those that have (a machine went back to one meanwhile), on which a machine stands, that are pinned or that an
-    /// operation under way needs, stay. Answers how many went.
+    /// those that have (a machine was rolled back to one meanwhile), that are current, that are pinned or that an
+    /// operation in progress needs, stay. Returns how many were removed.
     pub(crate) fn remove_checkpoints(&self, newest_first: &[CheckpointId]) -> Result<u64> {
         let tables: Vec<String> = self.fact_tables()?;
-        self.write("removing checkpoints", Durability::Process, |transaction| {
+        self.write_long("removing checkpoints", Durability::Process, |transaction| {
             let mut removed = 0;
             for id in newest_first {
                 if !is_held(transaction, *id)? {
@@ -143,7 +143,7 @@ impl Catalogue {
         })
     }
 
-    /// What an operation says that wants to go to a checkpoint: that it was pruned, when it was.
+    /// The error for a checkpoint that is not found: that it was pruned, if it was.
     pub(crate) fn explain_missing(&self, checkpoint: CheckpointId, error: Error) -> Error {
         if !matches!(error, Error::NotFound { what: "checkpoint", .. }) {
             return error;
@@ -164,7 +164,7 @@ impl Catalogue {
         })
     }
 
-    /// Pins a checkpoint, or lets it go. Answers whether that changed anything.
+    /// Pins or unpins a checkpoint. Returns whether that changed anything.
     pub(crate) fn set_pinned(&self, checkpoint: CheckpointId, pinned: bool) -> Result<bool> {
         self.write("pinning a checkpoint", Durability::Full, |transaction| {
             super::checkpoint::one(transaction, checkpoint)?;
@@ -183,7 +183,8 @@ fn is_held(reader: &Connection, id: CheckpointId) -> rusqlite::Result<bool> {
             "SELECT EXISTS (SELECT 1 FROM checkpoint WHERE parent = ?1)
                  OR EXISTS (SELECT 1 FROM machine WHERE checkpoint = ?1)
                  OR EXISTS (SELECT 1 FROM checkpoint WHERE id = ?1 AND pinned <> 0)
-                 OR EXISTS (SELECT 1 FROM operation WHERE status = 'started' AND (before = ?1 OR after = ?1))
+                 OR EXISTS (SELECT 1 FROM operation WHERE (status = 'started' OR half_written IS NOT NULL)
+                     AND (before = ?1 OR after = ?1))
                  OR NOT EXISTS (SELECT 1 FROM checkpoint WHERE id = ?1)",
         )?
         .query_row([id.0], |row| row.get(0))

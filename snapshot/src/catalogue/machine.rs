@@ -4,12 +4,13 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use super::abort::Abort;
 use super::connection::{Catalogue, Durability};
 use super::position::Position;
+use super::words::words;
 use crate::clock;
 use crate::damage::Damage;
 use crate::error::{Error, Result};
 use crate::id::{CheckpointId, MachineId, TimelineId};
 
-/// A machine the store knows.
+/// A machine of the store.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MachineRecord {
     /// Its id in this store.
@@ -22,13 +23,28 @@ pub struct MachineRecord {
     pub created_at_ms: i64,
     /// What its states are checked against.
     pub identity: MachineIdentity,
-    /// What the service keeps to find the VM again; the store does not read it.
+    /// What the manager needs to find its process again; the store does not read it.
     pub runtime: String,
-    /// Where it stands, once it has a checkpoint.
+    /// The checkpoint and timeline that its current state is based on, once it has a checkpoint.
     pub position: Option<Position>,
+    /// What the user wants it to be, whatever it is now.
+    pub desired_state: DesiredState,
 }
 
-const COLUMNS: &str = "id, name, driver, created_at_ms, identity, runtime, timeline, checkpoint";
+words!(
+    /// What the user wants a machine to be. It survives restarts of the daemon and of the host.
+    DesiredState {
+        /// Running; the state of a new machine.
+        Running = "running",
+        /// Paused.
+        Paused = "paused",
+        /// Without a process.
+        Stopped = "stopped",
+    }
+);
+
+const COLUMNS: &str =
+    "id, name, driver, created_at_ms, identity, runtime, timeline, checkpoint, desired_state";
 
 impl Catalogue {
     /// All machines, in the order in which they were added.
@@ -55,7 +71,8 @@ impl Catalogue {
         self.read("reading a machine", |reader| one(reader, "id = ?1", id.0, &id.to_string()))
     }
 
-    /// Adds a machine. Its name must be new: letters, digits, `-`, `_` and `.`, at most 64, not starting with `-` or `.`.
+    /// Adds a machine. Its name must be new: letters, digits, `-`, `_` and `.`, at most 64, not starting with `-` or
+    /// `.`.
     pub fn add_machine(&self, identity: &MachineIdentity) -> Result<MachineRecord> {
         let id = self.write("adding a machine", Durability::Full, |transaction| {
             insert(transaction, identity, clock::now_ms())
@@ -66,6 +83,7 @@ impl Catalogue {
     /// Removes a machine that has no checkpoint and no operation: one whose import failed.
     pub(crate) fn remove_empty_machine(&self, machine: MachineId) -> Result<()> {
         self.write("removing a machine", Durability::Full, |transaction| {
+            transaction.execute("DELETE FROM event WHERE machine = ?1", [machine.0])?;
             transaction.execute(
                 "DELETE FROM machine WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM checkpoint WHERE machine = ?1)",
                 [machine.0],
@@ -74,12 +92,21 @@ impl Catalogue {
         })
     }
 
-    /// Keeps what the service needs to find the VM again.
+    /// Records what the manager needs to find the machine's process again.
     pub fn set_runtime(&self, machine: MachineId, runtime: &str) -> Result<()> {
         self.update_machine(machine, "UPDATE machine SET runtime = ?2 WHERE id = ?1", runtime)
     }
 
-    /// Replaces the identity: after the machine was started anew by another version of its driver.
+    /// Records what the user wants the machine to be.
+    pub fn set_desired_state(&self, machine: MachineId, state: DesiredState) -> Result<()> {
+        self.update_machine(
+            machine,
+            "UPDATE machine SET desired_state = ?2 WHERE id = ?1",
+            &state.to_string(),
+        )
+    }
+
+    /// Replaces the identity: after the machine was started by another version of its driver.
     pub fn set_identity(&self, machine: MachineId, identity: &MachineIdentity) -> Result<()> {
         let known = self.machine_by_id(machine)?;
         if known.name != identity.name || known.identity.layout != identity.layout {
@@ -91,8 +118,8 @@ impl Catalogue {
         self.update_machine(machine, "UPDATE machine SET identity = ?2 WHERE id = ?1", &json)
     }
 
-    /// Where the machine stands; `None` before its first checkpoint.
-    pub fn present(&self, machine: MachineId) -> Result<Option<Position>> {
+    /// The checkpoint and timeline that the machine's current state is based on; `None` before its first checkpoint.
+    pub fn position(&self, machine: MachineId) -> Result<Option<Position>> {
         Ok(self.machine_by_id(machine)?.position)
     }
 
@@ -151,15 +178,18 @@ fn record(row: &Row<'_>) -> Result<MachineRecord, Abort> {
     };
     Ok(MachineRecord {
         id: MachineId(row.get(0)?),
-        name,
         driver: row.get(2)?,
         created_at_ms: row.get(3)?,
         identity,
         runtime: row.get(5)?,
         position,
+        desired_state: row.get::<_, String>(8)?.parse().map_err(|()| {
+            Error::Damaged(Box::new(Damage::catalogue(format!("desired state of machine {name}"))))
+        })?,
+        name,
     })
 }
 
 fn not_found(name: &str) -> Error {
-    Error::NotFound { what: "machine", name: name.to_owned(), help: "`retrovisor list` names them all" }
+    Error::NotFound { what: "machine", name: name.to_owned(), help: "`retrovisor list` lists them all" }
 }

@@ -35,13 +35,13 @@ pub struct PageVersion {
     pub checkpoint_name: String,
     /// Its number among the machine's checkpoints.
     pub sequence: u64,
-    /// What stood in the page from then on.
+    /// The content of the page from then on.
     pub content: ContentRef,
 }
 
 impl Catalogue {
     /// The checkpoints of the machine at which the page's contents changed, on all timelines, in the order of taking,
-    /// and what stood there then. Before the first of them the page was zero.
+    /// and its content then. Before the first of them the page was zero.
     pub fn page_history(&self, machine: MachineId, gfn: Gfn) -> Result<Vec<PageVersion>> {
         self.read("reading the history of a page", |reader| {
             let mut statement = reader.prepare_cached(
@@ -108,6 +108,15 @@ impl Catalogue {
     /// The full map at a checkpoint, if one is stored.
     pub(crate) fn keyframe(&self, checkpoint: CheckpointId) -> Result<Option<Keyframe>> {
         self.read("reading a full map", |reader| keyframe(reader, checkpoint))
+    }
+
+    /// The newest checkpoint of the store; 0 if there is none.
+    pub(crate) fn newest_checkpoint(&self) -> Result<CheckpointId> {
+        self.read("reading the newest checkpoint", |reader| {
+            let newest: Option<i64> =
+                reader.query_row("SELECT max(id) FROM checkpoint", [], |row| row.get(0))?;
+            Ok(CheckpointId(newest.unwrap_or(0)))
+        })
     }
 
     /// Every link of the store, in the order of taking, which is parents first.

@@ -3,17 +3,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{CheckpointId, MachineId, TimelineId};
 
-/// Where a machine stands: it runs on from this checkpoint, in this timeline.
+/// A machine's position: the checkpoint that its current state is based on, and its timeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
     /// The timeline that the next checkpoint will belong to.
     pub timeline: TimelineId,
-    /// The checkpoint last taken or gone back to.
+    /// The checkpoint that was last taken or moved to.
     pub checkpoint: CheckpointId,
 }
 
-/// Moves a machine.
-pub(super) fn set_position(
+/// Sets a machine's position.
+pub(super) fn set(
     transaction: &Transaction<'_>,
     machine: MachineId,
     position: Position,

@@ -17,10 +17,10 @@ const CLOCK_STEPS: i32 = 10_000;
 const LENGTH_MAX: i32 = 16 << 20;
 /// Longest statement, in bytes.
 const SQL_LENGTH_MAX: i32 = 1 << 20;
-/// Most bytes of one answer, so that one query cannot fill this process's memory.
+/// Most bytes of one result, so that one query cannot fill this process's memory.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
 
-/// The answer to a query.
+/// The result of a query.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rows {
     /// The columns' names.
@@ -32,8 +32,8 @@ pub struct Rows {
 }
 
 impl Catalogue {
-    /// Answers one SELECT (`WITH`, `EXPLAIN`, `PRAGMA table_info`): at most `limit_rows` rows, within 30 s. Nothing can be
-    /// written, attached or read from elsewhere.
+    /// Returns one SELECT (`WITH`, `EXPLAIN`, `PRAGMA table_info`): at most `limit_rows` rows, within 30 s. Nothing
+    /// can be written, attached or read from elsewhere.
     pub fn query(&self, sql: &str, params: &[Value], limit_rows: usize) -> Result<Rows> {
         self.query_within(sql, params, limit_rows, TIME_MAX)
     }
@@ -120,7 +120,7 @@ pub(super) fn cell(value: ValueRef<'_>) -> Value {
     }
 }
 
-/// Takes from a connection all that a question does not need.
+/// Restricts a connection to what a query needs.
 fn guard(connection: &mut Connection, limit: Duration) -> rusqlite::Result<()> {
     connection.pragma_update(None, "query_only", true)?;
     connection.pragma_update(None, "trusted_schema", false)?;

@@ -12,16 +12,16 @@ const CANDIDATES_MAX: usize = 8;
 impl Catalogue {
     /// The checkpoint that a person means:
     ///
-    /// - `present`: where the machine stands; `latest`: the one taken last, on any timeline;
-    /// - `last-good`: the newest with verdict good, back from the present;
-    /// - `-N`: N back from the present along parents; `@SEQ`: by its number;
+    /// - `current`: the one that the current state is based on; `latest`: the one taken last, on any timeline;
+    /// - `last-good`: the newest with verdict good and not doubtful among the current one and its ancestors;
+    /// - `-N`: the Nth ancestor of the current one; `@SEQ`: by its number;
     /// - a label, an id, or the first letters of an id.
     ///
     /// Several that fit are an error that names them.
     pub fn resolve(&self, machine: MachineId, spec: &str) -> Result<CheckpointRecord> {
         self.read("looking for a checkpoint", |reader| {
             match spec {
-                "current" => return one(reader, present(reader, machine, spec)?),
+                "current" => return one(reader, current(reader, machine, spec)?),
                 "latest" => {
                     let newest = "c.machine = ?1 ORDER BY c.sequence DESC LIMIT 1";
                     return first(matching(reader, newest, [machine.0])?, spec);
@@ -34,7 +34,7 @@ impl Catalogue {
                 return first(matching(reader, by_sequence, params![machine.0, sequence])?, spec);
             }
             if let Some(steps) = spec.strip_prefix('-').and_then(|rest| rest.parse::<u32>().ok()) {
-                return back(reader, present(reader, machine, spec)?, steps, spec);
+                return back(reader, current(reader, machine, spec)?, steps, spec);
             }
             by_name(reader, machine, spec)
         })
@@ -63,20 +63,21 @@ fn by_name(reader: &Connection, machine: MachineId, spec: &str) -> Result<Checkp
     first(found, spec)
 }
 
-fn present(reader: &Connection, machine: MachineId, spec: &str) -> Result<CheckpointId, Abort> {
+fn current(reader: &Connection, machine: MachineId, spec: &str) -> Result<CheckpointId, Abort> {
     let mut statement = reader.prepare_cached("SELECT checkpoint FROM machine WHERE id = ?1")?;
-    let present: Option<Option<i64>> = statement.query_row([machine.0], |row| row.get(0)).optional()?;
-    present.flatten().map(CheckpointId).ok_or_else(|| not_found(spec).into())
+    let checkpoint: Option<Option<i64>> = statement.query_row([machine.0], |row| row.get(0)).optional()?;
+    checkpoint.flatten().map(CheckpointId).ok_or_else(|| not_found(spec).into())
 }
 
 fn last_good(reader: &Connection, machine: MachineId) -> Result<CheckpointId, Abort> {
-    let from = present(reader, machine, "last-good")?;
+    let from = current(reader, machine, "last-good")?;
     let mut statement = reader.prepare_cached(
         "WITH RECURSIVE line (id, parent) AS (
              SELECT id, parent FROM checkpoint WHERE id = ?1
              UNION ALL
              SELECT c.id, c.parent FROM line JOIN checkpoint c ON c.id = line.parent AND c.id < line.id)
-         SELECT line.id FROM line JOIN verdict v ON v.checkpoint = line.id WHERE v.verdict = 'good'
+         SELECT line.id FROM line JOIN verdict v ON v.checkpoint = line.id JOIN checkpoint c ON c.id = line.id
+         WHERE v.verdict = 'good' AND c.doubtful = 0
          ORDER BY line.id DESC LIMIT 1",
     )?;
     let good = statement.query_row([from.0], |row| row.get(0)).optional()?;
@@ -84,7 +85,7 @@ fn last_good(reader: &Connection, machine: MachineId) -> Result<CheckpointId, Ab
         Error::NotFound {
             what: "checkpoint",
             name: "last-good".into(),
-            help: "none of the checkpoints behind the present was judged good yet; name one yourself (-N, @SEQ, an id)",
+            help: "neither the current checkpoint nor an ancestor of it has the verdict good yet; name one yourself (-N, @SEQ, an id)",
         }
         .into()
     })

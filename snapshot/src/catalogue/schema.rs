@@ -5,11 +5,12 @@ use rusqlite::{Connection, TransactionBehavior};
 use super::abort::Abort;
 use crate::error::{Error, Result};
 
-/// `RVRS`: names the file as ours to `file(1)` and to ourselves.
+/// `RVRS`: identifies the file to `file(1)` and to this program.
 pub(crate) const APPLICATION_ID: i32 = 0x5256_5253;
 
 /// The steps from one format to the next; the first makes a new catalogue.
-const STEPS: &[&str] = &[include_str!("schema_v1.sql"), include_str!("schema_v2.sql")];
+const STEPS: &[&str] =
+    &[include_str!("schema_v1.sql"), include_str!("schema_v2.sql"), include_str!("schema_v3.sql")];
 
 /// The newest format known.
 pub(crate) fn newest() -> i64 {

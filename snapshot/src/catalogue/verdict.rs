@@ -9,16 +9,16 @@ use crate::damage::Damage;
 use crate::error::{Error, Result};
 use crate::id::CheckpointId;
 
-/// What the detectors said of a checkpoint, from harmless to harmful.
+/// The detectors' verdict on a checkpoint, from harmless to harmful.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// Nothing yet.
+    /// None yet.
     #[default]
     Unknown,
     /// It and those after it, for longer than detection usually takes, gave no anomaly.
     Good,
-    /// Something is odd; it may be noise.
+    /// Something is unusual; it may be noise.
     Suspect,
     /// An anomaly: never a target of rollback by itself.
     Bad,
@@ -29,19 +29,19 @@ pub enum Verdict {
 pub struct VerdictRecord {
     /// The verdict.
     pub verdict: Verdict,
-    /// The detectors' score: higher is odder.
+    /// The detectors' score: higher is more unusual.
     pub score: f64,
     /// Calibrated p-value, where there is one.
     pub p_value: Option<f64>,
     /// Reasons in words, the weightiest first.
     pub reasons: Vec<String>,
-    /// The features the detectors saw, by name.
+    /// The features that the detectors used, by name.
     pub features: Vec<(String, f64)>,
 }
 
 impl Catalogue {
-    /// Keeps (or replaces) what the detectors said of a checkpoint.
-    /// Features that are not finite are passed over: SQL has no such number.
+    /// Records (or replaces) the verdict on a checkpoint. Features that are not finite are left out: SQL has no such
+    /// number.
     pub fn set_verdict(&self, checkpoint: CheckpointId, record: &VerdictRecord) -> Result<()> {
         let reasons = serde_json::Value::from(record.reasons.clone()).to_string();
         self.write("keeping a verdict", Durability::Process, |transaction| {
@@ -81,7 +81,7 @@ impl Catalogue {
         })
     }
 
-    /// What the detectors said of a checkpoint, with features by name.
+    /// The verdict on a checkpoint, with features by name.
     pub fn verdict(&self, checkpoint: CheckpointId) -> Result<Option<VerdictRecord>> {
         let unreadable = |what: &str| {
             Error::Damaged(Box::new(Damage::catalogue(format!("{what} of checkpoint number {checkpoint}"))))

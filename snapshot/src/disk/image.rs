@@ -69,8 +69,8 @@ impl DiskImage {
         self.map.iter().map(|(block, _)| block)
     }
 
-    /// Writes the whole disk as a raw image, `out` being empty and at its start: zeros become holes. Blocks that are as
-    /// in the base image come from `base`; a disk without one needs none.
+    /// Writes the whole disk as a raw image, `out` being empty and at its start: zeros become holes. Blocks that are
+    /// as in the base image come from `base`; a disk without one needs none.
     pub fn export(&self, out: &mut (impl Write + Seek), base: ReadBase<'_>) -> Result<()> {
         let failed = |source| Error::Io { doing: "writing", path: "the disk's image".into(), source };
         let (mut page, mut at) = (ZERO_PAGE, 0_u64);

@@ -9,13 +9,13 @@ use crate::varint;
 const CHUNK_BLOCKS: usize = 512;
 /// The same, to count with blocks.
 const CHUNK: u64 = CHUNK_BLOCKS as u64;
-/// What stands in a block that nobody wrote to: what the base image has.
+/// The content of a block that was never written: that of the base image.
 pub(crate) const BASE: ContentRef = ContentRef::from_code(1);
 
 type Chunk = [u64; CHUNK_BLOCKS];
 
-/// What stands in every block of a disk at one checkpoint; 1 is "as in the base image". Only what is not as in the base
-/// takes memory, and clones share the chunks that do not differ.
+/// The content of every block of a disk at one checkpoint; 1 is "as in the base image". Only what is not as in the
+/// base takes memory, and clones share the chunks that do not differ.
 #[derive(Clone, Debug)]
 pub(crate) struct DiskMap {
     blocks: u64,
@@ -33,7 +33,7 @@ impl DiskMap {
         self.blocks
     }
 
-    /// What stands in a block; past the end: as in the base.
+    /// The content of a block; past the end: as in the base.
     pub(crate) fn get(&self, block: u64) -> ContentRef {
         let chunk = self.chunks.get(&(block / CHUNK));
         chunk.map_or(BASE, |chunk| ContentRef::from_code(chunk[slot(block)]))
@@ -119,7 +119,7 @@ impl DiskMap {
     }
 
     /// The map as bytes, for a keyframe: the number of chunks that are not all base, the distance of each from the one
-    /// before, then what stands in them as a list of contents.
+    /// before, then their blocks as a list of contents.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let written: Vec<_> =
             self.chunks.iter().filter(|(_, chunk)| chunk.iter().any(|code| *code != BASE.code())).collect();

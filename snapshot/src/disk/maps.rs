@@ -16,7 +16,8 @@ const LEVEL: i32 = 3;
 const ENCODED_BYTES_MAX: u64 = 20;
 
 impl Store {
-    /// What stands in every block of a disk at a checkpoint, checked. Costs the same however long its history.
+    /// The content of every block of a disk at a checkpoint, checked. Its cost does not depend on the length of the
+    /// history.
     pub(crate) fn disk_map(&self, checkpoint: CheckpointId, disk: &DiskRecord) -> Result<Arc<DiskMap>> {
         let kept = |at: CheckpointId| lock(&self.disk_maps).get(&(at, disk.id)).map(Arc::clone);
         if let Some(map) = kept(checkpoint) {
@@ -107,7 +108,7 @@ pub(crate) fn disk_keyframe(key: &Key, disk: DiskId, map: &DiskMap) -> Result<Ke
     Ok(Keyframe { hash: map_hash(key, disk, &encoded), map: compressed })
 }
 
-/// Tells whether the list of a disk's changed blocks is the one that was written, and hangs at the same parent.
+/// The hash that protects the list of a disk's changed blocks, and its parent.
 pub(crate) fn block_changes_hash(
     key: &Key,
     parent: Option<CheckpointId>,

@@ -10,7 +10,8 @@ use crate::id::CheckpointId;
 use crate::store::Store;
 
 impl Store {
-    /// Calls `each` with all contents that a checkpoint's disks refer to by themselves: in their changes and full maps.
+    /// Calls `each` with all contents that a checkpoint's disks refer to by themselves: in their changes and full
+    /// maps.
     pub(crate) fn each_disk_content(
         &self,
         checkpoint: CheckpointId,

@@ -2,7 +2,7 @@ use retrovisor_guest::{DiskBase, DiskShape};
 
 use crate::id::{DiskId, MachineId};
 
-/// A disk of a machine. One that lies over another image than before is another disk of the same name.
+/// A disk of a machine. One with another base image than before is another disk of the same name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskRecord {
     /// Its number in the store.
@@ -13,7 +13,7 @@ pub struct DiskRecord {
     pub name: String,
     /// Its size in bytes, as the guest sees it.
     pub size_bytes: u64,
-    /// What it began as; its blocks that nobody wrote to are not in the store.
+    /// Its base image; blocks that were never written are not in the store.
     pub base: Option<DiskBase>,
 }
 
@@ -39,8 +39,8 @@ impl DiskRecord {
         match (&self.base, &found.base) {
             (None, None) => None,
             (Some(was), Some(is)) => was.differs(is),
-            (Some(_), None) => Some("it lies over no image, but did at the checkpoint".into()),
-            (None, Some(_)) => Some("it lies over an image, but did not at the checkpoint".into()),
+            (Some(_), None) => Some("it has no base image, but had one at the checkpoint".into()),
+            (None, Some(_)) => Some("it has a base image, but had none at the checkpoint".into()),
         }
     }
 }

@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 use crate::store::Store;
 
 impl Store {
-    /// What is wrong with the lists and maps of a checkpoint's disks; and, through `content`, all contents that changed on
-    /// them, each with the disk it belongs to.
+    /// What is wrong with the lists and maps of a checkpoint's disks; and, through `content`, all contents that
+    /// changed on them, each with the disk it belongs to.
     pub(crate) fn verify_disks(
         &self,
         link: &Link,
@@ -37,7 +37,7 @@ impl Store {
         Ok(damaged)
     }
 
-    /// A stored full map says the same as the changes that lead to it.
+    /// A stored full map equals the result of the changes that lead to it.
     fn verify_disk_map(
         &self,
         record: &DiskRecord,

@@ -1,11 +1,13 @@
-//! A machine's whole history as one file, to be taken to another store. Drawn in docs/format.md.
+//! A machine's whole history as one file, to be imported into another store. Described in docs/format.md.
 
-mod arrive;
 mod body;
 mod cell;
-mod leave;
+mod import;
 mod maps;
 mod record;
+#[cfg(test)]
+mod tests;
+mod write;
 
 pub use record::ARCHIVE_MAGIC;
 use serde::{Deserialize, Serialize};
@@ -32,10 +34,10 @@ pub struct ArchiveReport {
 struct Manifest {
     identity: MachineIdentity,
     created_at_ms: i64,
-    /// Where the machine stands, in the archive's numbers.
+    /// The machine's position, in the archive's numbers.
     timeline: i64,
     checkpoint: i64,
-    /// Of checkpoints and contents, for who waits.
+    /// Checkpoints and contents, for progress reports.
     checkpoints: u64,
     contents: u64,
 }

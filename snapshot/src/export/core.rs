@@ -15,9 +15,9 @@ const PROGRAM_HEADER: u64 = 56;
 
 impl Store {
     /// Writes a checkpoint as an ELF core (ELF64, x86-64): a `PT_LOAD` segment for each memory slot, by physical
-    /// address, and the registers as notes, the way `QEMU`'s `dump-guest-memory` does it. When the guest is a Linux whose
-    /// VMCOREINFO is found in memory, it is a note as well: crash and drgn need it. Zero pages are holes of the file.
-    /// The file is for its owner only; it must not be there before, and is there as a whole or not at all.
+    /// address, and the registers as notes, the way `QEMU`'s `dump-guest-memory` does it. When the guest is a Linux
+    /// whose VMCOREINFO is found in memory, it is a note as well: crash and drgn need it. Zero pages are holes of the
+    /// file. The file is for its owner only; it must not be there before, and is there as a whole or not at all.
     pub fn export_elf_core(
         &self,
         checkpoint: CheckpointId,

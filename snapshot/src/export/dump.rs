@@ -11,10 +11,12 @@ use retrovisor_guest::{
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::import_contents::ImportedContents;
 use super::notes;
-use super::pages::{Progress, tell};
+use super::pages::{Progress, report};
 use crate::catalogue::{
-    CheckpointKind, Commit, Hashes, MachineRecord, Moment, NewCheckpoint, Noted, OperationKind,
+    CheckpointKind, CommitBatch, Hashes, MachineRecord, NewCheckpoint, NewContents, OperationKind,
+    PreparedCheckpoint, RecordedOperation,
 };
 use crate::clock;
 use crate::content::ContentRef;
@@ -24,11 +26,11 @@ use crate::id::CheckpointId;
 use crate::page_map::PageMap;
 use crate::store::{Store, changes_hash, keyframe, store_state};
 
-/// Pages read at a time: 16 MiB.
-const WINDOW: usize = 4096;
+/// Pages read and added at a time: 8 MiB.
+const WINDOW: usize = 2048;
 /// Most bytes of notes that are read.
 const NOTES_BYTES_MAX: u64 = 16 << 20;
-/// Memory that a dump may speak of without holding it; four times its length, if that is more.
+/// Memory that a dump may declare without holding it; four times its length, if that is more.
 const EMPTY_BYTES_MAX: u64 = 1 << 30;
 /// Most segments of a core.
 const SEGMENTS_MAX: u64 = 4096;
@@ -43,7 +45,7 @@ pub enum DumpFormat {
     ElfCore,
 }
 
-/// What an import brought.
+/// What was imported.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ImportReport {
     /// The machine's name.
@@ -58,7 +60,7 @@ pub struct ImportReport {
     pub newest: CheckpointId,
 }
 
-/// Where memory lies in a file.
+/// The place of memory in a file.
 struct Segment {
     gpa: u64,
     offset: u64,
@@ -68,9 +70,9 @@ struct Segment {
 }
 
 impl Store {
-    /// Brings a dump of a machine's memory in as a machine of one checkpoint, so that it can be inspected, compared and
-    /// kept like any other. Registers come from an ELF core's notes, where it has any. Nothing is brought in when it
-    /// fails or is stopped.
+    /// Imports a dump of a machine's memory as a machine of one checkpoint, so that it can be inspected, compared and
+    /// kept like any other. Registers come from an ELF core's notes, if it has any. Nothing is imported if this fails
+    /// or is stopped. Machines are recorded meanwhile.
     pub fn import_dump(
         &self,
         name: &str,
@@ -90,7 +92,7 @@ impl Store {
         };
         let memory = segments.iter().fold(0_u64, |all, segment| all.saturating_add(segment.length_bytes));
         if memory > EMPTY_BYTES_MAX.max(bytes.saturating_mul(4)) {
-            return Err(foreign(
+            return Err(not_importable(
                 path,
                 &format!("it has {bytes} bytes and speaks of {memory} bytes of memory"),
             ));
@@ -99,7 +101,7 @@ impl Store {
             .iter()
             .map(|segment| MemorySlot { gpa: Gpa(segment.gpa), length_bytes: segment.length_bytes });
         let layout = MemoryLayout::new(slots.collect())
-            .map_err(|error| foreign(path, &format!("its memory: {error}")))?;
+            .map_err(|error| not_importable(path, &format!("its memory: {error}")))?;
         let identity = MachineIdentity {
             name: name.to_owned(),
             driver: "dump".into(),
@@ -111,10 +113,10 @@ impl Store {
             vcpus: u32::try_from(vcpus.len()).unwrap_or(u32::MAX),
             layout,
         };
-        self.bring_in(&identity, vcpus, &file, &segments, path, progress)
+        self.import_pages(&identity, vcpus, &file, &segments, path, progress)
     }
 
-    fn bring_in(
+    fn import_pages(
         &self,
         identity: &MachineIdentity,
         vcpus: Vec<VcpuRegisters>,
@@ -123,100 +125,17 @@ impl Store {
         path: &Path,
         progress: Progress<'_>,
     ) -> Result<ImportReport> {
-        let layout = &identity.layout;
-        let total = layout.pages();
-        let mut intake = self.intake()?;
-        let catalogue = self.catalogue();
-        let before = intake.so_far();
-        let brought = (|| {
-            let mut map = PageMap::zero(usize::try_from(total).unwrap_or(usize::MAX));
-            let mut index = 0_usize;
-            let mut window = vec![0; WINDOW * PAGE_SIZE];
-            for segment in segments {
-                let mut at = 0;
-                while at < segment.file_bytes.min(segment.length_bytes) {
-                    let length = (segment.length_bytes - at).min(window.len() as u64);
-                    let there = segment.file_bytes.saturating_sub(at).min(length);
-                    let whole = usize::try_from(length).unwrap_or(0);
-                    let (data, zeros) = window[..whole].split_at_mut(usize::try_from(there).unwrap_or(0));
-                    read(file, data, segment.offset + at, path)?;
-                    zeros.fill(0);
-                    let pages = window[..whole].as_chunks::<PAGE_SIZE>().0;
-                    let filled: Vec<(usize, &Page)> =
-                        pages.iter().enumerate().filter(|(_, page)| !is_zero(page)).collect();
-                    let data: Vec<&Page> = filled.iter().map(|(_, page)| *page).collect();
-                    let names = intake.add(&self.key, catalogue, &data)?;
-                    for ((place, _), content) in filled.iter().zip(names) {
-                        map.set(index + place, content);
-                    }
-                    index += pages.len();
-                    at += length;
-                    tell(progress, index as u64, total)?;
-                }
-                // What is not in the file is zero.
-                let rest = segment.length_bytes.saturating_sub(at) / PAGE_SIZE as u64;
-                index += usize::try_from(rest).unwrap_or(0);
-            }
-            let state = MachineState { vcpus, sections: Vec::new(), disks: Vec::new() };
-            let state = store_state(&self.key, &state, |pages| intake.add(&self.key, catalogue, pages))?;
-            let sealed = intake.seal()?;
-            // Only now is it certain that there is something to add.
-            let machine = catalogue.add_machine(identity)?;
-            let changes = written(&map, layout);
-            let checkpoint = NewCheckpoint {
-                machine: machine.id,
-                label: None,
-                kind: CheckpointKind::Manual,
-                taken_at_ms: clock::now_ms(),
-                pause_us: 0,
-                dirty_pages: total,
-                changed_pages: changes.len() as u64,
-                new_pages: sealed.contents.len() as u64,
-                zero_pages: total - changes.len() as u64,
-                stored_bytes: sealed.stored_bytes - before.stored_bytes,
-                keyframe_distance: 0,
-                keyframe_rows: 0,
-            };
-            let full = keyframe(&self.key, &map)?;
-            let moment = Moment {
-                checkpoint: &checkpoint,
-                changes: &changes,
-                keyframe: Some(&full),
-                state: &state,
-                disks: Vec::new(),
-                noted: Noted::Nothing,
-            };
-            let commit = Commit {
-                frames: &sealed.frames,
-                contents: &sealed.contents,
-                packs: &sealed.packs,
-                moments: vec![moment],
-                branch: None,
-            };
-            let hashes = Hashes {
-                changes: &|parent, changes| changes_hash(&self.key, parent, changes),
-                blocks: &|parent, disk, changes| block_changes_hash(&self.key, parent, disk, changes),
-            };
-            let committed = catalogue.commit(None, &commit, &hashes).inspect_err(|_| {
-                if let Err(error) = catalogue.remove_empty_machine(machine.id) {
-                    tracing::warn!(%error, "a machine that was not imported could not be removed");
-                }
-            })?;
-            intake.committed(catalogue, &sealed);
-            let newest = committed.first().map_or(CheckpointId(0), |committed| committed.position.checkpoint);
-            self.keep_map(newest, Arc::new(map));
-            Ok((machine, newest, checkpoint))
-        })();
-        let (machine, newest, checkpoint): (MachineRecord, _, _) = match brought {
-            Ok(brought) => brought,
+        let mut contents = ImportedContents::begin(self)?;
+        let imported = self.import_memory(identity, vcpus, file, segments, path, progress, &mut contents);
+        let (machine, newest, checkpoint) = match imported {
+            Ok(imported) => imported,
             Err(error) => {
-                intake.abandon();
+                contents.discard();
                 return Err(error);
             }
         };
-        drop(intake);
         let detail = json!({ "file": path.display().to_string(), "format": identity.version });
-        catalogue.note_operation(machine.id, OperationKind::Import, &detail)?;
+        self.catalogue().note_operation(machine.id, OperationKind::Import, &detail)?;
         Ok(ImportReport {
             machine: machine.name,
             checkpoints: 1,
@@ -224,6 +143,97 @@ impl Store {
             stored_bytes: checkpoint.stored_bytes,
             newest,
         })
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a step of one function, with its variables")]
+    fn import_memory(
+        &self,
+        identity: &MachineIdentity,
+        vcpus: Vec<VcpuRegisters>,
+        file: &File,
+        segments: &[Segment],
+        path: &Path,
+        progress: Progress<'_>,
+        contents: &mut ImportedContents<'_>,
+    ) -> Result<(MachineRecord, CheckpointId, NewCheckpoint)> {
+        let (layout, catalogue) = (&identity.layout, self.catalogue());
+        let total = layout.pages();
+        let mut map = PageMap::zero(usize::try_from(total).unwrap_or(usize::MAX));
+        let mut index = 0_usize;
+        let mut window = vec![0; WINDOW * PAGE_SIZE];
+        for segment in segments {
+            let mut at = 0;
+            while at < segment.file_bytes.min(segment.length_bytes) {
+                let length = (segment.length_bytes - at).min(window.len() as u64);
+                let there = segment.file_bytes.saturating_sub(at).min(length);
+                let whole = usize::try_from(length).unwrap_or(0);
+                let (data, zeros) = window[..whole].split_at_mut(usize::try_from(there).unwrap_or(0));
+                read(file, data, segment.offset + at, path)?;
+                zeros.fill(0);
+                let pages = window[..whole].as_chunks::<PAGE_SIZE>().0;
+                let filled: Vec<(usize, &Page)> =
+                    pages.iter().enumerate().filter(|(_, page)| !is_zero(page)).collect();
+                let data: Vec<&Page> = filled.iter().map(|(_, page)| *page).collect();
+                for ((place, _), content) in filled.iter().zip(contents.add(&data)?) {
+                    map.set(index + place, content);
+                }
+                index += pages.len();
+                at += length;
+                report(progress, index as u64, total)?;
+            }
+            // What is not in the file is zero.
+            let rest = segment.length_bytes.saturating_sub(at) / PAGE_SIZE as u64;
+            index += usize::try_from(rest).unwrap_or(0);
+        }
+        let state = MachineState { vcpus, sections: Vec::new(), disks: Vec::new() };
+        let state = store_state(&self.key, &state, |pages| contents.add(pages))?;
+        // Only now is it certain that there is something to add.
+        let machine = catalogue.add_machine(identity)?;
+        let changes = written(&map, layout);
+        let checkpoint = NewCheckpoint {
+            machine: machine.id,
+            label: None,
+            kind: CheckpointKind::Manual,
+            taken_at_ms: clock::now_ms(),
+            pause_us: 0,
+            dirty_pages: total,
+            changed_pages: changes.len() as u64,
+            new_pages: contents.new_contents(),
+            zero_pages: total - changes.len() as u64,
+            stored_bytes: contents.stored_bytes(),
+            keyframe_distance: 0,
+            keyframe_rows: 0,
+        };
+        let full = keyframe(&self.key, &map)?;
+        let prepared = PreparedCheckpoint {
+            checkpoint: &checkpoint,
+            changes: &changes,
+            keyframe: Some(&full),
+            state: &state,
+            disks: Vec::new(),
+            operation: RecordedOperation::None,
+        };
+        let batch = CommitBatch {
+            contents: NewContents { frames: &[], contents: &[], packs: &[] },
+            checkpoints: vec![prepared],
+            branch: None,
+        };
+        let hashes = Hashes {
+            changes: &|parent, changes| changes_hash(&self.key, parent, changes),
+            blocks: &|parent, disk, changes| block_changes_hash(&self.key, parent, disk, changes),
+        };
+        let committed = {
+            let _long = catalogue.exclude_long_writes();
+            catalogue.commit(None, &batch, &hashes)
+        };
+        let committed = committed.inspect_err(|_| {
+            if let Err(error) = catalogue.remove_empty_machine(machine.id) {
+                tracing::warn!(%error, "a machine that was not imported could not be removed");
+            }
+        })?;
+        let newest = committed.first().map_or(CheckpointId(0), |committed| committed.position.checkpoint);
+        self.keep_map(newest, Arc::new(map));
+        Ok((machine, newest, checkpoint))
     }
 }
 
@@ -237,32 +247,33 @@ fn written(map: &PageMap, layout: &MemoryLayout) -> Vec<(Gfn, ContentRef)> {
 fn read(file: &File, into: &mut [u8], offset: u64, path: &Path) -> Result<()> {
     file.read_exact_at(into, offset).map_err(|error| {
         if error.kind() == io::ErrorKind::UnexpectedEof {
-            foreign(path, "it ends before its memory does")
+            not_importable(path, "it ends before its memory does")
         } else {
             Error::io("reading", path)(error)
         }
     })
 }
 
-/// The file is not what it is said to be.
-pub(super) fn foreign(path: &Path, what: &str) -> Error {
+/// The file cannot be imported.
+pub(super) fn not_importable(path: &Path, what: &str) -> Error {
     Error::NotReadable { path: path.to_owned(), what: what.to_owned() }
 }
 
-/// Reads where memory lies in an ELF core, and the registers.
+/// Reads the places of memory in an ELF core, and the registers.
 fn read_core(file: &File, bytes: u64, path: &Path) -> Result<(Vec<Segment>, Vec<VcpuRegisters>)> {
     let at = |offset: u64, length: usize| -> Result<Vec<u8>> {
         let mut part = vec![0; length];
-        file.read_exact_at(&mut part, offset).map_err(|_| foreign(path, "it ends within its headers"))?;
+        file.read_exact_at(&mut part, offset)
+            .map_err(|_| not_importable(path, "it ends within its headers"))?;
         Ok(part)
     };
     let header = at(0, 64)?;
     if &header[..4] != b"\x7fELF" {
-        return Err(foreign(path, "it is no ELF file; a raw dump is imported with the format raw"));
+        return Err(not_importable(path, "it is no ELF file; a raw dump is imported with the format raw"));
     }
     let half = |bytes: &[u8], at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
     if header[4..6] != [2, 1] || half(&header, 16) != 4 || half(&header, 18) != 62 {
-        return Err(foreign(path, "it is no ELF core of an x86-64 machine"));
+        return Err(not_importable(path, "it is no ELF core of an x86-64 machine"));
     }
     let (programs_at, sections_at) = (word(&header, 32), word(&header, 40));
     let mut count = u64::from(half(&header, 56));
@@ -271,16 +282,17 @@ fn read_core(file: &File, bytes: u64, path: &Path) -> Result<(Vec<Segment>, Vec<
         count = u64::from(u32::from_le_bytes(at(sections_at, 64)?[44..48].try_into().unwrap_or_default()));
     }
     if half(&header, 54) != 56 || count == 0 || count > SEGMENTS_MAX {
-        return Err(foreign(path, "its program headers are not those of a core"));
+        return Err(not_importable(path, "its program headers are not those of a core"));
     }
     let (mut segments, mut vcpus) = (Vec::new(), Vec::new());
     for number in 0..count {
-        let offset = programs_at.checked_add(number * 56).ok_or_else(|| foreign(path, "its headers"))?;
+        let offset =
+            programs_at.checked_add(number * 56).ok_or_else(|| not_importable(path, "its headers"))?;
         let program = at(offset, 56)?;
         let (offset, gpa) = (word(&program, 8), word(&program, 24));
         let (file_bytes, length_bytes) = (word(&program, 32), word(&program, 40));
         if offset.checked_add(file_bytes).is_none_or(|end| end > bytes) {
-            return Err(foreign(path, "it is cut short: a segment goes past its end"));
+            return Err(not_importable(path, "it is cut short: a segment goes past its end"));
         }
         match u32::from_le_bytes([program[0], program[1], program[2], program[3]]) {
             4 => {

@@ -4,7 +4,7 @@ use retrovisor_guest::{DescriptorTable, Page, VcpuRegisters};
 
 /// Notes named `CORE` of this type hold registers as Linux saves them.
 const NT_PRSTATUS: u32 = 1;
-/// Bytes of `struct elf_prstatus` on x86-64; the registers lie at 112.
+/// Bytes of `struct elf_prstatus` on x86-64; the registers are at 112.
 const PRSTATUS_BYTES: usize = 336;
 const PRSTATUS_REGISTERS: usize = 112;
 /// Bytes of QEMU's `QEMUCPUState`.

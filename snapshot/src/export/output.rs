@@ -40,7 +40,7 @@ impl Output {
         })
     }
 
-    /// The file is `length` bytes long, and complete. Answers the bytes that it takes on the disk.
+    /// The file is `length` bytes long, and complete. Returns the bytes that it takes on the disk.
     pub(super) fn finish(mut self, length: Option<u64>) -> Result<u64> {
         self.with("writing", |file| {
             file.flush()?;

@@ -33,7 +33,7 @@ pub struct ExportReport {
 pub(super) type Progress<'a> = &'a mut dyn FnMut(ExportProgress) -> ControlFlow<()>;
 
 /// Tells how far the work is; an error when it is to be stopped.
-pub(super) fn tell(progress: Progress<'_>, done: u64, total: u64) -> Result<()> {
+pub(super) fn report(progress: Progress<'_>, done: u64, total: u64) -> Result<()> {
     match progress(ExportProgress { done, total }) {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(Error::Stopped),
@@ -63,7 +63,7 @@ impl Store {
                     each(gfn, page)?;
                 }
             }
-            tell(progress, span.first + contents.len() as u64, span.pages)
+            report(progress, span.first + contents.len() as u64, span.pages)
         })
     }
 }

@@ -7,8 +7,8 @@ use crate::id::CheckpointId;
 use crate::store::Store;
 
 impl Store {
-    /// Writes a checkpoint's memory as it lies in the guest: the byte at offset N is the one at guest-physical address
-    /// N. Zero pages, removed ones and what lies between memory slots are holes of the file, which read as zeros.
+    /// Writes a checkpoint's memory as a flat image: the byte at offset N is the one at guest-physical address
+    /// N. Zero pages, removed ones and what is between memory slots are holes of the file, which read as zeros.
     /// The file is for its owner only; it must not be there before, and is there as a whole or not at all.
     pub fn export_raw(
         &self,

@@ -11,7 +11,7 @@ const FRAME_PAGES_MAX: usize = 16;
 pub(super) const PACK_HEADER: usize = 64;
 /// Bytes before a frame's payload.
 pub(super) const FRAME_HEADER: usize = 24;
-/// Longest frame: stored as it is.
+/// Longest frame: stored without compression.
 pub(super) const FRAME_MAX: usize = FRAME_HEADER + FRAME_PAGES_MAX * PAGE_SIZE;
 /// The version of the pack format.
 const VERSION: u32 = 1;
@@ -60,7 +60,7 @@ pub(crate) fn encode_frame(pages: &[u8], compressor: &mut zstd::bulk::Compressor
         pages.len().is_multiple_of(PAGE_SIZE) && (1..=FRAME_PAGES_MAX).contains(&(pages.len() / PAGE_SIZE))
     );
     let mut frame = vec![0; FRAME_HEADER + pages.len()];
-    // A payload that does not get smaller does not fit, and is stored as it is.
+    // A payload that does not get smaller does not fit, and is stored without compression.
     let space = FRAME_HEADER..FRAME_HEADER + pages.len() - 1;
     let (codec, length) = if let Ok(length) = compressor.compress_to_buffer(pages, &mut frame[space]) {
         (ZSTD, length)
@@ -122,7 +122,7 @@ pub(super) fn decode_frame(
     let payload = &frame[FRAME_HEADER..];
     let length = u32::from_le_bytes([frame[8], frame[9], frame[10], frame[11]]);
     if usize::from(frame[5]) != pages || length as usize != payload.len() {
-        return Err("the frame is not the one the catalogue speaks of");
+        return Err("the frame is not the one in the catalogue");
     }
     let whole = pages * PAGE_SIZE;
     let raw = match frame[4] {
@@ -133,7 +133,8 @@ pub(super) fn decode_frame(
     if raw.len() == whole { Ok(raw) } else { Err("the frame is too short") }
 }
 
-/// Decompresses at most `length_max` bytes, with a context that each thread keeps: making one costs as much as a frame.
+/// Decompresses at most `length_max` bytes, with a context that each thread keeps: making one costs as much as a
+/// frame.
 fn decompress(payload: &[u8], length_max: usize) -> Option<Vec<u8>> {
     thread_local! {
         static CONTEXT: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };

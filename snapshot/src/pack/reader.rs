@@ -13,7 +13,7 @@ use crate::catalogue::lock;
 use crate::damage::Damage;
 use crate::error::{Error, Result};
 
-/// Decompressed frames kept: who reads one page often reads its neighbours.
+/// Decompressed frames kept: a reader of one page often reads its neighbours.
 const FRAMES_KEPT: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 /// Packs kept open.
 const FILES_KEPT: NonZeroUsize = NonZeroUsize::new(64).unwrap();
@@ -67,8 +67,8 @@ impl PackReader {
         PackCopy::begin(Arc::clone(&self.storage), self.store, number)
     }
 
-    /// Removes a pack that the catalogue does not know any more. Its number is not given again, so that what others
-    /// still have of it in memory stays true.
+    /// Removes a pack that the catalogue does not have any more. Its number is not used again, so that what readers
+    /// still have of it in memory stays valid.
     pub(crate) fn remove(&self, pack: u32) -> Result<()> {
         lock(&self.files).pop(&pack);
         let path = self.storage.path(pack);
@@ -86,7 +86,7 @@ impl PackReader {
     }
 
     /// Calls `each` with every frame of a pack that can be read: offset, stored bytes, pages, frame. `known` are
-    /// offsets at which there should be frames, ascending: where the walk from frame to frame breaks off, it goes on
+    /// offsets at which there should be frames, ascending: where the walk from frame to frame breaks off, it continues
     /// at the next of them. A pack that cannot be read at all has none.
     pub(crate) fn scan(
         &self,
@@ -122,7 +122,7 @@ impl PackReader {
         }
     }
 
-    /// A frame from the disk: as it is stored, and its pages.
+    /// A frame from the disk: its stored bytes, and its pages.
     pub(crate) fn read_whole(
         &self,
         pack: u32,
@@ -140,7 +140,7 @@ impl PackReader {
             }))
         };
         if stored_bytes as usize > FRAME_MAX {
-            return Err(damaged("the catalogue speaks of a frame that is too long"));
+            return Err(damaged("the catalogue has a frame that is too long"));
         }
         let file = self.file(pack)?;
         let mut bytes = vec![0; stored_bytes as usize];

@@ -4,7 +4,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Where packs are kept. A seam: tests put a storage here that fails or forgets what was not synced.
+/// Where packs are kept. Tests use a storage that fails, or that loses what was not synced.
 pub(crate) trait PackStorage: Send + Sync {
     /// The numbers of the packs there are, ascending.
     fn list(&self) -> io::Result<Vec<u32>>;

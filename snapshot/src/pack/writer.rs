@@ -22,15 +22,15 @@ struct Open {
     file: Arc<dyn PackFile>,
     committed: u64,
     end: u64,
-    /// Whether its name is safe on the disk.
+    /// Whether its name is durable.
     named: bool,
 }
 
 impl PackWriter {
-    /// Takes up where the catalogue says: `packs` are its numbers and committed lengths. What a crash left behind
+    /// Continues where the catalogue ends: `packs` are its numbers and committed lengths. What a crash left behind
     /// them is cut off. A pack longer than `pack_bytes_max` gets no more frames.
     ///
-    /// Numbers below `number_min` are not given again: readers may know such packs, though they are gone.
+    /// Numbers below `number_min` are not used again: readers may know such packs, though they are removed.
     pub(crate) fn open(
         storage: Arc<dyn PackStorage>,
         store: StoreId,
@@ -56,14 +56,14 @@ impl PackWriter {
             full: Vec::new(),
         };
         if let Some((number, committed)) = last.filter(|(_, bytes)| *bytes < pack_bytes_max) {
-            writer.take_up(number, committed)?;
+            writer.continue_pack(number, committed)?;
         }
         Ok(writer)
     }
 
-    /// Goes on with a pack, if it is as long as it must be. A shorter one is damaged: it is left alone, and
-    /// verification speaks of it.
-    fn take_up(&mut self, number: u32, committed: u64) -> Result<()> {
+    /// Continues a pack, if it is as long as it must be. A shorter one is damaged: it is left alone, and verification
+    /// reports it.
+    fn continue_pack(&mut self, number: u32, committed: u64) -> Result<()> {
         let path = self.storage.path(number);
         let file = match self.storage.open(number, true) {
             Ok(file) => file,
@@ -80,7 +80,7 @@ impl PackWriter {
         Ok(())
     }
 
-    /// A number for a pack that somebody else writes, and the number that comes after it.
+    /// Reserves the number of a pack that is written elsewhere; returns it, and the number after it.
     pub(crate) fn reserve(&mut self) -> (u32, u32) {
         let number = self.next_number;
         self.next_number += 1;
@@ -88,7 +88,7 @@ impl PackWriter {
     }
 
     /// Appends nothing more to this pack, if it is the one being written. Only between commits.
-    pub(crate) fn leave(&mut self, number: u32) {
+    pub(crate) fn close(&mut self, number: u32) {
         self.current.take_if(|open| open.number == number && open.end == open.committed);
     }
 
@@ -97,7 +97,7 @@ impl PackWriter {
         self.current.as_ref().map(|open| open.number)
     }
 
-    /// Appends frames, each with its number of pages, in one write. They are not safe before [`PackWriter::sync`].
+    /// Appends frames, each with its number of pages, in one write. They are not durable before [`PackWriter::sync`].
     pub(crate) fn append(&mut self, frames: Vec<(Vec<u8>, u32)>) -> Result<Vec<NewFrame>> {
         if self.current.as_ref().is_some_and(|open| open.end >= self.pack_bytes_max) {
             self.full.extend(self.current.take());
@@ -121,7 +121,7 @@ impl PackWriter {
         Ok(placed)
     }
 
-    /// Waits until everything appended is on the disk, and tells up to where each pack belongs to the commit.
+    /// Waits until everything appended is on the disk, and returns the length of each pack to be committed.
     pub(crate) fn sync(&mut self) -> Result<Vec<(u32, u64)>> {
         let mut packs = Vec::new();
         let mut new_names = false;
@@ -145,8 +145,8 @@ impl PackWriter {
         }
     }
 
-    /// The catalogue has not committed: what was appended goes. Where cutting it off fails as well, it stays as
-    /// bytes that nobody refers to, until the next opening.
+    /// The catalogue has not committed: what was appended is removed. If cutting it off fails as well, it stays as
+    /// bytes without references until the store is opened again.
     pub(crate) fn abandon(&mut self) {
         for open in self.full.drain(..).chain(self.current.take()) {
             if !open.named {

@@ -1,4 +1,4 @@
-//! A second machine that goes on from a checkpoint of another one.
+//! Branches: a second machine that starts from a checkpoint of another one.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -7,9 +7,9 @@ use std::time::Instant;
 use retrovisor_guest::{ClockPolicy, DiskBase, Machine, MachineError, PageSet};
 use serde::Serialize;
 
+use super::baseline::Baseline;
 use super::engine::Recorder;
-use super::kept_disks::KeptDisks;
-use super::stand::Stand;
+use super::retained_disks::RetainedDisks;
 use crate::catalogue::{CheckpointRecord, MachineRecord};
 use crate::clock::since_us;
 use crate::content::ContentRef;
@@ -17,14 +17,14 @@ use crate::error::{Error, Result};
 use crate::id::{CheckpointId, MachineId};
 use crate::store::Store;
 
-/// What a branch would be made of.
+/// What a branch would have.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BranchPlan {
     /// The machine that it branches off from.
     pub machine: MachineRecord,
     /// Its checkpoint.
     pub origin: CheckpointRecord,
-    /// Pages of the memory that hold data. The others are zero, and take no room.
+    /// Pages of the memory that hold data. The others are zero and take no space.
     pub data_pages: u64,
     /// The disks at the checkpoint, as far as they are in the store.
     pub disks: Vec<BranchDisk>,
@@ -39,7 +39,7 @@ pub struct BranchDisk {
     pub name: String,
     /// Its size in bytes.
     pub size_bytes: u64,
-    /// The image that it lies over.
+    /// Its base image.
     pub base: Option<DiskBase>,
     /// Blocks that the guest has written, which are copied.
     pub written_blocks: u64,
@@ -48,13 +48,13 @@ pub struct BranchDisk {
 /// How a branch is made.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct BranchRequest {
-    /// What the service keeps to find the new machine again; the store does not read it.
+    /// What the manager needs to find the new machine's process again; the store does not read it.
     pub runtime: String,
     /// Why: kept with the operation. JSON object, or null.
     pub detail: serde_json::Value,
 }
 
-/// A machine that holds what another one held at a checkpoint.
+/// A machine into which a checkpoint of another one was loaded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BranchReport {
     /// The checkpoint.
@@ -76,7 +76,7 @@ pub struct BranchTiming {
     pub fill_us: u64,
     /// Writing blocks of disks.
     pub disk_us: u64,
-    /// Putting vCPUs, devices and disks where they were.
+    /// Applying vCPUs, devices and disks.
     pub apply_us: u64,
 }
 
@@ -90,7 +90,7 @@ pub struct BranchProgress {
 }
 
 impl Store {
-    /// What a branch of a checkpoint would be made of; fails where there can be none.
+    /// What a branch of a checkpoint would have; fails if there can be none.
     pub fn plan_branch(&self, origin: CheckpointId) -> Result<BranchPlan> {
         let catalogue = self.catalogue();
         let record =
@@ -116,16 +116,16 @@ impl Store {
 }
 
 impl Recorder {
-    /// Begins a branch: a new machine of that name, which is to go on from a checkpoint of another one and has the same
-    /// identity but for its name. The answer is its recorder. What comes next:
+    /// Begins a branch: a new machine of that name, which starts from a checkpoint of another one and has the same
+    /// identity but for its name. Returns its recorder. The next steps:
     ///
-    /// 1. [`Recorder::adopt`] gives a machine (a new process) what the other one had.
-    /// 2. The caller gives it what tells it from the other one: a generation identifier.
-    /// 3. [`Recorder::checkpoint`] takes its first checkpoint. Only what was written since is looked at and stored. With it
-    ///    the branch is whole; then the machine may run.
+    /// 1. [`Recorder::adopt`] loads the origin into a machine (a new process).
+    /// 2. The caller gives it what distinguishes it from the other one: a generation identifier.
+    /// 3. [`Recorder::checkpoint`] takes its first checkpoint. Only what was written since is read and stored. With it
+    ///    the branch is complete, and the machine may run.
     ///
-    /// Until then the store holds half a machine, which [`Recorder::give_up_branch`] removes, or
-    /// [`crate::Catalogue::forget_half_branches`] after a crash. The origin cannot be pruned meanwhile.
+    /// Until then the machine is incomplete: [`Recorder::abandon_branch`] removes it, or
+    /// [`crate::Catalogue::remove_incomplete_branches`] after a crash. The origin cannot be pruned meanwhile.
     pub fn begin_branch(
         store: &Arc<Store>,
         name: &str,
@@ -141,14 +141,14 @@ impl Recorder {
         name.clone_into(&mut identity.name);
         let (id, branch) = catalogue.begin_branch(&identity, &request.runtime, origin, &request.detail)?;
         let recorder = Self::new(Arc::clone(store), id).inspect_err(|_| forget(store, id))?;
-        let stand = Stand { branch: Some(branch), ..recorder.pipeline.stand() };
-        recorder.pipeline.set_stand(stand);
+        let baseline = Baseline { branch: Some(branch), ..recorder.pipeline.baseline() };
+        recorder.pipeline.set_baseline(baseline);
         Ok(recorder)
     }
 
-    /// Gives a machine of which nothing is known what the origin of a branch that was begun had: memory, state, disks.
-    /// Nothing of its present is kept. It stays paused, and must not run before its first checkpoint; after a failure not
-    /// at all. `progress` stops this with [`ControlFlow::Break`].
+    /// Loads the origin of a branch that was begun into a machine of which nothing is known: memory, state, disks. The
+    /// machine's own state is not kept. It stays paused, and must not run before its first checkpoint; after a failure
+    /// not at all. `progress` stops this with [`ControlFlow::Break`].
     pub fn adopt(
         &mut self,
         machine: &mut dyn Machine,
@@ -156,7 +156,7 @@ impl Recorder {
         progress: &mut dyn FnMut(BranchProgress) -> ControlFlow<()>,
     ) -> Result<BranchReport> {
         let begun = Instant::now();
-        let Some(branch) = self.pipeline.stand().branch else {
+        let Some(branch) = self.pipeline.baseline().branch else {
             let why = format!("{} is not a branch that was begun", self.name);
             return Err(Error::Invalid { what: "branch", why });
         };
@@ -171,33 +171,33 @@ impl Recorder {
         let target = self.target(machine, branch.origin)?;
         let mut timing = BranchTiming { read_us: since_us(begun), ..BranchTiming::default() };
         machine.pause()?;
-        // Whatever was written before does not matter: every frame is looked at below.
+        // What was written before does not matter: every frame is compared below.
         machine.take_dirty(&mut PageSet::empty(&self.layout))?;
 
         let start = Instant::now();
-        let mut tell = |done, total| match progress(BranchProgress { done, total }) {
+        let mut report = |done, total| match progress(BranchProgress { done, total }) {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(Error::Stopped),
         };
-        let pages_written = self.fill(machine, &target.map, &mut tell)?;
+        let pages_written = self.fill(machine, &target.map, &mut report)?;
         timing.fill_us = since_us(start);
         let start = Instant::now();
-        let (state, blocks_written) = target.disks.go_from_anywhere(&self.store, machine, &target.state)?;
+        let (state, blocks_written) = target.disks.restore_unknown(&self.store, machine, &target.state)?;
         timing.disk_us = since_us(start);
         let start = Instant::now();
         machine.apply_state(&state, clock)?;
-        // So that the next changes of disks are counted from here.
+        // So that the next changes of disks are relative to this state.
         let disks = if machine.disks().is_empty() { Vec::new() } else { machine.capture_state()?.disks };
         timing.apply_us = since_us(start);
 
-        let stands = target.disks.stands_at(&disks);
-        self.disks = if stands.is_empty() { KeptDisks::default() } else { KeptDisks::at(disks) };
-        self.pipeline.set_stand(Stand {
+        let baselines = target.disks.baselines_at(&disks);
+        self.disks = if baselines.is_empty() { RetainedDisks::default() } else { RetainedDisks::at(disks) };
+        self.pipeline.set_baseline(Baseline {
             position: None,
             map: target.map,
             keyframe_distance: 0,
             keyframe_rows: 0,
-            disks: stands,
+            disks: baselines,
             branch: Some(branch),
         });
         self.dirty.take(self.own);
@@ -210,10 +210,10 @@ impl Recorder {
         self.machine
     }
 
-    /// Removes a branch that has no checkpoint from the store. One that has stays as it is.
-    pub fn give_up_branch(self) {
+    /// Removes a branch that has no checkpoint from the store. One that has a checkpoint stays.
+    pub fn abandon_branch(self) {
         let (store, id) = (Arc::clone(&self.store), self.machine);
-        // What is on its way to the disk comes first.
+        // First, what is being stored is stored.
         drop(self);
         forget(&store, id);
     }
@@ -221,6 +221,6 @@ impl Recorder {
 
 fn forget(store: &Store, machine: MachineId) {
     if let Err(error) = store.catalogue().forget_branch(machine) {
-        tracing::warn!(%error, "half a branch stays in the store until it is opened anew");
+        tracing::warn!(%error, "an incomplete branch stays in the store until it is opened again");
     }
 }

@@ -8,69 +8,82 @@ use super::staging::{CHUNK, Staged};
 use crate::clock::since_us;
 use crate::error::Result;
 
-/// Chunks that are kept ready for the pause beyond what is expected.
+/// Chunks reserved for the pause beyond what is expected.
 const SPARE_CHUNKS: usize = 2;
 
-/// A capture on its way.
-pub(super) struct Draft {
-    /// Frames copied, in order of copying: later ones override earlier ones.
+/// A capture that is not complete yet.
+pub(super) struct OpenCapture {
+    /// Copied frames, in the order of copying: later ones override earlier ones.
     pub(super) staged: Vec<Staged>,
-    /// Frames that are still to be copied, when the guest stands still.
+    /// Frames that are still to be copied, in the pause.
     pub(super) late: PageSet,
-    /// Whether copied frames went ahead to be stored.
+    /// Whether copied frames were submitted already.
     pub(super) is_early: bool,
-    /// For frames that are found in the pause: memory that is there already.
+    /// Memory for the frames that are found in the pause.
     found: PageSet,
 }
 
+/// What copying does when the staging memory is used up.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum WhenFull {
+    /// Submits what is copied and waits for the storing thread: the guest runs.
+    Wait,
+    /// Allocates beyond the budget: the guest is paused.
+    Allocate,
+}
+
 impl Recorder {
-    /// Begins a capture: copies dirty frames while the guest still runs, if there are at least so many that it is
-    /// worth it.
-    /// Those that it writes meanwhile are dirty again and are copied once more, in rounds, until few are left.
-    /// Then waits until there is room for what the pause will copy.
-    pub(super) fn draft(
+    /// Begins a capture: copies dirty frames while the guest runs, if there are at least `pages_min`. Frames that it
+    /// writes meanwhile are dirty again and copied once more, in rounds, until few are left. Then waits until there is
+    /// staging memory for what the pause will copy.
+    pub(super) fn begin_capture(
         &mut self,
         machine: &mut dyn Machine,
         timing: &mut CheckpointTiming,
-        least: u64,
-    ) -> Result<Draft> {
+        pages_min: u64,
+    ) -> Result<OpenCapture> {
         let start = Instant::now();
-        let mut draft = Draft {
+        let mut capture = OpenCapture {
             staged: Vec::new(),
             late: self.dirty.written(self.own).clone(),
             is_early: false,
             found: PageSet::empty(&self.layout),
         };
-        if draft.late.len().max(self.last_dirty_pages) >= least {
-            // Waiting for memory in the middle of it would give the guest time to write everything anew.
+        if capture.late.len().max(self.last_dirty_pages) >= pages_min {
+            // To wait for memory between two rounds would give the guest time to write everything again.
             let half = self.pool.chunks_max() / 2;
-            let expected = draft.late.len().max(self.last_dirty_pages);
+            let expected = capture.late.len().max(self.last_dirty_pages);
             let expected = usize::try_from(expected).unwrap_or(usize::MAX).div_ceil(CHUNK);
             self.pool.wait_until_out(half - expected.min(half));
-            let copied = self.rounds(machine, &mut draft, least);
+            let copied = self.precopy(machine, &mut capture, pages_min);
             timing.precopy_us = since_us(start);
             if let Err(error) = copied {
-                self.abandon(&draft);
+                self.abandon(&capture);
                 return Err(error);
             }
         }
-        self.make_room(&mut draft);
-        Ok(draft)
+        self.reserve_staging(&mut capture);
+        Ok(capture)
     }
 
-    fn rounds(&mut self, machine: &mut dyn Machine, draft: &mut Draft, least: u64) -> Result<()> {
-        self.dirty.collect(machine, &mut draft.found)?;
-        draft.late.union(&draft.found);
-        let mut left = draft.late.len();
+    fn precopy(
+        &mut self,
+        machine: &mut dyn Machine,
+        capture: &mut OpenCapture,
+        pages_min: u64,
+    ) -> Result<()> {
+        self.dirty.collect(machine, &mut capture.found)?;
+        capture.late.union(&capture.found);
+        let mut left = capture.late.len();
         for _ in 0..self.settings.precopy_rounds_max {
-            // What a pause copies in the time of looking once more is not worth another round.
-            if left < least.clamp(64, 512) {
+            // Another round costs more than copying so few frames in the pause.
+            if left < pages_min.clamp(64, 512) {
                 break;
             }
-            self.stage(machine, draft, self.pool.chunks_max() / 2)?;
-            self.dirty.collect(machine, &mut draft.found)?;
-            std::mem::swap(&mut draft.late, &mut draft.found);
-            let before = std::mem::replace(&mut left, draft.late.len());
+            self.stage(machine, capture, self.pool.chunks_max() / 2, WhenFull::Wait)?;
+            self.dirty.collect(machine, &mut capture.found)?;
+            std::mem::swap(&mut capture.late, &mut capture.found);
+            let before = std::mem::replace(&mut left, capture.late.len());
             if left > before - before / 4 {
                 break;
             }
@@ -78,75 +91,85 @@ impl Recorder {
         Ok(())
     }
 
-    /// Waits for staging memory for the pause. If this capture itself holds too much of it, that goes ahead.
-    fn make_room(&self, draft: &mut Draft) {
-        let expected = draft.late.len().max(self.last_copied_pages);
+    /// Waits for staging memory for the pause. If this capture itself holds too much of it, that is submitted early.
+    fn reserve_staging(&self, capture: &mut OpenCapture) {
+        let expected = capture.late.len().max(self.last_copied_pages);
         let expected = usize::try_from(expected + expected / 4).unwrap_or(usize::MAX);
         let chunks = (expected.div_ceil(CHUNK) + SPARE_CHUNKS).min(self.pool.chunks_max() / 2);
-        let held: usize = draft.staged.iter().map(Staged::chunks).sum();
+        let held: usize = capture.staged.iter().map(Staged::chunks).sum();
         if held + chunks > self.pool.chunks_max() {
-            self.send_ahead(draft);
+            self.submit_early(capture);
         }
         self.pool.reserve(chunks);
     }
 
-    /// Hands over what is copied so far.
-    pub(super) fn send_ahead(&self, draft: &mut Draft) {
-        draft.is_early = true;
-        self.pipeline.early(std::mem::take(&mut draft.staged));
+    /// Submits what is copied so far.
+    pub(super) fn submit_early(&self, capture: &mut OpenCapture) {
+        capture.is_early = true;
+        self.pipeline.early(std::mem::take(&mut capture.staged));
     }
 
-    /// Copies the frames of `late`. If staging memory gets short, what is copied goes ahead to be stored.
-    fn stage(&self, machine: &dyn Machine, draft: &mut Draft, chunks_max: usize) -> Result<()> {
-        let frames = usize::try_from(draft.late.len()).unwrap_or(0);
+    /// Copies the frames of `late`. If staging memory runs out while the guest runs, what is copied is submitted
+    /// early.
+    fn stage(
+        &self,
+        machine: &dyn Machine,
+        capture: &mut OpenCapture,
+        chunks_max: usize,
+        when_full: WhenFull,
+    ) -> Result<()> {
+        let frames = usize::try_from(capture.late.len()).unwrap_or(0);
         let mut staged = Staged::new(&self.pool, frames);
-        let mut ahead = false;
-        let earlier = &mut draft.staged;
-        staged.fill(machine.memory(), &draft.late, |full| {
-            self.pool.try_take(chunks_max).unwrap_or_else(|| {
-                let mut parts = std::mem::take(earlier);
-                parts.push(full.split());
-                ahead = true;
-                self.pipeline.early(parts);
-                self.pool.take(chunks_max)
+        let mut is_early = false;
+        let earlier = &mut capture.staged;
+        staged.fill(machine.memory(), &capture.late, |full| {
+            self.pool.try_take(chunks_max).unwrap_or_else(|| match when_full {
+                WhenFull::Allocate => self.pool.take_over_budget(),
+                WhenFull::Wait => {
+                    let mut parts = std::mem::take(earlier);
+                    parts.push(full.split());
+                    is_early = true;
+                    self.pipeline.early(parts);
+                    self.pool.take(chunks_max)
+                }
             })
         })?;
-        draft.is_early |= ahead;
-        draft.staged.push(staged);
+        capture.is_early |= is_early;
+        capture.staged.push(staged);
         Ok(())
     }
 
-    /// Pauses, finds the frames that are dirty since, and copies them aside. Whatever fails, they stay dirty.
-    pub(super) fn freeze(
+    /// Pauses the guest, finds the frames that are dirty since, and copies them. If it fails, they stay dirty.
+    pub(super) fn pause_and_copy(
         &mut self,
         machine: &mut dyn Machine,
-        draft: &mut Draft,
+        capture: &mut OpenCapture,
         timing: &mut CheckpointTiming,
     ) -> Result<()> {
         let start = Instant::now();
         machine.pause()?;
         timing.stop_us = since_us(start);
         let start = Instant::now();
-        self.dirty.collect(machine, &mut draft.found)?;
-        draft.late.union(&draft.found);
+        self.dirty.collect(machine, &mut capture.found)?;
+        capture.late.union(&capture.found);
         timing.find_us = since_us(start);
         let start = Instant::now();
-        self.stage(machine, draft, self.pool.chunks_max())?;
+        self.stage(machine, capture, self.pool.chunks_max(), WhenFull::Allocate)?;
         timing.copy_us = since_us(start);
-        timing.copied_pages = draft.late.len();
+        timing.copied_pages = capture.late.len();
         Ok(())
     }
 
-    /// Gives a capture up: what went ahead of it is forgotten.
-    pub(super) fn abandon(&self, draft: &Draft) {
-        if draft.is_early {
-            self.pipeline.give_up();
+    /// Abandons a capture: what was submitted early is discarded.
+    pub(super) fn abandon(&self, capture: &OpenCapture) {
+        if capture.is_early {
+            self.pipeline.abandon_early();
         }
     }
 }
 
-/// Lets the guest run on if it ran before.
-pub(super) fn run_on(
+/// Resumes the guest if it ran before.
+pub(super) fn resume_if_running(
     machine: &mut dyn Machine,
     was_running: bool,
     resume_us: &mut u64,

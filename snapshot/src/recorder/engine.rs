@@ -2,20 +2,21 @@ use std::sync::Arc;
 
 use retrovisor_guest::{Machine, MachineError, MemoryLayout, PageSet};
 
+use super::baseline::Baseline;
 use super::dirty::{Consumer, DirtyEpochs};
-use super::kept_disks::{KeptDisks, release};
 use super::pipeline::Pipeline;
+use super::retained_disks::{RetainedDisks, release};
+use super::revert::PendingFailure;
 use super::settings::{MemoryUse, RecorderSettings};
 use super::staging::Pool;
-use super::stand::Stand;
 use super::task::Done;
 use crate::catalogue::Position;
 use crate::error::{Error, Result};
 use crate::id::MachineId;
 use crate::store::Store;
 
-/// Takes checkpoints of one machine and brings it back. Captures on the calling thread, stores on another one.
-/// One a machine. Dropping it waits until all that was captured is stored.
+/// Takes checkpoints of one machine and moves it back to them. Captures on the calling thread, stores on another one.
+/// There is one for each machine. Dropping it waits until everything captured is stored.
 pub struct Recorder {
     pub(super) store: Arc<Store>,
     pub(super) machine: MachineId,
@@ -25,31 +26,35 @@ pub struct Recorder {
     pub(super) pipeline: Pipeline,
     pub(super) pool: Arc<Pool>,
     pub(super) dirty: DirtyEpochs,
-    /// Checkpointing, as a consumer of dirty frames: those that no capture has yet.
+    /// Checkpointing as a consumer of dirty frames: those that no capture has yet.
     pub(super) own: Consumer,
-    /// Frames that were copied in the last pause, and dirty in all: what the next capture will be like.
+    /// Frames that were copied in the last pause, and dirty in all: an estimate for the next capture.
     pub(super) last_copied_pages: u64,
     pub(super) last_dirty_pages: u64,
-    pub(super) disks: KeptDisks,
+    pub(super) disks: RetainedDisks,
+    /// Identifies the machine's process, if the caller named it.
+    pub(super) process: Option<String>,
+    /// Whether a rollback, undo, redo or restore is under way.
+    pub(super) is_moving: bool,
+    pub(super) pending_failure: Option<PendingFailure>,
 }
 
 impl Recorder {
-    /// A recorder for a machine of the store. It knows nothing of the machine's memory yet: its first checkpoint
-    /// looks at every frame.
+    /// A recorder for a machine of the store. The machine's memory is unknown: its first checkpoint reads every frame.
     pub fn new(store: Arc<Store>, machine: MachineId) -> Result<Self> {
         Self::with_settings(store, machine, RecorderSettings::default())
     }
 
-    /// A recorder that works as the settings say.
+    /// [`Recorder::new`] with settings.
     pub fn with_settings(store: Arc<Store>, machine: MachineId, settings: RecorderSettings) -> Result<Self> {
         let record = store.catalogue().machine_by_id(machine)?;
         let layout = record.identity.layout;
         let pages = usize::try_from(layout.pages()).unwrap_or(usize::MAX);
-        let stand = match record.position {
-            Some(position) => Stand::at(&store, position)?,
-            None => Stand::nowhere(pages),
+        let baseline = match record.position {
+            Some(position) => Baseline::at(&store, position)?,
+            None => Baseline::none(pages),
         };
-        let pipeline = Pipeline::start(&store, machine, &layout, stand, settings.group_checkpoints_max)?;
+        let pipeline = Pipeline::start(&store, machine, &layout, baseline, settings.group_checkpoints_max)?;
         let mut dirty = DirtyEpochs::new(&layout);
         let own = dirty.join();
         Ok(Self {
@@ -64,49 +69,64 @@ impl Recorder {
             own,
             last_copied_pages: 0,
             last_dirty_pages: 0,
-            disks: KeptDisks::default(),
+            disks: RetainedDisks::default(),
+            process: None,
+            is_moving: false,
+            pending_failure: None,
         })
     }
 
-    /// A recorder for a machine that was started afresh: its first checkpoint has no parent and begins a timeline.
+    /// A recorder for a machine with a new process: its first checkpoint has no parent and begins a timeline.
     pub fn fresh(store: Arc<Store>, machine: MachineId) -> Result<Self> {
         Self::fresh_with(store, machine, RecorderSettings::default())
     }
 
-    /// The same, which works as the settings say.
+    /// [`Recorder::fresh`] with settings.
     pub fn fresh_with(store: Arc<Store>, machine: MachineId, settings: RecorderSettings) -> Result<Self> {
+        if store.is_writable() {
+            store.catalogue().forget_half_written(machine)?;
+        }
         let recorder = Self::with_settings(store, machine, settings)?;
         let pages = usize::try_from(recorder.layout.pages()).unwrap_or(usize::MAX);
-        recorder.pipeline.set_stand(Stand::nowhere(pages));
+        recorder.pipeline.set_baseline(Baseline::none(pages));
         Ok(recorder)
     }
 
-    /// Tells of frames that somebody but the guest wrote (a fault that was injected): they are in the next checkpoint.
+    /// Names the machine's process, so that it is recorded which process an interrupted rollback left half written:
+    /// any text that no other process of this host has, such as its id with its start time. See
+    /// [`Catalogue::interrupted`].
+    ///
+    /// [`Catalogue::interrupted`]: crate::Catalogue::interrupted
+    pub fn set_process(&mut self, process: impl Into<String>) {
+        self.process = Some(process.into());
+    }
+
+    /// Notes frames that something other than the guest wrote (an injected fault): they are in the next checkpoint.
     pub fn note_written(&mut self, frames: &PageSet) {
         self.dirty.note(frames);
     }
 
-    /// Another consumer of dirty frames (introspection, branching): what they look at is theirs, and takes nothing from
-    /// checkpointing. To them every frame is written at first.
+    /// Adds a consumer of dirty frames (introspection, branching), which is independent of checkpointing. For a new
+    /// consumer, every frame is written.
     pub fn watch(&mut self) -> Consumer {
         self.dirty.join()
     }
 
-    /// The frames written since the consumer asked last, by the guest, by a rollback or by a fault; as of the last
-    /// capture. Their next epoch begins.
+    /// The frames written since the consumer called this last, by the guest, by a rollback or by a fault; as of the
+    /// last capture. Its next epoch begins.
     pub fn written_since(&mut self, consumer: Consumer) -> PageSet {
         self.dirty.take(consumer)
     }
 
-    /// Gives frames back to a consumer who could not use them after all.
+    /// Returns frames to a consumer that could not use them.
     pub fn give_back(&mut self, consumer: Consumer, frames: &PageSet) {
         self.dirty.give_back(consumer, frames);
     }
 
-    /// Where the machine stands, by the last checkpoint that is durable.
+    /// The checkpoint and timeline that the next checkpoint is based on, as far as they are durable.
     #[must_use]
     pub fn position(&self) -> Option<Position> {
-        self.pipeline.stand().position
+        self.pipeline.baseline().position
     }
 
     /// The store it writes to.
@@ -125,19 +145,25 @@ impl Recorder {
     #[must_use]
     pub fn memory_use(&self) -> MemoryUse {
         let (staging_bytes, staging_bytes_peak, staging_bytes_max) = self.pool.bytes();
-        let (ring_bytes, ring_bytes_max) = self.store.cache.bytes();
-        MemoryUse { staging_bytes, staging_bytes_peak, staging_bytes_max, ring_bytes, ring_bytes_max }
+        let (page_cache_bytes, page_cache_bytes_max) = self.store.cache.bytes();
+        MemoryUse {
+            staging_bytes,
+            staging_bytes_peak,
+            staging_bytes_max,
+            page_cache_bytes,
+            page_cache_bytes_max,
+        }
     }
 
-    /// Waits until nothing is on its way to the disk. What could not be stored is in the next capture.
+    /// Waits until every capture is stored. What could not be stored is in the next capture.
     pub fn drain(&mut self, machine: &mut dyn Machine) {
-        self.settle_until(machine, 0);
+        self.collect_outcomes(machine, 0);
     }
 
-    /// Takes note of what became of captures, and waits until at most `waiting_max` are on their way. After a failure
-    /// it waits for all: those behind the one that failed come back as well, and only then is it known which frames
-    /// no checkpoint has.
-    pub(super) fn settle_until(&mut self, machine: &mut dyn Machine, waiting_max: usize) {
+    /// Collects the outcomes of captures, and waits until at most `waiting_max` are not stored. After a failure it
+    /// waits for all: those after the failed one fail as well, and only then is it known which frames no checkpoint
+    /// has.
+    pub(super) fn collect_outcomes(&mut self, machine: &mut dyn Machine, waiting_max: usize) {
         let mut limit = waiting_max;
         let mut any_failed = false;
         loop {
@@ -151,11 +177,12 @@ impl Recorder {
         }
         if any_failed {
             self.disks.forget();
-            self.pipeline.begin_anew();
+            self.pipeline.next_generation();
         }
     }
 
-    /// The machine given is the one recorded: same memory. A driver may have been started anew under another version.
+    /// Checks that the machine is the one recorded: its memory layout is the same. The version of its driver may
+    /// differ.
     pub(super) fn check(&self, machine: &dyn Machine) -> Result<()> {
         let layout = &machine.identity().layout;
         if *layout == self.layout {

@@ -1,13 +1,13 @@
 use retrovisor_guest::ClockPolicy;
 use serde::Serialize;
 
-use crate::catalogue::{CheckpointKind, CheckpointRecord, OperationRecord};
+use crate::catalogue::{CheckpointKind, CheckpointRecord, OperationRecord, RollbackKind};
 use crate::id::TimelineId;
 
-/// What is asked of a checkpoint.
+/// A request for a checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CheckpointRequest {
-    /// A name given by a person, at most 200 bytes.
+    /// A name given by the user, at most 200 bytes.
     pub label: Option<String>,
     /// Why it is taken.
     pub kind: CheckpointKind,
@@ -25,24 +25,23 @@ pub struct CheckpointReport {
 /// Where the time of a checkpoint went, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct CheckpointTiming {
-    /// Copying frames before the pause, while the guest still ran; 0 when there were too few for that.
+    /// Copying frames before the pause, while the guest ran; 0 if there were too few for that.
     pub precopy_us: u64,
-    /// From before the pause until after the resume: how long the guest stood still at most.
+    /// From before the pause until after the resume: the guest was paused for at most this long.
     pub pause_us: u64,
-    /// Stopping the guest.
+    /// Pausing the guest.
     pub stop_us: u64,
     /// Finding the dirty frames.
     pub find_us: u64,
-    /// Copying them aside.
+    /// Copying them.
     pub copy_us: u64,
     /// Frames copied in the pause, including those that turned out to be zero.
     pub copied_pages: u64,
     /// Capturing everything but memory.
     pub state_us: u64,
-    /// Setting the guest running again.
+    /// Resuming the guest.
     pub resume_us: u64,
-    /// Hashing the frames (this and what follows: of all checkpoints that were made durable together, where they share
-    /// the work).
+    /// Hashing the frames. This and the following times are those of all checkpoints that were made durable together.
     pub hash_us: u64,
     /// Finding out which contents are known.
     pub dedupe_us: u64,
@@ -54,49 +53,51 @@ pub struct CheckpointTiming {
     pub sync_us: u64,
     /// Committing to the catalogue, on the disk as well.
     pub commit_us: u64,
-    /// Reading what changed on disks, and taking it in (its hashing, compressing and so on count there as well).
+    /// Reading what changed on disks and adding it; its hashing, compressing and so on are also counted above.
     pub disk_us: u64,
-    /// From the guest's running on until the checkpoint was safe.
+    /// From the resume until the checkpoint was durable.
     pub durable_us: u64,
 }
 
-/// When the present must be safe that a rollback leaves.
+/// When the current state, which a rollback replaces, must be durable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub enum PresentPolicy {
-    /// On the disk before the first page is overwritten: whatever happens to host or process, it is not lost. The guest
-    /// stands still until it is.
+pub enum CurrentPolicy {
+    /// On the disk before the first page is overwritten: whatever happens to host or process, it is not lost. The
+    /// guest is paused until it is.
     #[default]
     Durable,
-    /// Copied in memory before the first page is overwritten, and made durable as soon as the guest runs on. If this
-    /// process is killed in between, the present is lost (not the target, and no checkpoint).
+    /// Copied in memory before the first page is overwritten, and made durable once the guest is resumed. If this
+    /// process is killed in between, the current state is lost (not the target, and no checkpoint).
     Staged,
 }
 
-/// How a machine is to go back.
+/// How a rollback is done.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RollbackRequest {
     /// What the guest's clocks do.
     pub clock: ClockPolicy,
-    /// When the present must be safe.
-    pub present: PresentPolicy,
-    /// Why: kept with the operation (who asked, which incident). JSON object, or null.
+    /// When the current state must be durable.
+    pub current: CurrentPolicy,
+    /// The reason, kept with the operation (the user, the incident). JSON object, or null.
     pub detail: serde_json::Value,
 }
 
-/// A machine that went back (or, by undo and redo, forth).
+/// A rollback, undo, redo or restore that was done.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RollbackReport {
-    /// The checkpoint of the present that was taken first: undo goes back to it. None after a restore.
-    pub present: Option<CheckpointRecord>,
-    /// Where the machine stands now.
+    /// Its kind.
+    pub kind: RollbackKind,
+    /// The checkpoint of the state before, which was taken first: undo returns to it. None after a restore.
+    pub current: Option<CheckpointRecord>,
+    /// The checkpoint that the machine's state is based on now.
     pub target: CheckpointRecord,
-    /// The timeline in which it goes on.
+    /// The timeline that the machine continues.
     pub timeline: TimelineId,
-    /// Whether that timeline begins here. Undo and redo go on in the one that stood there before.
+    /// Whether that timeline begins here. Undo and redo continue the timeline of their target.
     pub new_timeline: bool,
     /// Frames written.
     pub pages_written: u64,
-    /// Blocks of disks written; none where the driver kept the disks' contents.
+    /// Blocks of disks written; none if the driver retained the disks' contents.
     pub blocks_written: u64,
     /// Where the time went.
     pub timing: RollbackTiming,
@@ -107,42 +108,29 @@ pub struct RollbackReport {
 /// Where the time of a rollback went, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct RollbackTiming {
-    /// From before the pause until the guest runs on from the past.
+    /// From before the pause until after the resume.
     pub rollback_us: u64,
-    /// Reading the target's pages before the pause, while the guest still ran, and comparing them with the present's.
+    /// Reading the target's pages before the pause, and comparing them with the current ones.
     pub prefetch_us: u64,
     /// Copying and storing dirty frames before the pause.
     pub precopy_us: u64,
-    /// Stopping the guest.
+    /// Pausing the guest.
     pub stop_us: u64,
     /// Finding the dirty frames.
     pub find_us: u64,
-    /// Copying them aside.
+    /// Copying them.
     pub copy_us: u64,
     /// Capturing everything but memory.
     pub state_us: u64,
-    /// Making the present durable, as far as it was not done while capturing; after the guest ran on, if only a copy
-    /// was wanted before.
+    /// Making the current state durable, as far as it was not done while capturing; of a staged rollback, after the
+    /// resume.
     pub durable_us: u64,
     /// Writing the frames that differ.
     pub write_us: u64,
-    /// Putting vCPUs, devices and disks back.
+    /// Applying vCPUs, devices and disks.
     pub apply_us: u64,
-    /// Noting in the catalogue where the machine stands.
+    /// Recording the operation as done.
     pub note_us: u64,
-    /// Setting the guest running again.
+    /// Resuming the guest.
     pub resume_us: u64,
-}
-
-/// What a rollback would do.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RollbackPlan {
-    /// The checkpoint at which the machine stands; what the guest did since will be checkpointed first.
-    pub present: CheckpointRecord,
-    /// The target.
-    pub target: CheckpointRecord,
-    /// Frames that differ between the two; those that the guest wrote since the present come on top.
-    pub pages: u64,
-    /// The checkpoints that will lie on another timeline, newest first. Nothing is lost: undo goes back there.
-    pub left_behind: Vec<CheckpointRecord>,
 }

@@ -2,24 +2,28 @@ use std::time::Instant;
 
 use retrovisor_guest::{Gfn, Machine, PAGE_SIZE, PageContent, PageSet};
 
+use super::baseline::Baseline;
 use super::engine::Recorder;
-use super::put::Put;
+use super::page_plan::PagePlan;
 use super::report::{RollbackReport, RollbackRequest, RollbackTiming};
-use super::stand::Stand;
-use crate::catalogue::{Durability, NewOperation, OperationKind, OperationStatus, Position};
+use super::target::Target;
+use crate::catalogue::{Durability, NewOperation, OperationStatus, Position, RollbackKind};
 use crate::clock::since_us;
 use crate::content::ContentRef;
 use crate::error::Result;
-use crate::id::CheckpointId;
+use crate::id::{CheckpointId, OperationId};
 use crate::page_map::PageMap;
 
 /// Frames between two reports of progress.
-const TELL_PAGES: u64 = 1 << 12;
+const REPORT_PAGES: u64 = 1 << 12;
 
 impl Recorder {
-    /// Puts a checkpoint into a machine of which nothing is known (a new process, a second machine): compares every
-    /// frame and writes those that differ. Nothing of the machine's present is kept. It stays paused: resume it.
-    /// When it fails, the machine stays paused and must be restored before it may run.
+    /// Loads a checkpoint into a machine of which nothing is known (a new process, a second machine): compares every
+    /// frame and writes those that differ. The machine's own state is not kept. It stays paused: the caller resumes
+    /// it.
+    ///
+    /// If this fails, the machine stays paused, and it must be restored before it may run, or discarded. The operation
+    /// is marked as failed; that the process is half written is recorded if [`Recorder::set_process`] named it.
     pub fn restore(
         &mut self,
         machine: &mut dyn Machine,
@@ -28,54 +32,80 @@ impl Recorder {
     ) -> Result<RollbackReport> {
         self.check(machine)?;
         machine.capabilities().check_clock(request.clock)?;
+        self.record_pending_failure();
         self.drain(machine);
         let start = Instant::now();
         let target = self.target(machine, target)?;
-        let mut timing = RollbackTiming { prefetch_us: since_us(start), ..RollbackTiming::default() };
-        let catalogue = self.store.catalogue();
+        let timing = RollbackTiming { prefetch_us: since_us(start), ..RollbackTiming::default() };
         let here = Position { timeline: target.record.timeline, checkpoint: target.record.id };
-        // At the end of a timeline of its own, the machine goes on in it: this is how it comes back after a crash.
-        let timeline =
-            (target.record.machine == self.machine && catalogue.is_tip(here)?).then_some(here.timeline);
-        let operation = catalogue.begin(&NewOperation {
+        let operation = self.store.catalogue().begin(&NewOperation {
             machine: self.machine,
-            kind: OperationKind::Restore,
+            kind: RollbackKind::Restore.into(),
             status: OperationStatus::Started,
             before: self.position(),
             after: Some(here),
             undoes: None,
             detail: &request.detail,
+            half_written: Some(self.process.as_deref().unwrap_or_default()),
         })?;
+        self.is_moving = true;
+        let restored = self.restore_target(machine, target, operation, request, timing);
+        self.is_moving = false;
+        if let Err(error) = &restored {
+            // A process without a name cannot be distinguished from the next one: the caller discards it.
+            self.record_failure(&error.to_string(), self.process.is_none());
+        }
+        restored
+    }
 
+    fn restore_target(
+        &mut self,
+        machine: &mut dyn Machine,
+        target: Target,
+        operation: OperationId,
+        request: &RollbackRequest,
+        mut timing: RollbackTiming,
+    ) -> Result<RollbackReport> {
+        let here = Position { timeline: target.record.timeline, checkpoint: target.record.id };
+        // From the tip of a timeline of its own, the machine continues it: so it does after a crash.
+        let is_own_tip = target.record.machine == self.machine && self.store.catalogue().is_tip(here)?;
+        let timeline = is_own_tip.then_some(here.timeline);
         let start = Instant::now();
         machine.pause()?;
         timing.stop_us = since_us(start);
         self.dirty.note_all();
+        self.disks.forget();
         let find = Instant::now();
-        // Whatever was written before does not matter: every frame is looked at below.
+        // What was written before does not matter: every frame is compared below.
         machine.take_dirty(&mut PageSet::empty(&self.layout))?;
         timing.find_us = since_us(find);
 
         let write = Instant::now();
         let pages_written = self.fill(machine, &target.map, &mut |_, _| Ok(()))?;
-        let (state, blocks_written) = target.disks.go_from_anywhere(&self.store, machine, &target.state)?;
+        let (state, blocks_written) = target.disks.restore_unknown(&self.store, machine, &target.state)?;
         timing.write_us = since_us(write);
 
         let apply = Instant::now();
         machine.apply_state(&state, request.clock)?;
         timing.apply_us = since_us(apply);
         let note = Instant::now();
-        let position =
-            catalogue.finish(operation, self.machine, target.record.id, timeline, Durability::Full)?;
+        let catalogue = self.store.catalogue();
+        let position = catalogue.complete_rollback(
+            operation,
+            self.machine,
+            target.record.id,
+            timeline,
+            Durability::Full,
+        )?;
         timing.note_us = since_us(note);
         timing.rollback_us = since_us(start);
         let operation = catalogue.operation(operation)?;
-        self.pipeline.set_stand(Stand::at(&self.store, position)?);
-        self.disks.forget();
-        // The frames are what the target has; other consumers have to look at all of them.
+        self.pipeline.set_baseline(Baseline::at(&self.store, position)?);
+        // The frames are what the target has; other consumers have to read all of them.
         self.dirty.take(self.own);
         Ok(RollbackReport {
-            present: None,
+            kind: RollbackKind::Restore,
+            current: None,
             target: target.record,
             timeline: position.timeline,
             new_timeline: timeline.is_none(),
@@ -86,26 +116,26 @@ impl Recorder {
         })
     }
 
-    /// Looks at every frame of a machine that stands still, and writes those that are not as in `map`. Tells how many
-    /// were looked at, and how many there are. Answers how many were written.
+    /// Compares every frame of a paused machine and writes those that are not as in `map`. Reports how many were
+    /// compared, and how many there are. Returns how many were written.
     pub(super) fn fill(
         &self,
         machine: &mut dyn Machine,
         map: &PageMap,
-        tell: &mut dyn FnMut(u64, u64) -> Result<()>,
+        report: &mut dyn FnMut(u64, u64) -> Result<()>,
     ) -> Result<u64> {
-        let put = Put::new(map.iter().enumerate());
+        let plan = PagePlan::new(map.iter().enumerate());
         let (mut pages_seen, mut pages_written) = (0, 0);
         let mut found = [0; PAGE_SIZE];
-        put.each(&self.store, |index, content, page| {
-            if pages_seen % TELL_PAGES == 0 {
-                tell(pages_seen, put.pages())?;
+        plan.each(&self.store, |index, content, page| {
+            if pages_seen % REPORT_PAGES == 0 {
+                report(pages_seen, plan.pages())?;
             }
             pages_seen += 1;
             let gfn = self.layout.gfn(index as u64).unwrap_or(Gfn(0));
             let view = machine.memory();
             let is_there = match page {
-                // To read a frame of which nothing is there would take memory for it, only to be overwritten.
+                // Reading an unallocated frame would allocate it, only to be overwritten.
                 Some(_) if view.known_zero(gfn) => false,
                 Some(page) => {
                     view.read_page(gfn, &mut found)?;

@@ -4,163 +4,179 @@ use std::time::Instant;
 
 use retrovisor_guest::{Machine, MachineState, PageSet, RunState};
 
-use super::capture::{Draft, run_on};
-use super::checkpoint::Taken;
+use super::baseline::Baseline;
+use super::capture::{OpenCapture, resume_if_running};
 use super::engine::Recorder;
-use super::journey::{Journey, Leaving};
-use super::kept_disks::release;
+use super::page_plan::{LoadedPages, PagePlan};
 use super::pending::wait_for;
-use super::put::{Put, Ready};
 use super::report::{
-    CheckpointRequest, CheckpointTiming, PresentPolicy, RollbackPlan, RollbackReport, RollbackRequest,
-    RollbackTiming,
+    CheckpointRequest, CheckpointTiming, CurrentPolicy, RollbackReport, RollbackRequest, RollbackTiming,
 };
-use super::stand::Stand;
-use super::swift::Swift;
+use super::retained_disks::release;
 use super::target::Target;
-use super::task::Moving;
-use crate::catalogue::{CheckpointKind, Durability, Move, OperationKind, Position};
+use super::task::{Captured, RollbackStage};
+use crate::catalogue::{CheckpointKind, Durability, Position, Rollback, RollbackKind};
 use crate::clock::{now_ms, since_us};
 use crate::error::{Error, Result};
 use crate::id::{CheckpointId, OperationId};
 
-/// What was made ready while the guest still ran.
-struct Prepared {
-    draft: Draft,
-    ready: Ready,
-    swift: Option<Swift>,
+/// What was prepared for a rollback while the guest runs.
+struct Preparation {
+    capture: OpenCapture,
+    loaded: LoadedPages,
 }
 
-/// The present, safe on the disk.
-pub(super) struct Present {
+/// The guest is paused and its dirty frames are copied.
+pub(super) struct PausedCapture {
+    pub(super) capture: OpenCapture,
+    pub(super) rollback: Rollback,
+    pub(super) was_running: bool,
+    /// From before the pause.
+    pub(super) start: Instant,
+    pub(super) timing: CheckpointTiming,
+}
+
+/// The state before a rollback, which is a durable checkpoint.
+pub(super) struct Current {
     pub(super) position: Position,
     pub(super) state: MachineState,
     pub(super) operation: OperationId,
 }
 
 impl Recorder {
-    /// What [`Recorder::rollback`] would do.
-    pub fn plan_rollback(&self, target: CheckpointId) -> Result<RollbackPlan> {
-        let catalogue = self.store.catalogue();
-        let stand = self.pipeline.stand();
-        let present = stand.position.ok_or_else(|| Error::NotFound {
-            what: "checkpoint",
-            name: format!("of {}", self.name),
-            help: "the machine has none yet; take one with `retrovisor checkpoint`",
-        })?;
-        let target = self.target_record(target)?;
-        let kept: std::collections::HashSet<_> =
-            catalogue.ancestry(target.id)?.into_iter().map(|record| record.id).collect();
-        let mut left_behind = catalogue.ancestry(present.checkpoint)?;
-        left_behind.retain(|record| !kept.contains(&record.id));
-        Ok(RollbackPlan {
-            present: catalogue.checkpoint(present.checkpoint)?,
-            pages: Put::difference(&stand.map, &*self.store.map(target.id)?).pages(),
-            target,
-            left_behind,
-        })
-    }
-
-    /// Checkpoints the present, then brings the machine back to `target` in place, on a new timeline.
-    /// The guest runs on if it ran before. A failure puts the present back and says so.
+    /// Checkpoints the current state, then moves the machine back to `target` in place, on a new timeline.
+    /// The guest is resumed if it ran before. A failure reverts to the current state and is reported.
     pub fn rollback(
         &mut self,
         machine: &mut dyn Machine,
         target: CheckpointId,
         request: &RollbackRequest,
     ) -> Result<RollbackReport> {
-        let kind = OperationKind::Rollback;
-        self.travel(machine, &Journey { target, kind, undoes: None, timeline: None, request })
+        let rollback = self.new_rollback(RollbackKind::Rollback, target, request)?;
+        self.move_to(machine, rollback, request)
     }
 
-    /// Takes the machine to another checkpoint in place.
-    pub(super) fn travel(
+    /// A rollback to a checkpoint, on a new timeline.
+    pub(super) fn new_rollback(
+        &self,
+        kind: RollbackKind,
+        target: CheckpointId,
+        request: &RollbackRequest,
+    ) -> Result<Rollback> {
+        let record = self.store.rollback_target(self.machine, &self.name, &self.layout, target)?;
+        Ok(Rollback {
+            kind,
+            target: Position { timeline: record.timeline, checkpoint: record.id },
+            timeline: None,
+            undoes: None,
+            detail: request.detail.clone(),
+            process: self.process.clone().unwrap_or_default(),
+        })
+    }
+
+    /// Moves the machine to another checkpoint in place. If it fails, the operation is marked as failed.
+    pub(super) fn move_to(
         &mut self,
         machine: &mut dyn Machine,
-        journey: &Journey<'_>,
+        rollback: Rollback,
+        request: &RollbackRequest,
     ) -> Result<RollbackReport> {
         self.check(machine)?;
-        machine.capabilities().check_clock(journey.request.clock)?;
+        machine.capabilities().check_clock(request.clock)?;
         self.store.must_be_writable()?;
-        // What is on its way to the disk is where the machine stands.
+        self.record_pending_failure();
+        // What is being stored is part of the baseline.
         self.drain(machine);
-        let target = self.target(machine, journey.target)?;
-        let mut timing = RollbackTiming::default();
-        let to = Move {
-            kind: journey.kind,
-            target: Position { timeline: target.record.timeline, checkpoint: target.record.id },
-            timeline: journey.timeline,
-            undoes: journey.undoes,
-            detail: journey.request.detail.clone(),
+        let target = self.target(machine, rollback.target.checkpoint)?;
+        self.is_moving = true;
+        // Where blocks are to be written, the current ones must be durable before.
+        let moved = if request.current == CurrentPolicy::Durable || !target.disks.is_retained() {
+            self.move_durably(machine, target, rollback, request)
+        } else {
+            self.move_staged(machine, target, rollback, request)
         };
-        let policy = journey.request.present;
-        let Prepared { mut draft, ready, swift } =
-            self.prepare(machine, &target, policy, &to, &mut timing)?;
+        self.is_moving = false;
+        if let Err(error) = &moved {
+            self.record_failure(&error.to_string(), !matches!(error, Error::RevertFailed { .. }));
+        }
+        moved
+    }
+
+    /// Makes the current state durable before the first page is overwritten.
+    pub(super) fn move_durably(
+        &mut self,
+        machine: &mut dyn Machine,
+        target: Target,
+        rollback: Rollback,
+        request: &RollbackRequest,
+    ) -> Result<RollbackReport> {
+        let (kind, timeline) = (rollback.kind, rollback.timeline);
+        let mut timing = RollbackTiming::default();
+        // Everything that the pause needs is taken before it (docs/locks.md): first this, then the content writer.
+        let store = Arc::clone(&self.store);
+        let _no_long_writes = store.catalogue().exclude_long_writes();
+        let Preparation { mut capture, loaded } = self.prepare(machine, &target, &mut timing)?;
 
         let was_running = machine.run_state() == RunState::Running;
         let start = Instant::now();
         let mut took = CheckpointTiming::default();
-        let frozen = self.freeze(machine, &mut draft, &mut took);
+        let paused = self.pause_and_copy(machine, &mut capture, &mut took);
         (timing.stop_us, timing.find_us, timing.copy_us) = (took.stop_us, took.find_us, took.copy_us);
-        let taken = match (frozen, swift) {
-            // What does not fit into staging memory cannot be put back from there.
-            (Ok(()), Some(swift)) if !draft.is_early => {
-                let leaving = Leaving { draft, to, was_running, start, took };
-                return self.leave(machine, journey, target, swift, leaving, timing);
+        let stored = match paused {
+            Ok(()) => {
+                let paused = PausedCapture { capture, rollback, was_running, start, timing: took };
+                self.checkpoint_current(machine, &target, paused, loaded, &mut timing)
             }
-            (Ok(()), swift) => {
-                swift.into_iter().for_each(Swift::cancel);
-                let leaving = Leaving { draft, to, was_running, start, took };
-                self.take_present(machine, &target, leaving, ready, &mut timing)
-            }
-            (Err(error), swift) => {
-                swift.into_iter().for_each(Swift::cancel);
-                self.abandon(&draft);
+            Err(error) => {
+                self.abandon(&capture);
                 Err(error)
             }
         };
-        let (present, ready) = match taken {
-            Ok(taken) => taken,
+        let (current, loaded) = match stored {
+            Ok(stored) => stored,
             Err(error) => {
-                // The present could not be kept: nothing was overwritten, and the guest runs on.
-                // Should that fail as well, it is in the log; why the rollback failed matters more.
-                let _ = run_on(machine, was_running, &mut timing.resume_us);
+                // Nothing was overwritten. If resuming fails as well, that is in the log: why the rollback failed
+                // matters more.
+                let _ = resume_if_running(machine, was_running, &mut timing.resume_us);
                 return Err(error);
             }
         };
-        let moved = self.put(machine, &target, &ready, journey, &present, &mut timing);
-        let (pages_written, blocks_written, position) = match moved {
-            Ok(moved) => moved,
-            Err(error) => return Err(self.put_back(machine, &target, &present, error, was_running)),
+        let restored = self.overwrite(machine, &target, &loaded, timeline, &current, request, &mut timing);
+        let (pages_written, blocks_written, position) = match restored {
+            Ok(restored) => restored,
+            Err(error) => {
+                return Err(self.revert_from_store(machine, &target, &current, error, was_running));
+            }
         };
-        // The machine stands at the target now, whether or not it can be set running.
-        let resumed = run_on(machine, was_running, &mut timing.resume_us);
+        // The rollback is done, whether or not the guest can be resumed.
+        let resumed = resume_if_running(machine, was_running, &mut timing.resume_us);
         timing.rollback_us = since_us(start);
-        self.moved(position, &target)?;
+        self.finish_move(position, &target)?;
         resumed.map_err(Error::Resume)?;
         let catalogue = self.store.catalogue();
         Ok(RollbackReport {
-            present: Some(catalogue.checkpoint(present.position.checkpoint)?),
+            kind,
+            current: Some(catalogue.checkpoint(current.position.checkpoint)?),
             target: target.record,
             timeline: position.timeline,
-            new_timeline: journey.timeline.is_none(),
+            new_timeline: timeline.is_none(),
             pages_written,
             blocks_written,
             timing,
-            operation: catalogue.operation(present.operation)?,
+            operation: catalogue.operation(current.operation)?,
         })
     }
 
-    /// The machine stands at a checkpoint now; to every other consumer, the frames that differ were written.
-    pub(super) fn moved(&mut self, position: Position, target: &Target) -> Result<()> {
+    /// The machine's state is that of a checkpoint now; for every other consumer, the frames that differ were written.
+    pub(super) fn finish_move(&mut self, position: Position, target: &Target) -> Result<()> {
         let mut written = PageSet::empty(&self.layout);
-        let before = self.pipeline.stand();
+        let before = self.pipeline.baseline();
         for (index, ..) in before.map.diff(&target.map) {
             written.insert_index(index as u64);
         }
-        let mut stand = Stand::at(&self.store, position)?;
-        target.disks.seen_from(&before.disks, &mut stand.disks);
-        self.pipeline.set_stand(stand);
+        let mut baseline = Baseline::at(&self.store, position)?;
+        target.disks.seen_from(&before.disks, &mut baseline.disks);
+        self.pipeline.set_baseline(baseline);
         self.disks.forget();
         self.dirty.note(&written);
         // They are what the target has.
@@ -168,91 +184,79 @@ impl Recorder {
         Ok(())
     }
 
-    /// Does all that can be done while the guest still runs: most of the present is stored, and most of what it will
-    /// be replaced with is read.
+    /// Does all that can be done while the guest runs: most of the current state is stored, most of what replaces it
+    /// is read, and the storing thread has the content writer.
     fn prepare(
         &mut self,
         machine: &mut dyn Machine,
         target: &Target,
-        policy: PresentPolicy,
-        to: &Move,
         timing: &mut RollbackTiming,
-    ) -> Result<Prepared> {
+    ) -> Result<Preparation> {
         let mut took = CheckpointTiming::default();
         let start = Instant::now();
-        // Where blocks are to be written, the present's must be safe before.
-        let is_durable = policy == PresentPolicy::Durable || !target.disks.is_kept();
-        let least = self.settings.precopy_pages_min;
-        let mut draft = if is_durable {
-            self.draft(machine, &mut took, least)?
-        } else {
-            // What the guest has written is looked for in any case.
-            self.draft(machine, &mut took, 0)?
-        };
-        if is_durable && draft.staged.is_empty() && !draft.is_early {
-            // Nobody has looked yet what the guest wrote: what replaces it is read before the pause, too.
+        let mut capture = self.begin_capture(machine, &mut took, self.settings.precopy_pages_min)?;
+        if capture.staged.is_empty() && !capture.is_early {
+            // Without precopying, the guest's writes are not known yet: what replaces them is read before the pause,
+            // too.
             let mut found = PageSet::empty(&self.layout);
-            if let Err(error) = self.dirty.collect(machine, &mut found) {
-                self.abandon(&draft);
-                return Err(error.into());
-            }
-            draft.late.union(&found);
+            self.dirty.collect(machine, &mut found)?;
+            capture.late.union(&found);
         }
-        let mut ready = Ready::new();
-        let flushed = (is_durable && !draft.staged.is_empty()).then(|| {
-            draft.is_early = true;
-            self.pipeline.early_flushed(std::mem::take(&mut draft.staged))
-        });
+        // Copied frames are stored while pages are read. Without any, the content writer is taken only after that.
+        let copied = std::mem::take(&mut capture.staged);
+        let flushed = (!copied.is_empty()).then(|| self.pipeline.early_flushed(copied));
+        capture.is_early |= flushed.is_some();
         let begun = Instant::now();
-        let put = self.overwriting(target);
-        let read = put.make_ready(&self.store, &mut ready);
+        let mut loaded = LoadedPages::new();
+        let read = self.page_plan_to(target).load(&self.store, &mut loaded);
         timing.prefetch_us = since_us(begun);
-        let stored = flushed.map_or(Ok(()), |flushed| {
-            flushed.recv().unwrap_or_else(|_| Err(Error::Behind { cause: "the storing thread ended".into() }))
-        });
+        let flushed = flushed.unwrap_or_else(|| self.pipeline.early_flushed(Vec::new()));
+        capture.is_early = true;
+        let stored = flushed
+            .recv()
+            .unwrap_or_else(|_| Err(Error::NotStored { cause: "the storing thread ended".to_owned() }));
         timing.precopy_us = since_us(start).saturating_sub(timing.prefetch_us);
-        let begun = Instant::now();
-        let swift = stored.and(read).and_then(|()| {
-            if is_durable { Ok(None) } else { self.prepare_swift(machine, target, to, &ready).map(Some) }
-        });
-        timing.prefetch_us += since_us(begun);
-        match swift {
-            Ok(swift) => Ok(Prepared { draft, ready, swift }),
+        match stored.and(read) {
+            Ok(()) => Ok(Preparation { capture, loaded }),
             Err(error) => {
-                self.abandon(&draft);
+                self.abandon(&capture);
                 Err(error)
             }
         }
     }
 
-    /// The frames to be written on the way to a target.
-    fn overwriting(&self, target: &Target) -> Put {
-        let frames = self.differing(target);
-        let indices = frames.indices().filter_map(|index| usize::try_from(index).ok());
-        Put::new(indices.map(|index| (index, target.map.get(index))))
+    /// The frames that differ from the target by what is stored, and the dirty ones.
+    pub(super) fn differing(&self, target: &Target) -> PageSet {
+        let mut frames = self.dirty.written(self.own).clone();
+        for (index, ..) in self.pipeline.baseline().map.diff(&target.map) {
+            frames.insert_index(index as u64);
+        }
+        frames
     }
 
-    /// The guest stands still: checkpoints the present, with the operation as begun. While the driver captures the
-    /// state, the last pages are stored, and what they will be replaced with is read.
-    fn take_present(
+    /// What to write in these frames.
+    fn page_plan_to(&self, target: &Target) -> PagePlan {
+        PagePlan::of(&self.differing(target), &target.map)
+    }
+
+    /// The guest is paused: checkpoints the current state, with the operation as started. While the driver captures
+    /// the state, the last pages are stored, and what replaces them is read.
+    fn checkpoint_current(
         &mut self,
         machine: &mut dyn Machine,
         target: &Target,
-        leaving: Leaving,
-        mut ready: Ready,
+        paused: PausedCapture,
+        mut loaded: LoadedPages,
         timing: &mut RollbackTiming,
-    ) -> Result<(Present, Ready)> {
-        let Leaving { mut draft, to, took, .. } = leaving;
+    ) -> Result<(Current, LoadedPages)> {
+        let PausedCapture { mut capture, rollback, timing: took, .. } = paused;
         let at_ms = now_ms();
-        self.send_ahead(&mut draft);
+        self.submit_early(&mut capture);
 
         let begun = Instant::now();
-        let (store, ready_half, late) = (&self.store, &mut ready, &draft.late);
+        let (store, late_pages, late) = (&self.store, &mut loaded, &capture.late);
         let (state, read) = thread::scope(|scope| {
-            let read = scope.spawn(|| {
-                let late = late.indices().filter_map(|index| usize::try_from(index).ok());
-                Put::new(late.map(|index| (index, target.map.get(index)))).make_ready(store, ready_half)
-            });
+            let read = scope.spawn(|| PagePlan::of(late, &target.map).load(store, late_pages));
             let state = machine.capture_state();
             timing.state_us = since_us(begun);
             (state, join(read.join()))
@@ -260,63 +264,66 @@ impl Recorder {
         let state = match state {
             Ok(state) => state,
             Err(error) => {
-                self.abandon(&draft);
+                self.abandon(&capture);
                 return Err(error.into());
             }
         };
         if let Err(error) = read {
             release(machine, &state);
-            self.abandon(&draft);
+            self.abandon(&capture);
             return Err(error);
         }
-        let taken = Taken {
+        let captured = Captured {
             request: CheckpointRequest { label: None, kind: CheckpointKind::BeforeRollback },
             at_ms,
             state: state.clone(),
             disks: Vec::new(),
-            staged: Arc::new(draft.staged),
+            staged: Arc::new(capture.staged),
+            dirty: PageSet::empty(&self.layout),
             timing: took,
             since: begun,
-            moving: Some(Moving::Begins(to)),
+            rollback: Some(RollbackStage::Started(rollback)),
         };
-        let stored = self.hand_over(machine, taken, true).and_then(|outcome| wait_for(&outcome));
-        self.settle_until(machine, usize::MAX);
+        let stored = self.sync_and_submit(machine, captured, true).and_then(|outcome| wait_for(&outcome));
+        self.collect_outcomes(machine, usize::MAX);
         timing.durable_us = since_us(begun).saturating_sub(timing.state_us);
-        let committed = stored?.committed;
+        let (committed, _) = stored?;
         let operation = committed.operation.unwrap_or(OperationId(0));
-        Ok((Present { position: committed.position, state, operation }, ready))
+        Ok((Current { position: committed.position, state, operation }, loaded))
     }
 
-    /// Overwrites the present, which is safe by now.
-    fn put(
+    /// Overwrites the current state, which is durable by now. Returns the pages and blocks written, and the position.
+    #[expect(clippy::too_many_arguments, reason = "a step of one function, with its variables")]
+    fn overwrite(
         &self,
         machine: &mut dyn Machine,
         target: &Target,
-        ready: &Ready,
-        journey: &Journey<'_>,
-        present: &Present,
+        loaded: &LoadedPages,
+        timeline: Option<crate::id::TimelineId>,
+        current: &Current,
+        request: &RollbackRequest,
         timing: &mut RollbackTiming,
     ) -> Result<(u64, u64, Position)> {
         let start = Instant::now();
-        let stand = self.pipeline.stand();
-        let put = Put::difference(&stand.map, &target.map);
-        put.write(&self.store, ready, machine, &self.layout)?;
-        let (state, blocks) = target.disks.go(&self.store, machine, &stand.disks, &target.state)?;
+        let baseline = self.pipeline.baseline();
+        let plan = PagePlan::difference(&baseline.map, &target.map);
+        plan.write(&self.store, loaded, machine, &self.layout)?;
+        let (state, blocks) = target.disks.restore(&self.store, machine, &baseline.disks, &target.state)?;
         timing.write_us = since_us(start);
         let start = Instant::now();
-        machine.apply_state(&state, journey.request.clock)?;
+        machine.apply_state(&state, request.clock)?;
         timing.apply_us = since_us(start);
         let start = Instant::now();
-        // Needs no waiting for the disk: should the host lose power now, the guest is gone as well.
-        let position = self.store.catalogue().finish(
-            present.operation,
+        // Need not be durable: if the host loses power now, the guest is gone as well.
+        let position = self.store.catalogue().complete_rollback(
+            current.operation,
             self.machine,
             target.record.id,
-            journey.timeline,
+            timeline,
             Durability::Process,
         )?;
         timing.note_us = since_us(start);
-        Ok((put.pages(), blocks, position))
+        Ok((plan.pages(), blocks, position))
     }
 }
 

@@ -1,22 +1,24 @@
-/// How a recorder works: what it may use, and when it does what.
+/// Limits and thresholds of a recorder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecorderSettings {
     /// Bytes of copied pages that wait to be stored, at most. When they are used up, the next capture waits before it
-    /// pauses the guest: a slow disk stretches the interval between checkpoints, never the pause.
+    /// pauses the guest: a slow disk lengthens the interval between checkpoints, never the pause. A pause that needs
+    /// more than expected allocates beyond this.
     pub staging_bytes_max: u64,
-    /// From so many dirty pages on (by what is known before the pause) they are copied while the guest still runs, and
-    /// the pause copies only what was written meanwhile. 0: always; `u64::MAX`: never. Below it, finding the dirty
-    /// pages twice costs more than it saves.
+    /// If at least so many pages are dirty before the pause, they are copied while the guest runs, and the pause
+    /// copies only what was written meanwhile. 0: always; `u64::MAX`: never. Below it, finding the dirty pages twice
+    /// costs more than it saves.
     pub precopy_pages_min: u64,
-    /// Rounds of that at most. They end earlier when few pages are left, or hardly fewer than in the round before.
+    /// Rounds of copying before the pause, at most. They end earlier when few pages are left, or hardly fewer than in
+    /// the round before.
     pub precopy_rounds_max: u32,
     /// Checkpoints that are made durable together, at most.
     pub group_checkpoints_max: usize,
     /// Captures that wait to be durable, at most. The next one waits before it pauses the guest.
     pub pending_checkpoints_max: usize,
-    /// Disk contents that the driver keeps of so many checkpoints, for quick rollbacks; older ones go back block by
-    /// block. Those that no checkpoint has yet are kept as well.
-    pub kept_disk_states_max: usize,
+    /// The driver retains the disk contents of so many checkpoints, so that rollbacks to them are quick; those of
+    /// older ones are restored block by block. Contents that are not stored yet are retained in addition.
+    pub retained_disk_states_max: usize,
 }
 
 impl Default for RecorderSettings {
@@ -27,7 +29,7 @@ impl Default for RecorderSettings {
             precopy_rounds_max: 6,
             group_checkpoints_max: 64,
             pending_checkpoints_max: 256,
-            kept_disk_states_max: 64,
+            retained_disk_states_max: 64,
         }
     }
 }
@@ -42,7 +44,7 @@ pub struct MemoryUse {
     /// The most there may be.
     pub staging_bytes_max: u64,
     /// Pages kept for quick rollbacks.
-    pub ring_bytes: u64,
+    pub page_cache_bytes: u64,
     /// The most there may be.
-    pub ring_bytes_max: u64,
+    pub page_cache_bytes_max: u64,
 }

@@ -9,14 +9,15 @@ pub(super) const CHUNK: usize = 64;
 /// Memory that is kept warm between captures, at most: 64 MiB.
 const IDLE_MAX: usize = (64 << 20) / (CHUNK * size_of::<Page>());
 
-type Chunk = Box<[Room]>;
+type Chunk = Box<[AlignedPage]>;
 
-/// Room for a page, at the start of a line of the processor's caches: copies can go past them.
+/// A page aligned to a cache line, so that it can be copied with non-temporal stores.
 #[derive(Clone)]
 #[repr(align(64))]
-pub(super) struct Room(Page);
+pub(super) struct AlignedPage(Page);
 
-/// The memory into which captures copy, within a budget of bytes. What a capture took comes back once it is stored.
+/// The memory into which captures copy, within a budget of bytes. The memory of a capture is returned once it is
+/// stored.
 pub(super) struct Pool {
     chunks_max: usize,
     state: Mutex<State>,
@@ -54,7 +55,7 @@ impl Pool {
     pub(super) fn reserve(&self, chunks: usize) {
         let chunks = chunks.min(self.chunks_max);
         let mut state = lock(&self.state);
-        while self.chunks_max - state.out < chunks {
+        while self.chunks_max.saturating_sub(state.out) < chunks {
             state = wait(&self.given_back, state);
         }
         while state.idle.len() < chunks {
@@ -94,6 +95,16 @@ impl Pool {
         }
     }
 
+    /// A chunk at once, beyond the budget if there is none left: for a guest that is paused.
+    pub(super) fn take_over_budget(&self) -> Chunk {
+        self.try_take(usize::MAX).unwrap_or_else(|| {
+            let mut state = lock(&self.state);
+            state.out += 1;
+            state.out_peak = state.out_peak.max(state.out);
+            state.idle.pop().unwrap_or_else(new_chunk)
+        })
+    }
+
     fn give(&self, chunks: &mut Vec<Chunk>) {
         let mut state = lock(&self.state);
         state.out -= chunks.len();
@@ -110,10 +121,10 @@ fn wait<'a>(signal: &Condvar, guard: std::sync::MutexGuard<'a, State>) -> std::s
 
 /// Not zeros: those would be given by the host only when they are touched.
 fn new_chunk() -> Chunk {
-    vec![Room([1; size_of::<Page>()]); CHUNK].into_boxed_slice()
+    vec![AlignedPage([1; size_of::<Page>()]); CHUNK].into_boxed_slice()
 }
 
-/// Dirty frames copied aside. Their memory goes back to the pool when they are dropped.
+/// Copies of dirty frames. Their memory goes back to the pool when they are dropped.
 pub(super) struct Staged {
     pool: Arc<Pool>,
     chunks: Vec<Chunk>,
@@ -128,7 +139,7 @@ pub(super) struct StagedFrame {
     pub(super) content: StagedContent,
 }
 
-/// What stood in it.
+/// What it held.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum StagedContent {
     Zero,
@@ -138,13 +149,13 @@ pub(super) enum StagedContent {
 }
 
 impl Staged {
-    /// Nothing yet; there is room for the list of so many frames.
+    /// Empty, with capacity for the list of so many frames.
     pub(super) fn new(pool: &Arc<Pool>, frames: usize) -> Self {
         Self { pool: Arc::clone(pool), chunks: Vec::new(), used: 0, frames: Vec::with_capacity(frames) }
     }
 
-    /// Copies the frames of `set`. Zeros take no room. When a chunk is used up, `more` is asked for the next one: it is
-    /// given what is staged so far, and may send that away.
+    /// Copies the frames of `set`. Zeros take no memory. When a chunk is used up, `more` returns the next one: it
+    /// receives what is staged so far, and may submit that.
     pub(super) fn fill(
         &mut self,
         view: &dyn MemoryView,
@@ -152,8 +163,8 @@ impl Staged {
         mut more: impl FnMut(&mut Self) -> Chunk,
     ) -> Result<(), MemoryError> {
         let layout = view.layout();
-        // Asking costs a driver a call. A frame that was written is no hole; so many are named only when nobody has looked
-        // at the memory yet.
+        // To ask costs a call of the driver. A frame that was written is no hole; so many are named only if the memory
+        // was not read before.
         let has_holes = set.len() > layout.pages() / 4;
         for index in set.indices() {
             let (Some(gfn), Ok(index)) = (layout.gfn(index), u32::try_from(index)) else { continue };
@@ -166,7 +177,7 @@ impl Staged {
                     let chunk = more(self);
                     self.chunks.push(chunk);
                 }
-                let Room(page) = &mut self.chunks[self.used / CHUNK][self.used % CHUNK];
+                let AlignedPage(page) = &mut self.chunks[self.used / CHUNK][self.used % CHUNK];
                 if view.read_nontemporal(gfn, page)? {
                     StagedContent::Zero
                 } else {

@@ -4,26 +4,26 @@ use retrovisor_guest::{Machine, MachineError, MachineState};
 
 use super::engine::Recorder;
 use crate::catalogue::CheckpointRecord;
-use crate::disk::DiskRoute;
+use crate::disk::DiskRestore;
 use crate::error::{Error, Result};
 use crate::id::CheckpointId;
 use crate::page_map::PageMap;
 
-/// Where a machine is to go, read before the guest is stopped.
+/// The checkpoint that a machine moves to, read before the pause.
 pub(super) struct Target {
     pub(super) record: CheckpointRecord,
     pub(super) map: Arc<PageMap>,
     pub(super) state: MachineState,
-    pub(super) disks: DiskRoute,
+    pub(super) disks: DiskRestore,
 }
 
 impl Recorder {
     /// Reads a target.
     pub(super) fn target(&self, machine: &mut dyn Machine, id: CheckpointId) -> Result<Target> {
-        let record = self.target_record(id)?;
+        let record = self.store.rollback_target(self.machine, &self.name, &self.layout, id)?;
         let state = self.store.state(id)?;
         let vcpus = machine.identity().vcpus;
-        // A driver that cannot tell registers says nothing, and checks by itself.
+        // A driver that does not report registers checks by itself.
         if !state.vcpus.is_empty() && state.vcpus.len() != vcpus as usize {
             return Err(Error::Machine(MachineError::Mismatch {
                 what: "number of vCPUs".into(),
@@ -31,25 +31,7 @@ impl Recorder {
                 found: vcpus.to_string(),
             }));
         }
-        let disks = DiskRoute::find(&self.store, machine, id, &state)?;
+        let disks = DiskRestore::find(&self.store, machine, id, &state)?;
         Ok(Target { record, map: self.store.map(id)?, state, disks })
-    }
-
-    /// The record of a target, which must be of a machine with the same memory.
-    pub(super) fn target_record(&self, id: CheckpointId) -> Result<CheckpointRecord> {
-        let catalogue = self.store.catalogue();
-        let record = catalogue.checkpoint(id).map_err(|error| catalogue.explain_missing(id, error))?;
-        catalogue.must_be_whole(id, &record.name)?;
-        if record.machine != self.machine {
-            let other = self.store.catalogue().machine_by_id(record.machine)?;
-            if other.identity.layout != self.layout {
-                let why = format!(
-                    "{record} belongs to machine {}, whose memory lies differently from that of {}",
-                    other.name, self.name
-                );
-                return Err(Error::Invalid { what: "target", why });
-            }
-        }
-        Ok(record)
     }
 }

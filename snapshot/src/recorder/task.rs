@@ -4,50 +4,59 @@ use std::time::Instant;
 use crossbeam_channel::Sender;
 use retrovisor_guest::{MachineState, PageSet};
 
-use super::pending::Stored;
 use super::report::{CheckpointRequest, CheckpointTiming};
 use super::staging::Staged;
-use crate::catalogue::Move;
-use crate::disk::DiskDraft;
+use crate::catalogue::{Committed, Rollback};
+use crate::disk::CapturedDisk;
 use crate::error::Result;
 
-/// What the storing thread is given.
-pub(super) enum Task {
-    /// Frames copied before the capture they belong to is complete. With a sender: they are to be on the disk, and the
-    /// sender is to be told.
-    Early(Vec<Staged>, Option<Sender<Result<()>>>),
-    /// A complete capture.
-    Capture(Box<Capture>),
-    /// There will be no capture to the early frames.
-    GiveUp,
-}
-
-/// Everything of a captured instant that is to become a checkpoint.
-pub(super) struct Capture {
-    pub(super) generation: u64,
+/// A captured instant: everything that is to become a checkpoint.
+pub(super) struct Captured {
     pub(super) request: CheckpointRequest,
     pub(super) at_ms: i64,
     pub(super) state: MachineState,
-    pub(super) disks: Vec<DiskDraft>,
-    /// Copied frames, in order of copying: later ones override earlier ones.
+    /// What changed on its disks; added right before it is submitted.
+    pub(super) disks: Vec<CapturedDisk>,
+    /// Copied frames, in the order of copying: later ones override earlier ones.
     pub(super) staged: Arc<Vec<Staged>>,
-    /// All frames that were dirty.
+    /// All frames that were dirty; added when it is submitted.
     pub(super) dirty: PageSet,
     pub(super) timing: CheckpointTiming,
-    /// When the guest ran on.
+    /// When the guest was resumed.
     pub(super) since: Instant,
-    pub(super) moving: Option<Moving>,
-    pub(super) outcome: Sender<Result<Stored>>,
+    /// The rollback that this is the state before of.
+    pub(super) rollback: Option<RollbackStage>,
 }
 
-/// The machine is about to leave a checkpoint, or has left it.
-pub(super) enum Moving {
-    Begins(Move),
-    Happened(Move),
+/// How far the rollback is when the state before it is stored.
+pub(super) enum RollbackStage {
+    Started(Rollback),
+    Done(Rollback),
 }
 
-/// What became of one capture.
+/// What becomes of a captured instant.
+pub(super) type Outcome = Result<(Committed, CheckpointTiming)>;
+
+/// A captured instant on its way to the storing thread.
+pub(super) struct Job {
+    pub(super) captured: Captured,
+    pub(super) generation: u64,
+    pub(super) outcome: Sender<Outcome>,
+}
+
+/// What the storing thread receives.
+pub(super) enum Task {
+    /// Frames that were copied before the capture they belong to is complete. With a sender: it is answered once they
+    /// are on the disk and the storing thread holds the content writer.
+    Early(Vec<Staged>, Option<Sender<Result<()>>>),
+    /// A complete capture.
+    Store(Box<Job>),
+    /// The capture that the early frames belong to was abandoned.
+    AbandonEarly,
+}
+
+/// What became of one capture, for the recorder.
 pub(super) struct Done {
-    /// When it failed: its dirty frames, and the state that must be released.
+    /// If it failed: its dirty frames, and the state that must be released.
     pub(super) failed: Option<(PageSet, MachineState)>,
 }

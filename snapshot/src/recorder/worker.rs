@@ -1,56 +1,71 @@
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use retrovisor_guest::{MemoryLayout, Page};
 
-use super::pending::Stored;
-use super::ready::{Open, Ready, Tip, note_times};
+use super::baseline::Baseline;
+use super::prepare::{Preparation, Prepared, Tip, note_times};
 use super::report::CheckpointTiming;
 use super::staging::Staged;
-use super::stand::Stand;
-use super::task::{Capture, Done, Moving, Task};
-use crate::catalogue::{CheckpointKind, Commit, Committed, Hashes, Moment, Noted, lock};
+use super::task::{Captured, Done, Job, RollbackStage, Task};
+use crate::catalogue::{
+    CheckpointKind, CommitBatch, Committed, Hashes, PreparedCheckpoint, RecordedOperation, lock,
+};
 use crate::clock::since_us;
 use crate::content::ContentId;
-use crate::disk::{DiskReady, block_changes_hash};
+use crate::content_writer::{ContentWriter, Progress};
+use crate::disk::{PreparedDisk, block_changes_hash};
 use crate::error::{Error, Result};
 use crate::id::MachineId;
-use crate::intake::{Intake, Progress};
 use crate::store::{Store, changes_hash};
 
 /// Frames of captures that are made durable together, at most: bounds how long the first of them waits.
 const GROUP_FRAMES_MAX: usize = 1 << 14;
-/// Contents read for the undo ring before looking for work again.
-const WARM_STEP: usize = 64;
+/// Contents read into the page cache between two looks at the queue.
+const READ_AHEAD_STEP: usize = 64;
 
-/// The thread that stores captures: hashes, deduplicates, compresses, appends, syncs and commits. Those that wait
-/// together share one sync and one transaction.
+/// The storing thread: hashes, deduplicates, compresses, appends, syncs and commits captures. Those that wait together
+/// share one sync and one transaction.
 pub(super) struct Worker {
     pub(super) store: Arc<Store>,
     pub(super) machine: MachineId,
     pub(super) layout: MemoryLayout,
-    pub(super) stand: Arc<Mutex<Stand>>,
+    pub(super) baseline: Arc<Mutex<Baseline>>,
     pub(super) inbox: Receiver<Task>,
     pub(super) done: Sender<Done>,
     pub(super) group_checkpoints_max: usize,
-    /// The last generation of captures that builds on one that failed.
-    pub(super) broken: Option<u64>,
+    /// The last generation of captures that is based on one that failed.
+    pub(super) failed_generation: Option<u64>,
+}
+
+/// A group of captures that could not be stored, with the first error.
+struct GroupFailed {
+    error: Error,
+    jobs: Vec<Job>,
+}
+
+/// A capture that was stored, and the contents that it replaced.
+struct GroupMember {
+    job: Job,
+    committed: Committed,
+    replaced: Vec<ContentId>,
 }
 
 impl Worker {
-    /// Stores until there is nobody who could capture any more.
+    /// Stores captures until the recorder is dropped.
     pub(super) fn run(mut self) {
         let store = Arc::clone(&self.store);
-        let mut open: Option<Open<'_>> = None;
+        let mut open: Option<Preparation<'_>> = None;
         let mut next = None;
-        let mut warm: Vec<ContentId> = Vec::new();
+        let mut read_ahead: Vec<ContentId> = Vec::new();
         loop {
             let task = match next.take() {
                 Some(task) => task,
                 None => match self.inbox.try_recv() {
                     Ok(task) => task,
-                    Err(TryRecvError::Empty) if !warm.is_empty() && open.is_none() => {
-                        self.warm(&mut warm);
+                    Err(TryRecvError::Empty) if !read_ahead.is_empty() && open.is_none() => {
+                        self.read_ahead(&mut read_ahead);
                         continue;
                     }
                     _ => match self.inbox.recv() {
@@ -60,40 +75,40 @@ impl Worker {
                 },
             };
             match task {
-                Task::Early(staged, told) => {
-                    let (taken, flushed) = self.early(&store, open.take(), &staged, told.is_some());
-                    open = taken;
-                    if let Some(told) = told {
-                        // Whoever asked may be gone.
-                        let _ = told.send(flushed);
+                Task::Early(staged, reply) => {
+                    let (preparation, added) = self.add_early(&store, open.take(), &staged, reply.is_some());
+                    open = preparation;
+                    if let Some(reply) = reply {
+                        // The receiver may be gone.
+                        let _ = reply.send(added);
                     }
                 }
-                Task::GiveUp => {
+                Task::AbandonEarly => {
                     if let Some(mut open) = open.take() {
-                        open.intake.abandon();
+                        open.content_writer.abandon();
                     }
                 }
-                Task::Capture(capture) => {
-                    let group = self.group(*capture, &mut next);
-                    self.store_group(&store, open.take(), group, &mut warm);
+                Task::Store(job) => {
+                    let group = self.group(*job, &mut next);
+                    self.store_group(&store, open.take(), group, &mut read_ahead);
                 }
             }
         }
         if let Some(mut open) = open {
-            open.intake.abandon();
+            open.content_writer.abandon();
         }
     }
 
-    /// The capture and those that wait behind it, as far as they are complete.
-    fn group(&self, first: Capture, next: &mut Option<Task>) -> Vec<Capture> {
-        let frames = |capture: &Capture| capture.staged.iter().map(|part| part.frames().len()).sum::<usize>();
+    /// The capture and the complete ones that wait behind it.
+    fn group(&self, first: Job, next: &mut Option<Task>) -> Vec<Job> {
+        let frames = |job: &Job| job.captured.staged.iter().map(|part| part.frames().len()).sum::<usize>();
         let mut total = frames(&first);
         let mut group = vec![first];
         while group.len() < self.group_checkpoints_max && total < GROUP_FRAMES_MAX {
             match self.inbox.try_recv() {
-                Ok(Task::Capture(capture)) => {
-                    total += frames(&capture);
-                    group.push(*capture);
+                Ok(Task::Store(job)) => {
+                    total += frames(&job);
+                    group.push(*job);
                 }
                 Ok(other) => {
                     *next = Some(other);
@@ -105,241 +120,220 @@ impl Worker {
         group
     }
 
-    /// Takes frames in before their capture is complete. A failure spoils the capture.
-    fn early<'s>(
+    /// Adds frames before their capture is complete. If it fails, the capture fails.
+    fn add_early<'s>(
         &self,
         store: &'s Store,
-        open: Option<Open<'s>>,
+        open: Option<Preparation<'s>>,
         staged: &[Staged],
         flush: bool,
-    ) -> (Option<Open<'s>>, Result<()>) {
+    ) -> (Option<Preparation<'s>>, Result<()>) {
         let mut open = match open {
             Some(open) => open,
-            None => match Open::begin(store) {
+            None => match Preparation::begin(store) {
                 Ok(open) => open,
                 Err(error) => return (None, Err(error)),
             },
         };
-        if let Some(spoiled) = &open.spoiled {
-            let told = Err(Error::Behind { cause: spoiled.to_string() });
-            return (Some(open), told);
+        if let Some(error) = &open.failed {
+            let answer = Err(Error::NotStored { cause: error.to_string() });
+            return (Some(open), answer);
         }
-        let taken = open
-            .take_in(store, staged, &self.layout)
-            .and_then(|()| if flush { open.intake.flush() } else { Ok(()) });
-        let told = match taken {
+        let added = open
+            .add_frames(store, staged, &self.layout)
+            .and_then(|()| if flush { open.content_writer.flush() } else { Ok(()) });
+        let answer = match added {
             Ok(()) => Ok(()),
             Err(error) => {
-                open.intake.abandon();
-                let told = Err(Error::Behind { cause: error.to_string() });
-                open.spoiled = Some(error);
-                told
+                open.content_writer.abandon();
+                let answer = Err(Error::NotStored { cause: error.to_string() });
+                open.failed = Some(error);
+                answer
             }
         };
-        (Some(open), told)
+        (Some(open), answer)
     }
 
     /// Stores captures together: all of them become durable, or none.
     fn store_group(
         &mut self,
         store: &Store,
-        open: Option<Open<'_>>,
-        group: Vec<Capture>,
-        warm: &mut Vec<ContentId>,
+        open: Option<Preparation<'_>>,
+        group: Vec<Job>,
+        read_ahead: &mut Vec<ContentId>,
     ) {
-        if let Some(broken) = self.broken
-            && group.iter().any(|capture| capture.generation <= broken)
+        if let Some(failed) = self.failed_generation
+            && group.iter().any(|job| job.generation <= failed)
         {
-            // They were captured before it was known that one before them is not there.
+            // They were captured before it was known that an earlier one failed.
             if let Some(mut open) = open {
-                open.intake.abandon();
+                open.content_writer.abandon();
             }
-            let cause = "an earlier one could not be stored";
-            let (old, new) = group.into_iter().partition(|capture| capture.generation <= broken);
-            self.fail(old, Error::Behind { cause: cause.to_owned() });
-            if !Vec::is_empty(&new) {
-                self.store_group(store, None, new, warm);
+            let cause = "an earlier one could not be stored".to_owned();
+            let (old, new) = group.into_iter().partition::<Vec<_>, _>(|job| job.generation <= failed);
+            self.report_failure(old, Error::NotStored { cause });
+            if !new.is_empty() {
+                self.store_group(store, None, new, read_ahead);
             }
             return;
         }
-        let mut captures = Vec::with_capacity(group.len());
-        match self.try_store(store, open, group, &mut captures) {
-            Ok(committed) => self.tell(committed, captures, warm),
-            Err((error, rest)) => {
-                captures.extend(rest);
-                self.fail(captures, error);
-            }
+        match self.try_store(store, open, group) {
+            Ok(members) => self.report_committed(members, read_ahead),
+            Err(failed) => self.report_failure(failed.jobs, failed.error),
         }
     }
 
-    /// The captures come back in `ready` as far as they were taken in, with the error otherwise.
-    #[expect(clippy::type_complexity, clippy::result_large_err, reason = "an error, and what it concerns")]
     fn try_store(
         &self,
         store: &Store,
-        open: Option<Open<'_>>,
-        group: Vec<Capture>,
-        captures: &mut Vec<Capture>,
-    ) -> Result<Vec<(Committed, CheckpointTiming, Vec<ContentId>)>, (Error, Vec<Capture>)> {
-        let stand = lock(&self.stand).clone();
+        open: Option<Preparation<'_>>,
+        mut jobs: Vec<Job>,
+    ) -> Result<Vec<GroupMember>, Box<GroupFailed>> {
+        let failed = |error, jobs| Box::new(GroupFailed { error, jobs });
+        let baseline = lock(&self.baseline).clone();
         let mut open = match open {
             Some(open) => open,
-            None => match Open::begin(store) {
+            None => match Preparation::begin(store) {
                 Ok(open) => open,
-                Err(error) => return Err((error, group)),
+                Err(error) => return Err(failed(error, jobs)),
             },
         };
-        if let Some(error) = open.spoiled.take() {
-            return Err((error, group));
+        if let Some(error) = open.failed.take() {
+            return Err(failed(error, jobs));
         }
-        let mut tip = Tip::at(&stand);
-        let mut all: Vec<Ready> = Vec::with_capacity(group.len());
-        let mut rest = group.into_iter();
-        for capture in rest.by_ref() {
-            match open.ready(store, self.machine, &self.layout, &mut tip, capture) {
-                Ok(ready) => all.push(ready),
-                Err((error, capture)) => {
-                    open.intake.abandon();
-                    captures.extend(all.into_iter().map(|ready| ready.capture));
-                    captures.push(capture);
-                    return Err((error, rest.collect()));
-                }
-            }
-        }
-        let committed = Self::commit(store, &mut open.intake, &stand, &mut all);
-        if committed.is_err() {
-            open.intake.abandon();
-        }
-        drop(open);
-        let answer = committed.map(|committed| {
-            let last = all.last().map(|ready| {
-                let disks = ready.disks.iter();
-                let disks = disks.map(|disk| (disk.stand.record.name.clone(), disk.stand.clone())).collect();
-                let checkpoint = &ready.checkpoint;
-                (Arc::clone(&ready.map), checkpoint.keyframe_distance, checkpoint.keyframe_rows, disks)
-            });
-            for (committed, ready) in committed.iter().zip(&all) {
-                let at = committed.position.checkpoint;
-                store.keep_map(at, Arc::clone(&ready.map));
-                for disk in &ready.disks {
-                    store.keep_disk_map(at, disk.stand.record.id, Arc::clone(&disk.stand.map));
-                }
-            }
-            if let (Some((map, keyframe_distance, keyframe_rows, disks)), Some(committed)) =
-                (last, committed.last())
-            {
-                let position = Some(committed.position);
-                *lock(&self.stand) =
-                    Stand { position, map, keyframe_distance, keyframe_rows, disks, branch: None };
-            }
-            committed
-                .into_iter()
-                .zip(&mut all)
-                .map(|(committed, ready)| {
-                    ready.capture.timing.durable_us = since_us(ready.capture.since);
-                    (committed, ready.capture.timing, std::mem::take(&mut ready.replaced))
-                })
-                .collect::<Vec<_>>()
+        let mut tip = Tip::of(&baseline);
+        let prepared = jobs
+            .iter_mut()
+            .map(|job| open.prepare(store, self.machine, &self.layout, &mut tip, &mut job.captured))
+            .collect::<Result<Vec<Prepared>>>();
+        let committed = prepared.and_then(|mut all| {
+            let committed = Self::commit(store, &mut open.content_writer, &baseline, &mut jobs, &mut all)?;
+            Ok((all, committed))
         });
-        captures.extend(all.into_iter().map(|ready| ready.capture));
-        let committed = answer.map_err(|error| (error, Vec::new()))?;
-        let durable: Vec<_> =
-            committed.iter().map(|(c, timing, _)| (c.position.checkpoint, timing.durable_us)).collect();
-        if let Err(error) = store.catalogue().set_durable(&durable) {
-            tracing::warn!(%error, "how long checkpoints took could not be noted");
+        let (all, committed) = match committed {
+            Ok(committed) => committed,
+            Err(error) => {
+                open.content_writer.abandon();
+                return Err(failed(error, jobs));
+            }
+        };
+        drop(open);
+        self.keep_maps(store, &all, &committed);
+        let mut members = Vec::with_capacity(jobs.len());
+        for ((mut job, prepared), committed) in jobs.into_iter().zip(all).zip(committed) {
+            job.captured.timing.durable_us = since_us(job.captured.since);
+            members.push(GroupMember { job, committed, replaced: prepared.replaced });
         }
-        Ok(committed)
+        let durable = members
+            .iter()
+            .map(|member| (member.committed.position.checkpoint, member.job.captured.timing.durable_us));
+        if let Err(error) = store.catalogue().set_durable(&durable.collect::<Vec<_>>()) {
+            tracing::warn!(%error, "how long checkpoints took could not be recorded");
+        }
+        Ok(members)
+    }
+
+    /// Keeps the maps of committed checkpoints in memory. The last one is the baseline of the next capture.
+    fn keep_maps(&self, store: &Store, all: &[Prepared], committed: &[Committed]) {
+        for (prepared, committed) in all.iter().zip(committed) {
+            let at = committed.position.checkpoint;
+            store.keep_map(at, Arc::clone(&prepared.map));
+            for disk in &prepared.disks {
+                store.keep_disk_map(at, disk.baseline.record.id, Arc::clone(&disk.baseline.map));
+            }
+        }
+        if let (Some(last), Some(committed)) = (all.last(), committed.last()) {
+            *lock(&self.baseline) = Baseline {
+                position: Some(committed.position),
+                map: Arc::clone(&last.map),
+                keyframe_distance: last.checkpoint.keyframe_distance,
+                keyframe_rows: last.checkpoint.keyframe_rows,
+                disks: last.disk_baselines(),
+                branch: None,
+            };
+        }
     }
 
     /// Makes a group durable.
     fn commit(
         store: &Store,
-        intake: &mut Intake,
-        stand: &Stand,
-        all: &mut [Ready],
+        content_writer: &mut ContentWriter,
+        baseline: &Baseline,
+        jobs: &mut [Job],
+        all: &mut [Prepared],
     ) -> Result<Vec<Committed>> {
-        let before = intake.so_far();
-        let sealed = intake.seal()?;
-        let start = std::time::Instant::now();
-        if let Some(last) = all.last_mut() {
+        let before = content_writer.progress();
+        let sealed = content_writer.seal()?;
+        let start = Instant::now();
+        if let (Some(last), Some(job)) = (all.last_mut(), jobs.last_mut()) {
             // What did not fill a frame was written only now.
             last.checkpoint.stored_bytes += sealed.stored_bytes - before.stored_bytes;
             let after = Progress { timing: sealed.timing, ..before };
-            note_times(&mut last.capture.timing, &before, &after);
+            note_times(&mut job.captured.timing, &before, &after);
         }
-        let moments = all.iter().map(|ready| Moment {
-            checkpoint: &ready.checkpoint,
-            changes: &ready.changes,
-            keyframe: ready.keyframe.as_ref(),
-            state: &ready.state,
-            disks: ready.disks.iter().map(DiskReady::version).collect(),
-            noted: match &ready.capture.moving {
-                Some(Moving::Begins(to)) => Noted::Moving(to),
-                Some(Moving::Happened(to)) => Noted::Moved(to),
-                None if ready.capture.request.kind == CheckpointKind::Manual => Noted::Asked,
-                None => Noted::Nothing,
-            },
+        let checkpoints = all.iter().zip(&*jobs).map(|(prepared, job)| PreparedCheckpoint {
+            checkpoint: &prepared.checkpoint,
+            changes: &prepared.changes,
+            keyframe: prepared.keyframe.as_ref(),
+            state: &prepared.state,
+            disks: prepared.disks.iter().map(PreparedDisk::version).collect(),
+            operation: recorded_operation(&job.captured),
         });
-        let commit = Commit {
-            frames: &sealed.frames,
-            contents: &sealed.contents,
-            packs: &sealed.packs,
-            moments: moments.collect(),
-            branch: stand.branch,
+        let batch = CommitBatch {
+            contents: sealed.contents(),
+            checkpoints: checkpoints.collect(),
+            branch: baseline.branch,
         };
         let committed = store.catalogue().commit(
-            stand.position,
-            &commit,
+            baseline.position,
+            &batch,
             &Hashes {
                 changes: &|parent, changes| changes_hash(&store.key, parent, changes),
                 blocks: &|parent, disk, changes| block_changes_hash(&store.key, parent, disk, changes),
             },
         )?;
-        intake.committed(store.catalogue(), &sealed);
+        content_writer.committed(store.catalogue(), &sealed);
         let commit_us = since_us(start);
-        for ready in all {
-            ready.capture.timing.commit_us = commit_us;
+        for job in jobs {
+            job.captured.timing.commit_us = commit_us;
         }
         Ok(committed)
     }
 
-    /// Tells whoever waits.
-    fn tell(
-        &self,
-        committed: Vec<(Committed, CheckpointTiming, Vec<ContentId>)>,
-        captures: Vec<Capture>,
-        warm: &mut Vec<ContentId>,
-    ) {
-        for ((committed, timing, replaced), capture) in committed.into_iter().zip(captures) {
-            warm.extend(replaced);
-            // Nobody has to wait for either.
+    /// Reports a group that is durable.
+    fn report_committed(&self, members: Vec<GroupMember>, read_ahead: &mut Vec<ContentId>) {
+        for GroupMember { job, committed, replaced } in members {
+            read_ahead.extend(replaced);
+            let timing: CheckpointTiming = job.captured.timing;
+            // The receivers may be gone.
             let _ = self.done.send(Done { failed: None });
-            let _ = capture.outcome.send(Ok(Stored { committed, timing }));
+            let _ = job.outcome.send(Ok((committed, timing)));
         }
-        let room = usize::try_from(self.store.cache.bytes().1).unwrap_or(usize::MAX) / size_of::<Page>();
-        let too_many = warm.len().saturating_sub(room / 2);
-        warm.drain(..too_many);
+        let pages_max = usize::try_from(self.store.cache.bytes().1).unwrap_or(usize::MAX) / size_of::<Page>();
+        let too_many = read_ahead.len().saturating_sub(pages_max / 2);
+        read_ahead.drain(..too_many);
     }
 
-    /// Gives captures back: the first with the error, the others because they build on it.
-    fn fail(&mut self, captures: Vec<Capture>, error: Error) {
+    /// Returns captures to the recorder: the first with the error, the others because they are based on it.
+    fn report_failure(&mut self, jobs: Vec<Job>, error: Error) {
         let cause = error.to_string();
         let mut error = Some(error);
-        for capture in captures {
-            self.broken = self.broken.max(Some(capture.generation));
-            let Capture { dirty, state, outcome, .. } = capture;
-            // First what the recorder needs, then whoever waits: who was told finds the frames given back.
+        for job in jobs {
+            self.failed_generation = self.failed_generation.max(Some(job.generation));
+            let Job { captured: Captured { dirty, state, .. }, outcome, .. } = job;
+            // First to the recorder: a caller that has the outcome finds the frames returned.
             let _ = self.done.send(Done { failed: Some((dirty, state)) });
-            let told = error.take().unwrap_or_else(|| Error::Behind { cause: cause.clone() });
-            if outcome.send(Err(told)).is_err() {
-                tracing::warn!(%cause, "a checkpoint that nobody waits for could not be stored");
+            let error = error.take().unwrap_or_else(|| Error::NotStored { cause: cause.clone() });
+            if outcome.send(Err(error)).is_err() {
+                tracing::warn!(%cause, "a checkpoint that no caller waits for could not be stored");
             }
         }
     }
 
-    /// Reads what stood in frames before they changed into the undo ring, while there is nothing else to do.
-    fn warm(&self, wanted: &mut Vec<ContentId>) {
-        let rest = wanted.len().saturating_sub(WARM_STEP);
+    /// Reads what frames held before they changed into the page cache, while there is nothing else to do: a rollback
+    /// by one step needs it.
+    fn read_ahead(&self, wanted: &mut Vec<ContentId>) {
+        let rest = wanted.len().saturating_sub(READ_AHEAD_STEP);
         let mut ids = self.store.cache.missing(wanted.drain(rest..));
         ids.sort_unstable();
         ids.dedup();
@@ -349,8 +343,18 @@ impl Worker {
             Ok(())
         });
         if let Err(error) = read {
-            // Whoever needs the page is told. Here it is only not kept.
+            // A caller that needs the page gets the error. Here it is only not kept.
             tracing::debug!(%error, "a page could not be read ahead");
         }
+    }
+}
+
+/// The operation that is recorded with a checkpoint.
+fn recorded_operation(captured: &Captured) -> RecordedOperation<'_> {
+    match &captured.rollback {
+        Some(RollbackStage::Started(rollback)) => RecordedOperation::RollbackStarted(rollback),
+        Some(RollbackStage::Done(rollback)) => RecordedOperation::RollbackDone(rollback),
+        None if captured.request.kind == CheckpointKind::Manual => RecordedOperation::Checkpoint,
+        None => RecordedOperation::None,
     }
 }

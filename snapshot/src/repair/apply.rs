@@ -10,9 +10,9 @@ use crate::error::{Error, Result};
 use crate::store::{Store, VerifyProgress, keyframe};
 
 impl Store {
-    /// Carries out a plan, verifies the store anew, and marks the checkpoints of which something is still missing: they
-    /// are refused as targets from then on. What does not touch them stays usable. Marks of checkpoints that are whole
-    /// go away.
+    /// Carries out a plan, verifies the store again, and marks the checkpoints of which something is still missing:
+    /// they are refused as targets from then on. What does not touch them stays usable. Marks of checkpoints that are
+    /// whole go away.
     pub fn repair(
         &self,
         plan: &RepairPlan,
@@ -21,7 +21,7 @@ impl Store {
         let _alone = self.maintain()?;
         let mut report = RepairReport::default();
         for item in &plan.items {
-            match self.put_in_order(&item.action) {
+            match self.apply_action(&item.action) {
                 Ok(true) => report.repaired += 1,
                 Ok(false) => report.failed.push(item.damage.clone()),
                 Err(Error::Damaged(damage)) => report.failed.push(damage.to_string()),
@@ -32,24 +32,25 @@ impl Store {
         let found = self.verify(progress)?;
         report.lost = lost(self, &found.damaged)?;
         report.remaining = found.damaged.iter().map(ToString::to_string).collect();
-        // What is damaged must not stand for what comes in from now on: it is stored anew, and then heals what is damaged.
+        // Damaged contents are not used for what is added from now on: it is stored again, and a later repair links to
+        // it.
         let bad: BTreeSet<ContentId> =
             found.damaged.iter().filter_map(|damage| damage.content.map(content)).collect();
-        let mut intake = self.intake()?;
+        let mut content_writer = self.content_writer()?;
         self.catalogue().set_lost_contents(&bad.iter().copied().collect::<Vec<_>>())?;
-        intake.set_lost(bad.into_iter().collect());
-        drop(intake);
+        content_writer.set_lost(bad.into_iter().collect());
+        drop(content_writer);
         let marks: Vec<_> = report
             .lost
             .iter()
             .flat_map(|lost| lost.what.iter().map(|what| (lost.id, what.as_str())))
             .collect();
-        report.found_again = self.catalogue().set_damage_marks(&marks)?;
+        report.recovered = self.catalogue().set_damage_marks(&marks)?;
         Ok(report)
     }
 
-    /// Answers whether it could be done.
-    fn put_in_order(&self, action: &RepairAction) -> Result<bool> {
+    /// Returns whether it could be done.
+    fn apply_action(&self, action: &RepairAction) -> Result<bool> {
         let catalogue = self.catalogue();
         match *action {
             RepairAction::Relink { content: id, pack, offset, stored_bytes, pages, slot } => {
@@ -58,7 +59,7 @@ impl Store {
                 let row = FrameRow { id: 0, pack, offset, stored_bytes, pages };
                 catalogue.relink(content(id), &self.key.page(page), &row, slot)?;
             }
-            RepairAction::Rehang { checkpoint, parent } => catalogue.rehang(checkpoint, parent)?,
+            RepairAction::Reparent { checkpoint, parent } => catalogue.set_parent(checkpoint, parent)?,
             RepairAction::RebuildChanges { checkpoint } => {
                 let (links, link) = (catalogue.links()?, catalogue.link(checkpoint)?);
                 let Some(changes) = derive_changes(self, &links, &link)? else { return Ok(false) };
@@ -69,12 +70,12 @@ impl Store {
                 catalogue.replace_keyframe(checkpoint, &keyframe(&self.key, &map)?)?;
             }
             RepairAction::RebuildPack { pack, committed_bytes } => {
-                // Held, so that nobody appends to it just now.
-                let _intake = self.intake()?;
+                // Held, so that nothing is appended to it meanwhile.
+                let _writer = self.content_writer()?;
                 catalogue.raise_pack(pack, committed_bytes)?;
             }
             RepairAction::RebuildIndex => {
-                let _intake = self.intake()?;
+                let _writer = self.content_writer()?;
                 catalogue.rebuild_index()?;
             }
         }

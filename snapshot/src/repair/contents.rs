@@ -9,7 +9,7 @@ use crate::key::Hash;
 use crate::store::Store;
 
 impl Store {
-    /// Looks for damaged contents everywhere in the packs. Answers which were found.
+    /// Looks for damaged contents everywhere in the packs. Returns which were found.
     pub(super) fn plan_contents(&self, damaged: &[Damage], plan: &mut RepairPlan) -> Result<BTreeSet<u64>> {
         let bad: BTreeSet<u64> = damaged.iter().filter_map(|damage| damage.content).collect();
         let mut found = BTreeSet::new();
@@ -68,7 +68,7 @@ impl Store {
         for frame in self.catalogue().frames()? {
             let end = frame.offset.saturating_add(frame.stored_bytes.into());
             let known = rows.get(&frame.pack).copied();
-            // Only what is really there counts: a row that speaks of something else is damaged itself.
+            // Only what can be read counts: a row that names something else is damaged itself.
             if known.is_none_or(|bytes| end > bytes)
                 && self.packs.read_frame(frame.pack, frame.offset, frame.stored_bytes, frame.pages).is_ok()
             {

@@ -33,7 +33,7 @@ impl Lists {
         for link in &links {
             if let Err(Error::Damaged(damage)) = store.changes(link) {
                 let action = match parent_of(store, &links, link)? {
-                    Some(parent) => Some(RepairAction::Rehang { checkpoint: link.checkpoint, parent }),
+                    Some(parent) => Some(RepairAction::Reparent { checkpoint: link.checkpoint, parent }),
                     None => derive_changes(store, &links, link)?
                         .map(|_| RepairAction::RebuildChanges { checkpoint: link.checkpoint }),
                 };
@@ -77,7 +77,7 @@ pub(super) fn layout_of(store: &Store, link: &Link) -> Result<MemoryLayout> {
     Ok(store.catalogue().machine_by_id(link.machine)?.identity.layout)
 }
 
-/// The parent at which a whole list hangs, if it is not the one that the catalogue names.
+/// The parent that an undamaged list belongs to, if it is not the one in the catalogue.
 fn parent_of(store: &Store, links: &[Link], link: &Link) -> Result<Option<CheckpointId>> {
     let changes = store.catalogue().changes_at(link.checkpoint)?;
     let older = links.iter().rev().filter(|other| other.checkpoint < link.checkpoint).take(PARENTS_MAX);
@@ -105,7 +105,7 @@ pub(super) fn derive_changes(store: &Store, links: &[Link], link: &Link) -> Resu
         }
         all
     });
-    // Down every line to the next full map: what was not written again in between stands there.
+    // Down every line to the next full map: it has what was not written again in between.
     let mut paths = vec![(link, HashSet::<Gfn>::new(), 0)];
     while let Some((at, written, distance)) = paths.pop() {
         if at.keyframe_distance == 0

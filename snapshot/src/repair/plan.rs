@@ -7,15 +7,15 @@ use crate::id::CheckpointId;
 /// What a repair would do. Nothing is changed by a plan.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct RepairPlan {
-    /// What can be put in order.
+    /// What can be repaired.
     pub items: Vec<RepairItem>,
-    /// The checkpoints that cannot be saved, as far as can be told before the repair.
+    /// The checkpoints that cannot be saved, as far as is known before the repair.
     pub lost: Vec<LostCheckpoint>,
     /// Damage that no repair can do anything about, in words.
     pub beyond_repair: Vec<String>,
 }
 
-/// One thing that can be put in order.
+/// One thing that can be repaired.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RepairItem {
     /// What is wrong, in words.
@@ -48,8 +48,8 @@ pub enum RepairAction {
         /// The checkpoint.
         checkpoint: CheckpointId,
     },
-    /// The list of changed pages is whole, and hangs at another parent than the catalogue says.
-    Rehang {
+    /// The list of changed pages is undamaged, and belongs to another parent than the one in the catalogue.
+    Reparent {
         /// The checkpoint.
         checkpoint: CheckpointId,
         /// Its parent.
@@ -92,7 +92,7 @@ pub struct RepairReport {
     /// The checkpoints that are marked now: they are refused as targets.
     pub lost: Vec<LostCheckpoint>,
     /// Checkpoints that were marked before and are whole again, by short id.
-    pub found_again: Vec<String>,
+    pub recovered: Vec<String>,
     /// What is still damaged, in words: all of it touches marked checkpoints, or none.
     pub remaining: Vec<String>,
 }

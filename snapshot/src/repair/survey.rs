@@ -5,7 +5,8 @@ use crate::error::Result;
 use crate::store::{Store, VerifyProgress};
 
 impl Store {
-    /// Verifies the store, and says what a repair would do about the damage. Works on a store that is open for reading.
+    /// Verifies the store, and returns what a repair would do about the damage. Works on a store that is open for
+    /// reading.
     pub fn plan_repair(&self, progress: &mut dyn FnMut(VerifyProgress)) -> Result<RepairPlan> {
         let report = self.verify(progress)?;
         let mut plan = RepairPlan::default();
@@ -21,7 +22,7 @@ impl Store {
             .collect();
         unsaved.retain(|damage| {
             let speaks = !damage.checkpoints.is_empty() || !damage.sections.is_empty();
-            // What touches nothing and has a pack is told by its contents.
+            // Damage of a pack that touches no checkpoint is reported by its contents.
             let is_structure = !speaks && damage.pack.is_none() && damage.content.is_none();
             if is_structure {
                 plan.beyond_repair.push(damage.to_string());

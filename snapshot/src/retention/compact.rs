@@ -13,8 +13,8 @@ use crate::error::Result;
 use crate::id::CheckpointId;
 use crate::store::Store;
 
-/// Contents removed in one transaction.
-const SWEEP: usize = 1 << 14;
+/// Contents removed in one transaction, while the content writer is held.
+const SWEEP: usize = 1 << 12;
 /// Checkpoints marked between two reports of progress.
 const MARK: usize = 64;
 
@@ -29,17 +29,17 @@ pub struct CompactReport {
     pub packs_written: u64,
     /// Bytes read from packs and written to new ones.
     pub bytes_copied: u64,
-    /// Bytes that came back on the disk, from packs and catalogue.
+    /// Bytes that were freed on the disk, in packs and catalogue.
     pub bytes_freed: u64,
-    /// Packs left as they are because something in them is damaged: verify them.
+    /// Packs that were not rewritten because something in them is damaged: verify them.
     pub damaged_packs: Vec<u32>,
     /// Whether it was stopped.
     pub stopped: bool,
 }
 
 impl Store {
-    /// Removes contents that nothing refers to, rewrites packs that are garbage for a good part, and gives the
-    /// catalogue's free space back. Machines are recorded, and readers read, meanwhile.
+    /// Removes contents without references, rewrites packs of which a good part is garbage, and frees the catalogue's
+    /// unused space. Machines are recorded, and readers read, meanwhile.
     /// `progress` stops it between two steps with [`ControlFlow::Break`]; what was done until then is done.
     ///
     /// Fails with [`crate::Error::Damaged`] before anything is removed when a checkpoint does not say reliably what it
@@ -74,14 +74,14 @@ impl Store {
         Ok(report)
     }
 
-    /// Removes contents that nothing refers to. Answers whether it was not stopped.
+    /// Removes contents that nothing refers to. Returns whether it was not stopped.
     fn sweep(
         &self,
         report: &mut CompactReport,
         progress: &mut dyn FnMut(PruneProgress) -> ControlFlow<()>,
     ) -> Result<bool> {
-        // What comes in from here on is left alone.
-        let end = self.intake()?.next_content();
+        // What is added from here on is left alone.
+        let end = self.content_writer()?.next_content();
         let lost = self.catalogue().marked()?;
         let mut live = ContentSet::default();
         let mut newest = CheckpointId(0);
@@ -109,22 +109,42 @@ impl Store {
             if progress(at).is_break() {
                 return Ok(false);
             }
-            // While nobody brings contents in, it is certain which of them are in use: those that were dead may have
-            // come again, and were found by their hashes.
-            let mut intake = self.intake()?;
-            for link in self.catalogue().links_after(newest)? {
-                self.mark_checkpoint(&link, false, &mut live)?;
-                newest = newest.max(link.checkpoint);
-            }
-            let part: Vec<ContentId> = part.iter().copied().filter(|id| !live.contains(*id)).collect();
-            self.catalogue().remove_contents(&part, intake.next_content())?;
-            intake.forget(|id| part.binary_search(&id).is_ok());
-            report.contents_removed += part.len() as u64;
+            report.contents_removed += self.remove_batch(part, &mut live, &mut newest)?;
         }
         Ok(true)
     }
 
-    /// Rewrites packs. Answers whether it was not stopped.
+    /// Removes contents that were added after the checkpoint `newest`, but for those that a later checkpoint refers
+    /// to.
+    pub(crate) fn remove_unreferenced(&self, contents: &[ContentId], mut newest: CheckpointId) -> Result<()> {
+        let mut live = ContentSet::default();
+        for part in contents.chunks(SWEEP) {
+            self.remove_batch(part, &mut live, &mut newest)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the contents of a batch, ascending, that are not `live`. While this holds the content writer, it is
+    /// certain which are: contents without references may have been added again, and found by their hashes, by a
+    /// checkpoint that was committed since. Returns how many were removed.
+    fn remove_batch(
+        &self,
+        part: &[ContentId],
+        live: &mut ContentSet,
+        newest: &mut CheckpointId,
+    ) -> Result<u64> {
+        let mut content_writer = self.content_writer()?;
+        for link in self.catalogue().links_after(*newest)? {
+            self.mark_checkpoint(&link, false, live)?;
+            *newest = link.checkpoint.max(*newest);
+        }
+        let part: Vec<ContentId> = part.iter().copied().filter(|id| !live.contains(*id)).collect();
+        self.catalogue().remove_contents(&part, content_writer.next_content())?;
+        content_writer.forget(|id| part.binary_search(&id).is_ok());
+        Ok(part.len() as u64)
+    }
+
+    /// Rewrites packs. Returns whether it was not stopped.
     fn rewrite(
         &self,
         options: &CompactOptions,

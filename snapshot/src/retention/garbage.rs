@@ -15,7 +15,7 @@ const CHANGE_BYTES: u64 = 14;
 /// Bytes of a checkpoint's rows in all other tables, about.
 const CHECKPOINT_BYTES: u64 = 3000;
 
-/// A frame, and which of its places hold contents that live.
+/// A frame, and which of its places hold live contents.
 #[derive(Clone, Copy)]
 pub(super) struct FrameUse {
     pub(super) row: FrameRow,
@@ -23,7 +23,7 @@ pub(super) struct FrameUse {
     pub(super) live: u32,
 }
 
-/// A pack, and what lives in it.
+/// A pack, and its live contents.
 #[derive(Default)]
 pub(super) struct PackUse {
     pub(super) bytes: u64,
@@ -34,7 +34,7 @@ pub(super) struct PackUse {
     pub(super) contents: Option<(ContentId, ContentId)>,
 }
 
-/// What lives where.
+/// The live contents of all packs.
 pub(super) struct Census {
     pub(super) frames: Vec<FrameUse>,
     pub(super) packs: BTreeMap<u32, PackUse>,
@@ -45,7 +45,7 @@ impl FrameUse {
         self.live.count_ones()
     }
 
-    /// The bytes of the frame that are needed, by the share of its pages that live.
+    /// The bytes of the frame that are needed, by the share of its pages that are live.
     fn live_bytes(&self) -> u64 {
         u64::from(self.row.stored_bytes) * u64::from(self.live_pages()) / u64::from(self.row.pages.max(1))
     }
@@ -64,7 +64,7 @@ impl PackUse {
 }
 
 impl Census {
-    /// Counts what lives: the contents that `is_live` says, among those in the catalogue.
+    /// Counts live contents: those in the catalogue for which `is_live` is true.
     pub(super) fn take(store: &Store, is_live: impl Fn(ContentId) -> bool) -> Result<Self> {
         let catalogue = store.catalogue();
         let mut packs: BTreeMap<u32, PackUse> = BTreeMap::new();
@@ -93,7 +93,7 @@ impl Census {
 }
 
 impl Store {
-    /// What would come back if a plan were carried out.
+    /// What carrying out a plan would free.
     pub(super) fn estimate(&self, plan: &PrunePlan) -> Result<PruneEstimate> {
         let removed: HashSet<CheckpointId> = plan.removed().map(|removed| removed.id).collect();
         let tree = Tree::read(self)?;

@@ -22,9 +22,9 @@ impl ContentSet {
 }
 
 impl Store {
-    /// Adds all contents that a checkpoint refers to by itself: its changes (of memory and disks), its full
-    /// maps and its state. Fails when any of these is damaged: what it once referred to is not known then, and may not be taken for garbage. Of a
-    /// checkpoint that is `lost`, what can still be read is kept.
+    /// Adds all contents that a checkpoint refers to by itself: its changes (of memory and disks), its full maps and
+    /// its state. Fails when any of these is damaged: what it once referred to is not known then, and may not be taken
+    /// for garbage. Of a checkpoint that is `lost`, what can still be read is kept.
     pub(super) fn mark_checkpoint(&self, link: &Link, is_lost: bool, live: &mut ContentSet) -> Result<()> {
         if is_lost {
             for (_, content) in self.catalogue().changes_at(link.checkpoint)? {

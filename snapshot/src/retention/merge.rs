@@ -15,7 +15,7 @@ pub(super) struct Tree {
     order: Vec<CheckpointId>,
 }
 
-/// A checkpoint that stays although its parent goes.
+/// A checkpoint that stays although its parent is removed.
 pub(super) struct Orphan {
     pub(super) checkpoint: Link,
     /// Its ancestors that go, nearest first.

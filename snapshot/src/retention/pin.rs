@@ -6,8 +6,8 @@ use crate::id::CheckpointId;
 use crate::store::Store;
 
 impl Store {
-    /// Pins a checkpoint, so that no policy removes it, or lets it go. Recorded as an operation of its machine.
-    /// Answers whether that changed anything.
+    /// Pins a checkpoint, so that no policy removes it, or unpins it. Recorded as an operation of its machine.
+    /// Returns whether that changed anything.
     pub fn pin(&self, checkpoint: CheckpointId, pinned: bool) -> Result<bool> {
         let catalogue = self.catalogue();
         let record = catalogue.checkpoint(checkpoint)?;

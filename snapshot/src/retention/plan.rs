@@ -16,7 +16,7 @@ pub struct PrunePlan {
     pub policy: RetentionPolicy,
     /// For each machine what goes and what stays.
     pub machines: Vec<MachinePrune>,
-    /// What comes back.
+    /// What is freed.
     pub estimate: PruneEstimate,
 }
 
@@ -57,9 +57,9 @@ pub struct Removed {
     pub sequence: u64,
     /// When it was taken: milliseconds since 1970 UTC.
     pub taken_at_ms: i64,
-    /// A name given by a person.
+    /// A name given by the user.
     pub label: Option<String>,
-    /// What the detectors said.
+    /// The detectors' verdict.
     pub verdict: Verdict,
     /// Whether it is bad or belongs to an incident: then it is among the last to go.
     pub quarantined: bool,
@@ -69,44 +69,44 @@ pub struct Removed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum KeepReason {
-    /// A machine stands there.
-    Present,
+    /// A machine's current state is based on it.
+    Current,
     /// It is pinned.
     Pinned,
     /// It is among the newest.
     Last,
-    /// It stands for an hour.
+    /// It is kept for its hour.
     Hourly,
-    /// It stands for a day.
+    /// It is kept for its day.
     Daily,
-    /// It stands for a week.
+    /// It is kept for its week.
     Weekly,
-    /// It stands for a month.
+    /// It is kept for its month.
     Monthly,
     /// It has a label.
     Labelled,
-    /// It is the newest good one behind the present.
+    /// It is the newest good one among a machine's current checkpoint and its ancestors.
     LastGood,
     /// An incident begins with it, or it is the last good one before an incident.
     Incident,
     /// It is bad, and kept for analysis.
     Quarantined,
-    /// Undo or redo goes there.
+    /// Undo or redo needs it.
     Undo,
 }
 
-/// What a prune and the compaction after it give back, as far as can be told before.
+/// What a prune and the compaction after it free, estimated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PruneEstimate {
     /// Checkpoints that go.
     pub checkpoints: u64,
     /// Contents that nothing refers to any more then, those of before included.
     pub contents: u64,
-    /// Bytes of the packs that are theirs, by their share of the frames that they lie in.
+    /// Bytes of the packs that are theirs, by their share of their frames.
     pub garbage_bytes: u64,
-    /// Bytes of these in packs that a compaction with default options rewrites: those that come back at once.
+    /// Bytes of these in packs that a compaction with default options rewrites: those that are freed at once.
     pub pack_bytes: u64,
-    /// Bytes in the catalogue, by the number of rows that go. They come back when the database is rewritten.
+    /// Bytes in the catalogue, by the number of rows that go. They are freed when the database is rewritten.
     pub catalogue_bytes: u64,
 }
 
@@ -137,7 +137,7 @@ impl Store {
             reasons.entry(id).or_default().insert(why);
         };
         for position in everywhere.iter().filter_map(|machine| machine.position) {
-            keep(position.checkpoint, KeepReason::Present);
+            keep(position.checkpoint, KeepReason::Current);
         }
         for id in catalogue.pinned(machine.id)? {
             keep(id, KeepReason::Pinned);
@@ -162,9 +162,9 @@ impl Store {
         }
         if let Some(position) = machine.position {
             let line = catalogue.ancestry(position.checkpoint)?;
-            if let Some(good) =
-                line.iter().find(|record| record.verdict == Verdict::Good && !lost.contains(&record.id))
-            {
+            if let Some(good) = line.iter().find(|record| {
+                record.verdict == Verdict::Good && !record.doubtful && !lost.contains(&record.id)
+            }) {
                 keep(good.id, KeepReason::LastGood);
             }
         }
@@ -224,7 +224,9 @@ impl Store {
         let depth = usize::try_from(depth).unwrap_or(usize::MAX);
         let moved = operations.iter().rev().filter(|operation| operation.kind.moves());
         let done = moved.clone().filter(|operation| operation.status == OperationStatus::Done).take(depth);
-        let under_way = moved.filter(|operation| operation.status == OperationStatus::Started);
+        let under_way = moved.filter(|operation| {
+            operation.status == OperationStatus::Started || operation.half_written.is_some()
+        });
         let ends = done.chain(under_way).flat_map(|operation| [operation.before, operation.after]);
         Ok(ends.flatten().map(|position| position.checkpoint).collect())
     }

@@ -1,10 +1,11 @@
 use serde::{Deserialize, Serialize};
 
-/// Which checkpoints stay. A checkpoint stays when any rule keeps it. Always kept, whatever the policy says: where a
-/// machine stands, its newest checkpoint, pinned ones, the last good one, and what an operation under way needs.
+/// Which checkpoints stay. A checkpoint stays when any rule keeps it. Always kept, whatever the policy says: each
+/// machine's current checkpoint, its newest one, pinned ones, the last good one, and what an operation in progress
+/// needs.
 ///
 /// Rules by age count periods that have a checkpoint, newest first, in UTC; of each period the newest checkpoint that
-/// was not judged bad stays.
+/// without the verdict bad stays.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RetentionPolicy {
@@ -69,7 +70,7 @@ pub(super) enum Period {
 }
 
 impl Period {
-    /// The number of the period that an instant lies in: milliseconds since 1970 UTC.
+    /// The number of the period of an instant: milliseconds since 1970 UTC.
     pub(super) fn number(self, at_ms: i64) -> i64 {
         const HOUR_MS: i64 = 3_600_000;
         let day = at_ms.div_euclid(24 * HOUR_MS);

@@ -25,7 +25,7 @@ pub struct PruneReport {
     pub checkpoints: u64,
     /// Checkpoints of the plan that stayed, because a machine went there meanwhile, or they were pinned.
     pub passed_over: u64,
-    /// Whether it was stopped. What was done until then is done; the rest stays as it was.
+    /// Whether it was stopped. What was done until then is done; the rest is unchanged.
     pub stopped: bool,
     /// The operations that were recorded, one a machine.
     pub operations: Vec<OperationId>,
@@ -34,7 +34,7 @@ pub struct PruneReport {
 }
 
 impl Store {
-    /// Carries out a plan, then gives the space back. Every checkpoint that stays gives back what it gave back before,
+    /// Carries out a plan, then frees the space. Every checkpoint that stays holds what it held before,
     /// at each instant in between as well; machines are recorded, and readers read, meanwhile. `progress` stops it
     /// between two steps with [`ControlFlow::Break`].
     pub fn prune(
@@ -47,7 +47,7 @@ impl Store {
         let mut report = PruneReport::default();
         let mut operations = Vec::new();
         for machine in plan.machines.iter().filter(|machine| !machine.removed.is_empty()) {
-            let position = self.catalogue().present(machine.id)?;
+            let position = self.catalogue().position(machine.id)?;
             operations.push(self.catalogue().begin(&NewOperation {
                 machine: machine.id,
                 kind: OperationKind::Prune,
@@ -56,6 +56,7 @@ impl Store {
                 after: position,
                 undoes: None,
                 detail: &json!({ "policy": plan.policy, "planned": machine.removed.len() }),
+                half_written: None,
             })?);
         }
         let done = self.remove_planned(plan, &mut report, progress);
@@ -116,8 +117,8 @@ impl Store {
                 report.stopped = true;
                 return Ok(());
             }
-            match self.adopt(orphan) {
-                // What cannot be read cannot be joined: it stays where it hangs, and so do its parents.
+            match self.reparent_orphan(orphan) {
+                // What cannot be read cannot be joined: it keeps its parent, and its parents stay.
                 Err(Error::Damaged(damage)) => tracing::warn!(%damage, "a checkpoint stays with its parents"),
                 other => other?,
             }
@@ -137,9 +138,9 @@ impl Store {
         Ok(())
     }
 
-    /// Hangs a checkpoint whose parents go at the nearest ancestor that stays.
-    fn adopt(&self, orphan: &Orphan) -> Result<()> {
-        // Read anew: those above it may have come nearer to a full map meanwhile.
+    /// Makes the nearest ancestor that stays the parent of a checkpoint whose parents are removed.
+    fn reparent_orphan(&self, orphan: &Orphan) -> Result<()> {
+        // Read again: its ancestors may be nearer to a full map by now.
         let link = self.catalogue().link(orphan.checkpoint.checkpoint)?;
         let layout = self.catalogue().machine_by_id(link.machine)?.identity.layout;
         let before = match &orphan.ancestor {

@@ -18,17 +18,18 @@ const WINDOW: u64 = 1 << 16;
 type Contents = Vec<(ContentId, u32, Hash)>;
 
 impl Store {
-    /// Moves what lives in a pack to a new one, and removes the pack. A pack in which something is damaged stays.
+    /// Moves the live contents of a pack to a new one, and removes the pack. A pack in which something is damaged
+    /// stays.
     pub(super) fn rewrite_pack(&self, old: u32, census: &Census, report: &mut CompactReport) -> Result<()> {
         // What is written from now on goes elsewhere; when the pack is being written to just now, it is left for the
         // next time.
         let (number, next) = {
-            let mut intake = self.intake()?;
-            intake.packs().leave(old);
-            if intake.packs().current() == Some(old) {
+            let mut content_writer = self.content_writer()?;
+            content_writer.packs().close(old);
+            if content_writer.packs().current() == Some(old) {
                 return Ok(());
             }
-            intake.packs().reserve()
+            content_writer.packs().reserve()
         };
         let frames: Vec<FrameUse> = census.packs[&old].frames.iter().map(|at| census.frames[*at]).collect();
         // Frames may have come since the census.
@@ -71,7 +72,7 @@ impl Store {
         self.packs.remove(old)
     }
 
-    /// Copies whole frames, and the living pages of others.
+    /// Copies whole frames, and the live pages of others.
     fn move_frames(
         &self,
         frames: &[FrameUse],
@@ -110,13 +111,13 @@ impl Store {
         for frame in frames {
             let row = frame.row;
             let (bytes, pages) = self.packs.read_whole(row.pack, row.offset, row.stored_bytes, row.pages)?;
-            let living = contents.remove(&row.id).unwrap_or_default();
-            self.check_all(frame, &living, &pages)?;
+            let live_contents = contents.remove(&row.id).unwrap_or_default();
+            self.check_all(frame, &live_contents, &pages)?;
             if frame.live_pages() == row.pages {
                 moved.frames.push((row.id, target.append(bytes)?));
                 continue;
             }
-            for (id, slot, _) in living {
+            for (id, slot, _) in live_contents {
                 let Some(page) = pages.page(slot) else { continue };
                 #[expect(clippy::cast_possible_truncation, reason = "below the pages of a frame")]
                 waiting.push((id, (tail.len() / PAGE_SIZE) as u32));
@@ -130,8 +131,8 @@ impl Store {
     }
 
     /// What is moved is what was written: damage must not be given a new header.
-    fn check_all(&self, frame: &FrameUse, living: &Contents, pages: &Frame) -> Result<()> {
-        for (id, slot, hash) in living {
+    fn check_all(&self, frame: &FrameUse, live_contents: &Contents, pages: &Frame) -> Result<()> {
+        for (id, slot, hash) in live_contents {
             let place = crate::catalogue::ContentPlace {
                 id: *id,
                 hash: *hash,
@@ -150,7 +151,7 @@ impl Store {
     fn contents_by_frame(&self, pack: &PackUse) -> Result<HashMap<i64, Contents>> {
         let mut by_frame: HashMap<i64, Contents> = HashMap::new();
         let Some((mut first, last)) = pack.contents else { return Ok(by_frame) };
-        // Numbers were given in the order of frames: what lies between them is little.
+        // Numbers are in the order of frames: little of other packs is between them.
         while first <= last {
             let upto = ContentId(first.0.saturating_add(WINDOW).min(last.0));
             for (frame, id, slot, hash) in self.catalogue().contents_between(first, upto)? {

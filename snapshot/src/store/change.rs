@@ -10,9 +10,9 @@ use crate::id::CheckpointId;
 pub struct PageChange {
     /// The frame.
     pub gfn: Gfn,
-    /// What stood there in the first.
+    /// Its content in the first.
     pub before: ContentRef,
-    /// What stands there in the second.
+    /// Its content in the second.
     pub after: ContentRef,
 }
 

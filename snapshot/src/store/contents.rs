@@ -21,7 +21,7 @@ const THREADS_MAX: usize = 4;
 const PART_MIN: usize = 32;
 /// Contents that a thread reads before it hands them over: 1 MiB.
 const PART_MAX: usize = 256;
-/// Times that contents are looked for anew when they are not where they were.
+/// Times that contents are looked up again when they were moved.
 const MOVES_MAX: usize = 4;
 /// Contents looked up at a time.
 const LOOKUP: usize = 1 << 14;
@@ -42,8 +42,8 @@ impl Store {
         Ok(page)
     }
 
-    /// Reads contents anew that could not be read at their `places`: a compaction may have moved them elsewhere just
-    /// then, and removed the pack. `error` is what to say when none of them moved.
+    /// Reads contents again that could not be read at their `places`: a compaction may have moved them just then, and
+    /// removed the pack. `error` is returned if none of them was moved.
     pub(crate) fn read_moved(
         &self,
         places: &[ContentPlace],
@@ -91,8 +91,8 @@ impl Store {
         Ok(pages)
     }
 
-    /// Calls `each` with every one of `ids`, which is ascending and names each once, in any order. What is not in memory
-    /// is looked up, read, decompressed and checked by several threads, part by part, if there is enough of it.
+    /// Calls `each` with every one of `ids`, which is ascending and names each once, in any order. What is not in
+    /// memory is looked up, read, decompressed and checked by several threads, part by part, if there is enough of it.
     pub(crate) fn each_content(
         &self,
         ids: &[ContentId],
@@ -149,7 +149,7 @@ impl Store {
         })
     }
 
-    /// Contents from their packs, frame by frame in the order in which they lie there.
+    /// Contents from their packs, frame by frame in the order of the pack.
     fn cold(&self, ids: &[ContentId]) -> Result<Vec<(ContentId, Arc<Page>)>> {
         let mut places = self.catalogue().places(ids)?;
         if places.len() != ids.len() {

@@ -84,7 +84,7 @@ impl Store {
     }
 }
 
-/// Where a window lies.
+/// The place of a window in the image.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Span {
     /// The index of its first page.

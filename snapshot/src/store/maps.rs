@@ -13,8 +13,8 @@ use crate::page_map::{self, PageMap};
 use crate::reads::Reads;
 
 impl Store {
-    /// What stands in every frame at a checkpoint. Costs the same however long its history: from the nearest full map
-    /// (or one in memory) on.
+    /// The content of every frame at a checkpoint. Its cost does not depend on the length of the history: it is read
+    /// from the nearest full map (or one in memory) on.
     pub(crate) fn map(&self, checkpoint: CheckpointId) -> Result<Arc<PageMap>> {
         if let Some(map) = self.kept_map(checkpoint) {
             return Ok(map);
@@ -141,7 +141,7 @@ pub(crate) fn keyframe(key: &Key, map: &PageMap) -> Result<Keyframe> {
     Ok(Keyframe { hash: map_hash(key, &encoded), map: compressed })
 }
 
-/// Tells whether the list of changed frames is the one that was written, and hangs at the same parent.
+/// The hash that protects a list of changed frames, and its parent.
 pub(crate) fn changes_hash(key: &Key, parent: Option<CheckpointId>, changes: &[(Gfn, ContentRef)]) -> Hash {
     let mut hasher = key.record("changes");
     hasher.update(&parent.map_or(0, |id| id.0).to_le_bytes());

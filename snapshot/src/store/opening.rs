@@ -8,10 +8,11 @@ use lru::LruCache;
 
 use super::marker;
 use crate::catalogue::{Catalogue, lock};
+use crate::content_writer::ContentWriter;
 use crate::disk::DiskMap;
 use crate::error::{Error, Result};
+use crate::fair_lock::{FairGuard, FairLock};
 use crate::id::{CheckpointId, DiskId};
-use crate::intake::Intake;
 use crate::key::Key;
 use crate::lock::StoreLock;
 use crate::pack::{Directory, PackReader, PackStorage, PackWriter};
@@ -64,8 +65,8 @@ pub struct Store {
     pub(crate) maps: Mutex<LruCache<CheckpointId, Arc<PageMap>>>,
     pub(crate) reads: ReadCounter,
     pub(crate) disk_maps: Mutex<LruCache<(CheckpointId, DiskId), Arc<DiskMap>>>,
-    intake: Option<Mutex<Intake>>,
-    /// Held by who prunes, compacts, repairs or imports: one at a time.
+    content_writer: Option<FairLock<ContentWriter>>,
+    /// Held while the store is pruned, compacted, repaired or imported into.
     maintenance: Mutex<()>,
     _lock: Option<StoreLock>,
 }
@@ -95,7 +96,7 @@ impl Store {
         } else if !catalogue_path.exists() {
             return Err(Error::NoStore { dir: dir.to_owned() });
         }
-        // A catalogue that was lost must not be taken for a new store: its packs would go.
+        // A catalogue that was lost must not be taken for a new store: its packs would be removed.
         let has_packs = || {
             let packs = fs::read_dir(dir.join(PACKS)).into_iter().flatten();
             packs.flatten().any(|entry| entry.path().extension().is_some_and(|extension| extension == "pack"))
@@ -123,7 +124,7 @@ impl Store {
                 Key::open(&key_path)?
             };
             if is_new {
-                // All names are on the disk before the catalogue says that this is a store.
+                // All names are on the disk before the catalogue has a store id.
                 sync_dir(dir)?;
             }
             (catalogue, key)
@@ -132,9 +133,10 @@ impl Store {
         };
         let store_id = identify(&catalogue, &key, &key_path, write)?;
         if write {
-            marker::take_over(dir, &catalogue)?;
+            marker::recover(dir, &catalogue)?;
+            catalogue.fail_interrupted()?;
         }
-        let intake = if write {
+        let content_writer = if write {
             let there = storage.list().map_err(Error::io("listing packs in", &pack_dir))?;
             let packs = catalogue.packs_in_use(&there)?;
             let writer = PackWriter::open(
@@ -144,7 +146,7 @@ impl Store {
                 options.pack_bytes_max,
                 catalogue.next_pack()?,
             )?;
-            Some(Mutex::new(Intake::new(writer, &catalogue)?))
+            Some(FairLock::new(ContentWriter::new(writer, &catalogue)?))
         } else {
             None
         };
@@ -157,7 +159,7 @@ impl Store {
             maps: Mutex::new(LruCache::new(MAPS_KEPT)),
             reads: ReadCounter::default(),
             disk_maps: Mutex::new(LruCache::new(MAPS_KEPT)),
-            intake,
+            content_writer,
             maintenance: Mutex::default(),
             _lock: lock,
         })
@@ -178,7 +180,7 @@ impl Store {
     /// Whether this process may write to the store.
     #[must_use]
     pub fn is_writable(&self) -> bool {
-        self.intake.is_some()
+        self.content_writer.is_some()
     }
 
     /// Bytes on the disk: packs and catalogue.
@@ -190,28 +192,29 @@ impl Store {
     /// What reading has cost since the store was opened.
     #[must_use]
     pub fn reads(&self) -> Reads {
-        self.reads.so_far()
+        self.reads.progress()
     }
 
-    /// Keeps so many bytes of pages in memory at most (256 MiB unless this is called): the undo ring, from which a
-    /// rollback to a recent checkpoint is served.
-    pub fn set_ring_bytes_max(&self, bytes_max: u64) {
+    /// Sets the size of the page cache in bytes (256 MiB unless this is called). A rollback to a recent checkpoint
+    /// reads its pages from there.
+    pub fn set_page_cache_bytes_max(&self, bytes_max: u64) {
         self.cache.set_bytes_max(bytes_max);
     }
 
-    /// The right to prune, compact, repair or import: one at a time. Who takes the intake as well, takes it after this.
+    /// The right to prune, compact, repair or import: one at a time. It comes before all other locks (docs/locks.md).
     pub(crate) fn maintain(&self) -> Result<MutexGuard<'_, ()>> {
         self.must_be_writable()?;
         Ok(lock(&self.maintenance))
     }
 
-    /// The one place where contents come in. Held from the first name that is given until the checkpoint that uses it is
-    /// committed: contents that nothing refers to are removed while nobody holds it.
-    pub(crate) fn intake(&self) -> Result<MutexGuard<'_, Intake>> {
-        self.intake.as_ref().map(lock).ok_or_else(|| self.read_only())
+    /// The right to add contents. It is held from the first content that is added until the checkpoint that refers to
+    /// it is committed: contents without references are removed only by a thread that holds this. An import, which
+    /// holds [`Store::maintain`], may release it in between.
+    pub(crate) fn content_writer(&self) -> Result<FairGuard<'_, ContentWriter>> {
+        self.content_writer.as_ref().map(FairLock::lock).ok_or_else(|| self.read_only())
     }
 
-    /// An error unless contents can come in.
+    /// An error unless contents can be added.
     pub(crate) fn must_be_writable(&self) -> Result<()> {
         if self.is_writable() { Ok(()) } else { Err(self.read_only()) }
     }
@@ -221,7 +224,7 @@ impl Store {
     }
 }
 
-/// Reads the store's id, which says that the key is the right one; gives a new store one.
+/// Reads the store's id and checks the key; creates the id of a new store.
 fn identify(catalogue: &Catalogue, key: &Key, key_path: &Path, write: bool) -> Result<[u8; 16]> {
     let wrong = |what: &str| Error::NotAStore { path: key_path.to_owned(), what: what.to_owned() };
     match (catalogue.setting(STORE_ID)?, catalogue.setting(KEY_CHECK)?) {
@@ -240,8 +243,8 @@ fn identify(catalogue: &Catalogue, key: &Key, key_path: &Path, write: bool) -> R
     }
 }
 
-/// A catalogue without settings does not go with packs that are there: what speaks of them is lost or lies elsewhere.
-/// They would be taken for leftovers of a crash and removed.
+/// Refuses packs beside a catalogue without settings: their catalogue is lost or elsewhere, and they would be removed
+/// as the remains of a crash.
 fn refuse_orphans(storage: &dyn PackStorage, catalogue: &Path) -> Result<()> {
     let path = storage.path(0);
     let dir = path.parent().unwrap_or(&path);
@@ -249,7 +252,7 @@ fn refuse_orphans(storage: &dyn PackStorage, catalogue: &Path) -> Result<()> {
         return Ok(());
     }
     let what = format!(
-        "it does not say which store this is, but there are packs in {}. Put back a copy of the catalogue, or move them away",
+        "it does not say which store this is, but there are packs in {}. PagePlan back a copy of the catalogue, or move them away",
         dir.display()
     );
     Err(Error::NotAStore { path: catalogue.to_owned(), what })

@@ -65,8 +65,8 @@ impl Contents {
 }
 
 impl Store {
-    /// Checks the catalogue, every content in the packs, every page map and every state. Damage is an answer, not an
-    /// error: errors are what keeps it from looking.
+    /// Checks the catalogue, every content in the packs, every page map and every state. Damage is a result, not an
+    /// error: errors are what prevents checking.
     pub fn verify(&self, progress: &mut dyn FnMut(VerifyProgress)) -> Result<VerifyReport> {
         let mut report = VerifyReport::default();
         report.damaged.extend(self.catalogue().integrity()?.into_iter().map(Damage::catalogue));
@@ -79,7 +79,7 @@ impl Store {
         Ok(report)
     }
 
-    /// Every pack is there and as long as the catalogue says.
+    /// Every pack exists and has at least its committed length.
     fn verify_packs(&self, report: &mut VerifyReport) -> Result<()> {
         for (pack, committed) in self.catalogue().packs()? {
             let found = damage_of(self.packs.pack_bytes(pack))?;
@@ -100,7 +100,7 @@ impl Store {
         Ok(())
     }
 
-    /// Every content is what was written. Answers those that are not.
+    /// Every content is what was written. Returns those that are not.
     fn verify_contents(
         &self,
         report: &mut VerifyReport,
@@ -243,7 +243,7 @@ impl Store {
         Ok(())
     }
 
-    /// A stored full map says the same as the changes that lead to it.
+    /// A stored full map equals the result of the changes that lead to it.
     fn verify_full_map(&self, report: &mut VerifyReport, link: &Link) -> Result<()> {
         if link.keyframe_distance > 0 {
             return Ok(());
@@ -312,7 +312,7 @@ impl Store {
 
     /// Adds damage of one checkpoint.
     fn report(&self, report: &mut VerifyReport, link: &Link, mut damage: Damage) -> Result<()> {
-        // What was pruned meanwhile, or hangs elsewhere now, is not damaged.
+        // What was pruned meanwhile, or has another parent now, is not damaged.
         if self.catalogue().same_link(link)?.is_none() {
             return Ok(());
         }
@@ -328,7 +328,7 @@ fn note(list: &mut Vec<String>, name: &str) {
     }
 }
 
-/// Tells damage, which is an answer here, from errors.
+/// Separates damage, which is a result here, from errors.
 fn damage_of<T>(result: Result<T>) -> Result<Result<T, Damage>> {
     match result {
         Ok(value) => Ok(Ok(value)),

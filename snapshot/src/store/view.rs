@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::id::CheckpointId;
 use crate::page_map::PageMap;
 
-/// A checkpoint's memory, to be read. Shared between threads. Tokens are names of contents: equal within one store
+/// A checkpoint's memory, to be read. Shared between threads. Tokens are numbers of contents: equal within one store
 /// means equal bytes, across checkpoints and machines.
 pub struct CheckpointView {
     store: Arc<Store>,
@@ -34,7 +34,7 @@ impl Store {
 }
 
 impl CheckpointView {
-    /// What stands in a frame, by name; `None` when it is not memory.
+    /// The content of a frame; `None` if it is not memory.
     #[must_use]
     pub fn content(&self, gfn: Gfn) -> Option<ContentRef> {
         let index = usize::try_from(self.layout.index(gfn)?).ok()?;

@@ -44,7 +44,7 @@ impl Guest {
         let report = recorder.adopt(&mut machine, ClockPolicy::StandStill, &mut go_on).unwrap();
         assert_eq!(report.origin.id, origin);
         assert_eq!(image_hash(machine.memory()).unwrap(), store.image_hash(origin).unwrap());
-        // What tells it from the other one.
+        // What distinguishes it from the other one.
         machine.poke(Gpa(4096 * (PAGES - 1)), name.as_bytes()).unwrap();
         let mut guest = Self { machine, recorder };
         let first = guest.checkpoint();
@@ -126,7 +126,7 @@ fn a_branch_goes_on_from_there_and_stores_only_what_it_writes() {
     assert_ne!(web_now.0, new_now.0);
     verify(&store);
 
-    // It goes back and forth in its own history, and its disk with it.
+    // It is moved in its own history, and its disk with it.
     let request = RollbackRequest::default();
     new.recorder.rollback(&mut new.machine, first.id, &request).unwrap();
     assert_eq!(new.machine.disk_mut(), &image.1[..]);
@@ -221,14 +221,14 @@ fn nothing_half_stays_and_the_origin_is_held_meanwhile() {
     let stopped =
         recorder.adopt(&mut machine("new"), ClockPolicy::StandStill, &mut |_| ControlFlow::Break(()));
     assert!(matches!(stopped, Err(Error::Stopped)));
-    recorder.give_up_branch();
+    recorder.abandon_branch();
     assert!(matches!(store.catalogue().machine("new"), Err(Error::NotFound { .. })));
 
     // Another shape.
     let mut recorder = begin(&store).unwrap();
     let mut small = MemoryMachine::new("new", MemoryLayout::flat(4096).unwrap()).unwrap();
     assert!(recorder.adopt(&mut small, ClockPolicy::StandStill, &mut go_on).is_err());
-    recorder.give_up_branch();
+    recorder.abandon_branch();
 
     // A name that is taken, a checkpoint that is not there.
     let taken = Recorder::begin_branch(&store, "web", at.id, &BranchRequest::default());
@@ -237,7 +237,7 @@ fn nothing_half_stays_and_the_origin_is_held_meanwhile() {
     assert!(matches!(nowhere, Err(Error::NotFound { .. })));
     assert!(matches!(store.plan_branch(CheckpointId(9999)), Err(Error::NotFound { .. })));
 
-    // Killed in the middle; meanwhile nobody can prune what it needs.
+    // Killed in the middle; meanwhile what it needs cannot be pruned.
     let mut recorder = begin(&store).unwrap();
     recorder.adopt(&mut machine("new"), ClockPolicy::StandStill, &mut go_on).unwrap();
     web.write(0, 0, 600);
@@ -248,14 +248,14 @@ fn nothing_half_stays_and_the_origin_is_held_meanwhile() {
     store.prune(&plan, &CompactOptions::default(), &mut |_| ControlFlow::Continue(())).unwrap();
     assert!(store.catalogue().checkpoint(at.id).is_ok(), "the origin is held");
     std::mem::forget(recorder);
-    let half = store.catalogue().forget_half_branches().unwrap();
+    let half = store.catalogue().remove_incomplete_branches().unwrap();
     assert_eq!(half.iter().map(|record| record.name.as_str()).collect::<Vec<_>>(), ["new"]);
     assert!(matches!(store.catalogue().machine("new"), Err(Error::NotFound { .. })));
     verify(&store);
 
     // And then it can be made, and nothing is half any more.
     let (_new, first) = Guest::branch(&store, "new", at.id);
-    assert!(store.catalogue().forget_half_branches().unwrap().is_empty());
+    assert!(store.catalogue().remove_incomplete_branches().unwrap().is_empty());
     assert_eq!(first.sequence, 1);
     store.catalogue().machine("new").unwrap();
 }

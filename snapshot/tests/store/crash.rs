@@ -1,10 +1,10 @@
 //! Crash safety, shown on every file system call of a real process.
 //!
-//! A child process ([`story`]) runs a random history in a store: checkpoints, rollbacks, undo, redo, facts, closing and
-//! opening again. Its parent traces it with ptrace ([`trace`]) and so sees, in one order, all that goes to the disk:
-//! packs, the catalogue, its write-ahead log, the key, directories, whichever part of the program writes them. From that log
-//! [`disk`] rebuilds the disks that a power cut could have left behind, and [`check`] opens the store on each of them.
-//! The same tracer makes calls fail, for a disk that is full at any moment.
+//! A child process ([`story`]) runs a random history in a store: checkpoints, rollbacks, undo, redo, facts, closing
+//! and opening again. Its parent traces it with ptrace ([`trace`]) and so sees, in one order, all that goes to the
+//! disk: packs, the catalogue, its write-ahead log, the key, directories, whichever part of the program writes them.
+//! From that log [`disk`] rebuilds the disks that a power cut could have left behind, and [`check`] opens the store on
+//! each of them. The same tracer makes calls fail, for a disk that is full at any moment.
 //!
 //! `docs/crash-safety.md` says what this shows and what it cannot show.
 

@@ -61,7 +61,7 @@ fn a_flipped_bit_anywhere_in_a_pack_is_found() {
 #[test]
 fn a_damaged_page_is_named_and_never_returned() {
     let (dir, records, toy) = closed();
-    // The first frame of the pack holds what stood in frame 5 at the first checkpoint, and its device state.
+    // The first frame of the pack holds the content of frame 5 at the first checkpoint, and its device state.
     flip(&pack(dir.path()), 64 + 24 + 200);
     let store = Arc::new(Store::open(dir.path(), Access::ReadWrite).unwrap());
     let damaged = store.verify(&mut |_| ()).unwrap().damaged;
@@ -82,7 +82,7 @@ fn a_damaged_page_is_named_and_never_returned() {
     assert!(store.image_hash(records[0].id).is_err());
     store.image_hash(records[2].id).unwrap();
 
-    // A rollback to what cannot be read is refused before anything is overwritten, or puts the present back.
+    // A rollback to what cannot be read is refused before anything is overwritten, or is reverted.
     let machine = store.catalogue().machine("toy").unwrap().id;
     let mut recorder = Recorder::new(Arc::clone(&store), machine).unwrap();
     let mut running = toy;

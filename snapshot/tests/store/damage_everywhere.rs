@@ -113,7 +113,11 @@ fn read(dir: &Path, access: Access, held: &[(CheckpointId, Image)]) -> Found {
             match view.read_page(Gfn(index), &mut page) {
                 Ok(()) => {
                     let expected = if let Frame::Data(page) = frame { **page } else { [0; PAGE_SIZE] };
-                    assert!(page == expected, "checkpoint {}, page {index}: bytes nobody wrote", id.0);
+                    assert!(
+                        page == expected,
+                        "checkpoint {}, page {index}: bytes that were never written",
+                        id.0
+                    );
                     found.intact += 1;
                 }
                 Err(_) => found.unreadable += 1,
@@ -127,7 +131,7 @@ impl Found {
     /// Damage is named, or there is none that matters.
     fn assert_named(&self, what: &str) {
         let named = self.refused.is_some() || !self.damage.is_empty();
-        assert!(named || self.unreadable == 0, "{what}: nobody says what is wrong: {self:?}");
+        assert!(named || self.unreadable == 0, "{what}: nothing says what is wrong: {self:?}");
     }
 }
 
@@ -147,7 +151,7 @@ fn a_bit_in_any_part_of_a_pack() {
             let found = read(put(&damaged).path(), Access::ReadOnly, &held);
             let words = format!("pack {:06}", at + 1);
             assert!(found.damage.iter().any(|text| text.contains(&words)), "{pack} {offset}: {found:?}");
-            // Only what lies in this pack is lost.
+            // Only what is in this pack is lost.
             assert!(found.unreadable > 0 && found.intact > whole.intact / 8, "{pack} {offset}: {found:?}");
         }
     }
@@ -215,7 +219,7 @@ fn a_catalogue_that_is_cut_short_or_gone() {
             let found = read(dir.path(), access, &held);
             found.assert_named(&format!("cut to {keep}"));
             assert!(found.refused.is_some() || !found.damage.is_empty(), "cut to {keep}: {found:?}");
-            // Whatever is made of it, the packs stay: with the catalogue put back all is there again.
+            // Whatever is made of it, the packs stay: with a copy of the catalogue everything is there again.
             for companion in ["catalogue.sqlite-wal", "catalogue.sqlite-shm"] {
                 let _ = fs::remove_file(dir.path().join(companion));
             }

@@ -1,11 +1,13 @@
-//! Disks in the store: captured, gone back, restored elsewhere, read, verified.
+//! Disks in the store: captured, rolled back, restored elsewhere, read, verified.
 
 use std::io::Cursor;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use retrovisor_guest::{BLOCK_SIZE, DiskIo as _, Gpa, Machine, MachineError, MachineState, MemoryLayout, StateIo as _};
+use retrovisor_guest::{
+    BLOCK_SIZE, DiskIo as _, Gpa, Machine, MachineError, MachineState, MemoryLayout, StateIo as _,
+};
 use retrovisor_scripted::MemoryMachine;
 use retrovisor_snapshot::{
     Access, CheckpointId, CheckpointRequest, CompactOptions, Error, MachineId, Recorder, RecorderSettings,
@@ -82,7 +84,7 @@ impl Lab {
         self.machine.disk_mut()[start..end].copy_from_slice(&page[..end - start]);
     }
 
-    /// Lets go of all that the driver keeps.
+    /// Releases all that the driver retains.
     fn forget_all(&mut self) {
         let disks = self.machine.retained_disks().unwrap();
         self.machine.release_state(&MachineState { disks, ..MachineState::default() }).unwrap();
@@ -156,7 +158,7 @@ fn a_disk_comes_back_from_the_store_when_the_driver_lost_it() {
     let recorder = Recorder::new(Arc::clone(&store), id).unwrap();
     let mut lab = Lab { dir, store, machine: self::machine(), id, recorder };
     for (target, image) in [(three, &at_three), (one, &at_one), (two, &at_two)] {
-        // What stands on the disk before does not matter.
+        // What the disk holds before does not matter.
         lab.write(600, 123);
         lab.write(10, 124);
         let report = lab.recorder.restore(&mut lab.machine, target, &RollbackRequest::default()).unwrap();
@@ -178,24 +180,24 @@ fn another_base_image_is_refused_before_anything_is_touched() {
     let one = lab.checkpoint();
     lab.write(1, 1);
     let _two = lab.checkpoint();
-    let present = lab.machine.disk_mut().clone();
+    let current = lab.machine.disk_mut().clone();
     let shape = &mut lab.machine.disk_shapes_mut()[0];
     shape.base.as_mut().unwrap().files[0].modified_ns = 5_000_000_000;
     let error = lab.recorder.rollback(&mut lab.machine, one, &RollbackRequest::default()).unwrap_err();
     assert!(error.to_string().contains("was written since"), "{error}");
     assert!(matches!(error, Error::Machine(MachineError::Mismatch { .. })));
-    assert!(*lab.machine.disk_mut() == present);
+    assert!(*lab.machine.disk_mut() == current);
     // It is another disk from here on: whole, and under the same name.
     let mut fresh = Recorder::fresh(Arc::clone(&lab.store), lab.id).unwrap();
     let three = fresh.checkpoint(&mut lab.machine, &CheckpointRequest::default()).unwrap().record.id;
     assert_eq!(lab.store.catalogue().disks(lab.id).unwrap().len(), 2);
-    assert!(lab.export(three) == present);
+    assert!(lab.export(three) == current);
     lab.verify();
 }
 
 #[test]
 fn old_contents_are_let_go_and_new_ones_kept() {
-    let settings = RecorderSettings { kept_disk_states_max: 3, ..RecorderSettings::default() };
+    let settings = RecorderSettings { retained_disk_states_max: 3, ..RecorderSettings::default() };
     let mut lab = Lab::new(settings.clone());
     let mut taken = Vec::new();
     for seed in 1..20 {
@@ -211,14 +213,14 @@ fn old_contents_are_let_go_and_new_ones_kept() {
         let _branch = lab.checkpoint();
         assert!(lab.machine.disk_snapshots() <= 5, "{}", lab.machine.disk_snapshots());
     }
-    // A recorder that knows nothing yet lets go of what is stored, and of nothing else.
+    // A new recorder releases what is stored, and nothing else.
     let stray = {
         lab.machine.pause().unwrap();
         let state = lab.machine.capture_state().unwrap();
         lab.machine.resume().unwrap();
         state.disks[0].clone()
     };
-    let settings = RecorderSettings { kept_disk_states_max: 1, ..settings };
+    let settings = RecorderSettings { retained_disk_states_max: 1, ..settings };
     lab.recorder = Recorder::with_settings(Arc::clone(&lab.store), lab.id, settings).unwrap();
     for _ in 0..3 {
         let _more = lab.checkpoint();
@@ -230,7 +232,7 @@ fn old_contents_are_let_go_and_new_ones_kept() {
 
 #[test]
 fn disks_survive_many_checkpoints_and_full_maps() {
-    let mut lab = Lab::new(RecorderSettings { kept_disk_states_max: 2, ..RecorderSettings::default() });
+    let mut lab = Lab::new(RecorderSettings { retained_disk_states_max: 2, ..RecorderSettings::default() });
     let mut images = Vec::new();
     for turn in 0..150_usize {
         lab.write(turn * 13 % BLOCKS, turn as u64 + 1);
@@ -275,7 +277,7 @@ fn changed_lists_of_blocks_are_noticed() {
 
 /// What happens to a machine.
 #[derive(Clone, Debug)]
-enum Deed {
+enum Step {
     Write(usize, u64),
     Checkpoint,
     Rollback(usize),
@@ -288,37 +290,37 @@ enum Deed {
     Prune(u64),
 }
 
-fn deed() -> impl Strategy<Value = Deed> {
+fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        6 => (0..BLOCKS, 0_u64..40).prop_map(|(block, seed)| Deed::Write(block, seed)),
-        4 => Just(Deed::Checkpoint),
-        2 => any::<usize>().prop_map(Deed::Rollback),
-        1 => Just(Deed::Undo),
-        1 => Just(Deed::Forget),
-        1 => Just(Deed::Reopen),
-        1 => any::<usize>().prop_map(Deed::Restore),
-        1 => (0_u64..4).prop_map(Deed::Prune),
+        6 => (0..BLOCKS, 0_u64..40).prop_map(|(block, seed)| Step::Write(block, seed)),
+        4 => Just(Step::Checkpoint),
+        2 => any::<usize>().prop_map(Step::Rollback),
+        1 => Just(Step::Undo),
+        1 => Just(Step::Forget),
+        1 => Just(Step::Reopen),
+        1 => any::<usize>().prop_map(Step::Restore),
+        1 => (0_u64..4).prop_map(Step::Prune),
     ]
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 200, ..ProptestConfig::default() })]
     #[test]
-    fn every_checkpoint_gives_its_disk_back_whatever_happens(deeds in prop::collection::vec(deed(), 1..40), keep in 1_usize..4) {
-        let settings = RecorderSettings { kept_disk_states_max: keep, ..RecorderSettings::default() };
+    fn every_checkpoint_gives_its_disk_back_whatever_happens(steps in prop::collection::vec(step(), 1..40), keep in 1_usize..4) {
+        let settings = RecorderSettings { retained_disk_states_max: keep, ..RecorderSettings::default() };
         let mut lab = Lab::new(settings.clone());
         let mut taken: Vec<(CheckpointId, Vec<u8>)> = Vec::new();
-        for deed in deeds {
-            match deed {
-                Deed::Write(block, seed) => lab.write(block, seed),
-                Deed::Checkpoint => taken.push((lab.checkpoint(), lab.machine.disk_mut().clone())),
-                Deed::Rollback(number) => {
+        for step in steps {
+            match step {
+                Step::Write(block, seed) => lab.write(block, seed),
+                Step::Checkpoint => taken.push((lab.checkpoint(), lab.machine.disk_mut().clone())),
+                Step::Rollback(number) => {
                     if let Some((id, image)) = taken.get(number % taken.len().max(1)).cloned() {
                         lab.rollback(id);
                         prop_assert!(*lab.machine.disk_mut() == image);
                     }
                 }
-                Deed::Undo => {
+                Step::Undo => {
                     match lab.recorder.undo(&mut lab.machine, &RollbackRequest::default()) {
                         Ok(report) => {
                             let expected = lab.export(report.target.id);
@@ -329,15 +331,15 @@ proptest! {
                         Err(error) => prop_assert!(false, "{error}"),
                     }
                 }
-                Deed::Forget => lab.forget_all(),
-                Deed::Reopen => {
+                Step::Forget => lab.forget_all(),
+                Step::Reopen => {
                     let Lab { dir, store, machine, id, recorder } = lab;
                     drop((recorder, store));
                     let store = open(dir.path());
                     let recorder = Recorder::with_settings(Arc::clone(&store), id, settings.clone()).unwrap();
                     lab = Lab { dir, store, machine, id, recorder };
                 }
-                Deed::Prune(keep_last) => {
+                Step::Prune(keep_last) => {
                     let policy = RetentionPolicy { keep_last, undo_depth: 0, ..RetentionPolicy::nothing() };
                     let plan = lab.store.plan_prune(&policy, None).unwrap();
                     let report = lab.store.prune(&plan, &CompactOptions::default(), &mut |_| ControlFlow::Continue(())).unwrap();
@@ -345,7 +347,7 @@ proptest! {
                     let left = lab.store.catalogue().checkpoints(lab.id).unwrap();
                     taken.retain(|(id, _)| left.iter().any(|record| record.id == *id));
                 }
-                Deed::Restore(number) => {
+                Step::Restore(number) => {
                     if let Some((id, image)) = taken.get(number % taken.len().max(1)).cloned() {
                         lab.machine = machine();
                         lab.write(number % BLOCKS, number as u64);

@@ -1,9 +1,14 @@
-//! The machine fails at every step: the guest never stays paused because of us, and nothing is lost.
+//! The machine fails at every step: the guest is resumed, nothing is lost, and no operation stays started.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use retrovisor_guest::{ClockPolicy, MachineError};
-use retrovisor_snapshot::{CheckpointRequest, Error, OperationStatus, RollbackRequest};
+use retrovisor_snapshot::{
+    CheckpointRequest, Error, OperationRecord, OperationStatus, Recorder, RollbackRequest,
+};
 
-use crate::toy::Lab;
+use crate::toy::{Lab, Toy, open};
 
 fn lab() -> (Lab, retrovisor_snapshot::CheckpointRecord) {
     let mut lab = Lab::new(32);
@@ -43,7 +48,7 @@ fn a_checkpoint_whose_disks_are_not_durable_is_not_there() {
 }
 
 #[test]
-fn a_rollback_that_cannot_keep_the_present_overwrites_nothing() {
+fn a_rollback_that_cannot_store_the_current_state_overwrites_nothing() {
     let (mut lab, first) = lab();
     let before = lab.toy.image.clone();
     lab.toy.faults.capture_state = 1;
@@ -54,7 +59,7 @@ fn a_rollback_that_cannot_keep_the_present_overwrites_nothing() {
 }
 
 #[test]
-fn a_rollback_that_fails_half_way_puts_the_present_back() {
+fn a_rollback_that_fails_half_way_is_reverted() {
     for fault in ["write", "apply"] {
         let (mut lab, first) = lab();
         let before = lab.toy.image.clone();
@@ -64,36 +69,152 @@ fn a_rollback_that_fails_half_way_puts_the_present_back() {
             lab.toy.faults.apply_state = 1;
         }
         let failed = lab.recorder.rollback(&mut lab.toy, first.id, &RollbackRequest::default());
-        let Err(Error::PutBack { present, target, .. }) = failed else { panic!("{failed:?}") };
+        let Err(Error::Reverted { current: Some(current), target, .. }) = failed else {
+            panic!("{failed:?}")
+        };
         assert_eq!(target, first.name);
         assert_eq!((&lab.toy.image, lab.toy.paused), (&before, false));
         let operations = lab.store.catalogue().operations(lab.machine).unwrap();
         assert_eq!(operations[0].status, OperationStatus::Failed);
         assert!(operations[0].detail["error"].as_str().unwrap().contains("injected"));
         assert_eq!(lab.store.catalogue().interrupted(lab.machine).unwrap(), None);
-        // The machine stands at the present, and goes on from there.
+        // The current state is the position, and the machine continues from there.
         let next = lab.checkpoint();
-        assert_eq!(lab.store.catalogue().checkpoint(next.parent.unwrap()).unwrap().name, present);
+        assert_eq!(lab.store.catalogue().checkpoint(next.parent.unwrap()).unwrap().name, current);
         assert_eq!(next.changed_pages, 0);
         lab.recorder.rollback(&mut lab.toy, first.id, &RollbackRequest::default()).unwrap();
     }
 }
 
 #[test]
-fn a_machine_that_cannot_be_put_back_stays_paused_and_is_told_about() {
+fn a_machine_that_cannot_be_reverted_stays_paused_and_is_reported() {
     let (mut lab, first) = lab();
     let before = lab.toy.image.clone();
     lab.toy.faults.apply_state = 1;
     lab.toy.faults.write_page = 4;
     let failed = lab.recorder.rollback(&mut lab.toy, first.id, &RollbackRequest::default());
-    let Err(Error::Stranded { present, .. }) = &failed else { panic!("{failed:?}") };
+    let Err(Error::RevertFailed { current, .. }) = &failed else { panic!("{failed:?}") };
     assert!(lab.toy.paused);
     let cut_off = lab.store.catalogue().interrupted(lab.machine).unwrap().unwrap();
-    assert_eq!(cut_off.status, OperationStatus::Started);
-    let present = lab.store.catalogue().resolve(lab.machine, present).unwrap();
-    lab.recorder.restore(&mut lab.toy, present.id, &RollbackRequest::default()).unwrap();
+    assert_eq!((cut_off.status, cut_off.half_written.as_deref()), (OperationStatus::Failed, Some("")));
+    let current = lab.store.catalogue().resolve(lab.machine, current).unwrap();
+    lab.recorder.restore(&mut lab.toy, current.id, &RollbackRequest::default()).unwrap();
     assert_eq!(lab.toy.image, before);
     assert_eq!(lab.store.catalogue().interrupted(lab.machine).unwrap(), None);
+}
+
+fn last_operation(lab: &Lab) -> OperationRecord {
+    lab.store.catalogue().operations(lab.machine).unwrap().pop().unwrap()
+}
+
+#[test]
+fn a_restore_that_the_machine_refuses_is_marked_as_failed_and_moves_no_later_process() {
+    for process in [None, Some("10:1")] {
+        let (mut lab, first) = lab();
+        let current = lab.checkpoint();
+        let mut fresh = Toy::new(&lab.toy.identity.layout);
+        if let Some(process) = process {
+            lab.recorder.set_process(process);
+        }
+        fresh.faults.apply_state = 1;
+        let failed = lab.recorder.restore(&mut fresh, first.id, &RollbackRequest::default());
+        assert!(matches!(failed, Err(Error::Machine(_))), "{failed:?}");
+        let operation = last_operation(&lab);
+        assert_eq!(operation.status, OperationStatus::Failed);
+        assert!(operation.detail["error"].as_str().unwrap().contains("injected"));
+        assert_eq!(operation.half_written.as_deref(), process);
+        let interrupted = lab.store.catalogue().interrupted(lab.machine).unwrap();
+        assert_eq!(interrupted.is_some(), process.is_some());
+        if let Some(interrupted) = interrupted {
+            assert!(interrupted.concerns_process("10:1") && !interrupted.concerns_process("11:2"));
+        }
+        // The machine's position is the one before. A new process is not the one that was half written.
+        assert_eq!(lab.recorder.position().unwrap().checkpoint, current.id);
+        let Lab { dir, store, recorder, machine, .. } = lab;
+        drop(recorder);
+        drop(Recorder::fresh(Arc::clone(&store), machine).unwrap());
+        assert_eq!(store.catalogue().interrupted(machine).unwrap(), None);
+        drop(store);
+        assert_eq!(open(dir.path()).catalogue().interrupted(machine).unwrap(), None);
+    }
+}
+
+#[test]
+fn every_failure_of_a_restore_ends_the_operation_and_the_next_restore_works() {
+    for fault in ["dirty", "write", "apply"] {
+        let (mut lab, first) = lab();
+        lab.checkpoint();
+        match fault {
+            "dirty" => lab.toy.faults.take_dirty = 1,
+            "write" => lab.toy.faults.write_page = 1,
+            _ => lab.toy.faults.apply_state = 1,
+        }
+        assert!(lab.recorder.restore(&mut lab.toy, first.id, &RollbackRequest::default()).is_err());
+        assert_eq!(last_operation(&lab).status, OperationStatus::Failed, "{fault}");
+        let done = lab.recorder.restore(&mut lab.toy, first.id, &RollbackRequest::default()).unwrap();
+        assert_eq!(done.operation.status, OperationStatus::Done, "{fault}");
+        assert_eq!(done.operation.half_written, None);
+    }
+}
+
+#[test]
+fn a_recorder_that_is_dropped_in_the_middle_marks_the_operation_and_the_process() {
+    for is_restore in [false, true] {
+        let (mut lab, first) = lab();
+        lab.recorder.set_process("10:1");
+        lab.toy.faults.apply_panics = true;
+        let (store, machine) = (Arc::clone(&lab.store), lab.machine);
+        let Lab { dir: _dir, mut recorder, mut toy, .. } = lab;
+        let dropped = catch_unwind(AssertUnwindSafe(move || {
+            let request = RollbackRequest::default();
+            if is_restore {
+                drop(recorder.restore(&mut toy, first.id, &request));
+            } else {
+                drop(recorder.rollback(&mut toy, first.id, &request));
+            }
+        }));
+        assert!(dropped.is_err());
+        let operation = store.catalogue().interrupted(machine).unwrap().unwrap();
+        assert_eq!(operation.status, OperationStatus::Failed);
+        assert_eq!(operation.half_written.as_deref(), Some("10:1"));
+    }
+}
+
+#[test]
+fn an_operation_that_a_killed_process_left_started_is_failed_when_the_store_is_opened() {
+    let (mut lab, first) = lab();
+    lab.recorder.set_process("10:1");
+    lab.toy.faults.apply_panics = true;
+    let Lab { dir, store, mut recorder, mut toy, machine } = lab;
+    let caught = catch_unwind(AssertUnwindSafe(|| {
+        drop(recorder.rollback(&mut toy, first.id, &RollbackRequest::default()));
+    }));
+    assert!(caught.is_err());
+    // As a killed process does: nothing of it is run any more.
+    let started = store.catalogue().operations(machine).unwrap().pop().unwrap();
+    assert_eq!(started.status, OperationStatus::Started);
+    let copy = tempfile::tempdir().unwrap();
+    copy_store(dir.path(), copy.path());
+    drop((recorder, store));
+    let store = open(copy.path());
+    let operation = store.catalogue().interrupted(machine).unwrap().unwrap();
+    assert_eq!(operation.status, OperationStatus::Failed);
+    assert!(operation.detail["error"].as_str().unwrap().contains("process"));
+    assert!(operation.concerns_process("10:1") && !operation.concerns_process("11:2"));
+    // What it needs is not pruned.
+    assert!(store.catalogue().checkpoint(operation.after.unwrap().checkpoint).is_ok());
+}
+
+fn copy_store(from: &std::path::Path, to: &std::path::Path) {
+    for entry in std::fs::read_dir(from).unwrap().flatten() {
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            std::fs::create_dir(&target).unwrap();
+            copy_store(&entry.path(), &target);
+        } else if !entry.file_name().to_string_lossy().ends_with("-shm") {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
 }
 
 #[test]

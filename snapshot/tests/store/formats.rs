@@ -1,23 +1,26 @@
-//! Stores that earlier versions wrote open for ever: for each format there is one under `tests/fixtures`, with what was
-//! in it. Each was made by `the_fixture_of_this_format` below, run with the program of its time.
+//! Stores that earlier versions wrote open for ever: for each format there is one under `tests/fixtures`, with what
+//! was in it. Each was made by `the_fixture_of_this_format` below, run with the program of its time.
 //!
 //! A fixture is one zstd stream of files, each: length of the name (4 bytes), name, length (8 bytes), bytes.
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Cursor;
+use std::ops::ControlFlow;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use retrovisor_guest::fact::{Column, Kind, Schema, Table, Value};
-use retrovisor_guest::{Gpa, Machine, MemoryLayout, MemorySlot};
+use retrovisor_guest::{Gpa, Machine, MemoryLayout, MemorySlot, Page};
+use retrovisor_scripted::MemoryMachine;
 use retrovisor_snapshot::{
-    Access, CheckpointKind, CheckpointRequest, Error, NewIncident, OperationStatus, Recorder,
-    RollbackRequest, Store, Verdict, VerdictRecord,
+    Access, CheckpointId, CheckpointKind, CheckpointRequest, CompactOptions, DesiredState, Error, EventId,
+    NewIncident, OperationStatus, Recorder, RetentionPolicy, RollbackRequest, Store, Verdict, VerdictRecord,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::toy::{Frame, Toy, open, quick_dir};
+use crate::toy::{Frame, Toy, open, page_of, quick_dir};
 
 static SEEN: Schema = Schema {
     table: "fact_seen",
@@ -32,7 +35,7 @@ struct Content {
 
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct MachineContent {
-    present: String,
+    current: String,
     timelines: usize,
     checkpoints: Vec<CheckpointContent>,
     /// Kind, status, short ids before and after.
@@ -53,12 +56,29 @@ struct CheckpointContent {
     /// Instruction pointers, and BLAKE3 of each section.
     state: (Vec<u64>, Vec<String>),
     facts: Vec<Vec<Value>>,
+    /// Name of each disk, and BLAKE3 of its contents over a base image of zeros. None in a fixture of format 1.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    disks: Vec<(String, String)>,
+}
+
+/// A disk at a checkpoint, over a base image of zeros.
+fn disk_hash(store: &Arc<Store>, checkpoint: CheckpointId, name: &str) -> String {
+    let mut out = Cursor::new(Vec::new());
+    let mut base = |_, page: &mut Page| {
+        page.fill(0);
+        Ok(())
+    };
+    store.disk(checkpoint, name).unwrap().export(&mut out, &mut base).unwrap();
+    blake3::hash(&out.into_inner()).to_string()
 }
 
 /// Reads all of a store.
-fn content(store: &Store) -> Content {
+fn content(store: &Arc<Store>) -> Content {
     let catalogue = store.catalogue();
-    let name = |id| catalogue.checkpoint(id).unwrap().name;
+    let name = |id| match catalogue.checkpoint(id) {
+        Ok(record) => record.name,
+        Err(_) => format!("pruned {}", catalogue.pruned(id).unwrap().unwrap().name),
+    };
     let machines = catalogue.machines().unwrap().into_iter().map(|machine| {
         let checkpoints = catalogue.checkpoints(machine.id).unwrap().into_iter().map(|record| {
             let state = store.state(record.id).unwrap();
@@ -74,6 +94,12 @@ fn content(store: &Store) -> Content {
                     state.sections.iter().map(|s| blake3::hash(&s.bytes).to_string()).collect(),
                 ),
                 facts: catalogue.facts(record.id, "fact_seen").unwrap().rows,
+                disks: store
+                    .disks(record.id)
+                    .unwrap()
+                    .into_iter()
+                    .map(|disk| (disk.name.clone(), disk_hash(store, record.id, &disk.name)))
+                    .collect(),
                 name: record.name,
             }
         });
@@ -88,7 +114,7 @@ fn content(store: &Store) -> Content {
         });
         let incidents = catalogue.incidents(machine.id).unwrap().into_iter();
         let content = MachineContent {
-            present: name(machine.position.unwrap().checkpoint),
+            current: name(machine.position.unwrap().checkpoint),
             timelines: catalogue.timelines(machine.id).unwrap().len(),
             checkpoints,
             operations: operations.collect(),
@@ -171,6 +197,30 @@ fn fill(store: &Arc<Store>) {
     twin.resume().unwrap();
     twin.scribble(60, 98);
     take(&mut recorder, &mut twin, None);
+    fill_disks(store);
+}
+
+/// A machine with a disk, of which checkpoints were pinned and pruned.
+fn fill_disks(store: &Arc<Store>) {
+    let base = vec![7; 200 * 4096];
+    let mut machine =
+        MemoryMachine::new("disks", MemoryLayout::flat(16 * 4096).unwrap()).unwrap().with_disk(base);
+    let id = store.catalogue().add_machine(machine.identity()).unwrap().id;
+    let mut recorder = Recorder::new(Arc::clone(store), id).unwrap();
+    let mut all = Vec::new();
+    for round in 0..12_u8 {
+        machine.poke(Gpa(u64::from(round) * 4096), &page_of(round.into())).unwrap();
+        let at = usize::from(round % 5) * 40 * 4096;
+        machine.disk_mut()[at..at + 4096].fill(round);
+        all.push(recorder.checkpoint(&mut machine, &CheckpointRequest::default()).unwrap().record.id);
+        if round == 8 {
+            recorder.rollback(&mut machine, all[3], &RollbackRequest::default()).unwrap();
+        }
+    }
+    store.pin(all[2], true).unwrap();
+    let policy = RetentionPolicy { keep_last: 4, undo_depth: 0, ..RetentionPolicy::nothing() };
+    let plan = store.plan_prune(&policy, Some(id)).unwrap();
+    store.prune(&plan, &CompactOptions::default(), &mut |_| ControlFlow::Continue(())).unwrap();
 }
 
 fn fixtures() -> PathBuf {
@@ -243,19 +293,57 @@ fn formats() -> Vec<i64> {
 
 #[test]
 fn every_format_there_was_opens_verifies_and_restores() {
-    assert!(formats().contains(&1));
+    assert!(formats().starts_with(&[1, 2]));
     for format in formats() {
         let dir = quick_dir();
         let expected = unpack(format, dir.path());
         let store = Arc::new(Store::open(dir.path(), Access::ReadWrite).unwrap());
         assert_eq!(store.verify(&mut |_| ()).unwrap().damaged, [], "format {format}");
         assert_eq!(content(&store), expected, "format {format}");
+        assert_eq!(format_of(dir.path()), 3);
+        has_format_3(&store);
         goes_on(&store, &expected);
         drop(store);
         // From now on it has the newest format: readers open it.
-        let store = Store::open(dir.path(), Access::ReadOnly).unwrap();
+        let store = Arc::new(Store::open(dir.path(), Access::ReadOnly).unwrap());
         assert_eq!(store.verify(&mut |_| ()).unwrap().damaged, [], "format {format}");
     }
+}
+
+fn format_of(dir: &Path) -> i64 {
+    let connection = rusqlite::Connection::open(dir.join("catalogue.sqlite")).unwrap();
+    connection.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap()
+}
+
+/// What format 3 added has its defaults, and can be written.
+fn has_format_3(store: &Store) {
+    let catalogue = store.catalogue();
+    let machine = catalogue.machine("web").unwrap();
+    assert_eq!(machine.desired_state, DesiredState::Running);
+    assert!(catalogue.checkpoints(machine.id).unwrap().iter().all(|record| !record.doubtful));
+    assert!(catalogue.operations(machine.id).unwrap().iter().all(|record| record.half_written.is_none()));
+    assert_eq!(catalogue.events_since(machine.id, EventId(0), 9).unwrap(), []);
+    catalogue.set_desired_state(machine.id, DesiredState::Paused).unwrap();
+    assert_eq!(catalogue.machine("web").unwrap().desired_state, DesiredState::Paused);
+    let rows = catalogue.query("SELECT current FROM v_timeline WHERE machine = 'web'", &[], 9).unwrap().rows;
+    assert_eq!(rows.iter().filter(|row| row[0] == Value::Integer(1)).count(), 1);
+}
+
+/// An operation that an older version left started may have left any process half written.
+#[test]
+fn an_operation_that_format_2_left_started_is_failed_and_concerns_any_process() {
+    let dir = quick_dir();
+    unpack(2, dir.path());
+    let connection = rusqlite::Connection::open(dir.path().join("catalogue.sqlite")).unwrap();
+    connection
+        .execute("UPDATE operation SET status = 'started' WHERE id = (SELECT max(id) FROM operation WHERE kind = 'redo')", [])
+        .unwrap();
+    drop(connection);
+    let store = open(dir.path());
+    let web = store.catalogue().machine("web").unwrap().id;
+    let interrupted = store.catalogue().interrupted(web).unwrap().unwrap();
+    assert_eq!(interrupted.status, OperationStatus::Failed);
+    assert!(interrupted.concerns_process("any"));
 }
 
 /// A machine of the fixture is restored, recorded and rolled back.

@@ -75,7 +75,7 @@ fn a_full_disk_loses_nothing_and_the_guest_runs_on() {
                 assert!(matches!(error, Error::Full { .. }), "{error:?}");
                 assert!(error.to_string().contains("Free some space"), "{error}");
                 failures += 1;
-                // Neither can it go back: the present could not be kept.
+                // A rollback fails as well: the current state could not be stored.
                 let before = toy.image.clone();
                 let refused = recorder.rollback(&mut toy, kept[0].0, &RollbackRequest::default());
                 assert!(matches!(refused, Err(Error::Full { .. })), "{refused:?}");

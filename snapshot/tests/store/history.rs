@@ -1,11 +1,11 @@
-//! Random histories against a model: every checkpoint gives back exactly what stood there, whatever happened since.
+//! Random histories against a model: every checkpoint holds exactly what was captured, whatever happened since.
 
 use std::sync::Arc;
 
 use proptest::prelude::*;
 use retrovisor_guest::{Gpa, Machine, MemoryLayout, MemorySlot, MemoryView, PAGE_SIZE};
 use retrovisor_snapshot::{
-    Access, CheckpointId, CheckpointRequest, Error, PresentPolicy, Recorder, RollbackRequest, Store,
+    Access, CheckpointId, CheckpointRequest, CurrentPolicy, Error, Recorder, RollbackRequest, Store,
     image_hash,
 };
 
@@ -102,12 +102,12 @@ fn run(steps: Vec<Step>) {
             }
             Step::Rollback(any) => {
                 let Some(target) = model.pick(any) else { continue };
-                let present = if any % 3 == 0 { PresentPolicy::Staged } else { PresentPolicy::Durable };
-                let request = RollbackRequest { present, ..RollbackRequest::default() };
+                let current = if any % 3 == 0 { CurrentPolicy::Staged } else { CurrentPolicy::Durable };
+                let request = RollbackRequest { current, ..RollbackRequest::default() };
                 let report = recorder.rollback(&mut toy, target, &request).unwrap();
-                let present = report.present.unwrap().id;
-                model.kept.push((present, toy.captured.clone().unwrap()));
-                model.undo.push(present);
+                let current = report.current.unwrap().id;
+                model.kept.push((current, toy.captured.clone().unwrap()));
+                model.undo.push(current);
                 model.redo.clear();
                 assert_eq!(&toy.image, model.image(target));
             }
@@ -130,19 +130,19 @@ fn run(steps: Vec<Step>) {
                 };
                 let report = done.unwrap();
                 assert_eq!(report.target.id, target);
-                let present = report.present.unwrap().id;
-                to.push(present);
-                model.kept.push((present, toy.captured.clone().unwrap()));
+                let current = report.current.unwrap().id;
+                to.push(current);
+                model.kept.push((current, toy.captured.clone().unwrap()));
                 assert_eq!(&toy.image, model.image(target));
             }
             Step::Restore(any) => {
                 let Some(target) = model.pick(any) else { continue };
-                let stood = recorder.position().unwrap().checkpoint;
+                let position = recorder.position().unwrap().checkpoint;
                 // A new process: its memory is anything.
                 toy = Toy::new(&layout());
                 toy.scribble(any % PAGES, 99);
                 recorder.restore(&mut toy, target, &request).unwrap();
-                model.undo.push(stood);
+                model.undo.push(position);
                 model.redo.clear();
                 assert!(toy.paused);
                 assert_eq!(&toy.image, model.image(target));

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rand::RngExt as _;
 use retrovisor_guest::{Machine, MemoryLayout, PAGE_SIZE};
 use retrovisor_snapshot::{
-    Access, CheckpointKind, CheckpointRequest, OperationStatus, PresentPolicy, Recorder, RollbackRequest,
+    Access, CheckpointKind, CheckpointRequest, CurrentPolicy, OperationStatus, Recorder, RollbackRequest,
     Store, image_hash,
 };
 
@@ -47,7 +47,7 @@ fn child() {
         toy.resume().unwrap();
     }
     let mut out = std::io::stdout();
-    let mut tell = |id: i64, hash: blake3::Hash| {
+    let mut report_line = |id: i64, hash: blake3::Hash| {
         writeln!(out, "COMMITTED {id} {hash}").unwrap();
         out.flush().unwrap();
     };
@@ -59,21 +59,21 @@ fn child() {
         let image = image_hash(&toy).unwrap();
         let all = store.catalogue().checkpoints(machine).unwrap();
         if all.is_empty() || next(4) > 0 {
-            // The label tells what the checkpoint must hold even if this process dies before it can say so.
+            // The label says what the checkpoint must hold, even if this process is killed before it reports it.
             let request =
                 CheckpointRequest { label: Some(image.to_string()), kind: CheckpointKind::Automatic };
             let report = recorder.checkpoint(&mut toy, &request).unwrap();
-            tell(report.record.id.0, image);
+            report_line(report.record.id.0, image);
         } else {
             let target = &all[usize::try_from(next(all.len() as u64)).unwrap()];
-            let staged = RollbackRequest { present: PresentPolicy::Staged, ..RollbackRequest::default() };
+            let staged = RollbackRequest { current: CurrentPolicy::Staged, ..RollbackRequest::default() };
             let done = match next(4) {
                 0 => recorder.undo(&mut toy, &request),
                 1 => recorder.rollback(&mut toy, target.id, &staged),
                 _ => recorder.rollback(&mut toy, target.id, &request),
             };
             if let Ok(report) = done {
-                tell(report.present.unwrap().id.0, image);
+                report_line(report.current.unwrap().id.0, image);
             }
         }
     }
@@ -83,7 +83,7 @@ fn child() {
 fn killed_at_any_moment_the_store_keeps_what_it_committed() {
     let dir = tempfile::tempdir().unwrap();
     let mut rng = rand::rng();
-    let mut told: Vec<(i64, String)> = Vec::new();
+    let mut reported: Vec<(i64, String)> = Vec::new();
     let mut interrupted = 0;
     for round in 0..ROUNDS {
         let mut child = Command::new(std::env::current_exe().unwrap())
@@ -97,35 +97,35 @@ fn killed_at_any_moment_the_store_keeps_what_it_committed() {
         let output = child.stdout.take().unwrap();
         let reader = std::thread::spawn(move || {
             let lines = BufReader::new(output).lines().map_while(Result::ok);
-            let told = lines.filter_map(|line| {
+            let reported = lines.filter_map(|line| {
                 let (_, rest) = line.split_once("COMMITTED ")?;
                 let (id, hash) = rest.split_once(' ')?;
-                // A line cut off by the kill tells nothing.
+                // A line cut off by the kill is ignored.
                 (hash.len() == 64).then(|| Some((id.parse().ok()?, hash.to_owned())))?
             });
-            told.collect::<Vec<_>>()
+            reported.collect::<Vec<_>>()
         });
         std::thread::sleep(Duration::from_micros(rng.random_range(2_000..150_000)));
         child.kill().unwrap();
         child.wait().unwrap();
-        told.extend(reader.join().unwrap());
+        reported.extend(reader.join().unwrap());
 
         // A process killed before it made the store leaves none.
-        if told.is_empty() && !dir.path().join("catalogue.sqlite").exists() {
+        if reported.is_empty() && !dir.path().join("catalogue.sqlite").exists() {
             continue;
         }
         let store = Store::open(dir.path(), Access::Create).unwrap();
         let report = store.verify(&mut |_| ()).unwrap();
         assert_eq!(report.damaged, [], "round {round}");
         let Some(machine) = store.catalogue().machines().unwrap().first().map(|machine| machine.id) else {
-            assert!(told.is_empty());
+            assert!(reported.is_empty());
             continue;
         };
         let there = store.catalogue().checkpoints(machine).unwrap();
-        for (id, _) in &told {
+        for (id, _) in &reported {
             assert!(
                 there.iter().any(|record| record.id.0 == *id),
-                "checkpoint {id} was told and is not there"
+                "checkpoint {id} was reported and does not exist"
             );
         }
         // Those of this round, and a few old ones.
@@ -134,14 +134,15 @@ fn killed_at_any_moment_the_store_keeps_what_it_committed() {
             if let Some(label) = &record.label {
                 assert_eq!(*label, image, "round {round}, checkpoint {}", record.sequence);
             }
-            if let Some((_, hash)) = told.iter().find(|(id, _)| *id == record.id.0) {
+            if let Some((_, hash)) = reported.iter().find(|(id, _)| *id == record.id.0) {
                 assert_eq!(*hash, image);
             }
         }
-        let cut_off = store.catalogue().interrupted(machine).unwrap();
-        interrupted +=
-            u32::from(cut_off.is_some_and(|operation| operation.status == OperationStatus::Started));
+        if let Some(operation) = store.catalogue().interrupted(machine).unwrap() {
+            assert_eq!(operation.status, OperationStatus::Failed);
+            interrupted += 1;
+        }
     }
-    eprintln!("{ROUNDS} kills, {} checkpoints told, {interrupted} rollbacks cut off", told.len());
-    assert!(told.len() > 20, "the children hardly got to work: {} checkpoints", told.len());
+    eprintln!("{ROUNDS} kills, {} checkpoints reported, {interrupted} rollbacks interrupted", reported.len());
+    assert!(reported.len() > 20, "the children hardly got to work: {} checkpoints", reported.len());
 }

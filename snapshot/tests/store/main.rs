@@ -1,9 +1,10 @@
-//! The store from outside: histories, damage, crashes, full disks, and what people ask.
+//! The store from outside: histories, damage, crashes, full disks, queries.
 #![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
 
 mod archive;
-mod ask;
 mod branch;
+mod catalogue;
+mod concurrent_prune;
 mod crash;
 mod damage;
 mod damage_everywhere;
@@ -15,11 +16,11 @@ mod full_disk;
 mod history;
 mod kill;
 mod long_chain;
-mod meanwhile;
 mod opening;
+mod parallel_machines;
+mod pauses;
 mod repair;
 mod retention;
-mod swift;
-mod together;
+mod rollback;
+mod staged_rollback;
 mod toy;
-mod travel;

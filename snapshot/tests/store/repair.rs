@@ -50,7 +50,7 @@ fn verdict(change: &str, harm: impl Fn(&std::path::Path)) -> Vec<usize> {
             Ok(found) => assert_eq!(found, expected[at], "{change}"),
             Err(error) => assert!(lost.contains(&at), "{change}: {error}"),
         }
-        // Marked ones are refused as targets, with the reason; others can be gone back to.
+        // Marked ones are refused as targets, with the reason; others can be restored.
         let machine = store.catalogue().machine("toy").unwrap().id;
         let Ok(mut recorder) = Recorder::fresh(Arc::clone(&store), machine) else { continue };
         let mut running = Toy::new(&toy.identity.layout);
@@ -70,11 +70,11 @@ fn verdict(change: &str, harm: impl Fn(&std::path::Path)) -> Vec<usize> {
 fn every_damage_of_the_catalogue_gets_a_verdict() {
     let none: &[usize] = &[];
     let changes: [(&str, &[usize]); 20] = [
-        // The list at the second checkpoint is told by nothing else, and the third one's map is read through it.
+        // The list at the second checkpoint follows from nothing else, and the third one's map is read through it.
         ("UPDATE page_version SET content = 0 WHERE checkpoint = 2", &[1, 2]),
         ("UPDATE page_version SET gfn = gfn + 1 WHERE checkpoint = 2", &[1, 2]),
         ("DELETE FROM page_version WHERE checkpoint = 2", &[1, 2]),
-        // The list at the first is told by its full map.
+        // The list at the first follows from its full map.
         ("DELETE FROM page_version WHERE checkpoint = 1", none),
         ("UPDATE page_version SET content = 0 WHERE checkpoint = 1", none),
         ("UPDATE checkpoint SET parent = NULL WHERE id = 2", none),
@@ -170,7 +170,7 @@ fn a_pack_cut_short_or_gone_costs_what_was_in_it_and_may_come_back() {
     let store = Arc::new(Store::open(dir.path(), Access::ReadWrite).unwrap());
     let (plan, report) = repair(&store);
     assert_eq!((plan.items.len(), report.lost.len(), report.remaining.len()), (0, 0, 0));
-    assert_eq!(report.found_again, records.iter().map(|record| record.name.clone()).collect::<Vec<_>>());
+    assert_eq!(report.recovered, records.iter().map(|record| record.name.clone()).collect::<Vec<_>>());
     assert_eq!(store.catalogue().damage_marks(machine).unwrap(), []);
 
     drop(store);

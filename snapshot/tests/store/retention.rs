@@ -1,4 +1,5 @@
-//! Checkpoints go and space comes back; what stays is what it was, at every instant, whoever reads or writes meanwhile.
+//! Checkpoints are removed and space is freed; what stays is unchanged, at every instant, with readers and writers
+//! beside it.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -8,7 +9,7 @@ use std::sync::Arc;
 use retrovisor_guest::fact::{Column, Kind, Schema, Table, Value};
 use retrovisor_guest::{Gfn, MachineState};
 use retrovisor_snapshot::KeepReason::{
-    Daily, Hourly, Incident, Labelled, Last, LastGood, Monthly, Pinned, Present, Quarantined, Undo,
+    Current, Daily, Hourly, Incident, Labelled, Last, LastGood, Monthly, Pinned, Quarantined, Undo,
 };
 use retrovisor_snapshot::{
     Access, CheckpointId, CheckpointRequest, CompactOptions, Error, KeepReason, NewIncident, OperationKind,
@@ -42,7 +43,7 @@ fn images(store: &Store) -> BTreeMap<CheckpointId, (blake3::Hash, MachineState)>
         .collect()
 }
 
-/// Those that are left give back what they gave back before, also to who opens the store anew.
+/// Those that are left hold what they held before, also when the store is opened again.
 fn check(dir: &Path, store: &Store, before: &BTreeMap<CheckpointId, (blake3::Hash, MachineState)>) {
     assert_eq!(store.verify(&mut |_| ()).unwrap().damaged, []);
     let fresh = Store::open(dir, Access::ReadOnly).unwrap();
@@ -139,13 +140,13 @@ fn every_rule_keeps_what_it_says() {
             if round == 4 { lab.label("kept") } else { lab.checkpoint() }
         })
         .collect();
-    let judge = |at: usize, verdict| {
+    let set_verdict = |at: usize, verdict| {
         let said = VerdictRecord { verdict, score: 0.0, p_value: None, reasons: vec![], features: vec![] };
         store.catalogue().set_verdict(taken[at].id, &said).unwrap();
     };
-    judge(2, Verdict::Bad);
-    judge(30, Verdict::Good);
-    judge(31, Verdict::Good);
+    set_verdict(2, Verdict::Bad);
+    set_verdict(30, Verdict::Good);
+    set_verdict(31, Verdict::Good);
     let incident = NewIncident {
         first_bad: taken[11].id,
         last_good: Some(taken[9].id),
@@ -162,9 +163,9 @@ fn every_rule_keeps_what_it_says() {
         plan.machines[0].kept.iter().map(|kept| (kept.sequence, kept.reasons.clone())).collect()
     };
     let nothing = RetentionPolicy::nothing();
-    // Where the machine stands, what was taken last, what is pinned, the last good one behind the present.
+    // The current one, the newest, the pinned one, the last good ancestor of the current one.
     let always =
-        BTreeMap::from([(7, vec![Pinned]), (32, vec![LastGood]), (34, vec![Present]), (41, vec![Last])]);
+        BTreeMap::from([(7, vec![Pinned]), (32, vec![LastGood]), (34, vec![Current]), (41, vec![Last])]);
     assert_eq!(why(&nothing), always);
     let with = |changes: &[(u64, KeepReason)]| {
         let mut expected = always.clone();
@@ -181,7 +182,7 @@ fn every_rule_keeps_what_it_says() {
     assert_eq!(why(&bad), with(&[(3, Quarantined), (12, Incident), (10, Incident)]));
     let undo = RetentionPolicy { undo_depth: 1, ..nothing.clone() };
     assert_eq!(why(&undo), with(&[(41, Undo), (34, Undo)]));
-    assert_eq!(report.present.unwrap().sequence, 41);
+    assert_eq!(report.current.unwrap().sequence, 41);
 
     // By age: two a day, for twenty days back.
     let times = rusqlite::Connection::open(lab.dir.path().join("catalogue.sqlite")).unwrap();
@@ -267,7 +268,7 @@ fn an_undo_to_what_was_pruned_says_so() {
     lab.toy.scribble(0, 2);
     lab.checkpoint();
     let report = lab.recorder.rollback(&mut lab.toy, first.id, &RollbackRequest::default()).unwrap();
-    let present = report.present.unwrap();
+    let current = report.current.unwrap();
     lab.toy.scribble(0, 3);
     lab.checkpoint();
     let store = Arc::clone(&lab.store);
@@ -275,12 +276,12 @@ fn an_undo_to_what_was_pruned_says_so() {
     store.prune(&plan, &CompactOptions::default(), &mut go_on).unwrap();
     let refused = lab.recorder.undo(&mut lab.toy, &RollbackRequest::default());
     let Err(Error::Pruned { name, sequence }) = &refused else { panic!("{refused:?}") };
-    assert_eq!((name, *sequence), (&present.name, present.sequence));
+    assert_eq!((name, *sequence), (&current.name, current.sequence));
     assert!(!lab.toy.paused);
     // The log still names it.
     let logged =
         store.catalogue().query("SELECT before FROM v_operation WHERE kind = 'rollback'", &[], 1).unwrap();
-    assert_eq!(logged.rows, [[Value::Text(present.name)]]);
+    assert_eq!(logged.rows, [[Value::Text(current.name)]]);
     assert_eq!(store.verify(&mut |_| ()).unwrap().damaged, []);
 }
 

@@ -3,10 +3,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use retrovisor_guest::{Accelerator, Capabilities, ClockPolicy, DiskIo, Gfn, Machine, MachineError, MachineIdentity, MachineState, MemoryError, MemoryIo, MemoryLayout, MemoryView, PAGE_SIZE, Page, PageContent, PageSet, RunState, StateIo, StateSection, VcpuRegisters};
+use retrovisor_guest::{
+    Accelerator, Capabilities, ClockPolicy, DiskIo, Gfn, Machine, MachineError, MachineIdentity,
+    MachineState, MemoryError, MemoryIo, MemoryLayout, MemoryView, PAGE_SIZE, Page, PageContent, PageSet,
+    RunState, StateIo, StateSection, VcpuRegisters,
+};
 use retrovisor_snapshot::{Access, CheckpointKind, CheckpointRequest, MachineId, Recorder, Store};
 
-/// What stands in a frame.
+/// The content of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Frame {
     Zero,
@@ -30,6 +34,8 @@ pub(crate) struct Faults {
     pub(crate) sync_state: u32,
     pub(crate) write_page: u32,
     pub(crate) apply_state: u32,
+    /// The next state that is applied is a panic of the driver.
+    pub(crate) apply_panics: bool,
 }
 
 pub(crate) struct Toy {
@@ -45,7 +51,7 @@ pub(crate) struct Toy {
     /// While this is above zero, the guest writes whenever it can: right after dirty pages were taken, and until the
     /// very moment it is stopped.
     pub(crate) restless: u64,
-    /// What stood there when the state was captured last.
+    /// What it held when the state was captured last.
     pub(crate) captured: Option<Image>,
 }
 
@@ -73,6 +79,11 @@ impl Toy {
             restless: 0,
             captured: None,
         }
+    }
+
+    /// The identity of a toy with another name.
+    pub(crate) fn named(name: &str, layout: &MemoryLayout) -> MachineIdentity {
+        MachineIdentity { name: name.into(), ..Self::new(layout).identity }
     }
 
     /// The guest writes.
@@ -206,6 +217,7 @@ impl StateIo for Toy {
 
     fn apply_state(&mut self, state: &MachineState, _clock: ClockPolicy) -> Result<(), MachineError> {
         assert!(self.paused);
+        assert!(!self.faults.apply_panics, "injected panic");
         due(&mut self.faults.apply_state, "applying a state")?;
         self.image.registers = state.vcpus[0].clone();
         self.image.device.clone_from(&state.sections[0].bytes);

@@ -1,13 +1,13 @@
 //! Going back in place to the checkpoint before, and the guest's same work before and after.
 
-use retrovisor_snapshot::{PresentPolicy, RecorderSettings, RollbackReport, RollbackRequest};
+use retrovisor_snapshot::{CurrentPolicy, RecorderSettings, RollbackReport, RollbackRequest};
 use retrovisor_tests::Measured;
 
 use super::lab::{Lab, Order, us};
 
 pub(crate) fn measure(lab: &mut Lab, measured: &mut Measured) {
     lab.record_with(RecorderSettings::default());
-    let request = RollbackRequest { present: PresentPolicy::Staged, ..RollbackRequest::default() };
+    let request = RollbackRequest { current: CurrentPolicy::Staged, ..RollbackRequest::default() };
     let mut cases = vec![("0".to_owned(), Lab::writing(0, Order::Sequential), 60)];
     for (pages, turns) in [(100, 60), (1_000, 40), (10_000, 15), (100_000, 3)] {
         cases.extend(

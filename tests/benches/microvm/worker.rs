@@ -7,7 +7,7 @@ use retrovisor_guest::{Machine as _, MachineError};
 use retrovisor_machine::kvm::bare::{self, Writing};
 use retrovisor_machine::kvm::{Limits, MemorySource, RemoteConfig, RemoteMachine};
 use retrovisor_snapshot::{
-    Access, CheckpointRequest, PresentPolicy, Recorder, RecorderSettings, RollbackRequest, Store,
+    Access, CheckpointRequest, CurrentPolicy, Recorder, RecorderSettings, RollbackRequest, Store,
 };
 use retrovisor_tests::Measured;
 
@@ -42,7 +42,7 @@ pub(crate) fn measure(measured: &mut Measured) {
         }
         rows(measured, "kvm.worker", &case, &reports);
         let target = reports[0].record.id;
-        let request = RollbackRequest { present: PresentPolicy::Staged, ..RollbackRequest::default() };
+        let request = RollbackRequest { current: CurrentPolicy::Staged, ..RollbackRequest::default() };
         for _ in 0..TURNS {
             wait_rounds(&machine);
             let report = recorder.rollback(&mut machine, target, &request).unwrap();

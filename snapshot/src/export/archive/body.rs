@@ -13,7 +13,7 @@ pub(super) struct Changes {
     pub(super) checkpoint: i64,
     /// The disk; 0 for memory.
     pub(super) disk: i64,
-    /// Whether the next record goes on with the same list.
+    /// Whether the next record continues the same list.
     pub(super) more: bool,
     /// Ascending, with contents by the archive's numbers.
     pub(super) list: Vec<(u64, ContentRef)>,

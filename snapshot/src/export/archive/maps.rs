@@ -1,10 +1,10 @@
-//! Full maps for what comes in: an archive has only changes.
+//! Full maps for imported machines: an archive has only changes.
 
 use std::collections::HashMap;
 
 use retrovisor_guest::{Gfn, MemoryLayout};
 
-use crate::catalogue::{Arrival, Keyframe, NewDiskVersion};
+use crate::catalogue::{Keyframe, MachineImport, NewDiskVersion};
 use crate::content::ContentRef;
 use crate::disk::{DiskMap, DiskRecord, block_changes_hash, decode_disk_keyframe, disk_keyframe};
 use crate::error::Result;
@@ -20,60 +20,64 @@ pub(super) type Known = HashMap<(CheckpointId, DiskId), (u64, u64)>;
 /// Adds the changes of a checkpoint, with a full map when the last one is too far away.
 pub(super) fn memory(
     key: &Key,
-    arrival: &Arrival<'_>,
+    import: &MachineImport<'_>,
     layout: &MemoryLayout,
     checkpoint: CheckpointId,
     changes: &[(u64, ContentRef)],
 ) -> Result<()> {
     let list: Vec<_> = changes.iter().map(|(gfn, content)| (Gfn(*gfn), *content)).collect();
-    let parent = arrival.parent(checkpoint)?;
+    let parent = import.parent(checkpoint)?;
     let hash = changes_hash(key, parent, &list);
     let chain = match parent {
         None => (0, 0),
         Some(parent) => {
-            let link = arrival.link(parent)?;
+            let link = import.link(parent)?;
             (link.keyframe_distance + 1, link.keyframe_rows + list.len() as u64)
         }
     };
     let (distance, rows) = chain;
     if distance != 0 && distance < KEYFRAME_DISTANCE && rows <= layout.pages().max(KEYFRAME_ROWS_MIN) {
-        return arrival.changes(checkpoint, &list, &hash, chain, None);
+        return import.changes(checkpoint, &list, &hash, chain, None);
     }
     let mut map = match parent {
         None => PageMap::zero(pages(layout)),
-        Some(parent) => memory_map(arrival, layout, parent)?,
+        Some(parent) => memory_map(import, layout, parent)?,
     };
-    put(arrival, layout, &mut map, &list)?;
-    arrival.changes(checkpoint, &list, &hash, (0, 0), Some(&keyframe(key, &map)?))
+    put(import, layout, &mut map, &list)?;
+    import.changes(checkpoint, &list, &hash, (0, 0), Some(&keyframe(key, &map)?))
 }
 
-/// What stands in memory at a checkpoint that came in.
-fn memory_map(arrival: &Arrival<'_>, layout: &MemoryLayout, checkpoint: CheckpointId) -> Result<PageMap> {
-    let broken = || arrival.wrong("a chain of checkpoints in it has no beginning");
+/// The memory map at a checkpoint that was imported.
+fn memory_map(
+    import: &MachineImport<'_>,
+    layout: &MemoryLayout,
+    checkpoint: CheckpointId,
+) -> Result<PageMap> {
+    let broken = || import.wrong("a chain of checkpoints in it has no beginning");
     let (mut later, mut at) = (Vec::new(), checkpoint);
     let full = loop {
-        if let Some(full) = arrival.keyframe(at)? {
+        if let Some(full) = import.keyframe(at)? {
             break full;
         }
         later.push(at);
-        at = arrival.parent(at)?.ok_or_else(broken)?;
+        at = import.parent(at)?.ok_or_else(broken)?;
     };
     let mut map = decode_keyframe(&full, pages(layout)).ok_or_else(broken)?;
     for link in later.into_iter().rev() {
-        put(arrival, layout, &mut map, &arrival.changes_at(link)?)?;
+        put(import, layout, &mut map, &import.changes_at(link)?)?;
     }
     Ok(map)
 }
 
 fn put(
-    arrival: &Arrival<'_>,
+    import: &MachineImport<'_>,
     layout: &MemoryLayout,
     map: &mut PageMap,
     changes: &[(Gfn, ContentRef)],
 ) -> Result<()> {
     for (gfn, content) in changes {
         let index = layout.index(*gfn).and_then(|index| usize::try_from(index).ok());
-        let index = index.ok_or_else(|| arrival.wrong("a page in it is not in the machine's memory"))?;
+        let index = index.ok_or_else(|| import.wrong("a page in it is not in the machine's memory"))?;
         map.set(index, *content);
     }
     Ok(())
@@ -86,15 +90,15 @@ fn pages(layout: &MemoryLayout) -> usize {
 /// The same for a disk.
 pub(super) fn disk(
     key: &Key,
-    arrival: &Arrival<'_>,
+    import: &MachineImport<'_>,
     known: &mut Known,
     disk: &DiskRecord,
     checkpoint: CheckpointId,
     changes: &[(u64, ContentRef)],
 ) -> Result<()> {
-    let parent = arrival.parent(checkpoint)?;
+    let parent = import.parent(checkpoint)?;
     let hash = block_changes_hash(key, parent, disk.id, changes);
-    // A disk may have come, or come back, at this checkpoint.
+    // A disk may have been added, or added again, at this checkpoint.
     let above = parent.and_then(|parent| Some((parent, *known.get(&(parent, disk.id))?)));
     let chain = above.map_or((0, 0), |(_, (distance, rows))| (distance + 1, rows + changes.len() as u64));
     let (distance, rows) = chain;
@@ -109,7 +113,7 @@ pub(super) fn disk(
     if distance == 0 || distance >= KEYFRAME_DISTANCE || rows > disk.blocks().max(KEYFRAME_ROWS_MIN) {
         let mut map = match above {
             None => DiskMap::base(disk.blocks()),
-            Some((parent, _)) => disk_map(arrival, known, disk, parent)?,
+            Some((parent, _)) => disk_map(import, known, disk, parent)?,
         };
         for (block, content) in changes {
             map.set(*block, *content);
@@ -119,24 +123,24 @@ pub(super) fn disk(
         (version.keyframe_distance, version.keyframe_rows) = (0, 0);
     }
     known.insert((checkpoint, disk.id), (version.keyframe_distance, version.keyframe_rows));
-    arrival.blocks(checkpoint, version, hash)
+    import.blocks(checkpoint, version, hash)
 }
 
 fn disk_map(
-    arrival: &Arrival<'_>,
+    import: &MachineImport<'_>,
     known: &Known,
     disk: &DiskRecord,
     checkpoint: CheckpointId,
 ) -> Result<DiskMap> {
-    let broken = || arrival.wrong("a chain of a disk in it has no beginning");
+    let broken = || import.wrong("a chain of a disk in it has no beginning");
     let (mut later, mut at) = (Vec::new(), checkpoint);
     let mut map = loop {
-        let (changes, full) = arrival.blocks_at(at, disk.id)?;
+        let (changes, full) = import.blocks_at(at, disk.id)?;
         if let Some(full) = full {
             break decode_disk_keyframe(&full, disk.blocks()).ok_or_else(broken)?;
         }
         later.push(changes);
-        at = arrival.parent(at)?.filter(|at| known.contains_key(&(*at, disk.id))).ok_or_else(broken)?;
+        at = import.parent(at)?.filter(|at| known.contains_key(&(*at, disk.id))).ok_or_else(broken)?;
     };
     for (block, content) in later.into_iter().rev().flatten() {
         map.set(block, content);

@@ -7,13 +7,13 @@ use std::path::{Path, PathBuf};
 use blake3::Hash;
 
 use crate::error::{Error, Result};
-use crate::export::dump::foreign;
+use crate::export::dump::not_importable;
 use crate::export::output::Output;
 
 /// The first bytes of an archive of a history.
 pub const ARCHIVE_MAGIC: &[u8; 8] = b"RVARCHIV";
 /// The format that is written, and the newest that is known.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER: usize = 16;
 /// Kind and length of a record.
 const HEAD: usize = 5;
@@ -75,7 +75,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Answers the length of the file in bytes.
+    /// Returns the length of the file in bytes.
     pub(super) fn finish(self) -> Result<u64> {
         self.output.finish(None)?;
         Ok(self.offset)
@@ -95,7 +95,7 @@ impl<'a> Reader<'a> {
     pub(super) fn begin(mut file: &'a File, path: &'a Path) -> Result<Self> {
         let meta = file.metadata().map_err(Error::io("measuring", path))?;
         if !meta.is_file() {
-            return Err(foreign(path, "it is not a regular file"));
+            return Err(not_importable(path, "it is not a regular file"));
         }
         file.seek(SeekFrom::Start(0)).map_err(Error::io("reading", path))?;
         let mut reader = Self {
@@ -106,21 +106,21 @@ impl<'a> Reader<'a> {
         };
         let mut header = [0; HEADER];
         if meta.len() < HEADER as u64 {
-            return Err(foreign(path, "it is no archive of a machine: it is too short"));
+            return Err(not_importable(path, "it is no archive of a machine: it is too short"));
         }
         reader.fill(&mut header)?;
         if &header[..8] != ARCHIVE_MAGIC {
-            return Err(foreign(path, "it is no archive of a machine"));
+            return Err(not_importable(path, "it is no archive of a machine"));
         }
         let version = u32::from_le_bytes([header[8], header[9], header[10], header[11]]);
         if version > VERSION {
             let what = format!(
                 "it has format {version}, and this Retrovisor knows {VERSION} at most: take the one that wrote it, or a newer one"
             );
-            return Err(foreign(path, &what));
+            return Err(not_importable(path, &what));
         }
         if version == 0 || header[12..] != [0; 4] {
-            return Err(foreign(path, "its header is damaged"));
+            return Err(not_importable(path, "its header is damaged"));
         }
         reader.chain = blake3::hash(&header);
         Ok(reader)
@@ -132,8 +132,8 @@ impl<'a> Reader<'a> {
         self.fill(&mut head)?;
         let length = u32::from_le_bytes([head[1], head[2], head[3], head[4]]) as usize;
         let kind = Kind::from_byte(head[0]).filter(|_| length <= RECORD_BYTES_MAX);
-        let kind =
-            kind.ok_or_else(|| foreign(self.path, "it is damaged: a record has no such kind or length"))?;
+        let kind = kind
+            .ok_or_else(|| not_importable(self.path, "it is damaged: a record has no such kind or length"))?;
         if (length + HASH) as u64 > self.left {
             return Err(self.torn());
         }
@@ -143,10 +143,10 @@ impl<'a> Reader<'a> {
         self.fill(&mut hash)?;
         self.chain = link(&self.chain, &head, &bytes);
         if self.chain != Hash::from_bytes(hash) {
-            return Err(foreign(self.path, "it is damaged: a record is not what was written"));
+            return Err(not_importable(self.path, "it is damaged: a record is not what was written"));
         }
         if kind == Kind::End && self.left > 0 {
-            return Err(foreign(self.path, "it is damaged: it goes on after its end"));
+            return Err(not_importable(self.path, "it is damaged: it goes on after its end"));
         }
         Ok((kind, bytes))
     }
@@ -168,7 +168,7 @@ impl<'a> Reader<'a> {
     }
 
     fn torn(&self) -> Error {
-        foreign(self.path, "it is cut short")
+        not_importable(self.path, "it is cut short")
     }
 }
 

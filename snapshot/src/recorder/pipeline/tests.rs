@@ -1,4 +1,4 @@
-//! The pipeline on a storage that fails and waits when it is told to, with a guest that never rests.
+//! The pipeline on a storage that fails and waits on demand, with a guest that writes all the time.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,29 +6,32 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use retrovisor_guest::{Capabilities, ClockPolicy, DiskIo, Gfn, Gpa, Machine, MachineError, MachineIdentity, MachineState, MemoryIo, MemoryLayout, MemoryView, PAGE_SIZE, PageContent, PageSet, RunState, StateIo};
+use retrovisor_guest::{
+    Capabilities, ClockPolicy, DiskIo, Gfn, Gpa, Machine, MachineError, MachineIdentity, MachineState,
+    MemoryIo, MemoryLayout, MemoryView, PAGE_SIZE, PageContent, PageSet, RunState, StateIo,
+};
 use retrovisor_scripted::MemoryMachine;
 
 use crate::catalogue::lock;
 use crate::error::Error;
 use crate::pack::{Directory, PackFile, PackStorage};
 use crate::store::{Access, Store, StoreOptions, image_hash};
-use crate::{CheckpointRequest, Recorder, RecorderSettings};
+use crate::{CheckpointRequest, CurrentPolicy, Recorder, RecorderSettings, RollbackRequest};
 
-/// Packs in a directory. Syncing waits while `shut`; the call that counts `calls_left` down to zero fails.
-struct Moody {
+/// Packs in a directory. Syncing waits while `blocked`; the call that counts `calls_left` down to zero fails.
+struct TestStorage {
     inner: Directory,
-    mood: Arc<Mood>,
+    control: Arc<Control>,
 }
 
 #[derive(Default)]
-struct Mood {
-    shut: Mutex<bool>,
+struct Control {
+    blocked: Mutex<bool>,
     opened: Condvar,
     calls_left: AtomicU32,
 }
 
-impl Mood {
+impl Control {
     fn call(&self) -> io::Result<()> {
         let left = self.calls_left.load(Ordering::SeqCst);
         if left > 0 && self.calls_left.fetch_sub(1, Ordering::SeqCst) == 1 {
@@ -37,23 +40,23 @@ impl Mood {
         Ok(())
     }
 
-    fn set_shut(&self, shut: bool) {
-        *lock(&self.shut) = shut;
+    fn set_blocked(&self, blocked: bool) {
+        *lock(&self.blocked) = blocked;
         self.opened.notify_all();
     }
 }
 
-struct MoodyFile(Arc<dyn PackFile>, Arc<Mood>);
+struct TestFile(Arc<dyn PackFile>, Arc<Control>);
 
-impl PackStorage for Moody {
+impl PackStorage for TestStorage {
     fn list(&self) -> io::Result<Vec<u32>> {
         self.inner.list()
     }
     fn create(&self, number: u32) -> io::Result<Arc<dyn PackFile>> {
-        Ok(Arc::new(MoodyFile(self.inner.create(number)?, Arc::clone(&self.mood))))
+        Ok(Arc::new(TestFile(self.inner.create(number)?, Arc::clone(&self.control))))
     }
     fn open(&self, number: u32, write: bool) -> io::Result<Arc<dyn PackFile>> {
-        Ok(Arc::new(MoodyFile(self.inner.open(number, write)?, Arc::clone(&self.mood))))
+        Ok(Arc::new(TestFile(self.inner.open(number, write)?, Arc::clone(&self.control))))
     }
     fn remove(&self, number: u32) -> io::Result<()> {
         self.inner.remove(number)
@@ -66,7 +69,7 @@ impl PackStorage for Moody {
     }
 }
 
-impl PackFile for MoodyFile {
+impl PackFile for TestFile {
     fn read_exact_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
         self.0.read_exact_at(into, offset)
     }
@@ -81,25 +84,26 @@ impl PackFile for MoodyFile {
         self.0.len()
     }
     fn sync(&self) -> io::Result<()> {
-        let mut shut = lock(&self.1.shut);
-        while *shut {
-            shut = self.1.opened.wait(shut).unwrap();
+        let mut blocked = lock(&self.1.blocked);
+        while *blocked {
+            blocked = self.1.opened.wait(blocked).unwrap();
         }
-        drop(shut);
+        drop(blocked);
         self.1.call()?;
         self.0.sync()
     }
 }
 
-/// A machine that remembers what its memory was when it was captured, and tells whether it stands still.
-struct Witness {
+/// A machine that keeps the hash of its memory when it was captured, and tells whether it is paused.
+struct WatchedMachine {
     machine: MemoryMachine,
     seen: Option<blake3::Hash>,
     is_paused: Arc<AtomicBool>,
+    pauses: Arc<AtomicU32>,
     held: i64,
 }
 
-impl Machine for Witness {
+impl Machine for WatchedMachine {
     fn identity(&self) -> &MachineIdentity {
         self.machine.identity()
     }
@@ -114,6 +118,7 @@ impl Machine for Witness {
 
     fn pause(&mut self) -> Result<(), MachineError> {
         self.is_paused.store(true, Ordering::SeqCst);
+        self.pauses.fetch_add(1, Ordering::SeqCst);
         self.machine.pause()
     }
 
@@ -123,7 +128,7 @@ impl Machine for Witness {
     }
 }
 
-impl MemoryIo for Witness {
+impl MemoryIo for WatchedMachine {
     fn take_dirty(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
         self.machine.take_dirty(into)
     }
@@ -137,7 +142,7 @@ impl MemoryIo for Witness {
     }
 }
 
-impl StateIo for Witness {
+impl StateIo for WatchedMachine {
     fn capture_state(&mut self) -> Result<MachineState, MachineError> {
         self.seen = Some(image_hash(self.machine.memory()).unwrap());
         self.held += 1;
@@ -158,28 +163,34 @@ impl StateIo for Witness {
     }
 }
 
-impl DiskIo for Witness {}
+impl DiskIo for WatchedMachine {
+    fn retains_disks(&mut self, state: &MachineState) -> Result<bool, MachineError> {
+        self.machine.retains_disks(state)
+    }
+}
 
 struct Lab {
     _dir: tempfile::TempDir,
-    mood: Arc<Mood>,
+    control: Arc<Control>,
     store: Arc<Store>,
-    witness: Witness,
+    watched: WatchedMachine,
     recorder: Recorder,
 }
 
 fn lab(pages: u64, settings: RecorderSettings) -> Lab {
     let dir = tempfile::tempdir().unwrap();
-    let mood = Arc::new(Mood::default());
-    let storage = Moody { inner: Directory::new(&dir.path().join("packs")), mood: Arc::clone(&mood) };
+    let control = Arc::new(Control::default());
+    let storage =
+        TestStorage { inner: Directory::new(&dir.path().join("packs")), control: Arc::clone(&control) };
     let store =
         Store::open_on(dir.path(), Access::Create, StoreOptions::default(), Arc::new(storage)).unwrap();
     let store = Arc::new(store);
     let machine = MemoryMachine::new("m", MemoryLayout::flat(pages * PAGE_SIZE as u64).unwrap()).unwrap();
     let id = store.catalogue().add_machine(machine.identity()).unwrap().id;
     let recorder = Recorder::with_settings(Arc::clone(&store), id, settings).unwrap();
-    let witness = Witness { machine, seen: None, is_paused: Arc::default(), held: 0 };
-    Lab { _dir: dir, mood, store, witness, recorder }
+    let watched =
+        WatchedMachine { machine, seen: None, is_paused: Arc::default(), pauses: Arc::default(), held: 0 };
+    Lab { _dir: dir, control, store, watched, recorder }
 }
 
 /// Fills a page with bytes that follow from a number and do not compress.
@@ -192,46 +203,46 @@ fn noise(seed: u64) -> Vec<u8> {
 #[test]
 fn whatever_call_to_the_storage_fails_nothing_is_lost() {
     for failing in 1..25 {
-        let Lab { _dir, mood, store, mut witness, mut recorder } = lab(64, RecorderSettings::default());
-        recorder.checkpoint(&mut witness, &CheckpointRequest::default()).unwrap();
+        let Lab { _dir, control, store, mut watched, mut recorder } = lab(64, RecorderSettings::default());
+        recorder.checkpoint(&mut watched, &CheckpointRequest::default()).unwrap();
         // Everything below waits together, and one call fails.
-        mood.set_shut(true);
+        control.set_blocked(true);
         let mut pending = Vec::new();
         for round in 0..12_u64 {
             for page in 0..5 {
                 let seed = failing * 1_000 + round * 10 + page;
-                witness.machine.poke(Gpa(seed * 7 % 64 * 4096), &noise(seed)).unwrap();
+                watched.machine.poke(Gpa(seed * 7 % 64 * 4096), &noise(seed)).unwrap();
             }
             pending.push((
-                recorder.capture(&mut witness, &CheckpointRequest::default()).unwrap(),
-                witness.seen.unwrap(),
+                recorder.capture(&mut watched, &CheckpointRequest::default()).unwrap(),
+                watched.seen.unwrap(),
             ));
             if round == failing % 12 {
-                mood.calls_left.store(u32::try_from(failing / 4 + 1).unwrap(), Ordering::SeqCst);
-                mood.set_shut(false);
+                control.calls_left.store(u32::try_from(failing / 4 + 1).unwrap(), Ordering::SeqCst);
+                control.set_blocked(false);
             }
             if round % 5 == 4 {
                 std::thread::sleep(Duration::from_millis(2));
             }
         }
-        mood.set_shut(false);
+        control.set_blocked(false);
         let (mut first_failed, mut later) = (0, 0);
         for (pending, seen) in pending {
             match pending.wait() {
                 Ok(report) => assert_eq!(store.image_hash(report.record.id).unwrap(), seen),
                 Err(Error::Full { .. }) => first_failed += 1,
-                Err(Error::Behind { .. }) => later += 1,
+                Err(Error::NotStored { .. }) => later += 1,
                 Err(other) => panic!("{other}"),
             }
         }
-        let failed = mood.calls_left.swap(0, Ordering::SeqCst) == 0;
+        let failed = control.calls_left.swap(0, Ordering::SeqCst) == 0;
         assert_eq!((first_failed, later > 0 && !failed), (u32::from(failed), false), "call {failing}");
         // The next one has all that those had which are not there.
-        let next = recorder.checkpoint(&mut witness, &CheckpointRequest::default()).unwrap().record;
-        assert_eq!(store.image_hash(next.id).unwrap(), image_hash(witness.memory()).unwrap());
+        let next = recorder.checkpoint(&mut watched, &CheckpointRequest::default()).unwrap().record;
+        assert_eq!(store.image_hash(next.id).unwrap(), image_hash(watched.memory()).unwrap());
         let kept = store.catalogue().checkpoints(next.machine).unwrap();
         assert_eq!(kept.len() as u64, 14 - u64::from(first_failed + later));
-        assert_eq!(witness.held, i64::try_from(kept.len()).unwrap(), "states are released");
+        assert_eq!(watched.held, i64::try_from(kept.len()).unwrap(), "states are released");
         assert!(kept.windows(2).all(|pair| pair[1].parent == Some(pair[0].id)), "one line");
         assert_eq!(store.verify(&mut |_| ()).unwrap().damaged, []);
     }
@@ -240,24 +251,24 @@ fn whatever_call_to_the_storage_fails_nothing_is_lost() {
 #[test]
 fn a_slow_disk_makes_the_next_capture_wait_before_the_pause() {
     let settings = RecorderSettings { staging_bytes_max: 2 << 20, ..RecorderSettings::default() };
-    let Lab { _dir, mood, store, mut witness, mut recorder } = lab(1_024, settings);
-    recorder.checkpoint(&mut witness, &CheckpointRequest::default()).unwrap();
-    mood.set_shut(true);
-    let is_paused = Arc::clone(&witness.is_paused);
+    let Lab { _dir, control, store, mut watched, mut recorder } = lab(1_024, settings);
+    recorder.checkpoint(&mut watched, &CheckpointRequest::default()).unwrap();
+    control.set_blocked(true);
+    let is_paused = Arc::clone(&watched.is_paused);
     let captured = AtomicU32::new(0);
     std::thread::scope(|scope| {
         let recording = scope.spawn(|| {
             let mut pending = Vec::new();
             for round in 0..12_u64 {
                 for page in 0..100 {
-                    witness
+                    watched
                         .machine
                         .poke(Gpa((round * 31 + page) % 1_024 * 4096), &noise(round * 100 + page))
                         .unwrap();
                 }
-                let taken = recorder.capture(&mut witness, &CheckpointRequest::default()).unwrap();
+                let taken = recorder.capture(&mut watched, &CheckpointRequest::default()).unwrap();
                 captured.fetch_add(1, Ordering::SeqCst);
-                pending.push((taken, witness.seen.unwrap()));
+                pending.push((taken, watched.seen.unwrap()));
             }
             for (taken, seen) in pending {
                 let report = taken.wait().unwrap();
@@ -268,7 +279,7 @@ fn a_slow_disk_makes_the_next_capture_wait_before_the_pause() {
         let stuck = captured.load(Ordering::SeqCst);
         assert!((1..12).contains(&stuck), "the budget holds some captures, not all: {stuck}");
         assert!(!is_paused.load(Ordering::SeqCst), "it waits while the guest runs");
-        mood.set_shut(false);
+        control.set_blocked(false);
         recording.join().unwrap();
     });
     let used = recorder.memory_use();
@@ -284,8 +295,8 @@ fn the_stored_image_is_the_memory_at_the_instant_of_the_pause() {
             precopy_rounds_max: 4,
             ..RecorderSettings::default()
         };
-        let Lab { _dir, store, mut witness, mut recorder, .. } = lab(pages, settings);
-        let writer = witness.machine.writer();
+        let Lab { _dir, store, mut watched, mut recorder, .. } = lab(pages, settings);
+        let writer = watched.machine.writer();
         let (done, count) = (AtomicBool::new(false), AtomicU32::new(0));
         std::thread::scope(|scope| {
             scope.spawn(|| {
@@ -312,8 +323,8 @@ fn the_stored_image_is_the_memory_at_the_instant_of_the_pause() {
                 while count.load(Ordering::Relaxed) < 1_000 {
                     std::thread::yield_now();
                 }
-                let taken = recorder.capture(&mut witness, &CheckpointRequest::default()).unwrap();
-                pending.push((taken, witness.seen.unwrap()));
+                let taken = recorder.capture(&mut watched, &CheckpointRequest::default()).unwrap();
+                pending.push((taken, watched.seen.unwrap()));
             }
             for (taken, seen) in pending {
                 let report = taken.wait().unwrap();
@@ -322,9 +333,93 @@ fn the_stored_image_is_the_memory_at_the_instant_of_the_pause() {
             }
             done.store(true, Ordering::Relaxed);
             eprintln!("{overridden} of 12 captures copied pages before the pause");
-            // With hardly any memory, the rounds wait for the disk, and the guest writes everything anew meanwhile.
+            // With hardly any memory, the rounds wait for the disk, and the guest writes everything again meanwhile.
             assert!(overridden > 0 || staging_bytes_max < 64 << 20);
         });
         assert_eq!(store.verify(&mut |_| ()).unwrap().damaged, []);
     }
+}
+
+/// Runs `work` while another thread holds a lock of the store: `hold` takes it and calls what it is given. It is
+/// released after `work` says that the guest had its pause, or, if `waits`, after the work has waited for a while with
+/// the guest running.
+fn beside_a_held_lock(
+    hold: impl FnOnce(&Store, &dyn Fn()) + Send,
+    waits: bool,
+    work: impl FnOnce(&mut WatchedMachine, &mut Recorder) + Send,
+) {
+    let Lab { _dir, store, mut watched, mut recorder, .. } = lab(64, RecorderSettings::default());
+    recorder.checkpoint(&mut watched, &CheckpointRequest::default()).unwrap();
+    watched.machine.poke(Gpa(4096), &noise(1)).unwrap();
+    let (is_paused, pauses) = (Arc::clone(&watched.is_paused), Arc::clone(&watched.pauses));
+    let before = pauses.load(Ordering::SeqCst);
+    std::thread::scope(|scope| {
+        let (held, is_held) = std::sync::mpsc::channel();
+        let (release, wait) = std::sync::mpsc::channel::<()>();
+        let store = &store;
+        scope.spawn(move || {
+            hold(store, &|| {
+                held.send(()).unwrap();
+                let _ = wait.recv_timeout(Duration::from_secs(60));
+            });
+        });
+        is_held.recv().unwrap();
+        let working = scope.spawn(move || {
+            work(&mut watched, &mut recorder);
+            (watched, recorder)
+        });
+        if waits {
+            std::thread::sleep(Duration::from_millis(200));
+            assert!(!working.is_finished(), "it waits for the lock");
+            assert_eq!(pauses.load(Ordering::SeqCst), before, "it waits before the pause");
+        } else {
+            while pauses.load(Ordering::SeqCst) == before || is_paused.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(1));
+                assert!(!working.is_finished() || pauses.load(Ordering::SeqCst) > before);
+            }
+        }
+        drop(release);
+        drop(working.join().unwrap());
+    });
+}
+
+fn hold_content_writer(store: &Store, until_released: &dyn Fn()) {
+    let _guard = store.content_writer().unwrap();
+    until_released();
+}
+
+fn hold_long_writes(store: &Store, until_released: &dyn Fn()) {
+    let _guard = store.catalogue().exclude_long_writes();
+    until_released();
+}
+
+fn hold_maintenance(store: &Store, until_released: &dyn Fn()) {
+    let _guard = store.maintain().unwrap();
+    until_released();
+}
+
+#[test]
+fn a_checkpoint_has_its_pause_whoever_holds_a_lock() {
+    fn checkpoint(watched: &mut WatchedMachine, recorder: &mut Recorder) {
+        recorder.checkpoint(watched, &CheckpointRequest::default()).unwrap();
+    }
+    beside_a_held_lock(hold_content_writer, false, checkpoint);
+    beside_a_held_lock(hold_long_writes, false, checkpoint);
+    beside_a_held_lock(hold_maintenance, false, checkpoint);
+}
+
+#[test]
+fn a_rollback_waits_for_locks_before_its_pause() {
+    fn rollback(watched: &mut WatchedMachine, recorder: &mut Recorder, current: CurrentPolicy) {
+        let target = recorder.position().unwrap().checkpoint;
+        let request = RollbackRequest { current, ..RollbackRequest::default() };
+        recorder.rollback(watched, target, &request).unwrap();
+    }
+    let durable = |w: &mut WatchedMachine, r: &mut Recorder| rollback(w, r, CurrentPolicy::Durable);
+    beside_a_held_lock(hold_content_writer, true, durable);
+    beside_a_held_lock(hold_long_writes, true, durable);
+    beside_a_held_lock(hold_maintenance, false, durable);
+    let staged = |w: &mut WatchedMachine, r: &mut Recorder| rollback(w, r, CurrentPolicy::Staged);
+    beside_a_held_lock(hold_content_writer, false, staged);
+    beside_a_held_lock(hold_long_writes, false, staged);
 }

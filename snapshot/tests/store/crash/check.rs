@@ -11,9 +11,9 @@ use super::random::Random;
 use super::story::{Mark, PAGES, open, scribble, toy};
 use crate::toy::{Frame, Image};
 
-/// What was said until some moment.
+/// What was reported until some moment.
 #[derive(Clone, Default)]
-pub(super) struct Told {
+pub(super) struct Expected {
     /// A machine was added.
     pub(super) machine: bool,
     /// The checkpoints that are safe, and what they hold.
@@ -26,7 +26,7 @@ pub(super) struct Told {
     pruned: BTreeMap<CheckpointId, Arc<Image>>,
 }
 
-impl Told {
+impl Expected {
     pub(super) fn hear(&mut self, mark: &Mark) {
         match mark {
             Mark::Machine => self.machine = true,
@@ -49,26 +49,26 @@ impl Told {
 }
 
 /// Panics when the store in `dir` is not what it must be.
-pub(super) fn check(dir: &Path, told: &Told, seed: u64) {
+pub(super) fn check(dir: &Path, expected: &Expected, seed: u64) {
     let store = open(dir).unwrap();
     assert_eq!(store.verify(&mut |_| ()).unwrap().damaged, []);
     let machines = store.catalogue().machines().unwrap();
     let Some(machine) = machines.first().map(|machine| machine.id) else {
-        assert!(!told.machine, "the machine is gone");
+        assert!(!expected.machine, "the machine is gone");
         return;
     };
     let there = store.catalogue().checkpoints(machine).unwrap();
-    for (id, image) in &told.done {
+    for (id, image) in &expected.done {
         assert!(there.iter().any(|record| record.id == *id), "checkpoint {} is gone", id.0);
         assert_holds(&store, *id, image);
     }
-    // What nobody was told of is whole all the same.
-    for record in there.iter().filter(|record| !told.done.contains_key(&record.id)) {
-        if let Some(image) = told.pruned.get(&record.id) {
+    // A checkpoint that was not reported is complete all the same.
+    for record in there.iter().filter(|record| !expected.done.contains_key(&record.id)) {
+        if let Some(image) = expected.pruned.get(&record.id) {
             assert_holds(&store, record.id, image);
             continue;
         }
-        let mut candidates = told.trying.values().chain(&told.failed);
+        let mut candidates = expected.trying.values().chain(&expected.failed);
         let holds = candidates.any(|image| holds(&store, record.id, image).is_none());
         assert!(holds, "checkpoint {} is nothing that was tried", record.id.0);
     }
@@ -77,7 +77,7 @@ pub(super) fn check(dir: &Path, told: &Told, seed: u64) {
     let mut toy = toy();
     let request = RollbackRequest::default();
     let Some(position) = recorder.position() else {
-        assert!(told.done.is_empty(), "the machine stands nowhere");
+        assert!(expected.done.is_empty(), "the machine has no position");
         return;
     };
     recorder.restore(&mut toy, position.checkpoint, &request).unwrap();
@@ -90,10 +90,10 @@ pub(super) fn check(dir: &Path, told: &Told, seed: u64) {
     assert_holds(&store, next.id, &expected);
     let target = &there[random.index(there.len())];
     scribble(&mut toy, &mut random);
-    let present = toy.image.clone();
+    let current = toy.image.clone();
     let report = recorder.rollback(&mut toy, target.id, &request).unwrap();
     assert_holds(&store, target.id, &toy.image);
-    assert_holds(&store, report.present.unwrap().id, &present);
+    assert_holds(&store, report.current.unwrap().id, &current);
     assert_holds(&store, next.id, &expected);
     drop((recorder, store));
     // What was written after the crash is as safe as what was written before.

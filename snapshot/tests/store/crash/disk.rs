@@ -140,7 +140,7 @@ impl Disk {
         }
         let mut image = Image::new();
         for (path, node) in &names {
-            // What lies in a directory that is not there is not there either.
+            // What is in a directory that does not exist does not exist either.
             let here = path.ancestors().skip(1).filter(|dir| !dir.as_os_str().is_empty());
             if !here.into_iter().all(|dir| names.get(dir) == Some(&Node::Dir)) {
                 continue;
@@ -158,7 +158,7 @@ impl Disk {
 
     fn bytes(&self, file: &Contents, loss: Loss, random: &mut Random) -> Vec<u8> {
         let mut bytes = file.durable.clone();
-        // A length that is there before the bytes: zeros, or what stood on the disk.
+        // A length that is there before the bytes: zeros, or what the disk held.
         let garbage = matches!(loss, Loss::Some { .. }) && random.one_in(3);
         for (at, _, change) in &file.pending {
             match (loss, change) {

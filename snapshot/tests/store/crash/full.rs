@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use nix::errno::Errno;
 
-use super::check::{Told, check};
+use super::check::{Expected, check};
 use super::story::Mark;
 use super::trace::{self, Event, Failing};
 use crate::toy::quick_dir;
@@ -15,7 +15,7 @@ use crate::toy::quick_dir;
 const SEED: u64 = 11;
 const STEPS: u64 = 5;
 
-/// Every message of a full disk says what to do. (SQLite does not tell what a sync failed of.)
+/// Every message of a full disk says what to do. (SQLite does not say why a sync failed.)
 fn is_clear(message: &str, errno: Errno) -> bool {
     let full = message.contains("no space left") && message.contains("Free some space");
     // Those that were captured behind the one that failed say so.
@@ -28,16 +28,16 @@ fn fails_well(failing: Failing) -> Option<bool> {
     let dir = quick_dir();
     let trace = trace::run(dir.path(), SEED, STEPS, Some(failing))?;
     assert!(trace.success, "{failing:?}: the child failed:\n{}", trace.output);
-    let mut told = Told::default();
+    let mut expected = Expected::default();
     for event in &trace.events {
         let Event::Mark(mark) = event else { continue };
-        told.hear(mark);
+        expected.hear(mark);
         if let Mark::Failed(_, message) | Mark::Refused(message) = mark {
             assert!(is_clear(message, failing.errno), "{failing:?}: {message}");
         }
     }
-    assert!(!told.done.is_empty());
-    check(&dir.path().join("store"), &told, SEED);
+    assert!(!expected.done.is_empty());
+    check(&dir.path().join("store"), &expected, SEED);
     Some(trace.failed > 0)
 }
 

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::check::{Told, check};
+use super::check::{Expected, check};
 use super::disk::{Disk, Image, Loss, write_image};
 use super::random::Random;
 use super::trace::{self, Event};
@@ -36,17 +36,17 @@ struct Case {
     event: usize,
     loss: Loss,
     image: Image,
-    told: Told,
+    expected: Expected,
 }
 
 /// All disks that a history could have left, without those that are equal.
 fn cases(seed: u64, events: &[Event], only: Option<u64>, sample: u64, mut each: impl FnMut(Case)) {
-    let (mut disk, mut told) = (Disk::default(), Told::default());
+    let (mut disk, mut expected) = (Disk::default(), Expected::default());
     let mut known = HashSet::new();
     for (event, happened) in events.iter().enumerate() {
         disk.apply(happened);
         if let Event::Mark(mark) = happened {
-            told.hear(mark);
+            expected.hear(mark);
         }
         if only.is_some_and(|only| only != event as u64) {
             continue;
@@ -69,10 +69,10 @@ fn cases(seed: u64, events: &[Event], only: Option<u64>, sample: u64, mut each: 
             let image = disk.image(loss);
             if known.insert((
                 fingerprint(&image),
-                told.done.clone().into_keys().collect::<Vec<_>>(),
-                told.machine,
+                expected.done.clone().into_keys().collect::<Vec<_>>(),
+                expected.machine,
             )) {
-                each(Case { seed, event, loss, image, told: told.clone() });
+                each(Case { seed, event, loss, image, expected: expected.clone() });
             }
         }
     }
@@ -92,7 +92,7 @@ fn fingerprint(image: &Image) -> blake3::Hash {
 
 fn look(case: &Case, dir: &Path) -> Result<(), String> {
     write_image(&case.image, dir);
-    catch_unwind(AssertUnwindSafe(|| check(&dir.join("store"), &case.told, case.seed))).map_err(|panic| {
+    catch_unwind(AssertUnwindSafe(|| check(&dir.join("store"), &case.expected, case.seed))).map_err(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
     })

@@ -1,4 +1,4 @@
-//! What happens to the store, in a process of its own. It tells what it is about to do and what is done with marks:
+//! What happens to the store, in a process of its own. It reports what it is about to do and what is done with marks:
 //! writes to `/dev/null`, which the tracer sees in their place among the others.
 
 use std::fs::{File, OpenOptions};
@@ -10,8 +10,8 @@ use std::sync::Arc;
 use retrovisor_guest::fact::{Column, Kind, Schema, Table, Value};
 use retrovisor_guest::{Machine, MemoryLayout, PAGE_SIZE};
 use retrovisor_snapshot::{
-    Access, CheckpointId, CheckpointKind, CheckpointRequest, CompactOptions, Error, MachineId, Pending,
-    Recorder, RetentionPolicy, RollbackRequest, Store, StoreOptions,
+    Access, CheckpointId, CheckpointKind, CheckpointRequest, CompactOptions, Error, MachineId,
+    PendingCheckpoint, Recorder, RetentionPolicy, RollbackRequest, Store, StoreOptions,
 };
 
 use super::random::Random;
@@ -204,12 +204,12 @@ impl Story {
             _ => {
                 let target = all[self.random.index(all.len())].id;
                 let number = self.announce();
-                self.travel(recorder, what, target, number);
+                self.move_to(recorder, what, target, number);
             }
         }
     }
 
-    fn travel(&mut self, recorder: &mut Recorder, what: u64, target: CheckpointId, number: u64) {
+    fn move_to(&mut self, recorder: &mut Recorder, what: u64, target: CheckpointId, number: u64) {
         let request = RollbackRequest::default();
         let done = match what {
             16..20 => recorder.rollback(&mut self.toy, target, &request),
@@ -222,7 +222,7 @@ impl Story {
                 done => done,
             },
         };
-        self.note(number, &done, |report| report.present.as_ref().unwrap().id);
+        self.note(number, &done, |report| report.current.as_ref().unwrap().id);
     }
 
     /// Captures several without waiting: they share a commit, as it comes.
@@ -235,7 +235,7 @@ impl Story {
             waiting.push((number, pending));
         }
         for (number, pending) in waiting {
-            let done = pending.and_then(Pending::wait);
+            let done = pending.and_then(PendingCheckpoint::wait);
             self.note(number, &done, |report| report.record.id);
         }
         recorder.drain(&mut self.toy);

@@ -1,5 +1,5 @@
 //! Traces a child: every call that changes files below one directory, in order, as the kernel sees them. Nothing in
-//! the program has to be told, and nothing in it can be forgotten: a call that could change a file and is not known
+//! the program has to cooperate, and nothing in it can be forgotten: a call that could change a file and is not known
 //! here stops the test.
 
 use std::collections::HashMap;
@@ -144,7 +144,7 @@ enum Call {
     /// Opens a file that may be new.
     Open(PathBuf),
     /// The event of this number is done; so many bytes were to be written.
-    Noted { event: usize, bytes: usize },
+    RecordedOperation { event: usize, bytes: usize },
 }
 
 struct Tracer {
@@ -180,7 +180,7 @@ impl Tracer {
                 }
                 other => panic!("{other:?}"),
             };
-            // A thread that was killed meanwhile is told about next.
+            // A thread that was killed meanwhile is reported next.
             let _ = ptrace::syscall(thread, signal);
         }
     }
@@ -218,8 +218,8 @@ impl Tracer {
                 self.events.push(Event::Create { path: self.below(&path).unwrap(), inode });
             }
             Call::Other | Call::Pending(_) | Call::Open(_) => (),
-            Call::Noted { event, bytes } => {
-                // Where calls are made to fail nobody asks for the order of the others.
+            Call::RecordedOperation { event, bytes } => {
+                // Where calls are made to fail the order of the others does not matter.
                 assert!(self.failing.is_some() || answer == i64::try_from(bytes).unwrap(), "a short write");
                 let now = self.events.len();
                 match &mut self.events[event] {
@@ -234,7 +234,7 @@ impl Tracer {
     fn fails(&mut self, call: &Call, number: i64) -> Option<bool> {
         let failing = self.failing?;
         let can_fail = match call {
-            Call::Noted { .. } | Call::Open(_) => true,
+            Call::RecordedOperation { .. } | Call::Open(_) => true,
             Call::Pending(_) => {
                 [libc::SYS_fsync, libc::SYS_fdatasync, libc::SYS_mkdir, libc::SYS_mkdirat].contains(&number)
             }
@@ -261,7 +261,7 @@ impl Tracer {
             libc::SYS_ftruncate => {
                 let Some((_, inode)) = self.file(of[0]) else { return Call::Other };
                 self.events.push(Event::SetLen { inode, bytes: of[1], done_at: usize::MAX });
-                Call::Noted { event: self.events.len() - 1, bytes: 0 }
+                Call::RecordedOperation { event: self.events.len() - 1, bytes: 0 }
             }
             libc::SYS_fsync | libc::SYS_fdatasync => {
                 let Some((path, inode)) = self.file(of[0]) else { return Call::Other };
@@ -335,7 +335,7 @@ impl Tracer {
             number("pos:").parse().unwrap()
         });
         self.events.push(Event::Write { inode, offset, bytes, done_at: usize::MAX });
-        Call::Noted { event: self.events.len() - 1, bytes: usize::try_from(length).unwrap() }
+        Call::RecordedOperation { event: self.events.len() - 1, bytes: usize::try_from(length).unwrap() }
     }
 
     fn open(&self, dir: u64, name: u64, flags: u64) -> Call {
@@ -392,7 +392,7 @@ impl Tracer {
     }
 
     /// An open file or directory below the traced directory; but not the index of a write-ahead log: SQLite
-    /// makes it anew after a crash.
+    /// makes it again after a crash.
     fn file(&self, fd: u64) -> Option<(PathBuf, Inode)> {
         let link = PathBuf::from(format!("/proc/{}/fd/{fd}", self.pid));
         let path = self.below(&std::fs::read_link(&link).ok()?)?;

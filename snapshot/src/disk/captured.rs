@@ -1,0 +1,38 @@
+use retrovisor_guest::{DiskChanges, DiskShape, DiskState, Machine, MachineState};
+
+use super::baseline::DiskBaselines;
+use crate::error::Result;
+
+/// What changed on a disk until a captured instant, to be stored.
+pub(crate) struct CapturedDisk {
+    pub(crate) shape: DiskShape,
+    pub(crate) at: DiskState,
+    /// The state that the changes are relative to; none for the base image.
+    pub(crate) since: Option<DiskState>,
+    pub(crate) changes: Box<dyn DiskChanges>,
+}
+
+impl CapturedDisk {
+    /// The disks of a state that was captured just now. `since` gives the state that the changes of each are relative
+    /// to.
+    pub(crate) fn of(
+        machine: &dyn Machine,
+        state: &MachineState,
+        since: impl Fn(&DiskShape) -> Option<DiskState>,
+    ) -> Result<Vec<Self>> {
+        let mut disks = Vec::new();
+        for shape in machine.disks() {
+            let Some(at) = state.disks.iter().find(|disk| disk.disk == shape.name) else { continue };
+            let since = since(shape);
+            let changes = machine.disk_changes(at, since.as_ref())?;
+            disks.push(Self { shape: shape.clone(), at: at.clone(), since, changes });
+        }
+        Ok(disks)
+    }
+}
+
+/// The state that changes of a disk can be relative to: none, if the baseline has another disk of this name.
+pub(crate) fn since(baselines: &DiskBaselines, shape: &DiskShape) -> Option<DiskState> {
+    let baseline = baselines.get(&shape.name).filter(|baseline| baseline.record.differs(shape).is_none())?;
+    baseline.seen.as_ref().map(|(state, _)| state.clone())
+}
