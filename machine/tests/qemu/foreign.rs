@@ -44,10 +44,12 @@ impl Qemu {
             .args(["-device", "pcie-root-port,id=root0", "-qmp", &monitor("qmp"), "-qmp", &monitor("owner")])
             .spawn()
             .unwrap();
-        while !dir.join("owner").exists() || UnixStream::connect(dir.join("owner")).is_err() {
+        let mut qemu = Self { child, dir: dir.to_owned(), _memory: memory };
+        while UnixStream::connect(dir.join("owner")).is_err() {
+            assert!(qemu.child.try_wait().unwrap().is_none(), "QEMU ended before it listened");
             sleep_ms(10);
         }
-        Self { child, dir: dir.to_owned(), _memory: memory }
+        qemu
     }
 
     fn attach(&self) -> Result<QemuMachine, MachineError> {
