@@ -89,7 +89,7 @@ impl Forgeries {
         violations.into_iter().map(|(_, violation)| violation).collect()
     }
 
-    /// Judges one; what to remember of it when it is powerless, or should be.
+    /// Checks one; what to remember of it when it is powerless, or should be.
     fn judge(
         &self,
         probe: &Probe,
