@@ -169,7 +169,10 @@ impl Evaluator {
             settled: Vec::new(),
         };
         let mut alarmed = Vec::new();
-        if let (Some(model), Some(assessment)) = (&self.learnt.model, &assessment) {
+        // Facts that are missing deviate from everything: that is no evidence.
+        if let (Some(model), Some(assessment)) = (&self.learnt.model, &assessment)
+            && sample.is_readable()
+        {
             alarmed = self.alarmed_features(assessment);
             evaluation.verdict = self.verdict(sample, assessment, &alarmed, resumed);
             if evaluation.verdict != Verdict::Unknown {
