@@ -77,15 +77,15 @@ impl Model {
                     / CLEAN_DEVIATION_MAX
             })
             .collect();
-        let scaled = |mut matrix: Array2<f64>| {
+        let normalized = |mut matrix: Array2<f64>| {
             for (mut column, noise) in matrix.columns_mut().into_iter().zip(&noise) {
                 column /= *noise;
             }
             matrix
         };
-        let outside = scaled(outside);
-        let inside: Vec<Baseline> = inside.into_iter().map(scaled).map(DatasetBase::from).collect();
-        let whole = DatasetBase::from(scaled(matrix(&scales, baseline)));
+        let outside = normalized(outside);
+        let inside: Vec<Baseline> = inside.into_iter().map(normalized).map(DatasetBase::from).collect();
+        let whole = DatasetBase::from(normalized(matrix(&scales, baseline)));
         let detectors = Kind::ALL
             .into_iter()
             .filter_map(|kind| {

@@ -3,6 +3,10 @@ use crate::{ClockPolicy, MachineError};
 /// What a machine can do that not every machine can. Constant while the machine lives, so that a caller asks before it
 /// changes anything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is an independent yes or no of a driver, asked by name"
+)]
 pub struct Capabilities {
     /// [`crate::StateIo::apply_state`] accepts [`ClockPolicy::JumpToNow`].
     pub clock_jump: bool,

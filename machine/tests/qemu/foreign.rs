@@ -60,7 +60,7 @@ impl Qemu {
     fn owner(&self) -> Owner {
         let mut owner = Owner(BufReader::new(UnixStream::connect(self.dir.join("owner")).unwrap()));
         owner.0.read_line(&mut String::new()).unwrap();
-        owner.run("qmp_capabilities", json!({}));
+        owner.run("qmp_capabilities", &json!({}));
         owner
     }
 }
@@ -76,7 +76,7 @@ impl Drop for Qemu {
 struct Owner(BufReader<UnixStream>);
 
 impl Owner {
-    fn run(&mut self, command: &str, arguments: Value) -> Value {
+    fn run(&mut self, command: &str, arguments: &Value) -> Value {
         let line = json!({ "execute": command, "arguments": arguments }).to_string();
         self.0.get_mut().write_all(format!("{line}\n").as_bytes()).unwrap();
         loop {
@@ -91,14 +91,14 @@ impl Owner {
     }
 
     fn ignores_shared(&mut self) -> bool {
-        let all = self.run("query-migrate-capabilities", json!({}));
+        let all = self.run("query-migrate-capabilities", &json!({}));
         let own = all.as_array().unwrap().iter().find(|entry| entry["capability"] == "x-ignore-shared");
         own.unwrap()["state"] == true
     }
 
     /// Block nodes and sets of descriptors that are not its own, and snapshots in its disk.
     fn additions(&mut self) -> (usize, usize, usize) {
-        let nodes = self.run("query-named-block-nodes", json!({}));
+        let nodes = self.run("query-named-block-nodes", &json!({}));
         let nodes = nodes.as_array().unwrap().clone();
         let name = |node: &Value| node["node-name"].as_str().unwrap_or_default().to_owned();
         let foreign = nodes.iter().filter(|node| name(node).starts_with("retrovisor-")).count();
@@ -106,7 +106,7 @@ impl Owner {
         let own =
             snapshots.flatten().filter(|snapshot| snapshot["name"].as_str().unwrap().starts_with("rv-"));
         let own = own.count();
-        let sets = self.run("query-fdsets", json!({})).as_array().unwrap().len();
+        let sets = self.run("query-fdsets", &json!({})).as_array().unwrap().len();
         (foreign, sets, own)
     }
 }
@@ -125,9 +125,9 @@ fn the_owner_is_noticed_and_gets_qemu_back_as_it_was() {
     machine.pause().unwrap();
     machine.resume().unwrap();
     assert_eq!(machine.events(), []);
-    owner.run("stop", json!({}));
+    owner.run("stop", &json!({}));
     assert_eq!((machine.run_state(), machine.events()), (RunState::Paused, vec![GuestEvent::Stopped]));
-    owner.run("cont", json!({}));
+    owner.run("cont", &json!({}));
     assert_eq!((machine.run_state(), machine.events()), (RunState::Running, vec![GuestEvent::Resumed]));
 
     // The owner's own migrations and snapshots have the guest's memory in them.
@@ -142,7 +142,7 @@ fn the_owner_is_noticed_and_gets_qemu_back_as_it_was() {
     assert!(machine.capabilities().check_clock(ClockPolicy::JumpToNow).is_err());
 
     // A device that is plugged in is refused by its name, and nothing is left of the attempt.
-    owner.run("device_add", json!({ "driver": "virtio-rng-pci", "id": "late", "bus": "root0" }));
+    owner.run("device_add", &json!({ "driver": "virtio-rng-pci", "id": "late", "bus": "root0" }));
     let error = machine.capture_state().unwrap_err();
     assert!(
         matches!(error, MachineError::Unsupported { .. })
@@ -154,7 +154,7 @@ fn the_owner_is_noticed_and_gets_qemu_back_as_it_was() {
     machine.resume().unwrap();
     machine.detach(true).unwrap();
     assert_eq!(owner.additions(), (0, 0, 0));
-    assert_eq!(owner.run("query-status", json!({}))["running"], true);
+    assert_eq!(owner.run("query-status", &json!({}))["running"], true);
     // The next one finds what is there now.
     let mut machine = qemu.attach().unwrap();
     machine.pause().unwrap();

@@ -10,7 +10,7 @@ fn pattern(text: &str) -> String {
 }
 
 /// Groups the items whose texts are alike, in the order of their first ones.
-pub(super) fn group<'a, T>(items: &'a [T], text: impl Fn(&T) -> &str) -> Vec<Vec<&'a T>> {
+pub(super) fn group<T>(items: &[T], text: impl Fn(&T) -> &str) -> Vec<Vec<&T>> {
     let mut groups: Vec<(String, Vec<&T>)> = Vec::new();
     for item in items {
         let pattern = pattern(text(item));

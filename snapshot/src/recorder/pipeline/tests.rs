@@ -360,7 +360,7 @@ fn beside_a_held_lock(
         scope.spawn(move || {
             hold(store, &|| {
                 reached.send(()).unwrap();
-                let _ = wait.recv_timeout(Duration::from_secs(60));
+                let _ = wait.recv_timeout(Duration::from_mins(1));
             });
         });
         is_held.recv().unwrap();
