@@ -47,12 +47,13 @@ test-kernels: ## introspection on every kernel: 5.10, 6.1, 6.12, 7.x, cloud and 
 	$(STEP) "tests" cargo test -p retrovisor-introspect --test guest_reports --test attacks $(CARGO_FLAGS) -- --include-ignored --nocapture --test-threads 1
 	$(STEP) "owners of frames" cargo test -p retrovisor-introspect --test owners $(CARGO_FLAGS) -- --include-ignored --nocapture --test-threads 1
 
-lint: ## formatting, clippy, documentation, licences, shell scripts
+lint: ## formatting, clippy, documentation, licences, shell scripts, words
 	$(STEP) "formatting" cargo fmt --all --check
 	$(STEP) "clippy" cargo clippy --workspace --all-targets $(CARGO_FLAGS) -- -D warnings
 	$(STEP) "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps $(CARGO_FLAGS)
 	$(STEP) "licences" setup/deny.sh
 	$(STEP) "shell scripts" setup/shellcheck.sh
+	$(STEP) "words" setup/words.sh
 
 doc: ## make the documentation in target/doc
 	$(STEP) "documentation" env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps $(CARGO_FLAGS)

@@ -79,16 +79,23 @@ need_compiler() {
         return
     fi
     no_packages "a C compiler and the C library's headers and archive"
-    unpack_programs "$folder" own "a C compiler" gcc libc6-dev binutils || could_not "a C compiler" "gcc libc6-dev"
+    unpack_programs "$folder" none "a C compiler" gcc libc6-dev binutils || could_not "a C compiler" "gcc libc6-dev"
     mkdir -p "$folder/programs"
-    # The compiler takes headers and libraries from its folder, and starts the assembler and the linker of it.
-    printf '#!/bin/sh\nexec "%s/usr/bin/gcc" --sysroot="%s" -B"%s/usr/bin/" "$@"\n' "$folder" "$folder" "$folder" >"$folder/programs/gcc"
-    chmod +x "$folder/programs/gcc"
-    link "$folder/programs/gcc" cc
-    link "$folder/programs/gcc" gcc
-    for name in "${binutils[@]}"; do
-        link "$folder/usr/bin/$name" "$name"
+    for name in gcc "${binutils[@]}"; do
+        {
+            # shellcheck disable=SC2016 # for the script that is written
+            printf '#!/bin/sh\nfolder="%s"\nexport LD_LIBRARY_PATH="$folder/libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"\n' "$folder"
+            # The compiler takes headers and libraries from its folder, and starts the assembler and the linker of it.
+            # shellcheck disable=SC2016
+            case $name in
+            gcc) printf 'exec "$folder/usr/bin/gcc" --sysroot="$folder" -B"$folder/usr/bin/" "$@"\n' ;;
+            *) printf 'exec "$folder/usr/bin/%s" "$@"\n' "$name" ;;
+            esac
+        } >"$folder/programs/$name"
+        chmod +x "$folder/programs/$name"
+        link "$folder/programs/$name" "$name"
     done
+    link "$folder/programs/gcc" cc
     compiler_fits "$folder/programs/gcc" && return
     rm -f "$folder/complete"
     die "the compiler in $folder does not run: start again, and it is unpacked again"
@@ -103,7 +110,7 @@ qemu_fits() {
 }
 
 need_qemu() {
-    local name found missing=()
+    local name found missing=() before
     for name in qemu-system-x86_64 qemu-img; do
         found=$(installed "$name" || true)
         if [ -n "$found" ] && qemu_fits "$found"; then
@@ -115,11 +122,12 @@ need_qemu() {
     done
     [ ${#missing[@]} -gt 0 ] || return 0
     no_packages "QEMU $qemu_least or later"
+    before=$(find "$cache_root"/bin{,-first} -name qemu-system-x86_64)
     unpack_qemu || could_not "QEMU" "qemu-system-x86 qemu-utils"
     for name in "${missing[@]}"; do
         link "$qemu/programs/$name" "$name"
     done
-    say "QEMU $(qemu_version "$qemu/programs/qemu-system-x86_64") is ready in $qemu"
+    [ -n "$before" ] || say "QEMU $(qemu_version "$qemu/programs/qemu-system-x86_64") is ready in $qemu"
 }
 
 # Unpacks QEMU of `suite` into the cache, or of a Debian suite where that of this machine is too old; `qemu` is then its folder.

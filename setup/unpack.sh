@@ -4,7 +4,7 @@
 
 # unpack_programs FOLDER LIBC WHAT PACKAGE... : unpacks packages with their dependencies to FOLDER. The programs in its usr/bin and
 # usr/sbin then run from there. LIBC is `fit`: the C library of this machine if it is as new as the packages', else theirs; or
-# `own`: always theirs.
+# `none`: programs are left as they are, and who starts them names the folder `libraries` in LD_LIBRARY_PATH.
 unpack_programs() {
     local folder=$1 libc=$2 what=$3 label new files=() file log
     shift 3
@@ -33,7 +33,7 @@ unpack_programs() {
         }
     done
     relink "$new"
-    adapt_programs "$new" "$folder" "$libc"
+    if [ "$libc" = none ]; then link_libraries "$new"; else adapt_programs "$new" "$folder"; fi
     echo "$label" >"$new/complete"
     rm -rf "$folder"
     mv "$new" "$folder"
@@ -48,14 +48,23 @@ relink() {
     done < <(find "$1" -type l -lname '/*' -printf '%p\t%l\n')
 }
 
+# The files of the C library, as an extended expression for find.
+c_library='.*/(ld-[^/]*|libc\.so\.6|lib(m|mvec|pthread|rt|dl|resolv|util|anl|thread_db|BrokenLocale|c_malloc_debug|nsl|nss_[a-z]+|memusage|pcprofile)[-.0-9]*\.so[.0-9]*)'
+
+# The libraries apart from the C library, in a folder of their own.
+link_libraries() {
+    mkdir "$1/libraries"
+    (cd "$1/libraries" && find ../usr/lib/x86_64-linux-gnu -maxdepth 1 -regextype posix-extended -name '*.so*' ! -regex "$c_library" -exec ln -s -t . {} +)
+}
+
 # Programs look for libraries in the folder first, and start with its loader where they use its C library.
 adapt_programs() {
-    local new=$1 final=$2 libc=$3 libraries=usr/lib/x86_64-linux-gnu program interpreter=() version
+    local new=$1 final=$2 libraries=usr/lib/x86_64-linux-gnu program interpreter=() version
     local loader=$new/usr/lib64/ld-linux-x86-64.so.2
     local patch=("$loader" --library-path "$new/$libraries" "$new/patchelf")
     cp "$new/usr/bin/patchelf" "$new/patchelf"
     version=$("$loader" --version | sed -nE '1s/.* ([0-9]+\.[0-9]+)\.?$/\1/p')
-    if [ "$libc" = own ] || ! at_least "$version" "$(getconf GNU_LIBC_VERSION | cut -d ' ' -f 2)"; then
+    if ! at_least "$version" "$(getconf GNU_LIBC_VERSION | cut -d ' ' -f 2)"; then
         interpreter=(--set-interpreter "$final/usr/lib64/ld-linux-x86-64.so.2")
     fi
     while read -r program; do
@@ -70,8 +79,8 @@ adapt_programs() {
     done < <(find "$new/usr/bin" "$new/usr/sbin" "$new/$libraries" "$new/usr/lib/gcc" "$new/usr/libexec" -type f \
         \( -perm -100 -o -name '*.so*' \) -size +1k 2>/dev/null)
     if [ ${#interpreter[@]} -eq 0 ]; then
-        # The C library's files are of one piece with the loader: either all are the machine's or none.
-        (cd "$new/$libraries" && rm -f ld-linux* ld-*.so libc.so.6 lib{m,mvec,pthread,rt,dl,resolv,util,anl,thread_db,BrokenLocale,c_malloc_debug,nsl,nss_*,memusage,pcprofile}.so*)
+        # The C library and the loader are of one piece: either all are the machine's or none.
+        find "$new/$libraries" -maxdepth 1 -regextype posix-extended -regex "$c_library" -delete
         rm -f "$loader"
     fi
     rm -f "$new/patchelf"

@@ -1,4 +1,4 @@
-//! What may be to blame, best candidate first.
+//! Candidates for the cause of an alarm, best first.
 
 use std::fmt;
 
@@ -45,11 +45,11 @@ pub struct Cause {
     pub kind: CauseKind,
     /// Its name: of the redirected call, of the task, of the counter. Chosen by the guest: hostile.
     pub object: String,
-    /// How far out of the ordinary, in robust deviations or steps that count as news. Comparable within a kind.
+    /// How far out of the ordinary, in robust deviations or smallest steps that count. Comparable within a kind.
     pub score: f64,
     /// One line for display.
     pub text: String,
-    /// What speaks for it.
+    /// The evidence for it.
     pub evidence: Vec<String>,
 }
 
@@ -66,7 +66,7 @@ const DEVIATION_MIN: f64 = 4.0;
 /// What the absence of a task weighs that no clean checkpoint was without.
 const MISSING_SCORE: f64 = 20.0;
 
-/// Ranks what may be to blame for the state at the end of `view`.
+/// Ranks the candidates for the state at the end of `view`.
 pub(crate) fn rank(
     view: &View<'_>,
     observation: &Observation,

@@ -1,12 +1,12 @@
 use serde::{Deserialize, Serialize};
 
-/// How careful, how quick and how long-sighted an [`crate::Evaluator`] is.
+/// Thresholds and window sizes of an [`crate::Evaluator`].
 ///
 /// The defaults suit a checkpoint every half second to every minute. `docs/analytics.md` says how they were chosen.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
-    /// Checkpoints with rates that teach the first baseline. At least 8 are always used.
+    /// Checkpoints with rates that the first baseline is learnt from. At least 8 are always used.
     pub baseline_checkpoints: usize,
     /// Clean successors that make a clean checkpoint good.
     pub settle_checkpoints: usize,

@@ -20,20 +20,12 @@ const EVENTS: [&str; 7] = [
     "nr_foll_pin_released",
 ];
 /// Levels (so many now) that are not named like one.
-const LEVELS: [&str; 8] = [
-    "processes",
-    "threads",
-    "running",
-    "uninterruptible",
-    "waiting_for_io",
-    "total_pages",
-    "tainted",
-    "workingset_nodes",
-];
+const LEVELS: [&str; 7] =
+    ["load1", "load5", "load15", "total_pages", "tainted", "workingset_nodes", "poisoned_pages"];
 
 /// Whether the counter is a level and not a count of events since boot.
 fn is_level(name: &str) -> bool {
-    LEVELS.contains(&name) || name.ends_with("_x100") || (name.starts_with("nr_") && !EVENTS.contains(&name))
+    LEVELS.contains(&name) || (name.starts_with("nr_") && !EVENTS.contains(&name))
 }
 
 /// Events per guest second, and levels as they are.

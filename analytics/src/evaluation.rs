@@ -1,7 +1,7 @@
 use retrovisor_snapshot::{CheckpointId, Verdict, VerdictRecord};
 use serde::Serialize;
 
-/// One thing that speaks against a checkpoint.
+/// One reason for a verdict.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Reason {
     /// In words, for display. Contains names the guest chose.
@@ -26,7 +26,7 @@ pub struct Evaluation {
     /// How often a clean checkpoint would look at least this strange: counted down to one in the number of clean
     /// checkpoints, extrapolated below, and multiplied by the number of detectors. `None` while learning.
     pub p_value: Option<f64>,
-    /// What speaks against it, strongest first.
+    /// The reasons, strongest first.
     pub reasons: Vec<Reason>,
     /// The features' raw values; those that could not be had are left out.
     pub features: Vec<(String, f64)>,
@@ -54,7 +54,7 @@ impl Evaluation {
         }
     }
 
-    /// Whether nothing speaks against it.
+    /// Whether nothing was found.
     #[must_use]
     pub fn is_clean(&self) -> bool {
         matches!(self.verdict, Verdict::Unknown | Verdict::Good)

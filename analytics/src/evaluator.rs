@@ -1,6 +1,6 @@
 //! Evaluates one checkpoint of a machine after the other.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use retrovisor_snapshot::{CheckpointId, TimelineId, Verdict};
 
@@ -20,21 +20,33 @@ use crate::view::View;
 #[derive(Clone, Debug)]
 pub struct Evaluator {
     config: Config,
+    /// What was learnt of the boot that the checkpoint evaluated last is of.
+    learnt: Learnt,
+    /// The number of that boot; the first one met is 0.
+    boot: u64,
+    /// What was learnt of other boots: a rollback across a reboot returns to one.
+    other_boots: BTreeMap<u64, Learnt>,
+    seen: HashMap<CheckpointId, Seen>,
+    last: Option<CheckpointId>,
+    resumed_from: Option<CheckpointId>,
+}
+
+/// What is learnt of one boot of the guest.
+#[derive(Clone, Debug, Default)]
+struct Learnt {
     baseline: VecDeque<Observation>,
     model: Option<Model>,
     /// Observations added to the baseline since the model was fitted.
     unfitted: usize,
-    seen: HashMap<CheckpointId, Seen>,
     pending: HashMap<CheckpointId, Observation>,
     /// The newest clean checkpoints' intervals, in guest seconds.
     intervals_s: VecDeque<f64>,
-    last: Option<CheckpointId>,
-    resumed_from: Option<CheckpointId>,
 }
 
 /// The state of an evaluated checkpoint.
 #[derive(Clone, Debug)]
 struct Seen {
+    boot: u64,
     parent: Option<CheckpointId>,
     timeline: TimelineId,
     state: State,
@@ -45,6 +57,8 @@ enum State {
     /// Nothing was found; too few clean ones have followed it.
     Clean,
     Good,
+    /// Too little could be read to say that nothing is wrong. Never becomes good, and nothing before it by it.
+    Unreadable,
     /// Suspect or bad, for these features (positions).
     Alarm(Vec<usize>),
 }
@@ -60,6 +74,8 @@ const RESUMED_MAX: f64 = 1.5;
 /// Intervals that say what is usual: at least, and at most.
 const INTERVALS_MIN: usize = 5;
 const INTERVALS_MAX: usize = 15;
+/// Boots of which is kept what was learnt, the newest.
+const BOOTS_MAX: usize = 8;
 /// Reasons given for one checkpoint, at most.
 const REASONS_MAX: usize = 12;
 /// Clean checkpoints kept until enough successors are clean; the oldest are dropped first.
@@ -71,12 +87,10 @@ impl Evaluator {
     pub fn new(config: Config) -> Self {
         Self {
             config,
-            baseline: VecDeque::new(),
-            model: None,
-            unfitted: 0,
+            learnt: Learnt::default(),
+            boot: 0,
+            other_boots: BTreeMap::new(),
             seen: HashMap::new(),
-            pending: HashMap::new(),
-            intervals_s: VecDeque::new(),
             last: None,
             resumed_from: None,
         }
@@ -85,13 +99,13 @@ impl Evaluator {
     /// Whether the baseline is still being learnt: only invariants are evaluated.
     #[must_use]
     pub fn is_learning(&self) -> bool {
-        self.model.is_none()
+        self.learnt.model.is_none()
     }
 
     /// Clean checkpoints that the baseline rests on.
     #[must_use]
     pub fn baseline_len(&self) -> usize {
-        self.baseline.len()
+        self.learnt.baseline.len()
     }
 
     pub(crate) fn config(&self) -> &Config {
@@ -99,7 +113,7 @@ impl Evaluator {
     }
 
     pub(crate) fn baseline(&self) -> impl Iterator<Item = &Observation> {
-        self.baseline.iter()
+        self.learnt.baseline.iter()
     }
 
     /// Whether enough clean checkpoints followed this one.
@@ -108,7 +122,7 @@ impl Evaluator {
     }
 
     pub(crate) fn model(&self) -> Option<&Model> {
-        self.model.as_ref()
+        self.learnt.model.as_ref()
     }
 
     /// Records a rollback: the next checkpoint follows this one, not the one evaluated last. Alarms of the timeline that
@@ -128,6 +142,11 @@ impl Evaluator {
         let resumed = self.resumes(sample);
         self.last = Some(sample.checkpoint);
         self.resumed_from = None;
+        let rebooted = parent.is_some_and(|parent| sample.rebooted_since(parent));
+        let stopped_s = parent.and_then(|parent| sample.clock_stopped_s(parent));
+        self.enter_boot(sample, rebooted);
+        // Counters of another boot began anew: nothing can be compared with them.
+        let parent = parent.filter(|_| !rebooted);
 
         let mut view = View::new(sample, parent);
         if resumed
@@ -136,21 +155,24 @@ impl Evaluator {
             // The guest's clock advanced while the guest did not run: rates over that time mean nothing.
             view = View::without_rates(sample, parent);
         }
-        let observation = view.observation(self.model.as_ref().map(|model| &model.profiles));
-        let assessment = self.model.as_ref().map(|model| model.assess(&observation));
+        let observation = view.observation(self.learnt.model.as_ref().map(|model| &model.profiles));
+        let assessment = self.learnt.model.as_ref().map(|model| model.assess(&observation));
         let mut evaluation = Evaluation {
             checkpoint: sample.checkpoint,
             verdict: Verdict::Unknown,
             score: assessment.as_ref().map_or(0.0, |a| score(a.p_value)),
             p_value: assessment.as_ref().map(|a| a.p_value),
-            reasons: reason::invariants(sample),
+            reasons: reason::rules(sample, rebooted, stopped_s),
             features: named_features(&observation),
             detectors: assessment.as_ref().map(|a| a.detectors.clone()).unwrap_or_default(),
-            learning: self.model.is_none(),
+            learning: self.learnt.model.is_none(),
             settled: Vec::new(),
         };
         let mut alarmed = Vec::new();
-        if let (Some(model), Some(assessment)) = (&self.model, &assessment) {
+        // Facts that are missing deviate from everything: that is no evidence.
+        if let (Some(model), Some(assessment)) = (&self.learnt.model, &assessment)
+            && sample.is_readable()
+        {
             alarmed = self.alarmed_features(assessment);
             evaluation.verdict = self.verdict(sample, assessment, &alarmed, resumed);
             if evaluation.verdict != Verdict::Unknown {
@@ -167,11 +189,38 @@ impl Evaluator {
             evaluation.verdict = Verdict::Bad;
             evaluation.score = Evaluation::SCORE_MAX;
         }
+        if stopped_s.is_some() && sample.capture.dirty_pages > 0.0 && evaluation.verdict == Verdict::Unknown {
+            // Memory is written and the clock does not advance: a processor runs without its timer.
+            evaluation.verdict = Verdict::Suspect;
+        }
         evaluation.reasons.truncate(REASONS_MAX);
-        let state =
-            if evaluation.is_clean() { State::Clean } else { State::Alarm(std::mem::take(&mut alarmed)) };
+        let state = match () {
+            () if !evaluation.is_clean() => State::Alarm(std::mem::take(&mut alarmed)),
+            () if stopped_s.is_some() || !sample.is_readable() => State::Unreadable,
+            () => State::Clean,
+        };
         evaluation.settled = self.record_state(sample, state, &observation, view.interval.is_some());
         Evaluated { evaluation, observation }
+    }
+
+    /// Selects what was learnt of the boot that a checkpoint is of; nothing yet for a new boot.
+    fn enter_boot(&mut self, sample: &Sample, rebooted: bool) {
+        let of = |checkpoint: CheckpointId| self.seen.get(&checkpoint).map(|seen| seen.boot);
+        let newest = self.other_boots.keys().next_back().copied().unwrap_or(0).max(self.boot);
+        let boot = match (of(sample.checkpoint), sample.parent.and_then(of)) {
+            (Some(boot), _) => boot,
+            (None, _) if rebooted => newest + 1,
+            (None, parent) => parent.unwrap_or(self.boot),
+        };
+        if boot == self.boot {
+            return;
+        }
+        let entered = self.other_boots.remove(&boot).unwrap_or_default();
+        self.other_boots.insert(self.boot, std::mem::replace(&mut self.learnt, entered));
+        self.boot = boot;
+        while self.other_boots.len() > BOOTS_MAX {
+            self.other_boots.pop_first();
+        }
     }
 
     /// Whether the machine was rolled back between this checkpoint and its parent.
@@ -221,51 +270,54 @@ impl Evaluator {
         let clean = state == State::Clean;
         let known = self
             .seen
-            .insert(sample.checkpoint, Seen { parent: sample.parent, timeline: sample.timeline, state })
+            .insert(
+                sample.checkpoint,
+                Seen { boot: self.boot, parent: sample.parent, timeline: sample.timeline, state },
+            )
             .is_some();
         if !clean || known {
             return Vec::new();
         }
         // Only checkpoints at the usual interval join the baseline: those taken by hand, or by a rollback, are mostly noise.
         let teaches = has_rates && self.is_usual_interval(observation.moment.interval_s);
-        if self.model.is_some() {
+        if self.learnt.model.is_some() {
             if teaches {
                 self.hold(observation.clone());
             }
         } else if teaches {
-            self.baseline.push_back(observation.clone());
-            if self.baseline.len() >= self.config.baseline() {
+            self.learnt.baseline.push_back(observation.clone());
+            if self.learnt.baseline.len() >= self.config.baseline() {
                 self.fit();
             }
         }
         // Until there is a model nothing but invariants was checked: too little to call a checkpoint good.
-        if self.model.is_none() { Vec::new() } else { self.settle(sample.checkpoint) }
+        if self.learnt.model.is_none() { Vec::new() } else { self.settle(sample.checkpoint) }
     }
 
     /// Whether an interval is not much shorter than the newest ones; follows when they become shorter.
     fn is_usual_interval(&mut self, interval_s: f64) -> bool {
         let usual = self.usual_interval_s();
-        self.intervals_s.push_back(interval_s);
-        if self.intervals_s.len() > INTERVALS_MAX {
-            self.intervals_s.pop_front();
+        self.learnt.intervals_s.push_back(interval_s);
+        if self.learnt.intervals_s.len() > INTERVALS_MAX {
+            self.learnt.intervals_s.pop_front();
         }
         usual.is_infinite() || interval_s >= usual / 2.0
     }
 
     /// The usual guest time between checkpoints; infinite while too few are known.
     fn usual_interval_s(&self) -> f64 {
-        if self.intervals_s.len() < INTERVALS_MIN {
+        if self.learnt.intervals_s.len() < INTERVALS_MIN {
             return f64::INFINITY;
         }
-        median(self.intervals_s.iter().copied()).unwrap_or(f64::INFINITY)
+        median(self.learnt.intervals_s.iter().copied()).unwrap_or(f64::INFINITY)
     }
 
     fn hold(&mut self, observation: Observation) {
-        self.pending.insert(observation.checkpoint, observation);
-        if self.pending.len() > WAITING_MAX
-            && let Some(oldest) = self.pending.keys().min().copied()
+        self.learnt.pending.insert(observation.checkpoint, observation);
+        if self.learnt.pending.len() > WAITING_MAX
+            && let Some(oldest) = self.learnt.pending.keys().min().copied()
         {
-            self.pending.remove(&oldest);
+            self.learnt.pending.remove(&oldest);
         }
     }
 
@@ -291,24 +343,24 @@ impl Evaluator {
         }
         settled.reverse();
         for checkpoint in &settled {
-            if let Some(observation) = self.pending.remove(checkpoint) {
-                self.baseline.push_back(observation);
-                self.unfitted += 1;
+            if let Some(observation) = self.learnt.pending.remove(checkpoint) {
+                self.learnt.baseline.push_back(observation);
+                self.learnt.unfitted += 1;
             }
         }
-        while self.baseline.len() > self.config.window() {
-            self.baseline.pop_front();
+        while self.learnt.baseline.len() > self.config.window() {
+            self.learnt.baseline.pop_front();
         }
         // Fitting again for every tenth part that is new, and for every tenth checkpoint at the latest.
-        if self.unfitted > 0 && self.unfitted * 10 >= self.baseline.len().min(100) {
+        if self.learnt.unfitted > 0 && self.learnt.unfitted * 10 >= self.learnt.baseline.len().min(100) {
             self.fit();
         }
         settled
     }
 
     fn fit(&mut self) {
-        self.model = Some(Model::fit(&self.baseline.iter().collect::<Vec<_>>()));
-        self.unfitted = 0;
+        self.learnt.model = Some(Model::fit(&self.learnt.baseline.iter().collect::<Vec<_>>()));
+        self.learnt.unfitted = 0;
     }
 }
 

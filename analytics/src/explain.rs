@@ -1,4 +1,4 @@
-//! From an alarm back to its beginning, and to what may be to blame.
+//! Explains an alarm: the first bad checkpoint, the last good one, and candidates for the cause.
 
 use std::fmt::Write as _;
 
@@ -19,7 +19,7 @@ use crate::sample::{Log, Sample, Violation};
 use crate::scale::Scale;
 use crate::view::View;
 
-/// When it began, where to go back to, and what may be to blame.
+/// The first bad checkpoint, the last good one, and candidates for the cause.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Explanation {
     /// The checkpoint that was asked about.
@@ -70,7 +70,7 @@ struct Stage {
 }
 
 impl Evaluator {
-    /// Explains an alarm by what this evaluator knows: as [`explain`], without learning everything again.
+    /// As [`explain`], with the baseline of this evaluator: nothing is learnt again.
     pub fn explain(&self, catalogue: &Catalogue, first_alarm: CheckpointId) -> Result<Explanation> {
         let path = self.path(catalogue, first_alarm)?;
         let Some(alarm) = path.last() else {
@@ -128,7 +128,7 @@ impl Evaluator {
         Ok(path)
     }
 
-    /// The features that tell this state from clean ones.
+    /// The features that deviate most from clean checkpoints.
     fn leads(&self, alarm: &Stage) -> Vec<usize> {
         let Some(assessment) = &alarm.assessment else { return Vec::new() };
         let mut leads: Vec<usize> = (0..FEATURES.len())
@@ -154,7 +154,7 @@ impl Evaluator {
             }
             clear.push(record);
         }
-        // Nothing was called good: one that is clear of the onset, with nothing against it, has to do.
+        // No checkpoint is good: the newest clean one that is clear of the onset is taken.
         Ok(clear.into_iter().skip(self.config().settle_checkpoints).find(|record| {
             record.verdict == Verdict::Unknown && record.kind != CheckpointKind::BeforeRollback
         }))

@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use crate::activity::{Activity, Interval, Profiles, TaskUsage};
 use crate::feature::{FEATURES, Vector};
 use crate::sample::{Log, Sample, count_f64, u64_f64};
@@ -38,10 +40,56 @@ impl Values {
     }
 }
 
-/// By how much a counter grew; `None` when either end is missing or it went back.
-fn growth(sample: &Sample, parent: Option<&Sample>, names: &[&str]) -> Option<f64> {
-    let sum = |of: &Sample| names.iter().filter_map(|name| of.counter(name)).reduce(|a, b| a + b);
-    let grown = sum(sample)? - sum(parent?)?;
+/// A feature that is computed from the kernel's counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CounterSource {
+    /// The feature.
+    pub feature: &'static str,
+    /// The counters that are added up. A kernel need not have all of them.
+    pub counters: &'static [&'static str],
+}
+
+const fn source(feature: &'static str, counters: &'static [&'static str]) -> CounterSource {
+    CounterSource { feature, counters }
+}
+
+/// Every feature that is computed from counters, with its counters. The names are those of `fact_counter`.
+pub const COUNTERS: &[CounterSource] = &[
+    source("forks_per_s", &["total_forks"]),
+    source("cpu_user_share", &["cpu_user_ns", "cpu_nice_ns"]),
+    source("cpu_system_share", &["cpu_system_ns", "cpu_irq_ns", "cpu_softirq_ns"]),
+    source("cpu_idle_share", &["cpu_idle_ns", "cpu_iowait_ns"]),
+    source("load1", &["load1"]),
+    source("context_switches_per_s", &["context_switches"]),
+    source("interrupts_per_s", &["interrupts"]),
+    source("page_faults_per_s", &["pgfault"]),
+    source("major_faults_per_s", &["pgmajfault"]),
+    source(
+        "allocations_per_s",
+        &["pgalloc_dma", "pgalloc_dma32", "pgalloc_normal", "pgalloc_movable", "pgalloc_device"],
+    ),
+    source("frees_per_s", &["pgfree"]),
+    source("reclaimed_per_s", &["pgsteal_kswapd", "pgsteal_direct", "pgsteal_khugepaged"]),
+    source("swapped_per_s", &["pswpout"]),
+    source("out_of_memory_kills", &["oom_kill"]),
+    source("free_pages", &["nr_free_pages"]),
+    source("free_pages_change_per_s", &["nr_free_pages"]),
+    source("anon_pages", &["nr_anon_pages"]),
+    source("anon_pages_change_per_s", &["nr_anon_pages"]),
+    source("file_pages", &["nr_file_pages"]),
+    source("slab_pages", &["nr_slab_reclaimable", "nr_slab_unreclaimable"]),
+    source("page_table_pages", &["nr_page_table_pages"]),
+];
+
+/// The sum of a feature's counters; `None` where the guest has none of them.
+fn total(sample: &Sample, feature: &str) -> Option<f64> {
+    let source = COUNTERS.iter().find(|source| source.feature == feature)?;
+    source.counters.iter().filter_map(|name| sample.counter(name)).reduce(|a, b| a + b)
+}
+
+/// By how much a feature's counters grew; `None` when either end is missing or they went back.
+fn growth(sample: &Sample, parent: Option<&Sample>, feature: &str) -> Option<f64> {
+    let grown = total(sample, feature)? - total(parent?, feature)?;
     (grown >= 0.0).then_some(grown)
 }
 
@@ -69,7 +117,7 @@ fn tasks(
     values.set("new_tasks_per_s", per_second(parent.map(|_| new), interval));
     let kept = count_f64(sample.tasks.len()) - new;
     values.set("exits_per_s", per_second(parent.map(|p| count_f64(p.tasks.len()) - kept), interval));
-    values.set("forks_per_s", per_second(growth(sample, parent, &["forks"]), interval));
+    values.set("forks_per_s", per_second(growth(sample, parent, "forks_per_s"), interval));
 }
 
 fn against_profiles(values: &mut Values, activity: &Activity, profiles: Option<&Profiles>) {
@@ -91,43 +139,38 @@ fn processor(
     interval: Option<Interval>,
     usages: &[TaskUsage<'_>],
 ) {
-    let share = |names: &[&str]| {
-        let used_s = per_second(growth(sample, parent, names), interval)? / 1e9;
-        Some((used_s / sample.cpus).min(1.0))
-    };
-    values.set("cpu_user_share", share(&["cpu_user_ns", "cpu_nice_ns"]));
-    values.set("cpu_system_share", share(&["cpu_system_ns", "cpu_irq_ns", "cpu_softirq_ns"]));
-    values.set("cpu_idle_share", share(&["cpu_idle_ns", "cpu_iowait_ns"]));
+    for feature in ["cpu_user_share", "cpu_system_share", "cpu_idle_share"] {
+        let used_s = per_second(growth(sample, parent, feature), interval).map(|ns| ns / 1e9);
+        values.set(feature, used_s.map(|used_s| (used_s / sample.cpus).min(1.0)));
+    }
     let top = usages.iter().map(|usage| usage.cpu_share).fold(0.0, f64::max);
     values.set("top_task_cpu_share", parent.and(interval).map(|_| top));
-    values.set("load1", sample.counter("load1_x100").map(|load| load / 100.0));
-    values.set("context_switches_per_s", per_second(growth(sample, parent, &["context_switches"]), interval));
-    values.set("interrupts_per_s", per_second(growth(sample, parent, &["interrupts"]), interval));
+    // The counter is in hundredths.
+    values.set("load1", total(sample, "load1").map(|load| load / 100.0));
+    for feature in ["context_switches_per_s", "interrupts_per_s"] {
+        values.set(feature, per_second(growth(sample, parent, feature), interval));
+    }
 }
 
 fn memory(values: &mut Values, sample: &Sample, parent: Option<&Sample>, interval: Option<Interval>) {
-    let rate = |names: &[&str]| per_second(growth(sample, parent, names), interval);
-    let level = |names: &[&str]| {
-        names.iter().filter_map(|name| sample.counter(name)).reduce(|a, b| a + b).map(|pages| pages.max(0.0))
-    };
-    let change = |name: &str| per_second(Some(sample.counter(name)? - parent?.counter(name)?), interval);
-    values.set("page_faults_per_s", rate(&["pgfault"]));
-    values.set("major_faults_per_s", rate(&["pgmajfault"]));
-    values.set(
+    for feature in [
+        "page_faults_per_s",
+        "major_faults_per_s",
         "allocations_per_s",
-        rate(&["pgalloc_dma", "pgalloc_dma32", "pgalloc_normal", "pgalloc_movable", "pgalloc_device"]),
-    );
-    values.set("frees_per_s", rate(&["pgfree"]));
-    values.set("reclaimed_per_s", rate(&["pgsteal_kswapd", "pgsteal_direct", "pgsteal_khugepaged"]));
-    values.set("swapped_per_s", rate(&["pswpout"]));
-    values.set("out_of_memory_kills", growth(sample, parent, &["oom_kill"]));
-    values.set("free_pages", level(&["nr_free_pages"]));
-    values.set("free_pages_change_per_s", change("nr_free_pages"));
-    values.set("anon_pages", level(&["nr_anon_pages"]));
-    values.set("anon_pages_change_per_s", change("nr_anon_pages"));
-    values.set("file_pages", level(&["nr_file_pages"]));
-    values.set("slab_pages", level(&["nr_slab_reclaimable", "nr_slab_unreclaimable"]));
-    values.set("page_table_pages", level(&["nr_page_table_pages"]));
+        "frees_per_s",
+        "reclaimed_per_s",
+        "swapped_per_s",
+    ] {
+        values.set(feature, per_second(growth(sample, parent, feature), interval));
+    }
+    values.set("out_of_memory_kills", growth(sample, parent, "out_of_memory_kills"));
+    for feature in ["free_pages", "anon_pages", "file_pages", "slab_pages", "page_table_pages"] {
+        values.set(feature, total(sample, feature).map(|pages| pages.max(0.0)));
+    }
+    for feature in ["free_pages_change_per_s", "anon_pages_change_per_s"] {
+        let change = total(sample, feature).zip(parent.and_then(|parent| total(parent, feature)));
+        values.set(feature, per_second(change.map(|(now, before)| now - before), interval));
+    }
     let largest = sample.tasks.iter().map(|task| task.rss_pages).max();
     values.set("largest_rss_pages", largest.map(u64_f64));
 }
@@ -140,7 +183,7 @@ fn capture(values: &mut Values, sample: &Sample, interval: Option<Interval>) {
     let capture = sample.capture;
     values.set("dirty_pages_per_s", per_second(Some(capture.dirty_pages), interval));
     values.set("stored_bytes_per_s", per_second(Some(capture.stored_bytes), interval));
-    // The ratio of few pages says nothing.
+    // The ratio of few pages is noise.
     if interval.is_some_and(|interval| interval.seconds >= RATIO_SECONDS_MIN)
         && capture.dirty_pages >= RATIO_PAGES_MIN
     {
@@ -154,10 +197,39 @@ fn kernel(values: &mut Values, sample: &Sample, parent: Option<&Sample>, interva
     values.set("violations", count_f64(sample.violations.len()));
     let Some(parent) = parent else { return };
     values.set("module_changes", count_f64(sample.modules.symmetric_difference(&parent.modules).count()));
-    let moved =
-        sample.syscalls.iter().filter(|(key, to)| parent.syscalls.get(*key).is_some_and(|was| was != *to));
-    values.set("syscall_changes", count_f64(moved.count()));
+    values.set("syscall_changes", count_f64(syscall_changes(sample, parent)));
     let errors = sample.log.since(&parent.log).filter(|line| line.level <= Log::ERROR_LEVEL).count();
     values.set("log_lines_per_s", per_second(Some(u64_f64(sample.log.lines_since(&parent.log))), interval));
     values.set("log_errors_per_s", per_second(Some(count_f64(errors)), interval));
+}
+
+/// Rows from which on a checkpoint has the whole table of system calls. Only the first one of a boot has it; those after
+/// it have the calls that lead elsewhere than then.
+const SYSCALLS_WHOLE_MIN: usize = 100;
+
+/// System calls that lead elsewhere than in the parent.
+fn syscall_changes(sample: &Sample, parent: &Sample) -> usize {
+    let (now, before) = (&sample.syscalls, &parent.syscalls);
+    let whole = |calls: &BTreeMap<_, _>| calls.len() >= SYSCALLS_WHOLE_MIN;
+    let moved = now.iter().filter(|(call, target)| before.get(*call) != Some(target));
+    match (whole(now), whole(before)) {
+        // Two boots, or one of which the first checkpoint was read again: calls that only one side has mean nothing.
+        (true, _) => moved.filter(|(call, _)| before.contains_key(*call)).count(),
+        (false, true) => moved.count(),
+        // A call that is listed no more leads to its first target again.
+        (false, false) => moved.count() + before.keys().filter(|call| !now.contains_key(*call)).count(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_counter_source_is_of_a_feature() {
+        for source in COUNTERS {
+            assert!(crate::feature::position(source.feature).is_some(), "{}", source.feature);
+            assert!(!source.counters.is_empty(), "{}", source.feature);
+        }
+    }
 }

@@ -61,7 +61,7 @@ pub struct Feature {
     pub meaning: &'static str,
     /// Its scale.
     pub shape: Shape,
-    /// The smallest standard deviation ever used, on its scale: what jitter may do without being news.
+    /// The smallest standard deviation ever used, on its scale: deviations within it are jitter.
     pub floor: f64,
     /// Which way counts.
     pub direction: Direction,

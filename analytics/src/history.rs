@@ -25,7 +25,7 @@ pub(crate) struct Step<'a> {
 /// Checkpoints shown again, the newest: enough for any baseline, and the time it takes stays bounded.
 pub(crate) const CHECKPOINTS_MAX: usize = 1000;
 
-/// Samples kept at hand: parents are nearly always among the newest.
+/// Samples kept in memory: parents are nearly always among the newest.
 const SAMPLES_MAX: usize = 16;
 
 /// Shows all checkpoints that have facts to a new evaluator, up to and including `until`.
@@ -79,7 +79,7 @@ impl SampleCache {
         Ok(())
     }
 
-    /// The sample just put is never the one that has to go, unless the one before it is newer.
+    /// Adds a sample and drops the oldest others beyond the limit.
     fn put(&mut self, sample: Sample) {
         let keep = sample.checkpoint;
         self.samples.insert(keep, sample);

@@ -1,7 +1,7 @@
 //! Features, detectors, verdicts, root causes and reports.
 //!
 //! Everything here reads facts that were taken from checkpoints, fresh or a year old; nothing touches a machine.
-//! An [`Evaluator`] evaluates checkpoints one after the other; [`explain`] says when it began and what is to blame;
+//! An [`Evaluator`] evaluates checkpoints one after the other; [`explain`] dates an alarm and ranks its causes;
 //! [`report`] puts it on one page; [`QUERIES`] are questions to the snapshot database that people can run and change.
 #![forbid(unsafe_code)]
 
@@ -36,7 +36,8 @@ pub use error::{AnalyticsError, Result};
 pub use evaluation::{Evaluation, Reason};
 pub use evaluator::Evaluator;
 pub use explain::{Explanation, explain, explain_with};
+pub use extract::{COUNTERS, CounterSource};
 pub use feature::{Direction, FEATURES, Feature, Shape, position};
-pub use query::{NamedQuery, QUERIES};
+pub use query::{NamedQuery, Output, QUERIES, named_query};
 pub use report::{Incident, Operation, Point, Report, Series, report, report_with};
 pub use sample::{Log, LogLine, Sample, Task, Violation};

@@ -25,7 +25,7 @@ pub(crate) struct Observation {
     pub(crate) counters: BTreeMap<String, f64>,
 }
 
-/// What a model says of an observation.
+/// The assessment of an observation by a model.
 #[derive(Clone, Debug)]
 pub(crate) struct Assessment {
     /// Robust standard deviations, one a feature, signed.
@@ -58,7 +58,7 @@ impl Model {
     pub(crate) fn fit(baseline: &[&Observation]) -> Self {
         let scales = fit_scales(baseline);
         let blocks = cut(baseline.len());
-        // Every block of neighbours in time is evaluated by scales, then by detectors, that know only the others.
+        // Every block of neighbours in time is evaluated by scales, then by detectors, that were fitted to the others.
         let mut outside = Array2::zeros((baseline.len(), FEATURES.len()));
         let mut inside = Vec::new();
         for block in &blocks {
@@ -77,15 +77,15 @@ impl Model {
                     / CLEAN_DEVIATION_MAX
             })
             .collect();
-        let scaled = |mut matrix: Array2<f64>| {
+        let normalized = |mut matrix: Array2<f64>| {
             for (mut column, noise) in matrix.columns_mut().into_iter().zip(&noise) {
                 column /= *noise;
             }
             matrix
         };
-        let outside = scaled(outside);
-        let inside: Vec<Baseline> = inside.into_iter().map(scaled).map(DatasetBase::from).collect();
-        let whole = DatasetBase::from(scaled(matrix(&scales, baseline)));
+        let outside = normalized(outside);
+        let inside: Vec<Baseline> = inside.into_iter().map(normalized).map(DatasetBase::from).collect();
+        let whole = DatasetBase::from(normalized(matrix(&scales, baseline)));
         let detectors = Kind::ALL
             .into_iter()
             .filter_map(|kind| {

@@ -1,4 +1,4 @@
-//! What speaks against a checkpoint, as text.
+//! The reasons for a verdict, as text.
 
 use crate::evaluation::{Evaluation, Reason};
 use crate::feature::FEATURES;
@@ -8,18 +8,29 @@ use crate::sample::Sample;
 use crate::suspect::suspects;
 use crate::view::View;
 
-/// Every broken invariant.
-pub(crate) fn invariants(sample: &Sample) -> Vec<Reason> {
-    sample
-        .violations
-        .iter()
-        .map(|violation| Reason {
-            text: violation.to_string(),
-            subject: format!("{} {}", violation.kind, violation.object),
-            invariant: true,
-            weight: Evaluation::SCORE_MAX,
-        })
-        .collect()
+/// What rules find without statistics: broken invariants, a reboot, a clock that stopped, facts that are missing.
+pub(crate) fn rules(sample: &Sample, rebooted: bool, stopped_s: Option<f64>) -> Vec<Reason> {
+    let broken = sample.violations.iter().map(|violation| Reason {
+        text: violation.to_string(),
+        subject: format!("{} {}", violation.kind, violation.object),
+        invariant: true,
+        weight: Evaluation::SCORE_MAX,
+    });
+    let note = |subject: &str, text: String| Reason {
+        text,
+        subject: subject.to_owned(),
+        invariant: false,
+        weight: 0.0,
+    };
+    let reboot = rebooted.then(|| {
+        note("reboot", "the guest rebooted since the checkpoint before: a new baseline is learnt".to_owned())
+    });
+    let stopped = stopped_s
+        .map(|seconds| note("clock", format!("the guest's clock did not advance for {} s", short(seconds))));
+    let unreadable = (!sample.is_readable()).then(|| {
+        note("facts", "the guest's clock or tasks could not be read: it is not known to be well".to_owned())
+    });
+    broken.chain(reboot).chain(stopped).chain(unreadable).collect()
 }
 
 /// The tasks beyond their profile, the features out of their range, and the detector with the least p-value.

@@ -1,5 +1,6 @@
 //! What statistics needs of one checkpoint's facts.
 
+mod failure;
 mod grid;
 mod log;
 mod task;
@@ -35,7 +36,7 @@ pub struct Violation {
 }
 
 impl Ord for Violation {
-    /// What was taken over comes before the bytes that were changed for it: it says more.
+    /// Redirections come before the changed bytes that cause them.
     fn cmp(&self, other: &Self) -> Ordering {
         let key = |v: &Self| v.kind.ends_with("_changed");
         let texts = |v: &'_ Self| [v.symbol.clone(), v.detail.clone(), v.expected.clone(), v.found.clone()];
@@ -69,7 +70,11 @@ pub struct Sample {
     pub(crate) parent: Option<CheckpointId>,
     pub(crate) timeline: TimelineId,
     pub(crate) capture: Capture,
+    /// When it was taken, by the host: milliseconds since 1970 UTC.
+    pub(crate) taken_at_ms: i64,
     pub(crate) uptime_ns: Option<u64>,
+    /// Where the kernel was loaded: differs from boot to boot with KASLR.
+    pub(crate) placement: Option<(String, String)>,
     pub(crate) cpus: f64,
     pub(crate) tasks: Vec<Task>,
     pub(crate) modules: BTreeSet<String>,
@@ -79,7 +84,7 @@ pub struct Sample {
     pub(crate) violations: BTreeSet<Violation>,
 }
 
-/// Tables a sample is made of.
+/// The tables that a sample is read from.
 const TABLES: [&str; 7] =
     ["fact_kernel", "fact_task", "fact_module", "fact_syscall", "fact_log", "fact_counter", "fact_integrity"];
 
@@ -132,7 +137,9 @@ impl Sample {
                 zero_pages: record.zero_pages as f64,
                 stored_bytes: record.stored_bytes as f64,
             },
+            taken_at_ms: record.taken_at_ms,
             uptime_ns: None,
+            placement: None,
             cpus: 1.0,
             tasks: Vec::new(),
             modules: BTreeSet::new(),
@@ -149,6 +156,8 @@ impl Sample {
                 if let Some(row) = grid.rows(1).next() {
                     self.uptime_ns = row.count("uptime_ns");
                     self.cpus = row.number("cpus").unwrap_or(1.0).clamp(1.0, 4096.0);
+                    self.placement = row.text("virtual_slide").zip(row.text("physical_base"));
+                    self.violations.extend(failure::of_kernel(row));
                 }
             }
             "fact_task" => {
@@ -166,7 +175,10 @@ impl Sample {
                     })
                     .collect();
             }
-            "fact_log" => self.log = Log::read(grid),
+            "fact_log" => {
+                self.log = Log::read(grid);
+                self.violations.extend(failure::of_log(&self.log));
+            }
             "fact_counter" => {
                 self.counters = grid
                     .rows(ROWS_MAX)
@@ -174,17 +186,14 @@ impl Sample {
                     .collect();
             }
             "fact_integrity" => {
-                self.violations = grid
-                    .rows(ROWS_MAX)
-                    .map(|row| Violation {
-                        kind: row.text("kind").unwrap_or_default(),
-                        object: row.text("object").unwrap_or_default(),
-                        symbol: row.text("symbol"),
-                        detail: row.text("detail"),
-                        expected: row.text("expected"),
-                        found: row.text("found"),
-                    })
-                    .collect();
+                self.violations.extend(grid.rows(ROWS_MAX).map(|row| Violation {
+                    kind: row.text("kind").unwrap_or_default(),
+                    object: row.text("object").unwrap_or_default(),
+                    symbol: row.text("symbol"),
+                    detail: row.text("detail"),
+                    expected: row.text("expected"),
+                    found: row.text("found"),
+                }));
             }
             _ => {}
         }
@@ -200,6 +209,28 @@ impl Sample {
     #[must_use]
     pub fn parent(&self) -> Option<CheckpointId> {
         self.parent
+    }
+
+    /// Whether enough was read to tell a healthy guest from another.
+    pub(crate) fn is_readable(&self) -> bool {
+        self.uptime_ns.is_some() && !self.tasks.is_empty()
+    }
+
+    /// Whether the guest booted again after an earlier checkpoint of its line.
+    pub(crate) fn rebooted_since(&self, parent: &Self) -> bool {
+        let went_back = self.uptime_ns.zip(parent.uptime_ns).is_some_and(|(now, then)| now < then);
+        let moved =
+            self.placement.as_ref().zip(parent.placement.as_ref()).is_some_and(|(now, then)| now != then);
+        went_back || moved
+    }
+
+    /// How long the guest's clock did not advance, by the host's clock; `None` where it did, or not for long.
+    pub(crate) fn clock_stopped_s(&self, parent: &Self) -> Option<f64> {
+        // An idle guest may leave its clock alone for seconds.
+        const STOPPED_MS_MIN: u64 = 10_000;
+        let stands = self.uptime_ns.is_some() && self.uptime_ns == parent.uptime_ns;
+        let passed_ms = u64::try_from(self.taken_at_ms.saturating_sub(parent.taken_at_ms)).unwrap_or(0);
+        (stands && passed_ms >= STOPPED_MS_MIN).then(|| u64_f64(passed_ms) / 1000.0)
     }
 
     /// The guest's own uptime, in seconds.

@@ -1,4 +1,4 @@
-//! Families of tasks that do what they never did when the guest was well.
+//! Families of tasks that exceed their profile of clean checkpoints.
 
 use crate::activity::{Activity, Interval, Profiles, TaskUsage};
 use crate::number::short;
@@ -9,15 +9,15 @@ use crate::scale::BURST_S;
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Suspect {
     pub(crate) family: String,
-    /// How far beyond its profile, in the smallest steps that count as news.
+    /// How far beyond its profile, in the smallest steps that count.
     pub(crate) score: f64,
-    /// Everything that speaks against it, strongest first.
+    /// The evidence, strongest first.
     pub(crate) evidence: Vec<String>,
     /// Some of its tasks, the busiest first.
     pub(crate) pids: Vec<i64>,
 }
 
-/// Steps that count as news; those of the excess features.
+/// The smallest steps that count; those of the excess features.
 const CPU_SHARE_STEP: f64 = 0.06;
 const TASKS_STEP: f64 = 2.0;
 const CHILDREN_PER_S_STEP: f64 = 2.0;

@@ -3,9 +3,10 @@
 mod synthetic;
 
 use proptest::prelude::*;
-use retrovisor_analytics::Sample;
-use retrovisor_guest::fact::{Table, Value};
+use retrovisor_analytics::{Config, Evaluator, Sample, explain, report};
+use retrovisor_guest::fact::{Column, Kind, Table, Value};
 use synthetic::run::Run;
+use synthetic::stored::StoredRun;
 
 fn value() -> impl Strategy<Value = Value> {
     prop_oneof![
@@ -68,5 +69,41 @@ proptest! {
             prop_assert!(evaluation.reasons.iter().all(|reason| reason.weight.is_finite()));
             before = Some(sample);
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(12))]
+    #[test]
+    fn corrupted_facts_in_a_store_never_panic(
+        mutations in prop::collection::vec(
+            prop::collection::vec((0_usize..8, any::<usize>(), any::<usize>(), value(), any::<u8>()), 0..30), 24..34),
+        seed in 0_u64..50,
+    ) {
+        let mut run = StoredRun::new(seed);
+        for mutations in &mutations {
+            run.step_with(|tables| {
+                corrupt(tables, mutations);
+                for table in tables {
+                    // The store refuses rows that are too short, and cells of another kind than the column's.
+                    let columns = table.schema.columns;
+                    let fits = |(cell, column): (&Value, &Column)| match cell {
+                        Value::Null => true,
+                        Value::Integer(_) => column.kind == Kind::Integer,
+                        Value::Real(_) => column.kind == Kind::Real,
+                        Value::Text(_) => column.kind == Kind::Text,
+                    };
+                    table
+                        .rows
+                        .retain(|row| row.len() == columns.len() && row.iter().zip(columns).all(fits));
+                }
+            });
+        }
+        let loaded = Evaluator::load(run.catalogue(), run.machine, Config::default());
+        prop_assert!(loaded.is_ok());
+        for record in &run.records {
+            prop_assert!(explain(run.catalogue(), record.id).is_ok() || Sample::load(run.catalogue(), record.id).is_err());
+        }
+        prop_assert!(!report(run.catalogue(), run.machine).unwrap().to_html().is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! How often the evaluator is wrong, over many guests: false alarms, misses, delay, blame.
+//! How often the evaluator is wrong, over many guests: false alarms, misses, delay, cause.
 #![allow(clippy::cast_precision_loss, reason = "counts of a few thousand")]
 
 mod synthetic;
@@ -152,7 +152,7 @@ fn a_broken_invariant_is_bad_at_once_even_while_learning() {
         assert_eq!(evaluation.verdict, Verdict::Bad);
         assert!(evaluation.reasons[0].invariant && evaluation.reasons[0].text.contains("getppid"));
         assert!((evaluation.score - Evaluation::SCORE_MAX).abs() < 1e-9);
-        // What is wrong teaches nothing and settles nothing.
+        // Alarms are not learnt from and make no checkpoint good.
         assert!(evaluation.settled.is_empty());
     }
 }
@@ -186,7 +186,7 @@ fn good_means_that_clean_ones_followed() {
 }
 
 #[test]
-fn a_sample_without_clock_parent_or_tables_is_judged() {
+fn a_sample_without_clock_parent_or_tables_is_evaluated() {
     let mut run = learnt(1);
     let record = run.records.take(&run.guest);
     let evaluation = run.evaluator.evaluate(&Sample::from_tables(&record, &[]), None);

@@ -1,8 +1,22 @@
 use retrovisor_guest::{Gpa, MachineError, MemoryError};
 
-/// Why a fault could not be made. The guest is as it was.
+/// Why a fault could not be planned or applied. The guest's memory is unchanged, as far as the machine accepts writes.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// There is no such kind of fault.
+    #[error("there is no fault `{0}`; `retrovisor inject NAME list` shows those that there are")]
+    NoSuchFault(String),
+    /// A parameter of a fault is missing, unknown or has a value that cannot be used.
+    #[error("parameter `{name}` {problem}")]
+    Parameter {
+        /// The parameter.
+        name: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The kernel has no such symbol.
+    #[error("the guest's kernel has no symbol `{0}`; its own list is /proc/kallsyms")]
+    NoSuchSymbol(String),
     /// The kernel has no such system call.
     #[error(
         "the guest's kernel has no system call `{0}`. Name one as in `man 2 syscalls`: getppid, getuid, openat"

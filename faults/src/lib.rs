@@ -1,13 +1,20 @@
-//! Fault models: what to break in a guest, and how, from outside.
+//! Fault models: what to change in a guest's memory, and how, from outside.
 //!
-//! A fault is first planned against a checkpoint (while the guest runs) as patches of its memory, then
-//! applied to the machine in one short pause.
+//! A [`Fault`] is a kind of fault with parameters. It is planned against a checkpoint, while the guest runs, and gives a
+//! [`Plan`]: the bytes to write, the frames they are in, and a description. A plan is applied to the machine in one pause
+//! and can be undone. [`all`] is the registry; `docs/analytics.md` says how to add one.
 #![forbid(unsafe_code)]
 
+mod bit_flip;
 mod error;
+mod fault;
 mod patch;
+mod plan;
 mod syscall_redirect;
+mod target;
 
 pub use error::Error;
-pub use patch::{Patch, apply, frames};
-pub use syscall_redirect::plan as redirect_syscall;
+pub use fault::{Arguments, Fault, Parameter, all, find};
+pub use patch::Patch;
+pub use plan::Plan;
+pub use target::Target;

@@ -3,6 +3,10 @@ use crate::{ClockPolicy, MachineError};
 /// What a machine can do that not every machine can. Constant while the machine lives, so that a caller asks before it
 /// changes anything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is an independent yes or no of a driver, asked by name"
+)]
 pub struct Capabilities {
     /// [`crate::StateIo::apply_state`] accepts [`ClockPolicy::JumpToNow`].
     pub clock_jump: bool,
@@ -22,7 +26,7 @@ impl Capabilities {
             return Ok(());
         }
         Err(MachineError::Unsupported {
-            what: "moving this guest's clock to the present".into(),
+            what: "moving this guest's clock to the host's time".into(),
             help: "Restore with the clock standing still, and set it in the guest (`hwclock -s`, or NTP)"
                 .into(),
         })

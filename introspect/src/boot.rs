@@ -4,11 +4,13 @@ use retrovisor_guest::VcpuRegisters;
 
 use crate::{
     Kernel,
-    fact::{Gate, Hook, KernelFact, MemoryStatistics, Syscall, SyscallRoute, Task, Violation, ViolationKind},
+    fact::{
+        Gate, Hook, KernelFact, Linux, MemoryStatistics, Syscall, SyscallRoute, Task, Violation,
+        ViolationKind,
+    },
     linux::{
         bpf,
         code::{Code, Owner},
-        counters,
         files::Files,
         forgeries::Forgeries,
         gates,
@@ -24,7 +26,7 @@ use crate::{
         operations,
         patching::Lawful,
         paths::Paths,
-        processors, programs,
+        programs,
         protections::{self, Controls},
         sockets,
         stacks::{Registers as UnwindRegisters, Stacks},
@@ -35,7 +37,6 @@ use crate::{
         time::Clock,
         tracers::Tracers,
     },
-    observation::Linux,
     probe::Probe,
     reader::Reader,
 };
@@ -132,7 +133,6 @@ impl Boot {
         }
         let sockets = sockets::read(&probe, &files).unwrap_or_default();
         let log = self.seen_lines.read_new(&probe).unwrap_or_default();
-        let counters = counters::read(&probe);
         let health = Health::read(&probe);
         let tainted = probe.word("tainted_mask");
         let kernel = KernelFact {
@@ -148,7 +148,7 @@ impl Boot {
             torn: probe.is_torn(),
             ..kernel_fact(&kernel, vcpus)
         };
-        Linux {
+        let mut linux = Linux {
             kernel,
             tasks,
             modules: modules.all,
@@ -157,13 +157,14 @@ impl Boot {
             hooks,
             bpf_programs,
             log,
-            counters,
             integrity,
-            processors: processors::read(&probe),
             sockets,
             open_files: files.all,
             mounts,
-        }
+            ..Linux::default()
+        };
+        linux.read_independent(&probe);
+        linux
     }
 
     /// Nothing is known any more of the moment before the next one; the references stay.

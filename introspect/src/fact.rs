@@ -1,4 +1,63 @@
-//! What is read of a guest: one file and one struct for each kind of fact, and how it becomes rows.
+//! Facts: what is read of a guest. One file for each kind declares its table and the questions that it answers.
+//!
+//! `docs/introspection.md` says how to add one.
+
+mod cell;
+
+/// Declares a kind of fact: a struct, the table its values become, and the questions that `inspect` answers from it.
+///
+/// `table` names the table of the snapshot database. Each field becomes a column of its name; behind `=>` is how it is
+/// written, one of the modules of [`cell`]: `integer`, `bits`, `address` or `text`. The doc comments are kept as the
+/// documentation of table and columns. `?1` in a question's SQL is the checkpoint.
+macro_rules! fact {
+    (
+        $(#[doc = $doc:literal])*
+        $(#[derive($derive:ident)])?
+        pub struct $Fact:ident in $table:literal {
+            $(
+                $(#[doc = $field_doc:literal])*
+                pub $field:ident: $type:ty => $cell:ident,
+            )*
+        }
+        $(question $question:literal: $question_doc:literal titled $title:literal from $sql:literal;)*
+    ) => {
+        $(#[doc = $doc])*
+        #[derive(Clone, Debug, PartialEq, Eq $(, $derive)?)]
+        pub struct $Fact {
+            $(
+                $(#[doc = $field_doc])*
+                pub $field: $type,
+            )*
+        }
+
+        impl $crate::fact::Fact for $Fact {
+            const KIND: $crate::fact::FactKind = $crate::fact::FactKind {
+                schema: retrovisor_guest::fact::Schema {
+                    table: $table,
+                    columns: &[$(
+                        retrovisor_guest::fact::Column {
+                            name: stringify!($field),
+                            kind: $crate::fact::cell::$cell::KIND,
+                        },
+                    )*],
+                },
+                doc: concat!($($doc),*),
+                column_docs: &[$(concat!($($field_doc),*)),*],
+                questions: &[$(
+                    $crate::question::Question {
+                        name: $question,
+                        doc: $question_doc,
+                        selects: &[$crate::question::Select { title: $title, table: $table, sql: $sql }],
+                    },
+                )*],
+            };
+
+            fn row(&self) -> Vec<retrovisor_guest::fact::Value> {
+                vec![$($crate::fact::cell::$cell::value(&self.$field)),*]
+            }
+        }
+    };
+}
 
 mod bpf;
 mod counter;
@@ -11,72 +70,155 @@ mod memory;
 mod module;
 mod mount;
 mod open_file;
+mod parameter;
 mod processor;
 mod socket;
 mod syscall;
 mod task;
 
-pub use bpf::BpfProgram;
-pub use counter::Counter;
-pub use gate::Gate;
-pub use hook::{Hook, HookKind};
-pub use integrity::{Violation, ViolationKind};
+pub use hook::HookKind;
+pub use integrity::ViolationKind;
 pub use kernel::KernelFact;
-pub use log::LogLine;
 pub use memory::MemoryStatistics;
-pub use module::Module;
-pub use mount::Mount;
-pub use open_file::OpenFile;
-pub use processor::Processor;
-pub use socket::Socket;
-pub use syscall::{Syscall, SyscallRoute};
-pub use task::Task;
+pub use syscall::SyscallRoute;
 
-use retrovisor_guest::fact::{Column, Kind, Schema, Table, Value};
+use retrovisor_guest::fact::{Schema, Table, Value};
+
+use crate::{
+    linux::{counters, parameters, processors},
+    probe::Probe,
+    question::Question,
+};
 
 /// A kind of fact: a struct whose fields become the columns of one table.
 pub trait Fact {
-    /// The table's shape.
-    const SCHEMA: Schema;
-    /// The cells, one a column, in the schema's order.
+    /// The table and what is asked of it.
+    const KIND: FactKind;
+    /// The cells, one for each column, in the schema's order.
     fn row(&self) -> Vec<Value>;
+}
+
+/// The declaration of a kind of fact.
+#[derive(Clone, Copy, Debug)]
+pub struct FactKind {
+    /// The table's shape.
+    pub schema: Schema,
+    /// The documentation of the table.
+    pub doc: &'static str,
+    /// The documentation of each column.
+    pub column_docs: &'static [&'static str],
+    /// The questions that are answered from this table alone.
+    pub questions: &'static [Question],
+}
+
+/// The registry: every kind of fact about a Linux guest, with the field of [`Linux`] that holds its values and, where
+/// they are read without the help of other facts, the function that reads them. The others are read by `boot.rs`.
+macro_rules! facts {
+    ($(
+        $(#[doc = $doc:literal])*
+        $module:ident::$Fact:ident => $field:ident $(read by $reader:path)?;
+    )*) => {
+        $(pub use $module::$Fact;)*
+
+        /// A Linux guest at one instant.
+        #[derive(Clone, Debug, Default)]
+        pub struct Linux {
+            /// The kernel.
+            pub kernel: KernelFact,
+            $(
+                $(#[doc = $doc])*
+                pub $field: Vec<$Fact>,
+            )*
+        }
+
+        impl Linux {
+            /// Reads the facts that need no others.
+            pub(crate) fn read_independent(&mut self, probe: &Probe) {
+                $($(self.$field = $reader(probe);)?)*
+            }
+
+            /// All facts as tables, in the order of the registry.
+            pub(crate) fn tables(&self) -> Vec<Table> {
+                vec![table([&self.kernel]), $(table(&self.$field)),*]
+            }
+        }
+
+        /// Every kind of fact, in the order of their tables.
+        pub const KINDS: &[FactKind] = &[MemoryStatistics::KIND, KernelFact::KIND, $($Fact::KIND),*];
+    };
+}
+
+facts! {
+    /// Every process and thread, ascending by process.
+    task::Task => tasks;
+    /// Every module.
+    module::Module => modules;
+    /// Every system call in the first observation of a boot; later those that lead elsewhere than then.
+    syscall::Syscall => syscalls;
+    /// Every interrupt gate in the first observation of a boot; later those that differ from it.
+    gate::Gate => gates;
+    /// The functions registered with the tracer, at an instruction, for packets.
+    hook::Hook => hooks;
+    /// The loaded eBPF programs.
+    bpf::BpfProgram => bpf_programs;
+    /// The kernel log's lines that no observation had before.
+    log::LogLine => log;
+    /// The kernel's counters.
+    counter::Counter => counters read by counters::read;
+    /// Invariants that do not hold. A healthy guest has none.
+    integrity::Violation => integrity;
+    /// What each CPU counts.
+    processor::Processor => processors read by processors::read;
+    /// Every socket.
+    socket::Socket => sockets;
+    /// The files that processes hold open.
+    open_file::OpenFile => open_files;
+    /// What is mounted where.
+    mount::Mount => mounts;
+    /// The parameters on the kernel's command line.
+    parameter::Parameter => parameters read by parameters::read;
 }
 
 /// The table of facts of one kind.
 pub(crate) fn table<'f, F: Fact + 'f>(facts: impl IntoIterator<Item = &'f F>) -> Table {
-    Table { schema: &const { F::SCHEMA }, rows: facts.into_iter().map(Fact::row).collect() }
+    Table { schema: &const { F::KIND.schema }, rows: facts.into_iter().map(Fact::row).collect() }
 }
 
-const fn integer(name: &'static str) -> Column {
-    Column { name, kind: Kind::Integer }
-}
-
-const fn text(name: &'static str) -> Column {
-    Column { name, kind: Kind::Text }
-}
-
-/// A cell for counts of which a hostile guest may make more than a signed number holds.
-fn bits(word: u64) -> Value {
-    Value::Integer(word.cast_signed())
-}
-
-/// A cell for an address, or null.
-fn address(address: Option<u64>) -> Value {
-    address.map_or(Value::Null, Value::address)
-}
-
-/// A fact's row must have a cell of the right kind for every column.
 #[cfg(test)]
-fn assert_row_fits<F: Fact>(fact: &F) {
-    let row = fact.row();
-    assert_eq!(row.len(), F::SCHEMA.columns.len(), "{}", F::SCHEMA.table);
-    for (cell, column) in row.iter().zip(F::SCHEMA.columns) {
-        let fits = match cell {
-            Value::Null => true,
-            Value::Integer(_) => column.kind == Kind::Integer,
-            Value::Real(_) => column.kind == Kind::Real,
-            Value::Text(_) => column.kind == Kind::Text,
-        };
-        assert!(fits, "{}.{} holds {cell:?}", F::SCHEMA.table, column.name);
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn tables_and_columns_have_names_of_their_own_and_are_documented() {
+        let tables: BTreeSet<_> = KINDS.iter().map(|kind| kind.schema.table).collect();
+        assert_eq!(tables.len(), KINDS.len());
+        for kind in KINDS {
+            let table = kind.schema.table;
+            let columns: BTreeSet<_> = kind.schema.columns.iter().map(|column| column.name).collect();
+            assert_eq!(columns.len(), kind.schema.columns.len(), "{table}");
+            assert!(table.starts_with("fact_") && !kind.doc.trim().is_empty(), "{table}");
+            assert_eq!(kind.column_docs.len(), columns.len(), "{table}");
+            for (column, doc) in kind.schema.columns.iter().zip(kind.column_docs) {
+                assert!(!doc.trim().is_empty(), "{table}.{} is not documented", column.name);
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_has_a_cell_of_the_right_kind_for_each_column() {
+        let tables =
+            Linux { tasks: vec![Task::default()], mounts: vec![Mount::default()], ..Linux::default() }
+                .tables();
+        assert_eq!(tables.len() + 1, KINDS.len());
+        for table in tables {
+            for row in &table.rows {
+                assert_eq!(row.len(), table.schema.columns.len(), "{}", table.schema.table);
+                for (value, column) in row.iter().zip(table.schema.columns) {
+                    assert!(cell::fits(value, column.kind), "{}.{}", table.schema.table, column.name);
+                }
+            }
+        }
     }
 }

@@ -22,6 +22,7 @@ pub(crate) mod modules;
 pub(crate) mod mounts;
 pub(crate) mod netfilter;
 pub(crate) mod operations;
+pub(crate) mod parameters;
 pub(crate) mod patching;
 pub(crate) mod paths;
 pub(crate) mod processors;

@@ -50,7 +50,7 @@ impl VmcoreInfo {
 /// What a look at every frame can tell when no register leads to the kernel.
 #[derive(Default)]
 pub(crate) struct Traces {
-    /// VMCOREINFO texts; leftovers of other kernels among them.
+    /// VMCOREINFO texts; among them those that earlier kernels left in memory.
     pub(crate) notes: Vec<VmcoreInfo>,
     /// Frames that look like the kernel's own top page table: nothing below the middle, something at the end.
     pub(crate) roots: Vec<Gpa>,

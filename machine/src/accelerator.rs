@@ -20,11 +20,11 @@ pub struct Detected {
 pub fn detect() -> Detected {
     let version = Kvm::new().map(|kvm| kvm.get_api_version()).map_err(kvm_ioctls::Error::errno);
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    judge(version, &cpuinfo)
+    choose(version, &cpuinfo)
 }
 
 /// `kvm` is the interface's version, or the error number of opening it.
-fn judge(kvm: Result<i32, i32>, cpuinfo: &str) -> Detected {
+fn choose(kvm: Result<i32, i32>, cpuinfo: &str) -> Detected {
     let tcg = |reason: String| Detected { accelerator: Accelerator::Tcg, reason };
     match kvm {
         Ok(KVM_API_VERSION) => match virtualization_flag(cpuinfo) {
@@ -70,7 +70,7 @@ mod tests {
 
     #[test]
     fn kvm_needs_the_device_its_version_and_the_flag() {
-        assert_eq!(judge(Ok(12), SVM).accelerator, Accelerator::Kvm);
+        assert_eq!(choose(Ok(12), SVM).accelerator, Accelerator::Kvm);
         for (kvm, cpuinfo, word) in [
             (Ok(12), BARE, "interpreted"),
             (Ok(12), "", "interpreted"),
@@ -79,7 +79,7 @@ mod tests {
             (Err(13), SVM, "no permission"),
             (Err(19), SVM, "does not open"),
         ] {
-            let detected = judge(kvm, cpuinfo);
+            let detected = choose(kvm, cpuinfo);
             assert_eq!(detected.accelerator, Accelerator::Tcg);
             assert!(detected.reason.contains(word), "{}", detected.reason);
         }

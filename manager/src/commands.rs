@@ -1,5 +1,6 @@
 //! What an actor does for each command.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use retrovisor_snapshot::{
@@ -96,7 +97,10 @@ impl MachineActor {
 
     fn pause(&mut self, by: PausedBy) -> Result<(), ManagerError> {
         self.must_allow(CommandKind::Pause)?;
-        self.vm.pause()?;
+        if let Err(error) = self.vm.pause() {
+            self.observe_failure();
+            return Err(error.into());
+        }
         self.wish(DesiredState::Paused);
         self.enter(Lifecycle::Paused(by), String::new());
         Ok(())
@@ -151,29 +155,30 @@ impl MachineActor {
 
     fn inject(&mut self, fault: Fault, reply: Reply<(String, String)>) {
         match fault {
-            Fault::SyscallRedirect { syscall, to } => {
-                drop(reply.send(self.redirect_syscall(&syscall, &to)));
-            }
+            Fault::Memory { name, arguments } => drop(reply.send(self.change_memory(&name, arguments))),
             Fault::ConsoleCommand { line } => self.type_command(line, reply),
         }
     }
 
-    fn redirect_syscall(&mut self, syscall: &str, to: &str) -> Result<(String, String), ManagerError> {
+    fn change_memory(
+        &mut self,
+        fault: &str,
+        arguments: HashMap<String, String>,
+    ) -> Result<(String, String), ManagerError> {
         self.must_allow(CommandKind::Inject)?;
         let newest = self.recorder.position().ok_or_else(|| ManagerError::Refused {
             what: format!("{} has no checkpoint yet, on which the fault would be planned", self.name),
             help: format!("Take one: retrovisor checkpoint {}", self.name),
         })?;
-        let patches = inject::plan_redirect(&self.store, newest.checkpoint, syscall, to)?;
-        // Noted before the first byte is written: whatever fails on the way, the next checkpoint has these frames.
-        self.recorder.note_written(&retrovisor_faults::frames(&patches, &self.vm.identity().layout));
-        let applied = retrovisor_faults::apply(&mut *self.vm, &patches);
+        let plan = inject::plan(&self.store, newest.checkpoint, fault, arguments)?;
+        let recorder = &mut self.recorder;
+        // Whatever fails on the way, the next checkpoint has these frames.
+        let applied = plan.apply(&mut *self.vm, &mut |frames| recorder.note_written(frames));
         if self.state == Lifecycle::Running {
             self.run_on()?;
         }
         applied?;
-        let done =
-            format!("Injected: system call `{syscall}` of the guest runs the kernel function of `{to}` now.");
+        let done = plan.description;
         let operation = inject::record(&self.store, self.id, &done)?;
         self.emit(EventKind::Injected(done.clone()));
         Ok((done, operation))

@@ -1,5 +1,6 @@
 //! Fault injection.
 
+use std::collections::HashMap;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -7,8 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use retrovisor_faults::Patch;
-use retrovisor_introspect::Kernel;
+use retrovisor_faults::{Arguments, Plan, Target};
 use retrovisor_snapshot::{CheckpointId, MachineId, OperationKind, Store};
 
 use crate::{error::ManagerError, kernels::kernel_library};
@@ -28,12 +28,12 @@ static TYPED: AtomicU64 = AtomicU64::new(0);
 /// What to break.
 #[derive(Clone, Debug)]
 pub enum Fault {
-    /// System call `syscall` runs the kernel function of `to`.
-    SyscallRedirect {
-        /// Its name, as in `man 2 syscalls`.
-        syscall: String,
-        /// The name of the other one.
-        to: String,
+    /// Changes guest memory: one of [`retrovisor_faults::all`].
+    Memory {
+        /// The fault's name.
+        name: String,
+        /// Values of its parameters, by name.
+        arguments: HashMap<String, String>,
     },
     /// A command for the guest's control shell.
     ConsoleCommand {
@@ -42,17 +42,18 @@ pub enum Fault {
     },
 }
 
-/// Plans the redirection of a system call on a checkpoint, while the guest runs.
-pub(crate) fn plan_redirect(
+/// Plans a fault in guest memory on a checkpoint, while the guest runs.
+pub(crate) fn plan(
     store: &Arc<Store>,
     newest: CheckpointId,
-    syscall: &str,
-    to: &str,
-) -> Result<Vec<Patch>, ManagerError> {
-    let view = store.view(newest)?;
-    let kernel = Kernel::find_with(&view, &store.registers(newest)?, &kernel_library(store))
-        .map_err(retrovisor_faults::Error::from)?;
-    Ok(retrovisor_faults::redirect_syscall(&kernel, &view, syscall, to)?)
+    name: &str,
+    arguments: HashMap<String, String>,
+) -> Result<Plan, ManagerError> {
+    let fault = retrovisor_faults::find(name)?;
+    let arguments = Arguments::new(fault, arguments)?;
+    let (view, registers) = (store.view(newest)?, store.registers(newest)?);
+    let target = Target { view: &view, registers: &registers, library: Some(kernel_library(store)) };
+    Ok(fault.plan(&target, &arguments)?)
 }
 
 /// Writes to the catalogue that a fault was injected. Returns the operation's name.

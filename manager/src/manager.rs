@@ -297,17 +297,15 @@ impl Manager {
                 None => ManagerError::Gone { machine: name.to_owned() },
             });
         }
-        match answer.await {
-            Ok(answer) => answer,
-            Err(_) => {
-                // The actor ends, and says why when it has.
-                let end = self.actors().get(name).map(ActorHandle::end);
-                if let Some(mut end) = end {
-                    let _ = end.wait_for(|has_ended| *has_ended).await;
-                }
-                Err(ManagerError::unanswered(name, &self.status(name)?))
-            }
+        if let Ok(answer) = answer.await {
+            return answer;
         }
+        // The actor ends, and says why when it has.
+        let end = self.actors().get(name).map(ActorHandle::end);
+        if let Some(mut end) = end {
+            let _ = end.wait_for(|has_ended| *has_ended).await;
+        }
+        Err(ManagerError::unanswered(name, &self.status(name)?))
     }
 
     /// The drivers that machines are started and attached with.
@@ -461,7 +459,9 @@ impl Manager {
             .map(|(name, actor)| (name.clone(), actor.status()))
             .filter(|(_, status)| status.state == Lifecycle::Unreachable)
             .collect();
-        lost.iter().for_each(|(name, _)| self.wait_for_lost(name));
+        for (name, _) in &lost {
+            self.wait_for_lost(name);
+        }
         lost
     }
 

@@ -135,7 +135,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), CliError> {
     let global = &cli.global;
     match cli.verb {
         Verb::Demo(args) => demo::run(args, global).await,
-        Verb::Serve(args) => serve::run(args, global).await,
+        Verb::Serve(args) => Box::pin(serve::run(args, global)).await,
         Verb::Run(args) => run::run(args, global).await,
         Verb::Attach(args) => attach::run(args, global).await,
         Verb::Detach(args) => detach::run(args, global).await,

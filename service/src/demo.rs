@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use retrovisor_analytics::QUERIES;
+use retrovisor_analytics::named_query;
 use retrovisor_guest::{DRIVER_DEFAULT, LaunchSpec};
 use retrovisor_manager::{MachineSpec, Manager, ManagerError};
 use retrovisor_proto::v1::{Cell, GetReportRequest, QueryRequest, StopMachineRequest, cell};
@@ -168,10 +168,7 @@ fn wait_for_workload(console_log: &Path) -> Result<u64, ManagerError> {
 }
 
 async fn ask(client: &client::Client, name: &str, last_good: &str, first_bad: &str) -> Result<(), CliError> {
-    let query = QUERIES
-        .iter()
-        .find(|query| query.name == name)
-        .ok_or_else(|| CliError::failed(format!("there is no query `{name}`")))?;
+    let query = named_query(name).ok_or_else(|| CliError::failed(format!("there is no query `{name}`")))?;
     outln!();
     output::styled_line(output::BOLD, query.question);
     // These queries are about a machine, or about two checkpoints of it.

@@ -119,19 +119,33 @@ fn an_ordinary_client_is_served_and_its_deadlines_are_kept() {
 fn a_second_signal_ends_the_daemon_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let mut daemon = Daemon::start(dir.path());
-    // A call that does not end by itself keeps the first signal waiting.
-    let mut watching = Command::new(env!("CARGO_BIN_EXE_retrovisor"))
-        .arg("--store")
-        .arg(dir.path())
-        .arg("watch")
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    std::thread::sleep(Duration::from_millis(300));
+    // A client that never says anything keeps its connection until the grace period is over.
+    let _silent = std::os::unix::net::UnixStream::connect(dir.path().join("daemon.sock")).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
     daemon.terminate();
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(daemon.0.try_wait().unwrap(), None, "the first signal waits for connections");
     daemon.terminate();
     let begun = Instant::now();
-    daemon.ended();
-    assert!(begun.elapsed() < PATIENCE);
-    assert_ne!(watching.wait().unwrap().code(), Some(0), "an interrupted stream is an error");
+    assert_eq!(daemon.ended().code(), Some(128 + 15));
+    assert!(begun.elapsed() < Duration::from_secs(1));
+}
+
+#[test]
+fn a_client_that_watches_nothing_is_refused_and_one_that_watches_is_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut daemon = Daemon::start(dir.path());
+    let watch = |name: Option<&str>| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_retrovisor"));
+        command.arg("--store").arg(dir.path()).arg("watch").args(name).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let unknown = watch(Some("nope")).wait_with_output().unwrap();
+    assert_eq!(unknown.status.code(), Some(3), "{unknown:?}");
+    let watching = watch(None);
+    std::thread::sleep(Duration::from_millis(300));
+    daemon.terminate();
+    assert!(daemon.ended().success());
+    let ended = watching.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    assert_eq!(String::from_utf8_lossy(&ended.stderr), "error: the daemon is shutting down\n");
 }

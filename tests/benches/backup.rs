@@ -25,7 +25,7 @@ const INTERVAL: Duration = Duration::from_secs(2);
 const OURS: &str = "retrovisor";
 
 /// A program that keeps images.
-trait Keeper {
+trait Archiver {
     /// As it stands in the rows.
     fn name(&self) -> &str;
     /// Keeps one image more; returns when it is durable.
@@ -70,21 +70,21 @@ fn main() {
 }
 
 /// Keeps the whole series and adds its rows: the megabytes of images a second, how many times smaller they are kept.
-fn run(keeper: &mut dyn Keeper, images: &[PathBuf], measured: &mut Measured) {
+fn run(archiver: &mut dyn Archiver, images: &[PathBuf], measured: &mut Measured) {
     let mut total = Duration::ZERO;
-    let row = |what: &str, keeper: &dyn Keeper| format!("store.{what}/{}", keeper.name());
+    let row = |what: &str, archiver: &dyn Archiver| format!("store.{what}/{}", archiver.name());
     let mut bytes = 0;
     for image in images {
         let length = std::fs::metadata(image).unwrap().len();
         let began = std::time::Instant::now();
-        keeper.keep(image);
+        archiver.keep(image);
         let took = began.elapsed();
         total += took;
         bytes += length;
-        measured.add(&row("write_mbps", keeper), "MB/s", length as f64 / 1e6 / took.as_secs_f64());
+        measured.add(&row("write_mbps", archiver), "MB/s", length as f64 / 1e6 / took.as_secs_f64());
     }
-    let stored = keeper.stored_bytes() as f64;
-    measured.add(&row("total_s", keeper), "s", total.as_secs_f64());
-    measured.add(&row("stored_mb", keeper), "MB", stored / 1e6);
-    measured.add(&row("ratio", keeper), "×", bytes as f64 / stored);
+    let stored = archiver.stored_bytes() as f64;
+    measured.add(&row("total_s", archiver), "s", total.as_secs_f64());
+    measured.add(&row("stored_mb", archiver), "MB", stored / 1e6);
+    measured.add(&row("ratio", archiver), "×", bytes as f64 / stored);
 }

@@ -33,7 +33,7 @@ fn a_daemon_killed_at_any_moment_leaves_a_whole_store() {
         assert_eq!(went["rollback"]["image_matches"], true, "round {round}");
         let _tick = daemon.next_tick();
     }
-    // What the killed daemons had set aside in the disk and not committed is gone, and nothing else is.
+    // Disk snapshots of the killed daemons that no checkpoint refers to are gone; the others are there.
     let paused = daemon.json(&["pause", "g"]);
     let listed = Command::new("qemu-img")
         .args(["snapshot", "-U", "-l"])

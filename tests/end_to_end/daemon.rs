@@ -8,8 +8,8 @@ use retrovisor_proto::v1::query_service_client::QueryServiceClient;
 use retrovisor_proto::v1::watch_response::Event;
 use retrovisor_proto::v1::watch_service_client::WatchServiceClient;
 use retrovisor_proto::v1::{
-    CreateCheckpointRequest, GetMachineRequest, ListMachinesRequest, ListOperationsRequest, QueryRequest,
-    MachineState, RollbackRequest, UndoRequest, WatchRequest, cell,
+    CreateCheckpointRequest, GetMachineRequest, ListMachinesRequest, ListOperationsRequest, MachineState,
+    QueryRequest, RollbackRequest, UndoRequest, WatchRequest, cell,
 };
 use retrovisor_tests::{Daemon, GuestImage};
 use tokio_stream::StreamExt as _;

@@ -67,12 +67,12 @@ fn check_file_system(store: &Path, machine: &str, label: &str, image: &GuestImag
         return;
     };
     // The guest had it mounted: its journal is replayed, and the superblock's sums, which ext4 writes when it is
-    // unmounted, are counted anew. Nothing else has to be mended.
+    // unmounted, are counted anew. Nothing else has to be repaired.
     let said = String::from_utf8_lossy(&checked.stdout);
     let sums = ["Free blocks count wrong (", "Free inodes count wrong ("];
-    let mended = said.matches("? yes").count();
+    let repaired = said.matches("? yes").count();
     let counted = sums.iter().filter(|sum| said.contains(*sum)).count();
-    assert!(checked.status.code().is_some_and(|code| code <= 1) && mended == counted, "{said}");
+    assert!(checked.status.code().is_some_and(|code| code <= 1) && repaired == counted, "{said}");
 }
 
 #[test]

@@ -54,7 +54,10 @@ fn a_branch_and_its_origin_go_on_side_by_side() {
     assert!(made["first"]["stored_bytes"].as_u64().unwrap() < 1 << 20, "{made}");
     assert_ne!(identifier(&daemon, "g"), identifier(&daemon, "h"));
     let same = daemon.json(&["rollback", "h", "--to", "@1", "--verify-image"]);
-    assert_eq!(same["rollback"]["image_matches"], true, "its memory is what its first checkpoint says: {same}");
+    assert_eq!(
+        same["rollback"]["image_matches"], true,
+        "its memory is what its first checkpoint says: {same}"
+    );
     assert_eq!(worker(&daemon, "g"), pid);
     assert!(daemon.next_tick() > later, "the origin goes on");
 

@@ -40,7 +40,7 @@ fn a_microvm_lives_through_rollbacks_a_dead_daemon_and_a_dead_worker() {
     let tasks = daemon.json(&["inspect", "g", "tasks", "--at", "here"]);
     assert!(tasks.to_string().contains("workload"), "{tasks}");
     let staged = daemon.json(&["rollback", "g", "--to", "here", "--current", "staged"]);
-    assert!(staged["rollback"]["current"]["name"].is_string(), "the present was kept: {staged}");
+    assert!(staged["rollback"]["current"]["name"].is_string(), "the current state was kept: {staged}");
     let _tick = daemon.next_tick();
     let _jumped = daemon.run(&["rollback", "g", "--to", "here", "--clock", "jump-to-now"]).ok();
     let _tick = daemon.next_tick();
@@ -66,7 +66,10 @@ fn a_microvm_lives_through_rollbacks_a_dead_daemon_and_a_dead_worker() {
         daemon.json(&["show", "g"])["state"] == "gone"
     });
     let back = daemon.json(&["rollback", "g", "--to", "found", "--verify-image"]);
-    assert_eq!((&back["rollback"]["new_process"], &back["rollback"]["image_matches"]), (&true.into(), &true.into()));
+    assert_eq!(
+        (&back["rollback"]["new_process"], &back["rollback"]["image_matches"]),
+        (&true.into(), &true.into())
+    );
     let _tick = daemon.next_tick();
     assert_ne!(worker(&daemon, "g"), pid);
     let _ended = daemon.run(&["stop", "g"]).ok();

@@ -148,13 +148,15 @@ mod tests {
     fn many_features_and_many_rows_take_bounded_time() {
         let wide = two_directions(30, 4000);
         assert!(Principal::fit(&wide).is_none(), "three columns move: too few for a direction");
-        let noisy =
-            Array2::from_shape_fn((30, 4000), |(row, column)| (count_f64(row * 4001 + column) * 1.3).sin());
+        let noisy = Array2::from_shape_fn((30, 4000), |(row, column)| {
+            (count_f64(row * row * 7 + row * column + column * 13) * 1.3).sin()
+        });
         let fitted = Principal::fit(&noisy).unwrap();
         assert_eq!(fitted.directions.nrows(), Principal::DIRECTIONS_MAX);
         assert!(fitted.score(noisy.row(0)).is_finite());
-        let long =
-            Array2::from_shape_fn((5000, 40), |(row, column)| (count_f64(row * 41 + column) * 1.3).sin());
+        let long = Array2::from_shape_fn((5000, 40), |(row, column)| {
+            (count_f64(row * row * 7 + row * column + column * 13) * 1.3).sin()
+        });
         assert!(Principal::fit(&long).is_some());
     }
 }

@@ -88,7 +88,7 @@ pub(super) fn history(report: &Report) -> String {
     svg
 }
 
-/// A shape as well as a colour, for those who see none and for print.
+/// A shape as well as a colour, so that verdicts can be distinguished without colour and in print.
 fn mark(svg: &mut String, point: &Point, x: f64, y: f64, size: f64) {
     let class = class(point);
     let title = escape(&format!(
@@ -136,7 +136,7 @@ fn class(point: &Point) -> &'static str {
 }
 
 fn scores(svg: &mut String, report: &Report, axis: &Axis, top: f64, bottom: f64) {
-    // The root leaves room to tell small scores apart, which most are.
+    // The root spreads small scores, which most are.
     let height = |score: f64| (bottom - top) * (score / Evaluation::SCORE_MAX).clamp(0.0, 1.0).sqrt();
     label(svg, "axis end", MARGIN_LEFT - 12.0, top + 10.0, "score");
     for (score, name, below) in [
@@ -172,16 +172,24 @@ fn scores(svg: &mut String, report: &Report, axis: &Axis, top: f64, bottom: f64)
 
 /// From the first bad checkpoint to the alarm.
 fn incident_marks(svg: &mut String, report: &Report, axis: &Axis, bottom: f64) {
+    // A label that would cover the one before it is left out; its mark still has a title.
+    const LABEL_WIDTH: f64 = 70.0;
+    let mut free_from = 0.0;
     for (number, incident) in report.incidents.iter().enumerate() {
         let (Some(from), Some(to)) = (axis.x(incident.onset), axis.x(incident.alarm)) else { continue };
         let (left, right) = (from.min(to) - axis.step / 2.0, from.max(to) + axis.step / 2.0);
         let _ = write!(
             svg,
-            r#"<rect class="span" x="{left:.1}" y="18" width="{:.1}" height="{:.1}"/>"#,
+            r#"<rect class="span" x="{left:.1}" y="18" width="{:.1}" height="{:.1}"><title>incident {}</title></rect>"#,
             right - left,
-            bottom - 18.0
+            bottom - 18.0,
+            number + 1
         );
-        label(svg, "axis middle", left.midpoint(right), 13.0, &format!("incident {}", number + 1));
+        let middle = left.midpoint(right).min(WIDTH - LABEL_WIDTH / 2.0);
+        if middle - LABEL_WIDTH / 2.0 >= free_from {
+            label(svg, "axis middle", middle, 13.0, &format!("incident {}", number + 1));
+            free_from = middle + LABEL_WIDTH / 2.0;
+        }
     }
 }
 

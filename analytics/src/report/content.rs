@@ -1,4 +1,4 @@
-//! Everything a report says.
+//! The contents of a report.
 
 use retrovisor_snapshot::Verdict;
 use serde::Serialize;
@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::explain::Explanation;
 use crate::feature::Feature;
 
-/// Everything a report says; as HTML by [`Report::to_html`], as JSON by serde.
+/// The contents of a report; as HTML by [`Report::to_html`], as JSON by serde.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// The machine's name.
@@ -47,14 +47,16 @@ pub struct Point {
     pub taken_at_ms: i64,
     /// Guest uptime, in seconds.
     pub uptime_s: Option<f64>,
-    /// What was said of it.
+    /// Its verdict.
     pub verdict: Verdict,
     /// Minus the decimal logarithm of the p-value.
     pub score: f64,
     /// Whether the baseline was still being learnt.
     pub learning: bool,
-    /// Why, where something spoke against it.
+    /// The reasons for the verdict.
     pub reasons: Vec<String>,
+    /// The panic or oops of the guest's kernel that it shows.
+    pub failure: Option<String>,
     /// How long the guest stood still for it.
     pub pause_us: u64,
     /// Pages the guest had written.

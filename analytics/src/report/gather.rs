@@ -1,4 +1,4 @@
-//! What a report says, from the snapshot database.
+//! Gathers the contents of a report from the snapshot database.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -10,6 +10,7 @@ use retrovisor_snapshot::{
 use super::content::{Incident, Operation, Point, Report, Series};
 use crate::config::Config;
 use crate::error::Result;
+use crate::evaluation::Reason;
 use crate::evaluator::Evaluator;
 use crate::explain::Explanation;
 use crate::feature::{FEATURES, Vector, position};
@@ -38,7 +39,9 @@ pub fn report_with(catalogue: &Catalogue, machine: MachineId, config: Config) ->
         let mut point = point(step.record);
         point.uptime_s = Some(step.evaluated.observation.moment.uptime_s).filter(|uptime| *uptime > 0.0);
         point.learning = evaluation.learning;
-        // What was said at the time is; only what was never evaluated is evaluated now.
+        let is_failure = |reason: &&Reason| reason.invariant && reason.subject.starts_with("kernel_");
+        point.failure = evaluation.reasons.iter().find(is_failure).map(|reason| reason.text.clone());
+        // A recorded verdict is kept; only checkpoints without one are evaluated now.
         if step.record.score.is_none() {
             point.verdict = evaluation.verdict;
             point.score = evaluation.score;
@@ -72,7 +75,7 @@ struct Past {
 }
 
 impl Past {
-    /// Adds the checkpoints without facts, the parents, and what was said at the time.
+    /// Adds the checkpoints without facts, the parents, and the recorded verdicts.
     fn complete(&mut self, catalogue: &Catalogue, machine: MachineId, evaluator: &Evaluator) -> Result<()> {
         let records = catalogue.recent_checkpoints(machine, history::CHECKPOINTS_MAX)?;
         let sequences: HashMap<CheckpointId, u64> =
@@ -225,6 +228,7 @@ fn point(record: &CheckpointRecord) -> Point {
         score: record.score.unwrap_or(0.0),
         learning: false,
         reasons: Vec::new(),
+        failure: None,
         pause_us: record.pause_us,
         dirty_pages: record.dirty_pages,
         stored_bytes: record.stored_bytes,

@@ -1,20 +1,27 @@
-//! Text on its way into a page. The guest chose much of it, and may be hostile.
+//! Text of a report. The guest chose much of it, and may be hostile.
 
-/// Text that a browser shows and never obeys.
-///
-/// Besides what HTML gives a meaning, characters that turn the direction of writing or cannot be seen are replaced:
-/// with them a name could pretend to be another.
+/// Text as a person can read it: characters that turn the direction of writing or cannot be seen are replaced, since with
+/// them a name could look like another. Not escaped: what makes HTML of it does that.
+pub(super) fn shown(text: &str) -> String {
+    text.chars()
+        .map(|letter| match letter {
+            '\t' | '\n' => ' ',
+            letter if letter.is_control() || is_deceptive(letter) => '\u{fffd}',
+            letter => letter,
+        })
+        .collect()
+}
+
+/// As [`shown`], with what HTML gives a meaning escaped: for the charts, which are written by hand.
 pub(super) fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
-    for letter in text.chars() {
+    for letter in shown(text).chars() {
         match letter {
             '&' => safe.push_str("&amp;"),
             '<' => safe.push_str("&lt;"),
             '>' => safe.push_str("&gt;"),
             '"' => safe.push_str("&quot;"),
             '\'' => safe.push_str("&#39;"),
-            '\t' | '\n' => safe.push(' '),
-            letter if letter.is_control() || is_deceptive(letter) => safe.push('\u{fffd}'),
             letter => safe.push(letter),
         }
     }

@@ -5,6 +5,8 @@ use super::grid::Grid;
 pub struct LogLine {
     /// Its number in the log.
     pub sequence: u64,
+    /// Who wrote it: 0 the kernel, others processes.
+    pub facility: u64,
     /// Its syslog level: 0 emergency to 7 debug.
     pub level: u64,
     /// Its text: hostile.
@@ -32,6 +34,7 @@ impl Log {
             .filter_map(|row| {
                 Some(LogLine {
                     sequence: row.count("sequence")?,
+                    facility: row.count("facility").unwrap_or(0),
                     level: row.count("level").unwrap_or(6) & 7,
                     text: row.text("text").unwrap_or_default(),
                 })

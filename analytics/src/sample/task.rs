@@ -52,7 +52,7 @@ impl Task {
         self.pid == self.tgid
     }
 
-    /// What tells two tasks apart when a pid is used again.
+    /// Distinguishes two tasks when a pid is used again.
     pub(crate) fn identity(&self) -> (i64, u64) {
         (self.pid, self.start_time_ns)
     }

@@ -1,4 +1,4 @@
-//! A guest made of numbers: as restless as a real one on a busy host, and its truth is known.
+//! A synthetic guest: as noisy as a real one on a busy host, with known faults.
 //!
 //! Counters follow autocorrelated rates, the host slows it down and speeds it up, bursts come and go, memory drifts,
 //! short-lived commands are sometimes caught alive, and the intervals are uneven.
@@ -43,7 +43,7 @@ pub struct Process {
     pub cpu_ns: f64,
     pub rss: f64,
     pub kernel: bool,
-    /// Processors it wants; rewritten by its family's profile.
+    /// Processors it demands; rewritten by its family's profile.
     pub demand_cpus: f64,
     /// Guest seconds until it ends; `None` for ever.
     pub ends_in_s: Option<f64>,
@@ -111,7 +111,7 @@ impl Guest {
                 "pgalloc_dma32",
                 "pgalloc_normal",
                 "pgfree",
-                "forks",
+                "total_forks",
                 "context_switches",
                 "interrupts",
                 "cpu_user_ns",
@@ -285,7 +285,7 @@ impl Guest {
         }
         let forks = self.events(1.6 * seconds) + children;
         let allocations = self.events(260.0 * busy * seconds * burst) + grown + 120.0 * children;
-        self.count("forks", forks);
+        self.count("total_forks", forks);
         let switches = self.events(180.0 * seconds * (0.5 + busy) * burst) + 40.0 * children;
         self.count("context_switches", switches);
         let interrupts =
@@ -336,7 +336,7 @@ impl Guest {
             .chain(&self.levels)
             .map(|(name, value)| vec![(*name).into(), number(*value)])
             .collect();
-        counters.push(vec!["load1_x100".into(), number(100.0 * self.load)]);
+        counters.push(vec!["load1".into(), number(100.0 * self.load)]);
         let log = (self.log_sequence.saturating_sub(20)..=self.log_sequence)
             .map(|n| vec![n.into(), (n * 1000).into(), Value::Integer(6), format!("line {n}").into()])
             .collect();

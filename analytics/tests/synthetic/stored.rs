@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use retrovisor_analytics::{Config, Evaluation, Evaluator, Sample};
+use retrovisor_guest::fact::Table;
 use retrovisor_guest::{Gpa, MemoryLayout};
 use retrovisor_scripted::MemoryMachine;
 use retrovisor_snapshot::{
@@ -64,6 +65,11 @@ impl StoredRun {
 
     /// Runs on, takes a checkpoint, reads it, evaluates it, keeps the verdict: as the service does.
     pub fn step(&mut self) -> Evaluation {
+        self.step_with(|_| {})
+    }
+
+    /// As [`Self::step`], with facts that are changed before they are recorded.
+    pub fn step_with(&mut self, change: impl FnOnce(&mut [Table])) -> Evaluation {
         let seconds = 0.4 + 0.8 * self.guest.uniform();
         self.guest.run(seconds);
         // The machine's pages represent the guest's, a fourth of them.
@@ -76,7 +82,8 @@ impl StoredRun {
         let report =
             self.recorder.checkpoint(&mut self.memory, &CheckpointRequest::default()).expect("a checkpoint");
         let record = report.record;
-        let tables = self.guest.tables();
+        let mut tables = self.guest.tables();
+        change(&mut tables);
         self.catalogue().record_facts(record.id, &tables).expect("facts");
         let sample = Sample::from_tables(&record, &tables);
         let parent = record.parent.and_then(|parent| self.samples.get(&parent));

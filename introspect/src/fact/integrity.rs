@@ -1,6 +1,4 @@
-use retrovisor_guest::fact::{Schema, Value};
-
-use super::{Fact, text};
+use super::cell::Named;
 
 /// Which invariant does not hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -55,61 +53,28 @@ impl ViolationKind {
     }
 }
 
-/// One invariant that does not hold. A healthy guest has none, ever.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Violation {
-    /// Which invariant.
-    pub kind: ViolationKind,
-    /// What it is about: `getppid`, `task 412`, `module dummy`, `gate 14`, `vCPU 0 CR4`.
-    pub object: String,
-    /// The kernel symbol concerned, where there is one.
-    pub symbol: Option<String>,
-    /// Where and how it shows.
-    pub detail: String,
-    /// What must be there.
-    pub expected: String,
-    /// What is there.
-    pub found: String,
-}
-
-impl Fact for Violation {
-    const SCHEMA: Schema = Schema {
-        table: "fact_integrity",
-        columns: &[
-            text("kind"),
-            text("object"),
-            text("symbol"),
-            text("detail"),
-            text("expected"),
-            text("found"),
-        ],
-    };
-
-    fn row(&self) -> Vec<Value> {
-        vec![
-            self.kind.name().into(),
-            self.object.clone().into(),
-            self.symbol.clone().into(),
-            self.detail.clone().into(),
-            self.expected.clone().into(),
-            self.found.clone().into(),
-        ]
+fact! {
+    /// One invariant that does not hold. A healthy guest has none, ever.
+    pub struct Violation in "fact_integrity" {
+        /// Which invariant.
+        pub kind: ViolationKind => text,
+        /// What it is about: `getppid`, `task 412`, `module dummy`, `gate 14`, `vCPU 0 CR4`.
+        pub object: String => text,
+        /// The kernel symbol concerned, where there is one.
+        pub symbol: Option<String> => text,
+        /// Where and how it shows.
+        pub detail: String => text,
+        /// What must be there.
+        pub expected: String => text,
+        /// What is there.
+        pub found: String => text,
     }
+    question "integrity": "Invariants that are violated"
+        titled "Violated invariants" from "SELECT kind, object, symbol, detail, expected, found FROM fact_integrity WHERE checkpoint = ?1";
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_row_fits_its_columns() {
-        crate::fact::assert_row_fits(&Violation {
-            kind: ViolationKind::Lstar,
-            object: "vCPU 0 LSTAR".into(),
-            symbol: None,
-            detail: String::new(),
-            expected: String::new(),
-            found: String::new(),
-        });
+impl Named for ViolationKind {
+    fn name(&self) -> &'static str {
+        Self::name(*self)
     }
 }

@@ -1,71 +1,29 @@
-use retrovisor_guest::fact::{Schema, Value};
-
-use super::{Fact, bits, integer, text};
-
-/// A file system mounted somewhere.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Mount {
-    /// The mount namespace's number, as `/proc/<pid>/ns/mnt` shows it.
-    pub namespace: u64,
-    /// The mount's number.
-    pub id: i32,
-    /// The number of the mount below it; its own when there is none.
-    pub parent_id: i32,
-    /// `254:0`: major and minor number of the device.
-    pub device: String,
-    /// The folder of the file system that is shown.
-    pub root: String,
-    /// Where it is mounted.
-    pub point: String,
-    /// The type: `ext4`, `tmpfs`.
-    pub kind: String,
-    /// What is mounted: a device, or a word.
-    pub source: String,
-    /// `ro`, `nosuid`, …: what holds for this mount, joined by commas, in the order of /proc.
-    pub options: String,
-    /// Whether the file system itself can only be read.
-    pub read_only: bool,
-}
-
-impl Fact for Mount {
-    const SCHEMA: Schema = Schema {
-        table: "fact_mount",
-        columns: &[
-            integer("namespace"),
-            integer("id"),
-            integer("parent_id"),
-            text("device"),
-            text("root"),
-            text("point"),
-            text("kind"),
-            text("source"),
-            text("options"),
-            integer("read_only"),
-        ],
-    };
-
-    fn row(&self) -> Vec<Value> {
-        vec![
-            bits(self.namespace),
-            i64::from(self.id).into(),
-            i64::from(self.parent_id).into(),
-            self.device.clone().into(),
-            self.root.clone().into(),
-            self.point.clone().into(),
-            self.kind.clone().into(),
-            self.source.clone().into(),
-            self.options.clone().into(),
-            self.read_only.into(),
-        ]
+fact! {
+    /// A file system mounted somewhere.
+    #[derive(Default)]
+    pub struct Mount in "fact_mount" {
+        /// The mount namespace's number, as `/proc/<pid>/ns/mnt` shows it.
+        pub namespace: u64 => bits,
+        /// The mount's number.
+        pub id: i32 => integer,
+        /// The number of the mount below it; its own when there is none.
+        pub parent_id: i32 => integer,
+        /// `254:0`: major and minor number of the device.
+        pub device: String => text,
+        /// The folder of the file system that is shown.
+        pub root: String => text,
+        /// Where it is mounted.
+        pub point: String => text,
+        /// The type: `ext4`, `tmpfs`.
+        pub kind: String => text,
+        /// What is mounted: a device, or a word.
+        pub source: String => text,
+        /// `ro`, `nosuid`, …: what holds for this mount, joined by commas, in the order of /proc.
+        pub options: String => text,
+        /// Whether the file system itself can only be read.
+        pub read_only: bool => integer,
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_row_fits_its_columns() {
-        crate::fact::assert_row_fits(&Mount::default());
-    }
+    question "mounts": "File systems and where they are mounted"
+        titled "Mounts" from "SELECT point, kind, source, device, root, options FROM fact_mount WHERE checkpoint = ?1 \
+         ORDER BY namespace, id";
 }

@@ -1,91 +1,42 @@
-use retrovisor_guest::fact::{Schema, Value};
-
-use super::{Fact, bits, integer};
-
-/// What the kernel counts for one CPU.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Processor {
-    /// Its number.
-    pub cpu: u32,
-    /// Whether it is online.
-    pub online: bool,
-    /// Time in user mode.
-    pub user_ns: u64,
-    /// Time in user mode for tasks of low priority.
-    pub nice_ns: u64,
-    /// Time in the kernel.
-    pub system_ns: u64,
-    /// Time idle, as /proc/stat has it.
-    pub idle_ns: u64,
-    /// Time idle while a task waited for a device.
-    pub iowait_ns: u64,
-    /// Time in interrupts.
-    pub irq_ns: u64,
-    /// Time in soft interrupts.
-    pub softirq_ns: u64,
-    /// Time that the hypervisor took away.
-    pub steal_ns: u64,
-    /// Context switches.
-    pub context_switches: u64,
-    /// Interrupts of devices.
-    pub interrupts: u64,
-    /// Tasks that run or could.
-    pub running: u64,
-    /// Thread that it runs; 0 when it is idle.
-    pub current_pid: i32,
-    /// When the watchdog against lockups was last content, in units of 2^30 ns of the scheduler's clock.
-    pub watchdog_touched: Option<u64>,
-}
-
-impl Fact for Processor {
-    const SCHEMA: Schema = Schema {
-        table: "fact_processor",
-        columns: &[
-            integer("cpu"),
-            integer("online"),
-            integer("user_ns"),
-            integer("nice_ns"),
-            integer("system_ns"),
-            integer("idle_ns"),
-            integer("iowait_ns"),
-            integer("irq_ns"),
-            integer("softirq_ns"),
-            integer("steal_ns"),
-            integer("context_switches"),
-            integer("interrupts"),
-            integer("running"),
-            integer("current_pid"),
-            integer("watchdog_touched"),
-        ],
-    };
-
-    fn row(&self) -> Vec<Value> {
-        vec![
-            self.cpu.into(),
-            self.online.into(),
-            bits(self.user_ns),
-            bits(self.nice_ns),
-            bits(self.system_ns),
-            bits(self.idle_ns),
-            bits(self.iowait_ns),
-            bits(self.irq_ns),
-            bits(self.softirq_ns),
-            bits(self.steal_ns),
-            bits(self.context_switches),
-            bits(self.interrupts),
-            bits(self.running),
-            i64::from(self.current_pid).into(),
-            self.watchdog_touched.map_or(Value::Null, bits),
-        ]
+fact! {
+    /// What the kernel counts for one CPU.
+    #[derive(Default)]
+    pub struct Processor in "fact_processor" {
+        /// Its number.
+        pub cpu: u32 => integer,
+        /// Whether it is online.
+        pub online: bool => integer,
+        /// Time in user mode.
+        pub user_ns: u64 => bits,
+        /// Time in user mode for tasks of low priority.
+        pub nice_ns: u64 => bits,
+        /// Time in the kernel.
+        pub system_ns: u64 => bits,
+        /// Time idle, as /proc/stat has it.
+        pub idle_ns: u64 => bits,
+        /// Time idle while a task waited for a device.
+        pub iowait_ns: u64 => bits,
+        /// Time in interrupts.
+        pub irq_ns: u64 => bits,
+        /// Time in soft interrupts.
+        pub softirq_ns: u64 => bits,
+        /// Time that the hypervisor took away.
+        pub steal_ns: u64 => bits,
+        /// Context switches.
+        pub context_switches: u64 => bits,
+        /// Interrupts of devices.
+        pub interrupts: u64 => bits,
+        /// Tasks that run or could.
+        pub running: u64 => bits,
+        /// Thread that it runs; 0 when it is idle.
+        pub current_pid: i32 => integer,
+        /// When the watchdog against lockups was last content, in units of 2^30 ns of the scheduler's clock.
+        pub watchdog_touched: Option<u64> => bits,
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_row_fits_its_columns() {
-        crate::fact::assert_row_fits(&Processor { watchdog_touched: Some(u64::MAX), ..Default::default() });
-    }
+    question "processors": "Time and context switches of each CPU"
+        titled "Processors" from "SELECT cpu, (user_ns + nice_ns) / 1000000 AS user_ms, system_ns / 1000000 AS system_ms, \
+         idle_ns / 1000000 AS idle_ms, iowait_ns / 1000000 AS iowait_ms, \
+         (irq_ns + softirq_ns) / 1000000 AS irq_ms, steal_ns / 1000000 AS steal_ms, \
+         context_switches AS switches, current_pid AS pid FROM fact_processor \
+         WHERE checkpoint = ?1 AND online ORDER BY cpu";
 }

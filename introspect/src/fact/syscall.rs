@@ -1,6 +1,4 @@
-use retrovisor_guest::fact::{Schema, Value};
-
-use super::{Fact, integer, text};
+use super::cell::Named;
 
 /// Which of the two places sends a system call on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,57 +20,26 @@ impl SyscallRoute {
     }
 }
 
-/// Where one system call leads.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Syscall {
-    /// By which route.
-    pub via: SyscallRoute,
-    /// The call's number.
-    pub number: u32,
-    /// Where it leads.
-    pub target: u64,
-    /// The symbol at the target (`name`, or `name+0x…` inside one); `None` outside all symbols.
-    pub symbol: Option<String>,
-    /// Whether the target is in the kernel's text.
-    pub in_text: bool,
-    /// The symbol that must be there: what the kernel's own syscall metadata says, else the first observation.
-    pub expected: Option<String>,
-}
-
-impl Fact for Syscall {
-    const SCHEMA: Schema = Schema {
-        table: "fact_syscall",
-        columns: &[
-            text("via"),
-            integer("number"),
-            text("target"),
-            text("symbol"),
-            integer("in_text"),
-            text("expected"),
-        ],
-    };
-
-    fn row(&self) -> Vec<Value> {
-        vec![
-            self.via.name().into(),
-            self.number.into(),
-            Value::address(self.target),
-            self.symbol.clone().into(),
-            self.in_text.into(),
-            self.expected.clone().into(),
-        ]
+fact! {
+    /// Where one system call leads.
+    pub struct Syscall in "fact_syscall" {
+        /// By which route.
+        pub via: SyscallRoute => text,
+        /// The call's number.
+        pub number: u32 => integer,
+        /// Where it leads.
+        pub target: u64 => address,
+        /// The symbol at the target (`name`, or `name+0x…` inside one); `None` outside all symbols.
+        pub symbol: Option<String> => text,
+        /// Whether the target is in the kernel's text.
+        pub in_text: bool => integer,
+        /// The symbol that must be there: what the kernel's own syscall metadata says, else the first observation.
+        pub expected: Option<String> => text,
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_row_fits_its_columns() {
-        let via = SyscallRoute::Dispatch;
-        let expected = Some("__x64_sys_getppid".into());
-        let call = Syscall { via, number: 110, target: 1, symbol: None, in_text: false, expected };
-        crate::fact::assert_row_fits(&call);
+impl Named for SyscallRoute {
+    fn name(&self) -> &'static str {
+        Self::name(*self)
     }
 }

@@ -5,6 +5,35 @@ use crate::{fact::Counter, probe::Probe, reader::Reader};
 const ITEMS_MAX: usize = 1024;
 const NAME_MAX: usize = 64;
 
+/// Load averages, in hundredths.
+const LOADS: [&str; 3] = ["load1", "load5", "load15"];
+/// Counters of the run queues, summed over the CPUs, and their fields of `struct rq`.
+const RUN_QUEUES: [(&str, &str); 4] = [
+    ("context_switches", "nr_switches"),
+    ("nr_running", "nr_running"),
+    ("nr_uninterruptible", "nr_uninterruptible"),
+    ("nr_iowait", "nr_iowait.counter"),
+];
+/// Counters that are one variable or sum.
+const SINGLE: [&str; 6] =
+    ["total_forks", "nr_threads", "nr_processes", "interrupts", "total_pages", "tainted"];
+/// Processor time by kind. Kernels may have further kinds.
+const PROCESSOR_TIMES: [&str; 8] = [
+    "cpu_user_ns",
+    "cpu_nice_ns",
+    "cpu_system_ns",
+    "cpu_softirq_ns",
+    "cpu_irq_ns",
+    "cpu_idle_ns",
+    "cpu_iowait_ns",
+    "cpu_steal_ns",
+];
+
+/// The names of the counters that this crate computes for every kernel. The others are those of /proc/vmstat.
+pub fn computed_counters() -> impl Iterator<Item = &'static str> {
+    LOADS.into_iter().chain(RUN_QUEUES.map(|(name, _)| name)).chain(SINGLE).chain(PROCESSOR_TIMES)
+}
+
 /// Reads every counter this kernel has. Those that cannot be read are absent.
 pub(crate) fn read(probe: &Probe) -> Vec<Counter> {
     let mut counters = Vec::new();
@@ -12,15 +41,15 @@ pub(crate) fn read(probe: &Probe) -> Vec<Counter> {
     load(probe, &mut counters);
     processor_times(probe, &mut counters);
     run_queues(probe, &mut counters);
-    let plain = [
-        ("total_forks", probe.word("total_forks")),
-        ("nr_threads", probe.half("nr_threads").map(u64::from)),
-        ("nr_processes", sum(probe, "process_counts")),
-        ("interrupts", interrupts(probe)),
-        ("total_pages", probe.word("_totalram_pages")),
-        ("tainted", probe.word("tainted_mask")),
+    let values = [
+        probe.word("total_forks"),
+        probe.half("nr_threads").map(u64::from),
+        sum(probe, "process_counts"),
+        interrupts(probe),
+        probe.word("_totalram_pages"),
+        probe.word("tainted_mask"),
     ];
-    counters.extend(plain.into_iter().filter_map(|(name, value)| Some(counter(name, value?))));
+    counters.extend(SINGLE.into_iter().zip(values).filter_map(|(name, value)| Some(counter(name, value?))));
     counters.extend(softirqs(probe));
     counters.extend(health::counters(probe));
     counters
@@ -129,7 +158,7 @@ fn enum_names(probe: &Probe, member: &str, end: &str) -> Vec<String> {
 fn load(probe: &Probe, counters: &mut Vec<Counter>) {
     const FIXED_POINT_BITS: u32 = 11;
     let Some(loads) = probe.symbol("avenrun").and_then(|at| words(probe.reader, at, 3)) else { return };
-    for (name, load) in ["load1", "load5", "load15"].into_iter().zip(loads) {
+    for (name, load) in LOADS.into_iter().zip(loads) {
         counters.push(counter(name, load.saturating_mul(100) >> FIXED_POINT_BITS));
     }
 }
@@ -168,13 +197,7 @@ fn processor_times(probe: &Probe, counters: &mut Vec<Counter>) {
 
 /// What the run queues count, over all CPUs.
 fn run_queues(probe: &Probe, counters: &mut Vec<Counter>) {
-    let fields = [
-        ("context_switches", "nr_switches"),
-        ("nr_running", "nr_running"),
-        ("nr_uninterruptible", "nr_uninterruptible"),
-        ("nr_iowait", "nr_iowait.counter"),
-    ];
-    for (name, path) in fields {
+    for (name, path) in RUN_QUEUES {
         let Some(field) = probe.field("rq", path) else { continue };
         let values = probe.each_cpu("runqueues").filter_map(|(_, queue)| probe.reader.number(queue, field));
         let total = values.fold(0, u64::wrapping_add);

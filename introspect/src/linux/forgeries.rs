@@ -77,7 +77,7 @@ impl Forgeries {
             let credential = probe.reader.pointer(task.address, fields.credential).filter(|at| *at != 0);
             let Some(credential) = credential else { continue };
             sharers.entry(credential).or_default().push(task);
-            if let Some(now) = self.judge(probe, &fields, task, credential, &mut violations) {
+            if let Some(now) = self.examine(probe, &fields, task, credential, &mut violations) {
                 held.insert(task.address, now);
             }
         }
@@ -89,8 +89,8 @@ impl Forgeries {
         violations.into_iter().map(|(_, violation)| violation).collect()
     }
 
-    /// Judges one; what to remember of it when it is powerless, or should be.
-    fn judge(
+    /// Examines one task. Returns what to remember of it if it has no capabilities, or should have none.
+    fn examine(
         &self,
         probe: &Probe,
         fields: &Fields,

@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn free_and_slab_are_told_by_flag_or_by_type() {
+    fn free_and_slab_are_recognised_by_flag_or_by_type() {
         let old = fields(Some(9), None);
         let free = with(&[(40, &[3]), (48, &0xffff_ff7f_u32.to_le_bytes())]);
         assert_eq!(old.read(&free, 0x2000, 0), Some(Use::Free { order: 3 }));

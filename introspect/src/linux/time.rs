@@ -16,8 +16,8 @@ const SECOND_NS: i64 = 1_000_000_000;
 
 impl Clock {
     pub(crate) fn read(probe: &Probe) -> Self {
-        let Some(keeper) = keeper(probe) else { return Self::default() };
-        let number = |path: &str| probe.reader.number(keeper, probe.field("timekeeper", path)?);
+        let Some(timekeeper) = timekeeper(probe) else { return Self::default() };
+        let number = |path: &str| probe.reader.number(timekeeper, probe.field("timekeeper", path)?);
         let monotonic = || {
             let shift = u32::try_from(number("tkr_mono.shift")?).ok()?;
             let fraction = number("tkr_mono.xtime_nsec")?.checked_shr(shift)?;
@@ -31,7 +31,7 @@ impl Clock {
 }
 
 /// The timekeeper inside `tk_core`, whose type has a name only since 6.13.
-fn keeper(probe: &Probe) -> Option<u64> {
+fn timekeeper(probe: &Probe) -> Option<u64> {
     let offset = probe.field("tk_data", "timekeeper").map(|field| field.offset_bytes);
     let sequence =
         || probe.types.size_of("seqcount_raw_spinlock").or_else(|| probe.types.size_of("seqcount"));

@@ -1,4 +1,4 @@
-//! A machine in memory for tests: no vCPU runs, and every call can be told to fail, to hang, to panic, or to find the
+//! A machine in memory for tests: no vCPU runs, and a script has calls fail, hang, panic, or find the
 //! machine in another state. Compiles no driver: no KVM, no C, no unsafe code.
 #![forbid(unsafe_code)]
 

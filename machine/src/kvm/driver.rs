@@ -1,4 +1,4 @@
-//! MicroVMs, each in a worker process of its own, as a driver of managed machines.
+//! `MicroVMs`, each in a worker process of its own, as a driver of managed machines.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ pub const WORKER_VERB: &str = "machine-worker";
 /// The name in specs and identities.
 const NAME: &str = "kvm";
 
-/// MicroVMs. The worker is this program, called with [`WORKER_VERB`].
+/// `MicroVMs`. The worker is this program, called with [`WORKER_VERB`].
 pub struct KvmDriver {
     hubs: Hubs,
 }

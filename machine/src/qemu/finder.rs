@@ -142,7 +142,7 @@ mod tests {
     #[repr(C)]
     #[derive(Default)]
     struct Api {
-        api: u64,
+        version: u64,
         features: u64,
         ioctls: u64,
     }
@@ -168,7 +168,7 @@ mod tests {
         }
         // SAFETY: the descriptor was made just now, and nobody else has it.
         let fd = unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).unwrap()) };
-        let mut api = Api { api: 0xaa, features: 1 << 15 | 1 << 13 | 1 << 12, ioctls: 0 };
+        let mut api = Api { version: 0xaa, features: 1 << 15 | 1 << 13 | 1 << 12, ioctls: 0 };
         let mut range =
             Register { start: mapping.start, length: mapping.length_bytes, mode: 2, ..Register::default() };
         // SAFETY: both structures have the kernel's layout, and live over the calls.
@@ -190,7 +190,9 @@ mod tests {
         driver: Ram,
         finder: Finder,
         layout: MemoryLayout,
-        _protection: OwnedFd,
+        /// Keeps the registration: closing it ends the write protection.
+        #[expect(dead_code, reason = "held for its drop")]
+        protection: OwnedFd,
     }
 
     impl Lab {
@@ -203,11 +205,11 @@ mod tests {
             let start = qemu.mappings().next().unwrap().1 as u64;
             let mapping = Mapping::find(pid, layout.bytes()).unwrap();
             let mapping = mapping.into_iter().find(|mapping| mapping.start == start).unwrap();
-            let _protection = protect(&mapping)?;
+            let protection = protect(&mapping)?;
             let finder = Finder::new(pid, &mapping, &qemu);
             assert_eq!(finder.describe().0, "userfaultfd");
             let driver = Ram::shared(layout.clone(), file, 0).unwrap();
-            Some(Self { qemu, driver, finder, layout, _protection })
+            Some(Self { qemu, driver, finder, layout, protection })
         }
 
         fn scan(&mut self) -> PageSet {

@@ -20,6 +20,17 @@ const END_WAIT: Duration = Duration::from_secs(2);
 /// Guest events kept until they are asked for.
 const GUEST_EVENTS_MAX: usize = 256;
 
+/// Why QEMU stopped the guest, as far as events say it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum StopCause {
+    /// It was not stopped, or by a command of this connection, or for a cause that was reported.
+    Settled,
+    /// An event named the cause; its `STOP` is still to come.
+    Named,
+    /// It was stopped without a cause that an event named.
+    Unnamed,
+}
+
 pub(super) struct Monitor {
     /// The machine's name, for messages.
     name: String,
@@ -29,10 +40,7 @@ pub(super) struct Monitor {
     run_state: RunState,
     /// A command of this connection is being carried out that stops the guest or sets it running.
     is_changing: bool,
-    /// QEMU stopped the guest for a cause that an event named; its `STOP` is still to come.
-    is_explained: bool,
-    /// The guest was stopped without a cause that an event named.
-    is_unexplained: bool,
+    stop_cause: StopCause,
     guest_events: VecDeque<GuestEvent>,
     jobs: u64,
     /// The socket or the process is gone.
@@ -47,8 +55,7 @@ impl Monitor {
             process,
             run_state: RunState::Paused,
             is_changing: false,
-            is_explained: false,
-            is_unexplained: false,
+            stop_cause: StopCause::Settled,
             guest_events: VecDeque::new(),
             jobs: 0,
             failed: false,
@@ -82,7 +89,7 @@ impl Monitor {
     /// Whether the guest runs, and why not, after reading the events that came.
     pub(super) fn run_state(&mut self) -> RunState {
         let _ = self.read_events();
-        if self.is_unexplained && !self.failed {
+        if self.stop_cause == StopCause::Unnamed && !self.failed {
             let _ = self.query_run_state();
         }
         if self.process.ended() {
@@ -100,7 +107,7 @@ impl Monitor {
             Some("guest-panicked") => RunState::Panicked,
             _ => RunState::Paused,
         };
-        self.is_unexplained = false;
+        self.stop_cause = StopCause::Settled;
         Ok(())
     }
 
@@ -211,21 +218,24 @@ impl Monitor {
     }
 
     fn note(&mut self, event: &Event) {
-        self.is_explained |= stops_guest(event) && self.running();
+        if stops_guest(event) && self.running() {
+            self.stop_cause = StopCause::Named;
+        }
         match event.name.as_str() {
             "STOP" => {
-                let is_explained = std::mem::take(&mut self.is_explained);
+                let is_named = self.stop_cause == StopCause::Named;
+                self.stop_cause = StopCause::Settled;
                 if self.run_state == RunState::Running {
                     self.run_state = RunState::Paused;
                 }
-                if !self.is_changing && !is_explained {
-                    self.is_unexplained = true;
+                if !self.is_changing && !is_named {
+                    self.stop_cause = StopCause::Unnamed;
                     self.keep(GuestEvent::Stopped);
                 }
             }
             "RESUME" => {
                 self.run_state = RunState::Running;
-                (self.is_explained, self.is_unexplained) = (false, false);
+                self.stop_cause = StopCause::Settled;
                 if !self.is_changing {
                     self.keep(GuestEvent::Resumed);
                 }

@@ -14,7 +14,7 @@ use retrovisor_machine::kvm::RemoteMachine;
 use crate::{bare, worker};
 
 /// The word that makes this program one that starts a machine and keeps it until its input ends.
-const KEEPER: &str = "machine-keeper";
+const PARENT: &str = "machine-parent";
 /// `nobody`.
 const USER: u32 = 65_534;
 /// Gives everybody in its mount namespace a `/dev/kvm`, becomes the user, and runs a program.
@@ -23,10 +23,10 @@ const BECOME: &str = r#"mount -t tmpfs none "$1" && mknod -m 666 "$1/kvm" c "$2"
     exec setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all "$@""#;
 
 /// Runs before the test harness does.
-pub(crate) fn become_keeper() {
+pub(crate) fn become_parent() {
     let arguments: Vec<_> = std::env::args_os().collect();
     let [_, word, dir] = &arguments[..] else { return };
-    if word != OsStr::new(KEEPER) {
+    if word != OsStr::new(PARENT) {
         return;
     }
     match RemoteMachine::launch(&worker::config(Path::new(dir), false)) {
@@ -64,12 +64,12 @@ fn a_worker_of_an_ordinary_user_is_confined_all_the_same() {
     std::fs::create_dir(&home).unwrap();
     std::fs::create_dir(&dev).unwrap();
     std::os::unix::fs::chown(&home, Some(USER), Some(USER)).unwrap();
-    let mut keeper = Command::new("unshare")
+    let mut parent = Command::new("unshare")
         .args(["--mount", "--propagation", "private", "sh", "-c", BECOME, "sh"])
         .arg(&dev)
         .args([major(kvm.rdev()).to_string(), minor(kvm.rdev()).to_string()])
         .arg(&program)
-        .arg(KEEPER)
+        .arg(PARENT)
         .arg(&home)
         .current_dir("/")
         .stdin(Stdio::piped())
@@ -77,7 +77,7 @@ fn a_worker_of_an_ordinary_user_is_confined_all_the_same() {
         .spawn()
         .unwrap();
     let mut said = Vec::new();
-    for line in BufReader::new(keeper.stdout.take().unwrap()).lines() {
+    for line in BufReader::new(parent.stdout.take().unwrap()).lines() {
         let line = line.unwrap();
         if line == "runs" {
             break;
@@ -85,7 +85,7 @@ fn a_worker_of_an_ordinary_user_is_confined_all_the_same() {
         said.push(line);
     }
     let [pid, done, missing] = &said[..] else {
-        let ended = keeper.wait().unwrap();
+        let ended = parent.wait().unwrap();
         eprintln!("SKIPPED: no machine for an ordinary user here ({ended}): {}", said.join("\n"));
         return;
     };
@@ -118,8 +118,8 @@ fn a_worker_of_an_ordinary_user_is_confined_all_the_same() {
     } else {
         eprintln!("SKIPPED: this host gives ordinary users no namespaces: {missing}");
     }
-    drop(keeper.stdin.take());
-    assert!(keeper.wait().unwrap().success());
+    drop(parent.stdin.take());
+    assert!(parent.wait().unwrap().success());
 }
 
 fn numbers(line: &str) -> Vec<u32> {

@@ -31,7 +31,7 @@ extern "C" fn become_worker() {
         let code = worker_process();
         std::process::exit(i32::from(code != std::process::ExitCode::SUCCESS));
     }
-    ordinary_user::become_keeper();
+    ordinary_user::become_parent();
 }
 
 pub(crate) fn config(dir: &Path, detached: bool) -> RemoteConfig {

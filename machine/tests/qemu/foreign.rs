@@ -30,7 +30,8 @@ impl Qemu {
         let ram = memory.path().join("ram").display().to_string();
         let ram = format!("memory-backend-file,id=ram,size=256M,mem-path={ram},share=on");
         let disk = format!("file={},if=none,id=dd,format=qcow2", path("disk.qcow2"));
-        let create = ["create", "-q", "-f", "qcow2", &path("disk.qcow2"), "8M"];
+        let base = image.join("disk.raw").display().to_string();
+        let create = ["create", "-q", "-f", "qcow2", "-b", &base, "-F", "raw", &path("disk.qcow2")];
         assert!(Command::new("qemu-img").args(create).status().unwrap().success());
         let kernel = image.join("vmlinuz").display().to_string();
         let initrd = image.join("initramfs.cpio.gz").display().to_string();
@@ -40,13 +41,15 @@ impl Qemu {
             .args(["-object", &ram, "-machine", "q35,memory-backend=ram", "-action", "shutdown=pause"])
             .args(["-kernel", &kernel, "-initrd", &initrd, "-append", "console=ttyS0 quiet tsc=unstable"])
             .args(["-serial", &serial, "-drive", &disk, "-device", "virtio-blk-pci,drive=dd"])
-            .args(["-device", "pcie-root-port,id=port", "-qmp", &monitor("qmp"), "-qmp", &monitor("owner")])
+            .args(["-device", "pcie-root-port,id=root0", "-qmp", &monitor("qmp"), "-qmp", &monitor("owner")])
             .spawn()
             .unwrap();
-        while !dir.join("owner").exists() || UnixStream::connect(dir.join("owner")).is_err() {
+        let mut qemu = Self { child, dir: dir.to_owned(), _memory: memory };
+        while UnixStream::connect(dir.join("owner")).is_err() {
+            assert!(qemu.child.try_wait().unwrap().is_none(), "QEMU ended before it listened");
             sleep_ms(10);
         }
-        Self { child, dir: dir.to_owned(), _memory: memory }
+        qemu
     }
 
     fn attach(&self) -> Result<QemuMachine, MachineError> {
@@ -57,7 +60,7 @@ impl Qemu {
     fn owner(&self) -> Owner {
         let mut owner = Owner(BufReader::new(UnixStream::connect(self.dir.join("owner")).unwrap()));
         owner.0.read_line(&mut String::new()).unwrap();
-        owner.run("qmp_capabilities", json!({}));
+        owner.run("qmp_capabilities", &json!({}));
         owner
     }
 }
@@ -73,7 +76,7 @@ impl Drop for Qemu {
 struct Owner(BufReader<UnixStream>);
 
 impl Owner {
-    fn run(&mut self, command: &str, arguments: Value) -> Value {
+    fn run(&mut self, command: &str, arguments: &Value) -> Value {
         let line = json!({ "execute": command, "arguments": arguments }).to_string();
         self.0.get_mut().write_all(format!("{line}\n").as_bytes()).unwrap();
         loop {
@@ -88,14 +91,14 @@ impl Owner {
     }
 
     fn ignores_shared(&mut self) -> bool {
-        let all = self.run("query-migrate-capabilities", json!({}));
+        let all = self.run("query-migrate-capabilities", &json!({}));
         let own = all.as_array().unwrap().iter().find(|entry| entry["capability"] == "x-ignore-shared");
         own.unwrap()["state"] == true
     }
 
     /// Block nodes and sets of descriptors that are not its own, and snapshots in its disk.
-    fn leftovers(&mut self) -> (usize, usize, usize) {
-        let nodes = self.run("query-named-block-nodes", json!({}));
+    fn additions(&mut self) -> (usize, usize, usize) {
+        let nodes = self.run("query-named-block-nodes", &json!({}));
         let nodes = nodes.as_array().unwrap().clone();
         let name = |node: &Value| node["node-name"].as_str().unwrap_or_default().to_owned();
         let foreign = nodes.iter().filter(|node| name(node).starts_with("retrovisor-")).count();
@@ -103,7 +106,7 @@ impl Owner {
         let own =
             snapshots.flatten().filter(|snapshot| snapshot["name"].as_str().unwrap().starts_with("rv-"));
         let own = own.count();
-        let sets = self.run("query-fdsets", json!({})).as_array().unwrap().len();
+        let sets = self.run("query-fdsets", &json!({})).as_array().unwrap().len();
         (foreign, sets, own)
     }
 }
@@ -114,17 +117,17 @@ fn the_owner_is_noticed_and_gets_qemu_back_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
     let qemu = Qemu::start(dir.path(), &image);
     let mut owner = qemu.owner();
-    assert_eq!(owner.leftovers(), (0, 0, 0));
+    assert_eq!(owner.additions(), (0, 0, 0));
     let mut machine = qemu.attach().unwrap();
-    wait_console_file(&qemu.dir, "tick 00003");
+    wait_console_file(&qemu.dir, "tick 00010");
 
     // What the owner does is reported, what this driver does is not.
     machine.pause().unwrap();
     machine.resume().unwrap();
     assert_eq!(machine.events(), []);
-    owner.run("stop", json!({}));
+    owner.run("stop", &json!({}));
     assert_eq!((machine.run_state(), machine.events()), (RunState::Paused, vec![GuestEvent::Stopped]));
-    owner.run("cont", json!({}));
+    owner.run("cont", &json!({}));
     assert_eq!((machine.run_state(), machine.events()), (RunState::Running, vec![GuestEvent::Resumed]));
 
     // The owner's own migrations and snapshots have the guest's memory in them.
@@ -139,7 +142,7 @@ fn the_owner_is_noticed_and_gets_qemu_back_as_it_was() {
     assert!(machine.capabilities().check_clock(ClockPolicy::JumpToNow).is_err());
 
     // A device that is plugged in is refused by its name, and nothing is left of the attempt.
-    owner.run("device_add", json!({ "driver": "virtio-rng-pci", "id": "late", "bus": "port" }));
+    owner.run("device_add", &json!({ "driver": "virtio-rng-pci", "id": "late", "bus": "root0" }));
     let error = machine.capture_state().unwrap_err();
     assert!(
         matches!(error, MachineError::Unsupported { .. })
@@ -150,8 +153,8 @@ fn the_owner_is_noticed_and_gets_qemu_back_as_it_was() {
 
     machine.resume().unwrap();
     machine.detach(true).unwrap();
-    assert_eq!(owner.leftovers(), (0, 0, 0));
-    assert_eq!(owner.run("query-status", json!({}))["running"], true);
+    assert_eq!(owner.additions(), (0, 0, 0));
+    assert_eq!(owner.run("query-status", &json!({}))["running"], true);
     // The next one finds what is there now.
     let mut machine = qemu.attach().unwrap();
     machine.pause().unwrap();

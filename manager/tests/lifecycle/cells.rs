@@ -34,7 +34,9 @@ fn execute(daemon: &Daemon, command: CommandKind) -> Result<(), ManagerError> {
         CommandKind::Stop => daemon.stop(NAME, false),
         CommandKind::ForceStop => daemon.stop(NAME, true),
         CommandKind::Inject => {
-            let fault = Fault::SyscallRedirect { syscall: "getppid".to_owned(), to: "getuid".to_owned() };
+            let arguments = [("syscall", "getppid"), ("to", "getuid")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()));
+            let fault = Fault::Memory { name: "syscall-redirect".to_owned(), arguments: arguments.into() };
             daemon.ask(NAME, |reply| Command::Inject { fault, reply }).map(drop)
         }
         CommandKind::InjectCommand => {

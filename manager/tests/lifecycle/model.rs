@@ -53,6 +53,7 @@ impl Model {
 }
 
 /// The state after a step, and whether it must succeed; `None` for a machine that was never run.
+#[expect(clippy::match_same_arms, reason = "one arm for each rule of the model")]
 fn expect(step: Step, model: Option<Model>, wish_paused: bool) -> (Option<Model>, Option<bool>) {
     let stays = |succeeds| (model, Some(succeeds));
     let to = |model| (Some(model), Some(true));

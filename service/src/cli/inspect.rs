@@ -1,5 +1,7 @@
 use clap::Args;
-use retrovisor_proto::v1::InspectRequest;
+use clap::builder::{PossibleValue, PossibleValuesParser};
+use retrovisor_introspect::questions;
+use retrovisor_proto::v1::{InspectRequest, ListQuestionsRequest};
 
 use super::checkpoint;
 use super::global::{Global, print_json};
@@ -13,18 +15,39 @@ use crate::terminal::{paragraph, table};
     after_help = "Examples:\n  retrovisor inspect web tasks\n  retrovisor inspect web sockets\n  retrovisor inspect web log --at last-good\n  retrovisor inspect web integrity --at -1"
 )]
 pub(crate) struct InspectArgs {
-    /// The machine
-    name: String,
+    /// The machine (not with --list)
+    #[arg(required_unless_present = "list")]
+    name: Option<String>,
     /// What to show
-    #[arg(default_value = "summary", value_parser = ["summary", "tasks", "processes", "sockets", "files", "mounts", "modules", "syscalls", "log", "counters", "processors", "integrity", "memory", "registers"])]
+    #[arg(default_value = "summary", value_parser = PossibleValuesParser::new(names()))]
     what: String,
     /// Which checkpoint
     #[arg(long, default_value = "latest", allow_hyphen_values = true, value_name = "CHECKPOINT")]
     at: String,
+    /// List what can be shown
+    #[arg(long)]
+    list: bool,
+}
+
+/// The questions that this version can ask, for the shell's completion.
+fn names() -> impl Iterator<Item = PossibleValue> {
+    questions().iter().map(|question| PossibleValue::new(question.name).help(question.doc))
 }
 
 pub(super) async fn run(args: InspectArgs, global: &Global) -> Result<(), CliError> {
-    let request = InspectRequest { machine: args.name, checkpoint: args.at, what: args.what };
+    if args.list {
+        let client = client::reader(&global.store()?).await?;
+        let answer = client.checkpoints().list_questions(ListQuestionsRequest {}).await?.into_inner();
+        if global.json {
+            return print_json(&answer);
+        }
+        let rows: Vec<_> =
+            answer.questions.into_iter().map(|question| vec![question.name, question.doc]).collect();
+        table::print(&["name", "shows"], &rows);
+        return Ok(());
+    }
+    let request =
+        InspectRequest { machine: args.name.unwrap_or_default(), checkpoint: args.at, what: args.what };
     let answer = client::reader(&global.store()?).await?.checkpoints().inspect(request).await?.into_inner();
     if global.json {
         return print_json(&answer);

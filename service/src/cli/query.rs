@@ -1,6 +1,7 @@
 use clap::Args;
-use retrovisor_analytics::{NamedQuery, QUERIES};
-use retrovisor_proto::v1::{Cell, QueryRequest, cell};
+use retrovisor_proto::v1::{
+    Cell, ListQueriesRequest, QueryRequest, QueryResponse, RunNamedQueryRequest, cell,
+};
 
 use super::global::{Global, print_json};
 use crate::client;
@@ -31,25 +32,33 @@ pub(crate) struct QueryArgs {
 }
 
 pub(super) async fn run(args: QueryArgs, global: &Global) -> Result<(), CliError> {
+    let client = client::reader(&global.store()?).await?;
     if args.list {
+        let answer = client.queries().list_queries(ListQueriesRequest {}).await?.into_inner();
+        if global.json {
+            return print_json(&answer);
+        }
         let rows: Vec<_> =
-            QUERIES.iter().map(|query| vec![query.name.to_owned(), query.question.to_owned()]).collect();
+            answer.queries.iter().map(|query| vec![query.name.clone(), query.question.clone()]).collect();
         table::print(&["name", "question"], &rows);
         outln!();
         outln!("Their values are:");
-        for query in QUERIES {
+        for query in &answer.queries {
             outln!("  {} {}", query.name, query.parameters.join(", "));
         }
         return Ok(());
     }
     let mut words = args.words.into_iter();
-    let sql = match args.named {
-        Some(name) => named(&name, words.len())?.sql.to_owned(),
-        None => words.next().unwrap_or_default(),
+    let text = |word| Cell { value: Some(cell::Value::Text(word)) };
+    let answer = if let Some(name) = args.named {
+        let request = RunNamedQueryRequest { name, values: words.map(text).collect(), limit: args.limit };
+        let answer = client.queries().run_named_query(request).await?.into_inner();
+        QueryResponse { table: answer.table, truncated: answer.truncated }
+    } else {
+        let sql = words.next().unwrap_or_default();
+        let request = QueryRequest { sql, parameters: words.map(text).collect(), limit: args.limit };
+        client.queries().query(request).await?.into_inner()
     };
-    let parameters = words.map(|word| Cell { value: Some(cell::Value::Text(word)) }).collect();
-    let request = QueryRequest { sql, parameters, limit: args.limit };
-    let answer = client::reader(&global.store()?).await?.queries().query(request).await?.into_inner();
     if global.json {
         return print_json(&answer);
     }
@@ -58,17 +67,4 @@ pub(super) async fn run(args: QueryArgs, global: &Global) -> Result<(), CliError
         errln!("(more rows than --limit {})", args.limit);
     }
     Ok(())
-}
-
-/// The named query, if it takes this number of values.
-fn named(name: &str, values: usize) -> Result<&'static NamedQuery, CliError> {
-    let help = "See: retrovisor query --list";
-    let query = QUERIES
-        .iter()
-        .find(|query| query.name == name)
-        .ok_or_else(|| CliError::not_found(format!("there is no query `{name}`"), help))?;
-    if query.parameters.len() == values {
-        return Ok(query);
-    }
-    Err(CliError::refused(format!("`{name}` takes these values: {}", query.parameters.join(", ")), help))
 }

@@ -83,9 +83,6 @@ pub(crate) struct UndoArgs {
 pub(crate) struct RedoArgs {
     /// The machine
     name: String,
-    /// Compare the whole restored memory with the checkpoint's hash before the guest is resumed
-    #[arg(long)]
-    verify_image: bool,
 }
 
 pub(super) async fn rollback(args: RollbackArgs, global: &Global) -> Result<(), CliError> {
@@ -137,7 +134,7 @@ pub(super) async fn undo(args: UndoArgs, global: &Global) -> Result<(), CliError
 }
 
 pub(super) async fn redo(args: RedoArgs, global: &Global) -> Result<(), CliError> {
-    let request = RedoRequest { machine: args.name.clone(), verify_image: args.verify_image };
+    let request = RedoRequest { machine: args.name.clone() };
     let answer = client::daemon(&global.store()?).await?.checkpoints().redo(request).await?.into_inner();
     if global.json {
         return print_json(&answer);

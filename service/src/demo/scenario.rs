@@ -241,7 +241,7 @@ async fn undo_once(scenario: &mut Scenario) -> Result<(), CliError> {
             _ => {}
         }
     }
-    let request = RedoRequest { machine: MACHINE.to_owned(), verify_image: true };
+    let request = RedoRequest { machine: MACHINE.to_owned() };
     let moved = scenario.client.checkpoints().redo(request).await?.into_inner().rollback.unwrap_or_default();
     scenario.faulty = false;
     scenario.summary.rollbacks_us.push(moved.rollback_us);

@@ -5,8 +5,9 @@ use retrovisor_proto::v1::{
     BranchRequest, BranchResponse, ClockPolicy as Clock, CreateCheckpointRequest, CreateCheckpointResponse,
     CurrentPolicy as Current, DiffRequest, DiffResponse, GetCheckpointRequest, GetCheckpointResponse,
     InspectRequest, InspectResponse, ListCheckpointsRequest, ListCheckpointsResponse, ListOperationsRequest,
-    ListOperationsResponse, PinCheckpointRequest, PinCheckpointResponse, RedoRequest, RedoResponse,
-    RollbackRequest, RollbackResponse, UndoRequest, UndoResponse,
+    ListOperationsResponse, ListQuestionsRequest, ListQuestionsResponse, PinCheckpointRequest,
+    PinCheckpointResponse, Question, RedoRequest, RedoResponse, RollbackRequest, RollbackResponse,
+    UndoRequest, UndoResponse,
 };
 use retrovisor_snapshot::{CheckpointRecord, CurrentPolicy, RollbackRequest as Going};
 use tonic::{Request, Response, Status};
@@ -138,7 +139,7 @@ impl CheckpointService for Services {
     }
 
     async fn redo(&self, request: Request<RedoRequest>) -> Result<Response<RedoResponse>, Status> {
-        let RedoRequest { machine, verify_image: _ } = request.into_inner();
+        let machine = request.into_inner().machine;
         let rollback = self
             .manager
             .ask(&machine, |reply| Command::Redo { reply })
@@ -183,6 +184,19 @@ impl CheckpointService for Services {
             })
             .await?;
         Ok(Response::new(answer))
+    }
+
+    async fn list_questions(
+        &self,
+        _request: Request<ListQuestionsRequest>,
+    ) -> Result<Response<ListQuestionsResponse>, Status> {
+        let questions = retrovisor_introspect::questions();
+        let questions = questions.iter().map(|question| Question {
+            name: question.name.to_owned(),
+            doc: question.doc.to_owned(),
+            tables: question.selects.iter().map(|select| select.table.to_owned()).collect(),
+        });
+        Ok(Response::new(ListQuestionsResponse { questions: questions.collect() }))
     }
 
     async fn diff(&self, request: Request<DiffRequest>) -> Result<Response<DiffResponse>, Status> {

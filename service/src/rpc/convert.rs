@@ -12,7 +12,8 @@ use retrovisor_proto::v1::{
     Operation, Rollback, Row, Table, Verdict, cell,
 };
 use retrovisor_snapshot::{
-    CheckpointId, CheckpointRecord, IncidentRecord, MachineRecord, OperationRecord, Store, Verdict as Judged,
+    CheckpointId, CheckpointRecord, IncidentRecord, MachineRecord, OperationRecord, Store,
+    Verdict as StoredVerdict,
 };
 
 pub(super) fn machine(manager: &Manager, record: &MachineRecord) -> Result<Machine, ManagerError> {
@@ -35,7 +36,7 @@ pub(super) fn machine(manager: &Manager, record: &MachineRecord) -> Result<Machi
         memory_bytes: identity.layout.bytes(),
         checkpoints: catalogue.checkpoints(record.id)?.len() as u64,
         current: current.as_ref().map(|current| current.name.clone()).unwrap_or_default(),
-        verdict: verdict(current.map_or(Judged::Unknown, |current| current.verdict)).into(),
+        verdict: verdict(current.map_or(StoredVerdict::Unknown, |current| current.verdict)).into(),
         state_reason: state_reason(&status),
         console: path(status.console.as_ref()),
         every_ms: status.every_ms,
@@ -93,10 +94,10 @@ fn interfaces(record: &MachineRecord, links: &[bool]) -> Vec<NetworkInterface> {
 pub(super) fn checkpoint(store: &Store, record: &CheckpointRecord) -> Result<Checkpoint, ManagerError> {
     let catalogue = store.catalogue();
     let reasons = match record.verdict {
-        Judged::Suspect | Judged::Bad => {
+        StoredVerdict::Suspect | StoredVerdict::Bad => {
             catalogue.verdict(record.id)?.map(|verdict| verdict.reasons).unwrap_or_default()
         }
-        Judged::Unknown | Judged::Good => Vec::new(),
+        StoredVerdict::Unknown | StoredVerdict::Good => Vec::new(),
     };
     let machine = catalogue.machine_by_id(record.machine)?.name;
     Ok(Checkpoint {
@@ -207,12 +208,12 @@ pub(super) fn value(cell: &Cell) -> Value {
     }
 }
 
-pub(super) fn verdict(verdict: Judged) -> Verdict {
+pub(super) fn verdict(verdict: StoredVerdict) -> Verdict {
     match verdict {
-        Judged::Unknown => Verdict::Unknown,
-        Judged::Good => Verdict::Good,
-        Judged::Suspect => Verdict::Suspect,
-        Judged::Bad => Verdict::Bad,
+        StoredVerdict::Unknown => Verdict::Unknown,
+        StoredVerdict::Good => Verdict::Good,
+        StoredVerdict::Suspect => Verdict::Suspect,
+        StoredVerdict::Bad => Verdict::Bad,
     }
 }
 

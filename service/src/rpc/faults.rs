@@ -1,7 +1,10 @@
 use retrovisor_manager::{Command, Fault};
 use retrovisor_proto::v1::fault_service_server::FaultService;
 use retrovisor_proto::v1::inject_request::Fault as Asked;
-use retrovisor_proto::v1::{InjectRequest, InjectResponse};
+use retrovisor_proto::v1::{
+    FaultKind, FaultParameter, InjectRequest, InjectResponse, ListFaultsRequest, ListFaultsResponse,
+    MemoryFault, SyscallRedirect,
+};
 use tonic::{Request, Response, Status};
 
 use super::{Services, status};
@@ -11,9 +14,11 @@ impl FaultService for Services {
     async fn inject(&self, request: Request<InjectRequest>) -> Result<Response<InjectResponse>, Status> {
         let InjectRequest { machine, fault } = request.into_inner();
         let fault = match fault {
-            Some(Asked::SyscallRedirect(redirect)) => {
-                Fault::SyscallRedirect { syscall: redirect.syscall, to: redirect.to }
-            }
+            Some(Asked::SyscallRedirect(SyscallRedirect { syscall, to })) => Fault::Memory {
+                name: "syscall-redirect".to_owned(),
+                arguments: [("syscall".to_owned(), syscall), ("to".to_owned(), to)].into(),
+            },
+            Some(Asked::MemoryFault(MemoryFault { name, arguments })) => Fault::Memory { name, arguments },
             Some(Asked::ConsoleCommand(command)) => Fault::ConsoleCommand { line: command.line },
             None => return Err(Status::invalid_argument("no fault is named")),
         };
@@ -23,5 +28,24 @@ impl FaultService for Services {
             .await
             .map_err(|error| status::of(&error))?;
         Ok(Response::new(InjectResponse { operation, done }))
+    }
+
+    async fn list_faults(
+        &self,
+        _request: Request<ListFaultsRequest>,
+    ) -> Result<Response<ListFaultsResponse>, Status> {
+        let parameter = |parameter: &retrovisor_faults::Parameter| FaultParameter {
+            name: parameter.name.to_owned(),
+            unit: parameter.unit.to_owned(),
+            doc: parameter.doc.to_owned(),
+            default_value: parameter.default.map(str::to_owned),
+        };
+        let faults = retrovisor_faults::all().iter().map(|fault| FaultKind {
+            name: fault.name().to_owned(),
+            doc: fault.doc().to_owned(),
+            parameters: fault.parameters().iter().map(parameter).collect(),
+            expected: fault.expected().to_owned(),
+        });
+        Ok(Response::new(ListFaultsResponse { faults: faults.collect() }))
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use retrovisor_guest::fact::Value;
-use retrovisor_introspect::{Introspector, OwnerReader, Share};
+use retrovisor_introspect::{Introspector, OwnerReader, Select, Share, question, questions};
 use retrovisor_manager::{ManagerError, kernel_library};
 use retrovisor_proto::v1::Table;
 use retrovisor_snapshot::{CheckpointRecord, Store};
@@ -16,100 +16,25 @@ const ROWS_MAX: usize = 20_000;
 /// Owners of memory that are named.
 const OWNERS_MAX: usize = 24;
 
-/// The queries of each kind of fact: title and SQL over one checkpoint.
-fn queries(what: &str) -> Option<&'static [(&'static str, &'static str)]> {
-    const KERNEL: (&str, &str) = ("Kernel", "SELECT * FROM fact_kernel WHERE checkpoint = ?1");
-    const INTEGRITY: (&str, &str) = (
-        "Violated invariants",
-        "SELECT kind, object, symbol, detail, expected, found FROM fact_integrity WHERE checkpoint = ?1",
-    );
-    const TASKS: (&str, &str) = (
-        "Tasks",
-        "SELECT pid, ppid, comm, state, uid, (utime_ns + stime_ns) / 1000000 AS cpu_ms, rss_pages * 4 AS rss_kib, \
-         waits_in FROM fact_task WHERE checkpoint = ?1 ORDER BY tgid, pid",
-    );
-    const PROCESSES: (&str, &str) = (
-        "Processes",
-        "SELECT pid, ppid, uid, comm, executable, command_line FROM fact_task \
-         WHERE checkpoint = ?1 AND pid = tgid AND NOT kernel_thread ORDER BY pid",
-    );
-    // IPv6 addresses are in brackets before a port.
-    const SOCKETS: (&str, &str) = (
-        "Sockets",
-        "SELECT protocol, state, \
-         CASE WHEN local_port IS NULL THEN local_address WHEN protocol LIKE '%6' THEN \
-         '[' || local_address || ']:' || local_port ELSE local_address || ':' || local_port END AS local, \
-         CASE WHEN remote_port IS NULL OR state = 'listen' THEN '' WHEN protocol LIKE '%6' THEN \
-         '[' || remote_address || ']:' || remote_port ELSE remote_address || ':' || remote_port END AS remote, \
-         pid, comm FROM fact_socket WHERE checkpoint = ?1 ORDER BY protocol, local_port, local_address, inode",
-    );
-    const FILES: (&str, &str) = (
-        "Open files",
-        "SELECT pid, comm, fd, access, kind, path FROM fact_open_file WHERE checkpoint = ?1 ORDER BY pid, fd",
-    );
-    const MOUNTS: (&str, &str) = (
-        "Mounts",
-        "SELECT point, kind, source, device, root, options FROM fact_mount WHERE checkpoint = ?1 \
-         ORDER BY namespace, id",
-    );
-    const PROCESSORS: (&str, &str) = (
-        "Processors",
-        "SELECT cpu, (user_ns + nice_ns) / 1000000 AS user_ms, system_ns / 1000000 AS system_ms, \
-         idle_ns / 1000000 AS idle_ms, iowait_ns / 1000000 AS iowait_ms, \
-         (irq_ns + softirq_ns) / 1000000 AS irq_ms, steal_ns / 1000000 AS steal_ms, \
-         context_switches AS switches, current_pid AS pid FROM fact_processor \
-         WHERE checkpoint = ?1 AND online ORDER BY cpu",
-    );
-    const BUSIEST: (&str, &str) = (
-        "Busiest tasks",
-        "SELECT pid, comm, state, (utime_ns + stime_ns) / 1000000 AS cpu_ms, rss_pages FROM fact_task \
-         WHERE checkpoint = ?1 ORDER BY utime_ns + stime_ns DESC LIMIT 8",
-    );
-    Some(match what {
-        "" | "summary" => &[KERNEL, INTEGRITY, BUSIEST],
-        "tasks" => &[TASKS],
-        "processes" => &[PROCESSES],
-        "sockets" => &[SOCKETS],
-        "files" => &[FILES],
-        "mounts" => &[MOUNTS],
-        "processors" => &[PROCESSORS],
-        "modules" => &[("Modules", "SELECT * FROM fact_module WHERE checkpoint = ?1 ORDER BY name")],
-        "log" => &[(
-            "Kernel log",
-            "SELECT printf('%.6f', time_ns / 1e9) AS seconds, level, text FROM fact_log \
-             WHERE checkpoint IN (WITH RECURSIVE line(id) AS (SELECT ?1 UNION ALL SELECT parent FROM checkpoint \
-             JOIN line USING (id) WHERE parent IS NOT NULL) SELECT id FROM line) ORDER BY sequence",
-        )],
-        "counters" => {
-            &[("Counters", "SELECT name, value FROM fact_counter WHERE checkpoint = ?1 ORDER BY name")]
-        }
-        "integrity" => &[INTEGRITY],
-        "memory" => &[
-            ("Memory", "SELECT * FROM fact_memory WHERE checkpoint = ?1"),
-            ("Reading", "SELECT introspect_us, reason FROM fact_reading WHERE checkpoint = ?1"),
-        ],
-        _ => return None,
-    })
-}
-
-/// The tables of one kind of fact.
+/// The tables that answer a question.
 pub(super) fn tables(
     store: &Arc<Store>,
     record: &CheckpointRecord,
     what: &str,
 ) -> Result<Vec<Table>, ManagerError> {
-    match what {
-        "registers" => return Ok(vec![registers(store, record)?]),
-        "syscalls" => return syscalls(store, record),
-        _ => {}
-    }
-    let queries = queries(what)
-        .ok_or_else(|| ManagerError::Invalid(format!("there is no `{}` to inspect", what.escape_debug())))?;
+    let question = question(what).ok_or_else(|| {
+        let known: Vec<_> = questions().iter().map(|question| question.name).collect();
+        let what = what.escape_debug();
+        ManagerError::Invalid(format!("there is no `{what}` to inspect, only: {}", known.join(", ")))
+    })?;
     let known = store.catalogue().fact_tables()?;
-    let tables = queries.iter().map(|query| run(store, record, &known, *query));
+    let tables = question.selects.iter().map(|select| run(store, record, &known, select));
     let mut tables = tables.collect::<Result<Vec<Table>, ManagerError>>()?;
-    if what == "memory" {
-        tables.extend(memory(store, record)?);
+    match question.name {
+        "registers" => tables.push(registers(store, record)?),
+        "syscalls" => tables.extend(syscalls(store, record)?),
+        "memory" => tables.extend(memory(store, record)?),
+        _ => {}
     }
     Ok(tables)
 }
@@ -150,12 +75,11 @@ fn run(
     store: &Store,
     record: &CheckpointRecord,
     known: &[String],
-    (title, sql): (&str, &str),
+    Select { title, table, sql }: &Select,
 ) -> Result<Table, ManagerError> {
     // Facts of a kind that was never recorded have no table.
-    let table = sql.split_whitespace().find(|word| word.starts_with("fact_"));
-    if table.is_some_and(|table| known.iter().all(|known| known != table)) {
-        let note = ["nothing of this kind was read of any checkpoint".to_owned()];
+    if known.iter().all(|known| known != table) {
+        let note = ["no facts of this kind were recorded".to_owned()];
         return Ok(convert::table(title, &note, &[], false));
     }
     let rows = store.catalogue().query(sql, &[Value::Integer(record.id.0)], ROWS_MAX)?;

@@ -19,18 +19,18 @@ impl Shutdown {
 
     /// One that begins at the first SIGINT or SIGTERM. The second one ends the process.
     pub(super) fn at_signal() -> std::io::Result<Self> {
-        let (begin, begun) = watch::channel(false);
+        let (sender, receiver) = watch::channel(false);
         let (mut terminate, mut interrupt) =
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         tokio::spawn(async move {
             next(&mut terminate, &mut interrupt).await;
             // Without a receiver the server has ended already.
-            let _ = begin.send(true);
+            let _ = sender.send(true);
             next(&mut terminate, &mut interrupt).await;
             errln!("a second signal: ending at once; machines are attached again at the next start");
             std::process::exit(EXIT_CODE_SECOND_SIGNAL);
         });
-        Ok(Self(begun))
+        Ok(Self(receiver))
     }
 
     pub(super) fn has_begun(&self) -> bool {
@@ -41,7 +41,7 @@ impl Shutdown {
     pub(super) async fn begun(mut self) {
         if self.0.wait_for(|begun| *begun).await.is_err() {
             // One that never begins.
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

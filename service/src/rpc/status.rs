@@ -17,14 +17,14 @@ pub(super) fn of(error: &ManagerError) -> Status {
         }
         ManagerError::Refused { .. } => (Code::FailedPrecondition, "REFUSED"),
         ManagerError::State { .. } => (Code::FailedPrecondition, "MACHINE_STATE"),
-        ManagerError::Shape { .. } => (Code::FailedPrecondition, "MACHINE_UNFIT"),
         ManagerError::Managed { .. } => (Code::AlreadyExists, "PROCESS_MANAGED"),
         ManagerError::NotStopped { .. } => (Code::Aborted, "NOT_STOPPED"),
         ManagerError::ImageMismatch { .. } => (Code::DataLoss, "IMAGE_MISMATCH"),
         ManagerError::Unanswered { .. } => (Code::Internal, "MACHINE_LOST"),
         ManagerError::Invalid(_) => (Code::InvalidArgument, "INVALID"),
         ManagerError::Store(error) => of_store(error),
-        ManagerError::Machine(
+        ManagerError::Shape { .. }
+        | ManagerError::Machine(
             MachineError::Config { .. } | MachineError::Unsupported { .. } | MachineError::Mismatch { .. },
         ) => (Code::FailedPrecondition, "MACHINE_UNFIT"),
         ManagerError::Machine(_) => (Code::Internal, "MACHINE_FAILED"),

@@ -1,6 +1,7 @@
 //! Text without terminal control: a guest or an imported archive chose many of the words that are shown.
 
 use std::borrow::Cow;
+use std::fmt::Write as _;
 
 /// What is shown in place of a character that could drive the terminal.
 const REPLACEMENT: &str = "\u{fffd}";
@@ -21,7 +22,8 @@ pub(crate) fn clean_json(json: &str) -> String {
     for c in json.chars() {
         if c != '\n' && is_unsafe(c) {
             // All of them are below U+10000: one escape each.
-            clean.push_str(&format!("\\u{:04x}", u32::from(c)));
+            // Writing to a string does not fail.
+            let _ = write!(clean, "\\u{:04x}", u32::from(c));
         } else {
             clean.push(c);
         }

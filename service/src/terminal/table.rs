@@ -45,11 +45,11 @@ pub(crate) fn cell(cell: &Cell) -> String {
     }
 }
 
-fn lines(headings: &[&str], rows: &[Vec<String>], columns: usize) -> Vec<String> {
+fn lines(headings: &[&str], rows: &[Vec<String>], total_width: usize) -> Vec<String> {
     let mut layout = Layout::new();
     layout.load_preset(presets::NOTHING).set_truncation_indicator("…");
     layout.set_content_arrangement(ContentArrangement::Dynamic);
-    layout.set_width(u16::try_from(columns).unwrap_or(u16::MAX));
+    layout.set_width(u16::try_from(total_width).unwrap_or(u16::MAX));
     layout.set_header(row(headings.iter().copied()));
     layout.add_rows(rows.iter().map(|cells| row(cells.iter().map(String::as_str))));
     let last = headings.len().saturating_sub(1);
@@ -62,9 +62,9 @@ fn lines(headings: &[&str], rows: &[Vec<String>], columns: usize) -> Vec<String>
         } else {
             let heading = headings.get(at).copied().unwrap_or_default();
             let widest = cells().chain([heading]).map(|text| clean(text).width()).max().unwrap_or(0);
-            let least = u16::try_from(widest.min(TEXT_COLUMNS_MIN)).unwrap_or(u16::MAX);
+            let columns_min = u16::try_from(widest.min(TEXT_COLUMNS_MIN)).unwrap_or(u16::MAX);
             let gap = if at == last { 0 } else { GAP };
-            column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(least + gap)));
+            column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(columns_min + gap)));
         }
     }
     layout.lines().map(|line| line.trim_end().to_owned()).collect()

@@ -11,7 +11,7 @@ use crate::lab::{Lab, PAGES, zstd_alone};
 use crate::table::Table;
 
 const SIZES: [(u64, usize); 4] = [(100, 60), (1_000, 60), (10_000, 16), (100_000, 3)];
-/// AlignedPage for 100,000 pages in the pause.
+/// `AlignedPage` for 100,000 pages in the pause.
 const STAGING: u64 = 640 << 20;
 
 pub(crate) fn measure(lab: &mut Lab, table: &mut Table) {

@@ -287,7 +287,7 @@ impl Recorder {
         let mut found = PageSet::empty(&self.layout);
         self.dirty.collect(machine, &mut found)?;
         found.union(&copies.frames);
-        let mut copied = PageSet::empty(&self.layout);
+        let mut done = PageSet::empty(&self.layout);
         for (part, frame) in latest(&copies.staged, &self.layout) {
             let index = u64::from(frame.index);
             let Some(gfn) = self.layout.gfn(index).filter(|_| found.contains_index(index)) else { continue };
@@ -299,11 +299,11 @@ impl Recorder {
                     StagedContent::Data(place) => PageContent::Data(part.page(place)),
                 },
             )?;
-            copied.insert_index(index);
+            done.insert_index(index);
         }
         let baseline = self.pipeline.baseline();
         let mut rest = PageSet::empty(&self.layout);
-        found.indices().filter(|index| !copied.contains_index(*index)).for_each(|index| {
+        found.indices().filter(|index| !done.contains_index(*index)).for_each(|index| {
             rest.insert_index(index);
         });
         PagePlan::of(&rest, &baseline.map).write(&self.store, &LoadedPages::new(), machine, &self.layout)?;

@@ -71,11 +71,11 @@ impl Store {
             }
             RepairAction::RebuildPack { pack, committed_bytes } => {
                 // Held, so that nothing is appended to it meanwhile.
-                let _intake = self.content_writer()?;
+                let _writer = self.content_writer()?;
                 catalogue.raise_pack(pack, committed_bytes)?;
             }
             RepairAction::RebuildIndex => {
-                let _intake = self.content_writer()?;
+                let _writer = self.content_writer()?;
                 catalogue.rebuild_index()?;
             }
         }

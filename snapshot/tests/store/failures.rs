@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use retrovisor_guest::{ClockPolicy, MachineError};
 use retrovisor_snapshot::{
     CheckpointRequest, Error, OperationRecord, OperationStatus, Recorder, RollbackRequest,
 };
@@ -214,4 +215,21 @@ fn copy_store(from: &std::path::Path, to: &std::path::Path) {
             std::fs::copy(entry.path(), target).unwrap();
         }
     }
+}
+
+#[test]
+fn a_clock_that_the_machine_cannot_move_is_refused_before_it_is_touched() {
+    let (mut lab, first) = lab();
+    let before = lab.toy.image.clone();
+    lab.toy.clock_jump = false;
+    // Any call that finds frames would use this up.
+    lab.toy.faults.take_dirty = 1;
+    let request = RollbackRequest { clock: ClockPolicy::JumpToNow, ..RollbackRequest::default() };
+    let rollback = lab.recorder.rollback(&mut lab.toy, first.id, &request).unwrap_err();
+    let restore = lab.recorder.restore(&mut lab.toy, first.id, &request).unwrap_err();
+    for refused in [rollback, restore] {
+        assert!(matches!(refused, Error::Machine(MachineError::Unsupported { .. })), "{refused}");
+    }
+    assert_eq!((&lab.toy.image, lab.toy.paused, lab.toy.faults.take_dirty), (&before, false, 1));
+    assert_eq!(lab.store.catalogue().operations(lab.machine).unwrap(), []);
 }

@@ -38,7 +38,7 @@ fn checkpoints_and_rollbacks_go_on_while_an_import_is_stopped_in_the_middle() {
                 if batches == 2 {
                     reached.send(()).unwrap();
                     // The import does not end before the machine is done.
-                    let _ = wait.recv_timeout(Duration::from_secs(60));
+                    let _ = wait.recv_timeout(Duration::from_mins(1));
                 }
                 ControlFlow::Continue(())
             })

@@ -43,6 +43,8 @@ pub(crate) struct Toy {
     pub(crate) image: Image,
     pub(crate) dirty: PageSet,
     pub(crate) paused: bool,
+    /// Whether its clock can jump.
+    pub(crate) clock_jump: bool,
     pub(crate) faults: Faults,
     /// States captured and not released.
     pub(crate) held: i64,
@@ -71,6 +73,7 @@ impl Toy {
             },
             dirty: PageSet::full(layout),
             paused: false,
+            clock_jump: true,
             faults: Faults::default(),
             held: 0,
             restless: 0,
@@ -154,7 +157,7 @@ impl Machine for Toy {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { clock_jump: true, ..Capabilities::default() }
+        Capabilities { clock_jump: self.clock_jump, ..Capabilities::default() }
     }
 
     fn run_state(&mut self) -> RunState {

@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::Keeper;
+use crate::Archiver;
 
 /// A backup program with an empty repository of its own.
 pub(crate) struct Program {
@@ -73,7 +73,7 @@ impl Program {
     }
 }
 
-impl Keeper for Program {
+impl Archiver for Program {
     fn name(&self) -> &str {
         self.name
     }

@@ -3,10 +3,14 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use retrovisor_guest::{Accelerator, Capabilities, ClockPolicy, DiskIo, Gfn, Machine, MachineError, MachineIdentity, MachineState, MemoryError, MemoryIo, MemoryLayout, MemoryView, PAGE_SIZE, Page, PageContent, PageSet, RunState, StateIo};
+use retrovisor_guest::{
+    Accelerator, Capabilities, ClockPolicy, DiskIo, Gfn, Machine, MachineError, MachineIdentity,
+    MachineState, MemoryError, MemoryIo, MemoryLayout, MemoryView, PAGE_SIZE, Page, PageContent, PageSet,
+    RunState, StateIo,
+};
 use retrovisor_snapshot::{Access, CheckpointRequest, Recorder, Store, image_hash};
 
-use crate::Keeper;
+use crate::Archiver;
 
 /// Our store, fed with images.
 pub(crate) struct Ours {
@@ -28,7 +32,7 @@ impl Ours {
     }
 }
 
-impl Keeper for Ours {
+impl Archiver for Ours {
     fn name(&self) -> &'static str {
         crate::OURS
     }

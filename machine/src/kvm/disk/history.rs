@@ -9,12 +9,12 @@ const ROOT: u64 = 0;
 
 /// The states of a disk that were captured, as a tree: each with the blocks that were written since the one before.
 ///
-/// Capturing costs nothing, going to another state costs what differs, letting go of a state the smaller of two deltas.
+/// Capturing costs nothing, going to another state costs what differs, releasing a state the smaller of two deltas.
 pub(super) struct History {
     nodes: BTreeMap<u64, Node>,
-    /// The state that the present began as.
+    /// The state that the current one began as.
     at: u64,
-    /// What was written since. Slots in it are the present's alone.
+    /// What was written since. Slots in it belong to the current state alone.
     since: Delta,
     next: u64,
 }
@@ -42,7 +42,7 @@ impl History {
         Self { nodes: BTreeMap::from([(ROOT, root)]), at: ROOT, since: Delta::new(), next: ROOT + 1 }
     }
 
-    /// Whether the present has a slot of its own for a block: then it may be written over.
+    /// Whether the current state has a slot of its own for a block, which may then be overwritten.
     pub(super) fn owned(&self, block: u64) -> Option<u32> {
         match self.since.get(&block)?.new {
             Stored::Slot(slot) => Some(slot),
@@ -63,7 +63,7 @@ impl History {
             .or_insert(change);
     }
 
-    /// Keeps the present.
+    /// Retains the current state.
     pub(super) fn capture(&mut self) -> u64 {
         let id = self.next;
         self.next += 1;
@@ -91,7 +91,7 @@ impl History {
         id != ROOT && self.nodes.get(&id).is_some_and(|node| node.kept)
     }
 
-    /// Makes a kept state the present: `map` is brought there from the present.
+    /// Makes a retained state the current one: `map` is changed to it.
     pub(super) fn go_to(&mut self, id: u64, map: &mut BlockMap, freed: &mut Vec<u32>) {
         for (block, change) in self.since.drain() {
             map.set(block, change.old);

@@ -132,7 +132,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// Keeps the present; a number for it.
+    /// Retains the current state and returns its number.
     pub(crate) fn capture(&mut self) -> u64 {
         self.history.capture()
     }
@@ -145,7 +145,7 @@ impl Overlay {
         self.history.is_kept(state)
     }
 
-    /// Makes a kept state the present.
+    /// Makes a retained state the current one.
     pub(super) fn go_to(&mut self, state: u64) {
         let mut freed = Vec::new();
         self.history.go_to(state, &mut self.map, &mut freed);

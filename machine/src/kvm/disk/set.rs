@@ -81,7 +81,7 @@ impl DiskSet {
         Ok(())
     }
 
-    /// Lets go of contents; those that are not kept are passed over.
+    /// Releases contents; those that are not retained are skipped.
     pub(in crate::kvm) fn release(&self, states: &[DiskState]) {
         for state in states {
             if let Ok((disk, number)) = self.find(state) {

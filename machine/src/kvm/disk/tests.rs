@@ -186,7 +186,7 @@ fn a_reader_reads_what_it_was_made_for_while_the_guest_writes_on_and_lets_go() {
     assert_eq!((run.first, run.count), (0, 8));
     assert!(bytes.iter().all(|byte| *byte == 2));
     drop(changes);
-    assert_eq!(disk.lock().unwrap().slots_taken(), 16, "the second's and the present's");
+    assert_eq!(disk.lock().unwrap().slots_taken(), 16, "the second's and the current state's");
     // The next release frees what the reader had held.
     set.release(&set.capture());
     assert_eq!(disk.lock().unwrap().slots_taken(), 8);

@@ -1,10 +1,11 @@
-//! Taking from the worker process what the machine does not need, from the process down to its threads.
+//! Confines the worker process and its threads to what the machine needs.
 //!
-//! In two steps. [`early`] makes the process a world of its own while it has one thread and has opened nothing.
-//! [`late`] comes when all files are open and no vCPU has run, and closes what is still open.
+//! In two steps. [`early`] gives the process namespaces of its own while it has one thread and has opened nothing.
+//! [`late`] is called when all files are open and no vCPU has run; it makes the other namespaces, drops capabilities
+//! and limits system calls.
 //!
 //! A host may not permit every part of it (a container, a kernel without user namespaces): what could not be done is
-//! told, and the rest is done.
+//! reported, and the rest is done.
 
 use std::io;
 

@@ -141,7 +141,7 @@ mod tests {
 
     /// What a guest does to its disk, in sectors; the last is a snapshot.
     #[derive(Clone, Debug)]
-    enum Deed {
+    enum DiskAction {
         Write {
             sector: usize,
             sectors: usize,
@@ -160,14 +160,14 @@ mod tests {
         Return(usize),
     }
 
-    fn deed() -> impl Strategy<Value = Deed> {
+    fn action() -> impl Strategy<Value = DiskAction> {
         let place = (0..SIZE / 512, prop_oneof![1_usize..9, 1_usize..900]);
         prop_oneof![
-            4 => (place.clone(), any::<u8>()).prop_map(|((sector, sectors), pattern)| Deed::Write { sector, sectors, pattern }),
-            1 => place.clone().prop_map(|(sector, sectors)| Deed::Zero { sector, sectors }),
-            1 => place.prop_map(|(sector, sectors)| Deed::Discard { sector, sectors }),
-            3 => Just(Deed::Snapshot),
-            1 => any::<usize>().prop_map(Deed::Return),
+            4 => (place.clone(), any::<u8>()).prop_map(|((sector, sectors), pattern)| DiskAction::Write { sector, sectors, pattern }),
+            1 => place.clone().prop_map(|(sector, sectors)| DiskAction::Zero { sector, sectors }),
+            1 => place.prop_map(|(sector, sectors)| DiskAction::Discard { sector, sectors }),
+            3 => Just(DiskAction::Snapshot),
+            1 => any::<usize>().prop_map(DiskAction::Return),
         ]
     }
 
@@ -246,40 +246,40 @@ mod tests {
         image
     }
 
-    fn follow(under: Under, cluster_bytes: usize, deeds: &[Deed]) {
+    fn follow(under: Under, cluster_bytes: usize, actions: &[DiskAction]) {
         let dir = tempfile::tempdir().unwrap();
         let path: PathBuf = dir.path().join("o.qcow2");
         let begin = make(dir.path(), under, cluster_bytes);
         let (mut now, mut snapshots) = (begin.clone(), Vec::<(String, Vec<u8>)>::new());
-        for deed in deeds.iter().chain([&Deed::Snapshot]) {
+        for action in actions.iter().chain([&DiskAction::Snapshot]) {
             let io = |command: String| {
                 run(dir.path(), "qemu-io", &["-fqcow2", "-c", &command, "-dunmap", "o.qcow2"])
             };
             let clip = |sector: usize, sectors: usize| sector * 512..((sector + sectors) * 512).min(SIZE);
-            match deed {
-                Deed::Write { sector, sectors, pattern } => {
+            match action {
+                DiskAction::Write { sector, sectors, pattern } => {
                     let range = clip(*sector, *sectors);
                     io(format!("write -P {pattern} {} {}", range.start, range.len()));
                     now[range].fill(*pattern);
                 }
-                Deed::Zero { sector, sectors } => {
+                DiskAction::Zero { sector, sectors } => {
                     let range = clip(*sector, *sectors);
                     io(format!("write -z {} {}", range.start, range.len()));
                     now[range].fill(0);
                 }
-                Deed::Discard { sector, sectors } => {
+                DiskAction::Discard { sector, sectors } => {
                     let range = clip(*sector, *sectors);
                     io(format!("discard {} {}", range.start, range.len()));
                     // What a discard leaves is QEMU's choice.
                     run(dir.path(), "qemu-img", &["convert", "-Oraw", "o.qcow2", "now.raw"]);
                     now = std::fs::read(dir.path().join("now.raw")).unwrap();
                 }
-                Deed::Snapshot => {
+                DiskAction::Snapshot => {
                     let tag = format!("rv-{}", snapshots.len());
                     run(dir.path(), "qemu-img", &["snapshot", "-c", &tag, "o.qcow2"]);
                     snapshots.push((tag, now.clone()));
                 }
-                Deed::Return(number) => {
+                DiskAction::Return(number) => {
                     if let Some((tag, image)) = snapshots.get(number % snapshots.len().max(1)) {
                         run(dir.path(), "qemu-img", &["snapshot", "-a", tag, "o.qcow2"]);
                         now.clone_from(image);
@@ -305,12 +305,12 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 20, ..ProptestConfig::default() })]
         #[test]
         fn every_snapshot_is_read_as_qemu_reads_it(
-            deeds in prop::collection::vec(deed(), 1..14),
+            actions in prop::collection::vec(action(), 1..14),
             under in prop_oneof![Just(Under::Nothing), Just(Under::Raw), Just(Under::Compressed("zlib")), Just(Under::Compressed("zstd"))],
             cluster_bytes in prop_oneof![Just(4096_usize), Just(65536), Just(1 << 21)],
         ) {
             if installed() {
-                follow(under, cluster_bytes, &deeds);
+                follow(under, cluster_bytes, &actions);
             }
         }
     }

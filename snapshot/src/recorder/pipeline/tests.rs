@@ -354,13 +354,13 @@ fn beside_a_held_lock(
     let (is_paused, pauses) = (Arc::clone(&watched.is_paused), Arc::clone(&watched.pauses));
     let before = pauses.load(Ordering::SeqCst);
     std::thread::scope(|scope| {
-        let (held, is_held) = std::sync::mpsc::channel();
+        let (reached, is_held) = std::sync::mpsc::channel();
         let (release, wait) = std::sync::mpsc::channel::<()>();
         let store = &store;
         scope.spawn(move || {
             hold(store, &|| {
-                held.send(()).unwrap();
-                let _ = wait.recv_timeout(Duration::from_secs(60));
+                reached.send(()).unwrap();
+                let _ = wait.recv_timeout(Duration::from_mins(1));
             });
         });
         is_held.recv().unwrap();
