@@ -118,16 +118,22 @@ impl MachineService for Services {
 
     async fn detach_machine(
         &self,
-        _: Request<DetachMachineRequest>,
+        request: Request<DetachMachineRequest>,
     ) -> Result<Response<DetachMachineResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+        let name = request.into_inner().machine;
+        let left_behind = self.manager.detach(&name).await.map_err(|error| status::of(&error))?;
+        Ok(Response::new(DetachMachineResponse { machine: self.machine(name).await?, left_behind }))
     }
 
     async fn set_machine(
         &self,
-        _: Request<SetMachineRequest>,
+        request: Request<SetMachineRequest>,
     ) -> Result<Response<SetMachineResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+        let SetMachineRequest { machine: name, every_ms } = request.into_inner();
+        if let Some(every_ms) = every_ms {
+            self.manager.set_interval(&name, every_ms).await.map_err(|error| status::of(&error))?;
+        }
+        Ok(Response::new(SetMachineResponse { machine: self.machine(name).await? }))
     }
 
     async fn remove_machine(
