@@ -129,13 +129,14 @@ pub enum CommandKind {
     InjectCommand,
     Set,
     Detach,
+    Remove,
     Run,
     Attach,
 }
 
 impl CommandKind {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Run,
         Self::Attach,
         Self::Checkpoint,
@@ -150,6 +151,7 @@ impl CommandKind {
         Self::Stop,
         Self::ForceStop,
         Self::Detach,
+        Self::Remove,
     ];
 }
 
@@ -168,6 +170,7 @@ impl fmt::Display for CommandKind {
             Self::InjectCommand => "inject command",
             Self::Set => "set",
             Self::Detach => "detach",
+            Self::Remove => "remove",
             Self::Run => "run",
             Self::Attach => "attach",
         })
@@ -183,6 +186,8 @@ pub enum Rule {
     Leads(Lifecycle),
     /// It is executed, and leads to the state that the user wishes: running or paused.
     LeadsToWish,
+    /// It is executed, and nothing of the machine is left.
+    Removes,
     /// It is refused; [`help`] says what to do instead.
     Refused,
 }
@@ -217,6 +222,7 @@ pub fn rule(state: Lifecycle, command: CommandKind) -> Rule {
             Rule::Leads(S::Detached)
         }
         (C::Detach, S::Detached) => Rule::Stays,
+        (C::Remove, S::Gone) => Rule::Removes,
 
         _ => Rule::Refused,
     }
@@ -225,6 +231,13 @@ pub fn rule(state: Lifecycle, command: CommandKind) -> Rule {
 /// What to do instead of a command that is refused in a state.
 #[must_use]
 pub fn help(state: Lifecycle, command: CommandKind, machine: &str) -> String {
+    if command == CommandKind::Remove && state != Lifecycle::Starting {
+        return match state {
+            Lifecycle::Detached => format!("Attach it, then stop it: retrovisor attach {machine}"),
+            Lifecycle::Unreachable => format!("Stop it first: retrovisor stop {machine} --force"),
+            _ => format!("Stop it first: retrovisor stop {machine}"),
+        };
+    }
     match state {
         Lifecycle::Starting => "Try again when it runs.".to_owned(),
         Lifecycle::PoweredOff | Lifecycle::Panicked | Lifecycle::Failed => format!(
@@ -261,6 +274,7 @@ pub fn table() -> String {
                 Rule::Stays => write!(text, " stays |"),
                 Rule::Leads(to) => write!(text, " {to} |"),
                 Rule::LeadsToWish => write!(text, " wish |"),
+                Rule::Removes => write!(text, " removed |"),
                 Rule::Refused => write!(text, " - |"),
             };
         }

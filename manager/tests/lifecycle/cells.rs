@@ -1,5 +1,7 @@
 //! Every command in every state does what the table of `docs/lifecycle.md` says.
 
+use std::ops::ControlFlow;
+
 use retrovisor_manager::{
     Command, CommandKind, Fault, Lifecycle, MachineSpec, ManagerError, PausedBy, Rule, rule,
 };
@@ -45,6 +47,7 @@ fn execute(daemon: &Daemon, command: CommandKind) -> Result<(), ManagerError> {
         }
         CommandKind::Set => wait(manager.set_interval(NAME, 60_000)),
         CommandKind::Detach => wait(manager.detach(NAME)).map(drop),
+        CommandKind::Remove => manager.remove(NAME, &mut |_| ControlFlow::Continue(())).map(drop),
     }
 }
 
@@ -75,6 +78,13 @@ fn check_cell(state: Lifecycle, command: CommandKind) {
         Rule::Stays => state,
         Rule::Leads(to) => to,
         Rule::LeadsToWish => Lifecycle::Running,
+        Rule::Removes => {
+            done.expect(&cell);
+            assert!(daemon.manager.status(NAME).is_err(), "{cell}");
+            assert!(daemon.manager.store().catalogue().machines().unwrap().is_empty(), "{cell}");
+            daemon.check();
+            return;
+        }
         Rule::Refused => {
             let error = done.expect_err(&cell);
             assert!(is_refused_by_state(&error), "{cell}: {error}");

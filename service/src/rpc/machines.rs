@@ -1,3 +1,4 @@
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,7 @@ use retrovisor_proto::v1::{
     RemoveMachineResponse, ResumeMachineRequest, ResumeMachineResponse, RunMachineRequest,
     RunMachineResponse, SetMachineRequest, SetMachineResponse, StopMachineRequest, StopMachineResponse,
 };
+use retrovisor_snapshot::RemovalReport;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::stream::Answers;
@@ -138,9 +140,28 @@ impl MachineService for Services {
 
     async fn remove_machine(
         &self,
-        _: Request<RemoveMachineRequest>,
+        request: Request<RemoveMachineRequest>,
     ) -> Result<Response<RemoveMachineResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+        let RemoveMachineRequest { machine: name, dry_run } = request.into_inner();
+        let removed = self
+            .blocking(move |services| {
+                let plan = services.manager.plan_removal(&name)?;
+                let report = if dry_run {
+                    RemovalReport::default()
+                } else {
+                    services.manager.remove(&name, &mut |_| ControlFlow::Continue(()))?
+                };
+                Ok(RemoveMachineResponse {
+                    checkpoints: if dry_run { plan.history.checkpoints } else { report.checkpoints },
+                    stored_bytes: plan.history.stored_bytes,
+                    paths: plan.folder.into_iter().map(|folder| folder.display().to_string()).collect(),
+                    branches: plan.history.branches,
+                    dry_run,
+                    freed_bytes: report.compaction.bytes_freed,
+                })
+            })
+            .await?;
+        Ok(Response::new(removed))
     }
 
     type ConsoleStream = Answers<ConsoleResponse>;
