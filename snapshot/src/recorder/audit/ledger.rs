@@ -3,9 +3,8 @@ use retrovisor_guest::PageSet;
 /// For each frame, from which checkpoint on it is in doubt: the first that a mismatch found now would make doubtful. It is
 /// the one after the last in which the frame is known to be exact.
 ///
-/// A checkpoint is exact in a frame that was copied for it in the pause, or that was compared with it. One that was
-/// copied before the pause and not reported again is exact only if the driver is right: it is in doubt from that
-/// checkpoint on.
+/// A checkpoint is exact in a frame that was copied for it in the pause, or that was compared with it. A copy made before the
+/// pause proves nothing: that the frame was not written again is what the driver says.
 pub(super) struct Ledger {
     frames: u64,
     /// Sequence numbers, by index of the frame; those below `floor` count as `floor`.
@@ -26,18 +25,12 @@ impl Ledger {
         self.floor = number(newest + 1);
     }
 
-    /// A checkpoint was stored. `dirty` are the frames that were copied for it, `copied` those of them that were copied in
-    /// the pause.
-    pub(super) fn stored(&mut self, sequence: u64, dirty: &PageSet, copied: Option<&PageSet>) {
-        if dirty.len() == self.frames {
-            self.floor = number(sequence);
+    /// Frames were copied in the pause of a checkpoint.
+    pub(super) fn copied(&mut self, sequence: u64, frames: &PageSet) {
+        if frames.len() == self.frames {
+            self.floor = number(sequence + 1);
         } else {
-            dirty.indices().for_each(|index| self.set(index, sequence));
-        }
-        match copied {
-            Some(copied) if copied.len() == self.frames => self.floor = number(sequence + 1),
-            Some(copied) => copied.indices().for_each(|index| self.set(index, sequence + 1)),
-            None => (),
+            frames.indices().for_each(|index| self.set(index, sequence + 1));
         }
     }
 
@@ -73,14 +66,6 @@ mod tests {
 
     const FRAMES: usize = 6;
 
-    /// How a checkpoint looked at a frame.
-    #[derive(Clone, Copy, Debug, PartialEq)]
-    enum Look {
-        None,
-        CopiedBefore,
-        Exact,
-    }
-
     #[derive(Clone, Debug)]
     enum Step {
         /// The frame changes, and the driver reports it.
@@ -106,8 +91,8 @@ mod tests {
     }
 
     proptest! {
-        /// The range has every checkpoint that is not exact in the frame since the last one that is, and begins with the
-        /// first after the last that is known to be exact, or with the last for which the frame was copied.
+        /// The range begins right after the last checkpoint that is known to be exact in the frame, and has every one since
+        /// that is not.
         #[test]
         fn the_range_of_a_mismatch_begins_where_exactness_was_known_last(
             steps in prop::collection::vec(step(), 1..60),
@@ -118,8 +103,8 @@ mod tests {
             let mut dirty = PageSet::full(&layout);
             // For each checkpoint from number 1 on: whether it is exact in each frame.
             let mut exact: Vec<[bool; FRAMES]> = Vec::new();
-            // What each checkpoint did to each frame.
-            let mut looks: Vec<[Look; FRAMES]> = Vec::new();
+            // And whether that is known.
+            let mut known: Vec<[bool; FRAMES]> = Vec::new();
             for step in steps {
                 match step {
                     Step::Reported(frame) => {
@@ -151,29 +136,23 @@ mod tests {
                             stored[frame] = memory[frame];
                         }
                         exact.push(std::array::from_fn(|frame| stored[frame] == memory[frame]));
-                        looks.push(std::array::from_fn(|frame| match frame as u64 {
-                            index if copied.contains_index(index) => Look::Exact,
-                            _ if frame == compared && stored[frame] == memory[frame] => Look::Exact,
-                            index if dirty.contains_index(index) => Look::CopiedBefore,
-                            _ => Look::None,
+                        known.push(std::array::from_fn(|frame| {
+                            copied.contains_index(frame as u64)
+                                || frame == compared && stored[frame] == memory[frame]
                         }));
                         let sequence = exact.len() as u64;
-                        ledger.stored(sequence, &dirty, Some(&copied));
+                        ledger.copied(sequence, &copied);
                         dirty = PageSet::empty(&layout);
                         if stored[compared] == memory[compared] {
                             ledger.proven(compared as u64, sequence);
                             continue;
                         }
                         let from = ledger.doubt_from(compared as u64);
-                        let last = |is_it: &dyn Fn(usize) -> bool| (0..looks.len()).rev().find(|at| is_it(*at));
-                        let last_exact = last(&|at| exact[at][compared]).map_or(0, |at| at as u64 + 1);
-                        prop_assert!((1..=sequence).contains(&from) && from <= last_exact + 1);
-                        let expected = match last(&|at| looks[at][compared] != Look::None) {
-                            Some(at) if looks[at][compared] == Look::Exact => at + 2,
-                            Some(at) => at + 1,
-                            None => 1,
+                        let last = |of: &[[bool; FRAMES]]| {
+                            of.iter().rposition(|frames| frames[compared]).map_or(0, |at| at as u64 + 1)
                         };
-                        prop_assert_eq!(from, expected as u64);
+                        prop_assert_eq!(from, last(&known) + 1);
+                        prop_assert!(from <= sequence && from <= last(&exact) + 1);
                     }
                 }
             }
@@ -185,11 +164,10 @@ mod tests {
         let layout = MemoryLayout::flat((FRAMES * PAGE_SIZE) as u64).unwrap();
         let mut ledger = Ledger::new(FRAMES as u64, 7);
         assert_eq!(ledger.doubt_from(2), 8);
-        ledger.stored(8, &PageSet::full(&layout), None);
-        assert_eq!(ledger.doubt_from(2), 8);
-        ledger.stored(9, &PageSet::empty(&layout), Some(&PageSet::empty(&layout)));
-        ledger.proven(2, 9);
-        assert_eq!((ledger.doubt_from(2), ledger.doubt_from(3)), (10, 8));
+        ledger.copied(8, &PageSet::full(&layout));
+        assert_eq!(ledger.doubt_from(2), 9);
+        ledger.proven(2, 10);
+        assert_eq!((ledger.doubt_from(2), ledger.doubt_from(3)), (11, 9));
         ledger.reset(12);
         assert_eq!((ledger.doubt_from(2), ledger.doubt_from(3)), (13, 13));
     }

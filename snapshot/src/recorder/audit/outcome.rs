@@ -46,7 +46,9 @@ pub(in crate::recorder) fn settle(
         None
     });
     let mut state = lock(shared);
-    state.ledger.stored(sequence, stored.dirty, stored.sampled.map(|sampled| &sampled.copied));
+    if let Some(sampled) = stored.sampled {
+        state.ledger.copied(sequence, &sampled.copied);
+    }
     let is_full = stored.dirty.len() == layout.pages();
     // It was captured before the recorder knew of the mismatch.
     let is_doubtful = state.needs_full && !is_full;
