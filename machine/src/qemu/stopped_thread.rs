@@ -308,3 +308,6 @@ fn trace_error(doing: &'static str) -> impl Fn(Errno) -> RegistrationError {
         errno => RegistrationError::Trace { doing, errno },
     }
 }
+
+#[cfg(test)]
+mod tests;

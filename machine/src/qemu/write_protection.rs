@@ -135,3 +135,27 @@ fn is_preloaded(pid: i32) -> Result<bool, RegistrationError> {
 fn read(pid: i32, name: &str) -> Result<String, RegistrationError> {
     read_to_string(format!("/proc/{pid}/{name}")).map_err(RegistrationError::Unreadable)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_descriptors_for_asynchronous_protection_are_recognized() {
+        let fdinfo =
+            |features: &str| format!("pos:\t0\nflags:\t02004002\npending:\t0\nAPI:\taa:{features}:3ffff\n");
+        assert!(is_asynchronous(&fdinfo("8000b000")));
+        assert!(!is_asynchronous(&fdinfo("80000001")));
+        assert!(!is_asynchronous("pos:\t0\nAPI:\taa\n"));
+        assert!(!is_asynchronous(""));
+    }
+
+    #[test]
+    fn a_child_of_this_process_is_not_traced() {
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+        let checked = check(i32::try_from(child.id()).unwrap());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(matches!(checked, Err(RegistrationError::OwnChild)), "{checked:?}");
+    }
+}
