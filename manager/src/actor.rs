@@ -1,61 +1,45 @@
 //! The thread of one machine: checkpoints at the interval, commands in between.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
-use retrovisor_guest::{ClockPolicy, RunState, Vm};
-use retrovisor_snapshot::{
-    CheckpointId, CheckpointKind, CheckpointRecord, MachineId, Recorder, RecorderSettings, RollbackRequest,
-    Store,
-};
-use tokio::sync::{broadcast, oneshot};
+use retrovisor_guest::{Driver, GuestEvent};
+use retrovisor_snapshot::{CheckpointKind, CheckpointRecord, DesiredState, MachineId, Recorder, Store};
+use tokio::sync::{broadcast, watch};
 
-use crate::command::Command;
+use crate::command::{Command, Reply};
 use crate::error::ManagerError;
-use crate::evaluator::CheckpointEvaluator;
-use crate::event::{Event, EventKind};
-use crate::rollback::{Destination, Rollback};
-use crate::spec::MachineSpec;
+use crate::evaluator::Evaluations;
+use crate::event::{self, Event, EventKind};
+use crate::lifecycle::{Lifecycle, PausedBy};
+use crate::panics;
+use crate::process_guard::ProcessGuard;
+use crate::spec::{MachineSpec, Origin};
 use crate::status::MachineStatus;
-use crate::unreferenced_disks;
 
 /// The machine is polled at least this often, also when no checkpoint is due.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// How long an actor may take to finish what it does when the daemon ends.
+const END_WAIT: Duration = Duration::from_secs(30);
 
-/// How a machine came to its actor.
-pub(crate) enum Arrival {
-    /// Started, or attached for the first time.
-    New,
-    /// Attached again after the daemon's restart.
-    Reattached,
-    /// A new process, waiting to be given the state of a checkpoint.
-    Restore {
-        target: CheckpointId,
-        verify_image: bool,
-        clock: ClockPolicy,
-        arrived: oneshot::Sender<Rollback>,
-    },
-    /// A branch of another machine, whole and ready to run.
-    Branch { first: Box<CheckpointRecord>, paused: bool },
-}
-
-/// One machine, its recorder and its evaluator.
+/// One machine, its recorder and its evaluations.
 pub(crate) struct MachineActor {
     pub(crate) name: String,
     pub(crate) id: MachineId,
     pub(crate) store: Arc<Store>,
-    pub(crate) machine: Box<dyn Vm>,
+    pub(crate) driver: Arc<dyn Driver>,
+    pub(crate) vm: ProcessGuard,
     pub(crate) recorder: Recorder,
-    pub(crate) evaluator: CheckpointEvaluator,
-    pub(crate) paused: bool,
-    pub(crate) events: broadcast::Sender<Event>,
-    interval: Option<Duration>,
-    has_networks: bool,
+    pub(crate) evaluations: Evaluations,
+    pub(crate) spec: MachineSpec,
+    pub(crate) state: Lifecycle,
     /// A checkpoint that is to be evaluated before anything else.
-    unevaluated: Option<Box<CheckpointRecord>>,
-    status: Arc<Mutex<MachineStatus>>,
+    pub(crate) unevaluated: Option<Box<CheckpointRecord>>,
+    pub(crate) events: broadcast::Sender<Event>,
+    pub(crate) status: Arc<Mutex<MachineStatus>>,
 }
 
 /// Sends commands to an actor.
@@ -63,215 +47,287 @@ pub(crate) struct ActorHandle {
     commands: Sender<Command>,
     thread: JoinHandle<()>,
     status: Arc<Mutex<MachineStatus>>,
+    has_ended: watch::Receiver<bool>,
+}
+
+/// How an actor ends.
+enum End {
+    /// The machine's process is to be ended.
+    Stop(Reply<()>),
+    /// The machine is to be given back as it was found.
+    Detach(Reply<Vec<String>>),
+    /// The daemon ends; the machine goes on.
+    Shutdown,
+    /// The process is gone, or does not answer any more: the state says which.
+    Lost,
 }
 
 impl ActorHandle {
-    pub(crate) fn alive(&self) -> bool {
-        !self.thread.is_finished()
+    pub(crate) fn is_alive(&self) -> bool {
+        !*self.has_ended.borrow() && !self.thread.is_finished()
+    }
+
+    /// Whether commands can be sent to it: it is alive and has not lost its machine.
+    pub(crate) fn accepts_commands(&self) -> bool {
+        self.is_alive() && self.status().state.has_actor()
+    }
+
+    /// Becomes `true` when the actor has ended.
+    pub(crate) fn end(&self) -> watch::Receiver<bool> {
+        self.has_ended.clone()
     }
 
     pub(crate) fn status(&self) -> MachineStatus {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.status).clone()
     }
 
     pub(crate) fn send(&self, command: Command) -> Result<(), ()> {
         self.commands.send(command).map_err(|_| ())
     }
 
-    /// Ends the actor and waits for it, so that a checkpoint under way is finished.
-    pub(crate) fn detach(self) {
-        if self.send(Command::Detach).is_ok() && self.thread.join().is_err() {
-            tracing::error!("an actor panicked");
+    /// Waits for the end of an actor that was asked to end, so that a checkpoint under way is finished. One whose driver does
+    /// not return is not waited for any longer.
+    pub(crate) fn wait_for_end(self) {
+        let deadline = Instant::now() + END_WAIT;
+        while !self.thread.is_finished() {
+            if Instant::now() > deadline {
+                tracing::error!("the actor of a machine does not end");
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 }
 
 impl MachineActor {
-    pub(crate) fn new(
-        store: Arc<Store>,
-        machine: Box<dyn Vm>,
-        spec: &MachineSpec,
-        arrival: &Arrival,
-        recorder: Option<Recorder>,
-        settings: &RecorderSettings,
-        events: broadcast::Sender<Event>,
-    ) -> Result<Self, ManagerError> {
-        let identity = machine.identity().clone();
-        let known = store.catalogue().machines()?.into_iter().find(|known| known.name == identity.name);
-        let id = match known {
-            Some(known) => known.id,
-            None => store.catalogue().add_machine(&identity)?.id,
-        };
-        let spec = &MachineSpec { process: Some(machine.process()), ..spec.clone() };
-        let runtime = spec.to_runtime()?;
-        store.catalogue().set_runtime(id, &runtime)?;
-        let recorder = match (recorder, arrival) {
-            (Some(recorder), _) => recorder,
-            (None, Arrival::New) => Recorder::fresh_with(Arc::clone(&store), id, settings.clone())?,
-            (None, _) => Recorder::with_settings(Arc::clone(&store), id, settings.clone())?,
-        };
-        let has_networks = !spec.interfaces().is_empty();
-        let status = MachineStatus {
-            run_state: RunState::Running,
-            every_ms: spec.every_ms,
-            console: machine.console(),
-            console_log: machine.console_log(),
-            finder: machine.dirty_finder().name.to_owned(),
-            confinement: machine.confinement(),
-            links: if has_networks { machine.links() } else { Vec::new() },
-        };
-        Ok(Self {
-            name: identity.name,
-            id,
-            evaluator: CheckpointEvaluator::new(Arc::clone(&store), id)?,
-            store,
-            machine,
-            recorder,
-            interval: spec.interval(),
-            has_networks,
-            paused: false,
-            unevaluated: None,
-            status: Arc::new(Mutex::new(status)),
-            events,
-        })
-    }
-
-    /// Takes the first checkpoint (or restores the one asked for), then goes on in a thread of its own.
-    pub(crate) fn start(mut self, arrival: Arrival) -> Result<ActorHandle, ManagerError> {
-        if matches!(arrival, Arrival::Reattached | Arrival::Restore { .. }) {
-            match unreferenced_disks::release(&mut *self.machine, self.store.catalogue(), self.id) {
-                Ok(0) => {}
-                Ok(count) => {
-                    tracing::info!(
-                        machine = self.name,
-                        count,
-                        "released disk snapshots that no checkpoint refers to"
-                    );
-                }
-                Err(error) => {
-                    tracing::warn!(machine = self.name, %error, "disk snapshots that no checkpoint refers to stay");
-                }
-            }
-        }
-        match arrival {
-            Arrival::New | Arrival::Reattached => {
-                self.checkpoint(None, CheckpointKind::Automatic)?;
-                // An earlier daemon may have died in the middle of a pause.
-                self.machine.resume()?;
-            }
-            Arrival::Restore { target, verify_image, clock, arrived } => {
-                let rollback = self.restore(target, verify_image, clock)?;
-                // The machine is restored also when the caller no longer waits.
-                let _ = arrived.send(rollback);
-            }
-            Arrival::Branch { first, paused } => {
-                self.machine.make_independent()?;
-                if paused {
-                    self.pause()?;
-                } else {
-                    self.machine.resume()?;
-                }
-                self.unevaluated = Some(first);
-            }
-        }
+    /// Goes on in a thread of its own.
+    pub(crate) fn start(self) -> Result<ActorHandle, ManagerError> {
         let (commands, inbox) = unbounded();
         let status = Arc::clone(&self.status);
+        let (end, has_ended) = watch::channel(false);
         let thread = std::thread::Builder::new()
             .name(format!("machine-{}", self.name))
-            .spawn(move || self.run(&inbox))
+            .spawn(move || self.run(&inbox, &end))
             .map_err(|source| ManagerError::Io {
                 doing: "cannot start the thread of a machine".to_owned(),
                 source,
             })?;
-        Ok(ActorHandle { commands, thread, status })
+        Ok(ActorHandle { commands, thread, status, has_ended })
     }
 
-    fn run(mut self, inbox: &Receiver<Command>) {
+    /// A panic in a driver or in the recorder ends this actor and nothing else: what they hold may be inconsistent, so the
+    /// process is attached again, with a new recorder.
+    fn run(mut self, inbox: &Receiver<Command>, has_ended: &watch::Sender<bool>) {
+        let end = catch_unwind(AssertUnwindSafe(|| self.serve(inbox))).unwrap_or_else(|panic| {
+            let is_alive = self.driver.is_alive(&self.vm.process());
+            let state = if is_alive { Lifecycle::Unreachable } else { Lifecycle::Gone };
+            self.enter(
+                state,
+                format!("an internal error ended its management: {}", panics::message(&*panic)),
+            );
+            End::Lost
+        });
+        // The handle says that it ended before a caller learns of it.
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.end(end, has_ended))) {
+            tracing::error!("ending the management of a machine failed: {}", panics::message(&*panic));
+        }
+        has_ended.send_replace(true);
+    }
+
+    fn end(self, end: End, has_ended: &watch::Sender<bool>) {
+        let Self { name, mut vm, mut recorder, status, spec, .. } = self;
+        // What is being stored is finished first.
+        recorder.drain(&mut *vm);
+        drop(recorder);
+        let note = |state, reason: &str| {
+            let mut status = lock(&status);
+            let (every_ms, process) = (status.every_ms, status.process.clone());
+            *status = MachineStatus::without_actor(state, reason, every_ms, process);
+            drop(status);
+            has_ended.send_replace(true);
+        };
+        match end {
+            End::Stop(reply) => {
+                vm.into_inner().quit();
+                note(Lifecycle::Gone, "it was stopped");
+                let _ = reply.send(Ok(()));
+            }
+            End::Detach(reply) => {
+                // Disks of a machine that Retrovisor started keep what its checkpoints refer to.
+                let left = match vm.into_inner().detach(spec.origin == Origin::Attached) {
+                    Ok(()) => Vec::new(),
+                    Err(error) => vec![error.to_string()],
+                };
+                note(Lifecycle::Detached, "");
+                let _ = reply.send(Ok(left));
+            }
+            // Its disks keep what the checkpoints refer to: the next daemon attaches it again.
+            End::Shutdown if spec.origin == Origin::Attached => {
+                if let Err(error) = vm.into_inner().detach(false) {
+                    tracing::warn!(machine = name, %error, "something stays in the machine's process");
+                }
+            }
+            End::Shutdown => drop(vm),
+            End::Lost => {
+                let lost = lock(&status).clone();
+                if lost.state == Lifecycle::Unreachable
+                    && let Err(error) = vm.make_independent()
+                {
+                    tracing::warn!(machine = name, %error, "a process that does not answer ends with its connection");
+                }
+                drop(vm);
+                note(lost.state, &lost.reason);
+            }
+        }
+    }
+
+    fn serve(&mut self, inbox: &Receiver<Command>) -> End {
         if let Some(first) = self.unevaluated.take() {
             self.evaluate(*first);
         }
-        let step = self.interval.unwrap_or(POLL_INTERVAL);
-        let mut next = Instant::now() + step;
+        let mut next = Instant::now() + self.step();
         loop {
             match inbox.recv_deadline(next.min(Instant::now() + POLL_INTERVAL)) {
-                Ok(Command::Detach) | Err(RecvTimeoutError::Disconnected) => return,
-                Ok(Command::Stop { reply }) => {
-                    let ended = self.stop();
-                    // The machine is stopped also when the caller no longer waits.
-                    let _ = reply.send(ended);
-                    return;
-                }
+                Ok(Command::Shutdown) | Err(RecvTimeoutError::Disconnected) => return End::Shutdown,
+                Ok(Command::Stop { force, reply }) => match self.prepare_stop(force) {
+                    Ok(()) => return End::Stop(reply),
+                    Err(error) => drop(reply.send(Err(error))),
+                },
+                Ok(Command::Detach { reply }) => match self.prepare_detach() {
+                    Ok(()) => return End::Detach(reply),
+                    Err(error) => drop(reply.send(Err(error))),
+                },
                 Ok(command) => {
                     // A machine that was just rolled back runs for a whole interval before its next checkpoint.
                     if self.handle(command) {
-                        next = Instant::now() + step;
+                        next = Instant::now() + self.step();
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {
                     let is_due = Instant::now() >= next;
-                    if !self.poll(is_due) {
-                        return;
-                    }
+                    self.poll(is_due);
                     if is_due {
                         // A slow disk stretches the interval: checkpoints that were due meanwhile are not made up for.
-                        next = (next + step).max(Instant::now() + step / 4);
+                        next = (next + self.step()).max(Instant::now() + self.step() / 4);
                     }
                 }
             }
+            if !self.state.has_actor() {
+                return End::Lost;
+            }
         }
     }
 
-    /// Checks the state of the machine and takes the regular checkpoint if it is due. `false` when the machine is gone.
-    fn poll(&mut self, is_due: bool) -> bool {
-        if self.machine.run_state().has_ended() {
-            self.set_run_state(RunState::Gone);
-            self.emit(EventKind::Error(format!(
-                "the guest or its process ended. Bring it back: retrovisor rollback {}",
-                self.name
-            )));
-            return false;
+    fn step(&self) -> Duration {
+        self.spec.interval().unwrap_or(POLL_INTERVAL)
+    }
+
+    /// Observes the machine and takes the regular checkpoint if it is due.
+    fn poll(&mut self, is_due: bool) {
+        self.observe();
+        if self.state != Lifecycle::Running {
+            return;
         }
-        if self.has_networks {
-            let links = self.machine.links();
-            self.status.lock().unwrap_or_else(PoisonError::into_inner).links = links;
+        if !self.spec.interfaces().is_empty() {
+            let links = self.vm.links();
+            lock(&self.status).links = links;
         }
         if is_due
-            && self.interval.is_some()
-            && !self.paused
+            && self.spec.interval().is_some()
             && let Err(error) = self.checkpoint(None, CheckpointKind::Automatic)
         {
             tracing::warn!(machine = self.name, %error, "checkpoint failed");
-            self.emit(EventKind::Error(format!("checkpoint failed, the guest runs on: {error}")));
+            self.emit(EventKind::Error(format!("checkpoint failed, the machine is {}: {error}", self.state)));
         }
-        true
     }
 
-    /// Executes a command. Returns whether the machine moved to another checkpoint.
-    fn handle(&mut self, command: Command) -> bool {
-        let before = self.evaluator.moves();
-        // An answer that no caller waits for any more is dropped: what was done is in the catalogue.
-        match command {
-            Command::Checkpoint { label, reply } => {
-                drop(reply.send(self.checkpoint(label, CheckpointKind::Manual)));
+    /// Reads what happened to the machine since the last call, and enters the state that it is in. Returns who stopped the
+    /// vCPUs meanwhile, if an event says so.
+    pub(crate) fn observe(&mut self) -> Option<PausedBy> {
+        let mut paused_by = None;
+        for event in self.vm.events() {
+            match &event {
+                GuestEvent::DiskError { is_stopped: true, .. } => paused_by = Some(PausedBy::DiskError),
+                GuestEvent::Stopped if paused_by.is_none() => paused_by = Some(PausedBy::Other),
+                _ => {}
             }
-            Command::Rollback { target, verify_image, request, reply } => {
-                drop(reply.send(self.move_to(Destination::Checkpoint(target), verify_image, &request)));
-            }
-            Command::Undo { verify_image, reply } => {
-                drop(reply.send(self.move_to(Destination::Undo, verify_image, &RollbackRequest::default())));
-            }
-            Command::Redo { reply } => {
-                drop(reply.send(self.move_to(Destination::Redo, false, &RollbackRequest::default())));
-            }
-            Command::Pause { reply } => drop(reply.send(self.pause())),
-            Command::Resume { reply } => drop(reply.send(self.resume())),
-            Command::Inject { fault, reply } => drop(reply.send(self.inject(&fault))),
-            Command::Stop { .. } | Command::Detach => {}
+            self.emit(EventKind::Guest(event));
         }
-        self.evaluator.moves() != before
+        let run_state = self.vm.run_state();
+        let observed = self.state.observed(run_state, paused_by, || self.driver.is_alive(&self.vm.process()));
+        if observed == self.state {
+            return paused_by;
+        }
+        let reason = match observed {
+            Lifecycle::PoweredOff => "its guest powered itself off",
+            Lifecycle::Panicked => "its guest's kernel panicked",
+            Lifecycle::Unreachable => "its process does not answer",
+            Lifecycle::Gone => "its process ended",
+            Lifecycle::Paused(PausedBy::DiskError) => "a disk failed on the host",
+            _ => "",
+        };
+        self.enter(observed, reason.to_owned());
+        self.emit(EventKind::State(observed, reason.to_owned()));
+        paused_by
     }
 
-    pub(crate) fn set_run_state(&self, run_state: RunState) {
-        self.status.lock().unwrap_or_else(PoisonError::into_inner).run_state = run_state;
+    /// Sets the guest running after a command that paused it.
+    pub(crate) fn run_on(&mut self) -> Result<(), ManagerError> {
+        let Err(error) = self.vm.resume() else { return Ok(()) };
+        self.observe_failure();
+        if self.state == Lifecycle::Running { Ok(()) } else { Err(error.into()) }
     }
+
+    /// After a command that failed: observes the machine, and ends a pause of that command which nobody else asked for.
+    pub(crate) fn observe_failure(&mut self) {
+        let was_running = self.state == Lifecycle::Running;
+        let paused_by = self.observe();
+        if was_running && self.state == Lifecycle::Paused(PausedBy::Other) && paused_by.is_none() {
+            match self.vm.resume() {
+                Ok(()) => self.enter(Lifecycle::Running, String::new()),
+                Err(error) => self.enter(self.state, format!("it cannot be resumed: {error}")),
+            }
+        }
+    }
+
+    /// Enters a state. Who paused a machine is kept in the store, so that it stays paused over a restart of the daemon.
+    pub(crate) fn enter(&mut self, state: Lifecycle, reason: String) {
+        self.state = state;
+        {
+            let mut status = lock(&self.status);
+            (status.state, status.reason) = (state, reason);
+        }
+        let paused_by = if let Lifecycle::Paused(by) = state { Some(by) } else { None };
+        if self.spec.paused_by != paused_by && state.has_actor() {
+            self.spec.paused_by = paused_by;
+            self.save_spec();
+        }
+    }
+
+    /// Writes the spec to the catalogue. A failure is logged: the machine itself is not affected.
+    pub(crate) fn save_spec(&self) {
+        let saved = self
+            .spec
+            .to_runtime()
+            .and_then(|runtime| Ok(self.store.catalogue().set_runtime(self.id, &runtime)?));
+        if let Err(error) = saved {
+            tracing::warn!(machine = self.name, %error, "cannot write how the machine is found again");
+        }
+    }
+
+    /// Keeps what the user wants the machine to be.
+    pub(crate) fn wish(&self, desired: DesiredState) {
+        if let Err(error) = self.store.catalogue().set_desired_state(self.id, desired) {
+            tracing::warn!(machine = self.name, %error, "cannot write the desired state of the machine");
+        }
+    }
+
+    pub(crate) fn emit(&self, kind: EventKind) {
+        event::emit(&self.events, &self.name, kind);
+    }
+}
+
+/// The status is whole after every statement, also when a thread panicked.
+pub(crate) fn lock(status: &Mutex<MachineStatus>) -> std::sync::MutexGuard<'_, MachineStatus> {
+    status.lock().unwrap_or_else(PoisonError::into_inner)
 }

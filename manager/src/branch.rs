@@ -4,12 +4,14 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
-use retrovisor_guest::{ClockPolicy, Lifespan, Network, Start, Vm};
+use retrovisor_guest::{ClockPolicy, Lifespan, Network, Start};
 use retrovisor_snapshot::{
     BranchPlan, BranchProgress, BranchRequest, CheckpointId, CheckpointRecord, CheckpointRequest, Recorder,
 };
 
-use crate::actor::Arrival;
+use crate::arrival::Arrival;
+use crate::lifecycle::CommandKind;
+use crate::process_guard::ProcessGuard;
 use crate::spec::{MachineSpec, Origin};
 use crate::{Manager, ManagerError};
 
@@ -35,8 +37,8 @@ pub struct Branched {
 impl Manager {
     /// What a branch of a checkpoint would be. Refuses what cannot be.
     pub fn plan_branch(&self, new: &str, origin: CheckpointId) -> Result<PlannedBranch, ManagerError> {
-        self.must_be_free(new)?;
-        if self.store.catalogue().machines()?.iter().any(|known| known.name == new) {
+        drop(self.reserve(new, CommandKind::Run, None)?);
+        if self.known(new)?.is_some() {
             return Err(ManagerError::Known { machine: new.to_owned() });
         }
         let plan = self.store.plan_branch(origin)?;
@@ -66,7 +68,7 @@ impl Manager {
             // One that is made of the new name.
             interface.mac = None;
             networks.push(match &interface.network {
-                Network::Tap(tap) if self.status(name).is_some() => {
+                Network::Tap(tap) if self.is_managed(name) => {
                     return Err(ManagerError::Refused {
                         what: format!("{name} has the tap {tap}, and a tap is for one machine"),
                         help: format!("Stop {name} first, or run it on a hub."),
@@ -105,17 +107,16 @@ impl Manager {
         progress: &mut dyn FnMut(BranchProgress) -> ControlFlow<()>,
     ) -> Result<Branched, ManagerError> {
         let begun = Instant::now();
-        let _reservation = self.reserve(new)?;
+        let _reservation = self.reserve(new, CommandKind::Run, None)?;
         let spec = &planned.spec;
-        let runtime = spec.to_runtime()?;
-        let request = BranchRequest { runtime, detail: serde_json::Value::Null };
+        let request = BranchRequest { runtime: spec.to_runtime()?, detail: serde_json::Value::Null };
         let dir = self.runtime_dir(new);
         let is_new = !dir.exists();
         let mut recorder = Recorder::begin_branch(&self.store, new, planned.plan.origin.id, &request)?;
-        match self.bring_up(new, spec, &mut recorder, progress) {
-            Ok((machine, first)) => {
-                let arrival = Arrival::Branch { first: Box::new(first.clone()), paused };
-                self.start_actor_with(new, machine, spec, arrival, Some(recorder))?;
+        match self.adopt(new, spec, &mut recorder, progress) {
+            Ok((vm, first)) => {
+                let arrival = Arrival::Branched { first: Box::new(first.clone()), paused };
+                self.bring_up(vm, spec, arrival, Some(recorder))?;
                 let branch_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
                 Ok(Branched { first, branch_us })
             }
@@ -129,43 +130,35 @@ impl Manager {
         }
     }
 
-    /// A process that holds what the checkpoint says, and its first checkpoint. A failure leaves no process.
-    fn bring_up(
+    /// A process that holds what the checkpoint says, and its first checkpoint.
+    fn adopt(
         &self,
         new: &str,
         spec: &MachineSpec,
         recorder: &mut Recorder,
         progress: &mut dyn FnMut(BranchProgress) -> ControlFlow<()>,
-    ) -> Result<(Box<dyn Vm>, CheckpointRecord), ManagerError> {
-        let mut machine = self.launch(new, spec, Start::AwaitsState, Lifespan::BoundAtFirst)?;
-        let adopted = (|| {
-            self.store.catalogue().set_identity(recorder.machine(), machine.identity())?;
-            let report = recorder.adopt(&mut *machine, ClockPolicy::StandStill, progress)?;
-            machine.renew_identity()?;
-            let taken = recorder.checkpoint(&mut *machine, &CheckpointRequest::default())?;
-            tracing::debug!(machine = new, timing = ?report.timing, taken = ?taken.timing, "branch");
-            Ok(taken.record)
-        })();
-        match adopted {
-            Ok(first) => Ok((machine, first)),
-            Err(error) => {
-                machine.quit();
-                Err(error)
-            }
-        }
+    ) -> Result<(ProcessGuard, CheckpointRecord), ManagerError> {
+        let mut vm = self.launch(new, spec, Start::AwaitsState, Lifespan::BoundAtFirst)?;
+        self.store.catalogue().set_identity(recorder.machine(), vm.identity())?;
+        recorder.set_process(vm.process().to_string());
+        let report = recorder.adopt(&mut *vm, ClockPolicy::StandStill, progress)?;
+        vm.renew_identity()?;
+        let taken = recorder.checkpoint(&mut *vm, &CheckpointRequest::default())?;
+        tracing::debug!(machine = new, timing = ?report.timing, taken = ?taken.timing, "branch");
+        Ok((vm, taken.record))
     }
 
-    /// Removes what a daemon that died left of branches that it was reservations. One line each for the user.
-    pub(crate) fn clear_half_branches(&self) -> Vec<String> {
-        let half = match self.store.catalogue().remove_incomplete_branches() {
-            Ok(half) => half,
-            Err(error) => return vec![format!("cannot look for half branches: {error}")],
+    /// Removes what a daemon that died left of branches that were not whole. Returns one line each for the user.
+    pub(crate) fn remove_incomplete_branches(&self) -> Vec<String> {
+        let incomplete = match self.store.catalogue().remove_incomplete_branches() {
+            Ok(incomplete) => incomplete,
+            Err(error) => return vec![format!("cannot look for incomplete branches: {error}")],
         };
-        let lines = half.into_iter().map(|record| {
+        let lines = incomplete.into_iter().map(|record| {
             let dir = self.runtime_dir(&record.name);
             let left = MachineSpec::from_runtime(&record.name, &record.runtime)
                 .and_then(|spec| self.connect(&record.name, &spec));
-            // Mostly nothing is left: a worker ends with who made it.
+            // Mostly there is nothing: a worker ends with the daemon that started it.
             if let Ok(machine) = left {
                 machine.quit();
             }
@@ -190,7 +183,7 @@ fn is_there(path: &Path) -> Result<(), ManagerError> {
 fn remove(dir: &Path) {
     match std::fs::remove_dir_all(dir) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            tracing::warn!(%error, dir = %dir.display(), "what was left of half a branch stays");
+            tracing::warn!(%error, dir = %dir.display(), "the files of an incomplete branch stay");
         }
         _ => {}
     }

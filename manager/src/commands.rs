@@ -1,19 +1,66 @@
 //! What an actor does for each command.
 
-use retrovisor_guest::{ClockPolicy, Machine, RunState};
+use std::collections::HashMap;
+use std::sync::Arc;
+
 use retrovisor_snapshot::{
-    CheckpointId, CheckpointKind, CheckpointRecord, CheckpointRequest, OperationKind, RollbackReport,
-    RollbackRequest, image_hash, now_ms,
+    CheckpointKind, CheckpointRecord, CheckpointRequest, DesiredState, RollbackRequest,
 };
 
-use crate::actor::MachineActor;
+use crate::actor::{MachineActor, lock};
+use crate::command::{Command, Reply};
 use crate::error::ManagerError;
-use crate::event::{Event, EventKind};
-use crate::held_paused::HeldPaused;
+use crate::event::EventKind;
 use crate::inject::{self, Fault};
-use crate::rollback::{Destination, Rollback, RollbackKind};
+use crate::lifecycle::{CommandKind, Lifecycle, PausedBy, Rule, rule};
+use crate::rollback::Destination;
 
 impl MachineActor {
+    /// Executes a command. Returns whether the machine moved to another checkpoint.
+    pub(crate) fn handle(&mut self, command: Command) -> bool {
+        let before = self.evaluations.moves();
+        // An answer that no caller waits for any more is dropped: what was done is in the catalogue.
+        match command {
+            Command::Checkpoint { label, reply } => {
+                let taken = self
+                    .must_allow(CommandKind::Checkpoint)
+                    .and_then(|()| self.checkpoint(label, CheckpointKind::Manual));
+                drop(reply.send(taken));
+            }
+            Command::Rollback { target, verify_image, request, reply } => {
+                drop(reply.send(self.go(Destination::Checkpoint(target), verify_image, &request)));
+            }
+            Command::Undo { verify_image, reply } => {
+                drop(reply.send(self.go(Destination::Undo, verify_image, &RollbackRequest::default())));
+            }
+            Command::Redo { reply } => {
+                drop(reply.send(self.go(Destination::Redo, false, &RollbackRequest::default())));
+            }
+            Command::Pause { by, reply } => drop(reply.send(self.pause(by))),
+            Command::Resume { reply } => drop(reply.send(self.resume())),
+            Command::Inject { fault, reply } => self.inject(fault, reply),
+            Command::Set { every_ms, reply } => {
+                self.spec.every_ms = every_ms;
+                lock(&self.status).every_ms = every_ms;
+                self.save_spec();
+                drop(reply.send(Ok(())));
+            }
+            Command::Stop { .. } | Command::Detach { .. } | Command::Shutdown => {}
+        }
+        self.evaluations.moves() != before
+    }
+
+    /// Observes the machine and refuses what its state does not allow.
+    pub(crate) fn must_allow(&mut self, command: CommandKind) -> Result<(), ManagerError> {
+        self.observe();
+        if rule(self.state, command) == Rule::Refused { Err(self.refusal(command)) } else { Ok(()) }
+    }
+
+    /// Why the machine's state does not allow a command.
+    pub(crate) fn refusal(&self, command: CommandKind) -> ManagerError {
+        ManagerError::refused(&self.name, &lock(&self.status), command)
+    }
+
     /// Takes a checkpoint, evaluates it and emits the event.
     pub(crate) fn checkpoint(
         &mut self,
@@ -21,20 +68,23 @@ impl MachineActor {
         kind: CheckpointKind,
     ) -> Result<CheckpointRecord, ManagerError> {
         let request = CheckpointRequest { label, kind };
-        let report = self.recorder.checkpoint(&mut *self.machine, &request)?;
+        let report = match self.recorder.checkpoint(&mut *self.vm, &request) {
+            Ok(report) => report,
+            Err(error) => {
+                self.observe_failure();
+                return Err(error.into());
+            }
+        };
         tracing::debug!(machine = self.name, timing = ?report.timing, "checkpoint");
         Ok(self.evaluate(report.record))
     }
 
-    /// Reads and evaluates a checkpoint. One that cannot be evaluated is kept, without a verdict.
+    /// Reads and evaluates a checkpoint. One that cannot be evaluated is kept, and says so.
     pub(crate) fn evaluate(&mut self, record: CheckpointRecord) -> CheckpointRecord {
-        let evaluated = match self.evaluator.evaluate(&record) {
+        let evaluated = match self.evaluations.evaluate(&record) {
             Ok(evaluated) => evaluated,
-            Err(error) => {
-                self.emit(EventKind::Error(format!(
-                    "checkpoint {} is kept, but cannot be evaluated: {error}",
-                    record.name
-                )));
+            Err(why) => {
+                self.emit(EventKind::Error(format!("checkpoint {} is kept; {why}", record.name)));
                 return record;
             }
         };
@@ -45,164 +95,123 @@ impl MachineActor {
         evaluated.record
     }
 
-    /// Goes to another checkpoint; with `verify_image` the memory is hashed before the guest runs on.
-    pub(crate) fn move_to(
-        &mut self,
-        to: Destination,
-        verify_image: bool,
-        request: &RollbackRequest,
-    ) -> Result<Rollback, ManagerError> {
-        let (report, image_matches) = if verify_image {
-            let report = Self::go(&mut self.recorder, &mut HeldPaused(&mut *self.machine), to, request)?;
-            let compared = self.compare_image(report.target.id);
-            // The guest runs on whatever the comparison gave.
-            if !self.paused {
-                self.machine.resume()?;
-            }
-            (report, Some(compared))
-        } else {
-            (Self::go(&mut self.recorder, &mut *self.machine, to, request)?, None)
-        };
-        if let Some(current) = &report.current {
-            self.evaluate(current.clone());
+    fn pause(&mut self, by: PausedBy) -> Result<(), ManagerError> {
+        self.must_allow(CommandKind::Pause)?;
+        if let Err(error) = self.vm.pause() {
+            self.observe_failure();
+            return Err(error.into());
         }
-        self.evaluator.moved_to(report.target.id);
-        self.finish_move(to.kind(), report, image_matches.transpose()?)
-    }
-
-    fn go(
-        recorder: &mut retrovisor_snapshot::Recorder,
-        machine: &mut dyn Machine,
-        to: Destination,
-        request: &RollbackRequest,
-    ) -> Result<RollbackReport, ManagerError> {
-        Ok(match to {
-            Destination::Checkpoint(target) => recorder.rollback(machine, target, request)?,
-            Destination::Undo => recorder.undo(machine, request)?,
-            Destination::Redo => recorder.redo(machine, request)?,
-        })
-    }
-
-    /// Gives a new process the state of a checkpoint and lets it run.
-    pub(crate) fn restore(
-        &mut self,
-        target: CheckpointId,
-        verify_image: bool,
-        clock: ClockPolicy,
-    ) -> Result<Rollback, ManagerError> {
-        let request = RollbackRequest { clock, ..RollbackRequest::default() };
-        let report = self.recorder.restore(&mut *self.machine, target, &request)?;
-        let image_matches = verify_image.then(|| self.compare_image(report.target.id));
-        self.machine.resume()?;
-        self.evaluator.moved_to(report.target.id);
-        self.finish_move(RollbackKind::Restore, report, image_matches.transpose()?)
-    }
-
-    /// Whether the paused machine's memory has the checkpoint's hash.
-    fn compare_image(&self, target: CheckpointId) -> Result<bool, ManagerError> {
-        let expected = self.store.image_hash(target)?;
-        let found = image_hash(self.machine.memory()).map_err(retrovisor_snapshot::Error::from)?;
-        Ok(found == expected)
-    }
-
-    fn finish_move(
-        &mut self,
-        kind: RollbackKind,
-        report: RollbackReport,
-        image_matches: Option<bool>,
-    ) -> Result<Rollback, ManagerError> {
-        let rollback = Rollback {
-            kind,
-            operation: report.operation.name.clone(),
-            steps: self.steps(report.current.as_ref(), &report.target)?,
-            current: report.current,
-            target: report.target,
-            pages_written: report.pages_written,
-            rollback_us: report.timing.rollback_us,
-            new_process: kind == RollbackKind::Restore,
-            image_matches,
-        };
-        self.emit(EventKind::Rollback(Box::new(rollback.clone())));
-        Ok(rollback)
-    }
-
-    /// Checkpoints from the current state back to the target along parents; 0 when the target is no ancestor.
-    fn steps(
-        &self,
-        current: Option<&CheckpointRecord>,
-        target: &CheckpointRecord,
-    ) -> Result<u32, ManagerError> {
-        let Some(current) = current else { return Ok(0) };
-        let line = self.store.catalogue().ancestry(current.id)?;
-        let steps = line.iter().position(|ancestor| ancestor.id == target.id).unwrap_or(0);
-        Ok(u32::try_from(steps).unwrap_or(u32::MAX))
-    }
-
-    pub(crate) fn pause(&mut self) -> Result<(), ManagerError> {
-        self.machine.pause()?;
-        self.paused = true;
-        self.set_run_state(RunState::Paused);
+        self.wish(DesiredState::Paused);
+        self.enter(Lifecycle::Paused(by), String::new());
         Ok(())
     }
 
-    pub(crate) fn resume(&mut self) -> Result<(), ManagerError> {
-        self.machine.resume()?;
-        self.paused = false;
-        self.set_run_state(RunState::Running);
+    fn resume(&mut self) -> Result<(), ManagerError> {
+        self.must_allow(CommandKind::Resume)?;
+        self.vm.resume()?;
+        self.wish(DesiredState::Running);
+        self.enter(Lifecycle::Running, String::new());
+        // A machine whose disk is still full stops again at once.
+        self.observe();
         Ok(())
     }
 
-    /// A last checkpoint, then the end of the VM.
-    pub(crate) fn stop(mut self) -> Result<(), ManagerError> {
-        if !self.machine.run_state().has_ended() {
-            self.machine.pause()?;
-            self.checkpoint(None, CheckpointKind::Manual)?;
-        }
-        self.machine.quit();
-        Ok(())
-    }
-
-    /// Injects a fault; returns what was done, and the operation's name.
-    pub(crate) fn inject(&mut self, fault: &Fault) -> Result<(String, String), ManagerError> {
-        let done = match fault {
-            Fault::Memory { name, arguments } => {
-                let newest = self
-                    .recorder
-                    .position()
-                    .ok_or_else(|| ManagerError::Gone { machine: self.name.clone() })?;
-                let recorder = &mut self.recorder;
-                let done = inject::change_memory(
-                    &mut *self.machine,
-                    &self.store,
-                    newest.checkpoint,
-                    (name, arguments),
-                    &mut |frames| recorder.note_written(frames),
-                );
-                if !self.paused {
-                    self.machine.resume()?;
+    /// Takes the last checkpoint of a machine that is to be stopped. After a failure the machine goes on as before, unless
+    /// the stop is forced.
+    pub(crate) fn prepare_stop(&mut self, force: bool) -> Result<(), ManagerError> {
+        self.must_allow(if force { CommandKind::ForceStop } else { CommandKind::Stop })?;
+        let before = self.state;
+        // What a machine in another state holds is worth nothing, or is not the guest's any more.
+        if matches!(before, Lifecycle::Running | Lifecycle::Paused(_)) {
+            let taken = self
+                .vm
+                .pause()
+                .map_err(ManagerError::from)
+                .and_then(|()| self.checkpoint(None, CheckpointKind::Manual));
+            if let Err(error) = taken {
+                if !force {
+                    if before == Lifecycle::Running {
+                        self.run_on()?;
+                    }
+                    return Err(ManagerError::NotStopped {
+                        machine: self.name.clone(),
+                        source: Box::new(error),
+                    });
                 }
-                done?
+                tracing::warn!(machine = self.name, %error, "stopped without a last checkpoint");
             }
-            Fault::ConsoleCommand { line } => {
-                let port = self.machine.control_port().ok_or_else(|| ManagerError::Refused {
-                    what: format!("{} has no port for a control shell", self.name),
-                    help: "Start it with `retrovisor run`, from a guest that serves a shell on its second \
-                        serial port (ttyS1) under QEMU, or on hvc0 in a microVM."
-                        .to_owned(),
-                })?;
-                inject::type_line(&port.socket, port.terminal, line)?;
-                format!("Injected: `{line}` was typed into the guest's control shell.")
-            }
-        };
-        let detail = serde_json::json!({ "done": done });
-        let operation = self.store.catalogue().note_operation(self.id, OperationKind::Inject, &detail)?;
-        self.emit(EventKind::Injected(done.clone()));
-        Ok((done, operation.name))
+        }
+        self.wish(DesiredState::Stopped);
+        Ok(())
     }
 
-    pub(crate) fn emit(&self, kind: EventKind) {
-        let event = Event { machine: self.name.clone(), at_ms: now_ms(), kind };
-        // There may be no receiver.
-        let _ = self.events.send(event);
+    pub(crate) fn prepare_detach(&mut self) -> Result<(), ManagerError> {
+        self.must_allow(CommandKind::Detach)?;
+        self.vm.make_independent()?;
+        self.spec.is_released = true;
+        self.save_spec();
+        Ok(())
+    }
+
+    fn inject(&mut self, fault: Fault, reply: Reply<(String, String)>) {
+        match fault {
+            Fault::Memory { name, arguments } => drop(reply.send(self.change_memory(&name, arguments))),
+            Fault::ConsoleCommand { line } => self.type_command(line, reply),
+        }
+    }
+
+    fn change_memory(
+        &mut self,
+        fault: &str,
+        arguments: HashMap<String, String>,
+    ) -> Result<(String, String), ManagerError> {
+        self.must_allow(CommandKind::Inject)?;
+        let newest = self.recorder.position().ok_or_else(|| ManagerError::Refused {
+            what: format!("{} has no checkpoint yet, on which the fault would be planned", self.name),
+            help: format!("Take one: retrovisor checkpoint {}", self.name),
+        })?;
+        let plan = inject::plan(&self.store, newest.checkpoint, fault, arguments)?;
+        let recorder = &mut self.recorder;
+        // Whatever fails on the way, the next checkpoint has these frames.
+        let applied = plan.apply(&mut *self.vm, &mut |frames| recorder.note_written(frames));
+        if self.state == Lifecycle::Running {
+            self.run_on()?;
+        }
+        applied?;
+        let done = plan.description;
+        let operation = inject::record(&self.store, self.id, &done)?;
+        self.emit(EventKind::Injected(done.clone()));
+        Ok((done, operation))
+    }
+
+    /// Types a command in a thread of its own: a slow guest delays neither checkpoints nor other commands.
+    fn type_command(&mut self, line: String, reply: Reply<(String, String)>) {
+        let port = self.must_allow(CommandKind::InjectCommand).and_then(|()| {
+            self.vm.control_port().ok_or_else(|| ManagerError::Refused {
+                what: format!("{} has no port for a control shell", self.name),
+                help: "Start it with `retrovisor run`, from a guest that serves a shell on its second \
+                    serial port (ttyS1) under QEMU, or on hvc0 in a microVM."
+                    .to_owned(),
+            })
+        });
+        let port = match port {
+            Ok(port) => port,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        let (store, id, events, name) =
+            (Arc::clone(&self.store), self.id, self.events.clone(), self.name.clone());
+        let work = move || {
+            let done = inject::type_line(&port.socket, port.terminal, &line).and_then(|()| {
+                let done = format!("Injected: `{line}` was typed into the guest's control shell.");
+                let operation = inject::record(&store, id, &done)?;
+                crate::event::emit(&events, &name, EventKind::Injected(done.clone()));
+                Ok((done, operation))
+            });
+            drop(reply.send(done));
+        };
+        // Without a thread the reply is dropped, which the caller is told as a failure.
+        if let Err(error) = std::thread::Builder::new().name(format!("inject-{}", self.name)).spawn(work) {
+            tracing::error!(machine = self.name, %error, "cannot start a thread");
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Reading and evaluating a checkpoint: facts, verdict, incident.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -7,10 +8,10 @@ use retrovisor_analytics::{Config, Evaluation, Evaluator, Sample};
 use retrovisor_guest::fact::{Column, Kind, Schema, Table, Value};
 use retrovisor_introspect::{Introspector, Observation};
 use retrovisor_snapshot::{
-    CheckpointId, CheckpointRecord, IncidentRecord, MachineId, NewIncident, Store, Verdict,
+    CheckpointId, CheckpointRecord, IncidentRecord, MachineId, NewIncident, Store, Verdict, VerdictRecord,
 };
 
-use crate::{error::ManagerError, kernels::kernel_library};
+use crate::{error::ManagerError, kernels::kernel_library, panics};
 
 /// What reading a checkpoint cost: a fact about us, beside those about the guest.
 static READING: Schema = Schema {
@@ -21,15 +22,78 @@ static READING: Schema = Schema {
     ],
 };
 
+/// The evaluations of one machine. Whatever its stored data or its guest's memory does to the evaluator, a panic included, ends
+/// neither the machine's management nor the daemon: the checkpoint is kept without a verdict, and says so.
+pub(crate) struct Evaluations {
+    store: Arc<Store>,
+    machine: MachineId,
+    /// Made with the first checkpoint, and again after a panic.
+    evaluator: Option<CheckpointEvaluator>,
+    moves: u64,
+}
+
+impl Evaluations {
+    pub(crate) fn new(store: Arc<Store>, machine: MachineId) -> Self {
+        Self { store, machine, evaluator: None, moves: 0 }
+    }
+
+    /// Evaluates a checkpoint; the error says why it has no verdict.
+    pub(crate) fn evaluate(&mut self, record: &CheckpointRecord) -> Result<Evaluated, String> {
+        let evaluated = catch_unwind(AssertUnwindSafe(|| {
+            let evaluator = match &mut self.evaluator {
+                Some(evaluator) => evaluator,
+                none => none.insert(CheckpointEvaluator::new(Arc::clone(&self.store), self.machine)?),
+            };
+            evaluator.evaluate(record)
+        }));
+        let why = match evaluated {
+            Ok(Ok(evaluated)) => return Ok(evaluated),
+            Ok(Err(error)) => error.to_string(),
+            Err(panic) => {
+                // What it holds may be inconsistent.
+                self.evaluator = None;
+                format!("an internal error: {}", panics::message(&*panic))
+            }
+        };
+        let why = format!("it could not be evaluated: {why}");
+        let unknown = VerdictRecord {
+            verdict: Verdict::Unknown,
+            score: 0.0,
+            p_value: None,
+            reasons: vec![why.clone()],
+            features: Vec::new(),
+        };
+        if let Err(error) = self.store.catalogue().set_verdict(record.id, &unknown) {
+            tracing::warn!(checkpoint = record.name, %error, "cannot write that a checkpoint has no verdict");
+        }
+        Err(why)
+    }
+
+    /// The machine is at another checkpoint now.
+    pub(crate) fn moved_to(&mut self, target: CheckpointId) {
+        self.moves += 1;
+        let moved = catch_unwind(AssertUnwindSafe(|| {
+            self.evaluator.iter_mut().for_each(|evaluator| evaluator.moved_to(target));
+        }));
+        if moved.is_err() {
+            self.evaluator = None;
+        }
+    }
+
+    /// How often the machine went to another checkpoint.
+    pub(crate) fn moves(&self) -> u64 {
+        self.moves
+    }
+}
+
 /// What stays between the checkpoints of one machine.
-pub(crate) struct CheckpointEvaluator {
+struct CheckpointEvaluator {
     store: Arc<Store>,
     machine: MachineId,
     introspector: Introspector,
     statistics: Evaluator,
     last: Option<(CheckpointId, Sample)>,
     incident_open: bool,
-    moves: u64,
 }
 
 /// What came of evaluating one checkpoint.
@@ -40,7 +104,7 @@ pub(crate) struct Evaluated {
 }
 
 impl CheckpointEvaluator {
-    pub(crate) fn new(store: Arc<Store>, machine: MachineId) -> Result<Self, ManagerError> {
+    fn new(store: Arc<Store>, machine: MachineId) -> Result<Self, ManagerError> {
         let statistics = Evaluator::load(store.catalogue(), machine, Config::default())?;
         Ok(Self {
             introspector: Introspector::with_library(kernel_library(&store)),
@@ -49,12 +113,11 @@ impl CheckpointEvaluator {
             statistics,
             last: None,
             incident_open: false,
-            moves: 0,
         })
     }
 
     /// Reads the checkpoint's memory, records facts and verdict, opens an incident when it is the first bad one.
-    pub(crate) fn evaluate(&mut self, record: &CheckpointRecord) -> Result<Evaluated, ManagerError> {
+    fn evaluate(&mut self, record: &CheckpointRecord) -> Result<Evaluated, ManagerError> {
         let began = Instant::now();
         let observation = self.observe(record.id)?;
         let introspect_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -86,17 +149,11 @@ impl CheckpointEvaluator {
     }
 
     /// The machine is at another checkpoint now: rates go on from there, and what was suspected is the other timeline's.
-    pub(crate) fn moved_to(&mut self, target: CheckpointId) {
+    fn moved_to(&mut self, target: CheckpointId) {
         self.statistics.rolled_back_to(target);
         self.introspector.forget_last();
         self.last = None;
         self.incident_open = false;
-        self.moves += 1;
-    }
-
-    /// How often the machine went to another checkpoint.
-    pub(crate) fn moves(&self) -> u64 {
-        self.moves
     }
 
     fn observe(&mut self, checkpoint: CheckpointId) -> Result<Observation, ManagerError> {

@@ -1,5 +1,8 @@
-use retrovisor_snapshot::{CheckpointRecord, IncidentRecord};
+use retrovisor_guest::GuestEvent;
+use retrovisor_snapshot::{CheckpointRecord, IncidentRecord, now_ms};
+use tokio::sync::broadcast;
 
+use crate::lifecycle::Lifecycle;
 use crate::rollback::Rollback;
 
 /// Something that happened to a machine.
@@ -24,6 +27,15 @@ pub enum EventKind {
     Rollback(Box<Rollback>),
     /// A fault was injected.
     Injected(String),
-    /// A checkpoint failed, or the machine is gone.
+    /// The machine's state changed without a command: its new state, and why.
+    State(Lifecycle, String),
+    /// The guest or the host reported something.
+    Guest(GuestEvent),
+    /// Something failed: in words.
     Error(String),
+}
+
+/// Sends an event to those who watch; there may be nobody.
+pub(crate) fn emit(events: &broadcast::Sender<Event>, machine: &str, kind: EventKind) {
+    let _ = events.send(Event { machine: machine.to_owned(), at_ms: now_ms(), kind });
 }

@@ -6,18 +6,17 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use retrovisor_faults::{Arguments, Target};
-use retrovisor_guest::{Machine, PageSet};
-use retrovisor_snapshot::{CheckpointId, Store};
+use retrovisor_faults::{Arguments, Plan, Target};
+use retrovisor_snapshot::{CheckpointId, MachineId, OperationKind, Store};
 
 use crate::{error::ManagerError, kernels::kernel_library};
 
 /// Longest command line that the guest's shell is given.
 const LINE_BYTES_MAX: usize = 512;
-/// A guest whose shell does not answer is not waited for longer.
-const SHELL_PATIENCE: Duration = Duration::from_secs(5);
+/// How long typing a command and its answer may take together.
+const SHELL_WAIT: Duration = Duration::from_secs(5);
 /// Output of a command that is read while waiting for its end.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 /// What the shell says once it has taken the command, in two halves.
@@ -43,22 +42,24 @@ pub enum Fault {
     },
 }
 
-/// Injects a fault into guest memory: planned on the checkpoint while the guest runs, then written in one pause. `note` gets
-/// the frames before the first byte is written. Returns what was done. The machine is paused afterwards.
-pub(crate) fn change_memory(
-    machine: &mut dyn Machine,
+/// Plans a fault in guest memory on a checkpoint, while the guest runs.
+pub(crate) fn plan(
     store: &Arc<Store>,
     newest: CheckpointId,
-    (name, arguments): (&str, &HashMap<String, String>),
-    note: &mut dyn FnMut(&PageSet),
-) -> Result<String, ManagerError> {
+    name: &str,
+    arguments: HashMap<String, String>,
+) -> Result<Plan, ManagerError> {
     let fault = retrovisor_faults::find(name)?;
-    let arguments = Arguments::new(fault, arguments.clone())?;
+    let arguments = Arguments::new(fault, arguments)?;
     let (view, registers) = (store.view(newest)?, store.registers(newest)?);
     let target = Target { view: &view, registers: &registers, library: Some(kernel_library(store)) };
-    let plan = fault.plan(&target, &arguments)?;
-    plan.apply(machine, note)?;
-    Ok(plan.description)
+    Ok(fault.plan(&target, &arguments)?)
+}
+
+/// Writes to the catalogue that a fault was injected. Returns the operation's name.
+pub(crate) fn record(store: &Store, machine: MachineId, done: &str) -> Result<String, ManagerError> {
+    let detail = serde_json::json!({ "done": done });
+    Ok(store.catalogue().note_operation(machine, OperationKind::Inject, &detail)?.name)
 }
 
 /// Types one line into the guest's control shell, which is at its terminal `port`, and waits until the shell has taken it:
@@ -71,7 +72,7 @@ pub(crate) fn type_line(control: &Path, port: &str, line: &str) -> Result<(), Ma
     }
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => ManagerError::Refused {
-            what: format!("no shell of the guest took the command within {} s", SHELL_PATIENCE.as_secs()),
+            what: format!("no shell of the guest took the command within {} s", SHELL_WAIT.as_secs()),
             help: format!("Have the guest serve a shell on {port}, which reads a command from each line."),
         },
         _ => ManagerError::Io {
@@ -79,18 +80,28 @@ pub(crate) fn type_line(control: &Path, port: &str, line: &str) -> Result<(), Ma
             source,
         },
     };
+    // One deadline for all of it: a guest that sends a byte now and then does not extend it.
+    let deadline = Instant::now() + SHELL_WAIT;
+    let left = || {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(io::Error::from(io::ErrorKind::TimedOut)) } else { Ok(left) }
+    };
     let mut stream = UnixStream::connect(control).map_err(failed)?;
-    stream.set_write_timeout(Some(SHELL_PATIENCE)).map_err(failed)?;
-    stream.set_read_timeout(Some(SHELL_PATIENCE)).map_err(failed)?;
     // Its own number, so that a late answer to an earlier command is not taken for this one's; and split in the command, so
     // that an echo of the command is not either.
     let number = TYPED.fetch_add(1, Ordering::Relaxed);
     let typed = format!("{line}\necho {TAKEN_HEAD}''{TAKEN_TAIL}-{number}.\n");
-    stream.write_all(typed.as_bytes()).map_err(failed)?;
+    let mut rest = typed.as_bytes();
+    while !rest.is_empty() {
+        stream.set_write_timeout(Some(left().map_err(failed)?)).map_err(failed)?;
+        let count = stream.write(rest).map_err(failed)?;
+        rest = &rest[count..];
+    }
     let taken = format!("{TAKEN_HEAD}{TAKEN_TAIL}-{number}.");
     let mut said = Vec::new();
     let mut bytes = [0; 512];
     while !said.windows(taken.len()).any(|window| window == taken.as_bytes()) {
+        stream.set_read_timeout(Some(left().map_err(failed)?)).map_err(failed)?;
         let count = stream.read(&mut bytes).map_err(failed)?;
         if count == 0 || said.len() > ANSWER_BYTES_MAX {
             return Err(failed(io::ErrorKind::UnexpectedEof.into()));
@@ -138,6 +149,22 @@ mod tests {
         });
         type_line(&path, "hvc0", "date").unwrap();
         assert!(shell.join().unwrap().starts_with("date\n"));
+    }
+
+    #[test]
+    fn a_guest_that_drips_bytes_does_not_extend_the_deadline() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control");
+        let listener = UnixListener::bind(&path).unwrap();
+        std::thread::spawn(move || {
+            let (mut port, _) = listener.accept().unwrap();
+            while port.write_all(b".").is_ok() {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        });
+        let began = Instant::now();
+        assert!(matches!(type_line(&path, "ttyS1", "date"), Err(ManagerError::Refused { .. })));
+        assert!(began.elapsed() < SHELL_WAIT + Duration::from_secs(3), "{:?}", began.elapsed());
     }
 
     #[test]

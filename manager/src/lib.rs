@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod actor;
+mod arrival;
 mod branch;
 mod command;
 mod commands;
@@ -14,7 +15,12 @@ mod event;
 mod held_paused;
 mod inject;
 mod kernels;
+mod lifecycle;
 mod manager;
+mod panics;
+mod process_guard;
+mod reattach;
+mod removal;
 mod rollback;
 mod spec;
 mod status;
@@ -26,7 +32,10 @@ pub use error::ManagerError;
 pub use event::{Event, EventKind};
 pub use inject::Fault;
 pub use kernels::kernel_library;
+pub use lifecycle::{CommandKind, Lifecycle, PausedBy, Rule, help, rule, table};
 pub use manager::{Manager, runtime_dir};
-pub use rollback::{Rollback, RollbackKind};
+pub use removal::PlannedRemoval;
+pub use retrovisor_snapshot::RollbackKind;
+pub use rollback::Rollback;
 pub use spec::{MachineSpec, Origin};
 pub use status::MachineStatus;

@@ -1,48 +1,73 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use retrovisor_guest::{
-    Attach, ClockPolicy, Driver, Drivers, Launch, Lifespan, Network, Start, Vm, check_name,
+    Attach, ClockPolicy, Driver, Drivers, Launch, Lifespan, Network, ProcessIdentity, Start, Vm, check_name,
 };
 use retrovisor_introspect::Introspector;
-use retrovisor_snapshot::{CheckpointId, MachineRecord, Recorder, RecorderSettings, Store};
+use retrovisor_snapshot::{CheckpointId, DesiredState, MachineRecord, RecorderSettings, Store};
 use tokio::sync::{broadcast, oneshot};
 
-use crate::actor::{ActorHandle, Arrival, MachineActor};
+use crate::actor::ActorHandle;
+use crate::arrival::{Arrival, check_shape};
 use crate::command::Command;
 use crate::error::ManagerError;
 use crate::event::Event;
 use crate::kernels::kernel_library;
+use crate::lifecycle::{CommandKind, Lifecycle, Rule, rule};
+use crate::process_guard::{ProcessGuard, Undo};
 use crate::rollback::Rollback;
-use crate::spec::{MachineSpec, Origin};
+use crate::spec::MachineSpec;
 use crate::status::MachineStatus;
 
 /// Events that a slow watcher may be behind before it misses some.
 const EVENTS_MAX: usize = 1024;
+/// How long an actor that lost its machine may take to end.
+const LOST_WAIT: Duration = Duration::from_secs(5);
 
 /// All machines of one store: started, attached, checkpointed and rolled back by one actor thread each.
+///
+/// [`rule`] says what each command does in each state of a machine.
 pub struct Manager {
     pub(crate) store: Arc<Store>,
     root: PathBuf,
     /// How each machine is recorded.
-    settings: RecorderSettings,
+    pub(crate) settings: RecorderSettings,
     drivers: Drivers,
+    pub(crate) events: broadcast::Sender<Event>,
+    /// The actors by machine; one that ended says how.
     actors: Mutex<BTreeMap<String, ActorHandle>>,
-    /// Names of machines that are being started.
-    reservations: Mutex<BTreeSet<String>>,
-    events: broadcast::Sender<Event>,
+    /// Machines whose process is there and has no actor: unreachable ones.
+    pub(crate) unreachable: Mutex<BTreeMap<String, MachineStatus>>,
+    reservations: Mutex<Reservations>,
+    /// The daemon ends: nothing is attached any more.
+    pub(crate) is_ending: AtomicBool,
 }
 
-/// A name that nobody else can take until this is dropped.
+/// What is being brought up.
+#[derive(Default)]
+struct Reservations {
+    names: BTreeSet<String>,
+    processes: BTreeSet<ProcessIdentity>,
+}
+
+/// A name, and a process where there is one already, that no other caller can take until this is dropped.
 pub(crate) struct Reservation<'a> {
     manager: &'a Manager,
     name: &'a str,
+    process: Option<ProcessIdentity>,
 }
 
 impl Drop for Reservation<'_> {
     fn drop(&mut self) {
-        self.manager.reservations().remove(self.name);
+        let mut reservations = self.manager.reservations();
+        reservations.names.remove(self.name);
+        if let Some(process) = &self.process {
+            reservations.processes.remove(process);
+        }
     }
 }
 
@@ -51,8 +76,17 @@ impl Manager {
     /// Sockets, overlays and logs of machines are below `root`.
     pub fn new(store: Arc<Store>, root: &Path, settings: RecorderSettings, drivers: Drivers) -> Self {
         let (events, _) = broadcast::channel(EVENTS_MAX);
-        let (actors, reservations) = (Mutex::default(), Mutex::default());
-        Self { store, root: root.to_owned(), settings, drivers, actors, reservations, events }
+        Self {
+            store,
+            root: root.to_owned(),
+            settings,
+            drivers,
+            events,
+            actors: Mutex::default(),
+            unreachable: Mutex::default(),
+            reservations: Mutex::default(),
+            is_ending: AtomicBool::new(false),
+        }
     }
 
     /// The store that the machines are recorded in.
@@ -65,12 +99,45 @@ impl Manager {
         self.events.subscribe()
     }
 
-    /// What is known of a live machine, or `None` when it has no actor.
-    pub fn status(&self, name: &str) -> Option<MachineStatus> {
-        self.actors().get(name).filter(|actor| actor.alive()).map(ActorHandle::status)
+    /// Whether the machine has an actor, so that commands can be sent to it.
+    pub fn is_managed(&self, name: &str) -> bool {
+        self.actors().get(name).is_some_and(ActorHandle::accepts_commands)
+    }
+
+    /// The status of a machine of the store; for one without an actor, as far as it is known.
+    pub fn status(&self, name: &str) -> Result<MachineStatus, ManagerError> {
+        if self.reservations().names.contains(name) {
+            return Ok(MachineStatus::without_actor(Lifecycle::Starting, "", 0, None));
+        }
+        if let Some(actor) = self.actors().get(name) {
+            return Ok(actor.status());
+        }
+        if let Some(status) = lock(&self.unreachable).get(name) {
+            return Ok(status.clone());
+        }
+        self.stored_status(&self.store.catalogue().machine(name)?)
+    }
+
+    /// Of a machine that this manager did nothing with yet.
+    fn stored_status(&self, record: &MachineRecord) -> Result<MachineStatus, ManagerError> {
+        let gone = MachineStatus::without_actor(Lifecycle::Gone, "", 0, None);
+        // An imported machine has no spec.
+        let Ok(spec) = MachineSpec::from_runtime(&record.name, &record.runtime) else { return Ok(gone) };
+        let is_alive = match &spec.process {
+            Some(process) if spec.is_released => self.driver(spec.driver())?.is_alive(process),
+            _ => false,
+        };
+        let state = if is_alive { Lifecycle::Detached } else { Lifecycle::Gone };
+        let reason = match record.desired_state {
+            DesiredState::Stopped if !is_alive => "it was stopped",
+            _ => "",
+        };
+        Ok(MachineStatus::without_actor(state, reason, spec.every_ms, spec.process))
     }
 
     /// Starts a virtual machine and its actor. Blocks until the first checkpoint is durable.
+    ///
+    /// A name that the store has goes on with that history, if the machine has the shape that was recorded.
     pub fn run(&self, name: &str, spec: &MachineSpec) -> Result<(), ManagerError> {
         self.run_when_ready(name, spec, |_| Ok(()))
     }
@@ -82,21 +149,49 @@ impl Manager {
         spec: &MachineSpec,
         ready: impl FnOnce(&dyn Vm) -> Result<T, ManagerError>,
     ) -> Result<T, ManagerError> {
-        let _reservation = self.reserve(name)?;
-        let machine = self.launch(name, spec, Start::Boots, lifespan(spec))?;
-        let answer = ready(&*machine)?;
-        self.start_actor(name, machine, spec, Arrival::New)?;
+        let _reservation = self.reserve(name, CommandKind::Run, None)?;
+        let launch = spec.launch()?;
+        if let Some(record) = self.known(name)? {
+            check_shape(&record, &launch.driver, launch.vcpus, launch.memory_bytes)?;
+        }
+        let vm = self.launch(name, spec, Start::Boots, lifespan(spec))?;
+        let answer = ready(&*vm)?;
+        self.bring_up(vm, spec, Arrival::New, None)?;
         Ok(answer)
     }
 
-    /// Attaches a QEMU that runs already. Blocks until the first checkpoint is durable.
+    /// Attaches a process that runs already. Blocks until the first checkpoint is durable. Whether its guest runs is not
+    /// changed.
+    ///
+    /// A process that the machine was detached from, or that could not be reached, is managed again as before.
     pub fn attach(&self, name: &str, spec: &MachineSpec) -> Result<(), ManagerError> {
-        let _reservation = self.reserve(name)?;
-        let machine = self.connect(name, spec)?;
-        self.start_actor(name, machine, spec, Arrival::New)
+        check_name("machine", name)?;
+        let process = self.find(name, spec)?;
+        let _reservation = self.reserve(name, CommandKind::Attach, Some(&process))?;
+        let known = self.known(name)?;
+        let stored = known.as_ref().and_then(|record| MachineSpec::from_runtime(name, &record.runtime).ok());
+        let vm = |undo| Ok::<_, ManagerError>(ProcessGuard::new(self.connect(name, spec)?, undo));
+        match (known, stored) {
+            (Some(record), Some(stored)) if stored.process.as_ref() == Some(&process) => {
+                let spec = MachineSpec { every_ms: spec.every_ms, qmp: spec.qmp.clone(), ..stored };
+                let half_written = self.half_written(&record, &process)?;
+                self.bring_up(vm(Undo::Disconnect)?, &spec, Arrival::Reattached { half_written }, None)?;
+            }
+            _ => {
+                self.bring_up(vm(Undo::Detach)?, spec, Arrival::New, None)?;
+            }
+        }
+        Ok(())
     }
 
-    /// Starts a new process for a machine whose process is gone, with the state of a checkpoint.
+    /// Attaches the process of a machine that is detached or unreachable again.
+    pub fn attach_again(&self, name: &str) -> Result<(), ManagerError> {
+        let record = self.store.catalogue().machine(name)?;
+        self.attach(name, &MachineSpec::from_runtime(name, &record.runtime)?)
+    }
+
+    /// Starts a new process for a machine whose process is gone, with the state of a checkpoint. A failure leaves no
+    /// process.
     pub fn restore(
         &self,
         name: &str,
@@ -104,19 +199,60 @@ impl Manager {
         verify_image: bool,
         clock: ClockPolicy,
     ) -> Result<Rollback, ManagerError> {
-        let _reservation = self.reserve(name)?;
+        let _reservation = self.reserve(name, CommandKind::Rollback, None)?;
         let record = self.store.catalogue().machine(name)?;
         let spec = MachineSpec::from_runtime(name, &record.runtime)?;
-        if spec.origin == Origin::Attached {
-            return Err(ManagerError::Refused {
-                what: format!("{name} is gone, and it was not started by Retrovisor"),
-                help: "Start its QEMU again as before and attach it under a new name.".to_owned(),
-            });
+        let vm = self.launch(name, &spec, Start::AwaitsState, lifespan(&spec))?;
+        let arrival = Arrival::Restored { target, verify_image, clock };
+        self.bring_up(vm, &spec, arrival, None)?
+            .ok_or_else(|| ManagerError::Gone { machine: name.to_owned() })
+    }
+
+    /// Stops a machine; `force` also when its last checkpoint fails or its process does not answer.
+    pub async fn stop(&self, name: &str, force: bool) -> Result<(), ManagerError> {
+        self.wait_for_lost(name);
+        let status = self.status(name)?;
+        if force && status.state == Lifecycle::Unreachable {
+            return self.kill_unreachable(name, &status);
         }
-        let machine = self.launch(name, &spec, Start::AwaitsState, lifespan(&spec))?;
-        let (arrived, rollback) = oneshot::channel();
-        self.start_actor(name, machine, &spec, Arrival::Restore { target, verify_image, clock, arrived })?;
-        rollback.blocking_recv().map_err(|_| ManagerError::Gone { machine: name.to_owned() })
+        self.ask(name, |reply| Command::Stop { force, reply }).await
+    }
+
+    /// Changes the interval between automatic checkpoints, in any state; 0 for none.
+    pub async fn set_interval(&self, name: &str, every_ms: u32) -> Result<(), ManagerError> {
+        if self.is_managed(name) {
+            return self.ask(name, |reply| Command::Set { every_ms, reply }).await;
+        }
+        let _reservation = self.reserve(name, CommandKind::Set, None)?;
+        let record = self.store.catalogue().machine(name)?;
+        let spec = MachineSpec { every_ms, ..MachineSpec::from_runtime(name, &record.runtime)? };
+        Ok(self.store.catalogue().set_runtime(record.id, &spec.to_runtime()?)?)
+    }
+
+    /// Gives a machine's process back as it was found and ends its management. Returns what could not be removed from the
+    /// process, in words.
+    pub async fn detach(&self, name: &str) -> Result<Vec<String>, ManagerError> {
+        self.wait_for_lost(name);
+        if self.is_managed(name) {
+            let left = self.ask(name, |reply| Command::Detach { reply }).await?;
+            // From now on the process is what the state depends on.
+            self.forget_ended(name);
+            return Ok(left);
+        }
+        let status = self.status(name)?;
+        if rule(status.state, CommandKind::Detach) == Rule::Refused {
+            return Err(ManagerError::refused(name, &status, CommandKind::Detach));
+        }
+        let record = self.store.catalogue().machine(name)?;
+        let spec = MachineSpec::from_runtime(name, &record.runtime)?;
+        self.store
+            .catalogue()
+            .set_runtime(record.id, &MachineSpec { is_released: true, ..spec }.to_runtime()?)?;
+        lock(&self.unreachable).remove(name);
+        self.forget_ended(name);
+        let left = (status.state == Lifecycle::Unreachable)
+            .then(|| "its process does not answer: everything stays in it".to_owned());
+        Ok(left.into_iter().collect())
     }
 
     /// Reads the memory of a checkpoint that was imported and records the facts. Returns why little was found, if so.
@@ -128,106 +264,48 @@ impl Manager {
         Ok(observation.reason)
     }
 
-    /// After a restart of the daemon: attaches the machines that still run. Returns one line each for the user.
-    pub fn reattach_all(&self) -> Vec<String> {
-        let mut lines = self.clear_half_branches();
-        let records = match self.store.catalogue().machines() {
-            Ok(records) => records,
-            Err(error) => {
-                lines.push(format!("cannot list the machines: {error}"));
-                return lines;
-            }
-        };
-        for record in records {
-            let Ok(spec) = MachineSpec::from_runtime(&record.name, &record.runtime) else { continue };
-            let Ok(mut machine) = self.connect(&record.name, &spec) else { continue };
-            if machine.run_state().has_ended() {
-                continue;
-            }
-            lines.push(match self.reattach(&record, machine, &spec) {
-                Ok(()) => format!("{} still runs and is managed again", record.name),
-                Err(error) => format!("{} still runs, but cannot be attached: {error}", record.name),
-            });
-        }
-        lines
-    }
-
-    /// Starts the actor of a machine that still runs. If its last rollback was cut off, its memory is half written: the
-    /// rollback is done again.
-    fn reattach(
-        &self,
-        record: &MachineRecord,
-        machine: Box<dyn Vm>,
-        spec: &MachineSpec,
-    ) -> Result<(), ManagerError> {
-        let arrival =
-            match self.store.catalogue().interrupted(record.id)?.and_then(|operation| operation.after) {
-                Some(position) => Arrival::Restore {
-                    target: position.checkpoint,
-                    verify_image: false,
-                    clock: ClockPolicy::StandStill,
-                    arrived: oneshot::channel().0,
-                },
-                None => Arrival::Reattached,
-            };
-        self.start_actor(&record.name, machine, spec, arrival)
-    }
-
     /// Ends all actors and waits for them. Machines that were started or attached to outlive this process go on.
     pub fn detach_all(&self) {
+        self.is_ending.store(true, Ordering::Release);
         let actors = std::mem::take(&mut *self.actors());
-        actors.into_values().for_each(ActorHandle::detach);
+        for actor in actors.values() {
+            let _ = actor.send(Command::Shutdown);
+        }
+        actors.into_values().for_each(ActorHandle::wait_for_end);
     }
 
-    /// Sends a command to a machine's actor and waits for the answer.
+    /// Sends a command to a machine's actor and waits for the answer. A machine without an actor refuses every command.
     pub async fn ask<T>(
         &self,
         name: &str,
         command: impl FnOnce(oneshot::Sender<Result<T, ManagerError>>) -> Command,
     ) -> Result<T, ManagerError> {
         let (reply, answer) = oneshot::channel();
-        let gone = || ManagerError::Gone { machine: name.to_owned() };
-        {
+        let command = command(reply);
+        let kind = command.kind();
+        let is_sent = {
             let actors = self.actors();
-            let Some(actor) = actors.get(name).filter(|actor| actor.alive()) else {
-                self.store.catalogue().machine(name)?;
-                return Err(gone());
-            };
-            actor.send(command(reply)).map_err(|()| gone())?;
+            actors
+                .get(name)
+                .filter(|actor| actor.accepts_commands())
+                .is_some_and(|actor| actor.send(command).is_ok())
+        };
+        if !is_sent {
+            let status = self.status(name)?;
+            return Err(match kind {
+                Some(kind) => ManagerError::refused(name, &status, kind),
+                None => ManagerError::Gone { machine: name.to_owned() },
+            });
         }
-        answer.await.map_err(|_| gone())?
-    }
-
-    fn start_actor(
-        &self,
-        name: &str,
-        machine: Box<dyn Vm>,
-        spec: &MachineSpec,
-        arrival: Arrival,
-    ) -> Result<(), ManagerError> {
-        self.start_actor_with(name, machine, spec, arrival, None)
-    }
-
-    pub(crate) fn start_actor_with(
-        &self,
-        name: &str,
-        machine: Box<dyn Vm>,
-        spec: &MachineSpec,
-        arrival: Arrival,
-        recorder: Option<Recorder>,
-    ) -> Result<(), ManagerError> {
-        let actor = MachineActor::new(
-            Arc::clone(&self.store),
-            machine,
-            spec,
-            &arrival,
-            recorder,
-            &self.settings,
-            self.events.clone(),
-        )?;
-        let handle = actor.start(arrival)?;
-        self.actors().insert(name.to_owned(), handle);
-        Ok(())
+        if let Ok(answer) = answer.await {
+            return answer;
+        }
+        // The actor ends, and says why when it has.
+        let end = self.actors().get(name).map(ActorHandle::end);
+        if let Some(mut end) = end {
+            let _ = end.wait_for(|has_ended| *has_ended).await;
+        }
+        Err(ManagerError::unanswered(name, &self.status(name)?))
     }
 
     /// The drivers that machines are started and attached with.
@@ -268,22 +346,36 @@ impl Manager {
         Ok(self.driver(spec.driver())?.check(spec.launch()?)?)
     }
 
-    /// Starts the process of a machine.
+    /// Starts the process of a machine. It ends with the guard.
     pub(crate) fn launch(
         &self,
         name: &str,
         spec: &MachineSpec,
         start: Start,
         lifespan: Lifespan,
-    ) -> Result<Box<dyn Vm>, ManagerError> {
+    ) -> Result<ProcessGuard, ManagerError> {
         self.check_spec(spec)?;
         let runtime_dir = self.runtime_dir(name);
         let launch = Launch { name, spec: spec.launch()?, runtime_dir: &runtime_dir, start, lifespan };
-        Ok(self.driver(spec.driver())?.launch(&launch)?)
+        Ok(ProcessGuard::new(self.driver(spec.driver())?.launch(&launch)?, Undo::Quit))
+    }
+
+    /// The process of a machine that would be attached to.
+    pub(crate) fn find(&self, name: &str, spec: &MachineSpec) -> Result<ProcessIdentity, ManagerError> {
+        self.with_attach(name, spec, |driver, attach| driver.find(attach))
     }
 
     /// Connects to the process of a machine.
     pub(crate) fn connect(&self, name: &str, spec: &MachineSpec) -> Result<Box<dyn Vm>, ManagerError> {
+        self.with_attach(name, spec, |driver, attach| driver.attach(attach))
+    }
+
+    fn with_attach<T>(
+        &self,
+        name: &str,
+        spec: &MachineSpec,
+        work: impl FnOnce(&dyn Driver, &Attach<'_>) -> Result<T, retrovisor_guest::MachineError>,
+    ) -> Result<T, ManagerError> {
         let runtime_dir = self.runtime_dir(name);
         let attach = Attach {
             name,
@@ -291,22 +383,98 @@ impl Manager {
             runtime_dir: &runtime_dir,
             interfaces: spec.interfaces(),
         };
-        Ok(self.driver(spec.driver())?.attach(&attach)?)
+        Ok(work(&**self.driver(spec.driver())?, &attach)?)
     }
 
-    pub(crate) fn must_be_free(&self, name: &str) -> Result<(), ManagerError> {
-        self.reserve(name).map(|_| ())
+    /// The machine's record, if the store has one.
+    pub(crate) fn known(&self, name: &str) -> Result<Option<MachineRecord>, ManagerError> {
+        Ok(self.store.catalogue().machines()?.into_iter().find(|known| known.name == name))
     }
 
-    /// Reserves a name for a machine that is being started, until the answer is dropped.
-    pub(crate) fn reserve<'a>(&'a self, name: &'a str) -> Result<Reservation<'a>, ManagerError> {
+    /// Where the machine must be taken to before it may run, if a rollback left the memory of this process half written.
+    pub(crate) fn half_written(
+        &self,
+        record: &MachineRecord,
+        process: &ProcessIdentity,
+    ) -> Result<Option<CheckpointId>, ManagerError> {
+        let interrupted = self.store.catalogue().interrupted(record.id)?;
+        let concerned = interrupted.filter(|operation| operation.concerns_process(&process.to_string()));
+        Ok(concerned.and_then(|operation| operation.after).map(|position| position.checkpoint))
+    }
+
+    /// Reserves a name for a command that brings a machine up or changes one that has no actor, until the answer is dropped.
+    /// Refuses what the machine's state does not allow, and a process that is managed under another name.
+    pub(crate) fn reserve<'a>(
+        &'a self,
+        name: &'a str,
+        command: CommandKind,
+        process: Option<&ProcessIdentity>,
+    ) -> Result<Reservation<'a>, ManagerError> {
         check_name("machine", name)?;
+        self.wait_for_lost(name);
+        // A name that the store does not have is free.
+        let status = self.known(name)?.map(|_| self.status(name)).transpose()?;
+        let status = status.unwrap_or_else(|| MachineStatus::without_actor(Lifecycle::Gone, "", 0, None));
         let mut reservations = self.reservations();
-        if reservations.contains(name) || self.actors().get(name).is_some_and(ActorHandle::alive) {
+        if reservations.names.contains(name) || self.is_managed(name) {
             return Err(ManagerError::Exists { machine: name.to_owned() });
         }
-        reservations.insert(name.to_owned());
-        Ok(Reservation { manager: self, name })
+        if rule(status.state, command) == Rule::Refused {
+            return Err(ManagerError::refused(name, &status, command));
+        }
+        if let Some(process) = process {
+            let other = self.actors().iter().find_map(|(other, actor)| {
+                (actor.is_alive() && actor.status().process.as_ref() == Some(process)).then(|| other.clone())
+            });
+            let other =
+                other.or_else(|| reservations.processes.contains(process).then(|| "another one".to_owned()));
+            if let Some(machine) = other {
+                return Err(ManagerError::Managed { pid: process.pid, machine });
+            }
+            reservations.processes.insert(process.clone());
+        }
+        reservations.names.insert(name.to_owned());
+        Ok(Reservation { manager: self, name, process: process.cloned() })
+    }
+
+    /// A machine has an actor from now on.
+    pub(crate) fn insert(&self, name: String, actor: ActorHandle) {
+        lock(&self.unreachable).remove(&name);
+        self.actors().insert(name, actor);
+    }
+
+    /// Forgets an actor that ended.
+    pub(crate) fn forget_ended(&self, name: &str) {
+        let mut actors = self.actors();
+        if actors.get(name).is_some_and(|actor| !actor.is_alive()) {
+            actors.remove(name);
+        }
+    }
+
+    /// Machines whose actor ended because their process does not answer, with their status.
+    pub(crate) fn lost(&self) -> Vec<(String, MachineStatus)> {
+        let lost: Vec<_> = self
+            .actors()
+            .iter()
+            .map(|(name, actor)| (name.clone(), actor.status()))
+            .filter(|(_, status)| status.state == Lifecycle::Unreachable)
+            .collect();
+        for (name, _) in &lost {
+            self.wait_for_lost(name);
+        }
+        lost
+    }
+
+    /// An actor that lost its machine ends at once, but for what is being stored: waits for that.
+    fn wait_for_lost(&self, name: &str) {
+        let deadline = Instant::now() + LOST_WAIT;
+        let is_ending = || {
+            let actors = self.actors();
+            actors.get(name).is_some_and(|actor| actor.is_alive() && !actor.status().state.has_actor())
+        };
+        while is_ending() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     pub(crate) fn runtime_dir(&self, name: &str) -> PathBuf {
@@ -314,13 +482,17 @@ impl Manager {
     }
 
     fn actors(&self) -> MutexGuard<'_, BTreeMap<String, ActorHandle>> {
-        // The map is only inserted into and looked up: a thread that panicked left it whole.
-        self.actors.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.actors)
     }
 
-    fn reservations(&self) -> MutexGuard<'_, BTreeSet<String>> {
-        self.reservations.lock().unwrap_or_else(PoisonError::into_inner)
+    fn reservations(&self) -> MutexGuard<'_, Reservations> {
+        lock(&self.reservations)
     }
+}
+
+/// Maps are only inserted into, removed from and looked up: a thread that panicked left them whole.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How long a process that is started for this spec lives.

@@ -5,6 +5,7 @@ use retrovisor_guest::{DRIVER_DEFAULT, Interface, LaunchSpec, ProcessIdentity};
 use serde::{Deserialize, Serialize};
 
 use crate::error::ManagerError;
+use crate::lifecycle::PausedBy;
 
 /// How a machine is found or started again: kept in the catalogue as JSON. Fields that earlier versions did not write have
 /// defaults.
@@ -21,6 +22,30 @@ pub struct MachineSpec {
     /// The process that it ran in last, as far as that is known.
     #[serde(default)]
     pub process: Option<ProcessIdentity>,
+    /// Who paused it, while it is paused.
+    #[serde(default)]
+    pub paused_by: Option<PausedBy>,
+    /// Whether the user ended its management while its process runs: it is not attached again by itself.
+    #[serde(default)]
+    pub is_released: bool,
+}
+
+impl MachineSpec {
+    /// Of a machine that Retrovisor starts and that outlives the daemon.
+    #[must_use]
+    pub fn launched(launch: LaunchSpec, every_ms: u32) -> Self {
+        Self::new(Origin::Launched(launch), every_ms, None)
+    }
+
+    /// Of a QEMU that runs already, with its QMP socket.
+    #[must_use]
+    pub fn attached(qmp: PathBuf, every_ms: u32) -> Self {
+        Self::new(Origin::Attached, every_ms, Some(qmp))
+    }
+
+    fn new(origin: Origin, every_ms: u32, qmp: Option<PathBuf>) -> Self {
+        Self { every_ms, qmp, origin, detached: true, process: None, paused_by: None, is_released: false }
+    }
 }
 
 /// Where a machine came from.

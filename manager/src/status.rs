@@ -1,14 +1,20 @@
 use std::path::PathBuf;
 
-use retrovisor_guest::RunState;
+use retrovisor_guest::ProcessIdentity;
 
-/// The status of a machine that has an actor.
+use crate::lifecycle::Lifecycle;
+
+/// The status of a machine.
 #[derive(Clone, Debug)]
 pub struct MachineStatus {
-    /// Whether its vCPUs run.
-    pub run_state: RunState,
+    /// Its state.
+    pub state: Lifecycle,
+    /// Why it is in this state, in words; empty when there is nothing to add.
+    pub reason: String,
     /// Interval between automatic checkpoints; 0 for none.
     pub every_ms: u32,
+    /// The process that it runs in, or ran in last.
+    pub process: Option<ProcessIdentity>,
     /// The socket of its first serial port.
     pub console: Option<PathBuf>,
     /// The file that keeps what the guest writes there.
@@ -19,4 +25,26 @@ pub struct MachineStatus {
     pub confinement: String,
     /// Whether the links of its network interfaces are up, in order.
     pub links: Vec<bool>,
+}
+
+impl MachineStatus {
+    /// Of a machine that has no actor.
+    pub(crate) fn without_actor(
+        state: Lifecycle,
+        reason: impl Into<String>,
+        every_ms: u32,
+        process: Option<ProcessIdentity>,
+    ) -> Self {
+        Self {
+            state,
+            reason: reason.into(),
+            every_ms,
+            process,
+            console: None,
+            console_log: None,
+            finder: String::new(),
+            confinement: String::new(),
+            links: Vec::new(),
+        }
+    }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use retrovisor_analytics::named_query;
 use retrovisor_guest::{DRIVER_DEFAULT, LaunchSpec};
-use retrovisor_manager::{MachineSpec, Manager, ManagerError, Origin};
+use retrovisor_manager::{MachineSpec, Manager, ManagerError};
 use retrovisor_proto::v1::{Cell, GetReportRequest, QueryRequest, StopMachineRequest, cell};
 use retrovisor_snapshot::{Access, RecorderSettings, Store};
 
@@ -119,7 +119,7 @@ async fn boot(manager: &Arc<Manager>, plan: &Plan, screen: &mut Screen) -> Resul
         }
     }
     screen.status("booting a stock Debian guest");
-    let origin = Origin::Launched(LaunchSpec {
+    let launch = LaunchSpec {
         kernel: plan.kernel.clone(),
         initrd: Some(plan.initrd.clone()),
         append: "console=ttyS0 quiet panic=-1".to_owned(),
@@ -130,8 +130,8 @@ async fn boot(manager: &Arc<Manager>, plan: &Plan, screen: &mut Screen) -> Resul
         accelerator: None,
         interfaces: Vec::new(),
         channel: false,
-    });
-    let spec = MachineSpec { every_ms: plan.every_ms, qmp: None, origin, detached: false, process: None };
+    };
+    let spec = MachineSpec { detached: false, ..MachineSpec::launched(launch, plan.every_ms) };
     let began = Instant::now();
     let booted = tokio::task::spawn_blocking({
         let manager = Arc::clone(manager);

@@ -20,6 +20,7 @@ mod operation;
 mod page_version;
 mod position;
 mod query;
+mod removal;
 mod repair;
 mod resolve;
 mod schema;

@@ -53,7 +53,7 @@ pub use recorder::{
 pub use repair::{LostCheckpoint, RepairAction, RepairItem, RepairPlan, RepairReport};
 pub use retention::{
     CompactOptions, CompactReport, KeepReason, Kept, MachinePrune, PruneEstimate, PrunePlan, PruneProgress,
-    PruneReport, PruneStep, Removed, RetentionPolicy,
+    PruneReport, PruneStep, RemovalPlan, RemovalReport, Removed, RetentionPolicy,
 };
 pub use store::{
     Access, CheckpointView, PageChange, Store, StoreOptions, VerifyProgress, VerifyReport, image_hash,

@@ -10,6 +10,7 @@ mod plan;
 mod policy;
 mod progress;
 mod prune;
+mod removal;
 mod rewrite;
 
 pub use compact::CompactReport;
@@ -18,3 +19,4 @@ pub use plan::{KeepReason, Kept, MachinePrune, PruneEstimate, PrunePlan, Removed
 pub use policy::RetentionPolicy;
 pub use progress::{PruneProgress, PruneStep};
 pub use prune::PruneReport;
+pub use removal::{RemovalPlan, RemovalReport};

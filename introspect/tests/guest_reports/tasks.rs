@@ -102,8 +102,11 @@ fn one_agrees(task: &Task, before: &Reported, after: &Reported) {
     // A worker's name in /proc says what it does; of other kernel threads /proc knows a longer name.
     let names_agree = |reported: &str| reported.starts_with(&task.comm);
     assert!(names_agree(&before.comm) || names_agree(&after.comm), "{} {what}", before.comm);
-    // Who runs at the instant of the dump need not have run when it was asked.
-    let running = task.state == 'R';
+    let switches = |reported: &Reported| {
+        reported.status("voluntary_ctxt_switches", 0) + reported.status("nonvoluntary_ctxt_switches", 0)
+    };
+    // A task that runs at the instant of the dump, or that ran between the two reports, may have had another state in both.
+    let running = task.state == 'R' || switches(before) != switches(after);
     assert!(
         running || [before, after].iter().any(|reported| reported.stat[0] == task.state.to_string()),
         "{:?} {what}",
@@ -120,9 +123,6 @@ fn one_agrees(task: &Task, before: &Reported, after: &Reported) {
         assert_eq!(task.command_line.as_ref(), Some(&before.command_line), "{what}");
         assert_eq!(task.executable.as_ref(), Some(&before.executable), "{what}");
     }
-    let switches = |reported: &Reported| {
-        reported.status("voluntary_ctxt_switches", 0) + reported.status("nonvoluntary_ctxt_switches", 0)
-    };
     let stood_still = switches(before) == switches(after);
     if stood_still && !matches!(task.state, 'R' | 'Z') {
         assert_eq!(task.waits_in, before.place, "{what}");

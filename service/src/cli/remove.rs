@@ -49,18 +49,19 @@ pub(super) async fn run(args: RemoveArgs, global: &Global) -> Result<(), CliErro
         return print_json(&removed);
     }
     paragraph::print(&format!(
-        "{} and {} are removed. Free their space: retrovisor prune",
+        "{} and its {} are removed. {} were freed.",
         args.name,
-        quantity::count(removed.checkpoints, "checkpoint")
+        quantity::count(removed.checkpoints, "checkpoint"),
+        quantity::bytes(removed.freed_bytes)
     ));
     Ok(())
 }
 
 fn print_plan(name: &str, plan: &RemoveMachineResponse) {
     paragraph::print(&format!(
-        "{name} has {}. Removing it leaves about {} of the store unused.",
+        "{name} has {}, which added {} to the store. All of it, and the files below, would be removed.",
         quantity::count(plan.checkpoints, "checkpoint"),
-        quantity::bytes(plan.garbage_bytes)
+        quantity::bytes(plan.stored_bytes)
     ));
     for path in &plan.paths {
         paragraph::property("file", path);

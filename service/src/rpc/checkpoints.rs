@@ -120,7 +120,7 @@ impl CheckpointService for Services {
             .await?;
         let rollback = if dry_run {
             self.blocking(move |services| services.plan(&machine, target)).await?
-        } else if self.manager.status(&machine).is_some() {
+        } else if self.manager.is_managed(&machine) {
             let request = Going { clock, current, ..Going::default() };
             let command = |reply| Command::Rollback { target: target.id, verify_image, request, reply };
             self.manager.ask(&machine, command).await.map_err(|error| status::of(&error))?

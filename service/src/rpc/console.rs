@@ -74,8 +74,9 @@ impl Services {
 
     fn console_socket(&self, machine: &str) -> Result<PathBuf, ManagerError> {
         self.manager.store().catalogue().machine(machine)?;
-        let status =
-            self.manager.status(machine).ok_or_else(|| ManagerError::Gone { machine: machine.to_owned() })?;
+        let status = Some(self.manager.status(machine)?)
+            .filter(|status| status.state.has_actor())
+            .ok_or_else(|| ManagerError::Gone { machine: machine.to_owned() })?;
         status.console.ok_or_else(|| ManagerError::Refused {
             what: format!("the console of {machine} is not known"),
             help: "Retrovisor knows the consoles of machines that it started; for others, ask what started them."

@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 
 use retrovisor_analytics::Explanation;
-use retrovisor_guest::RunState as Running;
 use retrovisor_guest::fact::Value;
 use retrovisor_guest::{MacAddress, Network};
-use retrovisor_manager::{MachineSpec, Manager, ManagerError, RollbackKind};
+use retrovisor_manager::{Lifecycle, MachineSpec, MachineStatus, Manager, ManagerError, RollbackKind};
 use retrovisor_proto::v1::network_interface::Network as Shown;
 use retrovisor_proto::v1::{
     self, BranchOrigin, Cause, Cell, Checkpoint, Incident, Machine, MachineState, NetworkInterface,
@@ -23,7 +22,7 @@ pub(super) fn machine(manager: &Manager, record: &MachineRecord) -> Result<Machi
         .position(record.id)?
         .map(|position| catalogue.checkpoint(position.checkpoint))
         .transpose()?;
-    let status = manager.status(&record.name);
+    let status = manager.status(&record.name)?;
     let identity = &record.identity;
     let path =
         |path: Option<&PathBuf>| path.map_or_else(String::new, |path| path.to_string_lossy().into_owned());
@@ -32,32 +31,47 @@ pub(super) fn machine(manager: &Manager, record: &MachineRecord) -> Result<Machi
         driver: identity.driver.clone(),
         accelerator: identity.accelerator.to_string(),
         driver_version: identity.version.clone(),
-        state: match status.as_ref().map(|status| status.run_state) {
-            Some(Running::Running) => MachineState::Running,
-            Some(Running::Paused) => MachineState::Paused,
-            Some(Running::PoweredOff) => MachineState::PoweredOff,
-            Some(Running::Panicked) => MachineState::Panicked,
-            Some(Running::Gone) | None => MachineState::Gone,
-        }
-        .into(),
+        state: state(status.state).into(),
         vcpus: identity.vcpus,
         memory_bytes: identity.layout.bytes(),
         checkpoints: catalogue.checkpoints(record.id)?.len() as u64,
         current: current.as_ref().map(|current| current.name.clone()).unwrap_or_default(),
         verdict: verdict(current.map_or(StoredVerdict::Unknown, |current| current.verdict)).into(),
-        state_reason: String::new(),
-        console: path(status.as_ref().and_then(|status| status.console.as_ref())),
-        every_ms: status.as_ref().map_or(0, |status| status.every_ms),
-        dirty_finder: status.as_ref().map(|status| status.finder.clone()).unwrap_or_default(),
-        confinement: status.as_ref().map(|status| status.confinement.clone()).unwrap_or_default(),
-        console_log: path(status.as_ref().and_then(|status| status.console_log.as_ref())),
-        interfaces: interfaces(record, status.as_ref().map_or(&[], |status| &status.links)),
+        state_reason: state_reason(&status),
+        console: path(status.console.as_ref()),
+        every_ms: status.every_ms,
+        dirty_finder: status.finder.clone(),
+        confinement: status.confinement.clone(),
+        console_log: path(status.console_log.as_ref()),
+        interfaces: interfaces(record, &status.links),
         branched_from: catalogue.branched_from(record.id)?.map(|from| BranchOrigin {
             machine: from.machine,
             checkpoint: from.checkpoint,
             sequence: from.sequence,
         }),
     })
+}
+
+fn state(state: Lifecycle) -> MachineState {
+    match state {
+        Lifecycle::Starting => MachineState::Starting,
+        Lifecycle::Running => MachineState::Running,
+        Lifecycle::Paused(_) => MachineState::Paused,
+        Lifecycle::PoweredOff => MachineState::PoweredOff,
+        Lifecycle::Panicked => MachineState::Panicked,
+        Lifecycle::Unreachable => MachineState::Unreachable,
+        Lifecycle::Failed => MachineState::Failed,
+        Lifecycle::Detached => MachineState::Detached,
+        Lifecycle::Gone => MachineState::Gone,
+    }
+}
+
+/// Why a machine is in its state: what is known of it, or else who paused it.
+fn state_reason(status: &MachineStatus) -> String {
+    match status.state {
+        Lifecycle::Paused(_) if status.reason.is_empty() => status.state.to_string(),
+        _ => status.reason.clone(),
+    }
 }
 
 /// The network interfaces of a machine; a link of which nothing is known is down.

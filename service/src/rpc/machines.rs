@@ -1,8 +1,9 @@
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use retrovisor_guest::{Interface, LaunchSpec, Network};
-use retrovisor_manager::{Command, MachineSpec, Manager, ManagerError, Origin};
+use retrovisor_manager::{Command, MachineSpec, Manager, ManagerError, PausedBy};
 use retrovisor_proto::v1::machine_service_server::MachineService;
 use retrovisor_proto::v1::network_interface::Network as Asked;
 use retrovisor_proto::v1::{
@@ -12,6 +13,7 @@ use retrovisor_proto::v1::{
     RemoveMachineResponse, ResumeMachineRequest, ResumeMachineResponse, RunMachineRequest,
     RunMachineResponse, SetMachineRequest, SetMachineResponse, StopMachineRequest, StopMachineResponse,
 };
+use retrovisor_snapshot::RemovalReport;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::stream::Answers;
@@ -83,13 +85,7 @@ impl MachineService for Services {
         request: Request<AttachMachineRequest>,
     ) -> Result<Response<AttachMachineResponse>, Status> {
         let AttachMachineRequest { machine: name, qmp, every_ms } = request.into_inner();
-        let spec = MachineSpec {
-            every_ms,
-            qmp: Some(PathBuf::from(qmp)),
-            origin: Origin::Attached,
-            detached: true,
-            process: None,
-        };
+        let spec = MachineSpec::attached(PathBuf::from(qmp), every_ms);
         self.blocking({
             let name = name.clone();
             move |services| services.manager.attach(&name, &spec)
@@ -104,7 +100,7 @@ impl MachineService for Services {
     ) -> Result<Response<PauseMachineResponse>, Status> {
         let name = request.into_inner().machine;
         self.manager
-            .ask(&name, |reply| Command::Pause { reply })
+            .ask(&name, |reply| Command::Pause { by: PausedBy::User, reply })
             .await
             .map_err(|error| status::of(&error))?;
         Ok(Response::new(PauseMachineResponse { machine: self.machine(name).await? }))
@@ -124,23 +120,48 @@ impl MachineService for Services {
 
     async fn detach_machine(
         &self,
-        _: Request<DetachMachineRequest>,
+        request: Request<DetachMachineRequest>,
     ) -> Result<Response<DetachMachineResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+        let name = request.into_inner().machine;
+        let left_behind = self.manager.detach(&name).await.map_err(|error| status::of(&error))?;
+        Ok(Response::new(DetachMachineResponse { machine: self.machine(name).await?, left_behind }))
     }
 
     async fn set_machine(
         &self,
-        _: Request<SetMachineRequest>,
+        request: Request<SetMachineRequest>,
     ) -> Result<Response<SetMachineResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+        let SetMachineRequest { machine: name, every_ms } = request.into_inner();
+        if let Some(every_ms) = every_ms {
+            self.manager.set_interval(&name, every_ms).await.map_err(|error| status::of(&error))?;
+        }
+        Ok(Response::new(SetMachineResponse { machine: self.machine(name).await? }))
     }
 
     async fn remove_machine(
         &self,
-        _: Request<RemoveMachineRequest>,
+        request: Request<RemoveMachineRequest>,
     ) -> Result<Response<RemoveMachineResponse>, Status> {
-        Err(Status::unimplemented("not yet"))
+        let RemoveMachineRequest { machine: name, dry_run } = request.into_inner();
+        let removed = self
+            .blocking(move |services| {
+                let plan = services.manager.plan_removal(&name)?;
+                let report = if dry_run {
+                    RemovalReport::default()
+                } else {
+                    services.manager.remove(&name, &mut |_| ControlFlow::Continue(()))?
+                };
+                Ok(RemoveMachineResponse {
+                    checkpoints: if dry_run { plan.history.checkpoints } else { report.checkpoints },
+                    stored_bytes: plan.history.stored_bytes,
+                    paths: plan.folder.into_iter().map(|folder| folder.display().to_string()).collect(),
+                    branches: plan.history.branches,
+                    dry_run,
+                    freed_bytes: report.compaction.bytes_freed,
+                })
+            })
+            .await?;
+        Ok(Response::new(removed))
     }
 
     type ConsoleStream = Answers<ConsoleResponse>;
@@ -156,8 +177,8 @@ impl MachineService for Services {
         &self,
         request: Request<StopMachineRequest>,
     ) -> Result<Response<StopMachineResponse>, Status> {
-        let name = request.into_inner().machine;
-        self.manager.ask(&name, |reply| Command::Stop { reply }).await.map_err(|error| status::of(&error))?;
+        let StopMachineRequest { machine: name, force } = request.into_inner();
+        self.manager.stop(&name, force).await.map_err(|error| status::of(&error))?;
         Ok(Response::new(StopMachineResponse { machine: self.machine(name).await? }))
     }
 }
@@ -167,7 +188,7 @@ fn launch_spec(manager: &Manager, request: RunMachineRequest) -> Result<(String,
     let interfaces = request.interfaces.into_iter().map(interface).collect::<Result<Vec<_>, _>>()?;
     let disks: Vec<_> = request.disks.into_iter().map(PathBuf::from).collect();
     disks.iter().try_for_each(|disk| check_disk(disk))?;
-    let origin = Origin::Launched(LaunchSpec {
+    let launch = LaunchSpec {
         kernel: PathBuf::from(request.kernel),
         initrd: (!request.initrd.is_empty()).then(|| PathBuf::from(request.initrd)),
         append: request.append,
@@ -178,9 +199,8 @@ fn launch_spec(manager: &Manager, request: RunMachineRequest) -> Result<(String,
         accelerator: None,
         interfaces,
         channel: true,
-    });
-    let spec = MachineSpec { every_ms: request.every_ms, qmp: None, origin, detached: true, process: None };
-    Ok((request.machine, spec))
+    };
+    Ok((request.machine, MachineSpec::launched(launch, request.every_ms)))
 }
 
 /// Refuses what is not a file. A path that cannot be read is for the driver to report.

@@ -16,9 +16,15 @@ pub(super) fn of(error: &ManagerError) -> Status {
             (Code::FailedPrecondition, "MACHINE_GONE")
         }
         ManagerError::Refused { .. } => (Code::FailedPrecondition, "REFUSED"),
+        ManagerError::State { .. } => (Code::FailedPrecondition, "MACHINE_STATE"),
+        ManagerError::Managed { .. } => (Code::AlreadyExists, "PROCESS_MANAGED"),
+        ManagerError::NotStopped { .. } => (Code::Aborted, "NOT_STOPPED"),
+        ManagerError::ImageMismatch { .. } => (Code::DataLoss, "IMAGE_MISMATCH"),
+        ManagerError::Unanswered { .. } => (Code::Internal, "MACHINE_LOST"),
         ManagerError::Invalid(_) => (Code::InvalidArgument, "INVALID"),
         ManagerError::Store(error) => of_store(error),
-        ManagerError::Machine(
+        ManagerError::Shape { .. }
+        | ManagerError::Machine(
             MachineError::Config { .. } | MachineError::Unsupported { .. } | MachineError::Mismatch { .. },
         ) => (Code::FailedPrecondition, "MACHINE_UNFIT"),
         ManagerError::Machine(_) => (Code::Internal, "MACHINE_FAILED"),
@@ -30,7 +36,9 @@ pub(super) fn of(error: &ManagerError) -> Status {
     match error {
         ManagerError::Exists { machine }
         | ManagerError::Known { machine }
-        | ManagerError::Gone { machine } => {
+        | ManagerError::Gone { machine }
+        | ManagerError::State { machine, .. }
+        | ManagerError::Shape { machine, .. } => {
             details.set_resource_info("machine", format!("machines/{machine}"), "", error.to_string());
         }
         _ => {}
@@ -46,7 +54,14 @@ pub(super) fn of(error: &ManagerError) -> Status {
 
 fn help(error: &ManagerError) -> Option<String> {
     match error {
-        ManagerError::Refused { help, .. } => Some(help.clone()),
+        ManagerError::Refused { help, .. } | ManagerError::State { help, .. } => Some(help.clone()),
+        ManagerError::NotStopped { machine, .. } => {
+            Some(format!("End it without a checkpoint: retrovisor stop {machine} --force"))
+        }
+        ManagerError::Shape { machine, .. } => Some(format!(
+            "Start it as it was recorded, choose another name, or remove the history first: retrovisor remove {machine}"
+        )),
+        ManagerError::Managed { .. } => Some("One process is one machine: use that name.".to_owned()),
         ManagerError::Gone { machine } => {
             Some(format!("Bring it back: retrovisor rollback {machine} --to latest"))
         }

@@ -66,6 +66,9 @@ fn message(services: &Services, event: &Event) -> Result<WatchResponse, ManagerE
         EventKind::Incident(record) => Message::Incident(convert::incident(store, record)?),
         EventKind::Rollback(rollback) => Message::Rollback(convert::rollback(store, rollback)?),
         EventKind::Injected(done) => Message::Injected(done.clone()),
+        EventKind::State(state, reason) if reason.is_empty() => Message::Error(format!("it is {state} now")),
+        EventKind::State(state, reason) => Message::Error(format!("it is {state} now: {reason}")),
+        EventKind::Guest(event) => Message::Error(format!("the guest or its host reported: {event:?}")),
         EventKind::Error(what) => Message::Error(what.clone()),
     };
     Ok(WatchResponse { machine: event.machine.clone(), at_ms: event.at_ms, event: Some(message) })

@@ -80,8 +80,8 @@ impl Catalogue {
         self.machine_by_id(id)
     }
 
-    /// Removes a machine that has no checkpoint and no operation: one whose import failed.
-    pub(crate) fn remove_empty_machine(&self, machine: MachineId) -> Result<()> {
+    /// Removes a machine that has no checkpoint: one that did not start, or whose import failed.
+    pub fn remove_empty_machine(&self, machine: MachineId) -> Result<()> {
         self.write("removing a machine", Durability::Full, |transaction| {
             transaction.execute("DELETE FROM event WHERE machine = ?1", [machine.0])?;
             transaction.execute(

@@ -17,7 +17,7 @@ use retrovisor_snapshot::{
     VerdictRecord,
 };
 
-use crate::toy::{Frame, Lab, open};
+use crate::toy::{Frame, Lab, Toy, open};
 
 static SEEN: Schema =
     Schema { table: "fact_seen", columns: &[Column { name: "count", kind: Kind::Integer }] };
@@ -347,4 +347,43 @@ fn numbers_are_not_given_twice() {
     assert!(history[0].content.code() > 2, "{history:?}");
     assert_eq!(record.sequence, 3);
     assert!(!dir.path().join("packs/000001.pack").exists());
+}
+
+#[test]
+fn a_removed_machine_leaves_nothing_in_the_store_and_the_others_whole() {
+    let mut lab = Lab::new(64);
+    history(&mut lab, 40, 1);
+    let identity = Toy::named("other", &lab.toy.identity.layout);
+    let other = lab.store.catalogue().add_machine(&identity).unwrap().id;
+    let mut second = Toy { identity, ..Toy::new(&lab.toy.identity.layout) };
+    second.scribble(5, 77);
+    let _kept = Recorder::fresh(Arc::clone(&lab.store), other)
+        .unwrap()
+        .checkpoint(&mut second, &CheckpointRequest::default())
+        .unwrap();
+    let before = images(&lab.store);
+    let size = bytes(lab.dir.path());
+    lab.store.pin(lab.store.catalogue().checkpoints(lab.machine).unwrap()[3].id, true).unwrap();
+    let plan = lab.store.plan_removal(lab.machine).unwrap();
+    assert_eq!((plan.checkpoints, plan.branches), (before.len() as u64 - 1, vec![]));
+    // Stopped after its first batch, and removed again.
+    let mut steps = 0;
+    let stopped = lab.store.remove_machine(lab.machine, &mut |_| {
+        steps += 1;
+        if steps > 1 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    assert!(stopped.unwrap().stopped);
+    assert!(lab.store.catalogue().machines().unwrap().iter().any(|machine| machine.id == lab.machine));
+    let report = lab.store.remove_machine(lab.machine, &mut go_on).unwrap();
+    assert!(!report.stopped && report.compaction.bytes_freed > 0, "{report:?}");
+    let left: Vec<_> =
+        lab.store.catalogue().machines().unwrap().into_iter().map(|machine| machine.id).collect();
+    assert_eq!(left, [other]);
+    check(lab.dir.path(), &lab.store, &before);
+    assert!(bytes(lab.dir.path()) < size);
+    for table in ["checkpoint", "operation", "timeline", "pruned", "event"] {
+        let count = format!("SELECT count(*) FROM {table} t WHERE t.machine <> ?1");
+        let rows = lab.store.catalogue().query(&count, &[Value::Integer(other.0)], 1).unwrap().rows;
+        assert_eq!(rows, [[Value::Integer(0)]], "{table}");
+    }
 }

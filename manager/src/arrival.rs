@@ -1,0 +1,255 @@
+//! Bringing a machine up: from a process that was started or attached to, to an actor that runs.
+
+use std::sync::{Arc, Mutex};
+
+use retrovisor_guest::{ClockPolicy, MachineIdentity, RunState};
+use retrovisor_snapshot::{
+    Catalogue, CheckpointId, CheckpointKind, CheckpointRecord, DesiredState, MachineRecord, Recorder,
+    RollbackRequest,
+};
+
+use crate::actor::MachineActor;
+use crate::error::ManagerError;
+use crate::evaluator::Evaluations;
+use crate::event::EventKind;
+use crate::lifecycle::{Lifecycle, PausedBy};
+use crate::manager::Manager;
+use crate::process_guard::ProcessGuard;
+use crate::rollback::Rollback;
+use crate::spec::MachineSpec;
+use crate::status::MachineStatus;
+use crate::unreferenced_disks;
+
+/// How a machine came to its actor.
+pub(crate) enum Arrival {
+    /// Started, or attached for the first time.
+    New,
+    /// Attached again, after the daemon's restart or because it was unreachable. The checkpoint is where it must be taken to
+    /// before it may run, if its memory is half written.
+    Reattached { half_written: Option<CheckpointId> },
+    /// A new process, waiting to be given the state of a checkpoint.
+    Restored { target: CheckpointId, verify_image: bool, clock: ClockPolicy },
+    /// A branch of another machine, whole and ready to run.
+    Branched { first: Box<CheckpointRecord>, paused: bool },
+}
+
+/// The machine's record while it is brought up. Dropping it before [`Entry::keep`] leaves the store as it was: a record that
+/// was added is removed, one that was there gets back how its machine is found.
+struct Entry<'a> {
+    catalogue: &'a Catalogue,
+    record: MachineRecord,
+    is_new: bool,
+    is_kept: bool,
+}
+
+impl<'a> Entry<'a> {
+    fn open(catalogue: &'a Catalogue, identity: &MachineIdentity) -> Result<Self, ManagerError> {
+        let known = catalogue.machines()?.into_iter().find(|known| known.name == identity.name);
+        let is_new = known.is_none();
+        let record = match known {
+            Some(known) => {
+                check_shape(&known, &identity.driver, identity.vcpus, identity.layout.bytes())?;
+                known
+            }
+            None => catalogue.add_machine(identity)?,
+        };
+        Ok(Self { catalogue, record, is_new, is_kept: false })
+    }
+
+    fn keep(mut self) {
+        self.is_kept = true;
+    }
+}
+
+impl Drop for Entry<'_> {
+    fn drop(&mut self) {
+        if self.is_kept {
+            return;
+        }
+        let restored = if self.is_new {
+            self.catalogue.remove_empty_machine(self.record.id)
+        } else {
+            self.catalogue.set_runtime(self.record.id, &self.record.runtime)
+        };
+        if let Err(error) = restored {
+            tracing::warn!(machine = self.record.name, %error, "the record of a machine that did not start stays");
+        }
+    }
+}
+
+/// Refuses a machine whose history was recorded from one of another shape: its checkpoints could not be restored.
+pub(crate) fn check_shape(
+    record: &MachineRecord,
+    driver: &str,
+    vcpus: u32,
+    memory_bytes: u64,
+) -> Result<(), ManagerError> {
+    let words = |driver: &str, vcpus: u32, bytes: u64| {
+        format!("{vcpus} vCPU{} and {} MiB under {driver}", if vcpus == 1 { "" } else { "s" }, bytes >> 20)
+    };
+    let identity = &record.identity;
+    let recorded = (identity.driver.as_str(), identity.vcpus, identity.layout.bytes());
+    if recorded == (driver, vcpus, memory_bytes) || record.position.is_none() {
+        return Ok(());
+    }
+    Err(ManagerError::Shape {
+        machine: record.name.clone(),
+        recorded: words(recorded.0, recorded.1, recorded.2),
+        wanted: words(driver, vcpus, memory_bytes),
+    })
+}
+
+impl Manager {
+    /// Brings a machine up and starts its actor. A failure leaves no process that was started, nothing in one that was
+    /// attached to, and the store as it was but for checkpoints and operations that failed.
+    pub(crate) fn bring_up(
+        &self,
+        vm: ProcessGuard,
+        spec: &MachineSpec,
+        arrival: Arrival,
+        recorder: Option<Recorder>,
+    ) -> Result<Option<Rollback>, ManagerError> {
+        let identity = vm.identity().clone();
+        let catalogue = self.store.catalogue();
+        let entry = Entry::open(catalogue, &identity)?;
+        let id = entry.record.id;
+        let process = vm.process();
+        // What pauses it is known once it is up; after an interrupted pause, what was known before.
+        let spec = MachineSpec { process: Some(process.clone()), is_released: false, ..spec.clone() };
+        catalogue.set_runtime(id, &spec.to_runtime()?)?;
+        let store = Arc::clone(&self.store);
+        let settings = self.settings.clone();
+        let mut recorder = match (recorder, &arrival) {
+            (Some(recorder), _) => recorder,
+            (None, Arrival::New) => Recorder::fresh_with(store, id, settings)?,
+            (None, _) => Recorder::with_settings(store, id, settings)?,
+        };
+        recorder.set_process(process.to_string());
+        let status = MachineStatus {
+            state: Lifecycle::Starting,
+            reason: String::new(),
+            every_ms: spec.every_ms,
+            console: vm.console(),
+            console_log: vm.console_log(),
+            finder: vm.dirty_finder().name.to_owned(),
+            confinement: vm.confinement(),
+            links: if spec.interfaces().is_empty() { Vec::new() } else { vm.links() },
+            process: Some(process),
+        };
+        let name = identity.name;
+        let mut actor = MachineActor {
+            id,
+            driver: Arc::clone(self.driver(spec.driver())?),
+            evaluations: Evaluations::new(Arc::clone(&self.store), id),
+            store: Arc::clone(&self.store),
+            vm,
+            recorder,
+            spec,
+            state: Lifecycle::Starting,
+            unevaluated: None,
+            events: self.events.clone(),
+            status: Arc::new(Mutex::new(status)),
+            name: name.clone(),
+        };
+        let rollback = actor.arrive(arrival)?;
+        actor.vm.keep();
+        entry.keep();
+        self.insert(name, actor.start()?);
+        Ok(rollback)
+    }
+}
+
+impl MachineActor {
+    /// Takes the first checkpoint, or gives the machine the state that it is to have.
+    fn arrive(&mut self, arrival: Arrival) -> Result<Option<Rollback>, ManagerError> {
+        match arrival {
+            Arrival::New => {
+                // What was attached to is left as it was found: running, or paused.
+                let found = Lifecycle::Starting.observed(self.vm.run_state(), None, || false);
+                self.checkpoint(None, CheckpointKind::Automatic)?;
+                let is_paused = matches!(found, Lifecycle::Paused(_));
+                self.wish(if is_paused { DesiredState::Paused } else { DesiredState::Running });
+                self.enter(found, String::new());
+                self.observe();
+                Ok(None)
+            }
+            Arrival::Reattached { half_written } => {
+                self.release_unreferenced();
+                match half_written {
+                    Some(target) => {
+                        let restored = self.restore(target, false, &RollbackRequest::default(), false);
+                        if let Err(error) = restored {
+                            // It stays managed: another checkpoint may do.
+                            self.enter(Lifecycle::Failed, format!("its memory is half written: {error}"));
+                        }
+                    }
+                    None => self.take_up()?,
+                }
+                Ok(None)
+            }
+            Arrival::Restored { target, verify_image, clock } => {
+                let request = RollbackRequest { clock, ..RollbackRequest::default() };
+                self.vm.capabilities().check_clock(clock)?;
+                Ok(Some(self.restore(target, verify_image, &request, true)?))
+            }
+            Arrival::Branched { first, paused } => {
+                if self.spec.detached {
+                    self.vm.make_independent()?;
+                }
+                if paused {
+                    self.vm.pause()?;
+                    self.wish(DesiredState::Paused);
+                    self.enter(Lifecycle::Paused(PausedBy::User), String::new());
+                } else {
+                    self.vm.resume()?;
+                    self.enter(Lifecycle::Running, String::new());
+                }
+                self.unevaluated = Some(first);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Takes up a machine that was managed before, running or paused as it is now. Only a pause of an earlier daemon that was
+    /// cut off ends: that one had no reason that was kept.
+    fn take_up(&mut self) -> Result<(), ManagerError> {
+        let run_state = self.vm.run_state();
+        let wish = self.store.catalogue().machine_by_id(self.id)?.desired_state;
+        let paused_by = self.spec.paused_by.or((wish == DesiredState::Paused).then_some(PausedBy::User));
+        let found = Lifecycle::Starting.observed(run_state, paused_by, || false);
+        if found == Lifecycle::Gone {
+            return Err(ManagerError::Gone { machine: self.name.clone() });
+        }
+        self.enter(found, String::new());
+        if !run_state.has_ended()
+            && let Err(error) = self.checkpoint(None, CheckpointKind::Automatic)
+        {
+            // A full disk, for example, is no reason not to manage it.
+            self.emit(EventKind::Error(format!("checkpoint failed: {error}")));
+        }
+        if run_state == RunState::Paused && paused_by.is_none() {
+            match self.vm.resume() {
+                Ok(()) => self.enter(Lifecycle::Running, String::new()),
+                Err(error) => self.emit(EventKind::Error(format!("cannot resume: {error}"))),
+            }
+        }
+        self.observe();
+        Ok(())
+    }
+
+    fn release_unreferenced(&mut self) {
+        match unreferenced_disks::release(&mut *self.vm, self.store.catalogue(), self.id) {
+            Ok(0) => {}
+            Ok(count) => {
+                tracing::info!(
+                    machine = self.name,
+                    count,
+                    "released disk snapshots that no checkpoint refers to"
+                );
+            }
+            Err(error) => {
+                tracing::warn!(machine = self.name, %error, "disk snapshots that no checkpoint refers to stay");
+            }
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! The manager with a driver in memory that follows a script: no KVM, no QEMU, no process.
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
+mod cells;
+mod driver;
+mod failures;
+mod histories;
+mod model;
+mod setup;
