@@ -104,7 +104,7 @@ fn a_qemu_that_runs_is_put_under_write_protection_and_released() {
     let Some(image) = image() else { return };
     let dir = tempfile::tempdir().unwrap();
     let qemu = Daemon::start(dir.path(), &image, &[]);
-    wait_console_file(&qemu.dir, "tick 00005");
+    wait_console_file(&qemu.dir, "tick 00010");
     let mut machine = qemu.attach();
     if !is_protected(&machine) {
         return;
@@ -172,7 +172,7 @@ fn a_qemu_with_a_filter_of_system_calls_is_compared() {
     let Some(image) = image() else { return };
     let dir = tempfile::tempdir().unwrap();
     let qemu = Daemon::start(dir.path(), &image, &["-sandbox", "on"]);
-    wait_console_file(&qemu.dir, "tick 00002");
+    wait_console_file(&qemu.dir, "tick 00010");
     let machine = qemu.attach();
     let (finder, reason) = machine.finder();
     assert_eq!(finder, "compare");
@@ -187,7 +187,7 @@ fn a_qemu_that_another_program_traces_is_compared() {
     let Some(image) = image() else { return };
     let dir = tempfile::tempdir().unwrap();
     let qemu = Daemon::start(dir.path(), &image, &[]);
-    wait_console_file(&qemu.dir, "tick 00002");
+    wait_console_file(&qemu.dir, "tick 00010");
     let (attached, wait_attached) = std::sync::mpsc::channel();
     let (end, wait_end) = std::sync::mpsc::channel::<()>();
     let pid = qemu.pid;
