@@ -240,7 +240,6 @@ mod tests {
         finder: Finder,
         layout: MemoryLayout,
         /// Keeps the registration: closing it ends the write protection.
-        #[expect(dead_code, reason = "held for its drop")]
         protection: OwnedFd,
     }
 
@@ -302,6 +301,23 @@ mod tests {
         lab.qemu.write_page(Gfn(3), old).unwrap();
         lab.qemu.write_page(Gfn(4), PageContent::Zero).unwrap();
         assert_eq!(lab.scan().iter().collect::<Vec<_>>(), [Gfn(3), Gfn(4)]);
+    }
+
+    #[test]
+    fn memory_that_is_mapped_anew_is_compared_from_then_on() {
+        let Some(Lab { qemu, driver, mut finder, layout, protection }) = Lab::new() else { return };
+        let mut scan = || {
+            let mut found = PageSet::empty(&layout);
+            finder.scan(&driver, true, &mut found).unwrap();
+            (found, finder.describe().0)
+        };
+        assert_eq!(scan(), (PageSet::full(&layout), "userfaultfd"));
+        assert_eq!(scan(), (PageSet::empty(&layout), "userfaultfd"));
+        drop(qemu);
+        assert_eq!(scan(), (PageSet::full(&layout), "compare"));
+        driver.write_page(Gfn(5), PageContent::Data(&[5; PAGE_SIZE])).unwrap();
+        assert_eq!(scan().0.iter().collect::<Vec<_>>(), [Gfn(5)]);
+        drop(protection);
     }
 
     #[test]

@@ -211,7 +211,7 @@ impl Drop for StoppedThread {
         match self.put_back() {
             Ok(()) | Err(RegistrationError::Ended) => {}
             Err(error) => {
-                tracing::error!(pid = self.seized.0.as_raw(), %error, "QEMU's main thread is not as before")
+                tracing::error!(pid = self.seized.0.as_raw(), %error, "QEMU's main thread is not as before");
             }
         }
     }

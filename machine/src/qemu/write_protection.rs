@@ -151,6 +151,35 @@ mod tests {
     }
 
     #[test]
+    fn a_registration_that_fails_leaves_no_descriptor() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(0x321_000).unwrap();
+        let layout = retrovisor_guest::MemoryLayout::flat(0x321_000).unwrap();
+        let _ram = crate::ram::Ram::shared(layout, file, 0).unwrap();
+        let own = i32::try_from(std::process::id()).unwrap();
+        let mut mapping = Mapping::find(own, 0x321_000).unwrap().remove(0);
+        // Nothing is mapped there in any process.
+        mapping.start = 0x1000;
+        // The shell's end makes it no child of this process.
+        let shell = ["-c", "sleep 100 > /dev/null & echo $!"];
+        let shell = std::process::Command::new("/bin/sh").args(shell).output().unwrap();
+        let pid: i32 = String::from_utf8(shell.stdout).unwrap().trim().parse().unwrap();
+        let refused = register(pid, &mapping);
+        let left = descriptors(pid);
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+        match refused {
+            Err(RegistrationError::NotPermitted | RegistrationError::Filtered) => {
+                eprintln!("SKIPPED: {}", refused.unwrap_err());
+            }
+            Err(RegistrationError::Refused { name, errno: _ }) => {
+                assert!(["userfaultfd", "UFFDIO_API", "UFFDIO_REGISTER"].contains(&name), "{name}");
+                assert_eq!(left.unwrap(), [0; 0]);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
     fn a_child_of_this_process_is_not_traced() {
         let mut child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
         let checked = check(i32::try_from(child.id()).unwrap());

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use retrovisor_guest::{Gfn, Machine as _, MemoryIo as _, PageSet, RunState};
+use retrovisor_guest::{Machine as _, MemoryIo as _, PageSet, RunState};
 use retrovisor_machine::qemu::{AttachConfig, QemuMachine};
 use retrovisor_scripted::KnownFrames;
 
@@ -74,7 +74,7 @@ impl Daemon {
         let before = ticks(&text()).len();
         let began = std::time::Instant::now();
         while ticks(&text()).len() <= before {
-            assert!(began.elapsed() < std::time::Duration::from_secs(60), "the guest does not tick");
+            assert!(began.elapsed() < std::time::Duration::from_mins(1), "the guest does not tick");
             sleep_ms(50);
         }
     }
@@ -126,20 +126,22 @@ fn a_qemu_that_runs_is_put_under_write_protection_and_released() {
             machine.pause().unwrap();
             let wrong = differing(machine.memory(), &first.memory);
             restore(&mut machine, &first);
-            wrong.into_iter().for_each(|gfn: Gfn| known.read(machine.memory(), gfn).unwrap());
+            for gfn in wrong {
+                known.read(machine.memory(), gfn).unwrap();
+            }
             machine.resume().unwrap();
             sleep_ms(100);
         }
         machine.pause().unwrap();
         let mut dirty = PageSet::empty(&layout);
         machine.take_dirty(&mut dirty).unwrap();
-        assert!(dirty.len() > 0 && dirty.len() < layout.pages() / 2, "{}", dirty.len());
+        assert!(!dirty.is_empty() && dirty.len() < layout.pages() / 2, "{}", dirty.len());
         known.reported(&dirty);
         assert_eq!(known.wrong(machine.memory()).unwrap(), []);
     }
     machine.resume().unwrap();
 
-    // A program that is killed leaves the protection behind, and the next one uses it.
+    // A program that ends without `detach`, or is killed, leaves the protection behind, and the next one uses it.
     drop(machine);
     assert_eq!(qemu.registrations(), 1);
     qemu.goes_on();
