@@ -161,7 +161,7 @@ mod tests {
         // Nothing is mapped there in any process.
         mapping.start = 0x1000;
         // The shell's end makes it no child of this process.
-        let shell = ["-c", "sleep 100 > /dev/null & echo $!"];
+        let shell = ["-c", "sleep 100 > /dev/null 2>&1 & echo $!"];
         let shell = std::process::Command::new("/bin/sh").args(shell).output().unwrap();
         let pid: i32 = String::from_utf8(shell.stdout).unwrap().trim().parse().unwrap();
         let refused = register(pid, &mapping);
