@@ -46,9 +46,9 @@ impl Sample {
         may_be_hole: bool,
     ) -> Result<(), MemoryError> {
         let Some(gfn) = view.layout().gfn(index).filter(|_| !self.is_full()) else { return Ok(()) };
-        let found = if may_be_hole && is_hole(view, gfn) {
-            Found::Zero
-        } else if view.read_nontemporal(gfn, &mut self.pages[self.used].0)? {
+        let is_zero =
+            may_be_hole && is_hole(view, gfn) || view.read_nontemporal(gfn, &mut self.pages[self.used].0)?;
+        let found = if is_zero {
             Found::Zero
         } else {
             self.used += 1;
