@@ -323,6 +323,7 @@ impl MachineActor {
     }
 
     pub(crate) fn emit(&self, kind: EventKind) {
+        event::keep(&self.store, self.id, &kind);
         event::emit(&self.events, &self.name, kind);
     }
 }

@@ -1,5 +1,5 @@
 use retrovisor_guest::GuestEvent;
-use retrovisor_snapshot::{CheckpointRecord, IncidentRecord, now_ms};
+use retrovisor_snapshot::{CheckpointRecord, EventSeverity, IncidentRecord, MachineId, Store, now_ms};
 use tokio::sync::broadcast;
 
 use crate::lifecycle::Lifecycle;
@@ -33,6 +33,31 @@ pub enum EventKind {
     Guest(GuestEvent),
     /// Something failed: in words.
     Error(String),
+}
+
+/// Keeps an event in the store, if the history of the machine does not have it otherwise.
+pub(crate) fn keep(store: &Store, machine: MachineId, kind: &EventKind) {
+    let (word, severity, detail) = match kind {
+        EventKind::Checkpoint(..)
+        | EventKind::Incident(_)
+        | EventKind::Rollback(_)
+        | EventKind::Injected(_) => return,
+        EventKind::State(state, reason) => {
+            let severity = match state {
+                Lifecycle::Starting | Lifecycle::Running | Lifecycle::Detached => EventSeverity::Info,
+                Lifecycle::Paused(_) | Lifecycle::PoweredOff | Lifecycle::Gone => EventSeverity::Warning,
+                Lifecycle::Panicked | Lifecycle::Unreachable | Lifecycle::Failed => EventSeverity::Error,
+            };
+            ("state", severity, serde_json::json!({ "state": state.to_string(), "reason": reason }))
+        }
+        EventKind::Guest(event) => {
+            ("guest", EventSeverity::Warning, serde_json::json!({ "event": format!("{event:?}") }))
+        }
+        EventKind::Error(what) => ("error", EventSeverity::Error, serde_json::json!({ "error": what })),
+    };
+    if let Err(error) = store.catalogue().add_event(machine, word, severity, &detail) {
+        tracing::warn!(%error, "an event is not kept");
+    }
 }
 
 /// Sends an event to those who watch; there may be nobody.

@@ -147,7 +147,9 @@ impl Manager {
                 Outcome::Nothing => (Lifecycle::Gone, "its process ended"),
                 Outcome::Unreachable(_) => continue,
             };
-            event::emit(&self.events, &name, EventKind::State(state, reason.to_owned()));
+            let kind = EventKind::State(state, reason.to_owned());
+            event::keep(&self.store, record.id, &kind);
+            event::emit(&self.events, &name, kind);
         }
     }
 

@@ -1,10 +1,20 @@
 //! The removal of a machine with its whole history.
 
-use rusqlite::params;
+use rusqlite::{OptionalExtension, params};
 
 use super::connection::{Catalogue, Durability};
 use crate::error::{Error, Result};
 use crate::id::MachineId;
+
+/// Another machine whose history goes through checkpoints of this one: it was taken to one of them.
+const DEPENDENT: &str = "SELECT m.name FROM checkpoint own
+    JOIN checkpoint c ON c.parent = own.id JOIN machine m ON m.id = c.machine
+    WHERE own.machine = ?1 AND c.machine <> ?1
+    UNION
+    SELECT m.name FROM checkpoint own
+    JOIN operation o ON o.before = own.id OR o.after = own.id JOIN machine m ON m.id = o.machine
+    WHERE own.machine = ?1 AND o.machine <> ?1 AND o.kind <> 'branch'
+    LIMIT 1";
 
 impl Catalogue {
     /// Machines that were branched from this one, by name.
@@ -36,6 +46,20 @@ impl Catalogue {
                 }
                 .into());
             }
+            let dependent: Option<String> =
+                transaction.query_row(DEPENDENT, [machine.0], |row| row.get(0)).optional()?;
+            if let Some(other) = dependent {
+                let why = format!("{other} was taken to one of its checkpoints: remove {other} first");
+                return Err(Error::Invalid { what: "machine", why }.into());
+            }
+            // Branches keep the names of their origin, which are in the operation's detail.
+            transaction.execute(
+                "UPDATE operation SET before = NULL, before_timeline = NULL
+                 WHERE kind = 'branch' AND machine <> ?1 AND before IN (
+                     SELECT id FROM checkpoint WHERE machine = ?1
+                     UNION SELECT checkpoint FROM pruned WHERE machine = ?1)",
+                [machine.0],
+            )?;
             transaction.execute(
                 "UPDATE machine SET timeline = NULL, checkpoint = NULL, desired_state = 'stopped' WHERE id = ?1",
                 params![machine.0],

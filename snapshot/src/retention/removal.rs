@@ -46,7 +46,8 @@ impl Store {
     }
 
     /// Removes a machine with all that is known of it, and frees the space of contents that no other machine uses.
-    /// Nobody may record the machine meanwhile. Fails, and changes nothing, while a branch is made from it.
+    /// Nobody may record the machine meanwhile. Fails, and changes nothing, while a branch is made from it, and when another
+    /// machine was taken to one of its checkpoints.
     ///
     /// Checkpoints go in batches, newest first; `progress` stops it between two of them with [`ControlFlow::Break`].
     /// Every pack that has garbage is rewritten, so that no memory of the guest stays in the files.

@@ -259,3 +259,48 @@ fn nothing_half_stays_and_the_origin_is_held_meanwhile() {
     assert_eq!(first.sequence, 1);
     store.catalogue().machine("new").unwrap();
 }
+
+#[test]
+fn a_machine_that_is_removed_leaves_its_branches_whole() {
+    let dir = quick_dir();
+    let (store, mut web, at, image) = origin(dir.path());
+    web.recorder.rollback(&mut web.machine, at.id, &RollbackRequest::default()).unwrap();
+    let (mut new, first) = Guest::branch(&store, "new", at.id);
+    let id = web.recorder.machine();
+    drop(web);
+
+    let planned = store.plan_removal(id).unwrap();
+    assert_eq!((planned.checkpoints, planned.branches.as_slice()), (4, &["new".to_owned()][..]));
+    assert!(planned.stored_bytes > 0);
+    let removed = store.remove_machine(id, &mut |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!((removed.checkpoints, removed.stopped), (planned.checkpoints, false));
+    assert!(removed.compaction.contents_removed > 0, "{removed:?}");
+    assert!(matches!(store.catalogue().machine("web"), Err(Error::NotFound { .. })));
+    verify(&store);
+
+    new.write(1, 1, 500);
+    new.checkpoint();
+    new.recorder.rollback(&mut new.machine, first.id, &RollbackRequest::default()).unwrap();
+    assert_eq!(new.machine.disk_mut(), &image.1[..]);
+    let branched = store.catalogue().branched_from(new.recorder.machine()).unwrap().unwrap();
+    assert_eq!((branched.machine.as_str(), branched.checkpoint), ("web", at.name));
+    assert_eq!(store.catalogue().operations(new.recorder.machine()).unwrap()[0].before, None);
+    // Its name is free.
+    let mut again = Guest::fresh(&store, "web");
+    again.write(2, 2, 600);
+    again.checkpoint();
+    verify(&store);
+}
+
+#[test]
+fn a_machine_that_another_one_was_taken_to_is_not_removed() {
+    let dir = quick_dir();
+    let (store, web, at, _) = origin(dir.path());
+    let mut other = Guest::fresh(&store, "other");
+    other.checkpoint();
+    other.recorder.rollback(&mut other.machine, at.id, &RollbackRequest::default()).unwrap();
+    let refused = store.remove_machine(web.recorder.machine(), &mut |_| ControlFlow::Continue(()));
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("remove other first"), "{refused}");
+    verify(&store);
+}
