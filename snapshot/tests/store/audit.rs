@@ -146,7 +146,9 @@ fn captures_that_were_under_way_when_a_mismatch_was_found_are_doubtful() {
         lab.images.push(image_hash(lab.machine.memory()).unwrap());
         waiting.push(lab.recorder.capture(&mut lab.machine, &CheckpointRequest::default()).unwrap());
     }
-    waiting.into_iter().for_each(|pending| assert!(pending.wait().is_ok()));
+    for pending in waiting {
+        assert!(pending.wait().is_ok());
+    }
     assert!(lab.mismatches() > 0);
     lab.check_marks();
     lab.recorder.drain(&mut lab.machine);
