@@ -39,7 +39,7 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// The largest score: sixteen zeros after the decimal point, more than any model here can mean.
+    /// The largest score: p-values below 10⁻¹⁶ count as that, since no model here resolves less.
     pub const SCORE_MAX: f64 = 16.0;
 
     /// What the catalogue keeps of it.

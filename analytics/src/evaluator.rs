@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use retrovisor_snapshot::{CheckpointId, TimelineId, Verdict};
+use retrovisor_snapshot::{CheckpointId, Verdict};
 
 use crate::config::Config;
 use crate::evaluation::{Evaluation, score};
@@ -11,6 +11,7 @@ use crate::model::{Assessment, Model, Observation};
 use crate::order::median;
 use crate::reason;
 use crate::sample::Sample;
+use crate::verdict::{EvaluatedCheckpoint, Finding, Verdicts};
 use crate::view::View;
 
 /// Evaluates one machine's checkpoints in order, against a baseline learnt from those that were clean.
@@ -26,7 +27,7 @@ pub struct Evaluator {
     boot: u64,
     /// What was learnt of other boots: a rollback across a reboot returns to one.
     other_boots: BTreeMap<u64, Learnt>,
-    seen: HashMap<CheckpointId, Seen>,
+    verdicts: Verdicts,
     last: Option<CheckpointId>,
     resumed_from: Option<CheckpointId>,
 }
@@ -43,26 +44,6 @@ struct Learnt {
     intervals_s: VecDeque<f64>,
 }
 
-/// The state of an evaluated checkpoint.
-#[derive(Clone, Debug)]
-struct Seen {
-    boot: u64,
-    parent: Option<CheckpointId>,
-    timeline: TimelineId,
-    state: State,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-enum State {
-    /// Nothing was found; too few clean ones have followed it.
-    Clean,
-    Good,
-    /// Too little could be read to say that nothing is wrong. Never becomes good, and nothing before it by it.
-    Unreadable,
-    /// Suspect or bad, for these features (positions).
-    Alarm(Vec<usize>),
-}
-
 /// An evaluation with the observation it was made from.
 pub(crate) struct Evaluated {
     pub(crate) evaluation: Evaluation,
@@ -71,15 +52,15 @@ pub(crate) struct Evaluated {
 
 /// How much longer than usual the first interval after a rollback may be.
 const RESUMED_MAX: f64 = 1.5;
-/// Intervals that say what is usual: at least, and at most.
+/// The usual interval is the median of so many of the newest: at least, and at most.
 const INTERVALS_MIN: usize = 5;
 const INTERVALS_MAX: usize = 15;
-/// Boots of which is kept what was learnt, the newest.
+/// The newest boots whose baseline is kept.
 const BOOTS_MAX: usize = 8;
 /// Reasons given for one checkpoint, at most.
 const REASONS_MAX: usize = 12;
 /// Clean checkpoints kept until enough successors are clean; the oldest are dropped first.
-const WAITING_MAX: usize = 256;
+const PENDING_MAX: usize = 256;
 
 impl Evaluator {
     /// An evaluator without a baseline.
@@ -90,7 +71,7 @@ impl Evaluator {
             learnt: Learnt::default(),
             boot: 0,
             other_boots: BTreeMap::new(),
-            seen: HashMap::new(),
+            verdicts: Verdicts::default(),
             last: None,
             resumed_from: None,
         }
@@ -118,7 +99,7 @@ impl Evaluator {
 
     /// Whether enough clean checkpoints followed this one.
     pub(crate) fn is_good(&self, checkpoint: CheckpointId) -> bool {
-        self.seen.get(&checkpoint).is_some_and(|seen| seen.state == State::Good)
+        self.verdicts.is_good(checkpoint)
     }
 
     pub(crate) fn model(&self) -> Option<&Model> {
@@ -195,9 +176,9 @@ impl Evaluator {
         }
         evaluation.reasons.truncate(REASONS_MAX);
         let state = match () {
-            () if !evaluation.is_clean() => State::Alarm(std::mem::take(&mut alarmed)),
-            () if stopped_s.is_some() || !sample.is_readable() => State::Unreadable,
-            () => State::Clean,
+            () if !evaluation.is_clean() => Finding::Alarm(std::mem::take(&mut alarmed)),
+            () if stopped_s.is_some() || !sample.is_readable() => Finding::Unreadable,
+            () => Finding::Clean,
         };
         evaluation.settled = self.record_state(sample, state, &observation, view.interval.is_some());
         Evaluated { evaluation, observation }
@@ -205,7 +186,7 @@ impl Evaluator {
 
     /// Selects what was learnt of the boot that a checkpoint is of; nothing yet for a new boot.
     fn enter_boot(&mut self, sample: &Sample, rebooted: bool) {
-        let of = |checkpoint: CheckpointId| self.seen.get(&checkpoint).map(|seen| seen.boot);
+        let of = |checkpoint: CheckpointId| self.verdicts.get(checkpoint).map(|known| known.boot);
         let newest = self.other_boots.keys().next_back().copied().unwrap_or(0).max(self.boot);
         let boot = match (of(sample.checkpoint), sample.parent.and_then(of)) {
             (Some(boot), _) => boot,
@@ -228,7 +209,7 @@ impl Evaluator {
         let Some(parent) = sample.parent else { return false };
         self.resumed_from == Some(parent)
             || self.last.is_some_and(|last| last != parent)
-            || self.seen.get(&parent).is_some_and(|seen| seen.timeline != sample.timeline)
+            || self.verdicts.get(parent).is_some_and(|known| known.timeline != sample.timeline)
     }
 
     /// Features far enough out to be named, strongest first.
@@ -251,11 +232,12 @@ impl Evaluator {
             && strongest >= self.config.deviation_extreme
             && assessment.p_value < self.config.alpha_extreme
             && !resumed;
-        let confirmed =
-            sample.parent.and_then(|parent| self.seen.get(&parent)).is_some_and(|seen| match &seen.state {
-                State::Alarm(before) => before.is_empty() || before.iter().any(|at| alarmed.contains(at)),
+        let confirmed = sample.parent.and_then(|parent| self.verdicts.get(parent)).is_some_and(|known| {
+            match &known.finding {
+                Finding::Alarm(before) => before.is_empty() || before.iter().any(|at| alarmed.contains(at)),
                 _ => false,
-            });
+            }
+        });
         if extreme || confirmed { Verdict::Bad } else { Verdict::Suspect }
     }
 
@@ -263,19 +245,21 @@ impl Evaluator {
     fn record_state(
         &mut self,
         sample: &Sample,
-        state: State,
+        finding: Finding,
         observation: &Observation,
         has_rates: bool,
     ) -> Vec<CheckpointId> {
-        let clean = state == State::Clean;
-        let known = self
-            .seen
-            .insert(
-                sample.checkpoint,
-                Seen { boot: self.boot, parent: sample.parent, timeline: sample.timeline, state },
-            )
-            .is_some();
-        if !clean || known {
+        let is_clean = finding == Finding::Clean;
+        let is_new = self.verdicts.insert(
+            sample.checkpoint,
+            EvaluatedCheckpoint {
+                boot: self.boot,
+                parent: sample.parent,
+                timeline: sample.timeline,
+                finding,
+            },
+        );
+        if !is_clean || !is_new {
             return Vec::new();
         }
         // Only checkpoints at the usual interval join the baseline: those taken by hand, or by a rollback, are mostly noise.
@@ -290,7 +274,8 @@ impl Evaluator {
                 self.fit();
             }
         }
-        // Until there is a model nothing but invariants was checked: too little to call a checkpoint good.
+        // Without a model only invariants were checked, which is too little. Once there is one, the checkpoints that it was
+        // learnt from count like others.
         if self.learnt.model.is_none() { Vec::new() } else { self.settle(sample.checkpoint) }
     }
 
@@ -314,34 +299,16 @@ impl Evaluator {
 
     fn hold(&mut self, observation: Observation) {
         self.learnt.pending.insert(observation.checkpoint, observation);
-        if self.learnt.pending.len() > WAITING_MAX
+        if self.learnt.pending.len() > PENDING_MAX
             && let Some(oldest) = self.learnt.pending.keys().min().copied()
         {
             self.learnt.pending.remove(&oldest);
         }
     }
 
-    /// Walks back from a clean checkpoint for as long as everything is clean.
+    /// Marks those as good that enough clean ones have followed, and adds them to the baseline.
     fn settle(&mut self, newest: CheckpointId) -> Vec<CheckpointId> {
-        let mut settled = Vec::new();
-        let (mut at, mut followers) = (newest, 0);
-        while let Some(seen) = self.seen.get_mut(&at) {
-            if seen.state != State::Clean {
-                break;
-            }
-            let parent = seen.parent;
-            if followers >= self.config.settle_checkpoints {
-                seen.state = State::Good;
-                settled.push(at);
-            }
-            followers += 1;
-            match parent {
-                // A parent is always older: damaged links cannot make a circle.
-                Some(parent) if parent < at => at = parent,
-                _ => break,
-            }
-        }
-        settled.reverse();
+        let settled = self.verdicts.mark_good(newest, self.config.settle_checkpoints);
         for checkpoint in &settled {
             if let Some(observation) = self.learnt.pending.remove(checkpoint) {
                 self.learnt.baseline.push_back(observation);

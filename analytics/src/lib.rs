@@ -28,6 +28,7 @@ mod report;
 mod sample;
 mod scale;
 mod suspect;
+mod verdict;
 mod view;
 
 pub use cause::{Cause, CauseKind};

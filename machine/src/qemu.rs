@@ -28,7 +28,9 @@ mod qmp;
 mod registers;
 mod runtime;
 mod shape;
+mod stopped_thread;
 mod stream;
+mod write_protection;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -213,6 +215,9 @@ impl QemuMachine {
             }
         }
         left.extend(self.device_state.remove(&mut self.monitor));
+        if let Err(error) = write_protection::remove(self.pid()) {
+            left.push(format!("write protection of the memory: {error}"));
+        }
         if left.is_empty() {
             return Ok(());
         }

@@ -133,6 +133,7 @@ impl Manager {
             console_log: vm.console_log(),
             finder: vm.dirty_finder().name.to_owned(),
             confinement: vm.confinement(),
+            audit: None,
             links: if spec.interfaces().is_empty() { Vec::new() } else { vm.links() },
             process: Some(process),
         };

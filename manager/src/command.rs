@@ -1,4 +1,4 @@
-use retrovisor_snapshot::{CheckpointId, CheckpointRecord, RollbackRequest};
+use retrovisor_snapshot::{AuditReport, CheckpointId, CheckpointRecord, RollbackRequest};
 use tokio::sync::oneshot::Sender;
 
 use crate::error::ManagerError;
@@ -20,6 +20,12 @@ pub enum Command {
         label: Option<String>,
         /// The checkpoint, durable and evaluated.
         reply: Reply<CheckpointRecord>,
+    },
+    /// Compare the whole memory with the newest checkpoint, piece by piece, each in a pause of its own. No checkpoint is taken
+    /// meanwhile.
+    Audit {
+        /// What was compared, and what differs.
+        reply: Reply<AuditReport>,
     },
     /// Go to a checkpoint. If the memory can neither be written nor reverted, the machine is
     /// [`Failed`](crate::Lifecycle::Failed) afterwards.
@@ -98,6 +104,7 @@ impl Command {
     pub fn kind(&self) -> Option<CommandKind> {
         Some(match self {
             Self::Checkpoint { .. } => CommandKind::Checkpoint,
+            Self::Audit { .. } => CommandKind::Audit,
             Self::Rollback { .. } => CommandKind::Rollback,
             Self::Undo { .. } => CommandKind::Undo,
             Self::Redo { .. } => CommandKind::Redo,

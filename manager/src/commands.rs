@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use retrovisor_snapshot::{
-    CheckpointKind, CheckpointRecord, CheckpointRequest, DesiredState, RollbackRequest,
+    AuditReport, CheckpointKind, CheckpointRecord, CheckpointRequest, DesiredState, RollbackRequest,
 };
 
 use crate::actor::{MachineActor, lock};
@@ -27,6 +27,7 @@ impl MachineActor {
                     .and_then(|()| self.checkpoint(label, CheckpointKind::Manual));
                 drop(reply.send(taken));
             }
+            Command::Audit { reply } => drop(reply.send(self.audit())),
             Command::Rollback { target, verify_image, request, reply } => {
                 drop(reply.send(self.go(Destination::Checkpoint(target), verify_image, &request)));
             }
@@ -76,7 +77,41 @@ impl MachineActor {
             }
         };
         tracing::debug!(machine = self.name, timing = ?report.timing, "checkpoint");
+        self.note_audit();
         Ok(self.evaluate(report.record))
+    }
+
+    /// Compares the whole memory with the newest checkpoint.
+    fn audit(&mut self) -> Result<AuditReport, ManagerError> {
+        self.must_allow(CommandKind::Audit)?;
+        let audited = self.recorder.audit(&mut *self.vm);
+        self.note_audit();
+        audited.map_err(|error| {
+            self.observe_failure();
+            error.into()
+        })
+    }
+
+    /// Keeps what the audit knows in the status, and reports what it found since the last call.
+    fn note_audit(&mut self) {
+        let now = self.recorder.audit_status();
+        let before = lock(&self.status).audit.replace(now).map_or(0, |before| before.mismatches);
+        if now.mismatches == before {
+            return;
+        }
+        self.emit(EventKind::Error(format!(
+            "frames changed without being reported ({} so far): checkpoints are doubtful, and the next one looks at every \
+             frame",
+            now.mismatches
+        )));
+        match self.store.catalogue().incidents(self.id) {
+            Ok(mut incidents) => {
+                if let Some(incident) = incidents.pop().filter(|newest| newest.kind == "capture") {
+                    self.emit(EventKind::Incident(Box::new(incident)));
+                }
+            }
+            Err(error) => tracing::warn!(machine = self.name, %error, "incidents cannot be read"),
+        }
     }
 
     /// Reads and evaluates a checkpoint. One that cannot be evaluated is kept, and says so.

@@ -115,6 +115,7 @@ impl fmt::Display for Lifecycle {
 #[expect(missing_docs, reason = "each is the command of that name")]
 pub enum CommandKind {
     Checkpoint,
+    Audit,
     Rollback,
     Undo,
     Redo,
@@ -136,10 +137,11 @@ pub enum CommandKind {
 
 impl CommandKind {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Run,
         Self::Attach,
         Self::Checkpoint,
+        Self::Audit,
         Self::Rollback,
         Self::Undo,
         Self::Redo,
@@ -159,6 +161,7 @@ impl fmt::Display for CommandKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Checkpoint => "checkpoint",
+            Self::Audit => "audit",
             Self::Rollback => "rollback",
             Self::Undo => "undo",
             Self::Redo => "redo",
@@ -208,7 +211,7 @@ pub fn rule(state: Lifecycle, command: CommandKind) -> Rule {
         // What an attach finds paused stays paused.
         (C::Attach, S::Gone | S::Detached | S::Unreachable) => Rule::Leads(S::Running),
 
-        (C::Checkpoint | C::Undo | C::Redo | C::Inject, S::Running | S::Paused(_)) => Rule::Stays,
+        (C::Checkpoint | C::Audit | C::Undo | C::Redo | C::Inject, S::Running | S::Paused(_)) => Rule::Stays,
         (C::InjectCommand, S::Running) => Rule::Stays,
         (C::Rollback, S::Running | S::Paused(_)) => Rule::Stays,
         (C::Rollback, S::PoweredOff | S::Panicked | S::Failed | S::Gone) => Rule::LeadsToWish,

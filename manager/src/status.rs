@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use retrovisor_guest::ProcessIdentity;
+use retrovisor_snapshot::AuditStatus;
 
 use crate::lifecycle::Lifecycle;
 
@@ -23,6 +24,8 @@ pub struct MachineStatus {
     pub finder: String,
     /// How its process is confined, in words; empty when Retrovisor did not start it.
     pub confinement: String,
+    /// How much of its memory is proven to be what its checkpoints say; `None` before the first checkpoint.
+    pub audit: Option<AuditStatus>,
     /// Whether the links of its network interfaces are up, in order.
     pub links: Vec<bool>,
 }
@@ -44,6 +47,7 @@ impl MachineStatus {
             console_log: None,
             finder: String::new(),
             confinement: String::new(),
+            audit: None,
             links: Vec::new(),
         }
     }

@@ -2,6 +2,7 @@
 
 mod anomalies;
 mod attach;
+mod audit;
 mod branch;
 mod checkpoint;
 mod completions;
@@ -90,6 +91,8 @@ enum Verb {
     Remove(remove::RemoveArgs),
     /// Takes a checkpoint now
     Checkpoint(checkpoint::CheckpointArgs),
+    /// Compares a machine's whole memory with its newest checkpoint
+    Audit(audit::AuditArgs),
     /// Shows a machine's timelines, checkpoints and verdicts
     Log(log::LogArgs),
     /// Takes a machine to a checkpoint
@@ -148,6 +151,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), CliError> {
         Verb::Stop(args) => power::stop(args, global).await,
         Verb::Remove(args) => remove::run(args, global).await,
         Verb::Checkpoint(args) => checkpoint::run(args, global).await,
+        Verb::Audit(args) => audit::run(args, global).await,
         Verb::Log(args) => log::run(args, global).await,
         Verb::Rollback(args) => rollback::rollback(args, global).await,
         Verb::Branch(args) => branch::run(args, global).await,

@@ -46,9 +46,10 @@ pub use export::{ARCHIVE_MAGIC, ArchiveReport, DumpFormat, ExportProgress, Expor
 pub use id::{CheckpointId, DiskId, EventId, IncidentId, MachineId, OperationId, TimelineId};
 pub use reads::Reads;
 pub use recorder::{
-    BranchDisk, BranchPlan, BranchProgress, BranchReport, BranchRequest, BranchTiming, CheckpointReport,
-    CheckpointRequest, CheckpointTiming, Consumer, CurrentPolicy, DirtyEpochs, MemoryUse, PendingCheckpoint,
-    Recorder, RecorderSettings, RollbackPlan, RollbackReport, RollbackRequest, RollbackTiming,
+    AuditReport, AuditStatus, AuditTiming, BranchDisk, BranchPlan, BranchProgress, BranchReport,
+    BranchRequest, BranchTiming, CheckpointReport, CheckpointRequest, CheckpointTiming, Consumer,
+    CurrentPolicy, DirtyEpochs, MemoryUse, PendingCheckpoint, Recorder, RecorderSettings, RollbackPlan,
+    RollbackReport, RollbackRequest, RollbackTiming,
 };
 pub use repair::{LostCheckpoint, RepairAction, RepairItem, RepairPlan, RepairReport};
 pub use retention::{

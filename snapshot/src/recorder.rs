@@ -1,5 +1,6 @@
 //! The recorder: takes checkpoints of a machine and moves it back to them.
 
+mod audit;
 mod baseline;
 mod branch;
 mod capture;
@@ -27,6 +28,7 @@ mod task;
 mod undo;
 mod worker;
 
+pub use audit::{AuditReport, AuditStatus, AuditTiming};
 pub use branch::{BranchDisk, BranchPlan, BranchProgress, BranchReport, BranchRequest, BranchTiming};
 pub use dirty::{Consumer, DirtyEpochs};
 pub use engine::Recorder;

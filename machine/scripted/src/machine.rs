@@ -40,7 +40,7 @@ impl Writer {
     /// Bytes before an address that is not memory are written.
     pub fn poke(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), MachineError> {
         // A pause begins after this write, or before it.
-        Ok(self.script.while_running(|| self.memory.guest_writes(gpa, bytes))?)
+        Ok(self.script.while_running(|| self.memory.guest_writes(gpa, bytes, true))?)
     }
 }
 
@@ -100,7 +100,12 @@ impl MemoryMachine {
     /// Writes as the guest does: across page borders, and the frames become dirty.
     /// Bytes before an address that is not memory are written.
     pub fn poke(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), MachineError> {
-        Ok(self.memory.guest_writes(gpa, bytes)?)
+        Ok(self.memory.guest_writes(gpa, bytes, true)?)
+    }
+
+    /// Writes as the guest does, but the frames do not become dirty: what a driver does whose finder is broken.
+    pub fn poke_unreported(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), MachineError> {
+        Ok(self.memory.guest_writes(gpa, bytes, false)?)
     }
 
     /// A way to write the guest's memory from another thread, as a vCPU does.

@@ -28,9 +28,9 @@ impl Memory {
         Ok(Self { layout, inner })
     }
 
-    /// Writes as the guest does, across page borders: the frames become dirty. Bytes before an address that is not memory
+    /// Writes as the guest does, across page borders: the frames become dirty if `is_reported`. Bytes before an address that is not memory
     /// are written.
-    pub(crate) fn guest_writes(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), MemoryError> {
+    pub(crate) fn guest_writes(&self, gpa: Gpa, bytes: &[u8], is_reported: bool) -> Result<(), MemoryError> {
         let mut inner = self.write();
         let mut done = 0;
         while done < bytes.len() {
@@ -39,7 +39,9 @@ impl Memory {
             let length = (PAGE_SIZE - offset).min(bytes.len() - done);
             let place = self.place(at.gfn())? + offset;
             inner.bytes[place..place + length].copy_from_slice(&bytes[done..done + length]);
-            inner.dirty.insert(at.gfn());
+            if is_reported {
+                inner.dirty.insert(at.gfn());
+            }
             done += length;
         }
         Ok(())

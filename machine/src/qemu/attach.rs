@@ -113,7 +113,6 @@ impl Parts {
             mappings.first().ok_or_else(|| unreadable(doing, "QEMU has mapped no such file".into()))?;
         let file = mapping.open(pid).map_err(|error| denied(doing, &error))?;
         let ram = Ram::shared(layout.clone(), file, mapping.offset)?;
-        let finder = Finder::new(pid, mapping, &ram);
 
         let vcpus = monitor.execute("query-cpus-fast", &json!({}))?;
         let vcpus = vcpus.as_array().map_or(0, Vec::len);
@@ -134,6 +133,7 @@ impl Parts {
         can_be_saved(monitor)?;
         // Last: nothing is left in a QEMU that is refused.
         let device_state = DeviceState::set_up(monitor)?;
+        let finder = Finder::new(pid, mapping, &ram);
         Ok(Self { shape, ram: GuestRam::new(ram, finder), device_state, disks, devices })
     }
 }

@@ -6,6 +6,7 @@ use retrovisor_guest::{Gfn, MachineError, MemoryError, MemoryView as _, PageCont
 use super::compare::Comparison;
 use super::mapping::Mapping;
 use super::pagemap::Pagemap;
+use super::write_protection;
 use crate::ram::Ram;
 
 /// How written frames are found, and why so.
@@ -15,49 +16,38 @@ pub(super) struct Finder {
 }
 
 enum Method {
-    /// The kernel notes writes through QEMU's own mapping: those of vCPUs and of devices. Writes through another
-    /// mapping (the driver's) are not noted, and leave the page protected in QEMU's: a write of the guest after them is
-    /// noted like any other.
-    Userfaultfd {
-        pagemap: Pagemap,
-        /// The next scan reports every frame.
-        reports_all: bool,
-    },
+    /// The kernel notes writes through QEMU's own mapping.
+    Userfaultfd(ProtectedMemory),
     /// The whole memory is compared with a copy.
     Compare(Comparison),
 }
 
+/// QEMU's mapping of the guest's memory, under asynchronous write protection.
+///
+/// Noted are the writes of vCPUs and of devices. Writes through another mapping (the driver's) are not noted, and leave
+/// the page protected in QEMU's: a write of the guest after them is noted like any other.
+struct ProtectedMemory {
+    pid: i32,
+    mapping: Mapping,
+    pagemap: Pagemap,
+    /// The next scan reports every frame.
+    reports_all: bool,
+}
+
 impl Finder {
-    /// Takes the kernel's notes where QEMU's memory is under asynchronous write protection, else compares.
+    /// Takes the kernel's notes where QEMU's memory is under asynchronous write protection or can be put under it, else
+    /// compares.
     pub(super) fn new(pid: i32, mapping: &Mapping, ram: &Ram) -> Self {
-        let (method, reason) = match Pagemap::open(pid, mapping.start, mapping.length_bytes) {
-            Ok(pagemap) => {
-                let method = Method::Userfaultfd { pagemap, reports_all: true };
-                (method, "the kernel notes what QEMU's process writes".to_owned())
-            }
-            Err(errno) => {
-                let reason = match errno {
-                    Errno::EPERM => {
-                        "QEMU's memory is not under asynchronous write protection (another program \
-                                     started it, or this kernel does not allow it)"
-                            .to_owned()
-                    }
-                    Errno::ENOTTY => {
-                        "this kernel cannot scan for written pages (Linux 6.7 and later can)".into()
-                    }
-                    Errno::EACCES => "no permission to read the page map of QEMU's process".into(),
-                    other => format!("scanning for written pages fails ({})", other.desc()),
-                };
-                (Method::Compare(Comparison::new(ram.layout())), reason)
-            }
-        };
-        Self { method, reason }
+        match ProtectedMemory::find_or_register(pid, mapping) {
+            Ok((memory, reason)) => Self { method: Method::Userfaultfd(memory), reason },
+            Err(reason) => Self { method: Method::Compare(Comparison::new(ram.layout())), reason },
+        }
     }
 
     /// `userfaultfd` or `compare`, and why.
     pub(super) fn describe(&self) -> (&'static str, &str) {
         let name = match self.method {
-            Method::Userfaultfd { .. } => "userfaultfd",
+            Method::Userfaultfd(_) => "userfaultfd",
             Method::Compare(_) => "compare",
         };
         (name, &self.reason)
@@ -85,7 +75,7 @@ impl Finder {
         write: impl FnOnce() -> Result<(), MemoryError>,
     ) -> Result<(), MemoryError> {
         match &mut self.method {
-            Method::Userfaultfd { .. } => write(),
+            Method::Userfaultfd(_) => write(),
             Method::Compare(comparison) => comparison.write(gfn, content, write),
         }
     }
@@ -97,29 +87,88 @@ impl Finder {
         is_running: bool,
         into: &mut PageSet,
     ) -> Result<(), MachineError> {
-        match &mut self.method {
-            Method::Userfaultfd { pagemap, reports_all } => {
-                let start = pagemap.start();
-                let mut insert = |from: u64, to: u64| {
-                    for index in (from - start) / 4096..(to - start) / 4096 {
-                        into.insert_index(index);
-                    }
-                };
-                if let Err(errno) = pagemap.scan(&mut insert) {
-                    // Pages that the failed call protected may be missing from its answer.
-                    *reports_all = true;
-                    return Err(MachineError::Driver {
-                        doing: "scanning QEMU's memory for written pages".into(),
-                        message: errno.desc().into(),
-                    });
-                }
-                if std::mem::take(reports_all) {
-                    *into = PageSet::full(ram.layout());
-                }
+        if let Method::Userfaultfd(memory) = &mut self.method {
+            if memory.scan(ram, into)? {
+                return Ok(());
             }
-            Method::Compare(comparison) => comparison.scan(ram, is_running, into)?,
+            "QEMU has mapped its memory anew since it was put under write protection"
+                .clone_into(&mut self.reason);
+            tracing::warn!(reason = self.reason, "written pages are found by comparing from now on");
+            self.method = Method::Compare(Comparison::new(ram.layout()));
+        }
+        if let Method::Compare(comparison) = &mut self.method {
+            comparison.scan(ram, is_running, into)?;
         }
         Ok(())
+    }
+}
+
+impl ProtectedMemory {
+    /// Also returns why the kernel's notes are used, or else why they are not.
+    fn find_or_register(pid: i32, mapping: &Mapping) -> Result<(Self, String), String> {
+        let open = || Pagemap::open(pid, mapping.start, mapping.length_bytes);
+        let new = |pagemap| Self { pid, mapping: mapping.clone(), pagemap, reports_all: true };
+        match open() {
+            Ok(pagemap) => return Ok((new(pagemap), "the kernel notes what QEMU's process writes".into())),
+            // It is not under asynchronous write protection.
+            Err(Errno::EPERM) => {}
+            Err(errno) => return Err(scan_refusal(errno)),
+        }
+        let stopped = write_protection::register(pid, mapping).map_err(|error| {
+            format!("QEMU's memory cannot be put under asynchronous write protection: {error}")
+        })?;
+        let pagemap = open().map_err(|errno| {
+            let _ = write_protection::remove(pid);
+            scan_refusal(errno)
+        })?;
+        let reason = format!(
+            "the kernel notes what QEMU's process writes; set up in the running process, whose main thread was stopped \
+             for {} µs",
+            stopped.as_micros()
+        );
+        Ok((new(pagemap), reason))
+    }
+
+    /// Adds the written frames. `false` when QEMU's memory is no longer where it was put under write protection.
+    fn scan(&mut self, ram: &Ram, into: &mut PageSet) -> Result<bool, MachineError> {
+        let start = self.pagemap.start();
+        let mut insert = |from: u64, to: u64| {
+            for index in (from - start) / 4096..(to - start) / 4096 {
+                into.insert_index(index);
+            }
+        };
+        let scanned = self.pagemap.scan(&mut insert);
+        // Pages that a failed call protected may be missing from its answer.
+        self.reports_all |= scanned.is_err();
+        let fails = |message: String| MachineError::Driver {
+            doing: "scanning QEMU's memory for written pages".into(),
+            message,
+        };
+        match scanned {
+            Ok(()) => {}
+            Err(Errno::EPERM) => return Ok(false),
+            Err(errno) => return Err(fails(errno.desc().into())),
+        }
+        // A scan takes addresses that nothing is mapped at for pages that were not written.
+        let is_mapped = self.mapping.is_mapped(self.pid).map_err(|error| fails(error.to_string()));
+        self.reports_all |= is_mapped.is_err();
+        if !is_mapped? {
+            return Ok(false);
+        }
+        if std::mem::take(&mut self.reports_all) {
+            *into = PageSet::full(ram.layout());
+        }
+        Ok(true)
+    }
+}
+
+/// Why the kernel does not scan for written pages.
+fn scan_refusal(errno: Errno) -> String {
+    match errno {
+        Errno::EPERM => "QEMU's memory is not under asynchronous write protection".into(),
+        Errno::ENOTTY => "this kernel cannot scan for written pages (Linux 6.7 and later can)".into(),
+        Errno::EACCES => "no permission to read the page map of QEMU's process".into(),
+        other => format!("scanning for written pages fails ({})", other.desc()),
     }
 }
 
@@ -191,7 +240,6 @@ mod tests {
         finder: Finder,
         layout: MemoryLayout,
         /// Keeps the registration: closing it ends the write protection.
-        #[expect(dead_code, reason = "held for its drop")]
         protection: OwnedFd,
     }
 
@@ -253,6 +301,23 @@ mod tests {
         lab.qemu.write_page(Gfn(3), old).unwrap();
         lab.qemu.write_page(Gfn(4), PageContent::Zero).unwrap();
         assert_eq!(lab.scan().iter().collect::<Vec<_>>(), [Gfn(3), Gfn(4)]);
+    }
+
+    #[test]
+    fn memory_that_is_mapped_anew_is_compared_from_then_on() {
+        let Some(Lab { qemu, driver, mut finder, layout, protection }) = Lab::new() else { return };
+        let mut scan = || {
+            let mut found = PageSet::empty(&layout);
+            finder.scan(&driver, true, &mut found).unwrap();
+            (found, finder.describe().0)
+        };
+        assert_eq!(scan(), (PageSet::full(&layout), "userfaultfd"));
+        assert_eq!(scan(), (PageSet::empty(&layout), "userfaultfd"));
+        drop(qemu);
+        assert_eq!(scan(), (PageSet::full(&layout), "compare"));
+        driver.write_page(Gfn(5), PageContent::Data(&[5; PAGE_SIZE])).unwrap();
+        assert_eq!(scan().0.iter().collect::<Vec<_>>(), [Gfn(5)]);
+        drop(protection);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Starting QEMU.
 
+use std::ffi::CStr;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -19,6 +20,8 @@ use crate::error::QmpError;
 use crate::process::Process;
 
 /// Loaded into QEMU to find dirty pages; see `preload.c`.
+/// What its file is called in the process's list of mappings.
+pub(super) const PRELOAD_NAME: &CStr = c"retrovisor-preload";
 static PRELOAD: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/preload.so"));
 /// What is looked for in `PATH` when no binary is named.
 const BINARY: &str = "qemu-system-x86_64";
@@ -197,7 +200,7 @@ fn command(
     disks: &[Value],
     memory: &File,
 ) -> Result<(Command, Vec<OwnedFd>), MachineError> {
-    let preload = memory_file::create(c"retrovisor-preload", PRELOAD)?;
+    let preload = memory_file::create(PRELOAD_NAME, PRELOAD)?;
     let inherit = |file: &File| file.try_clone().map_err(|source| io("copying a descriptor", source));
     let (ram, preload) = (inherit(memory)?, inherit(&preload)?);
     let mut command = Command::new(config.binary());

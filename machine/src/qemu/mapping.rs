@@ -24,6 +24,19 @@ impl Mapping {
         Ok(all.filter(|mapping| mapping.length_bytes == length_bytes).collect())
     }
 
+    /// Whether the process still has this mapping. An error when it has none at all, because it ended.
+    pub(super) fn is_mapped(&self, pid: i32) -> std::io::Result<bool> {
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
+        if maps.is_empty() {
+            return Err(std::io::ErrorKind::NotFound.into());
+        }
+        // Not the name, which changes when the file is renamed or removed.
+        let place = |mapping: &Self| {
+            (mapping.start, mapping.length_bytes, mapping.offset, mapping.device, mapping.inode)
+        };
+        Ok(maps.lines().filter_map(Self::parse).any(|mapping| place(&mapping) == place(self)))
+    }
+
     /// One line of `/proc/PID/maps`, when it is a shared, writable mapping of a file.
     fn parse(line: &str) -> Option<Self> {
         let mut fields = line.splitn(6, ' ');

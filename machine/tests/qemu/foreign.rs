@@ -58,10 +58,7 @@ impl Qemu {
     }
 
     fn owner(&self) -> Owner {
-        let mut owner = Owner(BufReader::new(UnixStream::connect(self.dir.join("owner")).unwrap()));
-        owner.0.read_line(&mut String::new()).unwrap();
-        owner.run("qmp_capabilities", &json!({}));
-        owner
+        Owner::open(UnixStream::connect(self.dir.join("owner")).unwrap())
     }
 }
 
@@ -73,10 +70,17 @@ impl Drop for Qemu {
 }
 
 /// The owner's connection to the second monitor.
-struct Owner(BufReader<UnixStream>);
+pub(crate) struct Owner(BufReader<UnixStream>);
 
 impl Owner {
-    fn run(&mut self, command: &str, arguments: &Value) -> Value {
+    pub(crate) fn open(stream: UnixStream) -> Self {
+        let mut owner = Self(BufReader::new(stream));
+        owner.0.read_line(&mut String::new()).unwrap();
+        owner.run("qmp_capabilities", &json!({}));
+        owner
+    }
+
+    pub(crate) fn run(&mut self, command: &str, arguments: &Value) -> Value {
         let line = json!({ "execute": command, "arguments": arguments }).to_string();
         self.0.get_mut().write_all(format!("{line}\n").as_bytes()).unwrap();
         loop {
@@ -162,7 +166,7 @@ fn the_owner_is_noticed_and_gets_qemu_back_as_it_was() {
 }
 
 /// Waits until the console's log has `wanted`.
-fn wait_console_file(dir: &Path, wanted: &str) {
+pub(crate) fn wait_console_file(dir: &Path, wanted: &str) {
     let began = std::time::Instant::now();
     loop {
         let text = std::fs::read(dir.join("console.log")).unwrap_or_default();

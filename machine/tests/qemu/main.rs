@@ -4,6 +4,7 @@
 mod attach;
 mod checkpoint;
 mod disk;
+mod fast_attach;
 mod foreign;
 mod guest;
 mod launch;

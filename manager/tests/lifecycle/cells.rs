@@ -25,6 +25,7 @@ fn execute(daemon: &Daemon, command: CommandKind) -> Result<(), ManagerError> {
             manager.attach_again(NAME)
         }
         CommandKind::Checkpoint => daemon.checkpoint(NAME).map(drop),
+        CommandKind::Audit => daemon.ask(NAME, |reply| Command::Audit { reply }).map(drop),
         CommandKind::Rollback => {
             let target = daemon.newest(NAME);
             daemon.rollback(NAME, target, true).map(drop)

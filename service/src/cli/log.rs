@@ -30,7 +30,8 @@ pub(super) async fn run(args: LogArgs, global: &Global) -> Result<(), CliError> 
     let machine = machine.unwrap_or_default();
     paragraph::print(
         "Newest first: name, number, age, pause, dirty pages, bytes stored, verdict. @ is the current checkpoint, ⟲ the \
-         beginning of a timeline. The verdict is unknown until enough checkpoints after it are clean.",
+         beginning of a timeline. The verdict is unknown until enough checkpoints after it are clean. A doubtful checkpoint \
+         may not be exactly what the guest was.",
     );
     for (checkpoint, line) in checkpoints.iter().rev().zip(tree(&checkpoints, &machine.current)) {
         output::styled_line(verdict::style(checkpoint.verdict()), &width::cut(&line, width::terminal()));
@@ -130,8 +131,9 @@ fn text(checkpoint: &Checkpoint, begins: bool) -> String {
     } else {
         format!(" {}", checkpoint.kind)
     };
+    let doubt = if checkpoint.doubtful { " doubtful" } else { "" };
     let origin = if begins { format!(" ⟲ {:.6}", checkpoint.parent) } else { String::new() };
-    text + &why + &origin
+    text + doubt + &why + &origin
 }
 
 #[cfg(test)]
@@ -167,5 +169,13 @@ mod tests {
             tree(&all, "ddd").iter().map(|line| line.chars().take(3).collect()).collect();
         assert_eq!(graph, ["  @", "  ○", "○ │", "○  "]);
         assert!(tree(&all, "ddd")[1].contains("⟲ aaa"));
+    }
+
+    #[test]
+    fn a_doubtful_checkpoint_is_marked() {
+        let mut all = [checkpoint("aaa", 1, 1, ""), checkpoint("bbb", 2, 1, "aaa")];
+        all[0].doubtful = true;
+        let marked: Vec<bool> = tree(&all, "bbb").iter().map(|line| line.contains(" doubtful")).collect();
+        assert_eq!(marked, [false, true]);
     }
 }

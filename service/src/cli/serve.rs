@@ -13,7 +13,7 @@ use crate::{place, rpc};
 /// Runs the daemon until SIGINT or SIGTERM. Machines keep running without it and are attached again at its next start.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  retrovisor serve\n  retrovisor --store /srv/retrovisor serve --listen 127.0.0.1:7070\n  retrovisor serve --staging-mib 1024 --ring-mib 1024   # guests that write a lot"
+    after_help = "Examples:\n  retrovisor serve\n  retrovisor --store /srv/retrovisor serve --listen 127.0.0.1:7070\n  retrovisor serve --staging-mib 1024 --page-cache-mib 1024   # guests that write a lot"
 )]
 pub(crate) struct ServeArgs {
     /// Listen on TCP, too; loopback only: every local user who reaches the port controls the machines
@@ -25,7 +25,7 @@ pub(crate) struct ServeArgs {
     staging_mib: u64,
     /// Memory for pages of the newest checkpoints, for fast rollbacks; shared by all machines
     #[arg(long, value_name = "MIB", default_value_t = 256, value_parser = clap::value_parser!(u64).range(16..=MIB_MAX))]
-    ring_mib: u64,
+    page_cache_mib: u64,
 }
 
 /// A checkpoint or rollback that is under way when the daemon ends has this long. What is cut off is continued or undone
@@ -41,7 +41,7 @@ pub(super) async fn run(args: ServeArgs, global: &Global) -> Result<(), CliError
     }
     let store =
         Store::open(&root, Access::Create).map_err(|error| CliError::refused(error.to_string(), ""))?;
-    store.set_page_cache_bytes_max(args.ring_mib << 20);
+    store.set_page_cache_bytes_max(args.page_cache_mib << 20);
     let settings =
         RecorderSettings { staging_bytes_max: args.staging_mib << 20, ..RecorderSettings::default() };
     let drivers = retrovisor_machine::drivers(&place::hubs(&root));

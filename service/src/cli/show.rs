@@ -1,6 +1,6 @@
 use clap::Args;
 use retrovisor_proto::v1::network_interface::Network;
-use retrovisor_proto::v1::{GetMachineRequest, Machine};
+use retrovisor_proto::v1::{Audit, GetMachineRequest, Machine};
 
 use super::global::{Global, print_json};
 use super::list;
@@ -47,6 +47,9 @@ pub(super) fn print(machine: &Machine) {
     if !machine.current.is_empty() {
         line("current", &format!("{} ({})", machine.current, verdict::word(machine.verdict())));
     }
+    if let Some(audit) = &machine.audit {
+        line("audit", &audited(audit));
+    }
     for interface in &machine.interfaces {
         let network = match &interface.network {
             Some(Network::Hub(name)) => format!("hub {name}"),
@@ -62,4 +65,37 @@ pub(super) fn print(machine: &Machine) {
     line("confined", &machine.confinement);
     line("console", &machine.console);
     line("console log", &machine.console_log);
+}
+
+/// How much of the memory is proven, and what was found.
+fn audited(audit: &Audit) -> String {
+    let percent = audit.proven_pages * 100 / audit.total_pages.max(1);
+    let found = match audit.last_mismatch_ms {
+        Some(at_ms) => format!(
+            "{} did not match, the last {}",
+            quantity::count(audit.mismatched_pages, "frame"),
+            quantity::ago(at_ms)
+        ),
+        None => "no mismatch".to_owned(),
+    };
+    if audit.frames_per_checkpoint == 0 && audit.proven_pages == 0 {
+        return format!("off, {found}");
+    }
+    format!("{percent} % of memory proven since {}, {found}", quantity::instant(audit.since_ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_audit_is_one_line() {
+        let audit =
+            Audit { frames_per_checkpoint: 64, total_pages: 300, proven_pages: 249, ..Audit::default() };
+        assert!(audited(&audit).starts_with("83 % of memory proven since 1970-01-01T00:00:00Z, "));
+        assert!(audited(&audit).ends_with(", no mismatch"));
+        let found = Audit { mismatched_pages: 2, last_mismatch_ms: Some(0), ..audit };
+        assert!(audited(&found).contains("2 frames did not match"));
+        assert_eq!(audited(&Audit { total_pages: 300, ..Audit::default() }), "off, no mismatch");
+    }
 }

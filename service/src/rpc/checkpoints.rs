@@ -2,12 +2,12 @@ use retrovisor_guest::ClockPolicy;
 use retrovisor_manager::{Command, ManagerError, Rollback, RollbackKind};
 use retrovisor_proto::v1::checkpoint_service_server::CheckpointService;
 use retrovisor_proto::v1::{
-    BranchRequest, BranchResponse, ClockPolicy as Clock, CreateCheckpointRequest, CreateCheckpointResponse,
-    CurrentPolicy as Current, DiffRequest, DiffResponse, GetCheckpointRequest, GetCheckpointResponse,
-    InspectRequest, InspectResponse, ListCheckpointsRequest, ListCheckpointsResponse, ListOperationsRequest,
-    ListOperationsResponse, ListQuestionsRequest, ListQuestionsResponse, PinCheckpointRequest,
-    PinCheckpointResponse, Question, RedoRequest, RedoResponse, RollbackRequest, RollbackResponse,
-    UndoRequest, UndoResponse,
+    AuditMachineRequest, AuditMachineResponse, BranchRequest, BranchResponse, ClockPolicy as Clock,
+    CreateCheckpointRequest, CreateCheckpointResponse, CurrentPolicy as Current, DiffRequest, DiffResponse,
+    GetCheckpointRequest, GetCheckpointResponse, InspectRequest, InspectResponse, ListCheckpointsRequest,
+    ListCheckpointsResponse, ListOperationsRequest, ListOperationsResponse, ListQuestionsRequest,
+    ListQuestionsResponse, PinCheckpointRequest, PinCheckpointResponse, Question, RedoRequest, RedoResponse,
+    RollbackRequest, RollbackResponse, UndoRequest, UndoResponse,
 };
 use retrovisor_snapshot::{CheckpointRecord, CurrentPolicy, RollbackRequest as Going};
 use tonic::{Request, Response, Status};
@@ -153,6 +153,39 @@ impl CheckpointService for Services {
     async fn branch(&self, request: Request<BranchRequest>) -> Result<Response<Self::BranchStream>, Status> {
         let request = request.into_inner();
         Ok(self.stream(move |services, to| services.branch_now(&request, to)))
+    }
+
+    async fn audit_machine(
+        &self,
+        request: Request<AuditMachineRequest>,
+    ) -> Result<Response<AuditMachineResponse>, Status> {
+        let machine = request.into_inner().machine;
+        let report = self
+            .manager
+            .ask(&machine, |reply| Command::Audit { reply })
+            .await
+            .map_err(|error| status::of(&error))?;
+        let answer = self
+            .blocking(move |services| {
+                Ok(AuditMachineResponse {
+                    checkpoint: Some(convert::checkpoint(services.manager.store(), &report.checkpoint)?),
+                    total_pages: report.pages,
+                    compared_pages: report.compared_pages,
+                    written_pages: report.written_pages,
+                    mismatched_pages: report.mismatched_pages,
+                    mismatched_gfns: report.mismatches.iter().map(|gfn| gfn.0).collect(),
+                    // A range without a checkpoint is that of a machine that was just taken to another one.
+                    doubtful_from: report
+                        .doubtful
+                        .filter(|range| !range.is_empty())
+                        .map_or(0, |range| *range.start()),
+                    pauses: report.timing.pauses,
+                    pause_max_us: report.timing.pause_max_us,
+                    total_us: report.timing.total_us,
+                })
+            })
+            .await?;
+        Ok(Response::new(answer))
     }
 
     async fn list_operations(

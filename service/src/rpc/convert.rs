@@ -8,11 +8,11 @@ use retrovisor_guest::{MacAddress, Network};
 use retrovisor_manager::{Lifecycle, MachineSpec, MachineStatus, Manager, ManagerError, RollbackKind};
 use retrovisor_proto::v1::network_interface::Network as Shown;
 use retrovisor_proto::v1::{
-    self, BranchOrigin, Cause, Cell, Checkpoint, Incident, Machine, MachineState, NetworkInterface,
+    self, Audit, BranchOrigin, Cause, Cell, Checkpoint, Incident, Machine, MachineState, NetworkInterface,
     Operation, Rollback, Row, Table, Verdict, cell,
 };
 use retrovisor_snapshot::{
-    CheckpointId, CheckpointRecord, IncidentRecord, MachineRecord, OperationRecord, Store,
+    AuditStatus, CheckpointId, CheckpointRecord, IncidentRecord, MachineRecord, OperationRecord, Store,
     Verdict as StoredVerdict,
 };
 
@@ -43,6 +43,7 @@ pub(super) fn machine(manager: &Manager, record: &MachineRecord) -> Result<Machi
         dirty_finder: status.finder.clone(),
         confinement: status.confinement.clone(),
         console_log: path(status.console_log.as_ref()),
+        audit: status.audit.map(audit),
         interfaces: interfaces(record, &status.links),
         branched_from: catalogue.branched_from(record.id)?.map(|from| BranchOrigin {
             machine: from.machine,
@@ -50,6 +51,17 @@ pub(super) fn machine(manager: &Manager, record: &MachineRecord) -> Result<Machi
             sequence: from.sequence,
         }),
     })
+}
+
+fn audit(status: AuditStatus) -> Audit {
+    Audit {
+        frames_per_checkpoint: status.frames_per_checkpoint,
+        total_pages: status.pages,
+        proven_pages: status.proven_pages,
+        since_ms: status.since_ms,
+        mismatched_pages: status.mismatches,
+        last_mismatch_ms: status.last_mismatch_ms,
+    }
 }
 
 fn state(state: Lifecycle) -> MachineState {
@@ -117,6 +129,7 @@ pub(super) fn checkpoint(store: &Store, record: &CheckpointRecord) -> Result<Che
         verdict: verdict(record.verdict).into(),
         score: record.score,
         reasons,
+        doubtful: record.doubtful,
     })
 }
 

@@ -1,6 +1,6 @@
 //! Words for quantities.
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use retrovisor_snapshot::now_ms;
 
 /// `1.2 ms`, `850 µs`, `3.4 s`.
@@ -28,6 +28,11 @@ pub(crate) fn bytes(bytes: u64) -> String {
         }
     }
     format!("{:.1} TiB", value / 1024.0)
+}
+
+/// A host time, in milliseconds since 1970, to the second: `2026-01-31T12:00:00Z`.
+pub(crate) fn instant(at_ms: i64) -> String {
+    Timestamp::from_second(at_ms / 1_000).map_or_else(|_| "unknown".to_owned(), |instant| instant.to_string())
 }
 
 /// How long ago a host time is, in milliseconds since 1970: `now`, `12 s ago`, `3 min ago`.

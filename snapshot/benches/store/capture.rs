@@ -123,6 +123,7 @@ fn rows(table: &mut Table, variant: &str, reports: &[CheckpointReport]) {
         table.add(&format!("{name}/{variant}"), unit, reports.iter().map(of).collect());
     };
     add("capture.pause_us", "us", &|r| r.timing.pause_us as f64);
+    add("capture.audit_us", "us", &|r| r.timing.audit_us as f64);
     add("capture.copied_pages", "pages", &|r| r.timing.copied_pages as f64);
     add("capture.pause_of_goal", "%", &|r| {
         r.timing.pause_us as f64 / (60.0 + 0.6 * r.timing.copied_pages as f64) * 100.0

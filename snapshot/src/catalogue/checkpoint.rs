@@ -175,27 +175,28 @@ impl Catalogue {
 }
 
 /// Adds a checkpoint, on the parent's timeline or a first one, which starts from `origin`, and moves the machine onto
-/// it.
+/// it. Returns its sequence number as well.
 pub(crate) fn insert(
     transaction: &Transaction<'_>,
     new: &NewCheckpoint,
     parent: Option<Position>,
     origin: Option<CheckpointId>,
     changes_hash: &[u8; 32],
-) -> Result<Position, Abort> {
+) -> Result<(Position, u64), Abort> {
     let timeline = match parent {
         Some(position) => position.timeline,
         None => timeline::insert(transaction, new.machine, origin)?,
     };
-    transaction
+    let (checkpoint, sequence) = transaction
         .prepare_cached(
             "INSERT INTO checkpoint (name, machine, timeline, parent, sequence, label, kind, taken_at_ms, pause_us,
                  dirty_pages, changed_pages, new_pages, zero_pages, stored_bytes, keyframe_distance, keyframe_rows,
                  changes_hash)
              SELECT ?1, ?2, ?3, ?4, coalesce(max(sequence), 0) + 1, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16
-             FROM checkpoint WHERE machine = ?2",
+             FROM checkpoint WHERE machine = ?2
+             RETURNING id, sequence",
         )?
-        .execute(params![
+        .query_row(params![
             fresh_name(),
             new.machine.0,
             timeline.0,
@@ -212,10 +213,10 @@ pub(crate) fn insert(
             new.keyframe_distance,
             new.keyframe_rows,
             changes_hash,
-        ])?;
-    let position = Position { timeline, checkpoint: CheckpointId(transaction.last_insert_rowid()) };
+        ], |row| Ok((CheckpointId(row.get(0)?), row.get(1)?)))?;
+    let position = Position { timeline, checkpoint };
     position::set(transaction, new.machine, position)?;
-    Ok(position)
+    Ok((position, sequence))
 }
 
 /// Reads one checkpoint.

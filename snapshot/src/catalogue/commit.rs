@@ -83,6 +83,8 @@ pub(crate) struct Rollback {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Committed {
     pub(crate) position: Position,
+    /// Its number among the machine's checkpoints.
+    pub(crate) sequence: u64,
     pub(crate) operation: Option<OperationId>,
     /// The machine's position now: the checkpoint, or the target of a rollback that is done.
     pub(crate) current: Position,
@@ -105,7 +107,7 @@ impl Catalogue {
                 let above = parent.map(|parent| parent.checkpoint);
                 let changes_hash = (hashes.changes)(above, new.changes);
                 let origin = branch.map(|branch| branch.origin);
-                let position =
+                let (position, sequence) =
                     checkpoint::insert(transaction, new.checkpoint, parent, origin, &changes_hash)?;
                 if let Some(branch) = branch.take() {
                     branch::end(transaction, branch, position)?;
@@ -118,7 +120,7 @@ impl Catalogue {
                 disk::insert(transaction, position.checkpoint, &new.disks, |disk, changes| {
                     (hashes.blocks)(above, disk, changes)
                 })?;
-                let committed = record_operation(transaction, new, parent, position)?;
+                let committed = record_operation(transaction, new, parent, position, sequence)?;
                 parent = Some(committed.current);
                 all.push(committed);
             }
@@ -194,6 +196,7 @@ fn record_operation(
     new: &PreparedCheckpoint<'_>,
     parent: Option<Position>,
     position: Position,
+    sequence: u64,
 ) -> Result<Committed, Abort> {
     let machine = new.checkpoint.machine;
     let start = |rollback: &Rollback| {
@@ -235,5 +238,5 @@ fn record_operation(
             Some(id)
         }
     };
-    Ok(Committed { position, operation, current })
+    Ok(Committed { position, sequence, operation, current })
 }

@@ -47,11 +47,17 @@ impl Recorder {
         self.release_old_disks(machine);
         let mut timing = CheckpointTiming::default();
         let mut capture = self.begin_capture(machine, &mut timing, self.settings.precopy_pages_min)?;
+        let mut sample = self.sampler.open(&self.pipeline.baseline().map);
 
         let was_running = machine.run_state() == RunState::Running;
         let at_ms = now_ms();
         let start = Instant::now();
         let captured = self.pause_and_copy(machine, &mut capture, &mut timing).and_then(|()| {
+            if let Some(sample) = &mut sample {
+                let start = Instant::now();
+                sample.fill(machine.memory(), &capture.late);
+                timing.audit_us = since_us(start);
+            }
             let start = Instant::now();
             let state = machine.capture_state()?;
             timing.state_us = since_us(start);
@@ -69,6 +75,7 @@ impl Recorder {
             }
         };
         let is_early = capture.is_early;
+        let sampled = sample.map(|sample| self.sampler.close(sample, capture.late));
         let captured = Captured {
             request: request.clone(),
             at_ms,
@@ -79,6 +86,7 @@ impl Recorder {
             timing,
             since,
             rollback: None,
+            sampled,
         };
         let outcome = self.sync_and_submit(machine, captured, is_early)?;
         Ok(PendingCheckpoint { store: Arc::clone(&self.store), timing, outcome, resumed })
@@ -109,6 +117,9 @@ impl Recorder {
         let dirty = self.dirty.take(self.own);
         self.last_dirty_pages = dirty.len();
         self.last_copied_pages = captured.timing.copied_pages;
+        if let Some(sampled) = &captured.sampled {
+            self.sampler.go_to(sampled.to);
+        }
         let (outcome, receiver) = bounded(1);
         let job = Job { captured: Captured { dirty, ..captured }, generation: 0, outcome };
         self.pipeline.submit(Box::new(job));

@@ -1,7 +1,8 @@
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use retrovisor_guest::{Machine, MachineError, MemoryLayout, PageSet};
 
+use super::audit::{AuditState, AuditStatus, Sampler};
 use super::baseline::Baseline;
 use super::dirty::{Consumer, DirtyEpochs};
 use super::pipeline::Pipeline;
@@ -25,6 +26,7 @@ pub struct Recorder {
     pub(super) settings: RecorderSettings,
     pub(super) pipeline: Pipeline,
     pub(super) pool: Arc<Pool>,
+    pub(super) sampler: Sampler,
     pub(super) dirty: DirtyEpochs,
     /// Checkpointing as a consumer of dirty frames: those that no capture has yet.
     pub(super) own: Consumer,
@@ -54,7 +56,11 @@ impl Recorder {
             Some(position) => Baseline::at(&store, position)?,
             None => Baseline::none(pages),
         };
-        let pipeline = Pipeline::start(&store, machine, &layout, baseline, settings.group_checkpoints_max)?;
+        let newest = newest_sequence(&store, machine)?;
+        let audit = Arc::new(Mutex::new(AuditState::new(layout.pages(), newest)));
+        let sampler = Sampler::new(layout.pages(), settings.audit_frames, rand::random(), audit);
+        let group_max = settings.group_checkpoints_max;
+        let pipeline = Pipeline::start(&store, machine, &layout, baseline, sampler.shared(), group_max)?;
         let mut dirty = DirtyEpochs::new(&layout);
         let own = dirty.join();
         Ok(Self {
@@ -62,6 +68,7 @@ impl Recorder {
             machine,
             name: record.name,
             pool: Pool::new(settings.staging_bytes_max),
+            sampler,
             layout,
             settings,
             pipeline,
@@ -129,6 +136,17 @@ impl Recorder {
         self.pipeline.baseline().position
     }
 
+    /// How much of the memory is proven to be what the checkpoints say.
+    #[must_use]
+    pub fn audit_status(&self) -> AuditStatus {
+        self.sampler.state().status(self.sampler.frames())
+    }
+
+    /// The sequence number of the machine's newest checkpoint; 0 if there is none.
+    pub(super) fn newest_sequence(&self) -> Result<u64> {
+        newest_sequence(&self.store, self.machine)
+    }
+
     /// The store it writes to.
     #[must_use]
     pub fn store(&self) -> &Arc<Store> {
@@ -168,11 +186,19 @@ impl Recorder {
         let mut any_failed = false;
         loop {
             let wait = self.pipeline.waiting() > limit;
-            let Some(Done { failed }) = self.pipeline.next_done(wait) else { break };
-            if let Some((frames, state)) = failed {
-                self.dirty.give_back(self.own, &frames);
-                release(machine, &state);
-                (limit, any_failed) = (0, true);
+            let Some(done) = self.pipeline.next_done(wait) else { break };
+            match done {
+                Done::Stored { is_mismatched: false } => (),
+                // Writes were not reported, to no consumer: the next capture looks at every frame.
+                Done::Stored { is_mismatched: true } => self.dirty.note_all(),
+                Done::Failed { dirty, state, sampled_from } => {
+                    self.dirty.give_back(self.own, &dirty);
+                    release(machine, &state);
+                    if let Some(from) = sampled_from {
+                        self.sampler.go_to(from.min(self.sampler.position()));
+                    }
+                    (limit, any_failed) = (0, true);
+                }
             }
         }
         if any_failed {
@@ -194,4 +220,10 @@ impl Recorder {
             found: format!("{} pages in {} slots", layout.pages(), layout.slots().len()),
         }))
     }
+}
+
+/// The sequence number of a machine's newest checkpoint; 0 if there is none.
+fn newest_sequence(store: &Store, machine: MachineId) -> Result<u64> {
+    let newest = store.catalogue().recent_checkpoints(machine, 1)?;
+    Ok(newest.last().map_or(0, |record| record.sequence))
 }

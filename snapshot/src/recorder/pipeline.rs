@@ -4,6 +4,7 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use retrovisor_guest::MemoryLayout;
 
+use super::audit::SharedAudit;
 use super::baseline::Baseline;
 use super::staging::Staged;
 use super::task::{Done, Job, Task};
@@ -31,6 +32,7 @@ impl Pipeline {
         machine: MachineId,
         layout: &MemoryLayout,
         baseline: Baseline,
+        audit: SharedAudit,
         group_checkpoints_max: usize,
     ) -> Result<Self> {
         let baseline = Arc::new(Mutex::new(baseline));
@@ -43,6 +45,7 @@ impl Pipeline {
             baseline: Arc::clone(&baseline),
             inbox,
             done: done_sender,
+            audit,
             group_checkpoints_max: group_checkpoints_max.max(1),
             failed_generation: None,
         };

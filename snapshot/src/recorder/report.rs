@@ -37,6 +37,8 @@ pub struct CheckpointTiming {
     pub copy_us: u64,
     /// Frames copied in the pause, including those that turned out to be zero.
     pub copied_pages: u64,
+    /// Copying frames that were not reported, for the audit.
+    pub audit_us: u64,
     /// Capturing everything but memory.
     pub state_us: u64,
     /// Resuming the guest.

@@ -103,6 +103,8 @@ impl Recorder {
         self.pipeline.set_baseline(Baseline::at(&self.store, position)?);
         // The frames are what the target has; other consumers have to read all of them.
         self.dirty.take(self.own);
+        let newest = self.newest_sequence()?;
+        self.sampler.state().reset(newest);
         Ok(RollbackReport {
             kind: RollbackKind::Restore,
             current: None,

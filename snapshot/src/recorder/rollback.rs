@@ -283,6 +283,7 @@ impl Recorder {
             timing: took,
             since: begun,
             rollback: Some(RollbackStage::Started(rollback)),
+            sampled: None,
         };
         let stored = self.sync_and_submit(machine, captured, true).and_then(|outcome| wait_for(&outcome));
         self.collect_outcomes(machine, usize::MAX);

@@ -19,6 +19,9 @@ pub struct RecorderSettings {
     /// The driver retains the disk contents of so many checkpoints, so that rollbacks to them are quick; those of
     /// older ones are restored block by block. Contents that are not stored yet are retained in addition.
     pub retained_disk_states_max: usize,
+    /// Frames that were not reported as dirty and are compared with the catalogue at each checkpoint, at most 4,096.
+    /// 0: none. See `docs/audit.md`.
+    pub audit_frames: u64,
 }
 
 impl Default for RecorderSettings {
@@ -30,6 +33,7 @@ impl Default for RecorderSettings {
             group_checkpoints_max: 64,
             pending_checkpoints_max: 256,
             retained_disk_states_max: 64,
+            audit_frames: 64,
         }
     }
 }

@@ -239,6 +239,7 @@ impl Recorder {
             timing,
             since,
             rollback,
+            sampled: None,
         };
         wait_for(&self.submit(captured))
     }

@@ -14,7 +14,14 @@ type Chunk = Box<[AlignedPage]>;
 /// A page aligned to a cache line, so that it can be copied with non-temporal stores.
 #[derive(Clone)]
 #[repr(align(64))]
-pub(super) struct AlignedPage(Page);
+pub(super) struct AlignedPage(pub(super) Page);
+
+impl AlignedPage {
+    /// Not zeros: those would be given by the host only when they are touched.
+    pub(super) fn touched() -> Self {
+        Self([1; size_of::<Page>()])
+    }
+}
 
 /// The memory into which captures copy, within a budget of bytes. The memory of a capture is returned once it is
 /// stored.
@@ -119,9 +126,8 @@ fn wait<'a>(signal: &Condvar, guard: std::sync::MutexGuard<'a, State>) -> std::s
     signal.wait(guard).unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// Not zeros: those would be given by the host only when they are touched.
 fn new_chunk() -> Chunk {
-    vec![AlignedPage([1; size_of::<Page>()]); CHUNK].into_boxed_slice()
+    vec![AlignedPage::touched(); CHUNK].into_boxed_slice()
 }
 
 /// Copies of dirty frames. Their memory goes back to the pool when they are dropped.

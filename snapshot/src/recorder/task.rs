@@ -4,6 +4,7 @@ use std::time::Instant;
 use crossbeam_channel::Sender;
 use retrovisor_guest::{MachineState, PageSet};
 
+use super::audit::Sampled;
 use super::report::{CheckpointRequest, CheckpointTiming};
 use super::staging::Staged;
 use crate::catalogue::{Committed, Rollback};
@@ -26,6 +27,8 @@ pub(super) struct Captured {
     pub(super) since: Instant,
     /// The rollback that this is the state before of.
     pub(super) rollback: Option<RollbackStage>,
+    /// What was copied for the audit.
+    pub(super) sampled: Option<Sampled>,
 }
 
 /// How far the rollback is when the state before it is stored.
@@ -56,7 +59,19 @@ pub(super) enum Task {
 }
 
 /// What became of one capture, for the recorder.
-pub(super) struct Done {
-    /// If it failed: its dirty frames, and the state that must be released.
-    pub(super) failed: Option<(PageSet, MachineState)>,
+pub(super) enum Done {
+    /// It is durable.
+    Stored {
+        /// Whether memory was not what the checkpoint says.
+        is_mismatched: bool,
+    },
+    /// It could not be stored.
+    Failed {
+        /// Its dirty frames.
+        dirty: PageSet,
+        /// The state that must be released.
+        state: MachineState,
+        /// Where its part of the audit's walk begins.
+        sampled_from: Option<u64>,
+    },
 }

@@ -4,6 +4,7 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use retrovisor_guest::{MemoryLayout, Page};
 
+use super::audit::{SharedAudit, StoredCheckpoint, settle};
 use super::baseline::Baseline;
 use super::prepare::{Preparation, Prepared, Tip, note_times};
 use super::report::CheckpointTiming;
@@ -18,6 +19,7 @@ use crate::content_writer::{ContentWriter, Progress};
 use crate::disk::{PreparedDisk, block_changes_hash};
 use crate::error::{Error, Result};
 use crate::id::MachineId;
+use crate::page_map::PageMap;
 use crate::store::{Store, changes_hash};
 
 /// Frames of captures that are made durable together, at most: bounds how long the first of them waits.
@@ -34,6 +36,7 @@ pub(super) struct Worker {
     pub(super) baseline: Arc<Mutex<Baseline>>,
     pub(super) inbox: Receiver<Task>,
     pub(super) done: Sender<Done>,
+    pub(super) audit: SharedAudit,
     pub(super) group_checkpoints_max: usize,
     /// The last generation of captures that is based on one that failed.
     pub(super) failed_generation: Option<u64>,
@@ -49,6 +52,7 @@ struct GroupFailed {
 struct GroupMember {
     job: Job,
     committed: Committed,
+    map: Arc<PageMap>,
     replaced: Vec<ContentId>,
 }
 
@@ -222,7 +226,8 @@ impl Worker {
         let mut members = Vec::with_capacity(jobs.len());
         for ((mut job, prepared), committed) in jobs.into_iter().zip(all).zip(committed) {
             job.captured.timing.durable_us = since_us(job.captured.since);
-            members.push(GroupMember { job, committed, replaced: prepared.replaced });
+            let Prepared { map, replaced, .. } = prepared;
+            members.push(GroupMember { job, committed, map, replaced });
         }
         let durable = members
             .iter()
@@ -302,11 +307,18 @@ impl Worker {
 
     /// Reports a group that is durable.
     fn report_committed(&self, members: Vec<GroupMember>, read_ahead: &mut Vec<ContentId>) {
-        for GroupMember { job, committed, replaced } in members {
+        for GroupMember { job, committed, map, replaced } in members {
             read_ahead.extend(replaced);
             let timing: CheckpointTiming = job.captured.timing;
+            let stored = StoredCheckpoint {
+                sequence: committed.sequence,
+                map: &map,
+                dirty: &job.captured.dirty,
+                sampled: job.captured.sampled.as_ref(),
+            };
+            let is_mismatched = settle(&self.store, self.machine, &self.layout, &self.audit, &stored);
             // The receivers may be gone.
-            let _ = self.done.send(Done { failed: None });
+            let _ = self.done.send(Done::Stored { is_mismatched });
             let _ = job.outcome.send(Ok((committed, timing)));
         }
         let pages_max = usize::try_from(self.store.cache.bytes().1).unwrap_or(usize::MAX) / size_of::<Page>();
@@ -320,9 +332,10 @@ impl Worker {
         let mut error = Some(error);
         for job in jobs {
             self.failed_generation = self.failed_generation.max(Some(job.generation));
-            let Job { captured: Captured { dirty, state, .. }, outcome, .. } = job;
+            let Job { captured: Captured { dirty, state, sampled, .. }, outcome, .. } = job;
+            let sampled_from = sampled.map(|sampled| sampled.from);
             // First to the recorder: a caller that has the outcome finds the frames returned.
-            let _ = self.done.send(Done { failed: Some((dirty, state)) });
+            let _ = self.done.send(Done::Failed { dirty, state, sampled_from });
             let error = error.take().unwrap_or_else(|| Error::NotStored { cause: cause.clone() });
             if outcome.send(Err(error)).is_err() {
                 tracing::warn!(%cause, "a checkpoint that no caller waits for could not be stored");

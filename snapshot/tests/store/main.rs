@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
 
 mod archive;
+mod audit;
 mod branch;
 mod catalogue;
 mod concurrent_prune;
