@@ -1,12 +1,10 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use retrovisor_guest::{
-    Attach, ClockPolicy, Driver, Drivers, Launch, Lifespan, Network, ProcessIdentity, Start, Vm, check_name,
-};
+use retrovisor_guest::{ClockPolicy, Drivers, Lifespan, ProcessIdentity, Start, Vm, check_name};
 use retrovisor_introspect::Introspector;
 use retrovisor_snapshot::{CheckpointId, DesiredState, MachineRecord, RecorderSettings, Store};
 use tokio::sync::{broadcast, oneshot};
@@ -19,6 +17,7 @@ use crate::event::Event;
 use crate::kernels::kernel_library;
 use crate::lifecycle::{CommandKind, Lifecycle, Rule, rule};
 use crate::process_guard::{ProcessGuard, Undo};
+use crate::reservation::Reservations;
 use crate::rollback::Rollback;
 use crate::spec::MachineSpec;
 use crate::status::MachineStatus;
@@ -36,39 +35,15 @@ pub struct Manager {
     root: PathBuf,
     /// How each machine is recorded.
     pub(crate) settings: RecorderSettings,
-    drivers: Drivers,
+    pub(crate) drivers: Drivers,
     pub(crate) events: broadcast::Sender<Event>,
     /// The actors by machine; one that ended says how.
     actors: Mutex<BTreeMap<String, ActorHandle>>,
     /// Machines whose process is there and has no actor: unreachable ones.
     pub(crate) unreachable: Mutex<BTreeMap<String, MachineStatus>>,
-    reservations: Mutex<Reservations>,
+    pub(crate) reservations: Mutex<Reservations>,
     /// The daemon ends: nothing is attached any more.
     pub(crate) is_ending: AtomicBool,
-}
-
-/// What is being brought up.
-#[derive(Default)]
-struct Reservations {
-    names: BTreeSet<String>,
-    processes: BTreeSet<ProcessIdentity>,
-}
-
-/// A name, and a process where there is one already, that no other caller can take until this is dropped.
-pub(crate) struct Reservation<'a> {
-    manager: &'a Manager,
-    name: &'a str,
-    process: Option<ProcessIdentity>,
-}
-
-impl Drop for Reservation<'_> {
-    fn drop(&mut self) {
-        let mut reservations = self.manager.reservations();
-        reservations.names.remove(self.name);
-        if let Some(process) = &self.process {
-            reservations.processes.remove(process);
-        }
-    }
 }
 
 impl Manager {
@@ -106,7 +81,7 @@ impl Manager {
 
     /// The status of a machine of the store; for one without an actor, as far as it is known.
     pub fn status(&self, name: &str) -> Result<MachineStatus, ManagerError> {
-        if self.reservations().names.contains(name) {
+        if lock(&self.reservations).names.contains(name) {
             return Ok(MachineStatus::without_actor(Lifecycle::Starting, "", 0, None));
         }
         if let Some(actor) = self.actors().get(name) {
@@ -308,84 +283,6 @@ impl Manager {
         Err(ManagerError::unanswered(name, &self.status(name)?))
     }
 
-    /// The drivers that machines are started and attached with.
-    pub fn drivers(&self) -> &Drivers {
-        &self.drivers
-    }
-
-    /// The driver of that name; the empty name and `auto` stand for the preferred one that this host can run.
-    pub fn choose_driver(&self, name: &str) -> Result<&Arc<dyn Driver>, ManagerError> {
-        if matches!(name, "" | "auto") {
-            return self.drivers.preferred().ok_or_else(|| ManagerError::Refused {
-                what: "no driver can run a machine on this host".to_owned(),
-                help: "Name one with --driver to learn what it lacks.".to_owned(),
-            });
-        }
-        let driver = self.driver(name)?;
-        driver.check_host()?;
-        Ok(driver)
-    }
-
-    pub(crate) fn driver(&self, name: &str) -> Result<&Arc<dyn Driver>, ManagerError> {
-        self.drivers.get(name).ok_or_else(|| {
-            let names = self.drivers.names().collect::<Vec<_>>().join(", ");
-            ManagerError::Invalid(format!(
-                "there is no driver `{}`: use {names} or auto",
-                name.escape_debug()
-            ))
-        })
-    }
-
-    /// Refuses a spec that cannot be launched, before anything is started or written.
-    fn check_spec(&self, spec: &MachineSpec) -> Result<(), ManagerError> {
-        for interface in spec.interfaces() {
-            if let Network::Hub(hub) = &interface.network {
-                check_name("hub", hub)?;
-            }
-        }
-        Ok(self.driver(spec.driver())?.check(spec.launch()?)?)
-    }
-
-    /// Starts the process of a machine. It ends with the guard.
-    pub(crate) fn launch(
-        &self,
-        name: &str,
-        spec: &MachineSpec,
-        start: Start,
-        lifespan: Lifespan,
-    ) -> Result<ProcessGuard, ManagerError> {
-        self.check_spec(spec)?;
-        let runtime_dir = self.runtime_dir(name);
-        let launch = Launch { name, spec: spec.launch()?, runtime_dir: &runtime_dir, start, lifespan };
-        Ok(ProcessGuard::new(self.driver(spec.driver())?.launch(&launch)?, Undo::Quit))
-    }
-
-    /// The process of a machine that would be attached to.
-    pub(crate) fn find(&self, name: &str, spec: &MachineSpec) -> Result<ProcessIdentity, ManagerError> {
-        self.with_attach(name, spec, |driver, attach| driver.find(attach))
-    }
-
-    /// Connects to the process of a machine.
-    pub(crate) fn connect(&self, name: &str, spec: &MachineSpec) -> Result<Box<dyn Vm>, ManagerError> {
-        self.with_attach(name, spec, |driver, attach| driver.attach(attach))
-    }
-
-    fn with_attach<T>(
-        &self,
-        name: &str,
-        spec: &MachineSpec,
-        work: impl FnOnce(&dyn Driver, &Attach<'_>) -> Result<T, retrovisor_guest::MachineError>,
-    ) -> Result<T, ManagerError> {
-        let runtime_dir = self.runtime_dir(name);
-        let attach = Attach {
-            name,
-            socket: spec.qmp.as_deref(),
-            runtime_dir: &runtime_dir,
-            interfaces: spec.interfaces(),
-        };
-        Ok(work(&**self.driver(spec.driver())?, &attach)?)
-    }
-
     /// The machine's record, if the store has one.
     pub(crate) fn known(&self, name: &str) -> Result<Option<MachineRecord>, ManagerError> {
         Ok(self.store.catalogue().machines()?.into_iter().find(|known| known.name == name))
@@ -400,41 +297,6 @@ impl Manager {
         let interrupted = self.store.catalogue().interrupted(record.id)?;
         let concerned = interrupted.filter(|operation| operation.concerns_process(&process.to_string()));
         Ok(concerned.and_then(|operation| operation.after).map(|position| position.checkpoint))
-    }
-
-    /// Reserves a name for a command that brings a machine up or changes one that has no actor, until the answer is dropped.
-    /// Refuses what the machine's state does not allow, and a process that is managed under another name.
-    pub(crate) fn reserve<'a>(
-        &'a self,
-        name: &'a str,
-        command: CommandKind,
-        process: Option<&ProcessIdentity>,
-    ) -> Result<Reservation<'a>, ManagerError> {
-        check_name("machine", name)?;
-        self.wait_for_lost(name);
-        // A name that the store does not have is free.
-        let status = self.known(name)?.map(|_| self.status(name)).transpose()?;
-        let status = status.unwrap_or_else(|| MachineStatus::without_actor(Lifecycle::Gone, "", 0, None));
-        let mut reservations = self.reservations();
-        if reservations.names.contains(name) || self.is_managed(name) {
-            return Err(ManagerError::Exists { machine: name.to_owned() });
-        }
-        if rule(status.state, command) == Rule::Refused {
-            return Err(ManagerError::refused(name, &status, command));
-        }
-        if let Some(process) = process {
-            let other = self.actors().iter().find_map(|(other, actor)| {
-                (actor.is_alive() && actor.status().process.as_ref() == Some(process)).then(|| other.clone())
-            });
-            let other =
-                other.or_else(|| reservations.processes.contains(process).then(|| "another one".to_owned()));
-            if let Some(machine) = other {
-                return Err(ManagerError::Managed { pid: process.pid, machine });
-            }
-            reservations.processes.insert(process.clone());
-        }
-        reservations.names.insert(name.to_owned());
-        Ok(Reservation { manager: self, name, process: process.cloned() })
     }
 
     /// A machine has an actor from now on.
@@ -466,7 +328,7 @@ impl Manager {
     }
 
     /// An actor that lost its machine ends at once, but for what is being stored: waits for that.
-    fn wait_for_lost(&self, name: &str) {
+    pub(crate) fn wait_for_lost(&self, name: &str) {
         let deadline = Instant::now() + LOST_WAIT;
         let is_ending = || {
             let actors = self.actors();
@@ -481,12 +343,8 @@ impl Manager {
         runtime_dir(&self.root, name)
     }
 
-    fn actors(&self) -> MutexGuard<'_, BTreeMap<String, ActorHandle>> {
+    pub(crate) fn actors(&self) -> MutexGuard<'_, BTreeMap<String, ActorHandle>> {
         lock(&self.actors)
-    }
-
-    fn reservations(&self) -> MutexGuard<'_, Reservations> {
-        lock(&self.reservations)
     }
 }
 
