@@ -9,7 +9,7 @@ STEP = @setup/step.sh
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-tests demo test test-setup test-lab test-kernels lint doc fuzz bench bench-volatility bench-backup
+.PHONY: help setup setup-tests demo test test-setup test-server test-lab test-kernels lint doc fuzz bench bench-volatility bench-backup
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
@@ -33,6 +33,11 @@ test: setup-tests lint ## formatting, clippy, documentation and all tests
 
 test-setup: ## the set-up in bare Debian 12 and 13, and beside a newer qemu-utils (root, mmdebstrap; downloads about 1 GB)
 	$(STEP) "set-up" setup/test-setup.sh all
+
+test-server: setup ## 60 rollbacks each of four Debian servers under load, compared bit for bit (needs mmdebstrap; about an hour)
+	$(STEP) "server guest" setup/server.sh
+	$(STEP) "build" cargo build --release -p retrovisor -p retrovisor-tests --bins --example server $(CARGO_FLAGS)
+	@setup/run.sh cargo run --quiet --release -p retrovisor-tests --example server $(CARGO_FLAGS)
 
 test-lab: setup ## Linux in microVMs for long, and on every kernel; in the lab where this host's KVM runs no Linux
 	$(STEP) "all kernels" setup/kernels.sh all
