@@ -316,7 +316,7 @@ impl MachineActor {
     }
 
     /// Keeps what the user wants the machine to be.
-    pub(crate) fn wish(&self, desired: DesiredState) {
+    pub(crate) fn set_desired(&self, desired: DesiredState) {
         if let Err(error) = self.store.catalogue().set_desired_state(self.id, desired) {
             tracing::warn!(machine = self.name, %error, "cannot write the desired state of the machine");
         }

@@ -169,7 +169,7 @@ impl MachineActor {
                 let found = Lifecycle::Starting.observed(self.vm.run_state(), None, || false);
                 self.checkpoint(None, CheckpointKind::Automatic)?;
                 let is_paused = matches!(found, Lifecycle::Paused(_));
-                self.wish(if is_paused { DesiredState::Paused } else { DesiredState::Running });
+                self.set_desired(if is_paused { DesiredState::Paused } else { DesiredState::Running });
                 self.enter(found, String::new());
                 self.observe();
                 Ok(None)
@@ -199,7 +199,7 @@ impl MachineActor {
                 }
                 if paused {
                     self.vm.pause()?;
-                    self.wish(DesiredState::Paused);
+                    self.set_desired(DesiredState::Paused);
                     self.enter(Lifecycle::Paused(PausedBy::User), String::new());
                 } else {
                     self.vm.resume()?;
@@ -215,8 +215,8 @@ impl MachineActor {
     /// cut off ends: that one had no reason that was kept.
     fn take_up(&mut self) -> Result<(), ManagerError> {
         let run_state = self.vm.run_state();
-        let wish = self.store.catalogue().machine_by_id(self.id)?.desired_state;
-        let paused_by = self.spec.paused_by.or((wish == DesiredState::Paused).then_some(PausedBy::User));
+        let desired = self.store.catalogue().machine_by_id(self.id)?.desired_state;
+        let paused_by = self.spec.paused_by.or((desired == DesiredState::Paused).then_some(PausedBy::User));
         let found = Lifecycle::Starting.observed(run_state, paused_by, || false);
         if found == Lifecycle::Gone {
             return Err(ManagerError::Gone { machine: self.name.clone() });

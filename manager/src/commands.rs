@@ -136,7 +136,7 @@ impl MachineActor {
             self.observe_failure();
             return Err(error.into());
         }
-        self.wish(DesiredState::Paused);
+        self.set_desired(DesiredState::Paused);
         self.enter(Lifecycle::Paused(by), String::new());
         Ok(())
     }
@@ -144,7 +144,7 @@ impl MachineActor {
     fn resume(&mut self) -> Result<(), ManagerError> {
         self.must_allow(CommandKind::Resume)?;
         self.vm.resume()?;
-        self.wish(DesiredState::Running);
+        self.set_desired(DesiredState::Running);
         self.enter(Lifecycle::Running, String::new());
         // A machine whose disk is still full stops again at once.
         self.observe();
@@ -176,7 +176,7 @@ impl MachineActor {
                 tracing::warn!(machine = self.name, %error, "stopped without a last checkpoint");
             }
         }
-        self.wish(DesiredState::Stopped);
+        self.set_desired(DesiredState::Stopped);
         Ok(())
     }
 

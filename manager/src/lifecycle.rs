@@ -23,7 +23,7 @@ pub enum Lifecycle {
     Panicked,
     /// Its process is there and does not answer.
     Unreachable,
-    /// Its memory is half written: it must be taken to a checkpoint before it may run.
+    /// Its memory is half written, or does not have the hash of its checkpoint: it must be taken to one before it may run.
     Failed,
     /// Its process is there and is not managed, because the user said so.
     Detached,
@@ -187,8 +187,8 @@ pub enum Rule {
     Stays,
     /// It is executed, and leads to this state.
     Leads(Lifecycle),
-    /// It is executed, and leads to the state that the user wishes: running or paused.
-    LeadsToWish,
+    /// It is executed, and leads to the desired state of the user: running or paused.
+    LeadsToDesired,
     /// It is executed, and nothing of the machine is left.
     Removes,
     /// It is refused; [`help`] says what to do instead.
@@ -214,7 +214,7 @@ pub fn rule(state: Lifecycle, command: CommandKind) -> Rule {
         (C::Checkpoint | C::Audit | C::Undo | C::Redo | C::Inject, S::Running | S::Paused(_)) => Rule::Stays,
         (C::InjectCommand, S::Running) => Rule::Stays,
         (C::Rollback, S::Running | S::Paused(_)) => Rule::Stays,
-        (C::Rollback, S::PoweredOff | S::Panicked | S::Failed | S::Gone) => Rule::LeadsToWish,
+        (C::Rollback, S::PoweredOff | S::Panicked | S::Failed | S::Gone) => Rule::LeadsToDesired,
 
         (C::Pause, S::Running | S::Paused(_)) => Rule::Leads(S::Paused(PausedBy::User)),
         (C::Resume, S::Running | S::Paused(_)) => Rule::Leads(S::Running),
@@ -276,7 +276,7 @@ pub fn table() -> String {
             let _ = match rule(state, command) {
                 Rule::Stays => write!(text, " stays |"),
                 Rule::Leads(to) => write!(text, " {to} |"),
-                Rule::LeadsToWish => write!(text, " wish |"),
+                Rule::LeadsToDesired => write!(text, " desired |"),
                 Rule::Removes => write!(text, " removed |"),
                 Rule::Refused => write!(text, " - |"),
             };

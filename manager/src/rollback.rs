@@ -227,12 +227,12 @@ impl MachineActor {
             self.enter(Lifecycle::Failed, error.to_string());
             return Err(error);
         }
-        self.follow_wish()?;
+        self.follow_desired_state()?;
         self.finish_move(report, new_process, verify_image.then_some(true))
     }
 
     /// Sets a machine running that was given a state, unless the user wants it paused.
-    fn follow_wish(&mut self) -> Result<(), ManagerError> {
+    fn follow_desired_state(&mut self) -> Result<(), ManagerError> {
         if self.store.catalogue().machine_by_id(self.id)?.desired_state == DesiredState::Paused {
             self.enter(Lifecycle::Paused(PausedBy::User), String::new());
             return Ok(());
@@ -241,7 +241,7 @@ impl MachineActor {
             self.enter(Lifecycle::Paused(PausedBy::Other), format!("it cannot be resumed: {error}"));
             return Err(error.into());
         }
-        self.wish(DesiredState::Running);
+        self.set_desired(DesiredState::Running);
         self.enter(Lifecycle::Running, String::new());
         Ok(())
     }

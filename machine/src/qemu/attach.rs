@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 
 use super::device_state::DeviceState;
 use super::devices::Devices;
+use super::dirty_finder::Finder;
 use super::disk::AttachedDisk;
-use super::finder::Finder;
 use super::layout;
 use super::mapping::Mapping;
 use super::memory::GuestRam;

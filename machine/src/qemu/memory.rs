@@ -4,7 +4,7 @@ use retrovisor_guest::{
     Gfn, MachineError, MemoryError, MemoryLayout, MemoryView, Page, PageContent, PageSet,
 };
 
-use super::finder::Finder;
+use super::dirty_finder::Finder;
 use crate::ram::Ram;
 
 /// Guest memory, and how frames that were written are found.

@@ -78,7 +78,7 @@ fn check_cell(state: Lifecycle, command: CommandKind) {
     let expected = match rule(state, command) {
         Rule::Stays => state,
         Rule::Leads(to) => to,
-        Rule::LeadsToWish => Lifecycle::Running,
+        Rule::LeadsToDesired => Lifecycle::Running,
         Rule::Removes => {
             done.expect(&cell);
             assert!(daemon.manager.status(NAME).is_err(), "{cell}");

@@ -54,7 +54,7 @@ impl Model {
 
 /// The state after a step, and whether it must succeed; `None` for a machine that was never run.
 #[expect(clippy::match_same_arms, reason = "one arm for each rule of the model")]
-fn expect(step: Step, model: Option<Model>, wish_paused: bool) -> (Option<Model>, Option<bool>) {
+fn expect(step: Step, model: Option<Model>, desired_paused: bool) -> (Option<Model>, Option<bool>) {
     let stays = |succeeds| (model, Some(succeeds));
     let to = |model| (Some(model), Some(true));
     let Some(known) = model else {
@@ -65,13 +65,13 @@ fn expect(step: Step, model: Option<Model>, wish_paused: bool) -> (Option<Model>
         };
     };
     let is_up = matches!(known, Model::Running | Model::Paused);
-    let wish = if wish_paused { Model::Paused } else { Model::Running };
+    let desired = if desired_paused { Model::Paused } else { Model::Running };
     match (step, known) {
         (Step::Run, Model::Gone) => to(Model::Running),
         (Step::Run, _) => stays(false),
         (Step::Checkpoint, _) => stays(is_up),
         (Step::RollbackToFirst, Model::Running | Model::Paused) => stays(true),
-        (Step::RollbackToFirst, Model::Off | Model::Gone) => to(wish),
+        (Step::RollbackToFirst, Model::Off | Model::Gone) => to(desired),
         (Step::RollbackToFirst, Model::Detached) => stays(false),
         // Whether there is something to undo is not modelled.
         (Step::Undo, _) if is_up => (model, None),
@@ -152,12 +152,12 @@ proptest! {
     fn random_histories_follow_the_model(steps in prop::collection::vec(step(), 1..20)) {
         let mut daemon = Daemon::new();
         let mut models: BTreeMap<&str, Model> = BTreeMap::new();
-        let mut wishes: BTreeMap<&str, bool> = BTreeMap::new();
+        let mut desired: BTreeMap<&str, bool> = BTreeMap::new();
         for (which, step) in steps {
             let name = NAMES[which];
             let before = models.get(name).copied();
-            let is_wished_paused = wishes.get(name).copied().unwrap_or(false);
-            let (expected, succeeds) = expect(step, before, is_wished_paused);
+            let is_desired_paused = desired.get(name).copied().unwrap_or(false);
+            let (expected, succeeds) = expect(step, before, is_desired_paused);
             let done = execute(&mut daemon, name, step);
             let is_done = done.is_ok();
             if let Some(succeeds) = succeeds {
@@ -181,8 +181,8 @@ proptest! {
                 }
             }
             match (step, models[name]) {
-                (Step::Pause, Model::Paused) => wishes.insert(name, true),
-                (Step::Run | Step::Resume | Step::Stop, _) if is_done => wishes.insert(name, false),
+                (Step::Pause, Model::Paused) => desired.insert(name, true),
+                (Step::Run | Step::Resume | Step::Stop, _) if is_done => desired.insert(name, false),
                 _ => None,
             };
         }
