@@ -17,9 +17,8 @@ pub(super) const QUERY: NamedQuery = NamedQuery {
 SELECT f.kind, f.object, min(c.sequence) AS first_sequence,
        c.name AS first_checkpoint, count(*) AS checkpoints, f.expected, f.found
 FROM fact_integrity f
-JOIN checkpoint c ON c.id = f.checkpoint
-JOIN machine m ON m.id = c.machine
-WHERE m.name = ?1
+JOIN v_checkpoint c ON c.checkpoint = f.checkpoint
+WHERE c.machine = ?1
 GROUP BY f.kind, f.object
 ORDER BY first_sequence, f.kind, f.object",
 };

@@ -14,13 +14,12 @@ pub(super) const QUERY: NamedQuery = NamedQuery {
     ],
     sql: "\
 WITH pair AS (
-    SELECT c.id, c.name, c.parent, v.verdict, (now.uptime_ns - then_.uptime_ns) / 1e9 AS seconds
-    FROM checkpoint c
-    JOIN fact_kernel now ON now.checkpoint = c.id
-    JOIN fact_kernel then_ ON then_.checkpoint = c.parent
-    LEFT JOIN verdict v ON v.checkpoint = c.id
-    WHERE c.machine = (SELECT machine FROM checkpoint WHERE name = ?1)
-      AND (v.verdict = 'good' OR c.name = ?1)),
+    SELECT c.checkpoint AS id, c.name, c.parent_checkpoint AS parent, c.verdict, (now.uptime_ns - then_.uptime_ns) / 1e9 AS seconds
+    FROM v_checkpoint c
+    JOIN fact_kernel now ON now.checkpoint = c.checkpoint
+    JOIN fact_kernel then_ ON then_.checkpoint = c.parent_checkpoint
+    WHERE c.machine = (SELECT machine FROM v_checkpoint WHERE name = ?1)
+      AND (c.verdict = 'good' OR c.name = ?1)),
 reading AS (
     SELECT p.name AS checkpoint, p.verdict, now.name AS counter,
            now.name IN ('load1', 'load5', 'load15', 'total_pages', 'tainted', 'workingset_nodes', 'poisoned_pages')

@@ -16,10 +16,10 @@ pub(super) const QUERY: NamedQuery = NamedQuery {
 SELECT now.comm, now.pid, now.parent_comm AS parent, then_.pid IS NULL AS is_new,
        round((now.utime_ns + now.stime_ns - coalesce(then_.utime_ns + then_.stime_ns, 0)) / 1e9, 3) AS cpu_s,
        now.rss_pages - coalesce(then_.rss_pages, 0) AS rss_pages_grown
-FROM checkpoint good
-JOIN checkpoint bad ON bad.name = ?2
-JOIN fact_task now ON now.checkpoint = bad.id
-LEFT JOIN fact_task then_ ON then_.checkpoint = good.id AND then_.pid = now.pid
+FROM v_checkpoint good
+JOIN v_checkpoint bad ON bad.name = ?2
+JOIN fact_task now ON now.checkpoint = bad.checkpoint
+LEFT JOIN fact_task then_ ON then_.checkpoint = good.checkpoint AND then_.pid = now.pid
      AND then_.start_time_ns = now.start_time_ns
 WHERE good.name = ?1
 ORDER BY cpu_s DESC, now.pid

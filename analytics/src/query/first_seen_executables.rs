@@ -17,11 +17,10 @@ pub(super) const QUERY: NamedQuery = NamedQuery {
     ],
     sql: "\
 SELECT t.executable, min(c.sequence) AS first_sequence, c.name AS first_checkpoint, t.pid, t.comm,
-       t.parent_comm AS started_by, t.uid, t.command_line, count(DISTINCT c.id) AS checkpoints
+       t.parent_comm AS started_by, t.uid, t.command_line, count(DISTINCT c.checkpoint) AS checkpoints
 FROM fact_task t
-JOIN checkpoint c ON c.id = t.checkpoint
-JOIN machine m ON m.id = c.machine
-WHERE m.name = ?1 AND t.executable IS NOT NULL
+JOIN v_checkpoint c ON c.checkpoint = t.checkpoint
+WHERE c.machine = ?1 AND t.executable IS NOT NULL
 GROUP BY t.executable
 ORDER BY first_sequence DESC, t.executable
 LIMIT 50",

@@ -12,11 +12,11 @@ pub(super) const QUERY: NamedQuery = NamedQuery {
     ],
     sql: "\
 SELECT then_.comm, then_.pid, then_.parent_comm AS parent, then_.kernel_thread
-FROM checkpoint good
-JOIN checkpoint bad ON bad.name = ?2
-JOIN fact_task then_ ON then_.checkpoint = good.id
+FROM v_checkpoint good
+JOIN v_checkpoint bad ON bad.name = ?2
+JOIN fact_task then_ ON then_.checkpoint = good.checkpoint
 WHERE good.name = ?1
-  AND NOT EXISTS (SELECT 1 FROM fact_task t WHERE t.checkpoint = bad.id AND t.pid = then_.pid
+  AND NOT EXISTS (SELECT 1 FROM fact_task t WHERE t.checkpoint = bad.checkpoint AND t.pid = then_.pid
                   AND t.start_time_ns = then_.start_time_ns)
 ORDER BY then_.kernel_thread, then_.pid
 LIMIT 50",

@@ -14,11 +14,13 @@ pub(super) const QUERY: NamedQuery = NamedQuery {
 WITH RECURSIVE
 -- A checkpoint has the lines that its predecessors had not.
 later(id) AS (
-    SELECT id FROM checkpoint WHERE name = ?2
-    UNION SELECT c.parent FROM later JOIN checkpoint c USING (id) WHERE c.parent IS NOT NULL),
+    SELECT checkpoint FROM v_checkpoint WHERE name = ?2
+    UNION SELECT c.parent_checkpoint FROM later JOIN v_checkpoint c ON c.checkpoint = later.id
+    WHERE c.parent_checkpoint IS NOT NULL),
 earlier(id) AS (
-    SELECT id FROM checkpoint WHERE name = ?1
-    UNION SELECT c.parent FROM earlier JOIN checkpoint c USING (id) WHERE c.parent IS NOT NULL)
+    SELECT checkpoint FROM v_checkpoint WHERE name = ?1
+    UNION SELECT c.parent_checkpoint FROM earlier JOIN v_checkpoint c ON c.checkpoint = earlier.id
+    WHERE c.parent_checkpoint IS NOT NULL)
 SELECT sequence, round(time_ns / 1e9, 6) AS time_s, level, text
 FROM fact_log WHERE checkpoint IN (SELECT id FROM later EXCEPT SELECT id FROM earlier)
 EXCEPT

@@ -13,7 +13,7 @@ pub(super) const QUERY: NamedQuery = NamedQuery {
     sql: "\
 WITH held AS (
     SELECT c.name AS checkpoint, t.comm, sum(t.rss_pages) AS pages
-    FROM checkpoint c JOIN fact_task t ON t.checkpoint = c.id
+    FROM v_checkpoint c JOIN fact_task t ON t.checkpoint = c.checkpoint
     WHERE c.name IN (?1, ?2) AND t.pid = t.tgid
     GROUP BY c.name, t.comm)
 SELECT now.comm, now.pages, coalesce(then_.pages, 0) AS pages_before, now.pages - coalesce(then_.pages, 0) AS grown

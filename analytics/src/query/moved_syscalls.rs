@@ -17,10 +17,10 @@ pub(super) const QUERY: NamedQuery = NamedQuery {
 WITH RECURSIVE
 -- Only the first checkpoint of a boot has the whole table; later ones have the calls that differ from it.
 ancestor(side, id, depth) AS (
-    SELECT 'good', id, 0 FROM checkpoint WHERE name = ?1
-    UNION ALL SELECT 'bad', id, 0 FROM checkpoint WHERE name = ?2
-    UNION ALL SELECT a.side, c.parent, a.depth + 1 FROM ancestor a JOIN checkpoint c ON c.id = a.id
-    WHERE c.parent IS NOT NULL),
+    SELECT 'good', checkpoint, 0 FROM v_checkpoint WHERE name = ?1
+    UNION ALL SELECT 'bad', checkpoint, 0 FROM v_checkpoint WHERE name = ?2
+    UNION ALL SELECT a.side, c.parent_checkpoint, a.depth + 1
+    FROM ancestor a JOIN v_checkpoint c ON c.checkpoint = a.id WHERE c.parent_checkpoint IS NOT NULL),
 whole(side, id) AS (
     SELECT side, id FROM (
         SELECT a.side, a.id, row_number() OVER (PARTITION BY a.side ORDER BY a.depth) AS nearest FROM ancestor a

@@ -16,11 +16,11 @@ pub(super) const QUERY: NamedQuery = NamedQuery {
 SELECT now.comm, count(*) AS tasks, group_concat(DISTINCT now.parent_comm) AS started_by,
        sum(now.rss_pages) AS rss_pages, min(now.pid) AS first_pid,
        round(min(now.start_time_ns) / 1e9, 3) AS first_start_s
-FROM checkpoint good
-JOIN checkpoint bad ON bad.name = ?2
-JOIN fact_task now ON now.checkpoint = bad.id
+FROM v_checkpoint good
+JOIN v_checkpoint bad ON bad.name = ?2
+JOIN fact_task now ON now.checkpoint = bad.checkpoint
 WHERE good.name = ?1
-  AND NOT EXISTS (SELECT 1 FROM fact_task t WHERE t.checkpoint = good.id AND t.pid = now.pid
+  AND NOT EXISTS (SELECT 1 FROM fact_task t WHERE t.checkpoint = good.checkpoint AND t.pid = now.pid
                   AND t.start_time_ns = now.start_time_ns)
 GROUP BY now.comm
 ORDER BY tasks DESC, now.comm

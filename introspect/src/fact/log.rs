@@ -15,6 +15,6 @@ fact! {
     }
     question "log": "The kernel log up to the checkpoint"
         titled "Kernel log" from "SELECT printf('%.6f', time_ns / 1e9) AS seconds, level, text FROM fact_log \
-         WHERE checkpoint IN (WITH RECURSIVE line(id) AS (SELECT ?1 UNION ALL SELECT parent FROM checkpoint \
-         JOIN line USING (id) WHERE parent IS NOT NULL) SELECT id FROM line) ORDER BY sequence";
+         WHERE checkpoint IN (WITH RECURSIVE ancestor(id) AS (SELECT ?1 UNION ALL SELECT parent_checkpoint \
+         FROM v_checkpoint JOIN ancestor ON checkpoint = id WHERE parent_checkpoint IS NOT NULL) SELECT id FROM ancestor) ORDER BY sequence";
 }

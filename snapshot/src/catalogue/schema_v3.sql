@@ -29,7 +29,7 @@ SELECT c.name, m.name AS machine, c.sequence, c.timeline, p.name AS parent, c.la
        coalesce(v.verdict, 'unknown') AS verdict, v.score, v.p_value,
        c.pause_us, c.durable_us, c.dirty_pages, c.changed_pages, c.new_pages, c.zero_pages, c.stored_bytes,
        (SELECT group_concat(d.what, '; ') FROM damage d WHERE d.checkpoint = c.id) AS damage,
-       c.id AS checkpoint
+       c.id AS checkpoint, c.parent AS parent_checkpoint
 FROM checkpoint c
 JOIN machine m ON m.id = c.machine
 LEFT JOIN checkpoint p ON p.id = c.parent

@@ -1,3 +1,5 @@
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
 /// Which checkpoints stay. A checkpoint stays when any rule keeps it. Always kept, whatever the policy says: each
@@ -79,19 +81,16 @@ impl Period {
             Self::Day => day,
             // Day 0 was a Thursday.
             Self::Week => (day + 3).div_euclid(7),
-            Self::Month => month(day),
+            Self::Month => month(at_ms),
         }
     }
 }
 
-/// Months since March of the year 0, of a day since 1970 (the civil calendar, after Howard Hinnant).
-fn month(day: i64) -> i64 {
-    let shifted = day + 719_468;
-    let era = shifted.div_euclid(146_097);
-    let day_of_era = shifted.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    (era * 400 + year_of_era) * 12 + (5 * day_of_year + 2) / 153
+/// Months since the year 0, of an instant; those beyond the calendar count as its last or first month.
+fn month(at_ms: i64) -> i64 {
+    let limit = if at_ms < 0 { Timestamp::MIN } else { Timestamp::MAX };
+    let date = Timestamp::from_millisecond(at_ms).unwrap_or(limit).to_zoned(TimeZone::UTC).date();
+    i64::from(date.year()) * 12 + i64::from(date.month())
 }
 
 #[cfg(test)]
