@@ -34,17 +34,23 @@ fn a_qemu_that_is_too_old_is_refused() {
     let greeting = serde_json::json!({ "QMP": {
         "version": { "qemu": { "micro": 0, "minor": 2, "major": 6 }, "package": "" }, "capabilities": ["oob"],
     } });
-    // It is asked for its capabilities, and answers as an old QEMU does.
-    let old = std::thread::spawn(move || {
-        let (mut peer, _) = listener.accept().unwrap();
-        writeln!(peer, "{greeting}").unwrap();
-        for line in std::io::BufReader::new(peer.try_clone().unwrap()).lines() {
-            let asked: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
-            writeln!(peer, "{}", serde_json::json!({ "return": {}, "id": asked["id"] })).unwrap();
+    // It is looked at before it is attached: each connection is greeted, and answered as an old QEMU does. The thread ends
+    // with the test.
+    std::thread::spawn(move || {
+        for mut peer in listener.incoming().map_while(Result::ok) {
+            let mut asked = std::io::BufReader::new(peer.try_clone().unwrap()).lines();
+            if writeln!(peer, "{greeting}").is_err() {
+                continue;
+            }
+            while let Some(Ok(line)) = asked.next() {
+                let asked: serde_json::Value = serde_json::from_str(&line).unwrap();
+                if writeln!(peer, "{}", serde_json::json!({ "return": {}, "id": asked["id"] })).is_err() {
+                    break;
+                }
+            }
         }
     });
     let ran = daemon.run(&["attach", "g", "--qmp", qmp.to_str().unwrap()]);
-    old.join().unwrap();
     assert_eq!(ran.code, 4, "{ran:?}");
     assert!(ran.stderr.contains("6.2") && ran.stderr.contains("7.2"), "{ran:?}");
     assert_eq!(daemon.json(&["list"]), serde_json::json!([]));

@@ -41,6 +41,9 @@ pub(super) struct Scenario {
     pub(super) incidents: Vec<(String, String)>,
     /// Whether a fault has effects now: alarms are right then.
     faulty: bool,
+    /// The newest checkpoint of the fault's timeline: alarms up to it are right, also if their events come after the
+    /// rollback.
+    faulty_until: u64,
 }
 
 impl Scenario {
@@ -61,6 +64,7 @@ impl Scenario {
             newest: Checkpoint::default(),
             incidents: Vec::new(),
             faulty: false,
+            faulty_until: 0,
         })
     }
 
@@ -72,7 +76,7 @@ impl Scenario {
         match event.and_then(|event| event.event) {
             Some(Event::Checkpoint(taken)) => {
                 if taken.kind != "before-rollback" {
-                    self.summary.count(&taken, self.faulty);
+                    self.summary.count(&taken, self.faulty || taken.sequence <= self.faulty_until);
                 }
                 self.screen.checkpoint(&taken);
                 self.newest = taken.clone();
@@ -109,6 +113,12 @@ impl Scenario {
                 _ => {}
             }
         }
+    }
+
+    /// The fault has no effects any more: the guest went to a checkpoint before it.
+    fn left_fault(&mut self, rollback: &Rollback) {
+        self.faulty = false;
+        self.faulty_until = rollback.current.as_ref().map_or(0, |current| current.sequence);
     }
 
     /// The guest's first tick after a mark.
@@ -199,7 +209,7 @@ async fn inject_and_roll_back(
     };
     let moved =
         scenario.client.checkpoints().rollback(request).await?.into_inner().rollback.unwrap_or_default();
-    scenario.faulty = false;
+    scenario.left_fault(&moved);
     report(scenario, "Rolled back", &moved);
     let (after, line) = scenario.first_tick(mark).await?;
     scenario.screen.text(&format!(
@@ -243,7 +253,7 @@ async fn undo_once(scenario: &mut Scenario) -> Result<(), CliError> {
     }
     let request = RedoRequest { machine: MACHINE.to_owned() };
     let moved = scenario.client.checkpoints().redo(request).await?.into_inner().rollback.unwrap_or_default();
-    scenario.faulty = false;
+    scenario.left_fault(&moved);
     scenario.summary.rollbacks_us.push(moved.rollback_us);
     report(scenario, "`redo` undoes the undo", &moved);
     Ok(())
