@@ -52,11 +52,11 @@ pub enum MemorySource {
     /// become shorter.
     Shared(Arc<File>),
     /// The same file, which another process that maps it fills with the memory of another instant. [`KvmConfig::boot`] is passed
-    /// over: the machine waits for [`retrovisor_guest::Machine::apply_state`] with the state of that instant, then for
+    /// over: the machine waits for [`retrovisor_guest::StateIo::apply_state`] with the state of that instant, then for
     /// `resume`.
     Awaited(Arc<File>),
     /// The memory of another instant, shared until it is written. [`KvmConfig::boot`] is passed over: the machine
-    /// waits for [`retrovisor_guest::Machine::apply_state`] with the state of that instant, then for `resume`.
+    /// waits for [`retrovisor_guest::StateIo::apply_state`] with the state of that instant, then for `resume`.
     Template(Template),
 }
 

@@ -15,7 +15,7 @@ pub struct RemoteConfig {
     pub arguments: Vec<OsString>,
     /// Where the machine has its sockets and logs. For the owner alone.
     pub runtime_dir: PathBuf,
-    /// Whether it does not boot, but waits to be given memory and [`retrovisor_guest::Machine::apply_state`].
+    /// Whether it does not boot, but waits to be given memory and [`retrovisor_guest::StateIo::apply_state`].
     pub awaits_state: bool,
     /// Whether the worker goes on when this process ends or drops the machine.
     pub detached: bool,
