@@ -139,7 +139,7 @@ impl Server {
     /// Names of all checkpoints, oldest first.
     pub(crate) fn checkpoints(&self) -> Vec<String> {
         let log = self.json(&["log", "web"]);
-        let records = log["checkpoints"].as_array().expect("checkpoints");
+        let records = log.as_array().expect("checkpoints");
         let mut names: Vec<(u64, String)> = records
             .iter()
             .map(|record| {
