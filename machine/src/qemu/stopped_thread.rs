@@ -17,8 +17,9 @@ use crate::error::RegistrationError;
 const STOP_WAIT: Duration = Duration::from_secs(1);
 /// How long the stop is polled for without sleeping. It usually takes some ten microseconds.
 const POLL_WAIT: Duration = Duration::from_millis(2);
-/// How often the thread is stopped to find it waiting in a system call.
-const TRIES: u32 = 50;
+/// For how long the thread is stopped again and again to find it waiting in a system call. On a busy host it can take
+/// long until it runs at all.
+const TRY_WAIT: Duration = Duration::from_secs(2);
 /// The pause between these, in which the thread runs.
 const TRY_PAUSE: Duration = Duration::from_millis(2);
 /// How many stops for other causes a single step may meet.
@@ -93,14 +94,17 @@ impl StoppedThread {
 
     /// A main thread waits most of the time; when it does not, it is released and stopped again later.
     fn stop(pid: Pid) -> Result<(Self, Instant), RegistrationError> {
-        for _ in 0..TRIES {
+        let first = Instant::now();
+        loop {
             let begin = Instant::now();
             if let Some(thread) = Self::stop_once(pid)? {
                 return Ok((thread, begin));
             }
+            if first.elapsed() > TRY_WAIT {
+                return Err(RegistrationError::Busy);
+            }
             std::thread::sleep(TRY_PAUSE);
         }
-        Err(RegistrationError::Busy)
     }
 
     /// `None` when the thread was not in a system call.
@@ -127,8 +131,9 @@ impl StoppedThread {
         }
         let mut code = SYSCALL.map(|_| 0);
         read(pid, instruction, &mut code)?;
+        // About to restart a call that was interrupted.
         if code != SYSCALL {
-            return Err(RegistrationError::OtherAbi);
+            return Ok(None);
         }
         let scratch = registers.rsp.saturating_sub(SCRATCH_DISTANCE) & !63;
         let mut scratch_content = [0; SCRATCH_BYTES];
