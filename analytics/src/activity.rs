@@ -36,7 +36,7 @@ impl Interval {
 
     /// `None` where no rate makes sense: no parent, no clock, or a clock that went back or hardly moved.
     pub(crate) fn between(parent: &Sample, sample: &Sample) -> Option<Self> {
-        let seconds = u64_f64(sample.uptime_ns?.checked_sub(parent.uptime_ns?)?) / 1e9;
+        let seconds = u64_f64(sample.boot.uptime_ns?.checked_sub(parent.boot.uptime_ns?)?) / 1e9;
         (seconds >= Self::SECONDS_MIN).then_some(Self { seconds })
     }
 }

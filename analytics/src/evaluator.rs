@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use retrovisor_snapshot::{CheckpointId, Verdict};
 
+use crate::boot::Boot;
 use crate::config::Config;
 use crate::evaluation::{Evaluation, score};
 use crate::feature::FEATURES;
@@ -123,7 +124,12 @@ impl Evaluator {
         let resumed = self.resumes(sample);
         self.last = Some(sample.checkpoint);
         self.resumed_from = None;
-        let rebooted = parent.is_some_and(|parent| sample.rebooted_since(parent));
+        let before = self.boot_before(sample, parent);
+        let rebooted = before.as_ref().is_some_and(|before| sample.boot.is_another_than(before));
+        let shown = match before {
+            Some(before) if !rebooted => sample.boot.clone().after(before),
+            _ => sample.boot.clone(),
+        };
         let stopped_s = parent.and_then(|parent| sample.clock_stopped_s(parent));
         self.enter_boot(sample, rebooted);
         // Counters of another boot began anew: nothing can be compared with them.
@@ -180,8 +186,14 @@ impl Evaluator {
             () if stopped_s.is_some() || !sample.is_readable() => Finding::Unreadable,
             () => Finding::Clean,
         };
-        evaluation.settled = self.record_state(sample, state, &observation, view.interval.is_some());
+        evaluation.settled = self.record_state(sample, shown, state, &observation, view.interval.is_some());
         Evaluated { evaluation, observation }
+    }
+
+    /// What is known of the boot of the checkpoint before. That one may be of the firmware and show nothing itself.
+    fn boot_before(&self, sample: &Sample, parent: Option<&Sample>) -> Option<Boot> {
+        let known = sample.parent.and_then(|parent| self.verdicts.get(parent));
+        known.map(|known| known.shown.clone()).or_else(|| parent.map(|parent| parent.boot.clone()))
     }
 
     /// Selects what was learnt of the boot that a checkpoint is of; nothing yet for a new boot.
@@ -245,6 +257,7 @@ impl Evaluator {
     fn record_state(
         &mut self,
         sample: &Sample,
+        shown: Boot,
         finding: Finding,
         observation: &Observation,
         has_rates: bool,
@@ -254,6 +267,7 @@ impl Evaluator {
             sample.checkpoint,
             EvaluatedCheckpoint {
                 boot: self.boot,
+                shown,
                 parent: sample.parent,
                 timeline: sample.timeline,
                 finding,

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod activity;
+mod boot;
 mod calibration;
 mod cause;
 mod config;

@@ -28,7 +28,11 @@ pub(crate) fn rules(sample: &Sample, rebooted: bool, stopped_s: Option<f64>) -> 
     let stopped = stopped_s
         .map(|seconds| note("clock", format!("the guest's clock did not advance for {} s", short(seconds))));
     let unreadable = (!sample.is_readable()).then(|| {
-        note("facts", "the guest's clock or tasks could not be read: it is not known to be well".to_owned())
+        let why = sample.passing_state().map_or_else(
+            || "the guest's clock or tasks could not be read".to_owned(),
+            |state| format!("the guest's kernel is not running but in state `{state}`"),
+        );
+        note("facts", format!("{why}: it is not known to be well"))
     });
     broken.chain(reboot).chain(stopped).chain(unreadable).collect()
 }

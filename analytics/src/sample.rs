@@ -16,6 +16,7 @@ use self::grid::Grid;
 pub use self::log::{Log, LogLine};
 pub use self::task::Task;
 pub(crate) use self::task::family;
+use crate::boot::Boot;
 use crate::error::{AnalyticsError, Result};
 
 /// Something that is never so in a healthy guest, and was found.
@@ -72,9 +73,9 @@ pub struct Sample {
     pub(crate) capture: Capture,
     /// When it was taken, by the host: milliseconds since 1970 UTC.
     pub(crate) taken_at_ms: i64,
-    pub(crate) uptime_ns: Option<u64>,
-    /// Where the kernel was loaded: differs from boot to boot with KASLR.
-    pub(crate) placement: Option<(String, String)>,
+    pub(crate) boot: Boot,
+    /// What the kernel says that it does: `booting`, `running`, `restart`, …
+    pub(crate) state: Option<String>,
     pub(crate) cpus: f64,
     pub(crate) tasks: Vec<Task>,
     pub(crate) modules: BTreeSet<String>,
@@ -138,8 +139,8 @@ impl Sample {
                 stored_bytes: record.stored_bytes as f64,
             },
             taken_at_ms: record.taken_at_ms,
-            uptime_ns: None,
-            placement: None,
+            boot: Boot::default(),
+            state: None,
             cpus: 1.0,
             tasks: Vec::new(),
             modules: BTreeSet::new(),
@@ -154,9 +155,13 @@ impl Sample {
         match table {
             "fact_kernel" => {
                 if let Some(row) = grid.rows(1).next() {
-                    self.uptime_ns = row.count("uptime_ns");
+                    self.boot = Boot {
+                        name: row.text("boot"),
+                        uptime_ns: row.count("uptime_ns"),
+                        placement: row.text("virtual_slide").zip(row.text("physical_base")),
+                    };
+                    self.state = row.text("state");
                     self.cpus = row.number("cpus").unwrap_or(1.0).clamp(1.0, 4096.0);
-                    self.placement = row.text("virtual_slide").zip(row.text("physical_base"));
                     self.violations.extend(failure::of_kernel(row));
                 }
             }
@@ -213,22 +218,21 @@ impl Sample {
 
     /// Whether enough was read to tell a healthy guest from another.
     pub(crate) fn is_readable(&self) -> bool {
-        self.uptime_ns.is_some() && !self.tasks.is_empty()
+        self.boot.uptime_ns.is_some() && !self.tasks.is_empty() && self.passing_state().is_none()
     }
 
-    /// Whether the guest booted again after an earlier checkpoint of its line.
-    pub(crate) fn rebooted_since(&self, parent: &Self) -> bool {
-        let went_back = self.uptime_ns.zip(parent.uptime_ns).is_some_and(|(now, then)| now < then);
-        let moved =
-            self.placement.as_ref().zip(parent.placement.as_ref()).is_some_and(|(now, then)| now != then);
-        went_back || moved
+    /// The state of a kernel that is not at its work: it boots, restarts or halts. A panic is none of these: it is a
+    /// violation. Unknown where the kernel does not say.
+    pub(crate) fn passing_state(&self) -> Option<&str> {
+        self.state.as_deref().filter(|state| !matches!(*state, "running" | "panic"))
     }
 
     /// How long the guest's clock did not advance, by the host's clock; `None` where it did, or not for long.
     pub(crate) fn clock_stopped_s(&self, parent: &Self) -> Option<f64> {
         // An idle guest may leave its clock alone for seconds.
         const STOPPED_MS_MIN: u64 = 10_000;
-        let stands = self.uptime_ns.is_some() && self.uptime_ns == parent.uptime_ns;
+        let uptime_ns = self.boot.uptime_ns.filter(|_| self.passing_state().is_none());
+        let stands = uptime_ns.is_some() && uptime_ns == parent.boot.uptime_ns;
         let passed_ms = u64::try_from(self.taken_at_ms.saturating_sub(parent.taken_at_ms)).unwrap_or(0);
         (stands && passed_ms >= STOPPED_MS_MIN).then(|| u64_f64(passed_ms) / 1000.0)
     }
@@ -236,7 +240,7 @@ impl Sample {
     /// The guest's own uptime, in seconds.
     #[must_use]
     pub fn uptime_s(&self) -> Option<f64> {
-        self.uptime_ns.map(|ns| u64_f64(ns) / 1e9)
+        self.boot.uptime_ns.map(|ns| u64_f64(ns) / 1e9)
     }
 
     /// The threads it had.

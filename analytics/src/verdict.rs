@@ -11,6 +11,8 @@ use std::collections::HashMap;
 
 use retrovisor_snapshot::{CheckpointId, TimelineId};
 
+use crate::boot::Boot;
+
 /// What was found in a checkpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Finding {
@@ -27,7 +29,10 @@ pub(crate) enum Finding {
 /// An evaluated checkpoint.
 #[derive(Clone, Debug)]
 pub(crate) struct EvaluatedCheckpoint {
+    /// The number of its boot.
     pub(crate) boot: u64,
+    /// What it and those before it of the same boot show of that boot.
+    pub(crate) shown: Boot,
     pub(crate) parent: Option<CheckpointId>,
     pub(crate) timeline: TimelineId,
     pub(crate) finding: Finding,
@@ -89,7 +94,8 @@ mod tests {
     fn insert(verdicts: &mut Verdicts, id: i64, parent: Option<i64>, finding: Finding) -> Vec<i64> {
         let is_clean = finding == Finding::Clean;
         let parent = parent.map(CheckpointId);
-        let evaluated = EvaluatedCheckpoint { boot: 0, parent, timeline: TimelineId(1), finding };
+        let shown = Boot::default();
+        let evaluated = EvaluatedCheckpoint { boot: 0, shown, parent, timeline: TimelineId(1), finding };
         assert!(verdicts.insert(CheckpointId(id), evaluated));
         let good = if is_clean { verdicts.mark_good(CheckpointId(id), 2) } else { Vec::new() };
         good.into_iter().map(|id| id.0).collect()

@@ -12,6 +12,7 @@ use synthetic::run::Run;
 static KERNEL: Schema = Schema {
     table: "fact_kernel",
     columns: &[
+        Column { name: "boot", kind: Kind::Text },
         Column { name: "uptime_ns", kind: Kind::Integer },
         Column { name: "cpus", kind: Kind::Integer },
         Column { name: "state", kind: Kind::Text },
@@ -32,6 +33,7 @@ static LOG: Schema = Schema {
 };
 
 struct Kernel {
+    boot: &'static str,
     uptime_s: f64,
     state: &'static str,
     oopses: i64,
@@ -44,6 +46,7 @@ impl Kernel {
         let uptime_ns = (self.uptime_s * 1e9) as i64;
         let panic_cpu = if self.state == "panic" { Value::Integer(0) } else { Value::Null };
         let row = vec![
+            if self.state == "running" { self.boot.into() } else { Value::Null },
             Value::Integer(uptime_ns),
             Value::Integer(1),
             self.state.into(),
@@ -61,7 +64,8 @@ fn step(run: &mut Run, change: impl FnOnce(&mut CheckpointRecord, &mut Vec<Table
     run.guest.run(0.5);
     let mut record = run.records.take(&run.guest);
     let mut tables = run.guest.tables();
-    let kernel = Kernel { uptime_s: run.guest.uptime_s, state: "running", oopses: 0, slide: "0x1000" };
+    let uptime_s = run.guest.uptime_s;
+    let kernel = Kernel { boot: "first", uptime_s, state: "running", oopses: 0, slide: "0x1000" };
     change(&mut record, &mut tables, kernel);
     let sample = Sample::from_tables(&record, &tables);
     let parent = record.parent.and_then(|parent| run.samples.get(&parent));
@@ -150,6 +154,58 @@ fn a_reboot_is_named_and_begins_a_new_baseline_and_the_old_one_returns_with_a_ro
     run.evaluator.rolled_back_to(before);
     let evaluation = healthy(&mut run);
     assert!(!evaluation.learning && run.evaluator.baseline_len() >= baseline);
+}
+
+/// A reboot as checkpoints meet it: the kernel goes down, the firmware runs, the kernel boots, and runs when its clock is
+/// beyond where it was.
+#[test]
+fn nothing_between_two_boots_is_an_alarm_or_clean_and_the_new_one_is_learnt() {
+    let mut run = learnt(6);
+    let last = healthy(&mut run).checkpoint;
+    let booting = |state, slide, uptime_s| {
+        move |_: &mut CheckpointRecord, tables: &mut Vec<Table>, kernel: Kernel| {
+            replace(tables, Kernel { state, slide, uptime_s, ..kernel }.table());
+        }
+    };
+    let uptime_s = run.guest.uptime_s;
+    let mut between = vec![step(&mut run, booting("restart", "0x1000", uptime_s))];
+    for _ in 0..3 {
+        between.push(step(&mut run, |_, tables, _| tables.clear()));
+    }
+    // The clock stands while the kernel begins.
+    for state in ["booting", "scheduling", "freeing_initmem"] {
+        between.push(step(&mut run, |record, tables, kernel| {
+            record.taken_at_ms += 60_000;
+            booting(state, "0x1000", 0.0)(record, tables, kernel);
+        }));
+    }
+    for evaluation in &between {
+        assert_eq!(evaluation.verdict, Verdict::Unknown, "{:?}", evaluation.reasons);
+        assert!(evaluation.reasons.iter().any(|reason| reason.subject == "facts"), "{evaluation:?}");
+    }
+    let said = |evaluation: &Evaluation, text: &str| {
+        evaluation.reasons.iter().any(|reason| reason.text.contains(text))
+    };
+    assert!(said(&between[0], "`restart`") && said(&between[5], "`scheduling`"));
+    let reboots: Vec<_> = between.iter().map(|evaluation| said(evaluation, "rebooted")).collect();
+    assert_eq!(reboots, [false, false, false, false, true, false, false]);
+    for _ in 0..8 {
+        let evaluation = healthy(&mut run);
+        assert!(evaluation.learning && !said(&evaluation, "rebooted"), "{:?}", evaluation.reasons);
+        assert_eq!(evaluation.settled, [], "after {last}");
+    }
+}
+
+/// The first checkpoint after the firmware can have any clock, and a kernel without KASLR is where it was.
+#[test]
+fn a_boot_is_told_from_another_by_its_name_alone() {
+    let mut run = learnt(7);
+    healthy(&mut run);
+    step(&mut run, |_, tables, _| tables.clear());
+    let evaluation = step(&mut run, |_, tables, kernel| {
+        replace(tables, Kernel { boot: "another", ..kernel }.table());
+    });
+    assert!(evaluation.learning && evaluation.reasons.iter().any(|reason| reason.subject == "reboot"));
 }
 
 #[test]

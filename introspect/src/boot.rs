@@ -39,12 +39,15 @@ use crate::{
     },
     probe::Probe,
     reader::Reader,
+    roots,
 };
 
 /// One boot of one kernel, and what its first observations showed: later ones are compared with it.
 pub(crate) struct Boot {
     pub(crate) kernel: Arc<Kernel>,
     identity: BootIdentity,
+    /// Whether it was seen after its start.
+    has_run: bool,
     syscalls: Option<Syscalls>,
     text: Option<TextReference>,
     gates: Option<Vec<Gate>>,
@@ -63,6 +66,7 @@ impl Boot {
         Self {
             kernel,
             identity,
+            has_run: false,
             syscalls: None,
             text: None,
             gates: None,
@@ -73,6 +77,11 @@ impl Boot {
             seen_lines: SeenLines::default(),
             module_symbols: ModuleSymbols::default(),
         }
+    }
+
+    /// Whether it was seen after its start, or cannot tell its state.
+    pub(crate) fn has_run(&self) -> bool {
+        self.has_run
     }
 
     /// Whether a memory is of this boot.
@@ -92,6 +101,7 @@ impl Boot {
         let kernel = Arc::clone(&self.kernel);
         let (syscalls, mut integrity) = self.syscalls(&kernel, reader);
         let Some(probe) = Probe::new(&kernel, reader) else {
+            self.has_run = true;
             return Linux { kernel: kernel_fact(&kernel, vcpus), syscalls, integrity, ..Linux::default() };
         };
         let clock = Clock::read(&probe);
@@ -99,6 +109,7 @@ impl Boot {
         let mut modules = Modules::read(&probe).unwrap_or_default();
         // Until it starts its first process a kernel still changes its code and tables at will.
         let running = is_running(&probe);
+        self.has_run |= running;
         if running {
             self.task_slabs.find_unlisted(&probe, &mut tasks);
             module_memory::find_unlisted(&probe, &mut modules);
@@ -109,6 +120,7 @@ impl Boot {
         let bpf_programs = bpf::programs(&code).unwrap_or_default();
         let (mut gates, mut hooks) = (Vec::new(), Vec::new());
         if running {
+            let vcpus = &roots::of_kernel(vcpus, &kernel, reader.pages());
             integrity.extend(hidden_tasks(&tasks));
             integrity.extend(hidden_modules(&modules));
             integrity.extend(protections::control_registers(vcpus, &mut self.controls));
@@ -136,6 +148,7 @@ impl Boot {
         let health = Health::read(&probe);
         let tainted = probe.word("tainted_mask");
         let kernel = KernelFact {
+            boot: running.then(|| self.identity.name()).flatten(),
             state: health.state,
             panic_cpu: health.panic_cpu,
             oopses: health.oopses,

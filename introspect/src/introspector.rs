@@ -10,6 +10,7 @@ use crate::{
     observation::Observation,
     pages::{FrameCache, Pages},
     reader::Reader,
+    roots::Roots,
 };
 
 /// Reads one guest again and again, and keeps what it learnt between observations: kernels with their symbols and
@@ -103,16 +104,20 @@ fn select_boot<'b>(
     vcpus: &[VcpuRegisters],
     library: Option<&KernelLibrary>,
 ) -> Result<&'b mut Boot, crate::Error> {
-    // After a reset, the old kernel is in memory until it is overwritten: the vCPUs say whether one runs.
-    let running = vcpus.is_empty() || vcpus.iter().any(|vcpu| crate::AddressSpace::of(vcpu).is_some());
-    let known =
-        boots.iter().position(|boot| running && boot.is_in(&Reader::new(pages, boot.kernel.address_space())));
+    // After a reset, the old kernel is in memory until it is overwritten: the vCPUs say which one runs.
+    let roots = Roots::of(vcpus);
+    let runs = |kernel: &Kernel| vcpus.is_empty() || roots.lead_to(kernel, pages);
+    let known = boots
+        .iter()
+        .position(|boot| runs(&boot.kernel) && boot.is_in(&Reader::new(pages, boot.kernel.address_space())));
     let boot = if let Some(at) = known {
         boots.remove(at)
     } else {
         let library = library.map(|library| (library, Loading::Whole));
         let kernel = Arc::new(Kernel::find_in(pages, vcpus, library)?);
         let reader = Reader::new(pages, kernel.address_space());
+        // What tells boots apart is made while a kernel boots: before, each memory looks like another boot.
+        boots.retain(Boot::has_run);
         Boot::new(Arc::clone(&kernel), &reader)
     };
     boots.insert(0, boot);

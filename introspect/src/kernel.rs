@@ -16,6 +16,7 @@ use crate::{
     paging::AddressSpace,
     probe::Probe,
     reader::Reader,
+    roots::Roots,
     symbols::{Place, Symbols},
     vmcoreinfo::{Traces, VmcoreInfo},
 };
@@ -79,19 +80,9 @@ impl Kernel {
         vcpus: &[VcpuRegisters],
         library: Option<(&KernelLibrary, Loading)>,
     ) -> Result<Self, Error> {
-        let mut spaces: Vec<AddressSpace> = Vec::new();
-        for space in vcpus.iter().filter_map(AddressSpace::of) {
-            // Under page-table isolation the root with bit 12 set is the user's half of a pair.
-            for root in [space.root, Gpa(space.root.0 & !0x1000)] {
-                let space = AddressSpace { root, ..space };
-                if !spaces.contains(&space) {
-                    spaces.push(space);
-                }
-            }
-        }
         let mut reason =
             "no vCPU runs in long mode: the guest is in its firmware or has not started".to_owned();
-        for space in spaces {
+        for space in Roots::of(vcpus).spaces() {
             match Self::at(pages, space, None, library) {
                 Ok(kernel) => return Ok(kernel),
                 Err(why) => reason = format!("the page tables at {} {why}", space.root),
@@ -221,6 +212,12 @@ impl Kernel {
             && reader
                 .string(self.banner_at, BANNER_MAX)
                 .is_some_and(|banner| banner.trim_end() == self.banner)
+    }
+
+    /// Whether page tables map this kernel's image where it is.
+    pub(crate) fn is_mapped_by(&self, space: AddressSpace, pages: &Pages) -> bool {
+        let mapped = space.translate(pages, self.banner_at);
+        mapped.is_some() && mapped == self.image_gpa(self.banner_at)
     }
 
     /// The address of a symbol.

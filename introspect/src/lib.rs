@@ -31,6 +31,7 @@ mod printable;
 mod probe;
 mod question;
 mod reader;
+mod roots;
 mod section;
 mod symbols;
 #[cfg(test)]

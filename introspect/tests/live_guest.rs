@@ -9,7 +9,7 @@ use std::{collections::BTreeSet, time::Duration};
 use live::Guest;
 use retrovisor_guest::{Gpa, VcpuRegisters};
 use retrovisor_introspect::{
-    Introspector, Kernel, Linux,
+    Introspector, Kernel, Linux, RawDump,
     fact::{Violation, ViolationKind},
 };
 
@@ -38,6 +38,7 @@ fn a_running_guest_is_watched_without_false_alarms() {
     guest.resume();
 
     // The other one was shown attacks.
+    the_beginning_of_a_fork_is_no_hidden_task(&mut guest, &mut from_the_start);
     lawful_changes_are_no_violations(&mut guest, &mut from_the_start);
     moments_of_a_busy_guest_are_no_violations(&mut guest, &mut from_the_start);
 }
@@ -233,4 +234,71 @@ fn boot_is_no_violation(guest: &mut Guest) -> Introspector {
     eprintln!("boot: {without} moments without a kernel, {with} with one");
     assert!(without > 0 && with > 0);
     introspector
+}
+
+/// What a fork begins with is a copy of the task that forks, on no list. It may be seen twice, where a process forks all
+/// the time. The same copy of a task that sleeps is none of a fork's.
+fn the_beginning_of_a_fork_is_no_hidden_task(guest: &mut Guest, introspector: &mut Introspector) {
+    guest.run("(while :; do :; done) & true");
+    // One that uses the processor, and one that has slept since the guest started.
+    let mut seen = [0, 0];
+    for _ in 0..40 {
+        std::thread::sleep(Duration::from_millis(20));
+        guest.stop();
+        let (memory, registers) = (guest.memory(), guest.registers());
+        let linux = introspector.observe(&memory, &registers).linux.unwrap();
+        assert_eq!(linux.integrity, []);
+        let kernel = introspector.kernel().unwrap();
+        for (at, state, hidden) in [(0, 'R', false), (1, 'S', true)] {
+            let original = linux.tasks.iter().find(|task| {
+                task.state == state && !task.kernel_thread && !linux.kernel.torn && task.pid == task.tgid
+            });
+            let Some(original) = original else { continue };
+            let Some((slot, bytes)) = free_slot(&kernel, &memory, &linux) else { continue };
+            let mut copy = vec![0; bytes];
+            kernel.read_virtual(&memory, original.address, &mut copy).unwrap();
+            let pages = (slot..slot + bytes as u64).filter(|virt| *virt == slot || virt % 4096 == 0);
+            let changes: Vec<_> = pages
+                .map(|virt| {
+                    let end = ((virt | 4095) + 1).min(slot + bytes as u64);
+                    let part = &copy[(virt - slot) as usize..(end - slot) as usize];
+                    (kernel.translate(&memory, virt).unwrap(), part.to_vec())
+                })
+                .collect();
+            let found = guest.with_changed(&changes, || {
+                introspector.observe(&memory, &registers);
+                introspector.observe(&memory, &registers).linux.unwrap().integrity
+            });
+            let kinds: Vec<_> = found.iter().map(|violation| violation.kind).collect();
+            let expected = if hidden { vec![ViolationKind::HiddenTask] } else { Vec::new() };
+            assert_eq!(kinds, expected, "a copy of {original:?}: {found:#?}");
+            seen[at] += 1;
+        }
+        guest.resume();
+        if seen.iter().all(|count| *count > 2) {
+            return;
+        }
+    }
+    panic!("no task to copy, or no place for one: {seen:?}");
+}
+
+/// The address of a task that is dead, and a task's size with what the allocator adds: tasks lie side by side in blocks.
+fn free_slot(kernel: &Kernel, memory: &RawDump, linux: &Linux) -> Option<(u64, usize)> {
+    const BLOCK: u64 = 32 << 10;
+    const TASK_DEAD: u32 = 0x80;
+    let mut addresses: Vec<u64> = linux.tasks.iter().map(|task| task.address).collect();
+    addresses.sort_unstable();
+    let steps = addresses.windows(2).filter(|pair| pair[0] / BLOCK == pair[1] / BLOCK);
+    let size = steps.map(|pair| pair[1] - pair[0]).min()?;
+    let slots = addresses.iter().flat_map(|at| [at.wrapping_add(size), at.wrapping_sub(size)]);
+    let free = slots.zip(addresses.iter().flat_map(|at| [at, at])).find(|(slot, at)| {
+        let mut state = [0; 4];
+        let inside = slot / BLOCK == **at / BLOCK && (slot + size - 1) / BLOCK == **at / BLOCK;
+        inside
+            && !addresses.contains(slot)
+            // The state follows what entry code needs of a thread.
+            && kernel.read_virtual(memory, *slot + 24, &mut state).is_ok()
+            && u32::from_le_bytes(state) == TASK_DEAD
+    });
+    free.map(|(slot, _)| (slot, size as usize))
 }

@@ -6,6 +6,8 @@ fact! {
         pub release: String => text,
         /// The line that /proc/version shows.
         pub banner: String => text,
+        /// A name for the boot, made of random values that it began with; none before the kernel runs.
+        pub boot: Option<String> => text,
         /// Time since boot, suspend included, as of the last timer tick.
         pub uptime_ns: Option<u64> => integer,
         /// Wall-clock second of the boot, since 1970.

@@ -15,6 +15,10 @@ pub(crate) struct Exit {
 /// A tree of a thousand cases is ten comparisons deep; each is two or three instructions.
 const STEPS_MAX: u32 = 4096;
 const RSI: usize = 6;
+/// What a function can begin with where indirect branches are checked: `endbr64`, and what the kernel writes over it in
+/// functions that no pointer leads to (to 6.14, and later).
+const LANDING_PADS: [[u8; 4]; 3] =
+    [[0xf3, 0x0f, 0x1e, 0xfa], [0x66, 0x0f, 0x1f, 0x00], [0x0f, 0x1f, 0x40, 0xd6]];
 
 /// What the last comparison compared.
 #[derive(Clone, Copy)]
@@ -141,7 +145,7 @@ impl Machine<'_> {
         ahead += 1;
         match opcode {
             // A call at the very start is the tracer's; it comes back.
-            0xe8 if start == 0 || self.code.starts_with(&[0xf3, 0x0f, 0x1e, 0xfa]) && start == 4 => {
+            0xe8 if start == 0 || start == 4 && LANDING_PADS.iter().any(|pad| self.code.starts_with(pad)) => {
                 self.skip(5)
             }
             0xe8 | 0xe9 => Some(self.branch(ahead + 4, self.displacement(ahead)?)),
@@ -325,6 +329,12 @@ mod tests {
         let mut traced = code();
         traced[0] = 0xe8;
         assert_eq!(follow(&traced, BASE, 3), follow(&code(), BASE, 3));
+        for pad in LANDING_PADS {
+            let padded = |tracer: &[u8]| [&pad[..], tracer, &code()[5..]].concat();
+            let traced = follow(&padded(&[0xe8, 0, 0, 0x10, 0]), BASE, 3);
+            assert_eq!(traced.map(|exit| exit.at), Some(38));
+            assert_eq!(traced, follow(&padded(&[0x0f, 0x1f, 0x44, 0, 0]), BASE, 3));
+        }
         let framed = [
             &[0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0x48, 0x89, 0xe5, 0x89, 0xf0, 0x85, 0xc0, 0x75, 5][..],
             &[0xe8; 10],

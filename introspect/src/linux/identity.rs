@@ -20,6 +20,12 @@ impl BootIdentity {
         }
     }
 
+    /// A name that all memories of a boot give, and those of no other; `None` when the kernel has nothing random.
+    pub(crate) fn name(&self) -> Option<String> {
+        let random = self.stack_canary.filter(|canary| *canary != 0)?;
+        Some(format!("{:016x}", random ^ self.direct_map.unwrap_or(0).rotate_left(20)))
+    }
+
     /// Whether both can be of one boot. A boot id that one lacks says nothing.
     pub(crate) fn is_same_boot(&self, other: &Self) -> bool {
         let ids_agree = self.boot_id.zip(other.boot_id).is_none_or(|(own, other)| own == other);

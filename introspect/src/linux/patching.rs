@@ -100,11 +100,19 @@ impl LawfulSites {
     }
 
     /// Whether changed bytes are at a lawful site and what is there now is lawful.
-    pub(crate) fn explain(&self, lawful: &Lawful, virt: u64, now: &[u8]) -> bool {
+    pub(crate) fn explain(&self, lawful: &Lawful, virt: u64, before: &[u8], now: &[u8]) -> bool {
         let last = virt + now.len() as u64;
         let (mut at, mut covered) = (virt, true);
-        // One run can hold several sites side by side.
+        let changed = |at: u64| {
+            let at = usize::try_from(at - virt).ok();
+            at.is_none_or(|at| before.get(at) != now.get(at))
+        };
+        // One run can hold several sites, with bytes between them that are as they were.
         while at < last && covered {
+            if !changed(at) {
+                at += 1;
+                continue;
+            }
             let first = self.sites.partition_point(|(site, _)| site + SITE_BYTES as u64 <= at);
             let near = self.sites[first..].iter().take_while(|(site, _)| *site <= at);
             let site_end = near

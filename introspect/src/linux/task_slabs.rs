@@ -27,6 +27,8 @@ const FOUND_MAX: usize = 256;
 const PID_MAX: u64 = 1 << 22;
 /// `TASK_DEAD` and `TASK_NEW`.
 const DEAD_OR_NEW: u64 = 0x80 | 0x800;
+/// `TASK_INTERRUPTIBLE`: a task that forks does not sleep so.
+const INTERRUPTIBLE: u64 = 1;
 
 struct Fields {
     state: Field,
@@ -76,7 +78,7 @@ impl TaskSlabs {
         let objects = self.objects(probe).unwrap_or_default();
         let mut suspects = IntegerMap::default();
         for address in objects.into_iter().filter(|address| !listed.contains(address)) {
-            let Some((start_time, proven)) = living(probe, &fields, address) else { continue };
+            let Some((start_time, proven)) = living(probe, &fields, address, &listed) else { continue };
             let again = self.suspects.get(&address) == Some(&start_time);
             if (proven || again) && tasks.hidden.len() < FOUND_MAX {
                 tasks.add_unlisted(probe, address);
@@ -153,7 +155,7 @@ impl TaskSlabs {
 
 /// The start time of a task that lives, and whether its pid leads back to it; `None` for what is dead, being made, or no
 /// task.
-fn living(probe: &Probe, fields: &Fields, address: u64) -> Option<(u64, bool)> {
+fn living(probe: &Probe, fields: &Fields, address: u64, listed: &IntegerSet<u64>) -> Option<(u64, bool)> {
     let number = |field: Field| probe.reader.number(address, field);
     let alive = number(fields.state)? & DEAD_OR_NEW == 0
         && number(fields.exit_state)? == 0
@@ -163,6 +165,18 @@ fn living(probe: &Probe, fields: &Fields, address: u64) -> Option<(u64, bool)> {
         && number(fields.credential)? != 0;
     let start_time = number(fields.start_time).filter(|time| alive && *time != 0)?;
     let pid = number(fields.thread_pid).filter(|pid| *pid != 0)?;
-    let back = probe.reader.pointer(pid, fields.first)?;
-    Some((start_time, back == address.wrapping_add(fields.links.offset_bytes)))
+    let back = probe.reader.pointer(pid, fields.first)?.wrapping_sub(fields.links.offset_bytes);
+    let copied = listed.contains(&back) && is_copy(probe, fields, address, back);
+    (!copied).then_some((start_time, back == address))
+}
+
+/// Whether a task is the copy that a fork begins with: until the kernel marks it as new it has the state, the pid and the
+/// start time of the task that forks. A process that forks all the time has such a copy in the same place again and again.
+fn is_copy(probe: &Probe, fields: &Fields, task: u64, original: u64) -> bool {
+    let same = |field: Field| {
+        let number = |task: u64| probe.reader.number(task, field);
+        number(task) == number(original)
+    };
+    let sleeps = probe.reader.number(original, fields.state).is_none_or(|state| state & INTERRUPTIBLE != 0);
+    task != original && !sleeps && same(fields.pid) && same(fields.start_time)
 }

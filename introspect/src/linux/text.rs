@@ -233,7 +233,7 @@ impl Region {
                 let virt = start + run.start as u64;
                 let (before, now) = (&before[run.clone()], &page[run]);
                 let reported = self.range.contains(&virt) && changes.unexplained.len() < CHANGES_MAX;
-                if reported && !self.sites.explain(lawful, virt, now) {
+                if reported && !self.sites.explain(lawful, virt, before, now) {
                     let (before, now) = (before.to_vec(), now.to_vec());
                     changes.unexplained.push(Change { part: self.part, virt, before, now });
                 }

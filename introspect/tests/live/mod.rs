@@ -48,6 +48,8 @@ pub(crate) struct Setting {
     pub(crate) append: &'static str,
     /// Whether the machine has the data disk, and a blank one for what the guest's witness writes.
     pub(crate) disks: bool,
+    /// Whether a reset starts the guest again; else it ends the machine.
+    pub(crate) resets: bool,
 }
 
 impl Default for Setting {
@@ -59,6 +61,7 @@ impl Default for Setting {
             accelerator: "tcg,thread=multi",
             append: "",
             disks: false,
+            resets: false,
         }
     }
 }
@@ -102,7 +105,7 @@ impl Guest {
         let socket = |name: &str| format!("unix:{},server=on,wait=off", path(name).display());
         let mut command = Command::new("qemu-system-x86_64");
         command
-            .args(["-nodefaults", "-display", "none", "-no-reboot", "-accel", setting.accelerator])
+            .args(["-nodefaults", "-display", "none", "-accel", setting.accelerator])
             .args(["-M", "q35,memory-backend=ram", "-m", &MEMORY_MIB.to_string(), "-object", &memory])
             .args(["-cpu", setting.cpu, "-smp", &setting.vcpus.to_string()])
             .arg("-kernel")
@@ -112,6 +115,9 @@ impl Guest {
             .args(["-append", &format!("console=ttyS0 panic=-1 quiet no_timer_check {}", setting.append)])
             .args(["-serial", &format!("file:{}", path("console").display())])
             .args(["-serial", &socket("shell"), "-qmp", &socket("monitor")]);
+        if !setting.resets {
+            command.arg("-no-reboot");
+        }
         if setting.disks {
             File::create(path("witness")).unwrap().set_len(WITNESS_DISK_BYTES).unwrap();
             let drive = |file: &Path, snapshot: &str| {
@@ -180,6 +186,16 @@ impl Guest {
                 return Err(console);
             }
         }
+    }
+
+    /// Types a command and does not wait for it.
+    pub(crate) fn type_in(&mut self, command: &str) {
+        self.shell.write_all(format!("{command}\n").as_bytes()).unwrap();
+    }
+
+    /// Presses the machine's reset button.
+    pub(crate) fn reset(&mut self) {
+        self.ask(r#"{"execute":"system_reset"}"#);
     }
 
     /// Runs a command in the guest; its output.
