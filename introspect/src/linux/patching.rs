@@ -99,23 +99,12 @@ impl LawfulSites {
         Self { sites }
     }
 
-    /// Whether changed bytes are at a lawful site and what is there now is lawful.
+    /// Whether changed bytes are at lawful sites and what is there now is lawful.
     pub(crate) fn explain(&self, lawful: &Lawful, virt: u64, before: &[u8], now: &[u8]) -> bool {
-        let last = virt + now.len() as u64;
-        let (mut at, mut covered) = (virt, true);
-        let changed = |at: u64| {
-            let at = usize::try_from(at - virt).ok();
-            at.is_none_or(|at| before.get(at) != now.get(at))
-        };
-        // One run can hold several sites, with bytes between them that are as they were.
-        while at < last && covered {
-            if !changed(at) {
-                at += 1;
-                continue;
-            }
+        are_covered(virt, before, now, |at| {
             let first = self.sites.partition_point(|(site, _)| site + SITE_BYTES as u64 <= at);
             let near = self.sites[first..].iter().take_while(|(site, _)| *site <= at);
-            let site_end = near
+            let end = near
                 .filter_map(|(site, kind)| {
                     let mut code = [0; SITE_BYTES];
                     lawful.code.probe.reader.read(*site, &mut code)?;
@@ -123,13 +112,21 @@ impl LawfulSites {
                     Some(site + length).filter(|end| *end > at)
                 })
                 .max();
-            match site_end.or_else(|| lawful.kprobes.end_of_site(at)) {
-                Some(end) => at = end,
-                None => covered = false,
-            }
-        }
-        covered
+            end.or_else(|| lawful.kprobes.end_of_site(at))
+        })
     }
+}
+
+/// Whether every byte that changed from `virt` on is in a site; `site_end` gives the end of the one that an address is in.
+/// There can be several sites, side by side or with bytes between them that are as they were.
+fn are_covered(virt: u64, before: &[u8], now: &[u8], site_end: impl Fn(u64) -> Option<u64>) -> bool {
+    let mut covered_to = virt;
+    (virt..).zip(before.iter().zip(now)).filter(|(_, (before, now))| before != now).all(|(at, _)| {
+        if at >= covered_to {
+            covered_to = site_end(at).unwrap_or(at);
+        }
+        at < covered_to
+    })
 }
 
 /// How many bytes of a site are accounted for by what is there; `None` when that is not lawful there.
@@ -212,4 +209,24 @@ fn tracer_sites(probe: &Probe) -> Option<Vec<(u64, Site)>> {
         group = probe.reader.pointer(group, next)?;
     }
     Some(sites)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_changed_must_be_in_a_site() {
+        // Sites of five bytes at 100 and 107; the two bytes between them are nobody's.
+        let site_end =
+            |at: u64| [100, 107].iter().map(|site| site + 5).find(|end| (end - 5..*end).contains(&at));
+        let before = [0x0f; 12];
+        let mut now = [0xe8; 12];
+        assert!(!are_covered(100, &before, &now, site_end), "between the sites");
+        now[5..7].fill(0x0f);
+        assert!(are_covered(100, &before, &now, site_end));
+        assert!(are_covered(103, &before[3..], &now[3..], site_end), "from the middle of a site");
+        assert!(!are_covered(101, &before, &now, site_end), "the same bytes one further");
+        assert!(are_covered(200, &before, &before, site_end), "nothing changed");
+    }
 }
