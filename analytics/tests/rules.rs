@@ -164,7 +164,7 @@ fn nothing_between_two_boots_is_an_alarm_or_clean_and_the_new_one_is_learnt() {
     let last = healthy(&mut run).checkpoint;
     let booting = |state, slide, uptime_s| {
         move |_: &mut CheckpointRecord, tables: &mut Vec<Table>, kernel: Kernel| {
-            replace(tables, Kernel { state, slide, uptime_s, ..kernel }.table());
+            replace(tables, Kernel { uptime_s, state, slide, ..kernel }.table());
         }
     };
     let uptime_s = run.guest.uptime_s;

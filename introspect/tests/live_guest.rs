@@ -257,12 +257,12 @@ fn the_beginning_of_a_fork_is_no_hidden_task(guest: &mut Guest, introspector: &m
             let Some((slot, bytes)) = free_slot(&kernel, &memory, &linux) else { continue };
             let mut copy = vec![0; bytes];
             kernel.read_virtual(&memory, original.address, &mut copy).unwrap();
-            let pages = (slot..slot + bytes as u64).filter(|virt| *virt == slot || virt % 4096 == 0);
-            let changes: Vec<_> = pages
-                .map(|virt| {
-                    let end = ((virt | 4095) + 1).min(slot + bytes as u64);
-                    let part = &copy[(virt - slot) as usize..(end - slot) as usize];
-                    (kernel.translate(&memory, virt).unwrap(), part.to_vec())
+            let pieces = (slot..).zip(&copy).collect::<Vec<_>>();
+            let changes: Vec<_> = pieces
+                .chunk_by(|(one, _), (other, _)| one / 4096 == other / 4096)
+                .map(|piece| {
+                    let bytes = piece.iter().map(|(_, byte)| **byte).collect();
+                    (kernel.translate(&memory, piece[0].0).unwrap(), bytes)
                 })
                 .collect();
             let found = guest.with_changed(&changes, || {
@@ -300,5 +300,5 @@ fn free_slot(kernel: &Kernel, memory: &RawDump, linux: &Linux) -> Option<(u64, u
             && kernel.read_virtual(memory, *slot + 24, &mut state).is_ok()
             && u32::from_le_bytes(state) == TASK_DEAD
     });
-    free.map(|(slot, _)| (slot, size as usize))
+    free.map(|(slot, _)| (slot, usize::try_from(size).unwrap()))
 }

@@ -33,10 +33,11 @@ struct Moments {
 
 /// Observes a guest, about every 50 ms, until it has booted again after `before`.
 fn watch(guest: &mut Guest, introspector: &mut Introspector, before: &Linux) -> (Moments, Linux) {
-    let (mut moments, began) = (Moments::default(), Instant::now());
+    let (mut moments, mut moment, began) = (Moments::default(), 0_u64, Instant::now());
     loop {
+        moment += 1;
         assert!(began.elapsed() < PATIENCE, "the guest does not reboot: {moments:?}");
-        std::thread::sleep(Duration::from_millis(30 + began.elapsed().as_millis() as u64 * 7 % 40));
+        std::thread::sleep(Duration::from_millis(30 + moment * 7 % 40));
         let observation = observe(guest, introspector);
         let Some(linux) = observation.linux else {
             assert!(observation.reason.is_some());
@@ -44,9 +45,9 @@ fn watch(guest: &mut Guest, introspector: &mut Introspector, before: &Linux) -> 
             continue;
         };
         assert_eq!(linux.integrity, [], "{moments:?}, in state {:?}", linux.kernel.state);
-        match linux.kernel.state.as_deref().unwrap() {
-            "running" => moments.running += 1,
-            "panic" | "restart" => moments.going_down += 1,
+        match linux.kernel.state.as_deref() {
+            Some("running") => moments.running += 1,
+            Some("panic" | "restart") => moments.going_down += 1,
             _ => {
                 assert_eq!(linux.kernel.boot, None);
                 moments.booting += 1;
