@@ -37,7 +37,7 @@ pub enum MachineError {
         help: String,
     },
     /// A state does not belong to this machine (other layout, vCPU count, version, CPU).
-    #[error("the state does not fit this machine: {what} is {found}, the state has {expected}")]
+    #[error("the state does not fit this machine: {what}: expected {expected}, found {found}")]
     Mismatch {
         /// Which property.
         what: String,

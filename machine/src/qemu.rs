@@ -344,7 +344,7 @@ impl StateIo for QemuMachine {
         let nodes = self.disks.nodes();
         let stream = self.device_state.save(&mut self.monitor, &tag, &nodes)?;
         self.registers.complete(&stream, &mut vcpus);
-        let disks = nodes.into_iter().map(|disk| DiskState { disk, reference: tag.clone() });
+        let disks = self.disks.names().into_iter().map(|disk| DiskState { disk, reference: tag.clone() });
         let state = MachineState { vcpus, sections: self.shape.sections(stream)?, disks: disks.collect() };
         self.timing.state_us = microseconds(begin);
         Ok(state)

@@ -28,6 +28,8 @@ const BINARY: &str = "qemu-system-x86_64";
 const MIB: u64 = 1 << 20;
 /// Least memory a machine is given.
 const MEMORY_BYTES_MIN: u64 = 16 * MIB;
+/// More than that has no host; QEMU is not asked for it.
+const MEMORY_BYTES_MAX: u64 = 16 << 40;
 /// Most vCPUs QEMU's q35 board takes without further options.
 const VCPUS_MAX: u32 = 255;
 /// How long QEMU may take from its start to its monitor.
@@ -166,10 +168,11 @@ impl LaunchConfig {
                 "Name a bzImage such as /boot/vmlinuz-* (Debian: apt install linux-image-cloud-amd64), and its initrd",
             ));
         }
-        if self.memory_bytes < MEMORY_BYTES_MIN || !self.memory_bytes.is_multiple_of(MIB) {
+        let is_size = (MEMORY_BYTES_MIN..=MEMORY_BYTES_MAX).contains(&self.memory_bytes);
+        if !is_size || !self.memory_bytes.is_multiple_of(MIB) {
             return Err(refuse(
                 format!("{} bytes are no memory size", self.memory_bytes),
-                "Ask for whole MiB, 16 at least",
+                "Ask for whole MiB, from 16 MiB to 16 TiB",
             ));
         }
         if self.vcpus == 0 || self.vcpus > VCPUS_MAX {

@@ -42,7 +42,7 @@ impl DiskRestore {
         state: &MachineState,
     ) -> Result<Self> {
         let mismatch = |what: String, found: String| {
-            let expected = "as it was at the checkpoint".to_owned();
+            let expected = "the disk of the checkpoint".to_owned();
             Error::Machine(MachineError::Mismatch { what, expected, found })
         };
         let stored = store.catalogue().disks_at(checkpoint)?;
@@ -51,7 +51,7 @@ impl DiskRestore {
             let found = found.ok_or_else(|| {
                 mismatch(
                     format!("disk {}", record.name),
-                    "not there, or not to be read block by block".into(),
+                    "no disk of that name whose blocks can be read".into(),
                 )
             })?;
             if let Some(why) = record.differs(found) {
@@ -67,7 +67,10 @@ impl DiskRestore {
             let (record, _) = found.ok_or_else(|| {
                 mismatch(
                     format!("disk {}", disk.disk),
-                    format!("without {}, and its blocks are not in the store", disk.reference),
+                    format!(
+                        "a disk without snapshot {}, and its blocks are not in the store",
+                        disk.reference
+                    ),
                 )
             })?;
             let map = store.disk_map(checkpoint, record)?;

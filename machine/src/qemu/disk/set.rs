@@ -35,7 +35,12 @@ impl DiskSet {
         self.shapes.len() == self.disks.len()
     }
 
-    /// QEMU's names of the disks.
+    /// The names of the disks in checkpoints.
+    pub(in crate::qemu) fn names(&self) -> Vec<String> {
+        self.disks.iter().map(|disk| disk.name.clone()).collect()
+    }
+
+    /// QEMU's names of their block nodes.
     pub(in crate::qemu) fn nodes(&self) -> Vec<String> {
         self.disks.iter().map(|disk| disk.node.clone()).collect()
     }
@@ -47,12 +52,10 @@ impl DiskSet {
         monitor: &mut Monitor,
         state: &MachineState,
     ) -> Result<Option<String>, MachineError> {
-        let mut expected: Vec<_> = state.disks.iter().map(|disk| disk.disk.clone()).collect();
-        let mut found = self.nodes();
-        expected.sort();
-        found.sort();
-        if expected != found {
-            return Err(mismatch(format!("{expected:?}"), format!("{found:?}")));
+        let has = |disk: &AttachedDisk| state.disks.iter().any(|own| disk.is_named(&own.disk));
+        if state.disks.len() != self.disks.len() || !self.disks.iter().all(has) {
+            let expected: Vec<_> = state.disks.iter().map(|disk| disk.disk.clone()).collect();
+            return Err(mismatch(expected.join(", "), self.names().join(", ")));
         }
         let Some(tag) = state.disks.first().map(|disk| disk.reference.clone()) else { return Ok(None) };
         if let Some(other) = state.disks.iter().find(|disk| disk.reference != tag) {
@@ -66,9 +69,10 @@ impl DiskSet {
         }
         let nodes = monitor.execute("query-named-block-nodes", &json!({ "flat": true }))?;
         match self.disks.iter().find(|disk| !snapshots(&nodes, &disk.node).any(|own| own == tag)) {
-            Some(disk) => {
-                Err(mismatch(format!("{} at {tag}", disk.node), "a disk without that snapshot".into()))
-            }
+            Some(disk) => Err(mismatch(
+                format!("{} with snapshot {tag}", disk.name),
+                "a disk without that snapshot".into(),
+            )),
             None => Ok(Some(tag)),
         }
     }
@@ -93,9 +97,9 @@ impl DiskSet {
         states: &[DiskState],
     ) -> Result<(), MachineError> {
         let mut disks: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for disk in states.iter().filter(|disk| !disk.reference.is_empty()) {
-            if self.disks.iter().any(|own| own.node == disk.disk) {
-                disks.entry(&disk.reference).or_default().push(&disk.disk);
+        for state in states.iter().filter(|state| !state.reference.is_empty()) {
+            if let Some(disk) = self.disks.iter().find(|disk| disk.is_named(&state.disk)) {
+                disks.entry(&state.reference).or_default().push(&disk.node);
             }
         }
         for (tag, devices) in disks {
@@ -119,7 +123,7 @@ impl DiskSet {
         let mut retained = Vec::new();
         for disk in &self.disks {
             let own = snapshots(&nodes, &disk.node).filter(|tag| tag.starts_with(TAG_PREFIX));
-            retained.extend(own.map(|tag| DiskState { disk: disk.node.clone(), reference: tag.to_owned() }));
+            retained.extend(own.map(|tag| DiskState { disk: disk.name.clone(), reference: tag.to_owned() }));
         }
         Ok(retained)
     }
@@ -132,7 +136,7 @@ impl DiskSet {
         first: u64,
         contents: &[BlockContent<'_>],
     ) -> Result<(), MachineError> {
-        let Some(found) = self.disks.iter().find(|own| own.node == disk) else {
+        let Some(found) = self.disks.iter().find(|own| own.is_named(disk)) else {
             return self.find(disk).map(drop);
         };
         self.blocks.write(monitor, found, first, contents)
@@ -149,8 +153,8 @@ impl DiskSet {
     }
 
     fn find(&self, name: &str) -> Result<&AttachedDisk, MachineError> {
-        let found = self.disks.iter().find(|disk| disk.node == name);
-        found.ok_or_else(|| mismatch(name.to_owned(), format!("{:?}", self.nodes())))
+        let found = self.disks.iter().find(|disk| disk.is_named(name));
+        found.ok_or_else(|| mismatch(name.to_owned(), self.names().join(", ")))
     }
 }
 

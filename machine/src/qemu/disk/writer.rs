@@ -39,7 +39,7 @@ impl BlockWriter {
         contents: &[BlockContent<'_>],
     ) -> Result<(), MachineError> {
         let failed =
-            |message: String| MachineError::Driver { doing: format!("writing disk {}", disk.node), message };
+            |message: String| MachineError::Driver { doing: format!("writing disk {}", disk.name), message };
         let (shape, path) = disk
             .shape
             .as_ref()
@@ -60,7 +60,7 @@ impl BlockWriter {
             None
         };
         let mut run: Vec<Page> = Vec::new();
-        let hashes = self.written.entry(disk.node.clone()).or_default();
+        let hashes = self.written.entry(disk.name.clone()).or_default();
         let mut begun = first;
         for (content, block) in contents.iter().zip(first..) {
             let page = match content {
@@ -99,7 +99,7 @@ impl BlockWriter {
         for (name, blocks) in std::mem::take(&mut self.written) {
             let failed =
                 |message: String| MachineError::Driver { doing: format!("checking disk {name}"), message };
-            let disk = disks.iter().find(|disk| disk.node == name);
+            let disk = disks.iter().find(|disk| disk.name == name);
             let (disk, path) = disk
                 .and_then(|disk| Some((disk, disk.path.as_ref()?)))
                 .ok_or_else(|| failed("it is gone".into()))?;
