@@ -7,7 +7,7 @@ use retrovisor_introspect::{Linux, fact::Task};
 
 use crate::{dump::Dump, statement::Statement};
 
-/// Every thread of the guest is read, none is invented, and each is as the guest says.
+/// Every thread of the guest and no other, with the same values as in the guest's report.
 pub(crate) fn agree(linux: &Linux, dump: &Dump) {
     let seen: BTreeMap<i32, &Task> = linux.tasks.iter().map(|task| (task.pid, task)).collect();
     assert_eq!(seen.len(), linux.tasks.len(), "no task twice");
@@ -36,17 +36,17 @@ pub(crate) fn agree(linux: &Linux, dump: &Dump) {
     );
 }
 
-/// Time since boot when the statement was begun.
+/// Time since boot at the beginning of the report.
 fn uptime(statement: &Statement) -> Duration {
     let reported = statement.text("/proc/uptime");
     Duration::from_secs_f64(reported.split(' ').next().unwrap().parse().unwrap())
 }
 
-/// What /proc says of a thread.
+/// A thread according to /proc.
 struct Reported {
     command_line: String,
     executable: String,
-    /// The innermost function it sleeps in, past the scheduler: `do_wait+0x5f`.
+    /// The innermost function in which it sleeps, outside the scheduler: `do_wait+0x5f`.
     place: Option<String>,
     comm: String,
     /// The words of `stat` after the name; the first is the state.
@@ -99,7 +99,7 @@ fn one_agrees(task: &Task, before: &Reported, after: &Reported) {
             "{own} in {before}..={after}: {what}"
         );
     };
-    // A worker's name in /proc says what it does; of other kernel threads /proc knows a longer name.
+    // A worker's name in /proc includes its current work; of other kernel threads /proc has a longer name.
     let names_agree = |reported: &str| reported.starts_with(&task.comm);
     assert!(names_agree(&before.comm) || names_agree(&after.comm), "{} {what}", before.comm);
     let switches = |reported: &Reported| {
