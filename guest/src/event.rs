@@ -1,5 +1,8 @@
+use serde::Serialize;
+
 /// Something that happened to a guest by itself or by the host, as its driver saw it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
 pub enum GuestEvent {
     /// The machine was switched off.
     Shutdown {

@@ -131,7 +131,7 @@ impl Manager {
             every_ms: spec.every_ms,
             console: vm.console(),
             console_log: vm.console_log(),
-            finder: vm.dirty_finder().name.to_owned(),
+            dirty_finder: Some(vm.dirty_finder()),
             confinement: vm.confinement(),
             audit: None,
             links: if spec.interfaces().is_empty() { Vec::new() } else { vm.links() },

@@ -51,7 +51,7 @@ pub(crate) fn keep(store: &Store, machine: MachineId, kind: &EventKind) {
             ("state", severity, serde_json::json!({ "state": state.to_string(), "reason": reason }))
         }
         EventKind::Guest(event) => {
-            ("guest", EventSeverity::Warning, serde_json::json!({ "event": format!("{event:?}") }))
+            ("guest", EventSeverity::Warning, serde_json::to_value(event).unwrap_or_default())
         }
         EventKind::Error(what) => ("error", EventSeverity::Error, serde_json::json!({ "error": what })),
     };

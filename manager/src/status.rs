@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use retrovisor_guest::ProcessIdentity;
+use retrovisor_guest::{DirtyFinder, ProcessIdentity};
 use retrovisor_snapshot::AuditStatus;
 
 use crate::lifecycle::Lifecycle;
@@ -20,8 +20,8 @@ pub struct MachineStatus {
     pub console: Option<PathBuf>,
     /// The file that keeps what the guest writes there.
     pub console_log: Option<PathBuf>,
-    /// How dirty pages are found.
-    pub finder: String,
+    /// How dirty pages are found, and why so; `None` when it does not run.
+    pub dirty_finder: Option<DirtyFinder>,
     /// How its process is confined, in words; empty when Retrovisor did not start it.
     pub confinement: String,
     /// How much of its memory is proven to be what its checkpoints say; `None` before the first checkpoint.
@@ -45,7 +45,7 @@ impl MachineStatus {
             process,
             console: None,
             console_log: None,
-            finder: String::new(),
+            dirty_finder: None,
             confinement: String::new(),
             audit: None,
             links: Vec::new(),

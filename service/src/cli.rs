@@ -170,9 +170,6 @@ pub(crate) async fn run(cli: Cli) -> Result<(), CliError> {
         Verb::Prune(args) => prune::run(args, global).await,
         Verb::Pin(args) => pin::run(args, true, global).await,
         Verb::Unpin(args) => pin::run(args, false, global).await,
-        Verb::Completions(args) => {
-            completions::run(&args);
-            Ok(())
-        }
+        Verb::Completions(args) => completions::run(&args),
     }
 }

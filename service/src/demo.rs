@@ -18,6 +18,7 @@ use retrovisor_snapshot::{Access, RecorderSettings, Store};
 use crate::client;
 use crate::error::CliError;
 use crate::place;
+use crate::terminal::quantity;
 use crate::terminal::{output, table};
 use console::Console;
 use scenario::Scenario;
@@ -101,10 +102,15 @@ pub(crate) async fn run(plan: &Plan) -> Result<(), CliError> {
     outln!("Start the guest again:");
     outln!("  retrovisor --store {store} serve &");
     outln!("  retrovisor --store {store} rollback {MACHINE}");
-    if scenario.summary.all_goals_met() {
+    let missed = scenario.summary.missed_goals();
+    if missed.is_empty() {
         Ok(())
     } else {
-        Err(CliError::failed(format!("the demo did not reach its goals: see {}", summary_path.display())))
+        Err(CliError::failed(format!(
+            "the demo missed {}: {}",
+            quantity::count(missed.len() as u64, "goal"),
+            missed.join("; ")
+        )))
     }
 }
 

@@ -7,6 +7,7 @@ mod terminal;
 
 mod cli;
 mod client;
+mod completion;
 mod demo;
 mod error;
 mod place;
@@ -14,7 +15,7 @@ mod rpc;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -23,6 +24,7 @@ fn main() -> ExitCode {
         log();
         return retrovisor_machine::kvm::worker_process();
     }
+    completion::answer_if_requested(cli::Cli::command);
     let cli = cli::Cli::parse();
     log();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

@@ -62,16 +62,38 @@ fn wrong_usage_exits_with_2() {
 }
 
 #[test]
-fn help_shows_examples_and_completions_name_the_verbs() {
+fn help_shows_examples() {
     let dir = tempfile::tempdir().unwrap();
     for verb in ["run", "rollback", "inspect", "diff", "query", "attach", "inject"] {
         let help = retrovisor(dir.path(), &[verb, "--help"]).stdout;
         assert!(String::from_utf8_lossy(&help).contains("Example"), "{verb}");
     }
+}
+
+#[test]
+fn completions_come_from_the_command_line_and_from_the_service() {
+    let dir = tempfile::tempdir().unwrap();
     for shell in ["bash", "zsh", "fish"] {
         let script = retrovisor(dir.path(), &["completions", shell]).stdout;
-        assert!(String::from_utf8_lossy(&script).contains("rollback"), "{shell}");
+        assert!(String::from_utf8_lossy(&script).contains("RETROVISOR_COMPLETE"), "{shell}");
     }
+    drop(Store::open(dir.path(), Access::Create).unwrap());
+    let complete = |words: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_retrovisor"))
+            .args(["--", "retrovisor", "--store"])
+            .arg(dir.path())
+            .args(words)
+            .env("RETROVISOR_COMPLETE", "bash")
+            .env("_CLAP_COMPLETE_INDEX", (words.len() + 2).to_string())
+            .env("_CLAP_IFS", "\n")
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(complete(&["rollb"]), "rollback");
+    assert!(complete(&["inspect", "web", "sock"]).contains("sockets"));
+    assert!(complete(&["query", "--named", "new-"]).contains("new-tasks"));
+    assert!(complete(&["inject", "web", "bit"]).contains("bit-flip"));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 use clap::{Args, Subcommand};
 use retrovisor_proto::v1::inject_request::Fault;
-use retrovisor_proto::v1::{ConsoleCommand, InjectRequest, ListFaultsRequest, MemoryFault, SyscallRedirect};
+use retrovisor_proto::v1::{ConsoleCommand, InjectRequest, ListFaultsRequest, MemoryFault};
 
 use super::global::{Global, print_json};
 use crate::client;
@@ -10,7 +10,7 @@ use crate::terminal::{paragraph, table};
 /// Injects a fault into a machine, to test detection and recovery.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  retrovisor inject web syscall-redirect --syscall getppid --to getuid\n  retrovisor inject web command 'runaway &'\n  retrovisor inject web bit-flip symbol=jiffies bit=5"
+    after_help = "Examples:\n  retrovisor inject web list\n  retrovisor inject web syscall-redirect syscall=getppid to=getuid\n  retrovisor inject web bit-flip symbol=jiffies bit=5\n  retrovisor inject web command 'runaway &'"
 )]
 pub(crate) struct InjectArgs {
     /// The machine
@@ -21,15 +21,6 @@ pub(crate) struct InjectArgs {
 
 #[derive(Debug, Subcommand)]
 enum FaultArgs {
-    /// Guest memory: replaces the kernel function of a system call by another one
-    SyscallRedirect {
-        /// The system call to redirect
-        #[arg(long, default_value = "getppid")]
-        syscall: String,
-        /// The system call whose function is run instead
-        #[arg(long, default_value = "getuid")]
-        to: String,
-    },
     /// Behaviour: sends a command to the guest's control shell (ttyS1 under QEMU, hvc0 in a microVM)
     Command {
         /// One line
@@ -46,7 +37,6 @@ pub(super) async fn run(args: InjectArgs, global: &Global) -> Result<(), CliErro
     let fault = match args.fault {
         FaultArgs::List => return list(global).await,
         FaultArgs::Memory(words) => Fault::MemoryFault(memory_fault(words)?),
-        FaultArgs::SyscallRedirect { syscall, to } => Fault::SyscallRedirect(SyscallRedirect { syscall, to }),
         FaultArgs::Command { line } => Fault::ConsoleCommand(ConsoleCommand { line }),
     };
     let request = InjectRequest { machine: args.name.clone(), fault: Some(fault) };

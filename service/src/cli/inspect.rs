@@ -1,6 +1,4 @@
 use clap::Args;
-use clap::builder::{PossibleValue, PossibleValuesParser};
-use retrovisor_introspect::questions;
 use retrovisor_proto::v1::{InspectRequest, ListQuestionsRequest};
 
 use super::checkpoint;
@@ -18,8 +16,8 @@ pub(crate) struct InspectArgs {
     /// The machine (not with --list)
     #[arg(required_unless_present = "list")]
     name: Option<String>,
-    /// What to show
-    #[arg(default_value = "summary", value_parser = PossibleValuesParser::new(names()))]
+    /// What to show: one of --list
+    #[arg(default_value = "summary")]
     what: String,
     /// Which checkpoint
     #[arg(long, default_value = "latest", allow_hyphen_values = true, value_name = "CHECKPOINT")]
@@ -27,11 +25,6 @@ pub(crate) struct InspectArgs {
     /// List what can be shown
     #[arg(long)]
     list: bool,
-}
-
-/// The questions that this version can ask, for the shell's completion.
-fn names() -> impl Iterator<Item = PossibleValue> {
-    questions().iter().map(|question| PossibleValue::new(question.name).help(question.doc))
 }
 
 pub(super) async fn run(args: InspectArgs, global: &Global) -> Result<(), CliError> {

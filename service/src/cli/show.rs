@@ -40,7 +40,11 @@ pub(super) fn print(machine: &Machine) {
     line("state", &format!("{}{reason}", list::state(machine.state())));
     line("driver", &format!("{} {} on {}", machine.driver, machine.driver_version, machine.accelerator));
     line("hardware", &format!("{} vCPU, {}", machine.vcpus, quantity::bytes(machine.memory_bytes)));
-    line("dirty pages", &machine.dirty_finder);
+    let reason = match &machine.dirty_finder_reason[..] {
+        "" => String::new(),
+        reason => format!(": {reason}"),
+    };
+    line("dirty pages", &format!("{}{reason}", machine.dirty_finder));
     let every =
         if machine.every_ms == 0 { String::new() } else { format!(", one every {} ms", machine.every_ms) };
     line("checkpoints", &format!("{}{every}", machine.checkpoints));

@@ -6,8 +6,8 @@ use retrovisor_analytics::Config;
 use retrovisor_proto::v1::inject_request::Fault;
 use retrovisor_proto::v1::watch_response::Event;
 use retrovisor_proto::v1::{
-    Checkpoint, ConsoleCommand, Incident, InjectRequest, QueryRequest, RedoRequest, Rollback,
-    RollbackRequest, SyscallRedirect, UndoRequest, Verdict, WatchRequest, WatchResponse, cell,
+    Checkpoint, ConsoleCommand, Incident, InjectRequest, MemoryFault, QueryRequest, RedoRequest, Rollback,
+    RollbackRequest, UndoRequest, Verdict, WatchRequest, WatchResponse, cell,
 };
 use tonic::Streaming;
 
@@ -153,8 +153,11 @@ pub(super) async fn run(scenario: &mut Scenario) -> Result<(), CliError> {
     scenario.checkpoints(baseline + CALM_CHECKPOINTS).await?;
 
     scenario.screen.title("2. A fault in guest memory: the system call `kill` runs another kernel function");
-    let redirect = SyscallRedirect { syscall: "kill".to_owned(), to: "getuid".to_owned() };
-    inject_and_roll_back(scenario, "syscall_redirected", "kill", Fault::SyscallRedirect(redirect)).await?;
+    let redirect = MemoryFault {
+        name: "syscall-redirect".to_owned(),
+        arguments: [("syscall".to_owned(), "kill".to_owned()), ("to".to_owned(), "getuid".to_owned())].into(),
+    };
+    inject_and_roll_back(scenario, "syscall_redirected", "kill", Fault::MemoryFault(redirect)).await?;
     undo_once(scenario).await?;
     scenario.screen.title("3. Without a fault");
     scenario.screen.status("the guest runs");

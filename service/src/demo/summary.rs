@@ -5,6 +5,8 @@ use std::time::Duration;
 use retrovisor_proto::v1::{Checkpoint, Verdict};
 use serde::Serialize;
 
+use crate::terminal::quantity;
+
 /// Faults must be detected within this many checkpoints.
 const DELAY_CHECKPOINTS_MAX: u64 = 4;
 /// What the guest's counter gains from one line that it writes to the next.
@@ -14,8 +16,10 @@ const COUNTER_STEP: u64 = 10;
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Summary {
     pub(super) checkpoints: u64,
-    /// Suspect or bad checkpoints while no fault had effects.
+    /// Bad checkpoints while no fault had effects.
     pub(super) false_alarms: u64,
+    /// Suspect checkpoints while no fault had effects: evidence that was not confirmed, and leads to no rollback.
+    pub(super) unconfirmed: u64,
     pub(super) faults: Vec<FaultSummary>,
     pub(super) pause_ms_p50: f64,
     pub(super) pause_ms_p99: f64,
@@ -69,8 +73,9 @@ impl Summary {
         if taken.sequence > 1 {
             self.stored_bytes.push(taken.stored_bytes);
         }
-        if !faulty && matches!(taken.verdict(), Verdict::Suspect | Verdict::Bad) {
-            self.false_alarms += 1;
+        if !faulty {
+            self.false_alarms += u64::from(taken.verdict() == Verdict::Bad);
+            self.unconfirmed += u64::from(taken.verdict() == Verdict::Suspect);
         }
     }
 
@@ -84,26 +89,31 @@ impl Summary {
         self.elapsed_s = (elapsed.as_secs_f64() * 10.0).round() / 10.0;
     }
 
-    /// Whether the demo did what it should.
-    pub(super) fn all_goals_met(&self) -> bool {
-        self.false_alarms == 0
-            && self.guest_complaints.is_empty()
-            && self.undo_image_matches
-            && self.faults.len() == 2
-            && self.faults.iter().all(FaultSummary::goals_met)
+    /// What the demo should have shown and did not, in words.
+    pub(super) fn missed_goals(&self) -> Vec<String> {
+        let goals = [
+            (self.false_alarms == 0, "no checkpoint without a fault is bad"),
+            (self.guest_complaints.is_empty(), "the guest finds no corruption"),
+            (self.undo_image_matches, "undo restores the memory bit for bit"),
+            (self.faults.len() == 2, "both faults are injected"),
+        ];
+        let goals = goals.map(|(is_met, goal)| (is_met, goal.to_owned()));
+        let of_faults = self.faults.iter().flat_map(FaultSummary::goals);
+        goals.into_iter().chain(of_faults).filter(|(is_met, _)| !is_met).map(|(_, goal)| goal).collect()
     }
 
     pub(super) fn in_words(&self) -> String {
         format!(
             "{} checkpoints, pause {:.1} ms (p99 {:.1}), {} KiB each; rollback {:.1} ms; reading a checkpoint {:.1} ms; \
-             {} false alarms; guest complaints: {}.",
+             {}, {}; guest complaints: {}.",
             self.checkpoints,
             self.pause_ms_p50,
             self.pause_ms_p99,
             self.stored_bytes_per_checkpoint / 1024,
             self.rollback_ms,
             self.introspect_ms_p50,
-            self.false_alarms,
+            quantity::count(self.false_alarms, "false alarm"),
+            quantity::count(self.unconfirmed, "unconfirmed suspicion"),
             self.guest_complaints.len(),
         )
     }
@@ -112,11 +122,23 @@ impl Summary {
 impl FaultSummary {
     /// A guest that got little CPU time may have written nothing since the checkpoint: its next line is then the same
     /// before and after the rollback.
-    fn goals_met(&self) -> bool {
-        self.delay_checkpoints <= DELAY_CHECKPOINTS_MAX
-            && self.restored_image_matches
-            && self.guest_counter_after <= self.guest_counter_before + COUNTER_STEP
-            && self.top_cause.contains(&self.expected_cause)
+    fn goals(&self) -> [(bool, String); 4] {
+        let kind = &self.kind;
+        [
+            (
+                self.delay_checkpoints <= DELAY_CHECKPOINTS_MAX,
+                format!("{kind} is detected within {DELAY_CHECKPOINTS_MAX} checkpoints"),
+            ),
+            (self.restored_image_matches, format!("the rollback of {kind} restores the memory bit for bit")),
+            (
+                self.guest_counter_after <= self.guest_counter_before + COUNTER_STEP,
+                format!("the guest goes on from where it was before {kind}"),
+            ),
+            (
+                self.top_cause.contains(&self.expected_cause),
+                format!("the first cause of {kind} is {}", self.expected_cause),
+            ),
+        ]
     }
 }
 

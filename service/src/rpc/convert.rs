@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use retrovisor_analytics::Explanation;
 use retrovisor_guest::fact::Value;
-use retrovisor_guest::{MacAddress, Network};
+use retrovisor_guest::{GuestEvent, MacAddress, Network};
 use retrovisor_manager::{Lifecycle, MachineSpec, MachineStatus, Manager, ManagerError, RollbackKind};
 use retrovisor_proto::v1::network_interface::Network as Shown;
 use retrovisor_proto::v1::{
@@ -24,6 +24,7 @@ pub(super) fn machine(manager: &Manager, record: &MachineRecord) -> Result<Machi
         .transpose()?;
     let status = manager.status(&record.name)?;
     let identity = &record.identity;
+    let dirty_finder = status.dirty_finder.as_ref();
     let path =
         |path: Option<&PathBuf>| path.map_or_else(String::new, |path| path.to_string_lossy().into_owned());
     Ok(Machine {
@@ -40,7 +41,8 @@ pub(super) fn machine(manager: &Manager, record: &MachineRecord) -> Result<Machi
         state_reason: state_reason(&status),
         console: path(status.console.as_ref()),
         every_ms: status.every_ms,
-        dirty_finder: status.finder.clone(),
+        dirty_finder: dirty_finder.map(|finder| finder.name.to_owned()).unwrap_or_default(),
+        dirty_finder_reason: dirty_finder.map(|finder| finder.reason.clone()).unwrap_or_default(),
         confinement: status.confinement.clone(),
         console_log: path(status.console_log.as_ref()),
         audit: status.audit.map(audit),
@@ -64,7 +66,29 @@ fn audit(status: AuditStatus) -> Audit {
     }
 }
 
-fn state(state: Lifecycle) -> MachineState {
+/// An event of a guest.
+pub(super) fn guest_event(event: &GuestEvent) -> v1::GuestEvent {
+    use v1::GuestEventKind as Kind;
+    let of = |kind: Kind| v1::GuestEvent { kind: kind.into(), ..v1::GuestEvent::default() };
+    match event.clone() {
+        GuestEvent::Shutdown { by_guest, reason } => {
+            v1::GuestEvent { by_guest, reason, ..of(Kind::PoweredOff) }
+        }
+        GuestEvent::Reset { by_guest, reason } => v1::GuestEvent { by_guest, reason, ..of(Kind::Reset) },
+        GuestEvent::Panicked => of(Kind::Panicked),
+        GuestEvent::Stopped => of(Kind::Stopped),
+        GuestEvent::Resumed => of(Kind::Resumed),
+        GuestEvent::Watchdog => of(Kind::Watchdog),
+        GuestEvent::DiskError { disk, reason, is_stopped } => {
+            let kind = if is_stopped { Kind::DiskErrorStopped } else { Kind::DiskError };
+            v1::GuestEvent { disk, reason, ..of(kind) }
+        }
+        GuestEvent::MemoryFailure => of(Kind::MemoryFailure),
+    }
+}
+
+/// The state of a machine.
+pub(super) fn state(state: Lifecycle) -> MachineState {
     match state {
         Lifecycle::Starting => MachineState::Starting,
         Lifecycle::Running => MachineState::Running,

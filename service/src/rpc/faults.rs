@@ -3,7 +3,7 @@ use retrovisor_proto::v1::fault_service_server::FaultService;
 use retrovisor_proto::v1::inject_request::Fault as Asked;
 use retrovisor_proto::v1::{
     FaultKind, FaultParameter, InjectRequest, InjectResponse, ListFaultsRequest, ListFaultsResponse,
-    MemoryFault, SyscallRedirect,
+    MemoryFault,
 };
 use tonic::{Request, Response, Status};
 
@@ -14,10 +14,6 @@ impl FaultService for Services {
     async fn inject(&self, request: Request<InjectRequest>) -> Result<Response<InjectResponse>, Status> {
         let InjectRequest { machine, fault } = request.into_inner();
         let fault = match fault {
-            Some(Asked::SyscallRedirect(SyscallRedirect { syscall, to })) => Fault::Memory {
-                name: "syscall-redirect".to_owned(),
-                arguments: [("syscall".to_owned(), syscall), ("to".to_owned(), to)].into(),
-            },
             Some(Asked::MemoryFault(MemoryFault { name, arguments })) => Fault::Memory { name, arguments },
             Some(Asked::ConsoleCommand(command)) => Fault::ConsoleCommand { line: command.line },
             None => return Err(Status::invalid_argument("no fault is named")),

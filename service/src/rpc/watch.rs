@@ -1,7 +1,7 @@
 use retrovisor_manager::{Event, EventKind, ManagerError};
 use retrovisor_proto::v1::watch_response::Event as Message;
 use retrovisor_proto::v1::watch_service_server::WatchService;
-use retrovisor_proto::v1::{WatchRequest, WatchResponse};
+use retrovisor_proto::v1::{StateChange, WatchRequest, WatchResponse};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -66,9 +66,10 @@ fn message(services: &Services, event: &Event) -> Result<WatchResponse, ManagerE
         EventKind::Incident(record) => Message::Incident(convert::incident(store, record)?),
         EventKind::Rollback(rollback) => Message::Rollback(convert::rollback(store, rollback)?),
         EventKind::Injected(done) => Message::Injected(done.clone()),
-        EventKind::State(state, reason) if reason.is_empty() => Message::Error(format!("it is {state} now")),
-        EventKind::State(state, reason) => Message::Error(format!("it is {state} now: {reason}")),
-        EventKind::Guest(event) => Message::Error(format!("the guest or its host reported: {event:?}")),
+        EventKind::State(state, reason) => {
+            Message::State(StateChange { state: convert::state(*state).into(), reason: reason.clone() })
+        }
+        EventKind::Guest(event) => Message::Guest(convert::guest_event(event)),
         EventKind::Error(what) => Message::Error(what.clone()),
     };
     Ok(WatchResponse { machine: event.machine.clone(), at_ms: event.at_ms, event: Some(message) })
