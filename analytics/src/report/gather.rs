@@ -104,7 +104,7 @@ impl Past {
         self.points.get(&checkpoint).is_some_and(|point| point.verdict == Verdict::Bad)
     }
 
-    /// The recorded incidents; without any, the first bad checkpoint of each timeline is one.
+    /// The recorded incidents; without any, every bad checkpoint whose parent is not bad.
     fn incidents(
         &self,
         catalogue: &Catalogue,

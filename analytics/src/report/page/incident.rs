@@ -53,7 +53,7 @@ pub(super) fn section(report: &Report, incident: &Incident, number: usize) -> Ma
     }
 }
 
-/// The recorded action of the incident, or the first rollback of the machine after the alarm.
+/// The recorded action of the incident, or the first operation on the machine after the alarm.
 fn action(report: &Report, incident: &Incident) -> String {
     if let Some(action) = &incident.action {
         return action.clone();
