@@ -36,7 +36,7 @@ struct Checked<'c, 'p> {
 }
 
 impl Checked<'_, '_> {
-    /// Whether an address in the range of code and modules belongs to the kernel or to a module.
+    /// Whether an address in the range of code and modules belongs to the kernel or to a module that every view contains.
     fn is_accounted(&self, address: u64) -> bool {
         match self.code.owner(address) {
             Owner::Kernel => true,
