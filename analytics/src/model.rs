@@ -42,7 +42,8 @@ pub(crate) struct Assessment {
 #[derive(Clone, Debug)]
 pub(crate) struct Model {
     scales: Vec<Option<Scale>>,
-    /// The divisor of each feature's deviations: how far it deviated in clean checkpoints; 1 for most.
+    /// The divisor of each feature's deviations: its largest deviation in held-out clean checkpoints divided by
+    /// [`CLEAN_DEVIATION_MAX`], at least 1.
     noise: Vec<f64>,
     detectors: Vec<(Kind, Detector, Calibration)>,
     pub(crate) profiles: Profiles,
