@@ -132,7 +132,7 @@ impl Process {
         if self.watch.is_some() {
             return false;
         }
-        // A zombie still takes signals; its descriptor is readable all the same.
+        // A zombie still accepts signals, but its descriptor is readable.
         let mut polled = [rustix::event::PollFd::new(&self.descriptor, rustix::event::PollFlags::IN)];
         let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
         rustix::event::poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0)

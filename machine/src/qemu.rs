@@ -56,7 +56,7 @@ use runtime::RuntimeDir;
 use shape::Shape;
 use stream::RegisterFinder;
 
-/// States that QEMU saved and that were read (half a megabyte each) are freed while the guest runs; so many may wait.
+/// States that QEMU saved and that were read (half a megabyte each) are freed while the guest runs; this many may wait.
 const UNTIDY_MAX: usize = 16;
 
 /// A QEMU process and the guest in it.
@@ -70,7 +70,7 @@ pub struct QemuMachine {
     disks: DiskSet,
     devices: Devices,
     runtime: RuntimeDir,
-    /// QEMU goes on when this is dropped.
+    /// QEMU continues when this is dropped.
     detached: bool,
     /// A state was begun to be applied and failed: the guest must not run on what is there now.
     half_applied: bool,
@@ -114,7 +114,7 @@ impl QemuMachine {
         }
     }
 
-    /// Attaches to a QEMU that another program, or an earlier process of this one, started. QEMU goes on when this
+    /// Attaches to a QEMU that another program, or an earlier process of this one, started. QEMU continues when this
     /// machine is dropped.
     ///
     /// Whether the guest runs is not changed. Refuses, with the options to start QEMU with, a guest whose memory
@@ -195,7 +195,7 @@ impl QemuMachine {
         self.ram.finder().describe()
     }
 
-    /// Removes from QEMU what attaching put into it, and ends the connection: QEMU goes on as it was found. With
+    /// Removes from QEMU what attaching put into it, and ends the connection: QEMU continues as it was found. With
     /// `deletes_snapshots`, also the snapshots that this driver made in the disks' images; without them, checkpoints
     /// whose disk contents are in no store cannot be restored.
     ///
@@ -357,7 +357,7 @@ impl StateIo for QemuMachine {
         if state.disks.is_empty() { Ok(()) } else { self.disks.sync() }
     }
 
-    /// The guest's clocks go on from the state: [`ClockPolicy::JumpToNow`] is refused.
+    /// The guest's clocks continue from the state: [`ClockPolicy::JumpToNow`] is refused.
     fn apply_state(&mut self, state: &MachineState, clock: ClockPolicy) -> Result<(), MachineError> {
         self.needs_pause("applying a state")?;
         self.capabilities().check_clock(clock)?;

@@ -192,7 +192,8 @@ impl MemoryView for Ram {
         Ok(unsafe { stream::copy(from.ptr_guard().as_ptr(), into) })
     }
 
-    /// Holes of the memory file: nothing was ever written there. Reading them instead would fill them with pages of zeros.
+    /// Holes of the memory file: nothing was ever written there. Reading them instead would fill them with pages of
+    /// zeros.
     fn known_zero(&self, gfn: Gfn) -> bool {
         if !self.shows_holes {
             return false;

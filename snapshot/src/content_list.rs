@@ -1,6 +1,6 @@
 //! A list of contents as bytes: runs, because contents written together have numbers in a row.
 //!
-//! Each run is `varint(count * 4 + tag)`; tag 0: zero, 1: removed, 2: numbers in a row, 3: one number again and again.
+//! Each run is `varint(count * 4 + tag)`; tag 0: zero, 1: removed, 2: numbers in a row, 3: one number repeatedly.
 //! Tags 2 and 3 are followed by `varint(zigzag(first - expected))`, where `expected` is the number after the last
 //! one of the run before (2 at the start).
 

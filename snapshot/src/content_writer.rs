@@ -31,7 +31,7 @@ pub(crate) struct ContentWriter {
     packs: PackWriter,
     /// Committed contents that are not in the catalogue's index of hashes.
     recent: HashMap<Hash, ContentId>,
-    /// Contents that were added again lately: what is added twice is added often.
+    /// Contents that were added again recently: what is added twice is added often.
     repeated: LruCache<Hash, ContentId>,
     /// Contents that are damaged: they do not count as known, so that their bytes are stored again when they are
     /// added.

@@ -9,7 +9,7 @@ const CHUNK: usize = 64;
 
 /// Level of compression of full maps, which are written rarely.
 const LEVEL: i32 = 3;
-/// An encoded map has at most so many bytes a page: a run of one, and its number.
+/// An encoded map has at most this many bytes a page: a run of one, and its number.
 const ENCODED_BYTES_MAX: usize = 20;
 
 /// Codes of contents: half the size of the contents themselves.
@@ -93,7 +93,7 @@ pub(crate) fn compress(encoded: &[u8]) -> io::Result<Vec<u8>> {
     zstd::bulk::compress(encoded, LEVEL)
 }
 
-/// The reverse of [`compress`], for a map of so many frames. Memory is taken for what comes out, not for what the
+/// The reverse of [`compress`], for a map of this many frames. Memory is taken for what comes out, not for what the
 /// bytes say will.
 pub(crate) fn decompress(stored: &[u8], pages: usize) -> io::Result<Vec<u8>> {
     let bytes_max = pages.saturating_mul(ENCODED_BYTES_MAX) as u64;

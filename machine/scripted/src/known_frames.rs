@@ -2,8 +2,8 @@ use retrovisor_guest::{Gfn, MemoryError, MemoryLayout, MemoryView, PAGE_SIZE, Pa
 
 /// The contract of [`retrovisor_guest::MemoryIo::take_dirty`] as a model: what is known of each frame.
 ///
-/// A frame is known from the moment it is read or written by the driver, until it is reported. Whatever a guest does, no
-/// known frame may be [wrong](Self::wrong) right after a call that succeeded.
+/// A frame is known from the moment it is read or written by the driver, until it is reported. Whatever a guest does,
+/// no known frame may be [wrong](Self::wrong) right after a call that succeeded.
 pub struct KnownFrames {
     layout: MemoryLayout,
     /// By index.

@@ -58,7 +58,8 @@ pub enum Action {
     Enter(RunState),
 }
 
-/// What a [`crate::MemoryMachine`] does beside working: shared by all copies, also while another thread has the machine.
+/// What a [`crate::MemoryMachine`] does beside working: shared by all copies, also while another thread has the
+/// machine.
 #[derive(Clone)]
 pub struct Script(Arc<Shared>);
 
@@ -135,7 +136,7 @@ impl Script {
         waited.unwrap_or_else(PoisonError::into_inner).0.hanging
     }
 
-    /// Lets a call that hangs go on.
+    /// Lets a call that hangs continue.
     pub fn release(&self) {
         self.lock().released += 1;
         self.0.changed.notify_all();

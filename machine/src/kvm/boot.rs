@@ -23,8 +23,8 @@ pub(super) use generation::{GENERATION_ID, GENERATION_LINE};
 /// What the vCPUs run first.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Boot {
-    /// A Linux kernel, started by the 64-bit boot protocol or at its entry for virtual machines (PVH); ACPI describes what
-    /// the machine has.
+    /// A Linux kernel, started by the 64-bit boot protocol or at its entry for virtual machines (PVH); ACPI describes
+    /// what the machine has.
     Linux {
         /// A bzImage, as distributions ship it, or a vmlinux (ELF).
         kernel: PathBuf,

@@ -51,9 +51,9 @@ pub enum MemorySource {
     /// The same, in a file that others map, too: the slots lie in it one after another from its beginning. It must not
     /// become shorter.
     Shared(Arc<File>),
-    /// The same file, which another process that maps it fills with the memory of another instant. [`KvmConfig::boot`] is passed
-    /// over: the machine waits for [`retrovisor_guest::StateIo::apply_state`] with the state of that instant, then for
-    /// `resume`.
+    /// The same file, which another process that maps it fills with the memory of another instant. [`KvmConfig::boot`]
+    /// is passed over: the machine waits for [`retrovisor_guest::StateIo::apply_state`] with the state of that instant,
+    /// then for `resume`.
     Awaited(Arc<File>),
     /// The memory of another instant, shared until it is written. [`KvmConfig::boot`] is passed over: the machine
     /// waits for [`retrovisor_guest::StateIo::apply_state`] with the state of that instant, then for `resume`.

@@ -64,9 +64,9 @@ pub(super) enum Place {
 /// What a write leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// The vCPU goes on.
+    /// The vCPU continues.
     Done,
-    /// The vCPU goes on once devices have caught up, which may be after a pause ([`Device::catch_up`]).
+    /// The vCPU continues once devices have caught up, which may be after a pause ([`Device::catch_up`]).
     Behind,
     /// The machine ends, and why.
     End(&'static str),

@@ -36,9 +36,9 @@ const VCPU_IOCTLS: [u64; 15] = [
     0x4018_aee2,
 ];
 
-/// What the thread of a network interface may ask of KVM: to raise the interface's interrupt. All else that it does, every
-/// thread may: it waits for frames and to be woken (`ppoll`, `read`), receives them (`recvfrom` from a hub, `read` from a
-/// tap), and writes them into memory that is mapped. Sending is done by vCPUs (`sendto`, `write`).
+/// What the thread of a network interface may ask of KVM: to raise the interface's interrupt. All else that it does,
+/// every thread may: it waits for frames and to be woken (`ppoll`, `read`), receives them (`recvfrom` from a hub,
+/// `read` from a tap), and writes them into memory that is mapped. Sending is done by vCPUs (`sendto`, `write`).
 const NET_IOCTLS: [u64; 2] = [0x4008_ae61, 0xc008_ae67];
 
 /// What every thread may do: memory, time, waiting, signals, and the files that it has open.
@@ -146,7 +146,7 @@ pub(super) fn apply() -> Result<(), MachineError> {
 }
 
 /// For a vCPU's thread, before it enters the guest for the first time: in a confined worker it loses what it does not
-/// need; elsewhere nothing happens. A thread that cannot be confined must not go on.
+/// need; elsewhere nothing happens. A thread that cannot be confined must not continue.
 pub(super) fn enter_vcpu_thread() -> Result<(), String> {
     enter(&VCPU)
 }

@@ -1,6 +1,6 @@
-//! The devices of microVMs under a guest that does anything, for the fuzzers in `fuzz/` and for the tests below: bytes are
-//! read as accesses to registers and memory, input from outside, and restored states. None of them may make a device panic
-//! or work without end.
+//! The devices of microVMs under a guest that does anything, for the fuzzers in `fuzz/` and for the tests below: bytes
+//! are read as accesses to registers and memory, input from outside, and restored states. None of them may make a
+//! device panic or work without end.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};

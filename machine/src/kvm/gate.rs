@@ -106,8 +106,8 @@ impl Gate {
         inner.phase == Phase::Stopped
     }
 
-    /// A thread that brings input from outside waits here until the machine runs, and is inside as long as what is returned
-    /// lives. `None` when it shall end.
+    /// A thread that brings input from outside waits here until the machine runs, and is inside as long as what is
+    /// returned lives. `None` when it shall end.
     pub(super) fn pass(&self) -> Option<Inside<'_>> {
         let mut inner = self.lock();
         loop {
@@ -185,7 +185,7 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    /// The guest stops by itself: it shut down, or its vCPU cannot go on.
+    /// The guest stops by itself: it shut down, or its vCPU cannot continue.
     pub(super) fn give_up(&self, why: String) {
         let mut inner = self.lock();
         inner.ended.get_or_insert(why);

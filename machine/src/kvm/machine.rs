@@ -74,7 +74,8 @@ impl KvmMachine {
         ConsoleInput::new(self.console.input.clone(), self.input_gate.clone())
     }
 
-    /// The control channel, if the machine has one: what types into the guest's second console, and what it writes there.
+    /// The control channel, if the machine has one: what types into the guest's second console, and what it writes
+    /// there.
     #[must_use]
     pub fn channel(&self) -> Option<(ConsoleInput, ConsoleOutput)> {
         let ends = self.channel.clone()?;
@@ -88,8 +89,9 @@ impl KvmMachine {
         Ok(id)
     }
 
-    /// Gives the guest another identifier and notifies it: a Linux guest with the driver (`CONFIG_VMGENID`) then makes its
-    /// random numbers anew. Needs a paused machine, and comes after [`StateIo::apply_state`], which brings back the old one.
+    /// Gives the guest another identifier and notifies it: a Linux guest with the driver (`CONFIG_VMGENID`) then makes
+    /// its random numbers again. Needs a paused machine, and comes after [`StateIo::apply_state`], which brings back
+    /// the old one.
     pub fn set_generation_id(&mut self, id: [u8; 16]) -> Result<(), MachineError> {
         self.needs_pause("changing the generation identifier")?;
         self.device_memory.write(GENERATION_ID, &id)?;
@@ -103,8 +105,8 @@ impl KvmMachine {
         self.receivers.iter().map(Receiver::status).collect()
     }
 
-    /// Plugs the network interface number `index` into something else; the guest sees its link come up, if it was down. At
-    /// once while the machine runs, else when it runs on.
+    /// Plugs the network interface number `index` into something else; the guest sees its link come up, if it was down.
+    /// At once while the machine runs, else when it runs on.
     pub fn plug(&mut self, index: usize, backend: &NetBackend) -> Result<(), MachineError> {
         let receiver = self.receivers.get(index).ok_or_else(|| MachineError::Config {
             what: format!("there is no network interface number {index}"),
@@ -114,8 +116,8 @@ impl KvmMachine {
         Ok(())
     }
 
-    /// Whether the guest's time-stamp counter can be stopped with it. A KVM that interprets guests may leave the counter
-    /// to the hardware: then it goes on over every stop and rollback, whatever the clock policy.
+    /// Whether the guest's time-stamp counter can be stopped with it. A KVM that interprets guests may leave the
+    /// counter to the hardware: then it continues over every stop and rollback, whatever the clock policy.
     #[must_use]
     pub fn moves_tsc(&self) -> bool {
         self.shape.moves_tsc()

@@ -121,7 +121,7 @@ impl Vm {
         let mut clock = kvm_clock_data { flags: 0, ..state.clock };
         let mut jump = 0;
         if policy == ClockPolicy::JumpToNow {
-            // The host's counter would do, had the host not started anew since.
+            // The host's counter would do, if the host had not restarted since.
             let missed_ns = wall_clock_ns().saturating_sub(state.host_ns);
             clock.clock = clock.clock.saturating_add(missed_ns);
             jump = u128::from(missed_ns) * u128::from(tsc_khz) / 1_000_000;
@@ -131,7 +131,7 @@ impl Vm {
         Ok(gap.wrapping_sub(jump as u64))
     }
 
-    /// Whether the PC's timer, which goes on while vCPUs are stopped, runs neither now nor in the state.
+    /// Whether the PC's timer, which continues while vCPUs are stopped, runs neither now nor in the state.
     pub(super) fn is_quiet(&self, state: &VmState) -> Result<bool, MachineError> {
         /// Nobody has set the channel's mode yet.
         const OFF: u8 = 0xff;

@@ -12,7 +12,7 @@ const THREADS_MAX: usize = 4;
 /// A copy of guest memory as of the last scan.
 ///
 /// Bytes that change and change back between two scans are invisible to a comparison. Two kinds of frames must be
-/// reported all the same, or be exact in the copy:
+/// reported nevertheless, or be exact in the copy:
 ///
 /// - A frame that was read after the last scan while the guest could write it: what was read may be neither what the
 ///   last scan found nor what the next one finds. It is marked, and reported by the next scan.

@@ -1,7 +1,7 @@
 //! The state of vCPUs and devices, as bytes that QEMU saves and loads.
 //!
 //! QEMU saves it into an internal snapshot of a qcow2 file. Two such files are in memory that this process and QEMU
-//! share: one that QEMU saves into, from which the bytes are then read; and one that is made anew around the bytes
+//! share: one that QEMU saves into, from which the bytes are then read; and one that is made again around the bytes
 //! that QEMU is to load. The capability `x-ignore-shared` keeps the guest's memory out of both. It is on during these
 //! jobs only: with it, an owner's own `savevm` or migration would silently lack the memory.
 

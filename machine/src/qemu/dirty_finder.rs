@@ -206,8 +206,8 @@ mod tests {
     nix::ioctl_readwrite!(uffdio_api, 0xaa, 0x3f, Api);
     nix::ioctl_readwrite!(uffdio_register, 0xaa, 0x00, Register);
 
-    /// Puts a mapping under asynchronous write protection, as `preload.c` does in QEMU. `None`, loudly, where the kernel
-    /// does not allow it.
+    /// Puts a mapping under asynchronous write protection, as `preload.c` does in QEMU. `None`, loudly, where the
+    /// kernel does not allow it.
     fn protect(mapping: &Mapping) -> Option<OwnedFd> {
         // SAFETY: the call takes flags and answers a descriptor or an error; no memory is passed.
         let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK | 1) };

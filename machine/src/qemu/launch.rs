@@ -58,7 +58,7 @@ pub struct LaunchConfig {
     pub binary: Option<PathBuf>,
     /// Start with the vCPUs standing still, as for a state that will be applied.
     pub paused: bool,
-    /// QEMU goes on when this process ends or drops the machine. Otherwise it ends with either,
+    /// QEMU continues when this process ends or drops the machine. Otherwise it ends with either,
     /// also when this process is killed.
     pub detached: bool,
 }
@@ -329,7 +329,8 @@ impl Drop for Made {
 }
 
 /// The guest kernel's command line. Within one process, TCG never lets the time-stamp counter go back: a guest that
-/// takes its time from it would see its clock jump ahead at every rollback, so its command line has it not use that counter.
+/// takes its time from it would see its clock jump ahead at every rollback, so its command line has it not use that
+/// counter.
 fn command_line(append: &str, accelerator: Accelerator) -> String {
     if accelerator == Accelerator::Kvm || append.split_whitespace().any(|word| word.starts_with("tsc=")) {
         append.to_owned()

@@ -57,7 +57,7 @@ impl Mapping {
     /// Opens the mapped file itself, also when its name is gone or was given to another file.
     pub(super) fn open(&self, pid: i32) -> std::io::Result<File> {
         let own = |file: &File| file.metadata().is_ok_and(|found| self.is(&found));
-        // QEMU keeps the descriptor open; opening it anew asks for permission again, and gives an offset of its own.
+        // QEMU keeps the descriptor open; opening it again asks for permission again, and gives an offset of its own.
         for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
             let path = entry?.path();
             if std::fs::metadata(&path).is_ok_and(|found| self.is(&found)) {

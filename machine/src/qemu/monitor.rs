@@ -98,7 +98,8 @@ impl Monitor {
         if self.failed { RunState::Gone } else { self.run_state }
     }
 
-    /// Asks QEMU for what no event reports: a vCPU that cannot go on stops without a cause, like a `stop` by another client.
+    /// Asks QEMU for what no event reports: a vCPU that cannot continue stops without a cause, like a `stop` by another
+    /// client.
     fn query_run_state(&mut self) -> Result<(), MachineError> {
         let status = self.execute("query-status", &json!({}))?;
         self.run_state = match text(&status, "status") {

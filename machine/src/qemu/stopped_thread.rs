@@ -17,7 +17,7 @@ use crate::error::RegistrationError;
 const STOP_WAIT: Duration = Duration::from_secs(1);
 /// How long the stop is polled for without sleeping. It usually takes some ten microseconds.
 const POLL_WAIT: Duration = Duration::from_millis(2);
-/// For how long the thread is stopped again and again to find it waiting in a system call. On a busy host it can take
+/// For how long the thread is stopped repeatedly to find it waiting in a system call. On a busy host it can take
 /// long until it runs at all.
 const TRY_WAIT: Duration = Duration::from_secs(2);
 /// The pause between these, in which the thread runs.
@@ -40,7 +40,7 @@ const SCRATCH_BYTES: usize = 128;
 const SCRATCH_DISTANCE: u64 = 1024;
 
 /// A thread that was stopped while it waited in a system call. Dropping this puts back its registers, its signal mask
-/// and the part of its stack that was used, and lets it run: it goes on waiting.
+/// and the part of its stack that was used, and lets it run: it continues waiting.
 ///
 /// All methods must be called by the thread of this process that stopped it, which [`StoppedThread::with`] makes sure.
 pub(super) struct StoppedThread {

@@ -90,7 +90,8 @@ fn describe(stream: &[u8]) -> Option<Value> {
     })
 }
 
-/// Whether the state of vCPU `instance` begins at `place`: type, id (4), name with its length, instance (4), version (4).
+/// Whether the state of vCPU `instance` begins at `place`: type, id (4), name with its length, instance (4), version
+/// (4).
 fn begins_vcpu(stream: &[u8], place: usize, instance: usize) -> bool {
     let Some(head) = place.checked_sub(17).and_then(|start| stream.get(start..place)) else { return false };
     let own = u32::try_from(instance).is_ok_and(|instance| head[9..13] == instance.to_be_bytes());

@@ -14,15 +14,15 @@ pub(super) fn can_go_to(into: &Page) -> bool {
     into.as_ptr().addr().is_multiple_of(LINE_SIZE)
 }
 
-/// Copies a page without bringing `into` into the caches, which takes two thirds of the time of a usual copy when neither is
-/// there, and pushes nothing of the guest's out of them. Whether all of it is zero.
+/// Copies a page without bringing `into` into the caches, which takes two thirds of the time of a usual copy when
+/// neither is there, and pushes nothing of the guest's out of them. Whether all of it is zero.
 ///
 /// # Safety
 /// From `from` on, a page must be readable; it may change meanwhile. `into` must be aligned to lines ([`can_go_to`]).
 pub(super) unsafe fn copy(from: *const u8, into: &mut Page) -> bool {
     let into = into.as_mut_ptr();
-    // SAFETY: SSE2 is part of x86-64; reads stay within the page at `from`, stores within `into`, at multiples of 16 from
-    // an aligned start. The fence orders the stores before all that follows, as usual stores are.
+    // SAFETY: SSE2 is part of x86-64; reads stay within the page at `from`, stores within `into`, at multiples of 16
+    // from an aligned start. The fence orders the stores before all that follows, as usual stores are.
     unsafe {
         let mut any = _mm_setzero_si128();
         for line in (0..size_of::<Page>()).step_by(LINE_SIZE) {

@@ -1,4 +1,5 @@
-//! A bare guest that writes to its disk all the time: the disk goes back with the memory, whenever the guest was stopped.
+//! A bare guest that writes to its disk all the time: the disk goes back with the memory, whenever the guest was
+//! stopped.
 
 use std::path::Path;
 

@@ -24,8 +24,8 @@ const FRAME_BYTES: u64 = 1600;
 /// A frame of a kind that no kernel of a host sends by itself.
 const KIND: [u8; 2] = [0x88, 0xb5];
 
-// Finds the network interface, writes the registers that the mail lists, and then sends back each frame that comes, with its
-// addresses swapped. Counts them, and keeps the link's status in the word after.
+// Finds the network interface, writes the registers that the mail lists, and then sends back each frame that comes,
+// with its addresses swapped. Counts them, and keeps the link's status in the word after.
 std::arch::global_asm!(
     r"
     .globl echo_start

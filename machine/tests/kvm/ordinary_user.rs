@@ -1,5 +1,5 @@
-//! A worker that an ordinary user starts. Root becomes one for it, in a mount namespace where `/dev/kvm` is for everybody;
-//! the host does not change.
+//! A worker that an ordinary user starts. Root becomes one for it, in a mount namespace where `/dev/kvm` is for
+//! everybody; the host does not change.
 
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Read as _};

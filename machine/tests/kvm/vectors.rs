@@ -1,4 +1,5 @@
-//! Vector registers (AVX, AVX-512): what a guest keeps in them is there after pauses, rollbacks, and in another machine.
+//! Vector registers (AVX, AVX-512): what a guest keeps in them is there after pauses, rollbacks, and in another
+//! machine.
 
 use std::time::{Duration, Instant};
 

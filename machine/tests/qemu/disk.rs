@@ -96,7 +96,7 @@ fn blocks_are_read_while_the_guest_runs_and_written_into_it_and_into_a_new_proce
     assert_eq!(shell.run(&format!("echo after >/data/test; {noise}; cat /data/test")), "after");
     let two = capture(&mut machine, one.memory.clone());
     machine.resume().unwrap();
-    // The guest goes on writing while its past is read.
+    // The guest continues writing while its past is read.
     shell.send("for i in 1 2 3 4 5 6 7 8; do dd if=/dev/urandom of=/data/noise bs=64k count=40; sync; done 2>/dev/null; echo OVER");
     let (at_one, at_two) = (&one.state.disks[0], &two.state.disks[0]);
     let (first, blocks) = contents(&machine, at_one, None, base.clone(), &base);

@@ -66,7 +66,7 @@ impl Daemon {
         targets.filter(|target| target.as_os_str() == "anon_inode:[userfaultfd]").count()
     }
 
-    /// The main thread's answers and the guest's ticks prove that both go on.
+    /// The main thread's answers and the guest's ticks prove that both continue.
     fn goes_on(&self) {
         let mut owner = Owner::open(UnixStream::connect(self.dir.join("owner")).unwrap());
         assert_eq!(owner.run("query-status", &serde_json::json!({}))["running"], true);

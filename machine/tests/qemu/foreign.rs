@@ -1,4 +1,5 @@
-//! A QEMU that another program started and goes on using: what it does there is noticed, and this driver leaves nothing in it.
+//! A QEMU that another program started and continues using: what it does there is noticed, and this driver leaves
+//! nothing in it.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;

@@ -72,7 +72,7 @@ fn all_new(lab: &mut Lab, table: &mut Table) {
 /// Where the pages lie that the guest never stops writing.
 const WORKING_SET_FIRST: u64 = PAGES / 2;
 
-/// While the guest goes on writing 1,000 pages in 10 ms: the same ones, as a guest's working set is.
+/// While the guest continues writing 1,000 pages in 10 ms: the same ones, as a guest's working set is.
 fn precopied(lab: &mut Lab, table: &mut Table, pages: u64, rounds: usize) {
     let writer = lab.machine.writer();
     let done = AtomicBool::new(false);

@@ -130,7 +130,7 @@ impl Catalogue {
     pub fn ancestry_within(&self, checkpoint: CheckpointId, count: usize) -> Result<Vec<CheckpointRecord>> {
         self.read("reading the ancestry", |reader| {
             one(reader, checkpoint)?;
-            // A parent is always older than its child, so that damaged links cannot make a circle.
+            // A parent is always older than its child, so that damaged links cannot form a cycle.
             let sql = format!(
                 "WITH RECURSIVE line (id, parent) AS (
                      SELECT id, parent FROM checkpoint WHERE id = ?1

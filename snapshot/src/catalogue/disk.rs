@@ -108,7 +108,7 @@ impl Catalogue {
                 let found = found.ok_or_else(|| {
                     damaged(format!("disk number {disk} is missing at checkpoint number {at}"))
                 })?;
-                // A parent is always older than its child, so that damaged links cannot make a circle.
+                // A parent is always older than its child, so that damaged links cannot form a cycle.
                 next = found.parent.filter(|parent| found.keyframe_distance > 0 && *parent < at);
                 links.push(found);
             }

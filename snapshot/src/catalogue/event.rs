@@ -9,9 +9,9 @@ use crate::damage::Damage;
 use crate::error::{Error, Result};
 use crate::id::{EventId, MachineId};
 
-/// Events that are kept of one machine, about: the oldest go when there are more.
+/// About this many events of one machine are kept: the oldest are removed first.
 const KEPT: u32 = 10_000;
-/// Old events are removed with every so many new ones.
+/// Number of new events after which old ones are removed.
 const TRIM_STEP: i64 = 256;
 
 words!(

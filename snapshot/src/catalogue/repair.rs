@@ -239,7 +239,7 @@ impl Catalogue {
         })
     }
 
-    /// At least so many bytes of a pack belong to checkpoints.
+    /// At least this many bytes of a pack belong to checkpoints.
     pub(crate) fn raise_pack(&self, pack: u32, committed_bytes: u64) -> Result<()> {
         self.write("noting how long a pack is", Durability::Full, |transaction| {
             transaction.execute(

@@ -33,7 +33,7 @@ pub struct VerdictRecord {
     pub score: f64,
     /// Calibrated p-value, where there is one.
     pub p_value: Option<f64>,
-    /// Reasons in words, the weightiest first.
+    /// Reasons as text, the weightiest first.
     pub reasons: Vec<String>,
     /// The features that the detectors used, by name.
     pub features: Vec<(String, f64)>,

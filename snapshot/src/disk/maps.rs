@@ -12,7 +12,7 @@ use crate::store::Store;
 
 /// Level of compression of full maps, which are written rarely.
 const LEVEL: i32 = 3;
-/// An encoded map has at most so many bytes a block that is not as in the base, and for its chunk.
+/// An encoded map has at most this many bytes a block that is not as in the base, and for its chunk.
 const ENCODED_BYTES_MAX: u64 = 20;
 
 impl Store {

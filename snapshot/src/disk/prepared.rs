@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::id::MachineId;
 use crate::store::Store;
 
-/// A full map is stored after so many checkpoints,
+/// A full map is stored after this many checkpoints,
 const KEYFRAME_DISTANCE: u64 = 64;
 /// or once the changes since the last one outnumber those of the map itself (but not before this many).
 const KEYFRAME_ROWS_MIN: u64 = 1 << 14;

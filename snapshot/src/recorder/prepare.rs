@@ -18,7 +18,7 @@ use crate::id::MachineId;
 use crate::page_map::PageMap;
 use crate::store::{Store, keyframe, store_state};
 
-/// A full map is stored after so many checkpoints,
+/// A full map is stored after this many checkpoints,
 pub(crate) const KEYFRAME_DISTANCE: u64 = 64;
 /// or once the changes since the last one outnumber the pages of the machine (but not before this many): whichever
 /// comes first bounds what reading a map costs.

@@ -11,14 +11,14 @@ pub struct RepairPlan {
     pub items: Vec<RepairItem>,
     /// The checkpoints that cannot be saved, as far as is known before the repair.
     pub lost: Vec<LostCheckpoint>,
-    /// Damage that no repair can do anything about, in words.
+    /// Damage that no repair can do anything about, as text.
     pub beyond_repair: Vec<String>,
 }
 
 /// One thing that can be repaired.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RepairItem {
-    /// What is wrong, in words.
+    /// What is wrong, as text.
     pub damage: String,
     /// What is done about it.
     pub action: RepairAction,
@@ -87,13 +87,13 @@ pub struct LostCheckpoint {
 pub struct RepairReport {
     /// Items of the plan that were done.
     pub repaired: u64,
-    /// Items of the plan that could not be done any more, in words.
+    /// Items of the plan that could not be done any more, as text.
     pub failed: Vec<String>,
     /// The checkpoints that are marked now: they are refused as targets.
     pub lost: Vec<LostCheckpoint>,
     /// Checkpoints that were marked before and are whole again, by short id.
     pub recovered: Vec<String>,
-    /// What is still damaged, in words: all of it touches marked checkpoints, or none.
+    /// What is still damaged, as text: all of it touches marked checkpoints, or none.
     pub remaining: Vec<String>,
 }
 

@@ -55,7 +55,7 @@ impl Tree {
     }
 
     fn parent(&self, link: &Link) -> Option<&Link> {
-        // A parent is always older than its child, so that damaged links cannot make a circle.
+        // A parent is always older than its child, so that damaged links cannot form a cycle.
         link.parent.filter(|parent| *parent < link.checkpoint).and_then(|parent| self.links.get(&parent))
     }
 }

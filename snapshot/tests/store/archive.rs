@@ -166,7 +166,7 @@ fn a_history_comes_back_in_another_store() {
     assert!(brought.new_contents < report.contents);
     same(&lab.store, "toy", &other.store, "guest", true);
     assert_eq!(tables(&other.store, "toy", true), before);
-    // It goes on being a machine: it can be restored, and recorded.
+    // It is a usable machine: it can be restored, and recorded.
     let machine = other.store.catalogue().machine("guest").unwrap();
     let mut recorder = Recorder::new(Arc::clone(&other.store), machine.id).unwrap();
     let mut toy = Toy::new(&lab.toy.identity.layout);

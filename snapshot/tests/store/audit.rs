@@ -14,7 +14,7 @@ use crate::toy::{Frame, open, page_of, quick_dir};
 
 const PAGES: u64 = 256;
 const FRAMES: u64 = 16;
-/// An unreported change is noticed within so many checkpoints.
+/// An unreported change is noticed within this many checkpoints.
 const NOTICED_WITHIN: u64 = PAGES / FRAMES;
 
 struct Lab {

@@ -1,4 +1,4 @@
-//! Branches: a second machine goes on from a checkpoint of another one.
+//! Branches: a second machine continues from a checkpoint of another one.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -116,7 +116,7 @@ fn a_branch_goes_on_from_there_and_stores_only_what_it_writes() {
     assert_eq!(operation.before.unwrap().checkpoint, at.id);
     assert_eq!(operation.after, store.catalogue().machine("new").unwrap().position);
 
-    // Both go on, each by itself.
+    // Both continue, each by itself.
     web.write(9, 9, 400);
     new.write(8, 8, 401);
     let (theirs, ours) = (web.checkpoint(), new.checkpoint());

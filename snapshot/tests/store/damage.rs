@@ -46,7 +46,7 @@ fn a_flipped_bit_anywhere_in_a_pack_is_found() {
         flip(&pack(dir.path()), offset);
         let store = Store::open(dir.path(), Access::ReadOnly).unwrap();
         let report = store.verify(&mut |_| ()).unwrap();
-        // The header of a frame has three bytes that mean nothing; they are checked all the same.
+        // The header of a frame has three bytes that mean nothing; they are checked nevertheless.
         assert!(!report.damaged.is_empty(), "offset {offset}");
         assert!(report.damaged.iter().all(|damage| damage.pack == Some(1)), "{:?}", report.damaged);
         flip(&pack(dir.path()), offset);

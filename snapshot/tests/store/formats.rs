@@ -27,7 +27,7 @@ static SEEN: Schema = Schema {
     columns: &[Column { name: "count", kind: Kind::Integer }, Column { name: "word", kind: Kind::Text }],
 };
 
-/// What a fixture holds, in words that outlive the tables.
+/// The contents of a fixture, as text that does not depend on the tables.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Content {
     machines: BTreeMap<String, MachineContent>,

@@ -156,7 +156,7 @@ fn a_pack_cut_short_or_gone_costs_what_was_in_it_and_may_come_back() {
     assert_eq!(report.lost.len(), 3);
     let machine = store.catalogue().machine("toy").unwrap().id;
     assert_eq!(store.catalogue().damage_marks(machine).unwrap()[0].checkpoint_name, records[0].name);
-    // The machine goes on, and its new checkpoints are whole.
+    // The machine continues, and its new checkpoints are whole.
     let mut recorder = Recorder::fresh(Arc::clone(&store), machine).unwrap();
     toy.scribble(9, 9);
     let next = recorder.checkpoint(&mut toy, &CheckpointRequest::default()).unwrap().record;

@@ -114,7 +114,7 @@ fn what_stays_is_what_it_was_whatever_goes() {
             assert_eq!(left.iter().map(|record| record.id).collect::<Vec<_>>(), kept);
             check(lab.dir.path(), &store, &before);
         }
-        // The machine goes on as if nothing had happened.
+        // The machine continues as if nothing had happened.
         lab.toy.scribble(3, 77);
         let next = lab.checkpoint();
         assert_eq!(next.changed_pages, 1);

@@ -172,8 +172,8 @@ unsafe extern "C" {
     static retrovisor_bare_vectors_end: u8;
 }
 
-/// A guest whose vCPUs keep numbers in all vector registers that they have (AVX, and AVX-512 where it is), other ones each
-/// round, wait, and look whether they are still there. Its code runs in user mode.
+/// A guest whose vCPUs keep numbers in all vector registers that they have (AVX, and AVX-512 where it is), other ones
+/// each round, wait, and look whether they are still there. Its code runs in user mode.
 #[must_use]
 pub fn vectors() -> Boot {
     // SAFETY: both labels bound the bytes of one assembly block in this program.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 /// What a guest has written, the newest mebibyte of it. Clones are the same output; it may be read while the machine is
 /// elsewhere.
 ///
-/// Bytes are numbered from the machine's launch on. A rollback takes nothing back: output goes on.
+/// Bytes are numbered from the machine's launch on. A rollback does not undo output.
 #[derive(Clone, Default)]
 pub struct ConsoleOutput(Arc<Shared>);
 
@@ -40,8 +40,8 @@ impl ConsoleOutput {
         self.since(0).0
     }
 
-    /// The bytes from number `offset` on and the number after them, to ask with the next time. What is no longer kept is
-    /// left out: then more is between `offset` and the number after than there are bytes.
+    /// The bytes from number `offset` on and the number after them, to ask with the next time. What is no longer kept
+    /// is left out: then more is between `offset` and the number after than there are bytes.
     #[must_use]
     pub fn since(&self, offset: u64) -> (Vec<u8>, u64) {
         let said = self.lock();

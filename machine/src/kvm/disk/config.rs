@@ -11,7 +11,7 @@ pub struct DiskConfig {
     pub size_bytes: Option<u64>,
     /// Whether the guest may only read it.
     pub read_only: bool,
-    /// The folder that holds what the guest writes, in a file without a name that ends with the machine. What is written
-    /// takes room there, and so does what kept states had before.
+    /// The folder that holds what the guest writes, in a file without a name that ends with the machine. What is
+    /// written takes room there, and so does what kept states had before.
     pub changes_dir: PathBuf,
 }

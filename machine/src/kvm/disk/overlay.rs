@@ -20,8 +20,8 @@ pub(crate) type SharedOverlay = Arc<Mutex<Overlay>>;
 
 /// A disk: what the guest wrote, over a base that is only read.
 ///
-/// A block that is written goes into a slot of a file; once a state was captured, into another one, so that the captured
-/// state's stays.
+/// A block that is written goes into a slot of a file; once a state was captured, into another one, so that the
+/// captured state's stays.
 pub(crate) struct Overlay {
     shape: DiskShape,
     read_only: bool,

@@ -57,7 +57,7 @@ impl SlotFile {
     }
 }
 
-/// Reads from a slot on, which may go on into the next ones.
+/// Reads from a slot on, which may continue into the next ones.
 pub(super) fn read(file: &File, first: u32, skipped: usize, into: &mut [u8]) -> io::Result<()> {
     file.read_exact_at(into, offset(first) + skipped as u64)
 }

@@ -24,8 +24,8 @@ const ADDRESSES_OF_PEER_MAX: usize = 64;
 const TURN_FRAMES: usize = 32;
 const BACKLOG: i32 = 64;
 
-/// A learning switch between machines, which may be of other processes: each connects to its socket, and every packet is
-/// a frame.
+/// A learning switch between machines, which may be of other processes: each connects to its socket, and every packet
+/// is a frame.
 ///
 /// Nothing is kept for a machine that does not read but what its socket holds; more is lost, as on a real network.
 pub struct Hub {

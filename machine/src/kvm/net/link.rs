@@ -15,8 +15,8 @@ use super::{FRAME_BYTES_MAX, tap};
 pub enum NetBackend {
     /// The [`super::hub::Hub`] that listens there. When it comes back after it was gone, so does the link.
     Hub(PathBuf),
-    /// What someone else has opened: a connection to a hub, which is a `SOCK_SEQPACKET` socket or one of datagrams, of which
-    /// each packet is a frame; or an attached tap.
+    /// What someone else has opened: a connection to a hub, which is a `SOCK_SEQPACKET` socket or one of datagrams, of
+    /// which each packet is a frame; or an attached tap.
     Open(Arc<OwnedFd>),
     /// A tap of the host's, by name; it is made if the caller may.
     Tap(String),
@@ -32,7 +32,7 @@ pub(crate) struct Link {
 /// What there is to receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Received {
-    /// A frame of so many bytes.
+    /// A frame of this many bytes.
     Frame(usize),
     /// No frame now.
     Nothing,

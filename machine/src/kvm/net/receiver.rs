@@ -26,7 +26,7 @@ pub(crate) struct Receiver {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What an interface was plugged into anew, until its thread notices.
+/// The new backend of an interface, until its thread takes it.
 type Plugged = Arc<Mutex<Option<Link>>>;
 
 /// A network interface that is plugged in, before its thread starts.

@@ -85,7 +85,8 @@ impl Core {
     }
 
     /// Gives it another state. `host_tsc_gap`: what the host's time-stamp counter has gained since that was taken and
-    /// the guest's is not to have gained. `is_quiet`: no timer outside of the vCPUs can have sent it an interrupt meanwhile.
+    /// the guest's is not to have gained. `is_quiet`: no timer outside of the vCPUs can have sent it an interrupt
+    /// meanwhile.
     pub(crate) fn restore(
         &mut self,
         state: &VcpuState,

@@ -6,14 +6,14 @@ use retrovisor_guest::MachineError;
 
 use crate::kvm::host::failed;
 
-/// A timer that goes off at a count of the time-stamp counter. KVM has it, but leaves it to us to offer it. A guest without it
-/// measures the local APIC's timer by itself, and may get that wrong when it is stopped meanwhile.
+/// A timer that goes off at a count of the time-stamp counter. KVM has it, but leaves it to us to offer it. A guest
+/// without it measures the local APIC's timer by itself, and may get that wrong when it is stopped meanwhile.
 const TSC_DEADLINE: u32 = 1 << 24;
 /// The leaf in which KVM describes its paravirtual features.
 const KVM_FEATURES: u32 = 0x4000_0001;
-/// Of that, what would be under way in a checkpoint and is in no state that KVM gives: pages that the guest was asked to wait
-/// for (bits 4, 10 and 14), and the kick for a vCPU that is about to halt for a lock (bit 7). A guest that goes back
-/// could wait for either for ever.
+/// Of that, what would be under way in a checkpoint and is in no state that KVM gives: pages that the guest was asked
+/// to wait for (bits 4, 10 and 14), and the kick for a vCPU that is about to halt for a lock (bit 7). A guest that goes
+/// back could wait for either for ever.
 const NOT_IN_A_STATE: u32 = 1 << 4 | 1 << 7 | 1 << 10 | 1 << 14;
 /// A guest sees that it is one.
 const HYPERVISOR: u32 = 1 << 31;

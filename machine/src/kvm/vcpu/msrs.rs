@@ -6,9 +6,9 @@ use crate::kvm::host::failed;
 
 /// Deadline of the local timer: set after the time-stamp counter, which it is compared with.
 pub(super) const TSC_DEADLINE: u32 = 0x6e0;
-/// Writes to these are the guest's requests: to have the time of its boot written into its memory (under the old number and
-/// the new one), and to be notified of a page that is there now. Their effects are in memory, which goes back by itself
-/// and must not be written once more.
+/// Writes to these are the guest's requests: to have the time of its boot written into its memory (under the old number
+/// and the new one), and to be notified of a page that is there now. Their effects are in memory, which goes back by
+/// itself and must not be written once more.
 const NOT_STATE: [u32; 3] = [0x11, 0x4b56_4d00, 0x4b56_4d03];
 
 /// The model-specific registers that make up a vCPU's state on this host.

@@ -45,8 +45,8 @@ pub(crate) struct VcpuState {
 
 impl VcpuState {
     /// Reads all of it. `MP_STATE` comes first and the events last: reading the former settles the latter.
-    /// What KVM left in the page that it shares with this process when the vCPU came out is not asked for again, as long as nobody
-    /// can have changed it since.
+    /// What KVM left in the page that it shares with this process when the vCPU came out is not asked for again, as
+    /// long as nobody can have changed it since.
     pub(super) fn save(vcpu: &VcpuFd, shape: &Shape, tsc: &mut Tsc) -> Result<Self, MachineError> {
         let mp_state = vcpu.get_mp_state().map_err(failed("saving the run state of a vCPU"))?;
         let left = vcpu.sync_regs();
@@ -165,7 +165,8 @@ impl VcpuState {
         register(LAPIC_TIMER_INITIAL) || self.msr(TSC_DEADLINE).is_some_and(|deadline| deadline != 0)
     }
 
-    /// The counter goes on from where it stopped, or jumps: `host_tsc_gap` is what the host's gained meanwhile without it.
+    /// The counter continues at the saved value, or jumps: `host_tsc_gap` is what the host's gained meanwhile without
+    /// it.
     fn restore_tsc(
         &self,
         vcpu: &VcpuFd,

@@ -19,7 +19,7 @@ use crate::kvm::gate::{Gate, Next};
 /// Pulls a thread out of the guest; its handler does nothing.
 const KICK: Signal = Signal::SIGUSR1;
 
-/// Most accesses of one instruction: KVM checks after this many of a string instruction whether to go on.
+/// Most accesses of one instruction: KVM checks after this many of a string instruction whether to continue.
 const ACCESSES_MAX: usize = 1024;
 
 /// Looks at a lock before its holder is waited for by the system: about as long as reading a state takes.
@@ -150,7 +150,8 @@ impl Shared {
                     self.immediate_exit.set(0);
                     self.stay(&mut core.fd, gate, bus);
                     gate.leave();
-                    // Nobody runs: what others do to this vCPU is done. Whoever stopped it finds the dirty pages meanwhile.
+                    // Nobody runs: what others do to this vCPU is done. Whoever stopped it finds the dirty pages
+                    // meanwhile.
                     if gate.wait_all_out() {
                         core.look();
                     }

@@ -35,14 +35,14 @@ pub(crate) trait VirtioDevice: Send {
     /// asked for again, after a pause maybe.
     fn notify(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<(), ProtocolViolation>;
 
-    /// Takes what came from outside and waits for it, as much as the driver has made room for. The machine runs, and the
-    /// driver is ready.
+    /// Takes what came from outside and waits for it, as much as the driver has made room for. The machine runs, and
+    /// the driver is ready.
     fn take_input(&mut self, queues: &mut Queues<'_>) -> Result<(), ProtocolViolation> {
         let _ = queues;
         Ok(())
     }
 
-    /// The driver starts anew.
+    /// The driver starts again.
     fn reset(&mut self);
 
     /// Its state beside that of its queues.

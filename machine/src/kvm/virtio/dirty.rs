@@ -3,8 +3,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use retrovisor_guest::PAGE_SHIFT;
 use vm_memory::bitmap::{Bitmap, BitmapSlice, NewBitmap, WithBitmapSlice};
 
-/// The pages of a range of memory that were written since they were last asked for: a bit a page, and above it a bit for
-/// each word of those, so that asking costs what was written and not what is there.
+/// The pages of a range of memory that were written since they were last asked for: a bit a page, and above it a bit
+/// for each word of those, so that asking costs what was written and not what is there.
 #[derive(Debug, Default)]
 pub(crate) struct DirtyLog {
     count: usize,
@@ -13,8 +13,8 @@ pub(crate) struct DirtyLog {
 }
 
 impl DirtyLog {
-    /// Gives every word with a page in it to `found`, by number, and starts anew. What is written meanwhile is given now or
-    /// the next time.
+    /// Gives every word with a page in it to `found`, by number, and starts again. What is written meanwhile is given
+    /// now or the next time.
     pub(crate) fn take(&self, mut found: impl FnMut(usize, u64)) {
         for (at, word) in self.words.iter().enumerate() {
             if word.load(Ordering::Relaxed) == 0 {

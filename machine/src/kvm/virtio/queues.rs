@@ -53,14 +53,15 @@ impl<'a> Queues<'a> {
         Ok(Some(chain))
     }
 
-    /// Puts the request that [`Queues::pop`] gave last back: it will be given again. For a device that has no answer yet.
+    /// Puts the request that [`Queues::pop`] gave last back: it will be given again. For a device that has no answer
+    /// yet.
     pub(crate) fn put_back(&mut self, queue: usize) {
         if let Some(queue) = self.rings.get_mut(queue) {
             queue.go_to_previous_position();
         }
     }
 
-    /// A request cost as much as copying so many bytes more than its own.
+    /// A request cost as much as copying this many bytes more than its own.
     pub(crate) fn spend(&mut self, bytes: usize) {
         self.bytes = self.bytes.saturating_add(bytes);
     }

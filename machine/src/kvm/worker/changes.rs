@@ -20,7 +20,7 @@ pub(super) struct RemoteChanges {
 }
 
 impl RemoteChanges {
-    /// Those that the worker has ready under a number, of a disk of so many blocks.
+    /// Those that the worker has ready under a number, of a disk of this many blocks.
     pub(super) fn new(link: Arc<Mutex<Link>>, id: u64, blocks: u64) -> Self {
         Self { link, id, blocks, next: 0 }
     }

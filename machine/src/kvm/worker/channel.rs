@@ -16,8 +16,8 @@ use serde::de::DeserializeOwned;
 const PREFIX_BYTES: usize = 8;
 /// Longest head. The longest real one names the files of a machine that is started.
 pub(super) const HEAD_BYTES_MAX: usize = 1 << 20;
-/// Most descriptors with one message; more are closed by the kernel. A machine with every interface that it may have needs
-/// fewer.
+/// Most descriptors with one message; more are closed by the kernel. A machine with every interface that it may have
+/// needs fewer.
 const FDS_MAX: usize = 24;
 /// What is asked of the kernel at once; most messages fit.
 const READ_BYTES: usize = 64 << 10;
@@ -84,7 +84,8 @@ impl Channel {
         (&self.stream).write_all(&self.out[sent..])
     }
 
-    /// Waits for a message whose body has at most `body_bytes_max` bytes. `None`: the other end went away in good order.
+    /// Waits for a message whose body has at most `body_bytes_max` bytes. `None`: the other end went away in good
+    /// order.
     pub(super) fn receive<T: DeserializeOwned>(
         &mut self,
         body_bytes_max: usize,

@@ -17,7 +17,7 @@ pub struct RemoteConfig {
     pub runtime_dir: PathBuf,
     /// Whether it does not boot, but waits to be given memory and [`retrovisor_guest::StateIo::apply_state`].
     pub awaits_state: bool,
-    /// Whether the worker goes on when this process ends or drops the machine.
+    /// Whether the worker continues when this process ends or drops the machine.
     pub detached: bool,
     /// What the worker is left with.
     pub limits: Limits,

@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::kvm::filter;
 
-/// Users that no person and no service of a distribution is: from here on, so many (systemd's dynamic users).
+/// The first, and the number, of user ids that no person and no service of a distribution has (systemd's dynamic
+/// users).
 const USER_FIRST: u32 = 61_184;
 const USERS: u32 = 4_336;
 /// Folders that are there, for the moment of changing the root.

@@ -26,8 +26,8 @@ const FULL: Duration = Duration::from_millis(10);
 pub(super) struct Ends {
     pub(super) output: ConsoleOutput,
     pub(super) input: ConsoleInput,
-    /// Whether a client that connects first gets what was written before. Else it is a place for questions and answers: when a
-    /// connection ends, what it typed and the guest has not read is forgotten.
+    /// Whether a client that connects first gets what was written before. Else it is a place for questions and answers:
+    /// when a connection ends, what it typed and the guest has not read is forgotten.
     pub(super) from_the_first: bool,
 }
 

@@ -2,12 +2,12 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
 
-/// Length from which on a log begins anew.
+/// Length from which on a log begins again.
 pub(super) const LOG_BYTES_MAX: u64 = 16 << 20;
 /// Bytes copied at a time.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// What a guest wrote, in two files of bounded length: the newest, and what was there before it began anew. Both are open,
+/// What a guest wrote, in two files of bounded length: the newest, and the one before. Both are open,
 /// because a confined process can neither rename nor open any.
 pub(super) struct ConsoleLog {
     newest: File,
@@ -74,7 +74,7 @@ mod tests {
         assert_eq!((read(&newest), read(&older)), ("0123456789".into(), String::new()));
         log.append(b"ab").unwrap();
         assert_eq!((read(&newest), read(&older)), ("ab".into(), "0123456789".into()));
-        // Another worker goes on, and writes more than fits at once.
+        // Another worker continues, and writes more than fits at once.
         let mut log = open();
         log.append(b"cdefghijklmnopqrstuvwxyz").unwrap();
         assert_eq!((read(&newest), read(&older)), ("uvwxyz".into(), "klmnopqrst".into()));

@@ -36,8 +36,8 @@ impl Link {
         }
     }
 
-    /// Asks, and waits for the answer, whose body has at most `body_bytes_max` bytes; gives it to `use_answer`, which returns
-    /// `None` when it is not an answer to this request.
+    /// Asks, and waits for the answer, whose body has at most `body_bytes_max` bytes; gives it to `use_answer`, which
+    /// returns `None` when it is not an answer to this request.
     pub(super) fn ask<T>(
         &mut self,
         doing: &'static str,

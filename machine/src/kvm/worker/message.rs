@@ -15,7 +15,8 @@ use retrovisor_guest::MacAddress;
 pub(super) const VERSION: u32 = 5;
 /// Longest body of a state in either direction: some eight vCPUs with the largest extended state, and devices.
 pub(super) const STATE_BYTES_MAX: usize = 16 << 20;
-/// A word of a bitmap: its number (4 bytes) and its 64 frames (8 bytes), little endian. Most words of a large memory are empty.
+/// A word of a bitmap: its number (4 bytes) and its 64 frames (8 bytes), little endian. Most words of a large memory
+/// are empty.
 pub(super) const DIRTY_WORD_BYTES: usize = 12;
 /// Most vCPUs, sections and disks of a state.
 const PARTS_MAX: usize = 256;
@@ -23,14 +24,15 @@ const PARTS_MAX: usize = 256;
 /// A request to a worker. Each has one answer, before the next.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Request {
-    /// To begin with: start this machine. Comes with the file that is its memory, its two console logs, the bound socket
-    /// of its channel if it has one, and a way for frames for each of its interfaces. Answer: `Welcome`.
+    /// To begin with: start this machine. Comes with the file that is its memory, its two console logs, the bound
+    /// socket of its channel if it has one, and a way for frames for each of its interfaces. Answer: `Welcome`.
     Launch(Box<Launch>),
     /// To begin with: what runs here. Answer: `Welcome`, with the file that is its memory.
     Hello { version: u32 },
     /// Answer: `State`.
     RunState,
-    /// Answer: `Stopped`. Dirty frames and the state come along, because every further message would lengthen the pause.
+    /// Answer: `Stopped`. Dirty frames and the state come along, because every further message would lengthen the
+    /// pause.
     Pause,
     /// Answer: `Done`.
     Resume,
@@ -73,7 +75,8 @@ pub(super) enum Answer {
         ended: Option<String>,
     },
     Captured(StateHead),
-    /// With so many bytes of dirty frames, as for `TakeDirty`, if they could be had, and the sections of the state, if that could.
+    /// With this many bytes of dirty frames, as for `TakeDirty`, if they could be had, and the sections of the state,
+    /// if that could.
     Stopped {
         dirty_bytes: Option<u32>,
         state: Option<StateHead>,
@@ -146,7 +149,7 @@ pub(super) struct Launch {
     pub(super) channel: bool,
     /// Whether it does not boot, and waits for `Apply`.
     pub(super) awaits_state: bool,
-    /// Whether the worker goes on when the connection ends.
+    /// Whether the worker continues when the connection ends.
     pub(super) detached: bool,
     pub(super) limits: Limits,
 }

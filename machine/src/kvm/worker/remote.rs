@@ -94,7 +94,7 @@ impl RemoteMachine {
         self.link().lost().map(str::to_owned).or_else(|| self.ended.clone())
     }
 
-    /// From now on the worker goes on when this process ends or drops the machine.
+    /// From now on the worker continues when this process ends or drops the machine.
     pub fn detach(&mut self) -> Result<(), MachineError> {
         self.ask("detaching", &Request::Detach, &[], 0, |answer, body| done(&answer, body))?;
         self.link().process().keep();
@@ -109,8 +109,8 @@ impl RemoteMachine {
         Ok(id)
     }
 
-    /// Gives the guest another identifier and notifies it, like [`crate::kvm::KvmMachine::set_generation_id`]: needs a paused
-    /// machine, and comes after [`StateIo::apply_state`], which brings back the old one.
+    /// Gives the guest another identifier and notifies it, like [`crate::kvm::KvmMachine::set_generation_id`]: needs a
+    /// paused machine, and comes after [`StateIo::apply_state`], which brings back the old one.
     pub fn set_generation_id(&mut self, id: [u8; 16]) -> Result<(), MachineError> {
         let doing = "changing the generation identifier";
         self.discard_pause_reply()?;
@@ -125,8 +125,8 @@ impl RemoteMachine {
         })
     }
 
-    /// Plugs the network interface number `index` into something else, which is opened here; the guest sees its link come
-    /// up, if it was down.
+    /// Plugs the network interface number `index` into something else, which is opened here; the guest sees its link
+    /// come up, if it was down.
     pub fn plug(&mut self, index: usize, backend: &NetBackend) -> Result<(), MachineError> {
         let link = Link::open(backend)?.into_fd();
         self.discard_pause_reply()?;
@@ -146,7 +146,7 @@ impl RemoteMachine {
         self.runtime.remove_sockets();
     }
 
-    /// Discards what came with the last pause: it is out of date, or is wanted anew.
+    /// Discards the data of the last pause: they are out of date, or are requested again.
     fn discard_pause_reply(&mut self) -> Result<(), MachineError> {
         match self.pause_reply.discard() {
             Some(unused) => self.release_state(&unused),
@@ -349,7 +349,7 @@ impl DiskIo for RemoteMachine {
 
 impl Drop for RemoteMachine {
     fn drop(&mut self) {
-        // A guest that ended by itself has nothing left to go on with.
+        // A guest that ended by itself has nothing left to continue with.
         let mut link = self.link();
         if !self.detached || link.lost().is_some() || self.ended.is_some() {
             link.process().kill();

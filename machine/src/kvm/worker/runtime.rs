@@ -18,7 +18,8 @@ impl RuntimeDir {
         self.0.join("worker")
     }
 
-    /// The serial port: what is written there is typed, what the guest writes is read; what it wrote before comes first.
+    /// The serial port: what is written there is typed, what the guest writes is read; what it wrote before comes
+    /// first.
     pub(super) fn console(&self) -> PathBuf {
         self.0.join("console")
     }
@@ -33,7 +34,7 @@ impl RuntimeDir {
         self.0.join("console.log")
     }
 
-    /// What it wrote before that file began anew.
+    /// The older output, before that file was restarted.
     pub(super) fn older_console_log(&self) -> PathBuf {
         self.0.join("console.log.1")
     }

@@ -263,8 +263,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Answers that the machine is paused, with its dirty frames and its state. What cannot be had is left out; the client
-    /// asks for it again and gets the error then.
+    /// Answers that the machine is paused, with its dirty frames and its state. What cannot be had is left out; the
+    /// client asks for it again and gets the error then.
     fn stopped(&mut self, channel: &mut Channel) -> io::Result<()> {
         let dirty = self.machine.take_dirty(&mut self.dirty).ok().map(|()| self.dirty_words());
         let dirty_bytes = dirty.as_ref().and_then(|words| u32::try_from(words.len()).ok());

@@ -1,4 +1,4 @@
-//! The blocks of a disk that differ between two snapshots, read from outside while QEMU goes on.
+//! The blocks of a disk that differ between two snapshots, read from outside while QEMU continues.
 
 use std::collections::VecDeque;
 use std::fs::File;

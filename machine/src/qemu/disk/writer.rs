@@ -1,8 +1,8 @@
 //! Writing blocks into the disks of a paused QEMU.
 //!
 //! Through QEMU itself, by its monitor's command `qemu-io` on the device's own access to the disk: from outside, nobody
-//! may touch an image that QEMU has open. That command does not report whether it failed, so that everything written is read
-//! back from the image.
+//! may touch an image that QEMU has open. That command does not report whether it failed, so that everything written is
+//! read back from the image.
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -25,7 +25,7 @@ pub(super) enum Cluster {
     Zero,
     /// The bytes at this offset of the file.
     At(u64),
-    /// So many bytes at this offset, or fewer, compressed.
+    /// This many bytes at this offset, or fewer, compressed.
     Compressed { offset: u64, length_bytes: u64 },
 }
 

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 pub(in crate::qemu) trait Source {
     /// Length in bytes.
     fn length_bytes(&self) -> std::io::Result<u64>;
-    /// Fills `into` from `offset` on; an error when there are not so many bytes.
+    /// Fills `into` from `offset` on; an error when there are not this many bytes.
     fn read_at(&self, into: &mut [u8], offset: u64) -> std::io::Result<()>;
 }
 

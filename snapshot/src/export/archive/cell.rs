@@ -14,7 +14,7 @@ pub(super) struct Rows {
     pub(super) cells: Vec<Value>,
 }
 
-/// A record of rows is closed once it has so many bytes.
+/// A record of rows is closed once it has this many bytes.
 pub(super) const ROWS_BYTES: usize = 1 << 20;
 /// Most columns of a table.
 const COLUMNS_MAX: usize = 256;

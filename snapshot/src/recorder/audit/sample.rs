@@ -20,7 +20,7 @@ pub(super) struct Sample {
 }
 
 impl Sample {
-    /// Empty, for so many frames.
+    /// Empty, for this many frames.
     pub(super) fn new(frames_max: usize) -> Self {
         let pages = vec![AlignedPage::touched(); frames_max].into_boxed_slice();
         Self { frames: Vec::with_capacity(frames_max), frames_max, pages, used: 0 }

@@ -62,7 +62,7 @@ pub(super) fn check(dir: &Path, expected: &Expected, seed: u64) {
         assert!(there.iter().any(|record| record.id == *id), "checkpoint {} is gone", id.0);
         assert_holds(&store, *id, image);
     }
-    // A checkpoint that was not reported is complete all the same.
+    // A checkpoint that was not reported must be complete as well.
     for record in there.iter().filter(|record| !expected.done.contains_key(&record.id)) {
         if let Some(image) = expected.pruned.get(&record.id) {
             assert_holds(&store, record.id, image);
@@ -72,7 +72,7 @@ pub(super) fn check(dir: &Path, expected: &Expected, seed: u64) {
         let holds = candidates.any(|image| holds(&store, record.id, image).is_none());
         assert!(holds, "checkpoint {} is nothing that was tried", record.id.0);
     }
-    // The machine comes back, and goes on.
+    // The machine comes back, and continues.
     let mut recorder = Recorder::new(Arc::clone(&store), machine).unwrap();
     let mut toy = toy();
     let request = RollbackRequest::default();

@@ -50,11 +50,11 @@ pub(super) struct Disk {
 /// What is left of what was on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Loss {
-    /// Nothing is lost: the process was killed, the disk goes on.
+    /// Nothing is lost: the process was killed, the disk continues.
     Nothing,
     /// Everything is.
     Everything,
-    /// Of the last write, so many bytes are there; of the others, all, or nothing.
+    /// Of the last write, this many bytes are there; of the others, all, or nothing.
     Torn { bytes: usize, others: bool },
     /// By chance: writes whole, not at all, or some of their sectors; names there or not.
     Some { seed: u64 },

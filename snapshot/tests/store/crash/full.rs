@@ -1,5 +1,5 @@
 //! A disk that is full, or fails, at any moment: from each call on that could need space, until space comes back; and
-//! each call once. The process goes on, the guest runs on, nothing that was committed is lost, and the next attempt
+//! each call once. The process continues, the guest runs on, nothing that was committed is lost, and the next attempt
 //! succeeds and holds all that the guest wrote meanwhile.
 
 use std::sync::Mutex;

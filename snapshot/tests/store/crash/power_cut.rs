@@ -19,7 +19,7 @@ use crate::toy::quick_dir;
 
 const HISTORIES: u64 = 4;
 const STEPS: u64 = 24;
-/// Of the disks that each event could leave behind, one in so many is looked at.
+/// Of the disks that each event could leave behind, one in this many is looked at.
 const SAMPLE: u64 = 16;
 /// Disks kept in files, for people to look at.
 const KEPT: usize = 5;

@@ -143,7 +143,7 @@ enum Call {
     Pending(Box<dyn FnOnce() -> Event>),
     /// Opens a file that may be new.
     Open(PathBuf),
-    /// The event of this number is done; so many bytes were to be written.
+    /// The event of this number is done; this many bytes were to be written.
     RecordedOperation { event: usize, bytes: usize },
 }
 

@@ -19,7 +19,8 @@ impl PauseReply {
         Self { dirty: PageSet::empty(layout), is_complete: false, state: None }
     }
 
-    /// Stores an answer: so many bytes of dirty frames, if any, and the sections of a state; `None` when they do not fit.
+    /// Stores an answer: this many bytes of dirty frames, if any, and the sections of a state; `None` when they do not
+    /// fit.
     pub(super) fn store(
         &mut self,
         dirty_bytes: Option<u32>,
