@@ -97,7 +97,7 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
-    /// Against a copy of the whole disk for each state.
+    /// Compared with a copy of the whole disk for each state.
     #[test]
     fn a_disk_is_what_was_written_to_it_in_every_state(
         with_base: bool,
