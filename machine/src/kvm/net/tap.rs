@@ -8,7 +8,7 @@ use retrovisor_guest::MachineError;
 
 nix::ioctl_write_ptr_bad!(set_interface, libc::TUNSETIFF, libc::ifreq);
 
-/// Attaches to a tap of the host's, which carries bare Ethernet frames.
+/// Attaches to a tap of the host, which carries frames without a header.
 pub(super) fn open(name: &str) -> Result<OwnedFd, MachineError> {
     let config = |what: String, help: String| MachineError::Config { what, help };
     let known = name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b'%');
