@@ -33,7 +33,7 @@ impl Source for Vec<u8> {
     }
 }
 
-/// Bytes at an offset that the file itself named.
+/// Bytes at an offset from the file itself.
 pub(super) fn read(source: &dyn Source, offset: u64, length: usize) -> Result<Vec<u8>, String> {
     // Files are addressed with signed offsets.
     if offset > i64::MAX as u64 - length as u64 {
