@@ -6,7 +6,7 @@ use crate::catalogue::lock;
 
 /// Pages taken from the pool at a time: 256 KiB.
 pub(super) const CHUNK: usize = 64;
-/// Memory that is kept warm between captures, at most: 64 MiB.
+/// Bound on the memory that is kept touched between captures: 64 MiB.
 const IDLE_MAX: usize = (64 << 20) / (CHUNK * size_of::<Page>());
 
 type Chunk = Box<[AlignedPage]>;
@@ -17,7 +17,7 @@ type Chunk = Box<[AlignedPage]>;
 pub(super) struct AlignedPage(pub(super) Page);
 
 impl AlignedPage {
-    /// Not zeros: those would be given by the host only when they are touched.
+    /// Not zeros, which the host would allocate only at the first access.
     pub(super) fn touched() -> Self {
         Self([1; size_of::<Page>()])
     }

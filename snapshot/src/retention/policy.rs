@@ -23,8 +23,8 @@ pub struct RetentionPolicy {
     pub keep_monthly: u64,
     /// Checkpoints with a label.
     pub keep_labelled: bool,
-    /// For this many days: bad checkpoints, and the first bad and last good ones of incidents. None: for ever. They are
-    /// the last to go in any case.
+    /// For this many days: bad checkpoints, and the first bad and last good ones of incidents. `None`: without limit.
+    /// They are the last to be removed in any case.
     pub keep_bad_days: Option<u64>,
     /// Checkpoints that undo and redo need, for this many operations back.
     pub undo_depth: u64,
@@ -46,7 +46,7 @@ impl Default for RetentionPolicy {
 }
 
 impl RetentionPolicy {
-    /// Keeps nothing but what every policy keeps.
+    /// Keeps only what every policy keeps.
     #[must_use]
     pub fn nothing() -> Self {
         Self {

@@ -16,7 +16,7 @@ pub struct AuditStatus {
     pub proven_pages: u64,
     /// Since when they are counted: milliseconds since 1970 UTC.
     pub since_ms: i64,
-    /// Frames that were not what a checkpoint says, since the recorder began.
+    /// Frames that differed from a checkpoint, since the recorder began.
     pub mismatches: u64,
     /// When the last of them was found.
     pub last_mismatch_ms: Option<i64>,

@@ -1,4 +1,4 @@
-/// A walk through all frames of a machine, repeatedly, in an order that nobody can predict without its seed.
+/// A repeated walk through all frames of a machine, in an order that cannot be predicted without its seed.
 ///
 /// The order is a permutation, so that every frame is visited once in each round: a Feistel network over the next even
 /// number of bits, whose results that are no frame are permuted again until they are one. It takes no memory.
