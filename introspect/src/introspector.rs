@@ -29,7 +29,7 @@ const BOOTS_MAX: usize = 3;
 const CACHED_FRAMES: NonZero<usize> = NonZero::new(8192).unwrap();
 
 impl Introspector {
-    /// An introspector that knows nothing yet.
+    /// An introspector without boots.
     #[must_use]
     pub fn new() -> Self {
         Self { boots: Vec::new(), cache: RefCell::new(FrameCache::new(CACHED_FRAMES)), library: None }

@@ -80,7 +80,7 @@ impl KernelLibrary {
                 Ok(None) => {}
                 Err(error) => {
                     let path = path.display();
-                    tracing::warn!(%path, %error, "what was kept of a kernel cannot be used: it will be read anew");
+                    tracing::warn!(%path, %error, "what was kept of a kernel cannot be used: it will be read again");
                 }
             }
         }

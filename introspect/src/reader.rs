@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_cross_pages_that_lie_apart() {
+    fn reads_cross_pages_that_are_apart() {
         let (mut memory, space) = memory();
         memory.put(0x5ffe, b"ab");
         memory.put(0x3000, b"cd\x1b\0");

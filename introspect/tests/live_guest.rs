@@ -100,11 +100,11 @@ fn attacks_are_named(
     // A new introspector detects it only after it has learnt the reference.
     let gpa = kernel.translate(&memory, function).unwrap();
     for (learns, seen) in [(true, 1), (false, 0)] {
-        let mut anew = Introspector::new();
+        let mut fresh = Introspector::new();
         if learns {
-            anew.learn(&memory, registers);
+            fresh.learn(&memory, registers);
         }
-        let found = guest.with_changed(&[(gpa, vec![0xcc, 0x13])], || anew.observe(&memory, registers));
+        let found = guest.with_changed(&[(gpa, vec![0xcc, 0x13])], || fresh.observe(&memory, registers));
         assert_eq!(found.linux.unwrap().integrity.len(), seen, "learns: {learns}");
     }
 

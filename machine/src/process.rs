@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_told_from_one_that_has_its_number_later() {
+    fn a_process_is_distinguished_from_one_that_has_its_number_later() {
         let dir = tempfile::tempdir().unwrap();
         let mut process = shell("exec sleep 100", &dir.path().join("log"));
         let identity = process.identity().clone();

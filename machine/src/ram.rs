@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_lie_one_after_another_in_the_file() {
+    fn slots_are_one_after_another_in_the_file() {
         let mut file = tempfile::tempfile().unwrap();
         file.set_len(5 * 4096).unwrap();
         let ram = Ram::shared(split(), file.try_clone().unwrap(), 0).unwrap();

@@ -31,8 +31,8 @@ enum Outcome {
 }
 
 impl Manager {
-    /// After a restart of the daemon: attaches the machines that still run. One that has a process that cannot be attached to
-    /// is unreachable, and tried again every few seconds. Returns one line each for the user.
+    /// After a restart of the daemon: attaches the machines that still run. One that has a process that cannot be
+    /// attached to is unreachable, and tried again every few seconds. Returns one line each for the user.
     ///
     /// Whatever the stored data of one machine does, the others are attached.
     pub fn reattach_all(self: &Arc<Self>) -> Vec<String> {
@@ -98,7 +98,7 @@ impl Manager {
         let found = match (self.find(name, &spec), &spec.process) {
             (Err(_), _) if !is_alive => return Ok(Outcome::Nothing),
             (Err(error), _) => return Ok(Outcome::Unreachable(error.to_string())),
-            // Another process listens at the socket now: another guest, or the same one started anew.
+            // Another process listens at the socket now: another guest, or the same one started again.
             (Ok(found), Some(process)) if found != *process => {
                 return Ok(if is_alive {
                     Outcome::Unreachable(format!(
@@ -127,7 +127,8 @@ impl Manager {
         }
     }
 
-    /// Tries to attach the machines that could not be reached, at once. [`Self::reattach_all`] has this done every few seconds.
+    /// Tries to attach the machines that could not be reached, at once. [`Self::reattach_all`] has this done every few
+    /// seconds.
     pub fn retry_unreachable(&self) {
         for (name, status) in self.lost() {
             lock(&self.unreachable).entry(name.clone()).or_insert(status);

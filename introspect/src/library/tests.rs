@@ -220,7 +220,7 @@ proptest! {
     }
 
     #[test]
-    fn damaged_entries_are_made_anew(at in any::<prop::sample::Index>(), change in any::<u8>(), lengthen in -9_i64..9) {
+    fn damaged_entries_are_made_again(at in any::<prop::sample::Index>(), change in any::<u8>(), lengthen in -9_i64..9) {
         let guest = Guest::plain(Layout::After);
         let (_folder, library, path) = library_of(&guest);
         let whole = fs::read(&path).unwrap();

@@ -47,7 +47,7 @@ const VMALLOC_BYTES: [u64; 2] = [32 << 40, 12_800 << 40];
 const PAGE: u64 = 4096;
 
 impl OwnerReader {
-    /// A reader that knows nothing yet.
+    /// A reader without cached frames.
     #[must_use]
     pub fn new() -> Self {
         Self { cache: RefCell::new(FrameCache::new(CACHED_FRAMES)), descriptors: Descriptors::default() }

@@ -38,8 +38,8 @@ pub(crate) fn changes_nothing(dump: &Dump, without: &Observation, folder: &Path)
             tasks == Kernel::find_with(&dump.memory, &dump.registers, &library).unwrap().tasks(&dump.memory)
         );
         // The bytes differ: the entry records the KASLR slide of the kernel from which it was made.
-        let anew = fs::read(&entries()[0]).unwrap();
-        assert!(anew.len() == entry.len() && anew != damaged);
+        let renewed = fs::read(&entries()[0]).unwrap();
+        assert!(renewed.len() == entry.len() && renewed != damaged);
     }
     eprintln!("{} bytes for this build", entry.len());
 }

@@ -13,7 +13,7 @@ pub(crate) fn agree(linux: &Linux, dump: &Dump) {
     assert_eq!(seen.len(), linux.tasks.len(), "no task twice");
     let (before, after): (BTreeSet<_>, BTreeSet<_>) =
         (dump.before.threads().into_iter().collect(), dump.after.threads().into_iter().collect());
-    let told_at = uptime(&dump.before);
+    let reported_at = uptime(&dump.before);
     let missing: Vec<_> =
         before.intersection(&after).filter(|(_, thread)| !seen.contains_key(thread)).collect();
     assert_eq!(missing, Vec::<&(i32, i32)>::new(), "missing tasks");
@@ -22,7 +22,7 @@ pub(crate) fn agree(linux: &Linux, dump: &Dump) {
         .iter()
         .filter(|task| !before.contains(&(task.tgid, task.pid)) && !after.contains(&(task.tgid, task.pid)))
         .filter(|task| {
-            u128::from(task.start_time_ns) < told_at.saturating_sub(Duration::from_secs(2)).as_nanos()
+            u128::from(task.start_time_ns) < reported_at.saturating_sub(Duration::from_secs(2)).as_nanos()
         })
         .collect();
     assert_eq!(invented, Vec::<&Task>::new(), "invented tasks");
@@ -105,7 +105,8 @@ fn one_agrees(task: &Task, before: &Reported, after: &Reported) {
     let switches = |reported: &Reported| {
         reported.status("voluntary_ctxt_switches", 0) + reported.status("nonvoluntary_ctxt_switches", 0)
     };
-    // A task that runs at the instant of the dump, or that ran between the two reports, may have had another state in both.
+    // A task that runs at the instant of the dump, or that ran between the two reports, may have had another state in
+    // both.
     let running = task.state == 'R' || switches(before) != switches(after);
     assert!(
         running || [before, after].iter().any(|reported| reported.stat[0] == task.state.to_string()),

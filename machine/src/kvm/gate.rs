@@ -31,7 +31,7 @@ struct Inner {
     phase: Phase,
     /// vCPU threads between their entry and their exit.
     inside: usize,
-    /// How often vCPU threads were told to save states, and how many threads have not done so yet.
+    /// How often vCPU threads were requested to save states, and how many threads have not done so yet.
     save_requests: u64,
     saving: usize,
     /// Why the guest cannot continue.

@@ -29,7 +29,7 @@ impl Devices {
             None => Ok(()),
             Some(what) => Err(MachineError::Unsupported {
                 what: format!("a checkpoint of a machine whose devices changed while it ran ({what})"),
-                help: "Undo the change in QEMU, or attach the machine again: its history begins anew then"
+                help: "Undo the change in QEMU, or attach the machine again: its history then begins again"
                     .into(),
             }),
         }

@@ -91,7 +91,7 @@ impl Finder {
             if memory.scan(ram, into)? {
                 return Ok(());
             }
-            "QEMU has mapped its memory anew since it was put under write protection"
+            "QEMU has mapped its memory again since it was put under write protection"
                 .clone_into(&mut self.reason);
             tracing::warn!(reason = self.reason, "written pages are found by comparing from now on");
             self.method = Method::Compare(Comparison::new(ram.layout()));
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_is_mapped_anew_is_compared_from_then_on() {
+    fn memory_that_is_mapped_again_is_compared_from_then_on() {
         let Some(Lab { qemu, driver, mut finder, layout, protection }) = Lab::new() else { return };
         let mut scan = || {
             let mut found = PageSet::empty(&layout);

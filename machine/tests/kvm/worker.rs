@@ -105,7 +105,7 @@ fn a_guest_in_a_worker_is_paused_captured_and_taken_back() {
         machine.take_dirty(&mut dirty).unwrap();
         assert!((33..100).contains(&dirty.len()), "{} pages", dirty.len());
         for gfn in dirty.iter() {
-            // The written pages lie elsewhere; the counters do not.
+            // The written pages are elsewhere; the counters are not.
             if let Some((_, bytes)) = kept.iter().find(|(kept, _)| *kept == gfn) {
                 machine.write_page(gfn, retrovisor_guest::PageContent::Data(bytes)).unwrap();
             }
@@ -333,7 +333,7 @@ fn the_console_shows_what_was_said_before_and_is_kept_in_a_file() {
 }
 
 #[test]
-fn a_long_console_log_begins_anew() {
+fn a_long_console_log_is_followed_by_a_new_one() {
     let dir = tempfile::tempdir().unwrap();
     let runtime_dir = dir.path().join("m");
     std::fs::create_dir(&runtime_dir).unwrap();
@@ -344,11 +344,7 @@ fn a_long_console_log_begins_anew() {
     machine.resume().unwrap();
     let began = Instant::now();
     while std::fs::metadata(&path).unwrap().len() != 4 {
-        assert!(
-            began.elapsed() < Duration::from_secs(20),
-            "the log does not begin anew:\n{}",
-            log(&runtime_dir)
-        );
+        assert!(began.elapsed() < Duration::from_secs(20), "no new log is begun:\n{}", log(&runtime_dir));
         std::thread::sleep(Duration::from_millis(5));
     }
     let mut said = std::fs::read(&path).unwrap();
@@ -372,7 +368,7 @@ fn a_machine_that_cannot_start_says_why_and_leaves_no_process() {
 }
 
 #[test]
-fn a_worker_that_awaits_a_state_takes_another_machines_and_ends_with_who_made_it_until_it_is_let_go() {
+fn a_worker_that_awaits_a_state_takes_another_machines_and_ends_with_who_made_it_until_it_is_detached() {
     let dir = tempfile::tempdir().unwrap();
     let Some(mut first) = launch(dir.path(), false) else { return };
     bare::assign(&mut first, FIRST, 32, 4096);
@@ -409,7 +405,7 @@ fn a_worker_that_awaits_a_state_takes_another_machines_and_ends_with_who_made_it
     drop(branch);
     wait(gone);
 
-    // Let go: it lives on.
+    // Detached: it continues to run.
     let mut branch = RemoteMachine::launch(&other).unwrap();
     branch.detach().unwrap();
     drop(branch);

@@ -165,7 +165,7 @@ impl Driver {
         (answers[0], self.memory(BUFFERS + 16, 1)[0])
     }
 
-    /// Makes a disk's request available; its header lies at `at`, its status after it.
+    /// Makes a disk's request available; its header is at `at`, its status after it.
     pub(crate) fn offer_block(&mut self, at: u64, kind: u32, sector: u64, data: &[Buffer]) {
         let mut header = kind.to_le_bytes().to_vec();
         header.extend([0; 4]);

@@ -69,7 +69,7 @@ fn all_new(lab: &mut Lab, table: &mut Table) {
     }
 }
 
-/// Where the pages lie that the guest never stops writing.
+/// The first of the pages that the guest writes all the time.
 const WORKING_SET_FIRST: u64 = PAGES / 2;
 
 /// While the guest continues writing 1,000 pages in 10 ms: the same ones, as a guest's working set is.

@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pack_of_another_store_is_told_apart() {
+    fn a_pack_of_another_store_is_detected() {
         let header = pack_header(&STORE, 1);
         assert_eq!(check_pack_header(&header, &STORE, 1), None);
         assert!(check_pack_header(&header, &[8; 16], 1).unwrap().contains("another store"));

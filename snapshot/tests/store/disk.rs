@@ -196,7 +196,7 @@ fn another_base_image_is_refused_before_anything_is_touched() {
 }
 
 #[test]
-fn old_contents_are_let_go_and_new_ones_kept() {
+fn old_contents_are_released_and_new_ones_kept() {
     let settings = RecorderSettings { retained_disk_states_max: 3, ..RecorderSettings::default() };
     let mut lab = Lab::new(settings.clone());
     let mut taken = Vec::new();

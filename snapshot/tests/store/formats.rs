@@ -380,7 +380,7 @@ fn an_older_store_is_not_changed_by_readers() {
 }
 
 #[test]
-fn a_catalogue_cut_short_is_named_and_not_made_anew() {
+fn a_catalogue_cut_short_is_named_and_not_made_again() {
     let dir = quick_dir();
     unpack(1, dir.path());
     let path = dir.path().join("catalogue.sqlite");

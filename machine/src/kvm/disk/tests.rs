@@ -212,7 +212,7 @@ fn captures_and_releases_in_turn_take_no_more_room() {
 }
 
 #[test]
-fn what_lies_outside_and_other_machines_states_are_refused() {
+fn blocks_outside_and_other_machines_states_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (set, disk, _) = open(dir.path(), true);
     let (other, _, _) = open(dir.path(), true);

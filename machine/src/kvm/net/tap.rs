@@ -34,7 +34,7 @@ pub(super) fn open(name: &str) -> Result<OwnedFd, MachineError> {
     for (into, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *into = byte.cast_signed();
     }
-    #[expect(clippy::cast_possible_truncation, reason = "both flags lie in the lower 16 bits")]
+    #[expect(clippy::cast_possible_truncation, reason = "both flags are in the lower 16 bits")]
     {
         request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
     }

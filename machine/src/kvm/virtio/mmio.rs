@@ -323,7 +323,7 @@ impl<D: VirtioDevice> Device for Mmio<D> {
         let queues = queues.map(|(queue, saved)| saved.queue(queue.max_size())).collect::<Option<Vec<_>>>();
         let queues = queues.ok_or_else(|| refused("a queue cannot be"))?;
         if queues.iter().any(|queue| queue.ready() && !queue.is_valid(self.memory.map())) {
-            return Err(refused("a queue does not lie in memory"));
+            return Err(refused("a queue is not in memory"));
         }
         // Before they are negotiated, a driver may have written anything there.
         let agreed = saved.registers.status & VIRTIO_CONFIG_S_FEATURES_OK != 0;

@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn lies_about_lengths_are_refused() {
+    fn wrong_lengths_are_refused() {
         for (bytes, limit) in [
             ([u32::MAX.to_le_bytes(), [0; 4]].concat(), 0),
             ([1_u32.to_le_bytes(), u32::MAX.to_le_bytes()].concat(), 100),

@@ -26,7 +26,7 @@ impl ConsoleLog {
     pub(super) fn append(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             if self.bytes >= self.bytes_max {
-                self.begin_anew()?;
+                self.begin_next()?;
             }
             let room = usize::try_from(self.bytes_max - self.bytes).unwrap_or(usize::MAX);
             let (now, rest) = bytes.split_at(room.min(bytes.len()));
@@ -38,7 +38,7 @@ impl ConsoleLog {
     }
 
     /// Copies the newest file into the older one and empties it.
-    fn begin_anew(&mut self) -> io::Result<()> {
+    fn begin_next(&mut self) -> io::Result<()> {
         self.older.set_len(0)?;
         let mut piece = vec![0; PIECE_BYTES];
         let mut offset = 0;

@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_are_told_apart() {
+    fn entries_are_distinguished() {
         let tables = Tables { cluster_bits: 16, has_zero: true, l1: vec![] };
         assert_eq!(tables.decode(0), Ok(Cluster::Backing));
         assert_eq!(tables.decode(1), Ok(Cluster::Zero));

@@ -372,7 +372,7 @@ impl Tracer {
     /// The path that a call names.
     fn path(&self, dir: u64, name: u64) -> Option<PathBuf> {
         let mut bytes = [0; 4096];
-        // The name may lie at the end of what can be read.
+        // The name may be at the end of readable memory.
         let length = self.memory.read_at(&mut bytes, name).ok()?;
         let text = &bytes[..length.min(bytes.iter().position(|byte| *byte == 0)?)];
         let name = Path::new(std::str::from_utf8(text).ok()?);
