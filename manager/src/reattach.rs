@@ -31,8 +31,8 @@ enum Outcome {
 }
 
 impl Manager {
-    /// After a restart of the daemon: attaches the machines that still run. One that has a process that cannot be
-    /// attached to is unreachable, and tried again every few seconds. Returns one line each for the user.
+    /// After a restart of the daemon: attaches the machines that still run. One that has a process that cannot be attached to
+    /// is unreachable, and tried again every few seconds. Returns one line each for the user.
     ///
     /// Whatever the stored data of one machine does, the others are attached.
     pub fn reattach_all(self: &Arc<Self>) -> Vec<String> {
@@ -127,8 +127,7 @@ impl Manager {
         }
     }
 
-    /// Tries to attach the machines that could not be reached, at once. [`Self::reattach_all`] has this done every few
-    /// seconds.
+    /// Tries to attach the machines that could not be reached, at once. [`Self::reattach_all`] has this done every few seconds.
     pub fn retry_unreachable(&self) {
         for (name, status) in self.lost() {
             lock(&self.unreachable).entry(name.clone()).or_insert(status);
