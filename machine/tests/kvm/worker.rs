@@ -1,4 +1,4 @@
-//! The machine in a process of its own: this program, started once more, is the worker.
+//! The machine in a separate process: this program, started again, is the worker.
 
 use std::ffi::OsString;
 use std::io::{Read as _, Write as _};
@@ -16,7 +16,7 @@ use retrovisor_machine::kvm::{DiskConfig, Limits, RemoteConfig, RemoteMachine, w
 
 use crate::{bare, ordinary_user};
 
-/// The word that makes this program a worker.
+/// The argument with which this program becomes a worker.
 const WORKER: &str = "machine-worker";
 const FIRST: Gpa = Gpa(0x20_0000);
 
@@ -46,7 +46,7 @@ pub(crate) fn config(dir: &Path, detached: bool) -> RemoteConfig {
     }
 }
 
-/// The bare guest in a worker, or nothing, loudly, where there is no KVM.
+/// The bare guest in a worker; `None`, with a message, without KVM.
 fn launch(dir: &Path, detached: bool) -> Option<RemoteMachine> {
     launch_config(&config(dir, detached))
 }
@@ -146,7 +146,7 @@ fn what_comes_along_with_a_pause_is_neither_lost_nor_kept() {
     machine.pause().unwrap();
     bare::assign(&mut machine, FIRST, 0, 4096);
     for _ in 0..20 {
-        // Nobody asks for the frames or the state of any of these.
+        // The frames and the state of these pauses are not requested.
         machine.resume().unwrap();
         machine.pause().unwrap();
     }
@@ -159,7 +159,7 @@ fn what_comes_along_with_a_pause_is_neither_lost_nor_kept() {
     assert_eq!(kept(&mut machine), kept_at_first);
 }
 
-/// Of every thread of a worker with two vCPUs, as the kernel says.
+/// For every thread of a worker with two vCPUs, according to the kernel.
 pub(crate) fn assert_threads_are_confined(pid: i32) {
     let mut names = Vec::new();
     for thread in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {

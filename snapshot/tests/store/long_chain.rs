@@ -1,5 +1,4 @@
-//! Restoring costs the same however long the chain and however many rollbacks there were: counted in what is read, not
-//! in time.
+//! The cost of a restore does not depend on the number of checkpoints or rollbacks: counted in data read, not in time.
 
 use std::sync::Arc;
 
