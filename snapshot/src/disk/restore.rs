@@ -34,7 +34,7 @@ pub(crate) enum DiskRestore {
 }
 
 impl DiskRestore {
-    /// Finds out how a checkpoint's disks can be restored; an error if they cannot, before anything is written.
+    /// Determines how a checkpoint's disks can be restored; an error if they cannot, before anything is written.
     pub(crate) fn find(
         store: &Store,
         machine: &mut dyn Machine,
@@ -110,8 +110,8 @@ impl DiskRestore {
         }
     }
 
-    /// Writes the blocks that differ from the baselines. Returns the state to be applied, and how many blocks were
-    /// written.
+    /// Writes the blocks that differ from the baselines. Returns the state to be applied, and the number of written
+    /// blocks.
     pub(crate) fn restore(
         &self,
         store: &Store,
@@ -137,7 +137,7 @@ impl DiskRestore {
         Ok((with_current_disks(state), written))
     }
 
-    /// The same for a machine of whose disks nothing is known: they are read first.
+    /// The same for a machine whose disks are unknown: they are read first.
     pub(crate) fn restore_unknown(
         &self,
         store: &Store,
@@ -208,7 +208,7 @@ fn differing(
         let same = match wanted {
             ContentRef::Zero => there == Some(Found::Zero),
             ContentRef::Removed => there.is_none(),
-            // A content that is missing is an error when it is read.
+            // A missing content is an error when it is read.
             ContentRef::Stored(id) => hashes.get(&id).is_some_and(|hash| there == Some(Found::Data(*hash))),
         };
         if !same {

@@ -15,16 +15,16 @@ pub(in crate::qemu) struct AttachedDisk {
     pub(in crate::qemu) name: String,
     /// QEMU's name of its block node in this process.
     pub(in crate::qemu) node: String,
-    /// The host's file. A disk that is no file of this host (a network's) has none, and keeps its own promises.
+    /// The host's file. A disk that is no file of this host (a network disk) has none, and its durability is its own.
     pub(in crate::qemu) path: Option<PathBuf>,
     /// The device's path in QEMU.
     pub(in crate::qemu) device: Option<String>,
-    /// What it is, if its blocks can be read from here.
+    /// Its description, if its blocks can be read from outside.
     pub(in crate::qemu) shape: Option<DiskShape>,
 }
 
 impl AttachedDisk {
-    /// The writable disks of the running machine. Refuses what cannot go back with the memory.
+    /// The writable disks of the running machine. Refuses disks that cannot be rolled back with the memory.
     pub(in crate::qemu) fn list(monitor: &mut Monitor) -> Result<Vec<Self>, MachineError> {
         let answer = monitor.execute("query-block", &json!({}))?;
         let mut disks = Vec::new();
@@ -69,11 +69,11 @@ impl AttachedDisk {
         Ok(disks)
     }
 
-    /// Whether its blocks can be read from outside, and what it is.
+    /// Whether its blocks can be read from outside, and its description.
     fn shape_of(&self, size_bytes: Option<u64>) -> Result<DiskShape, String> {
         let path = self.path.as_ref().ok_or("it is no file of this host")?;
         let size_bytes = size_bytes.ok_or("QEMU does not report its size")?;
-        // A snapshot that is not there is looked for last: everything else is in order then.
+        // The missing snapshot is checked last: everything else is in order then.
         let base = Base::of(path)?;
         crate::qemu::qcow2::disk::Disk::now(std::fs::File::open(path).map_err(|error| error.to_string())?)?;
         Ok(DiskShape { name: self.name.clone(), size_bytes, base: base.map(|(identity, _)| identity) })

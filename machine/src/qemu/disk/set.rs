@@ -8,15 +8,15 @@ use super::attached::{AttachedDisk, snapshots};
 use super::writer::BlockWriter;
 use crate::qemu::monitor::Monitor;
 
-/// What the names of all disk snapshots that this driver makes begin with.
+/// The prefix of the names of all disk snapshots that this driver makes.
 pub(in crate::qemu) const TAG_PREFIX: &str = "rv-";
 
-/// All writable disks of the running machine, which go back together.
+/// All writable disks of the running machine, which are rolled back together.
 pub(in crate::qemu) struct DiskSet {
     disks: Vec<AttachedDisk>,
     /// Of those of `disks` whose blocks can be read.
     shapes: Vec<DiskShape>,
-    /// Blocks that were written and not checked.
+    /// Blocks that were written and not checked yet.
     blocks: BlockWriter,
 }
 
@@ -45,7 +45,7 @@ impl DiskSet {
         self.disks.iter().map(|disk| disk.node.clone()).collect()
     }
 
-    /// The snapshot that the disks must go back to, after checking that every disk of the machine has it; none when
+    /// The snapshot to which the disks are restored, after checking that every disk of the machine has it; none when
     /// their contents are not to change.
     pub(in crate::qemu) fn target(
         &self,
@@ -77,8 +77,8 @@ impl DiskSet {
         }
     }
 
-    /// Makes what a state needs of the disks durable. QEMU does not wait for the host's disk while the guest is paused:
-    /// this does, from outside, while it runs.
+    /// Makes the disk contents of a state durable. QEMU does not wait for the host's disk during the pause: this does,
+    /// from outside, while the guest runs.
     pub(in crate::qemu) fn sync(&self) -> Result<(), MachineError> {
         for path in self.disks.iter().filter_map(|disk| disk.path.as_ref()) {
             let synced = File::open(path).and_then(|file| file.sync_data());
@@ -90,7 +90,7 @@ impl DiskSet {
         Ok(())
     }
 
-    /// Deletes snapshots; those of disks that are not there are skipped.
+    /// Deletes snapshots; those of missing disks are ignored.
     pub(in crate::qemu) fn release(
         &self,
         monitor: &mut Monitor,
@@ -128,7 +128,7 @@ impl DiskSet {
         Ok(retained)
     }
 
-    /// Writes blocks; what was written counts once it is [checked](Self::check).
+    /// Writes blocks; they must be [checked](Self::check) afterwards.
     pub(in crate::qemu) fn write(
         &mut self,
         monitor: &mut Monitor,
@@ -147,7 +147,7 @@ impl DiskSet {
         self.blocks.check(monitor, &self.disks)
     }
 
-    /// What was written needs no check any more.
+    /// The blocks that were written need no check any more.
     pub(in crate::qemu) fn forget_written(&mut self) {
         self.blocks = BlockWriter::default();
     }

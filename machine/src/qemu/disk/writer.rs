@@ -1,8 +1,8 @@
-//! Writing blocks into the disks of a paused QEMU.
+//! Writes blocks into the disks of a paused QEMU.
 //!
-//! Through QEMU itself, by its monitor's command `qemu-io` on the device's own access to the disk: from outside, nobody
-//! may touch an image that QEMU has open. That command does not report whether it failed, so that everything written is read
-//! back from the image.
+//! The blocks are written by QEMU itself, with its monitor's command `qemu-io` on the device's own access to the disk,
+//! because no other process may write an image that QEMU has open. That command does not report failures, so everything
+//! written is read back from the image.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,19 +18,19 @@ use crate::qemu::memory_file;
 use crate::qemu::monitor::Monitor;
 use crate::qemu::qcow2::disk::{Content, Disk};
 
-/// Most blocks that one command writes: 4 MiB.
+/// Bound on the blocks that one command writes: 4 MiB.
 const COMMAND_BLOCKS_MAX: usize = 1024;
 
-/// What was written since the last check.
+/// The blocks written since the last check.
 #[derive(Default)]
 pub(in crate::qemu) struct BlockWriter {
-    /// Blocks by disk, each with a hash of what must be there.
+    /// Blocks by disk, each with a hash of the expected contents.
     written: BTreeMap<String, BTreeMap<u64, u64>>,
     scratch: Option<File>,
 }
 
 impl BlockWriter {
-    /// Writes blocks in a row.
+    /// Writes consecutive blocks.
     pub(in crate::qemu) fn write(
         &mut self,
         monitor: &mut Monitor,
@@ -90,7 +90,7 @@ impl BlockWriter {
         command(monitor, &mut self.scratch, device, begun, &run, shape.size_bytes)
     }
 
-    /// Reads back all that was written, once QEMU has written its tables to the image.
+    /// Reads back all written blocks, once QEMU has written its tables to the image.
     pub(in crate::qemu) fn check(
         &mut self,
         monitor: &mut Monitor,
@@ -146,7 +146,7 @@ impl BlockWriter {
     }
 }
 
-/// Writes blocks that are all zero or all data.
+/// Writes blocks that are either all zero or all data.
 fn command(
     monitor: &mut Monitor,
     scratch: &mut Option<File>,
