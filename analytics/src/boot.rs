@@ -1,10 +1,10 @@
-/// What a checkpoint shows of the boot that it is of.
+/// The boot of a checkpoint, as far as its facts identify it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Boot {
-    /// The name that introspection gave it; none while the kernel boots.
+    /// The name from introspection; missing while the kernel boots.
     pub(crate) name: Option<String>,
     pub(crate) uptime_ns: Option<u64>,
-    /// Where the kernel was loaded: differs from boot to boot with KASLR.
+    /// The addresses at which the kernel was loaded, which KASLR changes with each boot.
     pub(crate) placement: Option<(String, String)>,
 }
 
@@ -18,8 +18,8 @@ impl Boot {
         went_back || renamed || moved
     }
 
-    /// What is known of a boot after one more of its checkpoints: what that one does not show is as it was. Between two
-    /// boots, in the firmware, nothing can be read.
+    /// Combines a later checkpoint of a boot with what was known before it. A checkpoint of the firmware, between two
+    /// boots, has no values of its own.
     pub(crate) fn after(self, earlier: Self) -> Self {
         Self {
             name: self.name.or(earlier.name),

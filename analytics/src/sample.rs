@@ -1,4 +1,4 @@
-//! What statistics needs of one checkpoint's facts.
+//! The facts of one checkpoint, reduced to what the statistics use.
 
 mod failure;
 mod grid;
@@ -19,25 +19,25 @@ pub(crate) use self::task::family;
 use crate::boot::Boot;
 use crate::error::{AnalyticsError, Result};
 
-/// Something that is never so in a healthy guest, and was found.
+/// A broken invariant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Violation {
-    /// Which rule: `syscall`, `hidden task`…
+    /// The rule: `syscall`, `hidden task`…
     pub kind: String,
-    /// What it is about.
+    /// Its subject.
     pub object: String,
     /// The symbol involved, where there is one.
     pub symbol: Option<String>,
-    /// More, as text.
+    /// Further text.
     pub detail: Option<String>,
-    /// What should be there.
+    /// The expected value.
     pub expected: Option<String>,
-    /// What is there.
+    /// The value found.
     pub found: Option<String>,
 }
 
 impl Ord for Violation {
-    /// Redirections come before the changed bytes that cause them.
+    /// Redirections are ordered before the changed bytes that cause them.
     fn cmp(&self, other: &Self) -> Ordering {
         let key = |v: &Self| v.kind.ends_with("_changed");
         let texts = |v: &'_ Self| [v.symbol.clone(), v.detail.clone(), v.expected.clone(), v.found.clone()];
@@ -54,7 +54,7 @@ impl PartialOrd for Violation {
     }
 }
 
-/// What taking the checkpoint itself reported, in pages and bytes.
+/// Numbers that the recorder reported for the checkpoint, in pages and bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Capture {
     pub(crate) dirty_pages: f64,
@@ -63,18 +63,18 @@ pub(crate) struct Capture {
     pub(crate) stored_bytes: f64,
 }
 
-/// One checkpoint's facts, reduced to what statistics needs. The same whether it was made from fresh tables
-/// or read back from the snapshot database a year later.
+/// One checkpoint's facts, reduced to what the statistics use. A sample made from new tables equals the one read from
+/// the snapshot database later.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
     pub(crate) checkpoint: CheckpointId,
     pub(crate) parent: Option<CheckpointId>,
     pub(crate) timeline: TimelineId,
     pub(crate) capture: Capture,
-    /// When it was taken, by the host: milliseconds since 1970 UTC.
+    /// When it was taken, by the host's clock: milliseconds since 1970 UTC.
     pub(crate) taken_at_ms: i64,
     pub(crate) boot: Boot,
-    /// What the kernel says that it does: `booting`, `running`, `restart`, …
+    /// The kernel's state: `booting`, `running`, `restart`, …
     pub(crate) state: Option<String>,
     pub(crate) cpus: f64,
     pub(crate) tasks: Vec<Task>,
@@ -89,11 +89,11 @@ pub struct Sample {
 const TABLES: [&str; 7] =
     ["fact_kernel", "fact_task", "fact_module", "fact_syscall", "fact_log", "fact_counter", "fact_integrity"];
 
-/// Most rows taken of one table: a guest that forges more tasks than this is anomalous long before.
+/// Bound on the rows of one table: a guest with more tasks than this is anomalous in any case.
 const ROWS_MAX: usize = 65_536;
 
 impl Sample {
-    /// Makes a sample of facts that were just read.
+    /// Makes a sample from the facts of a new checkpoint.
     #[must_use]
     pub fn from_tables(record: &CheckpointRecord, tables: &[Table]) -> Self {
         let mut sample = Self::empty(record);
@@ -105,13 +105,13 @@ impl Sample {
         sample
     }
 
-    /// Reads a sample back from the snapshot database.
+    /// Reads a sample from the snapshot database.
     pub fn load(catalogue: &Catalogue, checkpoint: CheckpointId) -> Result<Self> {
         let record = catalogue.checkpoint(checkpoint)?;
         Self::load_record(catalogue, &record)?.ok_or(AnalyticsError::NoFacts { checkpoint })
     }
 
-    /// As [`Sample::load`]; `None` when introspection never read the checkpoint.
+    /// Like [`Sample::load`]; `None` when introspection has not read the checkpoint.
     pub(crate) fn load_record(catalogue: &Catalogue, record: &CheckpointRecord) -> Result<Option<Self>> {
         let mut sample = Self::empty(record);
         let mut any = false;
@@ -204,32 +204,32 @@ impl Sample {
         }
     }
 
-    /// The checkpoint this is of.
+    /// The checkpoint of the sample.
     #[must_use]
     pub fn checkpoint(&self) -> CheckpointId {
         self.checkpoint
     }
 
-    /// The checkpoint it came after on its timeline.
+    /// The checkpoint before it on its timeline.
     #[must_use]
     pub fn parent(&self) -> Option<CheckpointId> {
         self.parent
     }
 
-    /// Whether enough was read to tell a healthy guest from another.
+    /// Whether enough was read to evaluate the checkpoint.
     pub(crate) fn is_readable(&self) -> bool {
         self.boot.uptime_ns.is_some() && !self.tasks.is_empty() && self.passing_state().is_none()
     }
 
-    /// The state of a kernel that is not at its work: it boots, restarts or halts. A panic is none of these: it is a
-    /// violation. Unknown where the kernel does not say.
+    /// The kernel's state while it boots, restarts or halts; `None` while it runs, and where the state is unknown. A panic
+    /// is a violation and does not count here.
     pub(crate) fn passing_state(&self) -> Option<&str> {
         self.state.as_deref().filter(|state| !matches!(*state, "running" | "panic"))
     }
 
-    /// How long the guest's clock did not advance, by the host's clock; `None` where it did, or not for long.
+    /// How long the guest's clock stopped, by the host's clock; `None` if it advanced or the time was short.
     pub(crate) fn clock_stopped_s(&self, parent: &Self) -> Option<f64> {
-        // An idle guest may leave its clock alone for seconds.
+        // The clock of an idle guest may not advance for seconds.
         const STOPPED_MS_MIN: u64 = 10_000;
         let uptime_ns = self.boot.uptime_ns.filter(|_| self.passing_state().is_none());
         let stands = uptime_ns.is_some() && uptime_ns == parent.boot.uptime_ns;
@@ -243,13 +243,13 @@ impl Sample {
         self.boot.uptime_ns.map(|ns| u64_f64(ns) / 1e9)
     }
 
-    /// The threads it had.
+    /// The number of threads.
     #[must_use]
     pub fn tasks(&self) -> &[Task] {
         &self.tasks
     }
 
-    /// What is never so in a healthy guest, and was found.
+    /// The broken invariants.
     pub fn violations(&self) -> impl Iterator<Item = &Violation> {
         self.violations.iter()
     }

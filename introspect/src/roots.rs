@@ -2,19 +2,19 @@ use retrovisor_guest::{Gpa, VcpuRegisters};
 
 use crate::{Kernel, pages::Pages, paging::AddressSpace};
 
-/// The page tables that the vCPUs use at one instant: they tell which kernel runs. A memory can hold two kernels, since
-/// a reset leaves the old one where it is until something else is written there.
+/// The page tables that the vCPUs use at one instant. They show which kernel runs: memory can contain two, because a
+/// reset leaves the old one in place until it is overwritten.
 pub(crate) struct Roots(Vec<Root>);
 
-/// What one vCPU uses. Under page-table isolation a root with bit 12 set is the user's half of a pair: the other half is
-/// the kernel's.
+/// The page tables of one vCPU. Under page-table isolation a root with bit 12 set is the user's half of a pair: the other
+/// half is the kernel's.
 struct Root([AddressSpace; 2]);
 
 /// The flag in RFLAGS that lets interrupts in.
 const INTERRUPTS: u64 = 1 << 9;
 
 impl Roots {
-    /// The roots of the vCPUs that are in long mode and run. If all of them are parked, those of the parked ones.
+    /// The roots of the vCPUs in long mode, without those that are parked unless all are.
     pub(crate) fn of(vcpus: &[VcpuRegisters]) -> Self {
         let running = vcpus.iter().filter(|vcpu| !is_parked(vcpu)).filter_map(Root::of).collect();
         let roots = Self(running);
@@ -49,15 +49,15 @@ impl Root {
     }
 }
 
-/// The registers, with those of vCPUs that do not run in a kernel (but in firmware, a loader, a guest of the guest, or
-/// another kernel) as they are after a reset.
+/// The registers of the vCPUs that run this kernel. The others (in firmware, a boot loader, a nested guest or another
+/// kernel) get the registers of a reset, so that no rule applies to them.
 pub(crate) fn of_kernel(vcpus: &[VcpuRegisters], kernel: &Kernel, pages: &Pages) -> Vec<VcpuRegisters> {
     let own = |vcpu: &&VcpuRegisters| Root::of(vcpu).is_some_and(|root| root.leads_to(kernel, pages));
     vcpus.iter().map(|vcpu| Some(vcpu).filter(own).cloned().unwrap_or_default()).collect()
 }
 
-/// Whether a vCPU waits for nothing that can come: a kernel that is about to start another one (kexec), or that panicked,
-/// halts the other vCPUs so for ever, in its own page tables.
+/// Whether a vCPU is halted with interrupts disabled. A kernel that starts another one (kexec) or panics stops the other
+/// vCPUs in this way, in its own page tables.
 fn is_parked(vcpu: &VcpuRegisters) -> bool {
     vcpu.halted && vcpu.rflags & INTERRUPTS == 0
 }
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_parked_processor_tells_nothing_unless_all_are() {
+    fn a_parked_vcpu_does_not_count_unless_all_are() {
         let long = |root: u64, halted: bool, rflags: u64| VcpuRegisters {
             cr0: 1 << 31,
             efer: 1 << 10,

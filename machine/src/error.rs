@@ -2,12 +2,12 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
-/// Why QEMU's monitor did not do what it was asked.
+/// Why a request to QEMU's monitor failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum QmpError {
     #[error("cannot connect to QEMU's monitor socket {}: {source}", path.display())]
     Connect { path: PathBuf, source: std::io::Error },
-    #[error("QEMU does not greet on {}", path.display())]
+    #[error("another client is connected to QEMU's monitor socket {}", path.display())]
     Busy { path: PathBuf },
     #[error("{0}")]
     Closed(String),

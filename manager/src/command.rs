@@ -49,6 +49,8 @@ pub enum Command {
     },
     /// Undo the last undo; otherwise as a rollback.
     Redo {
+        /// As for a rollback.
+        verify_image: bool,
         /// What was done.
         reply: Reply<Rollback>,
     },

@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 use crate::error::ManagerError;
 use crate::lifecycle::PausedBy;
 
+/// The shortest interval between automatic checkpoints that is accepted from outside: a shorter one leaves the guest no time
+/// to run.
+pub const INTERVAL_MIN_MS: u32 = 20;
+
 /// How a machine is found or started again: kept in the catalogue as JSON. Fields that earlier versions did not write have
 /// defaults.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,7 +1,6 @@
-//! Attaching to a QEMU that runs, whoever started it.
+//! Attaches to a running QEMU, whoever started it.
 
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -17,7 +16,7 @@ use super::mapping::Mapping;
 use super::memory::GuestRam;
 use super::message::Version;
 use super::monitor::{Monitor, text};
-use super::qmp::Qmp;
+use super::qmp::{self, Qmp};
 use super::runtime::RuntimeDir;
 use super::shape::Shape;
 use crate::error::QmpError;
@@ -26,15 +25,15 @@ use crate::ram::Ram;
 
 /// The first version with everything that is needed here.
 const VERSION_MIN: Version = Version { major: 7, minor: 2, micro: 0 };
-/// How to start QEMU so that it can be taken over.
+/// The options with which QEMU must be started for an attach.
 const OPTIONS: &str = "Start QEMU with `-object memory-backend-file,id=ram,size=512M,mem-path=/dev/shm/NAME,share=on \
                        -machine q35,memory-backend=ram -m 512M` (the three sizes being the guest's memory)";
 
-/// What to do where no process listens.
+/// What to do when no process listens.
 const NOT_RUNNING: &str =
     "Is QEMU running? Start it with `-qmp unix:PATH,server=on,wait=off` and name that path";
 
-/// A QEMU to be taken over.
+/// A QEMU to attach to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttachConfig {
     /// The machine's name.
@@ -47,27 +46,29 @@ pub struct AttachConfig {
 
 /// Connects to a monitor and finds the process behind it.
 pub(super) fn connect(config: &AttachConfig) -> Result<Monitor, MachineError> {
-    let refuse = |what: String, help: &str| MachineError::Config { what, help: help.into() };
-    let qmp = Qmp::connect(&config.qmp).map_err(|error| match error {
-        QmpError::Connect { .. } => refuse(error.to_string(), NOT_RUNNING),
-        QmpError::Busy { .. } => refuse(
-            error.to_string(),
-            "A monitor socket serves one program at a time: end the other, or give QEMU a second -qmp",
-        ),
-        other => {
-            refuse(format!("{}: {other}", config.qmp.display()), "Name the socket of a QEMU's -qmp option")
-        }
-    })?;
+    let qmp = Qmp::connect(&config.qmp).map_err(|error| refusal(config, &error))?;
     let process = process_behind(config, qmp.stream())?;
     Monitor::new(&config.name, qmp, process)
 }
 
+fn refusal(config: &AttachConfig, error: &QmpError) -> MachineError {
+    let refuse = |what: String, help: &str| MachineError::Config { what, help: help.into() };
+    match error {
+        QmpError::Connect { .. } => refuse(error.to_string(), NOT_RUNNING),
+        QmpError::Busy { .. } => refuse(
+            error.to_string(),
+            "A monitor socket serves one program at a time: end the other, or give QEMU a second -qmp. \
+             `retrovisor list` shows the machines that are managed already",
+        ),
+        other => {
+            refuse(format!("{}: {other}", config.qmp.display()), "Name the socket of a QEMU's -qmp option")
+        }
+    }
+}
+
 /// The process behind a monitor socket, which may be busy with another client.
 pub(super) fn find(config: &AttachConfig) -> Result<ProcessIdentity, MachineError> {
-    let stream = UnixStream::connect(&config.qmp).map_err(|source| MachineError::Config {
-        what: QmpError::Connect { path: config.qmp.clone(), source }.to_string(),
-        help: NOT_RUNNING.into(),
-    })?;
+    let stream = qmp::connect(&config.qmp).map_err(|error| refusal(config, &error))?;
     Ok(process_behind(config, &stream)?.identity().clone())
 }
 
@@ -80,7 +81,7 @@ fn process_behind(config: &AttachConfig, stream: &impl AsFd) -> Result<Process, 
     })
 }
 
-/// What is found out about a running QEMU, and set up in it.
+/// The properties of a running QEMU, and what was set up in it.
 pub(super) struct Parts {
     pub(super) shape: Shape,
     pub(super) ram: GuestRam,
@@ -131,7 +132,7 @@ impl Parts {
         let disks = AttachedDisk::list(monitor)?;
         let devices = Devices::of(monitor)?;
         can_be_saved(monitor)?;
-        // Last: nothing is left in a QEMU that is refused.
+        // Last, so that nothing remains in a QEMU that is refused.
         let device_state = DeviceState::set_up(monitor)?;
         let finder = Finder::new(pid, mapping, &ram);
         Ok(Self { shape, ram: GuestRam::new(ram, finder), device_state, disks, devices })
@@ -187,5 +188,32 @@ fn denied(doing: &str, error: &std::io::Error) -> MachineError {
     MachineError::Config {
         what: format!("{doing} failed: {error}"),
         help: "Run this as the user QEMU runs as, or as root".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd as _;
+    use std::time::{Duration, Instant};
+
+    use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+
+    use super::*;
+
+    #[test]
+    fn a_monitor_that_serves_another_client_is_refused_at_once_however_often() {
+        let dir = tempfile::tempdir().unwrap();
+        let qmp = dir.path().join("qmp");
+        // Accepts nobody, as QEMU while it has a client.
+        let listener = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        bind(listener.as_raw_fd(), &UnixAddr::new(&qmp).unwrap()).unwrap();
+        listen(&listener, Backlog::new(0).unwrap()).unwrap();
+        let config = AttachConfig { name: "web".into(), qmp, runtime_dir: dir.path().to_owned() };
+        let begun = Instant::now();
+        let found: Vec<_> = (0..5).map(|_| find(&config)).collect();
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        assert!(found[0].is_ok(), "{found:?}");
+        let Err(MachineError::Config { what, help }) = &found[4] else { panic!("{found:?}") };
+        assert!(what.contains("another") && help.contains("retrovisor list"), "{what}: {help}");
     }
 }

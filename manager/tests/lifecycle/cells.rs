@@ -31,7 +31,7 @@ fn execute(daemon: &Daemon, command: CommandKind) -> Result<(), ManagerError> {
             daemon.rollback(NAME, target, true).map(drop)
         }
         CommandKind::Undo => daemon.ask(NAME, |reply| Command::Undo { verify_image: true, reply }).map(drop),
-        CommandKind::Redo => daemon.ask(NAME, |reply| Command::Redo { reply }).map(drop),
+        CommandKind::Redo => daemon.ask(NAME, |reply| Command::Redo { verify_image: true, reply }).map(drop),
         CommandKind::Pause => daemon.pause(NAME, PausedBy::User),
         CommandKind::Resume => daemon.resume(NAME),
         CommandKind::Stop => daemon.stop(NAME, false),

@@ -19,7 +19,7 @@ fn execute(daemon: &Daemon, command: &str) -> Result<(), ManagerError> {
             daemon.rollback(NAME, daemon.newest(NAME), command == "verified").map(drop)
         }
         "undo" => daemon.ask(NAME, |reply| Command::Undo { verify_image: false, reply }).map(drop),
-        "redo" => daemon.ask(NAME, |reply| Command::Redo { reply }).map(drop),
+        "redo" => daemon.ask(NAME, |reply| Command::Redo { verify_image: true, reply }).map(drop),
         "pause" => daemon.pause(NAME, PausedBy::User),
         "resume" => daemon.resume(NAME),
         "stop" => daemon.stop(NAME, false),
