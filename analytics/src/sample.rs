@@ -221,8 +221,8 @@ impl Sample {
         self.boot.uptime_ns.is_some() && !self.tasks.is_empty() && self.passing_state().is_none()
     }
 
-    /// The kernel's state while it boots, restarts or halts; `None` while it runs, and where the state is unknown. A panic
-    /// is a violation and does not count here.
+    /// The kernel's state while it boots, restarts or halts; `None` while it runs, and where the state is unknown. A
+    /// panic is a violation and does not count here.
     pub(crate) fn passing_state(&self) -> Option<&str> {
         self.state.as_deref().filter(|state| !matches!(*state, "running" | "panic"))
     }

@@ -117,7 +117,8 @@ fn select_boot<'b>(
         let library = library.map(|library| (library, Loading::Whole));
         let kernel = Arc::new(Kernel::find_in(pages, vcpus, library)?);
         let reader = Reader::new(pages, kernel.address_space());
-        // The random values that identify a boot are set while it boots: until then, each memory can look like another boot.
+        // The random values that identify a boot are set while it boots. Until then, each memory can look like another
+        // boot.
         boots.retain(Boot::has_run);
         Boot::new(Arc::clone(&kernel), &reader)
     };

@@ -6,8 +6,8 @@ use crate::{Kernel, pages::Pages, paging::AddressSpace};
 /// reset leaves the old one in place until it is overwritten.
 pub(crate) struct Roots(Vec<Root>);
 
-/// The page tables of one vCPU. Under page-table isolation a root with bit 12 set is the user's half of a pair: the other
-/// half is the kernel's.
+/// The page tables of one vCPU. Under page-table isolation a root with bit 12 set is the user's half of a pair: the
+/// other half is the kernel's.
 struct Root([AddressSpace; 2]);
 
 /// The flag in RFLAGS that lets interrupts in.
@@ -56,8 +56,8 @@ pub(crate) fn of_kernel(vcpus: &[VcpuRegisters], kernel: &Kernel, pages: &Pages)
     vcpus.iter().map(|vcpu| Some(vcpu).filter(own).cloned().unwrap_or_default()).collect()
 }
 
-/// Whether a vCPU is halted with interrupts disabled. A kernel that starts another one (kexec) or panics stops the other
-/// vCPUs in this way, in its own page tables.
+/// Whether a vCPU is halted with interrupts disabled. A kernel that starts another one (kexec) or panics stops the
+/// other vCPUs in this way, in its own page tables.
 fn is_parked(vcpu: &VcpuRegisters) -> bool {
     vcpu.halted && vcpu.rflags & INTERRUPTS == 0
 }

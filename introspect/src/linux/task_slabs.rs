@@ -171,7 +171,8 @@ fn living(probe: &Probe, fields: &Fields, address: u64, listed: &IntegerSet<u64>
 }
 
 /// Whether a task is the copy with which a fork begins. Until the kernel marks it as new, it has the state, the pid and
-/// the start time of the forking task. A process that forks continuously has such a copy at the same address repeatedly.
+/// the start time of the forking task. A process that forks continuously has such a copy at the same address
+/// repeatedly.
 fn is_copy(probe: &Probe, fields: &Fields, task: u64, original: u64) -> bool {
     let same = |field: Field| {
         let number = |task: u64| probe.reader.number(task, field);
