@@ -97,7 +97,7 @@ impl MachineSpec {
             Origin::Launched(spec) => Ok(spec),
             Origin::Attached => Err(ManagerError::Refused {
                 what: "the machine was not started by Retrovisor, which cannot start it".to_owned(),
-                help: "Start its QEMU again as before and attach it under a new name.".to_owned(),
+                help: "Start its QEMU again with the same options and attach it under the same name: then it can be rolled back.".to_owned(),
             }),
         }
     }

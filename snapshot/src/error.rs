@@ -61,7 +61,7 @@ pub enum Error {
         dir: PathBuf,
     },
     /// The disk (or quota) is full.
-    #[error("no space left while {doing} {}. Free some space on its file system; checkpoints taken before are safe, this one was not taken", path.display())]
+    #[error("no space left on the file system of {} ({doing}). Free some space; what was stored before is safe", path.display())]
     Full {
         /// The action that failed.
         doing: &'static str,
@@ -90,7 +90,7 @@ pub enum Error {
         source: rusqlite::Error,
     },
     /// The catalogue failed.
-    #[error("the catalogue failed while {doing}: {source}. Run `retrovisor verify` if this persists")]
+    #[error("the catalogue failed while {doing}: {source}. {}", catalogue_help(source))]
     Catalogue {
         /// The action that failed.
         doing: &'static str,
@@ -254,5 +254,16 @@ impl Error {
             }
             _ => Self::Catalogue { doing, source },
         }
+    }
+}
+
+/// What to do about a failure of the catalogue.
+fn catalogue_help(error: &rusqlite::Error) -> &'static str {
+    match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
+            "Its file is damaged and cannot be repaired. Machines that can still be read can be saved: \
+             `retrovisor export NAME FILE --format archive`, then import them into a new store"
+        }
+        _ => "Run `retrovisor verify` if this persists",
     }
 }

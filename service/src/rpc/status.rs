@@ -74,9 +74,10 @@ fn help(error: &ManagerError) -> Option<String> {
             "Start it as it was recorded, choose another name, or remove the history first: retrovisor remove {machine}"
         )),
         ManagerError::Managed { .. } => Some("One process is one machine: use that name.".to_owned()),
-        ManagerError::Gone { machine } => {
-            Some(format!("Bring it back: retrovisor rollback {machine} --to latest"))
-        }
+        ManagerError::Gone { machine } => Some(format!(
+            "Bring it back: retrovisor rollback {machine} --to latest. If another program started its QEMU: start it \
+                 again with the same options, then retrovisor attach {machine} --qmp SOCKET"
+        )),
         ManagerError::Exists { machine } => Some(format!("Look at it: retrovisor show {machine}")),
         ManagerError::Known { machine } => {
             Some(format!("Choose another name, or look at that one: retrovisor show {machine}"))

@@ -82,7 +82,11 @@ impl Store {
     ) -> Result<ImportReport> {
         let _alone = self.maintain()?;
         let file = File::open(path).map_err(Error::io("opening", path))?;
-        let bytes = file.metadata().map_err(Error::io("measuring", path))?.len();
+        let metadata = file.metadata().map_err(Error::io("measuring", path))?;
+        let bytes = metadata.len();
+        if !metadata.is_file() || bytes < PAGE_SIZE as u64 {
+            return Err(not_importable(path, "it is no file of at least one page of memory"));
+        }
         let (segments, vcpus) = match format {
             DumpFormat::Raw => {
                 let whole = bytes - bytes % PAGE_SIZE as u64;
