@@ -198,7 +198,7 @@ fn nothing_between_two_boots_is_an_alarm_or_clean_and_the_new_one_is_learnt() {
 
 /// The first checkpoint after the firmware can have any clock, and a kernel without KASLR is where it was.
 #[test]
-fn a_boot_is_told_from_another_by_its_name_alone() {
+fn a_boot_is_recognised_by_its_name_alone() {
     let mut run = learnt(7);
     healthy(&mut run);
     step(&mut run, |_, tables, _| tables.clear());

@@ -282,7 +282,7 @@ fn the_beginning_of_a_fork_is_no_hidden_task(guest: &mut Guest, introspector: &m
     panic!("no task to copy, or no place for one: {seen:?}");
 }
 
-/// The address of a task that is dead, and a task's size with what the allocator adds: tasks lie side by side in blocks.
+/// The address of a task that is dead, and a task's size with what the allocator adds: tasks are adjacent in blocks.
 fn free_slot(kernel: &Kernel, memory: &RawDump, linux: &Linux) -> Option<(u64, usize)> {
     const BLOCK: u64 = 32 << 10;
     const TASK_DEAD: u32 = 0x80;
