@@ -141,7 +141,7 @@ impl Manager {
         let mut actor = MachineActor {
             id,
             driver: Arc::clone(self.driver(spec.driver())?),
-            evaluations: Evaluations::new(Arc::clone(&self.store), id),
+            evaluations: Evaluations::new(Arc::clone(&self.store), id, Arc::clone(&self.make_evaluator)),
             store: Arc::clone(&self.store),
             vm,
             recorder,

@@ -1,12 +1,17 @@
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
 use retrovisor_guest::Vm;
+
+use crate::driver_calls::{CallWait, DriverCalls};
+use crate::watched_vm::WatchedVm;
 
 /// Owns the machine of an actor. Until [`ProcessGuard::keep`] is called, dropping it undoes what was done to bring the machine
 /// up, so that no way out of a failed start leaves a process or anything in a process that was attached to.
 pub(crate) struct ProcessGuard {
     /// Present until this is consumed or dropped.
     vm: Option<Box<dyn Vm>>,
+    calls: Arc<DriverCalls>,
     undo: Undo,
 }
 
@@ -22,8 +27,14 @@ pub(crate) enum Undo {
 }
 
 impl ProcessGuard {
-    pub(crate) fn new(vm: Box<dyn Vm>, undo: Undo) -> Self {
-        Self { vm: Some(vm), undo }
+    pub(crate) fn new(vm: Box<dyn Vm>, undo: Undo, wait: &CallWait) -> Self {
+        let calls = Arc::new(DriverCalls::new(wait.clone()));
+        Self { vm: Some(Box::new(WatchedVm::new(vm, Arc::clone(&calls)))), calls, undo }
+    }
+
+    /// The calls of its driver.
+    pub(crate) fn calls(&self) -> &Arc<DriverCalls> {
+        &self.calls
     }
 
     /// The machine is up: from now on dropping this only ends the connection.

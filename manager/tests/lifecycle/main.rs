@@ -2,8 +2,10 @@
 #![allow(clippy::unwrap_used, reason = "a test that fails says where")]
 
 mod cells;
+mod commands;
 mod driver;
 mod failures;
 mod histories;
 mod model;
 mod setup;
+mod test_vm;

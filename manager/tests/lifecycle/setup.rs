@@ -1,7 +1,7 @@
 //! A store, a manager over a host in memory, and machines brought into each state.
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ const STATE_WAIT: Duration = Duration::from_secs(20);
 
 /// Waits for an answer of the manager.
 pub(crate) fn wait<F: Future>(future: F) -> F::Output {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
 }
 
 pub(crate) fn launch_spec() -> LaunchSpec {
@@ -40,6 +40,12 @@ pub(crate) fn launch_spec() -> LaunchSpec {
     }
 }
 
+/// In memory where the host has such a place: what is tested here does not depend on a disk.
+fn tempdir() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()
+}
+
 /// A daemon with its store and the host that it runs on.
 pub(crate) struct Daemon {
     pub(crate) host: Host,
@@ -49,7 +55,7 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     pub(crate) fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = tempdir();
         let host = Host::default();
         let manager = Self::manager(&dir, &host);
         Self { host, manager, dir }
