@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use retrovisor_guest::{
-    Attach, DRIVER_DEFAULT, Driver, DriverFeatures, Launch, LaunchSpec, Lifespan, MachineError, MemoryLayout,
-    ProcessIdentity, RunState, Start, Vm,
+    Attach, BLOCK_SIZE, DRIVER_DEFAULT, Driver, DriverFeatures, Launch, LaunchSpec, Lifespan, MachineError,
+    MemoryLayout, ProcessIdentity, RunState, Start, Vm,
 };
 use retrovisor_scripted::{Action, MemoryMachine, Method, Script};
 
@@ -54,7 +54,7 @@ struct Process {
 impl Host {
     /// Starts a process that is not launched by the manager, and listens at `socket`.
     pub(crate) fn start(&self, name: &str, socket: &Path, memory_bytes: u64) -> i32 {
-        let machine = MemoryMachine::new(name, layout(memory_bytes)).unwrap();
+        let machine = machine(name, memory_bytes);
         let pid = self.add(name, socket.to_owned(), &machine);
         self.lock().processes.get_mut(&pid).unwrap().machine = Some(machine);
         pid
@@ -67,9 +67,14 @@ impl Host {
 
     /// What acts on the machine of that name.
     pub(crate) fn script(&self, name: &str) -> Script {
+        self.find_script(name).expect("it has a process")
+    }
+
+    /// The same, if it has a process.
+    pub(crate) fn find_script(&self, name: &str) -> Option<Script> {
         let inner = self.lock();
         let process = inner.processes.values().find(|process| process.name == name);
-        process.expect("it has a process").script.clone()
+        process.map(|process| process.script.clone())
     }
 
     /// Ends the process of that name, as `kill -9` does.
@@ -155,8 +160,10 @@ impl Host {
     }
 }
 
-fn layout(memory_bytes: u64) -> MemoryLayout {
-    MemoryLayout::flat(memory_bytes).unwrap()
+/// With a disk whose blocks the store keeps.
+fn machine(name: &str, memory_bytes: u64) -> MemoryMachine {
+    let machine = MemoryMachine::new(name, MemoryLayout::flat(memory_bytes).unwrap()).unwrap();
+    machine.with_disk(vec![7; 2 * BLOCK_SIZE])
 }
 
 fn socket_of(attach: &Attach<'_>) -> PathBuf {
@@ -184,7 +191,7 @@ impl Driver for Host {
         self.calls().call(Method::Launch, || Ok(()))?;
         let inner = self.lock();
         drop(self.0.changed.wait_while(inner, |inner| inner.launch_waits).unwrap());
-        let machine = MemoryMachine::new(launch.name, layout(launch.spec.memory_bytes)).unwrap();
+        let machine = machine(launch.name, launch.spec.memory_bytes);
         if launch.start == Start::AwaitsState {
             machine.script().enter(RunState::Paused);
         }

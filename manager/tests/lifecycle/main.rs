@@ -4,8 +4,11 @@
 mod cells;
 mod commands;
 mod driver;
+mod evaluations;
 mod failures;
+mod hangs;
 mod histories;
 mod model;
 mod setup;
+mod sweep;
 mod test_vm;
