@@ -231,6 +231,10 @@ impl MachineActor {
         }
         let mut next = Instant::now() + self.step();
         loop {
+            // Also one that did not answer any more as soon as it was up.
+            if !self.state.has_actor() {
+                return End::Lost;
+            }
             match inbox.recv_deadline(next.min(Instant::now() + POLL_INTERVAL)) {
                 // Its caller was told that the machine does not answer, or has gone.
                 Ok(command) if command.is_abandoned() => {}
@@ -257,9 +261,6 @@ impl MachineActor {
                         next = (next + self.step()).max(Instant::now() + self.step() / 4);
                     }
                 }
-            }
-            if !self.state.has_actor() {
-                return End::Lost;
             }
         }
     }

@@ -159,8 +159,11 @@ impl Manager {
     pub fn retry_unreachable(self: &Arc<Self>) {
         self.report_overdue();
         for (name, status) in self.lost() {
-            lock(&self.unreachable).entry(name.clone()).or_insert(status);
             self.forget_ended(&name);
+            // One that answered again meanwhile has its actor.
+            if !self.actors().contains_key(&name) {
+                lock(&self.unreachable).entry(name).or_insert(status);
+            }
         }
         let names: Vec<_> = lock(&self.unreachable).keys().cloned().collect();
         for name in names {

@@ -147,6 +147,12 @@ impl Case {
         self.needs_shell() || self.state.is_some_and(is_refused)
     }
 
+    /// Whether it takes the machine to another checkpoint.
+    pub(crate) fn moves(self) -> bool {
+        use CommandKind as C;
+        matches!(self.step, Step::PlainRollback | Step::Command(C::Rollback | C::Undo | C::Redo))
+    }
+
     fn needs_shell(self) -> bool {
         self.step == Step::Command(CommandKind::InjectCommand)
     }
