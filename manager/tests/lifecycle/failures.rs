@@ -1,30 +1,24 @@
 //! Every step in every state, with every call of the driver that it makes failing: at once, after its work, by a panic.
 
-use retrovisor_manager::{Lifecycle, PausedBy};
+use retrovisor_manager::{CommandKind, Lifecycle, PausedBy};
 use retrovisor_scripted::{Action, Method};
 
+use crate::commands::execute;
 use crate::setup::Daemon;
-use crate::sweep::{OTHER, Step, cases, must_recover};
+use crate::sweep::{Case, NAME, OTHER, cases, must_recover};
 
 /// What a step that fails may leave of the state, beside the state itself.
-fn may_lead_to(step: Step, state: Lifecycle, method: Method, action: &Action, now: Lifecycle) -> bool {
+fn may_lead_to(case: Case, state: Lifecycle, method: Method, action: &Action, now: Lifecycle) -> bool {
     // A panic ends the management, and a machine that says that it is gone does not answer.
     let is_lost = *action == Action::Panic || method == Method::RunState;
-    let moves =
-        matches!(step, Step::PlainRollback) || matches!(step, Step::Command(command) if rolls_back(command));
     match now {
         Lifecycle::Unreachable => is_lost,
-        Lifecycle::Failed => moves || state == Lifecycle::Failed,
+        Lifecycle::Failed => case.moves() || state == Lifecycle::Failed,
         // A guest that cannot be resumed stays paused.
-        Lifecycle::Paused(_) => method == Method::Resume || method == Method::ApplyState,
+        Lifecycle::Paused(_) => method == Method::Resume,
         Lifecycle::Gone | Lifecycle::Detached => is_lost,
         _ => false,
     }
-}
-
-fn rolls_back(command: retrovisor_manager::CommandKind) -> bool {
-    use retrovisor_manager::CommandKind as C;
-    matches!(command, C::Rollback | C::Undo | C::Redo)
 }
 
 /// Returns how many calls failed.
@@ -45,9 +39,9 @@ fn check(state: Option<Lifecycle>, actions: &[Action]) -> usize {
                 failures += usize::from(failed);
                 case.check(&daemon, &before, failed, &what);
                 if let Some(state) = state.filter(|_| failed) {
-                    let now = daemon.state(crate::sweep::NAME);
+                    let now = daemon.state(NAME);
                     let is_known =
-                        now == state || may_lead_to(case.step, state, injection.method, action, now);
+                        now == state || may_lead_to(case, state, injection.method, action, now);
                     assert!(is_known, "{what}: it is {now}: {done:?}");
                 }
                 must_recover(&daemon, &what);
@@ -101,4 +95,21 @@ fn a_machine_without_a_process_survives_every_failure() {
 #[test]
 fn a_new_name_leaves_nothing_after_every_failure() {
     assert!(check(None, &[Action::Fail, Action::FailAfter, Action::Panic]) > 30);
+}
+
+#[test]
+fn a_fault_that_can_neither_be_applied_nor_reverted_leads_to_failed() {
+    for state in [Lifecycle::Running, Lifecycle::Paused(PausedBy::User)] {
+        let daemon = Daemon::new();
+        daemon.bring_into(NAME, state);
+        let script = daemon.host.script(NAME);
+        script.on(Method::ApplyState, 1, Action::FailAfter);
+        script.on(Method::ApplyState, 2, Action::FailAfter);
+        let error = execute(&daemon, NAME, CommandKind::Inject).unwrap_err();
+        assert!(error.to_string().contains("does not accept its state any more"), "{error}");
+        assert_eq!(daemon.state(NAME), Lifecycle::Failed);
+        execute(&daemon, NAME, CommandKind::Rollback).unwrap();
+        assert_eq!(daemon.state(NAME) == Lifecycle::Running, state == Lifecycle::Running);
+        daemon.check();
+    }
 }
