@@ -15,6 +15,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .type_attribute("WatchResponse.event", "#[serde(rename_all = \"snake_case\")]")
         .field_attribute("Row.cells", "#[serde(serialize_with = \"crate::json::cells\")]")
         .field_attribute("Machine.state", "#[serde(serialize_with = \"crate::json::machine_state\")]")
+        .field_attribute("StateChange.state", "#[serde(serialize_with = \"crate::json::machine_state\")]")
+        .field_attribute("GuestEvent.kind", "#[serde(serialize_with = \"crate::json::guest_event_kind\")]")
         .field_attribute("verdict", "#[serde(serialize_with = \"crate::json::verdict\")]")
         .field_attribute("Rollback.kind", "#[serde(serialize_with = \"crate::json::rollback_kind\")]")
         .field_attribute("WatchResponse.event", "#[serde(flatten)]")

@@ -7,7 +7,7 @@ use nix::errno::Errno;
 pub(crate) enum QmpError {
     #[error("cannot connect to QEMU's monitor socket {}: {source}", path.display())]
     Connect { path: PathBuf, source: std::io::Error },
-    #[error("QEMU does not greet on {}", path.display())]
+    #[error("another client is connected to QEMU's monitor socket {}", path.display())]
     Busy { path: PathBuf },
     #[error("{0}")]
     Closed(String),

@@ -49,6 +49,8 @@ pub enum Command {
     },
     /// Undo the last undo; otherwise as a rollback.
     Redo {
+        /// As for a rollback.
+        verify_image: bool,
         /// What was done.
         reply: Reply<Rollback>,
     },
@@ -104,7 +106,7 @@ impl Command {
         match self {
             Self::Checkpoint { reply, .. } => reply.is_closed(),
             Self::Audit { reply } => reply.is_closed(),
-            Self::Rollback { reply, .. } | Self::Undo { reply, .. } | Self::Redo { reply } => {
+            Self::Rollback { reply, .. } | Self::Undo { reply, .. } | Self::Redo { reply, .. } => {
                 reply.is_closed()
             }
             Self::Pause { reply, .. }

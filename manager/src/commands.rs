@@ -34,8 +34,8 @@ impl MachineActor {
             Command::Undo { verify_image, reply } => {
                 drop(reply.send(self.go(Destination::Undo, verify_image, &RollbackRequest::default())));
             }
-            Command::Redo { reply } => {
-                drop(reply.send(self.go(Destination::Redo, false, &RollbackRequest::default())));
+            Command::Redo { verify_image, reply } => {
+                drop(reply.send(self.go(Destination::Redo, verify_image, &RollbackRequest::default())));
             }
             Command::Pause { by, reply } => drop(reply.send(self.pause(by))),
             Command::Resume { reply } => drop(reply.send(self.resume())),

@@ -26,6 +26,7 @@ mod reattach;
 mod removal;
 mod reservation;
 mod rollback;
+mod rollback_plan;
 mod spec;
 mod status;
 mod unreferenced_disks;

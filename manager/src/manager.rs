@@ -265,7 +265,9 @@ impl Manager {
             let _ = actor.send(Command::Shutdown);
         }
         let deadline = Instant::now() + END_WAIT;
-        actors.into_values().for_each(|actor| actor.wait_for_end(deadline));
+        for actor in actors.into_values() {
+            actor.wait_for_end(deadline);
+        }
     }
 
     /// The machine's record, if the store has one.

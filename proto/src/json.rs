@@ -2,12 +2,19 @@
 
 use serde::{Serialize as _, Serializer};
 
-use crate::v1::{Cell, MachineState, RollbackKind, Verdict};
+use crate::v1::{Cell, GuestEventKind, MachineState, RollbackKind, Verdict};
 
 /// `MACHINE_STATE_POWERED_OFF` as `powered off`.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 pub(crate) fn machine_state<S: Serializer>(state: &i32, to: S) -> Result<S::Ok, S::Error> {
     word(MachineState::try_from(*state).map_or("", |state| state.as_str_name()), "MACHINE_STATE_")
+        .serialize(to)
+}
+
+/// `GUEST_EVENT_KIND_POWERED_OFF` as `powered off`.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+pub(crate) fn guest_event_kind<S: Serializer>(kind: &i32, to: S) -> Result<S::Ok, S::Error> {
+    word(GuestEventKind::try_from(*kind).map_or("", |kind| kind.as_str_name()), "GUEST_EVENT_KIND_")
         .serialize(to)
 }
 

@@ -74,6 +74,7 @@ enum Verb {
     /// Ends the management of a machine; its process keeps running
     Detach(detach::DetachArgs),
     /// Lists the machines
+    #[command(after_help = "Examples:\n  retrovisor list\n  retrovisor list --json")]
     List,
     /// Shows one machine
     Show(show::ShowArgs),

@@ -56,6 +56,8 @@ fn wrong_usage_exits_with_2() {
         &["run", "web", "--kernel", "k", "--memory", "1K"],
         &["serve", "--listen", "0.0.0.0:1"],
         &["serve", "--staging-mib", "8"],
+        &["rollback", "web", "--to", ""],
+        &["set", "web", "--every", "100000h"],
     ] {
         assert_eq!(retrovisor(dir.path(), arguments).status.code(), Some(2), "{arguments:?}");
     }
@@ -64,7 +66,13 @@ fn wrong_usage_exits_with_2() {
 #[test]
 fn help_shows_examples() {
     let dir = tempfile::tempdir().unwrap();
-    for verb in ["run", "rollback", "inspect", "diff", "query", "attach", "inject"] {
+    let listed = retrovisor(dir.path(), &["--help"]).stdout;
+    let listed = String::from_utf8_lossy(&listed).into_owned();
+    let verbs =
+        listed.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let verbs: Vec<&str> = verbs.filter_map(|line| line.split_whitespace().next()).collect();
+    assert!(verbs.len() > 30, "{verbs:?}");
+    for verb in verbs.into_iter().filter(|verb| *verb != "help") {
         let help = retrovisor(dir.path(), &[verb, "--help"]).stdout;
         assert!(String::from_utf8_lossy(&help).contains("Example"), "{verb}");
     }

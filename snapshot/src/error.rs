@@ -61,7 +61,7 @@ pub enum Error {
         dir: PathBuf,
     },
     /// The disk (or quota) is full.
-    #[error("no space left while {doing}. Free some space on the file system of {}; checkpoints taken before are safe, this one was not taken", path.display())]
+    #[error("no space left while {doing} {}. Free some space on its file system; checkpoints taken before are safe, this one was not taken", path.display())]
     Full {
         /// What was being done.
         doing: &'static str,

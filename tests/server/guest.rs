@@ -158,7 +158,7 @@ impl Server {
         let status = Command::new("kill").args(["-9", &pid]).status().expect("kill starts");
         assert!(status.success(), "kill {pid}: {status}");
         wait_until("the machine to be seen as gone", Duration::from_secs(20), || {
-            self.json(&["show", "web"])["machine"]["state"] == "gone"
+            self.json(&["show", "web"])["state"] == "gone"
         });
     }
 

@@ -1,7 +1,6 @@
 //! Attaching to a QEMU that runs, whoever started it.
 
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -17,7 +16,7 @@ use super::mapping::Mapping;
 use super::memory::GuestRam;
 use super::message::Version;
 use super::monitor::{Monitor, text};
-use super::qmp::Qmp;
+use super::qmp::{self, Qmp};
 use super::runtime::RuntimeDir;
 use super::shape::Shape;
 use crate::error::QmpError;
@@ -47,27 +46,29 @@ pub struct AttachConfig {
 
 /// Connects to a monitor and finds the process behind it.
 pub(super) fn connect(config: &AttachConfig) -> Result<Monitor, MachineError> {
-    let refuse = |what: String, help: &str| MachineError::Config { what, help: help.into() };
-    let qmp = Qmp::connect(&config.qmp).map_err(|error| match error {
-        QmpError::Connect { .. } => refuse(error.to_string(), NOT_RUNNING),
-        QmpError::Busy { .. } => refuse(
-            error.to_string(),
-            "A monitor socket serves one program at a time: end the other, or give QEMU a second -qmp",
-        ),
-        other => {
-            refuse(format!("{}: {other}", config.qmp.display()), "Name the socket of a QEMU's -qmp option")
-        }
-    })?;
+    let qmp = Qmp::connect(&config.qmp).map_err(|error| refusal(config, &error))?;
     let process = process_behind(config, qmp.stream())?;
     Monitor::new(&config.name, qmp, process)
 }
 
+fn refusal(config: &AttachConfig, error: &QmpError) -> MachineError {
+    let refuse = |what: String, help: &str| MachineError::Config { what, help: help.into() };
+    match error {
+        QmpError::Connect { .. } => refuse(error.to_string(), NOT_RUNNING),
+        QmpError::Busy { .. } => refuse(
+            error.to_string(),
+            "A monitor socket serves one program at a time: end the other, or give QEMU a second -qmp. \
+             `retrovisor list` shows the machines that are managed already",
+        ),
+        other => {
+            refuse(format!("{}: {other}", config.qmp.display()), "Name the socket of a QEMU's -qmp option")
+        }
+    }
+}
+
 /// The process behind a monitor socket, which may be busy with another client.
 pub(super) fn find(config: &AttachConfig) -> Result<ProcessIdentity, MachineError> {
-    let stream = UnixStream::connect(&config.qmp).map_err(|source| MachineError::Config {
-        what: QmpError::Connect { path: config.qmp.clone(), source }.to_string(),
-        help: NOT_RUNNING.into(),
-    })?;
+    let stream = qmp::connect(&config.qmp).map_err(|error| refusal(config, &error))?;
     Ok(process_behind(config, &stream)?.identity().clone())
 }
 
@@ -187,5 +188,32 @@ fn denied(doing: &str, error: &std::io::Error) -> MachineError {
     MachineError::Config {
         what: format!("{doing} failed: {error}"),
         help: "Run this as the user QEMU runs as, or as root".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd as _;
+    use std::time::{Duration, Instant};
+
+    use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+
+    use super::*;
+
+    #[test]
+    fn a_monitor_that_serves_another_client_is_refused_at_once_however_often() {
+        let dir = tempfile::tempdir().unwrap();
+        let qmp = dir.path().join("qmp");
+        // Accepts nobody, as QEMU while it has a client.
+        let listener = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        bind(listener.as_raw_fd(), &UnixAddr::new(&qmp).unwrap()).unwrap();
+        listen(&listener, Backlog::new(0).unwrap()).unwrap();
+        let config = AttachConfig { name: "web".into(), qmp, runtime_dir: dir.path().to_owned() };
+        let begun = Instant::now();
+        let found: Vec<_> = (0..5).map(|_| find(&config)).collect();
+        assert!(begun.elapsed() < Duration::from_secs(30));
+        assert!(found[0].is_ok(), "{found:?}");
+        let Err(MachineError::Config { what, help }) = &found[4] else { panic!("{found:?}") };
+        assert!(what.contains("another") && help.contains("retrovisor list"), "{what}: {help}");
     }
 }

@@ -106,7 +106,8 @@ pub(super) fn launch(config: &LaunchConfig) -> Result<(Qmp, Process), MachineErr
     let mut process = started.map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => refuse(
             format!("QEMU ({}) is not there", config.binary().display()),
-            "Install it (Debian: apt install qemu-system-x86), or name its binary",
+            "Install it (Debian: apt install qemu-system-x86), or start `retrovisor serve` with its folder in PATH, as \
+             `setup/run.sh` in the source folder does",
         ),
         _ => io(format!("starting {}", config.binary().display()), error),
     })?;

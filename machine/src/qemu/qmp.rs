@@ -254,7 +254,7 @@ impl Qmp {
 }
 
 /// Connects without waiting. QEMU's queue of clients is one long: a second one in it would wait for ever.
-fn connect(path: &Path) -> Result<UnixStream, QmpError> {
+pub(super) fn connect(path: &Path) -> Result<UnixStream, QmpError> {
     let failed = |errno: Errno| match errno {
         Errno::EAGAIN => QmpError::Busy { path: path.to_path_buf() },
         other => QmpError::Connect { path: path.to_path_buf(), source: other.into() },

@@ -30,7 +30,7 @@ pub(crate) fn execute(daemon: &Daemon, name: &str, command: CommandKind) -> Resu
             daemon.rollback(name, target, true).map(drop)
         }
         CommandKind::Undo => daemon.ask(name, |reply| Command::Undo { verify_image: true, reply }).map(drop),
-        CommandKind::Redo => daemon.ask(name, |reply| Command::Redo { reply }).map(drop),
+        CommandKind::Redo => daemon.ask(name, |reply| Command::Redo { verify_image: true, reply }).map(drop),
         CommandKind::Pause => daemon.pause(name, PausedBy::User),
         CommandKind::Resume => daemon.resume(name),
         CommandKind::Stop => daemon.stop(name, false),

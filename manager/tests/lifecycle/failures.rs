@@ -12,11 +12,10 @@ fn may_lead_to(case: Case, state: Lifecycle, method: Method, action: &Action, no
     // A panic ends the management, and a machine that says that it is gone does not answer.
     let is_lost = *action == Action::Panic || method == Method::RunState;
     match now {
-        Lifecycle::Unreachable => is_lost,
+        Lifecycle::Unreachable | Lifecycle::Gone | Lifecycle::Detached => is_lost,
         Lifecycle::Failed => case.moves() || state == Lifecycle::Failed,
         // A guest that cannot be resumed stays paused.
         Lifecycle::Paused(_) => method == Method::Resume,
-        Lifecycle::Gone | Lifecycle::Detached => is_lost,
         _ => false,
     }
 }
@@ -40,8 +39,7 @@ fn check(state: Option<Lifecycle>, actions: &[Action]) -> usize {
                 case.check(&daemon, &before, failed, &what);
                 if let Some(state) = state.filter(|_| failed) {
                     let now = daemon.state(NAME);
-                    let is_known =
-                        now == state || may_lead_to(case, state, injection.method, action, now);
+                    let is_known = now == state || may_lead_to(case, state, injection.method, action, now);
                     assert!(is_known, "{what}: it is {now}: {done:?}");
                 }
                 must_recover(&daemon, &what);

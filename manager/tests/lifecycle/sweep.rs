@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use retrovisor_guest::RunState;
-use retrovisor_manager::{CommandKind, Lifecycle, MachineSpec, ManagerError, Origin, Rule, rule};
+use retrovisor_manager::{Command, CommandKind, Lifecycle, MachineSpec, ManagerError, Origin, Rule, rule};
 use retrovisor_scripted::{Action, Method, Script};
 
 use crate::commands::execute;
@@ -23,8 +23,8 @@ pub(crate) const OTHER: &str = "db";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     Command(CommandKind),
-    /// A rollback that does not compare memory afterwards.
-    PlainRollback,
+    /// A rollback, undo or redo that does not compare memory afterwards.
+    Unverified(CommandKind),
     Branch,
 }
 
@@ -72,9 +72,8 @@ pub(crate) fn cases(state: Option<Lifecycle>) -> Vec<Case> {
     };
     let allowed = |command: &CommandKind| rule(known, *command) != Rule::Refused;
     let mut steps: Vec<_> = CommandKind::ALL.into_iter().filter(allowed).map(Step::Command).collect();
-    if allowed(&CommandKind::Rollback) {
-        steps.push(Step::PlainRollback);
-    }
+    let moves = [CommandKind::Rollback, CommandKind::Undo, CommandKind::Redo];
+    steps.extend(moves.into_iter().filter(allowed).map(Step::Unverified));
     if matches!(known, Lifecycle::Running | Lifecycle::Gone) {
         steps.push(Step::Branch);
     }
@@ -96,7 +95,7 @@ impl Case {
         if let Some(state) = self.state {
             daemon.bring_into(NAME, state);
         }
-        if self.step == Step::Command(CommandKind::Redo) {
+        if matches!(self.step, Step::Command(CommandKind::Redo) | Step::Unverified(CommandKind::Redo)) {
             execute(daemon, NAME, CommandKind::Undo).unwrap();
         }
         let is_attach = self.step == Step::Command(CommandKind::Attach);
@@ -150,7 +149,7 @@ impl Case {
     /// Whether it takes the machine to another checkpoint.
     pub(crate) fn moves(self) -> bool {
         use CommandKind as C;
-        matches!(self.step, Step::PlainRollback | Step::Command(C::Rollback | C::Undo | C::Redo))
+        matches!(self.step, Step::Unverified(_) | Step::Command(C::Rollback | C::Undo | C::Redo))
     }
 
     fn needs_shell(self) -> bool {
@@ -160,7 +159,13 @@ impl Case {
     pub(crate) fn execute(self, daemon: &Daemon) -> Result<(), ManagerError> {
         match self.step {
             Step::Command(command) => execute(daemon, NAME, command),
-            Step::PlainRollback => daemon.rollback(NAME, daemon.newest(NAME), false).map(drop),
+            Step::Unverified(CommandKind::Undo) => {
+                daemon.ask(NAME, |reply| Command::Undo { verify_image: false, reply }).map(drop)
+            }
+            Step::Unverified(CommandKind::Redo) => {
+                daemon.ask(NAME, |reply| Command::Redo { verify_image: false, reply }).map(drop)
+            }
+            Step::Unverified(_) => daemon.rollback(NAME, daemon.newest(NAME), false).map(drop),
             Step::Branch => {
                 let planned = daemon.manager.plan_branch(COPY, daemon.newest(NAME))?;
                 daemon.manager.branch(COPY, &planned, false, &mut |_| ControlFlow::Continue(())).map(drop)

@@ -4,10 +4,11 @@ use retrovisor_proto::v1::{Incident, ListAnomaliesRequest};
 use super::global::{Global, print_json};
 use crate::client;
 use crate::error::CliError;
-use crate::terminal::{output, table, verdict};
+use crate::terminal::{output, paragraph, table, verdict};
 
 /// Lists the suspect and bad checkpoints, and the incidents they form.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  retrovisor anomalies web\n  retrovisor anomalies web --json")]
 pub(crate) struct AnomaliesArgs {
     /// The machine
     name: String,
@@ -51,20 +52,22 @@ pub(super) async fn run(args: AnomaliesArgs, global: &Global) -> Result<(), CliE
 pub(crate) fn print_incident(incident: &Incident) {
     let head = format!("Incident {:.6}:", incident.name);
     output::headed_line(output::BOLD, &head, &format!(" {}", incident.summary));
-    outln!("  first bad {:.6}, last good {:.6}", incident.first_bad, incident.last_good);
+    paragraph::item(
+        " ",
+        &format!("first bad {:.6}, last good {:.6}", incident.first_bad, incident.last_good),
+    );
     for evidence in incident.evidence.iter().take(4) {
-        outln!("  · {}", evidence);
+        paragraph::item("  ·", evidence);
     }
     for cause in incident.causes.iter().take(3) {
-        outln!("  {}. {}", cause.rank, cause.text);
+        paragraph::item(&format!("  {}.", cause.rank), &cause.text);
     }
     if !incident.causes.is_empty() {
-        outln!(
-            "  (a random ranking has the right cause first in {:.1} % of cases)",
-            incident.chance_level * 100.0
-        );
+        let chance = incident.chance_level * 100.0;
+        let text = format!("(a random ranking has the right cause first in {chance:.1} % of cases)");
+        paragraph::item(" ", &text);
     }
     if !incident.action.is_empty() {
-        outln!("  done: {}", incident.action);
+        paragraph::item("  done:", &incident.action);
     }
 }

@@ -1,4 +1,5 @@
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use retrovisor_proto::v1::{BranchDisk, BranchReport, BranchRequest};
 
 use super::global::{Global, print_json};
@@ -22,7 +23,7 @@ pub(crate) struct BranchArgs {
     /// Name for the new machine
     new: String,
     /// A name or its beginning, a label, @SEQUENCE, -N (N checkpoints back), latest, last-good, or current
-    #[arg(long, default_value = "current", allow_hyphen_values = true, value_name = "CHECKPOINT")]
+    #[arg(long, default_value = "current", allow_hyphen_values = true, value_name = "CHECKPOINT", value_parser = NonEmptyStringValueParser::new())]
     at: String,
     /// Only report what would be done
     #[arg(long)]

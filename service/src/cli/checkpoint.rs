@@ -35,10 +35,14 @@ pub(super) async fn run(args: CheckpointArgs, global: &Global) -> Result<(), Cli
 pub(super) fn line(checkpoint: &Checkpoint) -> String {
     let label = if checkpoint.label.is_empty() { String::new() } else { format!(" `{}`", checkpoint.label) };
     format!(
-        "{} #{}{label} · pause {} · {} dirty pages · {} stored · {}",
+        "{} #{}{label} · {} · {} dirty pages · {} stored · {}",
         checkpoint.name,
         checkpoint.sequence,
-        quantity::duration(checkpoint.pause_us),
+        if checkpoint.pause_us == 0 {
+            "no pause".to_owned()
+        } else {
+            format!("pause {}", quantity::duration(checkpoint.pause_us))
+        },
         checkpoint.dirty_pages,
         quantity::bytes(checkpoint.stored_bytes),
         verdict::word(checkpoint.verdict()),

@@ -1,4 +1,5 @@
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use retrovisor_proto::v1::{Cell, DiffRequest, Table, cell::Value};
 
 use super::checkpoint;
@@ -14,10 +15,10 @@ pub(crate) struct DiffArgs {
     /// The machine
     name: String,
     /// The earlier checkpoint
-    #[arg(allow_hyphen_values = true)]
+    #[arg(allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
     from: String,
     /// The later checkpoint
-    #[arg(default_value = "latest", allow_hyphen_values = true)]
+    #[arg(default_value = "latest", allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
     to: String,
 }
 

@@ -1,5 +1,6 @@
 use std::path::{Path, PathBuf};
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, ValueEnum};
 use retrovisor_proto::v1::{ExportRequest, FileFormat, ImportRequest};
 
@@ -44,7 +45,7 @@ pub(crate) struct ExportArgs {
     /// The file to write; it must not exist yet
     file: PathBuf,
     /// A name or its beginning, a label, @SEQUENCE, -N (N checkpoints back), latest, or last-good
-    #[arg(long, default_value = "latest", allow_hyphen_values = true, value_name = "CHECKPOINT")]
+    #[arg(long, default_value = "latest", allow_hyphen_values = true, value_name = "CHECKPOINT", value_parser = NonEmptyStringValueParser::new())]
     at: String,
     /// The format
     #[arg(long, value_enum, default_value_t = Format::ElfCore)]

@@ -1,4 +1,5 @@
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use retrovisor_proto::v1::{InspectRequest, ListQuestionsRequest};
 
 use super::checkpoint;
@@ -20,7 +21,7 @@ pub(crate) struct InspectArgs {
     #[arg(default_value = "summary")]
     what: String,
     /// Which checkpoint
-    #[arg(long, default_value = "latest", allow_hyphen_values = true, value_name = "CHECKPOINT")]
+    #[arg(long, default_value = "latest", allow_hyphen_values = true, value_name = "CHECKPOINT", value_parser = NonEmptyStringValueParser::new())]
     at: String,
     /// List what can be shown
     #[arg(long)]

@@ -10,6 +10,9 @@ use crate::terminal::paragraph;
 /// A shorter interval leaves the guest no time to run.
 const INTERVAL_MIN: Duration = Duration::from_millis(20);
 
+/// What the API can say.
+const INTERVAL_MAX: Duration = Duration::from_hours(24 * 49);
+
 /// `200ms`, `0.5s`, `1m30s`, `0`.
 pub(super) fn parse_interval(text: &str) -> Result<Duration, String> {
     if text == "0" {
@@ -18,14 +21,16 @@ pub(super) fn parse_interval(text: &str) -> Result<Duration, String> {
     let interval = SpanParser::new().parse_unsigned_duration(text).map_err(|_| {
         format!("`{text}` is not an interval: write 200ms, 0.5s, 2s, 1m or 1h, or 0 for none")
     })?;
-    if interval.is_zero() || interval >= INTERVAL_MIN {
+    if interval > INTERVAL_MAX {
+        Err("an interval is at most 49 days; 0 means no automatic checkpoints".to_owned())
+    } else if interval.is_zero() || interval >= INTERVAL_MIN {
         Ok(interval)
     } else {
         Err(format!("an interval below {} ms leaves the guest no time to run", INTERVAL_MIN.as_millis()))
     }
 }
 
-/// Milliseconds; an interval of over 49 days is as good as that.
+/// Milliseconds.
 pub(super) fn interval_ms(interval: Duration) -> u32 {
     u32::try_from(interval.as_millis()).unwrap_or(u32::MAX)
 }
@@ -53,7 +58,7 @@ mod tests {
         {
             assert_eq!(ms(text), Ok(expected), "{text}");
         }
-        for wrong in ["", "5", "1ms", "s", "3 parsecs", "-1s", "1s ago"] {
+        for wrong in ["", "5", "1ms", "s", "3 parsecs", "-1s", "1s ago", "100000h"] {
             assert!(ms(wrong).is_err(), "{wrong}");
         }
         assert_eq!(interval_ms(Duration::MAX), u32::MAX);

@@ -10,6 +10,7 @@ use crate::terminal::{output, paragraph, quantity, verdict, width};
 
 /// Shows a machine's timelines, newest first.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  retrovisor log web\n  retrovisor log web --json")]
 pub(crate) struct LogArgs {
     /// The machine
     name: String,

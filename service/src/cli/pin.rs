@@ -1,4 +1,5 @@
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use retrovisor_proto::v1::PinCheckpointRequest;
 
 use super::global::{Global, print_json};
@@ -15,7 +16,7 @@ pub(crate) struct PinArgs {
     /// The machine
     name: String,
     /// A name or its beginning, a label, @SEQUENCE, -N (N checkpoints back), latest, or last-good
-    #[arg(allow_hyphen_values = true, value_name = "CHECKPOINT")]
+    #[arg(allow_hyphen_values = true, value_name = "CHECKPOINT", value_parser = NonEmptyStringValueParser::new())]
     checkpoint: String,
 }
 

@@ -8,6 +8,7 @@ use crate::terminal::paragraph;
 
 /// Pauses or resumes a machine's vCPUs. No automatic checkpoints are taken of a paused machine.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  retrovisor pause web\n  retrovisor resume web")]
 pub(crate) struct PowerArgs {
     /// The machine
     name: String,

@@ -1,3 +1,4 @@
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, ValueEnum};
 use retrovisor_proto::v1::{ClockPolicy, CurrentPolicy, RedoRequest, Rollback, RollbackRequest, UndoRequest};
 
@@ -21,7 +22,7 @@ pub(crate) struct RollbackArgs {
     /// The machine
     name: String,
     /// last-good, latest, a label, the beginning of a name, @SEQUENCE, or -N for N checkpoints back
-    #[arg(long, default_value = "last-good", allow_hyphen_values = true, value_name = "CHECKPOINT")]
+    #[arg(long, default_value = "last-good", allow_hyphen_values = true, value_name = "CHECKPOINT", value_parser = NonEmptyStringValueParser::new())]
     to: String,
     /// Only report what would be done
     #[arg(long)]
@@ -70,6 +71,7 @@ impl From<Clock> for i32 {
 
 /// Undoes the last rollback of a machine. Each further undo goes back one more.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  retrovisor undo web\n  retrovisor undo web --verify-image")]
 pub(crate) struct UndoArgs {
     /// The machine
     name: String,
@@ -80,9 +82,13 @@ pub(crate) struct UndoArgs {
 
 /// Undoes the last undo of a machine.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  retrovisor redo web\n  retrovisor redo web --verify-image")]
 pub(crate) struct RedoArgs {
     /// The machine
     name: String,
+    /// Compare the whole restored memory with the checkpoint's hash before the guest is resumed
+    #[arg(long)]
+    verify_image: bool,
 }
 
 pub(super) async fn rollback(args: RollbackArgs, global: &Global) -> Result<(), CliError> {
@@ -106,9 +112,13 @@ pub(super) async fn rollback(args: RollbackArgs, global: &Global) -> Result<(), 
     let rollback = answer.rollback.unwrap_or_default();
     if answer.dry_run {
         let target = rollback.target.clone().unwrap_or_default();
+        let process = if rollback.new_process {
+            "It has no process: a new one would be started with that state."
+        } else {
+            "The current state would be kept on its own timeline."
+        };
         paragraph::print(&format!(
-            "Would take {} back {} to {} #{} ({}, {}). {} pages are known to differ. The current state would be kept on \
-             its own timeline. Nothing was changed.",
+            "Would take {} back {} to {} #{} ({}, {}). {} pages are known to differ. {process} Nothing was changed.",
             args.name,
             quantity::count(rollback.steps.into(), "checkpoint"),
             target.name,
@@ -134,7 +144,7 @@ pub(super) async fn undo(args: UndoArgs, global: &Global) -> Result<(), CliError
 }
 
 pub(super) async fn redo(args: RedoArgs, global: &Global) -> Result<(), CliError> {
-    let request = RedoRequest { machine: args.name.clone() };
+    let request = RedoRequest { machine: args.name.clone(), verify_image: args.verify_image };
     let answer = client::daemon(&global.store()?).await?.checkpoints().redo(request).await?.into_inner();
     if global.json {
         return print_json(&answer);

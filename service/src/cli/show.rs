@@ -9,6 +9,7 @@ use crate::error::CliError;
 use crate::terminal::{paragraph, quantity, verdict};
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  retrovisor show web\n  retrovisor show web --json")]
 pub(crate) struct ShowArgs {
     /// The machine
     name: String,

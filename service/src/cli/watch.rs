@@ -10,6 +10,7 @@ use crate::terminal::{output, quantity};
 
 /// Follows the events of a machine or of all, until Ctrl-C or the end of the daemon.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  retrovisor watch\n  retrovisor watch web --json")]
 pub(crate) struct WatchArgs {
     /// The machine [default: all]
     name: Option<String>,

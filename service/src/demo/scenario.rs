@@ -254,7 +254,7 @@ async fn undo_once(scenario: &mut Scenario) -> Result<(), CliError> {
             _ => {}
         }
     }
-    let request = RedoRequest { machine: MACHINE.to_owned() };
+    let request = RedoRequest { machine: MACHINE.to_owned(), verify_image: true };
     let moved = scenario.client.checkpoints().redo(request).await?.into_inner().rollback.unwrap_or_default();
     scenario.left_fault(&moved);
     scenario.summary.rollbacks_us.push(moved.rollback_us);

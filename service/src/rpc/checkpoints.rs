@@ -1,5 +1,5 @@
 use retrovisor_guest::ClockPolicy;
-use retrovisor_manager::{Command, ManagerError, Rollback, RollbackKind};
+use retrovisor_manager::{Command, ManagerError, Rollback};
 use retrovisor_proto::v1::checkpoint_service_server::CheckpointService;
 use retrovisor_proto::v1::{
     AuditMachineRequest, AuditMachineResponse, BranchRequest, BranchResponse, ClockPolicy as Clock,
@@ -24,23 +24,6 @@ impl Services {
         let catalogue = self.manager.store().catalogue();
         let machine = catalogue.machine(machine)?.id;
         Ok(catalogue.resolve(machine, wanted)?)
-    }
-
-    fn plan(&self, machine: &str, target: CheckpointRecord) -> Result<Rollback, ManagerError> {
-        let store = self.manager.store();
-        let machine = store.catalogue().machine(machine)?.id;
-        let plan = store.plan_rollback(machine, target.id)?;
-        Ok(Rollback {
-            kind: RollbackKind::Rollback,
-            operation: String::new(),
-            current: Some(plan.current),
-            target,
-            steps: u32::try_from(plan.left_behind.len()).unwrap_or(u32::MAX),
-            pages_written: plan.pages,
-            rollback_us: 0,
-            new_process: false,
-            image_matches: None,
-        })
     }
 
     async fn converted(&self, rollback: Rollback) -> Result<Option<retrovisor_proto::v1::Rollback>, Status> {
@@ -119,7 +102,7 @@ impl CheckpointService for Services {
             })
             .await?;
         let rollback = if dry_run {
-            self.blocking(move |services| services.plan(&machine, target)).await?
+            self.blocking(move |services| services.manager.plan_rollback(&machine, target)).await?
         } else if self.manager.is_managed(&machine) {
             let request = Going { clock, current, ..Going::default() };
             let command = |reply| Command::Rollback { target: target.id, verify_image, request, reply };
@@ -139,12 +122,9 @@ impl CheckpointService for Services {
     }
 
     async fn redo(&self, request: Request<RedoRequest>) -> Result<Response<RedoResponse>, Status> {
-        let machine = request.into_inner().machine;
-        let rollback = self
-            .manager
-            .ask(&machine, |reply| Command::Redo { reply })
-            .await
-            .map_err(|error| status::of(&error))?;
+        let RedoRequest { machine, verify_image } = request.into_inner();
+        let command = |reply| Command::Redo { verify_image, reply };
+        let rollback = self.manager.ask(&machine, command).await.map_err(|error| status::of(&error))?;
         Ok(Response::new(RedoResponse { rollback: self.converted(rollback).await? }))
     }
 

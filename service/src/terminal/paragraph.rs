@@ -30,6 +30,15 @@ pub(crate) fn property(name: &str, value: &str) {
     }
 }
 
+/// Prints an item of a list behind its mark; further lines begin where its text does.
+pub(crate) fn item(mark: &str, text: &str) {
+    let indent = mark.chars().count() + 1;
+    for (at, line) in wrapped(text, width::terminal().min(COLUMNS_MAX) - indent).into_iter().enumerate() {
+        let mark = if at == 0 { mark } else { "" };
+        output::line(&format!("{mark:<indent$}{line}"));
+    }
+}
+
 fn wrapped(text: &str, columns: usize) -> Vec<String> {
     // Paths and names are kept whole, so that they can be copied.
     let options = textwrap::Options::new(columns)

@@ -15,7 +15,8 @@ impl Catalogue {
     /// - `current`: the one that the current state is based on; `latest`: the one taken last, on any timeline;
     /// - `last-good`: the newest with verdict good and not doubtful among the current one and its ancestors;
     /// - `-N`: the Nth ancestor of the current one; `@SEQ`: by its number;
-    /// - a label, an id, or the first letters of an id.
+    /// - a label: the newest that has it among the current one and its ancestors, or the only one elsewhere;
+    /// - an id, or the first letters of an id.
     ///
     /// Several that fit are an error that names them.
     pub fn resolve(&self, machine: MachineId, spec: &str) -> Result<CheckpointRecord> {
@@ -44,6 +45,11 @@ impl Catalogue {
 fn by_name(reader: &Connection, machine: MachineId, spec: &str) -> Result<CheckpointRecord, Abort> {
     let labelled = "c.machine = ?1 AND c.label = ?2 ORDER BY c.sequence DESC";
     let mut found = matching(reader, labelled, params![machine.0, spec])?;
+    if found.len() > 1
+        && let Some(newest) = labelled_ancestor(reader, machine, spec)?
+    {
+        return one(reader, newest);
+    }
     if found.is_empty() && is_name_prefix(spec) {
         // Ids hold the letters k to z only: nothing in them means anything to GLOB.
         let prefixed = "c.name GLOB ?2 AND c.machine = ?1 ORDER BY c.sequence DESC";
@@ -61,6 +67,23 @@ fn by_name(reader: &Connection, machine: MachineId, spec: &str) -> Result<Checkp
         return Err(Error::Ambiguous { spec: spec.to_owned(), candidates }.into());
     }
     first(found, spec)
+}
+
+/// The newest with a label among the current checkpoint and its ancestors.
+fn labelled_ancestor(
+    reader: &Connection,
+    machine: MachineId,
+    label: &str,
+) -> Result<Option<CheckpointId>, Abort> {
+    let mut statement = reader.prepare_cached(
+        "WITH RECURSIVE line (id, parent) AS (
+             SELECT c.id, c.parent FROM checkpoint c JOIN machine m ON m.checkpoint = c.id WHERE m.id = ?1
+             UNION ALL
+             SELECT c.id, c.parent FROM line JOIN checkpoint c ON c.id = line.parent AND c.id < line.id)
+         SELECT line.id FROM line JOIN checkpoint c ON c.id = line.id WHERE c.label = ?2
+         ORDER BY line.id DESC LIMIT 1",
+    )?;
+    Ok(statement.query_row(params![machine.0, label], |row| row.get(0)).optional()?.map(CheckpointId))
 }
 
 fn current(reader: &Connection, machine: MachineId, spec: &str) -> Result<CheckpointId, Abort> {

@@ -150,12 +150,18 @@ fn checkpoints_are_found_by_what_people_call_them() {
     assert_eq!(find("latest").unwrap().kind, retrovisor_snapshot::CheckpointKind::BeforeRollback);
     assert!(matches!(find("-1"), Err(Error::NotFound { .. })));
 
+    let machine = lab.machine;
+    let find = |spec: &str| store.catalogue().resolve(machine, spec);
+    let before = lab.checkpoint();
     lab.label("twice");
-    lab.label("twice");
-    let Err(Error::Ambiguous { candidates, .. }) = store.catalogue().resolve(lab.machine, "twice") else {
-        panic!()
-    };
+    let newer = lab.label("twice");
+    assert_eq!(find("twice").unwrap().id, newer.id);
+    lab.recorder.rollback(&mut lab.toy, before.id, &RollbackRequest::default()).unwrap();
+    // Both are on the other timeline now.
+    let Err(Error::Ambiguous { candidates, .. }) = find("twice") else { panic!() };
     assert_eq!(candidates.len(), 2);
+    let again = lab.label("twice");
+    assert_eq!(find("twice").unwrap().id, again.id);
     let prefixes = (0..40).map(|_| lab.checkpoint().name[..1].to_owned()).collect::<Vec<_>>();
     let crowded = prefixes.iter().find(|p| prefixes.iter().filter(|q| q == p).count() > 1).unwrap();
     assert!(matches!(store.catalogue().resolve(lab.machine, crowded), Err(Error::Ambiguous { .. })));
