@@ -21,8 +21,8 @@ const LOST_WAIT: Duration = Duration::from_secs(5);
 impl Manager {
     /// Sends a command to a machine's actor and waits for the answer. A machine without an actor refuses every command.
     ///
-    /// The wait ends with an error when a call of the machine's driver does not return in time. A command that was begun is
-    /// finished if that call returns after all, and one that was not is dropped.
+    /// The wait ends with an error when a call of the machine's driver does not return in time. A command that was begun
+    /// is finished if that call returns after all, and one that was not is dropped.
     pub async fn ask<T>(
         &self,
         name: &str,

@@ -83,8 +83,8 @@ impl CallWait {
 /// The calls of one machine. The thread that makes a call marks its begin and its end; others ask for one that does not
 /// return.
 ///
-/// A rollback writes thousands of pages in the pause, so a call reads no clock: the time counts from when somebody asked
-/// first.
+/// A rollback writes thousands of pages in the pause, so a call reads no clock: the time counts from when somebody
+/// asked first.
 pub(crate) struct DriverCalls {
     wait: CallWait,
     /// The number of the newest call, and which one it is in the lowest bits: 0 while there is none under way.

@@ -77,8 +77,8 @@ impl Manager {
         Self { make_evaluator: make, ..self }
     }
 
-    /// Sets how long a call of a driver may take until its machine counts as unreachable: 5 minutes unless it is set, which
-    /// is longer than any driver waits.
+    /// Sets how long a call of a driver may take until its machine counts as unreachable: 5 minutes unless it is set,
+    /// which is longer than any driver waits.
     pub fn set_call_wait(&self, wait: Duration) {
         self.call_wait.set(wait);
     }

@@ -66,8 +66,8 @@ impl Manager {
         lines
     }
 
-    /// Does something with a machine in a thread of its own, and waits for it for a while: a driver that does not return
-    /// delays the other machines no longer than that. `None` if it is not done yet; it goes on.
+    /// Does something with a machine in a thread of its own, and waits for it for a while: a driver that does not
+    /// return delays the other machines no longer than that. `None` if it is not done yet; it goes on.
     pub(crate) fn in_time<T: Send + 'static>(
         self: &Arc<Self>,
         name: &str,

@@ -1,5 +1,5 @@
-//! Every step with a call of the driver that does not return: its caller is told in time, the machine is in a known state, the
-//! others go on, and it ends well whether the call returns after all or the process is ended.
+//! Every step with a call of the driver that does not return: its caller is told in time, the machine is in a known
+//! state, the others go on, and it ends well whether the call returns after all or the process is ended.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::sleep;
@@ -15,6 +15,18 @@ use crate::sweep::{COPY, Case, Injection, NAME, OTHER, Place, Step, cases, must_
 const PATIENCE: Duration = Duration::from_secs(20);
 /// More than a test takes.
 const LONG: Duration = Duration::from_mins(10);
+
+/// Waits until something is so; whether it is in time.
+fn in_time(is_so: impl Fn() -> bool) -> bool {
+    let began = Instant::now();
+    while !is_so() {
+        if began.elapsed() > PATIENCE {
+            return false;
+        }
+        sleep(Duration::from_millis(1));
+    }
+    true
+}
 
 /// The script that the call hangs in, as soon as it hangs.
 fn hanging(daemon: &Daemon, case: Case, injection: Injection, is_done: impl Fn() -> bool) -> Option<Script> {
@@ -70,11 +82,7 @@ fn check_one(daemon: &Daemon, case: Case, injection: Injection, is_killed: bool)
                 && injection.place == Place::Machine
             {
                 does_not_answer(daemon, injection.method, &what);
-                let began = Instant::now();
-                while !step.is_finished() {
-                    assert!(began.elapsed() < PATIENCE, "{what}: its caller is not told");
-                    sleep(Duration::from_millis(1));
-                }
+                assert!(in_time(|| step.is_finished()), "{what}: its caller is not told");
                 if is_killed {
                     wait(daemon.manager.stop(NAME, true)).unwrap_or_else(|error| panic!("{what}: {error}"));
                     assert_eq!(daemon.state(NAME), Lifecycle::Gone, "{what}");
@@ -189,6 +197,10 @@ fn a_call_that_hangs_is_reported_once_and_so_is_its_return() {
         let step = scope.spawn(|| daemon.checkpoint("web"));
         assert_eq!(script.wait_hanging(PATIENCE), Some(Method::CaptureState));
         daemon.manager.set_call_wait(Duration::ZERO);
+        let is_told = in_time(|| step.is_finished());
+        if !is_told {
+            script.release();
+        }
         let error = step.join().unwrap().unwrap_err();
         assert!(error.to_string().contains("CaptureState has not returned"), "{error}");
     });
@@ -209,10 +221,12 @@ fn a_machine_that_cannot_be_attached_in_time_delays_no_other_one() {
         daemon.run(name).unwrap();
     }
     daemon.host.calls().on(Method::Attach, 1, Action::Hang);
+    let began = Instant::now();
     let said = daemon.restart_with(|manager| {
         manager.set_call_wait(Duration::from_millis(200));
         manager
     });
+    assert!(began.elapsed() < PATIENCE, "the start waits for a machine");
     assert_eq!(said[0], "db is still being attached");
     assert_eq!(daemon.state("db"), Lifecycle::Starting);
     daemon.wait_for("web", Lifecycle::Running);

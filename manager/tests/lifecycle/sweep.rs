@@ -181,7 +181,8 @@ impl Case {
         catch_unwind(AssertUnwindSafe(|| self.execute(daemon)))
     }
 
-    /// What must hold when the step is done: the machine is in a known state, a failure leaves nothing, and the others go on.
+    /// What must hold when the step is done: the machine is in a known state, a failure leaves nothing, and the others
+    /// go on.
     pub(crate) fn check(self, daemon: &Daemon, before: &Before, failed: bool, what: &str) {
         let mut names = vec![OTHER];
         names.extend(self.state.map(|_| NAME));
