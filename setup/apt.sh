@@ -24,7 +24,7 @@ own_lists() {
         flock 9
         if [ -n "$(find "$lists/updated" -mmin -60 2>/dev/null)" ]; then exit; fi
         if [ -z "$suite" ]; then
-            # One source that fails must not spoil the others.
+            # A failing source must not affect the others.
             apt-get "${apt_options[@]}" update || true
             touch "$lists/updated"
             exit

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Header packages of a kernel, unpacked and made fit to build modules with where they lie. Sourced by attackers.sh; needs apt.sh.
+# Header packages of a kernel, unpacked and adapted for building modules at their place. Sourced by attackers.sh; needs apt.sh.
 
 # Downloads and unpacks the headers of a release, with the programs and the compiler's settings they ask for.
 unpack_headers() {
@@ -31,7 +31,7 @@ header_parts() {
     [ -z "$suite" ] || echo libzstd1
 }
 
-# The packages expect to lie below /usr.
+# The packages expect to be below /usr.
 live_in() {
     local tree=$1 link target
     find "$tree/usr/src" "$tree/usr/lib" -type f \( -name Makefile -o -name '.kernelvariables' \) -size -2k -print0 |

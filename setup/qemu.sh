@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # usage: setup/qemu.sh [SUITE]
 # Unpacks QEMU of a Debian suite (bookworm: 7.2, trixie: 10.x, sid: the newest) into the cache and prints the path of its
-# qemu-system-x86_64; qemu-img lies beside it. Without SUITE, prints the path of the one that is used otherwise, unpacked if none
+# qemu-system-x86_64; qemu-img is in the same folder. Without SUITE, prints the path of the one that is used otherwise, unpacked if none
 # is installed. To use another one:
 #     PATH="$(dirname "$(setup/qemu.sh sid)"):$PATH" make test
 set -euo pipefail

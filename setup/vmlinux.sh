@@ -28,7 +28,7 @@ fd377a58) unpack=(xz -dc) ;;
     exit 1
     ;;
 esac
-# Behind the data lies its length, of which the program complains after all is out.
+# The length follows the data; the program reports it as an error after unpacking everything.
 payload | "${unpack[@]}" >"$out" 2>/dev/null || true
 [ "$(head -c 4 "$out" | tail -c 3)" = ELF ] || {
     echo "vmlinux: ${unpack[0]} did not unpack $image" >&2

@@ -1,4 +1,4 @@
-//! What evaluating a checkpoint costs, on the synthetic guest of the tests.
+//! Measures the cost of evaluating a checkpoint, on the synthetic guest of the tests.
 //!
 //! Prints a table and writes `target/bench/analytics.json`: rows `{name, unit, p50, p99, n}`.
 
@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         for step in 0..260 {
             let begun = Instant::now();
             run.step();
-            // Making the sample of its tables is part of it, as it is in the service.
+            // The time to make the sample from its tables is included, as in the service.
             let took_ms = begun.elapsed().as_secs_f64() * 1e3;
             match step {
                 0..40 => young.push(took_ms),

@@ -1,4 +1,4 @@
-//! Evaluates every checkpoint of a store again, offline, and prints what it comes to: `evaluate_store DIR [MACHINE]`.
+//! Evaluates every checkpoint of a store again, offline, and prints the results: `evaluate_store DIR [MACHINE]`.
 use std::path::Path;
 use std::time::Instant;
 

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 
 use crate::sample::{Sample, Task, count_f64, family, u64_f64};
 
-/// What one family of tasks did in an interval, and held at its end.
+/// The usage of one family of tasks in an interval, and its size at the end.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct FamilyUsage {
     /// Tasks at the end.
     pub(crate) tasks: f64,
-    /// Of them, how many the earlier checkpoint had not.
+    /// Tasks among them that the earlier checkpoint did not have.
     pub(crate) new_tasks: f64,
     /// Processor time per guest second: 1 is one processor fully used.
     pub(crate) cpu_share: f64,
@@ -24,32 +24,32 @@ pub(crate) struct FamilyUsage {
 /// The usage of all families in one interval.
 pub(crate) type Activity = BTreeMap<String, FamilyUsage>;
 
-/// The stretch of guest time between two checkpoints on a timeline.
+/// The guest time between two checkpoints on a timeline.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Interval {
     pub(crate) seconds: f64,
 }
 
 impl Interval {
-    /// Rates over less guest time than this are mostly rounding.
+    /// Shorter guest times give rates that are mostly rounding errors.
     const SECONDS_MIN: f64 = 0.05;
 
-    /// `None` where no rate makes sense: no parent, no clock, or a clock that went back or hardly moved.
+    /// `None` where rates are not defined: no parent, no clock, or a clock that went back or hardly advanced.
     pub(crate) fn between(parent: &Sample, sample: &Sample) -> Option<Self> {
         let seconds = u64_f64(sample.uptime_ns?.checked_sub(parent.uptime_ns?)?) / 1e9;
         (seconds >= Self::SECONDS_MIN).then_some(Self { seconds })
     }
 }
 
-/// One task's part in an interval.
+/// The usage of one task in an interval.
 pub(crate) struct TaskUsage<'a> {
     pub(crate) task: &'a Task,
     pub(crate) new: bool,
-    /// Processors' worth of time used: 1 is one processor fully used.
+    /// Processor time per guest second: 1 is one processor fully used.
     pub(crate) cpu_share: f64,
 }
 
-/// What each task alive at the end did since `parent`.
+/// The usage since `parent` of each task alive at the end.
 pub(crate) fn task_usages<'a>(
     sample: &'a Sample,
     parent: Option<&Sample>,
@@ -63,7 +63,7 @@ pub(crate) fn task_usages<'a>(
         .map(|task| {
             let then = before.get(&task.identity());
             let used_ns = u64_f64(task.cpu_ns.saturating_sub(then.copied().unwrap_or(0)));
-            // A thread cannot use more than one processor: what exceeds it is a forged or torn number.
+            // A thread cannot use more than one processor: a larger number is forged or torn.
             let cpu_share = interval.map_or(0.0, |i| (used_ns / 1e9 / i.seconds).min(1.0));
             TaskUsage { task, new: parent.is_some() && then.is_none(), cpu_share }
         })
@@ -96,14 +96,15 @@ pub(crate) fn activity(usages: &[TaskUsage<'_>], interval: Option<Interval>) -> 
     families
 }
 
-/// What a family used in clean checkpoints: the maximum of everything, and how often it was alive.
+/// The profile of a family: its maximum usage in clean checkpoints, and how often it was alive.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Profile {
     /// Clean checkpoints in which it was alive.
     pub(crate) seen: usize,
-    /// Whether all of it was seen to be new tasks once: commands that come and go, and may be missed between two of them.
+    /// Whether all its tasks were replaced by new ones at least once: short-lived commands, which can also be absent at
+    /// a checkpoint.
     pub(crate) replaced: bool,
-    /// The most of everything.
+    /// The maximum of each value.
     pub(crate) most: FamilyUsage,
 }
 
@@ -114,7 +115,7 @@ pub(crate) struct Profiles {
     checkpoints: usize,
 }
 
-/// How far a family went beyond anything it did in a clean checkpoint.
+/// By how much a family exceeds its profile.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Excess {
     pub(crate) tasks: f64,
@@ -143,7 +144,7 @@ impl Profiles {
         profiles
     }
 
-    /// Clean checkpoints these profiles were learnt from.
+    /// Clean checkpoints from which these profiles were learnt.
     pub(crate) fn checkpoints(&self) -> usize {
         self.checkpoints
     }

@@ -3,12 +3,12 @@ use statrs::distribution::{ContinuousCDF, StudentsT};
 use crate::order::{median, sorted, spread};
 use crate::sample::count_f64;
 
-/// What scores a detector gives to clean checkpoints it has not learnt from, so that a new score gets a p-value.
+/// The scores of one detector for clean checkpoints that it was not fitted to, from which a new score gets a p-value.
 ///
-/// Up to the largest clean score the p-value is conformal: the share of clean scores at least as large, which needs no
-/// assumption but exchangeability of blocks. Beyond, where counting ends at `1/(n+1)`, a Student t distribution of the
-/// logarithm of the score goes on from there. That part is an extrapolation and only as good as the shape it assumes;
-/// its degrees of freedom are few when the scores are few or resemble their neighbours in time.
+/// Up to the largest clean score the p-value is conformal: the share of clean scores at least as large, under the
+/// assumption that blocks are exchangeable. Counting ends at `1/(n+1)`. Larger scores continue from there with a
+/// Student t distribution of the logarithm of the score. That part is an extrapolation, and depends on the assumed
+/// shape; its degrees of freedom are few when the scores are few or autocorrelated.
 #[derive(Clone, Debug)]
 pub(crate) struct Calibration {
     clean: Vec<f64>,
@@ -17,13 +17,13 @@ pub(crate) struct Calibration {
     tail: StudentsT,
 }
 
-/// Scores are compared as ratios; below this they are all "none".
+/// Scores are compared as ratios; smaller ones count as this.
 const SCORE_MIN: f64 = 0.05;
 /// Smallest standard deviation of the logarithm of a score that is used: a factor of 1.22.
 const SPREAD_MIN: f64 = 0.2;
 
 impl Calibration {
-    /// Learns from scores in the order of time. `None` when there are fewer than four.
+    /// Learns from scores in the order of time. `None` for fewer than four.
     pub(crate) fn fit(in_time: &[f64]) -> Option<Self> {
         let logs: Vec<f64> =
             in_time.iter().filter(|score| score.is_finite()).map(|score| score.max(SCORE_MIN).ln()).collect();
@@ -41,7 +41,8 @@ impl Calibration {
         })
     }
 
-    /// The probability that a clean checkpoint scores this much or more; see the type for what it is worth.
+    /// The probability that a clean checkpoint has at least this score. The type's documentation says where it is
+    /// extrapolated.
     pub(crate) fn p_value(&self, score: f64) -> f64 {
         if score.is_nan() {
             return 1.0;
@@ -63,7 +64,7 @@ impl Calibration {
     }
 }
 
-/// How many independent values these are worth, by their likeness to the one before.
+/// The effective number of independent values, from the correlation of each with the one before.
 fn independent_count(in_time: &[f64]) -> f64 {
     let count = count_f64(in_time.len());
     let mean = in_time.iter().sum::<f64>() / count;

@@ -1,4 +1,4 @@
-//! Candidates for the cause of an alarm, best first.
+//! Ranks candidates for the cause of an alarm.
 
 use std::fmt;
 
@@ -14,15 +14,15 @@ use crate::sample::{Violation, count_f64};
 use crate::suspect::suspects;
 use crate::view::View;
 
-/// What a candidate is.
+/// The kind of a candidate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CauseKind {
-    /// Something that is never so in a healthy guest. Certain: these come first.
+    /// A broken invariant. It is certain, so these come first.
     Invariant,
     /// A family of tasks beyond its profile, or gone.
     Task,
-    /// A counter or feature out of its range: a symptom, of use where nothing better was found.
+    /// A counter or feature out of its range: a symptom, listed after the other kinds.
     Counter,
 }
 
@@ -39,13 +39,14 @@ impl fmt::Display for CauseKind {
 /// One candidate for the cause.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Cause {
-    /// Its place, from 1.
+    /// Its rank, from 1.
     pub rank: usize,
-    /// What it is.
+    /// Its kind.
     pub kind: CauseKind,
-    /// Its name: of the redirected call, of the task, of the counter. Chosen by the guest: hostile.
+    /// The name of the call, task or counter. The guest chose it: untrusted text.
     pub object: String,
-    /// How far out of the ordinary, in robust deviations or smallest steps that count. Comparable within a kind.
+    /// The deviation: robust standard deviations, or multiples of the smallest step that counts. Comparable within a
+    /// kind.
     pub score: f64,
     /// One line for display.
     pub text: String,
@@ -53,17 +54,17 @@ pub struct Cause {
     pub evidence: Vec<String>,
 }
 
-/// Causes, and from how many candidates they were picked.
+/// The causes, and the number of candidates from which they were chosen.
 pub(crate) struct Ranking {
     pub(crate) causes: Vec<Cause>,
     pub(crate) candidates: usize,
 }
 
-/// Candidates of one kind that are listed.
+/// Bound on the listed candidates of one kind.
 const LISTED_MAX: usize = 8;
-/// Robust deviations from which on a counter is listed.
+/// Smallest deviation of a listed counter, in robust standard deviations.
 const DEVIATION_MIN: f64 = 4.0;
-/// What the absence of a task weighs that no clean checkpoint was without.
+/// The score of a missing task that was in every clean checkpoint.
 const MISSING_SCORE: f64 = 20.0;
 
 /// Ranks the candidates for the state at the end of `view`.
@@ -124,7 +125,7 @@ fn tasks(view: &View<'_>, model: &Model) -> Vec<Cause> {
 }
 
 fn gone<'a>(activity: &'a Activity, model: &'a Model) -> impl Iterator<Item = Cause> + 'a {
-    // Threads of the kernel come and go with what there is to do.
+    // Kernel threads are created and end as their work requires.
     model.profiles.missing(activity).filter(|name| !name.starts_with('[')).map(|name| Cause {
         rank: 0,
         kind: CauseKind::Task,
@@ -135,7 +136,7 @@ fn gone<'a>(activity: &'a Activity, model: &'a Model) -> impl Iterator<Item = Ca
     })
 }
 
-/// Who started the family: the parents of its tasks, the most frequent first.
+/// The parents of the family's tasks, the most frequent first.
 fn origin(view: &View<'_>, family: &str) -> Option<String> {
     let mut parents: Vec<(&str, usize)> = Vec::new();
     for usage in view.usages.iter().filter(|usage| usage.task.family() == family) {
@@ -193,7 +194,7 @@ fn counters(
     causes
 }
 
-/// How often a ranking by chance puts the right candidate first.
+/// The probability that a random ranking has the right candidate first.
 pub(crate) fn chance_level(candidates: usize) -> f64 {
     1.0 / count_f64(candidates.max(1))
 }

@@ -2,25 +2,26 @@ use serde::{Deserialize, Serialize};
 
 /// Thresholds and window sizes of an [`crate::Evaluator`].
 ///
-/// The defaults suit a checkpoint every half second to every minute. `docs/analytics.md` says how they were chosen.
+/// The defaults suit a checkpoint interval from half a second to a minute. `docs/analytics.md` describes how they were
+/// chosen.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
-    /// Checkpoints with rates that the first baseline is learnt from. At least 8 are always used.
+    /// Number of checkpoints with rates for the first baseline; at least 8.
     pub baseline_checkpoints: usize,
-    /// Clean successors that make a clean checkpoint good.
+    /// Number of clean successors after which a clean checkpoint is good.
     pub settle_checkpoints: usize,
-    /// Good checkpoints that the baseline remembers; older ones are forgotten.
+    /// Number of good checkpoints in the baseline; older ones are dropped.
     pub window_checkpoints: usize,
-    /// A checkpoint whose p-value is below this, with a feature to name, is suspect.
+    /// A checkpoint is suspect if its p-value is below this and at least one feature can be named.
     pub alpha: f64,
-    /// A checkpoint whose p-value is below this, with several features far out, is bad at once.
+    /// A checkpoint is bad at once if its p-value is below this and several features deviate far.
     pub alpha_extreme: f64,
-    /// Robust standard deviations from which on a feature counts as evidence.
+    /// Robust standard deviations from which a feature counts as evidence.
     pub deviation_min: f64,
-    /// Robust standard deviations that, in one feature, make a checkpoint bad without a second one to confirm it.
+    /// Robust standard deviations of one feature that make a checkpoint bad without confirmation by the next one.
     pub deviation_extreme: f64,
-    /// Features that must be out by `deviation_min` as well for that: one alone may be a fault of reading.
+    /// Features that must deviate by at least `deviation_min` for that: a single one may be a read error.
     pub extreme_features: usize,
 }
 
@@ -40,15 +41,15 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Fewest checkpoints a baseline is learnt from: below that no spread means anything.
+    /// Smallest number of checkpoints for a baseline: the spread of fewer is not meaningful.
     pub const BASELINE_MIN: usize = 8;
 
-    /// Checkpoints the first baseline needs.
+    /// Number of checkpoints for the first baseline.
     pub(crate) fn baseline(&self) -> usize {
         self.baseline_checkpoints.max(Self::BASELINE_MIN)
     }
 
-    /// Checkpoints the baseline keeps, never fewer than it was first learnt from.
+    /// Number of checkpoints in the baseline, at least as many as for the first one.
     pub(crate) fn window(&self) -> usize {
         self.window_checkpoints.max(self.baseline())
     }

@@ -1,4 +1,4 @@
-//! The kernel's own counters, all of them: too many to evaluate by, but they name what changed.
+//! All of the kernel's counters. They are not used for the verdict, but for naming what changed.
 
 use std::collections::BTreeMap;
 
@@ -6,10 +6,10 @@ use crate::activity::Interval;
 use crate::order::{quantile, sorted, spread};
 use crate::sample::Sample;
 
-/// Counters taken of one checkpoint, at most.
+/// Bound on the counters of one checkpoint.
 const COUNTERS_MAX: usize = 1024;
 
-/// Counts of events that are named like levels.
+/// Event counters whose names look like those of levels.
 const EVENTS: [&str; 7] = [
     "nr_dirtied",
     "nr_written",
@@ -19,7 +19,7 @@ const EVENTS: [&str; 7] = [
     "nr_foll_pin_acquired",
     "nr_foll_pin_released",
 ];
-/// Levels (so many now) that are not named like one.
+/// Levels (current amounts) whose names look like those of event counters.
 const LEVELS: [&str; 7] =
     ["load1", "load5", "load15", "total_pages", "tainted", "workingset_nodes", "poisoned_pages"];
 
@@ -35,7 +35,7 @@ pub(crate) fn rates(
     interval: Option<Interval>,
 ) -> BTreeMap<String, f64> {
     let rate = |name: &str, now: f64| {
-        // Time used per time passed: processors, not nanoseconds.
+        // Time used per time passed: in processors.
         let unit = if name.ends_with("_ns") { 1e9 } else { 1.0 };
         let grown = (now - parent?.counter(name)?) / unit;
         (grown >= 0.0).then_some(grown / interval?.seconds)
@@ -51,7 +51,7 @@ pub(crate) fn rates(
         .collect()
 }
 
-/// A counter that left its range.
+/// A counter outside its range.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Outlier {
     pub(crate) name: String,
@@ -66,7 +66,7 @@ pub(crate) struct Outlier {
 /// Smallest standard deviation used, on the logarithmic scale.
 const SPREAD_MIN: f64 = 0.35;
 
-/// All counters by how far they are from their median in clean checkpoints (BARO's robust scorer), farthest first.
+/// All counters by the distance from their median in clean checkpoints (BARO's robust scorer), the farthest first.
 pub(crate) fn outliers<'a>(
     now: &BTreeMap<String, f64>,
     clean: impl Iterator<Item = &'a BTreeMap<String, f64>>,
@@ -96,7 +96,7 @@ pub(crate) fn outliers<'a>(
     outliers
 }
 
-/// Logarithmic far from zero, straight near it, either sign.
+/// Logarithmic far from zero, linear near it, for either sign.
 fn scaled(value: f64) -> f64 {
     value.asinh()
 }

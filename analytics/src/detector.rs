@@ -1,6 +1,7 @@
-//! Detectors: how unlike the baseline a checkpoint is. None of them is best everywhere, so several are combined.
+//! Detectors: each scores how different a checkpoint is from the baseline. None is the best for all faults, so three
+//! are combined.
 //!
-//! They are linfa models: [`Kind`] implements linfa's [`Fit`], so that one of linfa's own can take the place of one here.
+//! They implement linfa's [`Fit`], so that a model of linfa can replace one of them.
 
 mod columns;
 mod neighbour;
@@ -13,12 +14,12 @@ use ndarray::{Array1, Array2, ArrayView1};
 use self::neighbour::Neighbours;
 use self::principal::Principal;
 
-/// The detectors, by the names reports use.
+/// The detectors, by their names in reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// The largest robust deviation of any one feature.
     Extreme,
-    /// Distance from the plane the baseline is in, and along it (PCA).
+    /// Distance in and from the principal subspace of the baseline (PCA).
     Principal,
     /// Distance to the nearest checkpoints of the baseline.
     Neighbours,
@@ -36,13 +37,13 @@ impl Kind {
     }
 }
 
-/// Rows of a baseline: robust deviations, one row per checkpoint.
+/// The rows of a baseline: robust deviations, one row for each checkpoint.
 pub(crate) type Baseline = DatasetBase<Array2<f64>, Array1<()>>;
 
 impl Fit<Array2<f64>, Array1<()>, linfa::Error> for Kind {
     type Object = Detector;
 
-    /// Fails where the baseline has too few rows, or too few columns that vary, for this detector.
+    /// Fails if the baseline has too few rows, or too few varying columns, for this detector.
     fn fit(&self, baseline: &Baseline) -> Result<Detector, linfa::Error> {
         let rows = &baseline.records;
         let fitted = match self {
@@ -63,7 +64,7 @@ pub(crate) enum Detector {
 }
 
 impl Detector {
-    /// How unlike the baseline these deviations are: zero or more, without unit, larger is stranger.
+    /// The difference from the baseline: zero or more, without unit; larger is more different.
     pub(crate) fn score(&self, deviations: ArrayView1<'_, f64>) -> f64 {
         match self {
             Self::Extreme => deviations.iter().fold(0.0, |most, z| most.max(z.abs())),
@@ -81,7 +82,7 @@ mod tests {
     use crate::sample::count_f64;
 
     fn cloud(rows: usize, columns: usize) -> Array2<f64> {
-        // A fixed, well spread pattern; correlated through its second factor.
+        // A fixed pattern with a wide spread; correlated through its second factor.
         Array2::from_shape_fn((rows, columns), |(i, j)| {
             let common = (count_f64(i) * 0.9).sin();
             common + 0.3 * (count_f64(i * 31 + j * 17) * 1.7).sin()
@@ -113,7 +114,7 @@ mod tests {
         assert!(principal.score(broken.view()) > 1.5 * most);
     }
 
-    /// One column of a baseline: constant, on a line, nearly constant, spread, or with values that are no numbers.
+    /// A column of a baseline: constant, linear, nearly constant, spread, or with values that are not finite.
     fn column() -> impl Strategy<Value = (u8, f64)> {
         (0_u8..7, prop::sample::select(vec![0.0, 1e-12, 0.02, 1.0, 4.0, 1e6, 1e300, f64::NAN, f64::INFINITY]))
     }

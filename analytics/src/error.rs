@@ -1,23 +1,23 @@
 use retrovisor_snapshot::CheckpointId;
 
-/// Why a question about checkpoints could not be answered.
+/// Why a query about checkpoints failed.
 #[derive(Debug, thiserror::Error)]
 pub enum AnalyticsError {
-    /// The snapshot database failed or refused.
+    /// The snapshot database could not be read, or rejected the query.
     #[error("cannot read the snapshot database: {0}")]
     Store(#[from] retrovisor_snapshot::Error),
-    /// The checkpoint has no facts: it was never read by introspection.
+    /// The checkpoint has no facts: introspection has not read it.
     #[error(
         "checkpoint {checkpoint} has no facts; let introspection read it first (`retrovisor inspect --at {checkpoint}`)"
     )]
     NoFacts {
-        /// The checkpoint asked for.
+        /// The requested checkpoint.
         checkpoint: CheckpointId,
     },
-    /// The checkpoint is not among those of its machine.
+    /// The checkpoint is not in the history of its machine.
     #[error("checkpoint {checkpoint} is not in the history; `retrovisor log` lists those that are")]
     NoCheckpoint {
-        /// The checkpoint asked for.
+        /// The requested checkpoint.
         checkpoint: CheckpointId,
     },
     /// A report could not be written as JSON.

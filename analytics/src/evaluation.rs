@@ -4,45 +4,46 @@ use serde::Serialize;
 /// One reason for a verdict.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Reason {
-    /// In words, for display. Contains names the guest chose.
+    /// The reason as text for display. Contains names from the guest.
     pub text: String,
-    /// What it rests on: a feature's name, `task NAME`, or `KIND OBJECT` of a broken invariant.
+    /// Its subject: a feature's name, `task NAME`, or `KIND OBJECT` of a broken invariant.
     pub subject: String,
-    /// Whether an invariant broke: certain, not a matter of statistics.
+    /// Whether an invariant is broken, which is certain and needs no statistics.
     pub invariant: bool,
     /// Robust standard deviations; [`Evaluation::SCORE_MAX`] for a broken invariant.
     pub weight: f64,
 }
 
-/// What the detectors say of one checkpoint.
+/// The result of evaluating one checkpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
     /// The checkpoint.
     pub checkpoint: CheckpointId,
-    /// The verdict now. A clean checkpoint stays unknown until enough clean ones have followed it.
+    /// The verdict so far. A clean checkpoint stays unknown until enough clean ones have followed it.
     pub verdict: Verdict,
-    /// Minus the decimal logarithm of the p-value, at most [`Evaluation::SCORE_MAX`]; that for a broken invariant.
+    /// Minus the decimal logarithm of the p-value, at most [`Evaluation::SCORE_MAX`], which is also the score of a
+    /// broken invariant.
     pub score: f64,
-    /// How often a clean checkpoint would look at least this strange: counted down to one in the number of clean
+    /// The probability that a clean checkpoint deviates at least as much: counted down to one in the number of clean
     /// checkpoints, extrapolated below, and multiplied by the number of detectors. `None` while learning.
     pub p_value: Option<f64>,
     /// The reasons, strongest first.
     pub reasons: Vec<Reason>,
-    /// The features' raw values; those that could not be had are left out.
+    /// The features' raw values; unavailable ones are left out.
     pub features: Vec<(String, f64)>,
     /// Each detector's name, score and own p-value.
     pub detectors: Vec<(&'static str, f64, f64)>,
     /// Whether the baseline was still being learnt: only invariants were evaluated.
     pub learning: bool,
-    /// Earlier checkpoints that are good from now on.
+    /// Earlier checkpoints that became good with this one.
     pub settled: Vec<CheckpointId>,
 }
 
 impl Evaluation {
-    /// The largest score: p-values below 10⁻¹⁶ count as that, since no model here resolves less.
+    /// The largest score: no model here resolves p-values below 10⁻¹⁶.
     pub const SCORE_MAX: f64 = 16.0;
 
-    /// What the catalogue keeps of it.
+    /// The part that the catalogue stores.
     #[must_use]
     pub fn record(&self) -> VerdictRecord {
         VerdictRecord {

@@ -1,4 +1,4 @@
-//! Evaluates one checkpoint of a machine after the other.
+//! Evaluates the checkpoints of one machine in order.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
@@ -14,16 +14,16 @@ use crate::sample::Sample;
 use crate::verdict::{EvaluatedCheckpoint, Finding, Verdicts};
 use crate::view::View;
 
-/// Evaluates one machine's checkpoints in order, against a baseline learnt from those that were clean.
+/// Evaluates one machine's checkpoints in order, against a baseline learnt from clean ones.
 ///
 /// Its state is a function of the samples evaluated so far: evaluating the same samples again, read from the snapshot
-/// database, gives the same verdicts. Rates divide by guest time, so rollbacks and uneven intervals do not distort them.
+/// database, gives the same verdicts. Rates are per guest time, so rollbacks and uneven intervals do not distort them.
 #[derive(Clone, Debug)]
 pub struct Evaluator {
     config: Config,
-    /// What was learnt of the boot that the checkpoint evaluated last is of.
+    /// What was learnt of the boot of the checkpoint that was evaluated last.
     learnt: Learnt,
-    /// The number of that boot; the first one met is 0.
+    /// The number of that boot; the first is 0.
     boot: u64,
     /// What was learnt of other boots: a rollback across a reboot returns to one.
     other_boots: BTreeMap<u64, Learnt>,
@@ -50,16 +50,16 @@ pub(crate) struct Evaluated {
     pub(crate) observation: Observation,
 }
 
-/// How much longer than usual the first interval after a rollback may be.
+/// Bound on the first interval after a rollback, in usual intervals.
 const RESUMED_MAX: f64 = 1.5;
-/// The usual interval is the median of so many of the newest: at least, and at most.
+/// The usual interval is the median of the newest ones: at least and at most this many.
 const INTERVALS_MIN: usize = 5;
 const INTERVALS_MAX: usize = 15;
-/// The newest boots whose baseline is kept.
+/// Boots whose baseline is kept, the newest.
 const BOOTS_MAX: usize = 8;
-/// Reasons given for one checkpoint, at most.
+/// Bound on the reasons of one checkpoint.
 const REASONS_MAX: usize = 12;
-/// Clean checkpoints kept until enough successors are clean; the oldest are dropped first.
+/// Bound on the clean checkpoints that wait for clean successors; the oldest are dropped first.
 const PENDING_MAX: usize = 256;
 
 impl Evaluator {
@@ -83,7 +83,7 @@ impl Evaluator {
         self.learnt.model.is_none()
     }
 
-    /// Clean checkpoints that the baseline rests on.
+    /// Number of clean checkpoints in the baseline.
     #[must_use]
     pub fn baseline_len(&self) -> usize {
         self.learnt.baseline.len()
@@ -106,34 +106,34 @@ impl Evaluator {
         self.learnt.model.as_ref()
     }
 
-    /// Records a rollback: the next checkpoint follows this one, not the one evaluated last. Alarms of the timeline that
-    /// was left do not carry over. The next sample's parent says the same.
+    /// Records a rollback: the next checkpoint follows this one, not the one evaluated last. Alarms of the abandoned
+    /// timeline do not carry over. The parent of the next sample has the same effect.
     pub fn rolled_back_to(&mut self, checkpoint: CheckpointId) {
         self.resumed_from = Some(checkpoint);
     }
 
-    /// Evaluates a checkpoint. `parent` is the sample it came after on its timeline; without it there are no rates.
+    /// Evaluates a checkpoint. `parent` is the sample before it on its timeline; without a parent there are no rates.
     pub fn evaluate(&mut self, sample: &Sample, parent: Option<&Sample>) -> Evaluation {
         self.evaluate_fully(sample, parent).evaluation
     }
 
     pub(crate) fn evaluate_fully(&mut self, sample: &Sample, parent: Option<&Sample>) -> Evaluated {
         let parent = parent.filter(|parent| Some(parent.checkpoint) == sample.parent);
-        // After a rollback a guest catches up: one outlying checkpoint there is no evidence.
+        // After a rollback the guest works off a backlog: one outlying checkpoint is no evidence.
         let resumed = self.resumes(sample);
         self.last = Some(sample.checkpoint);
         self.resumed_from = None;
         let rebooted = parent.is_some_and(|parent| sample.rebooted_since(parent));
         let stopped_s = parent.and_then(|parent| sample.clock_stopped_s(parent));
         self.enter_boot(sample, rebooted);
-        // Counters of another boot began anew: nothing can be compared with them.
+        // Counters restart with a boot: they cannot be compared with those of another boot.
         let parent = parent.filter(|_| !rebooted);
 
         let mut view = View::new(sample, parent);
         if resumed
             && view.interval.is_some_and(|interval| interval.seconds > RESUMED_MAX * self.usual_interval_s())
         {
-            // The guest's clock advanced while the guest did not run: rates over that time mean nothing.
+            // The guest's clock advanced while the guest did not run: rates over that time are not meaningful.
             view = View::without_rates(sample, parent);
         }
         let observation = view.observation(self.learnt.model.as_ref().map(|model| &model.profiles));
@@ -150,7 +150,7 @@ impl Evaluator {
             settled: Vec::new(),
         };
         let mut alarmed = Vec::new();
-        // Facts that are missing deviate from everything: that is no evidence.
+        // Missing facts deviate from every baseline: that is no evidence.
         if let (Some(model), Some(assessment)) = (&self.learnt.model, &assessment)
             && sample.is_readable()
         {
@@ -171,7 +171,7 @@ impl Evaluator {
             evaluation.score = Evaluation::SCORE_MAX;
         }
         if stopped_s.is_some() && sample.capture.dirty_pages > 0.0 && evaluation.verdict == Verdict::Unknown {
-            // Memory is written and the clock does not advance: a processor runs without its timer.
+            // Memory is written and the clock does not advance: a processor runs without timer interrupts.
             evaluation.verdict = Verdict::Suspect;
         }
         evaluation.reasons.truncate(REASONS_MAX);
@@ -184,7 +184,7 @@ impl Evaluator {
         Evaluated { evaluation, observation }
     }
 
-    /// Selects what was learnt of the boot that a checkpoint is of; nothing yet for a new boot.
+    /// Selects what was learnt of the boot of a checkpoint; nothing for a new boot.
     fn enter_boot(&mut self, sample: &Sample, rebooted: bool) {
         let of = |checkpoint: CheckpointId| self.verdicts.get(checkpoint).map(|known| known.boot);
         let newest = self.other_boots.keys().next_back().copied().unwrap_or(0).max(self.boot);
@@ -212,7 +212,7 @@ impl Evaluator {
             || self.verdicts.get(parent).is_some_and(|known| known.timeline != sample.timeline)
     }
 
-    /// Features far enough out to be named, strongest first.
+    /// The features that deviate enough to be named, the strongest first.
     fn alarmed_features(&self, assessment: &Assessment) -> Vec<usize> {
         let mut far: Vec<usize> = (0..FEATURES.len())
             .filter(|at| assessment.evidence[*at].abs() >= self.config.deviation_min)
@@ -241,7 +241,7 @@ impl Evaluator {
         if extreme || confirmed { Verdict::Bad } else { Verdict::Suspect }
     }
 
-    /// Records an evaluated checkpoint, and marks those as good that enough clean ones have followed.
+    /// Records an evaluated checkpoint, and marks as good those that enough clean ones have followed.
     fn record_state(
         &mut self,
         sample: &Sample,
@@ -262,7 +262,8 @@ impl Evaluator {
         if !is_clean || !is_new {
             return Vec::new();
         }
-        // Only checkpoints at the usual interval join the baseline: those taken by hand, or by a rollback, are mostly noise.
+        // Only checkpoints at the usual interval join the baseline: the others, taken on request or by a rollback, are
+        // mostly noise.
         let teaches = has_rates && self.is_usual_interval(observation.moment.interval_s);
         if self.learnt.model.is_some() {
             if teaches {
@@ -274,12 +275,12 @@ impl Evaluator {
                 self.fit();
             }
         }
-        // Without a model only invariants were checked, which is too little. Once there is one, the checkpoints that it was
-        // learnt from count like others.
+        // Without a model only invariants were checked, which is not enough for a good verdict. Once there is a model,
+        // the checkpoints from which it was learnt count like others.
         if self.learnt.model.is_none() { Vec::new() } else { self.settle(sample.checkpoint) }
     }
 
-    /// Whether an interval is not much shorter than the newest ones; follows when they become shorter.
+    /// Whether an interval is not much shorter than the newest ones; adapts when they become shorter.
     fn is_usual_interval(&mut self, interval_s: f64) -> bool {
         let usual = self.usual_interval_s();
         self.learnt.intervals_s.push_back(interval_s);
@@ -306,7 +307,7 @@ impl Evaluator {
         }
     }
 
-    /// Marks those as good that enough clean ones have followed, and adds them to the baseline.
+    /// Marks as good those checkpoints that enough clean ones have followed, and adds them to the baseline.
     fn settle(&mut self, newest: CheckpointId) -> Vec<CheckpointId> {
         let settled = self.verdicts.mark_good(newest, self.config.settle_checkpoints);
         for checkpoint in &settled {
@@ -318,7 +319,7 @@ impl Evaluator {
         while self.learnt.baseline.len() > self.config.window() {
             self.learnt.baseline.pop_front();
         }
-        // Fitting again for every tenth part that is new, and for every tenth checkpoint at the latest.
+        // Fits the model again when a tenth of the baseline is new, and after ten new checkpoints at the latest.
         if self.learnt.unfitted > 0 && self.learnt.unfitted * 10 >= self.learnt.baseline.len().min(100) {
             self.fit();
         }

@@ -22,29 +22,29 @@ use crate::view::View;
 /// The first bad checkpoint, the last good one, and candidates for the cause.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Explanation {
-    /// The checkpoint that was asked about.
+    /// The checkpoint that is explained.
     pub alarm: CheckpointId,
-    /// The first bad checkpoint: from it on the deviation persists up to the alarm.
+    /// The first bad checkpoint: the deviation persists from it up to the alarm.
     pub onset: CheckpointId,
-    /// The newest good checkpoint before the onset on the way to the alarm. Where none was called good, the newest
-    /// one with nothing against it that is clear of the onset; `None` where there is none.
+    /// The newest good checkpoint before the onset on the path to the alarm. If none is good: the newest clean one at a
+    /// safe distance from the onset, or `None`.
     pub last_good: Option<CheckpointId>,
-    /// What was seen, as text.
+    /// The evidence, as text.
     pub evidence: Vec<String>,
-    /// Candidates, the best first.
+    /// The candidates for the cause, the best first.
     pub causes: Vec<Cause>,
-    /// How many candidates there were.
+    /// Number of candidates.
     pub candidates: usize,
-    /// How often a ranking by chance would put the right candidate first.
+    /// The probability that a random ranking has the right candidate first.
     pub chance_level: f64,
     /// The features that raised the alarm, strongest first.
     #[serde(skip_deserializing)]
     pub leads: Vec<&'static str>,
 }
 
-/// Checkpoints looked back over.
+/// Bound on the checkpoints of the path.
 const PATH_MAX: usize = 64;
-/// Features that say when it began.
+/// Number of features that determine the onset.
 const LEADS_MAX: usize = 5;
 /// Lines of the kernel log shown as evidence.
 const LOG_LINES_MAX: usize = 5;
@@ -61,7 +61,7 @@ pub fn explain_with(catalogue: &Catalogue, first_alarm: CheckpointId, config: Co
     evaluator.explain(catalogue, first_alarm)
 }
 
-/// One checkpoint on the way to the alarm.
+/// One checkpoint on the path to the alarm.
 struct Stage {
     record: CheckpointRecord,
     sample: Sample,
@@ -70,7 +70,7 @@ struct Stage {
 }
 
 impl Evaluator {
-    /// As [`explain`], with the baseline of this evaluator: nothing is learnt again.
+    /// Like [`explain`], with the baseline of this evaluator: nothing is learnt again.
     pub fn explain(&self, catalogue: &Catalogue, first_alarm: CheckpointId) -> Result<Explanation> {
         let path = self.path(catalogue, first_alarm)?;
         let Some(alarm) = path.last() else {
@@ -84,7 +84,7 @@ impl Evaluator {
             violations.iter().map(|(_, at)| *at).chain(deviation_onset).min().unwrap_or(path.len() - 1);
         let last_good = self.last_good(catalogue, &path, began)?;
 
-        // What happened since just before it began is what the causes are sought in.
+        // Causes are sought in the changes since the checkpoint before the onset.
         let before = began.checked_sub(1).and_then(|at| path.get(at)).map(|stage| &stage.sample);
         let view = View::new(&alarm.sample, before);
         let observation = view.observation(self.model().map(|model| &model.profiles));
@@ -154,7 +154,7 @@ impl Evaluator {
             }
             clear.push(record);
         }
-        // No checkpoint is good: the newest clean one that is clear of the onset is taken.
+        // No checkpoint is good: takes the newest clean one at a safe distance from the onset.
         Ok(clear.into_iter().skip(self.config().settle_checkpoints).find(|record| {
             record.verdict == Verdict::Unknown && record.kind != CheckpointKind::BeforeRollback
         }))
@@ -203,7 +203,7 @@ impl Evaluator {
     }
 }
 
-/// From where on an invariant was broken without a break.
+/// The position from which on an invariant was broken without interruption.
 fn since(path: &[Stage], violation: &Violation) -> usize {
     let held = path.iter().rposition(|stage| {
         !stage
@@ -234,7 +234,7 @@ impl Explanation {
         self.causes.first()
     }
 
-    /// Whether a broken invariant is the best candidate: then there is no chance in it.
+    /// Whether the best candidate is a broken invariant, for which the chance level has no meaning.
     #[must_use]
     pub fn is_certain(&self) -> bool {
         self.top_cause()

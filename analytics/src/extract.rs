@@ -4,9 +4,9 @@ use crate::activity::{Activity, Interval, Profiles, TaskUsage};
 use crate::feature::{FEATURES, Vector};
 use crate::sample::{Log, Sample, count_f64, u64_f64};
 
-/// The features of a checkpoint, its parent and the families' profiles.
+/// Computes the features of a checkpoint from its facts, its parent and the families' profiles.
 ///
-/// `profiles` is `None` while they are still being learnt: what is measured against them is then zero.
+/// `profiles` is `None` while they are being learnt: the features that need them are then zero.
 pub(crate) fn extract(
     sample: &Sample,
     parent: Option<&Sample>,
@@ -45,7 +45,7 @@ impl Values {
 pub struct CounterSource {
     /// The feature.
     pub feature: &'static str,
-    /// The counters that are added up. A kernel need not have all of them.
+    /// The counters that are added up. A kernel may lack some of them.
     pub counters: &'static [&'static str],
 }
 
@@ -87,7 +87,7 @@ fn total(sample: &Sample, feature: &str) -> Option<f64> {
     source.counters.iter().filter_map(|name| sample.counter(name)).reduce(|a, b| a + b)
 }
 
-/// By how much a feature's counters grew; `None` when either end is missing or they went back.
+/// The growth of a feature's counters; `None` when a value is missing or they decreased.
 fn growth(sample: &Sample, parent: Option<&Sample>, feature: &str) -> Option<f64> {
     let grown = total(sample, feature)? - total(parent?, feature)?;
     (grown >= 0.0).then_some(grown)
@@ -175,7 +175,7 @@ fn memory(values: &mut Values, sample: &Sample, parent: Option<&Sample>, interva
     values.set("largest_rss_pages", largest.map(u64_f64));
 }
 
-/// Least that a ratio of pages is taken of.
+/// Shortest interval, in guest seconds, for a ratio of pages.
 const RATIO_SECONDS_MIN: f64 = 0.2;
 const RATIO_PAGES_MIN: f64 = 64.0;
 
@@ -183,7 +183,7 @@ fn capture(values: &mut Values, sample: &Sample, interval: Option<Interval>) {
     let capture = sample.capture;
     values.set("dirty_pages_per_s", per_second(Some(capture.dirty_pages), interval));
     values.set("stored_bytes_per_s", per_second(Some(capture.stored_bytes), interval));
-    // The ratio of few pages is noise.
+    // A ratio of few pages is noise.
     if interval.is_some_and(|interval| interval.seconds >= RATIO_SECONDS_MIN)
         && capture.dirty_pages >= RATIO_PAGES_MIN
     {
@@ -203,20 +203,20 @@ fn kernel(values: &mut Values, sample: &Sample, parent: Option<&Sample>, interva
     values.set("log_errors_per_s", per_second(Some(count_f64(errors)), interval));
 }
 
-/// Rows from which on a checkpoint has the whole table of system calls. Only the first one of a boot has it; those after
-/// it have the calls that lead elsewhere than then.
+/// Number of rows from which a checkpoint has the complete table of system calls. Only the first one of a boot has it;
+/// later ones have the calls whose target differs from the first.
 const SYSCALLS_WHOLE_MIN: usize = 100;
 
-/// System calls that lead elsewhere than in the parent.
+/// Number of system calls whose target differs from that in the parent.
 fn syscall_changes(sample: &Sample, parent: &Sample) -> usize {
     let (now, before) = (&sample.syscalls, &parent.syscalls);
     let whole = |calls: &BTreeMap<_, _>| calls.len() >= SYSCALLS_WHOLE_MIN;
     let moved = now.iter().filter(|(call, target)| before.get(*call) != Some(target));
     match (whole(now), whole(before)) {
-        // Two boots, or one of which the first checkpoint was read again: calls that only one side has mean nothing.
+        // Two boots, or a boot whose first checkpoint was read again: calls on one side only are ignored.
         (true, _) => moved.filter(|(call, _)| before.contains_key(*call)).count(),
         (false, true) => moved.count(),
-        // A call that is listed no more leads to its first target again.
+        // A call that is no longer listed has its first target again.
         (false, false) => moved.count() + before.keys().filter(|call| !now.contains_key(*call)).count(),
     }
 }

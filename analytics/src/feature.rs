@@ -1,22 +1,22 @@
-//! The numbers a checkpoint is evaluated by.
+//! The features: the numbers that are computed of a checkpoint and evaluated.
 
 use serde::Serialize;
 
-/// How a feature's values are brought to a scale on which a deviation has a size.
+/// The scale of a feature, on which deviations are measured.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Shape {
-    /// As it is: shares and small counts.
+    /// Unchanged: shares and small counts.
     Linear,
-    /// As it is: a share of processor time, of which short intervals see all of a burst or nothing.
+    /// Unchanged: a share of processor time, in which a short interval contains a whole burst or none.
     Share,
     /// `ln(1 + x)`: sizes and counts with a heavy tail.
     Log,
-    /// `ln(1 + x)` of events per guest second: as [`Shape::Log`], and short intervals are known to be noisy.
+    /// `ln(1 + x)` of events per guest second: as [`Shape::Log`], with extra variance for short intervals.
     Rate,
     /// `asinh(x / unit)`: levels and changes of either sign.
     Signed(f64),
-    /// `asinh(x / unit)` of a change per guest second; short intervals are known to be noisy.
+    /// `asinh(x / unit)` of a change per guest second, with extra variance for short intervals.
     Change(f64),
 }
 
@@ -30,7 +30,7 @@ impl Shape {
         }
     }
 
-    /// The raw value at a place on the scale.
+    /// The raw value for a value on the scale.
     pub(crate) fn undo(self, scaled: f64) -> f64 {
         match self {
             Self::Linear | Self::Share => scaled,
@@ -40,19 +40,19 @@ impl Shape {
     }
 }
 
-/// In which direction a deviation means anything.
+/// The direction in which a deviation counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Direction {
-    /// More and less both do.
+    /// Deviations in both directions.
     Both,
-    /// Only more does.
+    /// Only larger values.
     High,
-    /// Recorded, and evaluated by a rule of its own instead of by statistics.
+    /// None: recorded, and evaluated by a rule instead of statistics.
     Recorded,
 }
 
-/// One number a checkpoint is evaluated by.
+/// One feature.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Feature {
     /// Its name, unit last.
@@ -61,9 +61,9 @@ pub struct Feature {
     pub meaning: &'static str,
     /// Its scale.
     pub shape: Shape,
-    /// The smallest standard deviation ever used, on its scale: deviations within it are jitter.
+    /// The smallest standard deviation used, on its scale: smaller variation is jitter.
     pub floor: f64,
-    /// Which way counts.
+    /// The direction that counts.
     pub direction: Direction,
 }
 
@@ -145,8 +145,8 @@ pub const FEATURES: &[Feature] = &[
         High,
         "tasks killed for want of memory since the checkpoint before",
     ),
-    // Seen from outside, when the checkpoint was taken. A guest that was put back repeats itself, and its contents are
-    // known already: only more than usual means anything.
+    // From the recorder, when the checkpoint was taken. After a rollback the guest repeats itself, and the store has
+    // its contents already: only larger values count.
     feature("dirty_pages_per_s", Rate, 0.4, Both, "guest pages written"),
     feature(
         "new_content_ratio",
@@ -178,7 +178,7 @@ pub fn position(name: &str) -> Option<usize> {
     FEATURES.iter().position(|feature| feature.name == name)
 }
 
-/// One value a feature, in their order; `None` where it could not be had.
+/// One value for each feature, in their order; `None` if unavailable.
 pub(crate) type Vector = Vec<Option<f64>>;
 
 #[cfg(test)]

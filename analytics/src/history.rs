@@ -10,25 +10,26 @@ use crate::evaluator::{Evaluated, Evaluator};
 use crate::sample::Sample;
 
 impl Evaluator {
-    /// An evaluator that has evaluated all of a machine's checkpoints in the snapshot database that have facts.
+    /// An evaluator that has evaluated those of a machine's checkpoints in the snapshot database that have facts, at
+    /// most the newest 1,000.
     pub fn load(catalogue: &Catalogue, machine: MachineId, config: Config) -> Result<Self> {
         replay(catalogue, machine, config, None, |_| Ok(()))
     }
 }
 
-/// One checkpoint as the evaluator saw it.
+/// One evaluated checkpoint.
 pub(crate) struct Step<'a> {
     pub(crate) record: &'a CheckpointRecord,
     pub(crate) evaluated: Evaluated,
 }
 
-/// Checkpoints shown again, the newest: enough for any baseline, and the time it takes stays bounded.
+/// Bound on the evaluated checkpoints, the newest ones: enough for any baseline, in bounded time.
 pub(crate) const CHECKPOINTS_MAX: usize = 1000;
 
 /// Samples kept in memory: parents are nearly always among the newest.
 const SAMPLES_MAX: usize = 16;
 
-/// Shows all checkpoints that have facts to a new evaluator, up to and including `until`.
+/// Evaluates all checkpoints with facts, up to and including `until`, with a new evaluator.
 pub(crate) fn replay(
     catalogue: &Catalogue,
     machine: MachineId,
@@ -47,7 +48,7 @@ pub(crate) fn replay(
     let by_id: HashMap<CheckpointId, &CheckpointRecord> =
         records.iter().map(|record| (record.id, record)).collect();
     for record in &records {
-        // Without its beginning a history may start in the middle of trouble: that must not be taken for normal.
+        // A shortened history may begin during a fault, which must not become part of the baseline.
         if shortened && evaluator.is_learning() && matches!(record.verdict, Verdict::Suspect | Verdict::Bad) {
             continue;
         }

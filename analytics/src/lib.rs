@@ -1,8 +1,8 @@
 //! Features, detectors, verdicts, root causes and reports.
 //!
-//! Everything here reads facts that were taken from checkpoints, fresh or a year old; nothing touches a machine.
-//! An [`Evaluator`] evaluates checkpoints one after the other; [`explain`] dates an alarm and ranks its causes;
-//! [`report`] puts it on one page; [`QUERIES`] are questions to the snapshot database that people can run and change.
+//! All input is facts of stored checkpoints, of any age; a running machine is never read. An [`Evaluator`] evaluates
+//! checkpoints in order; [`explain`] finds the onset of an alarm and ranks its causes; [`report`] makes a page of it;
+//! [`QUERIES`] are named queries to the snapshot database, which users can run and adapt.
 #![forbid(unsafe_code)]
 
 mod activity;

@@ -1,4 +1,4 @@
-//! A baseline: what clean checkpoints look like, and how surprising another one is.
+//! A baseline: a model of clean checkpoints, and the assessment of other ones by it.
 
 use std::collections::BTreeMap;
 
@@ -28,11 +28,11 @@ pub(crate) struct Observation {
 /// The assessment of an observation by a model.
 #[derive(Clone, Debug)]
 pub(crate) struct Assessment {
-    /// Robust standard deviations, one a feature, signed.
+    /// Signed robust standard deviations, one for each feature.
     pub(crate) deviations: Vec<f64>,
-    /// The same divided by what the feature was seen to do in clean checkpoints: the evidence.
+    /// The same, divided by how far the feature deviated in clean checkpoints: the evidence.
     pub(crate) evidence: Vec<f64>,
-    /// All detectors together.
+    /// The p-value of all detectors together.
     pub(crate) p_value: f64,
     /// Each detector's score and p-value.
     pub(crate) detectors: Vec<(&'static str, f64, f64)>,
@@ -42,7 +42,8 @@ pub(crate) struct Assessment {
 #[derive(Clone, Debug)]
 pub(crate) struct Model {
     scales: Vec<Option<Scale>>,
-    /// By how much a feature's deviations are divided, as it deviated this much in clean checkpoints; 1 for most.
+    /// The divisor of each feature's deviations: its largest deviation in held-out clean checkpoints divided by
+    /// [`CLEAN_DEVIATION_MAX`], at least 1.
     noise: Vec<f64>,
     detectors: Vec<(Kind, Detector, Calibration)>,
     pub(crate) profiles: Profiles,
@@ -51,14 +52,15 @@ pub(crate) struct Model {
 
 /// A deviation of a clean checkpoint up to this many robust standard deviations does not make a feature noisy.
 const CLEAN_DEVIATION_MAX: f64 = 4.0;
-/// Most parts the baseline is cut into to be evaluated by the rest of itself.
+/// Bound on the parts of the baseline, each of which is evaluated by the rest.
 const BLOCKS_MAX: usize = 10;
 
 impl Model {
     pub(crate) fn fit(baseline: &[&Observation]) -> Self {
         let scales = fit_scales(baseline);
         let blocks = cut(baseline.len());
-        // Every block of neighbours in time is evaluated by scales, then by detectors, that were fitted to the others.
+        // Every block of consecutive checkpoints is evaluated by scales, and then detectors, that were fitted to the
+        // other blocks.
         let mut outside = Array2::zeros((baseline.len(), FEATURES.len()));
         let mut inside = Vec::new();
         for block in &blocks {
@@ -114,7 +116,7 @@ impl Model {
             })
             .collect();
         let least = detectors.iter().map(|(_, _, p)| *p).fold(1.0, f64::min);
-        // Bonferroni: holds however much the detectors depend on each other.
+        // Bonferroni correction: valid for any dependence between the detectors.
         let p_value = (least * count_f64(detectors.len().max(1))).min(1.0);
         Assessment { deviations, evidence, p_value, detectors }
     }
@@ -136,7 +138,7 @@ fn fit_scales(baseline: &[&Observation]) -> Vec<Option<Scale>> {
         .collect()
 }
 
-/// What is not known deviates by nothing.
+/// An unknown value counts as no deviation.
 fn deviations(scales: &[Option<Scale>], observation: &Observation) -> Vec<f64> {
     scales
         .iter()
@@ -156,7 +158,7 @@ fn matrix(scales: &[Option<Scale>], rows: &[&Observation]) -> Array2<f64> {
     matrix
 }
 
-/// Blocks of neighbours in time, as checkpoints resemble those beside them.
+/// Blocks of consecutive checkpoints, since those resemble each other.
 fn cut(count: usize) -> Vec<std::ops::Range<usize>> {
     let length = count.div_ceil(BLOCKS_MAX).max(4);
     (0..count).step_by(length).map(|from| from..(from + length).min(count)).collect()

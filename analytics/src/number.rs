@@ -1,4 +1,4 @@
-//! Numbers as people read them.
+//! Numbers formatted for people.
 
 /// Three significant digits at most, with a suffix for thousands.
 pub(crate) fn short(number: f64) -> String {
@@ -25,7 +25,7 @@ fn trimmed(number: f64, size: f64) -> String {
     if text == "-0" { "0".to_owned() } else { text.to_owned() }
 }
 
-/// A range; one number where both ends read the same.
+/// A range; one number if both ends are formatted alike.
 pub(crate) fn range(low: f64, high: f64) -> String {
     let (low, high) = (short(low), short(high));
     if low == high { low } else { format!("{low} to {high}") }

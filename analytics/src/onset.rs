@@ -1,9 +1,9 @@
-//! When it began: the checkpoint from which on the deviation persists.
+//! The onset: the checkpoint from which on the deviation persists.
 
-/// How far a checkpoint deviates, in the features that raised the alarm and in the alarm's direction.
+/// How far a checkpoint deviates in the features that raised the alarm, in the alarm's direction.
 ///
-/// `alarm` and `then` are robust deviations, one a feature; the mean over `leads` is taken, each part at most
-/// [`PART_MAX`], so that one outlying feature does not represent all.
+/// `alarm` and `then` are robust deviations, one for each feature. The result is the mean over `leads`, each limited to
+/// [`PART_MAX`], so that one outlying feature does not determine it.
 pub(crate) fn likeness(alarm: &[f64], then: &[f64], leads: &[usize]) -> f64 {
     if leads.is_empty() {
         return 0.0;
@@ -16,11 +16,11 @@ pub(crate) fn likeness(alarm: &[f64], then: &[f64], leads: &[usize]) -> f64 {
 }
 
 const PART_MAX: f64 = 8.0;
-/// Deviation that separates "still as usual" from "already so".
+/// The deviation between usual and anomalous checkpoints.
 const BETWEEN: f64 = 2.5;
 
-/// The start of the excursion that ends with the last value (the alarm): the place from which on the sum of what
-/// exceeds the usual is largest, as in a CUSUM chart. `None` for no values.
+/// The start of the excursion that ends with the last value (the alarm): the position from which on the sum of
+/// deviations above [`BETWEEN`] is largest, as in a CUSUM chart. `None` for no values.
 pub(crate) fn onset(likeness: &[f64]) -> Option<usize> {
     let mut best = likeness.len().checked_sub(1)?;
     let (mut sum, mut most) = (0.0, f64::MIN);

@@ -1,8 +1,8 @@
-//! Medians and other statistics of order: a few outlying values do not move them.
+//! Order statistics (medians, quantiles), which a few outlying values do not change.
 
 use crate::sample::count_f64;
 
-/// The value below which a share `q` (0 to 1) of the sorted values is, interpolated.
+/// The quantile `q` (0 to 1) of sorted values, interpolated.
 pub(crate) fn quantile(sorted: &[f64], q: f64) -> Option<f64> {
     let last = sorted.len().checked_sub(1)?;
     let place = q.clamp(0.0, 1.0) * count_f64(last);
@@ -23,17 +23,17 @@ pub(crate) fn sorted(values: impl IntoIterator<Item = f64>) -> Vec<f64> {
     values
 }
 
-/// The middle value.
+/// The median.
 pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
     quantile(&sorted(values), 0.5)
 }
 
-/// A standard deviation that a few outlying values do not move, yet that sees a burst in one value of six.
+/// A robust standard deviation: a few outlying values do not change it, but a burst in one value of six does.
 pub(crate) fn spread(sorted_values: &[f64]) -> Option<f64> {
     let center = quantile(sorted_values, 0.5)?;
     let deviation = median(sorted_values.iter().map(|value| (value - center).abs()))?;
     let range = quantile(sorted_values, 0.9)? - quantile(sorted_values, 0.1)?;
-    // Factors that make both equal the standard deviation of a normal distribution.
+    // The factors make both equal to the standard deviation for a normal distribution.
     Some((1.4826 * deviation).max(range / 2.563))
 }
 

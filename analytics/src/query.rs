@@ -1,6 +1,6 @@
-//! Named questions to the snapshot database that people can run, read and change. One file each; [`QUERIES`] lists them.
+//! Named queries to the snapshot database that users can run, read and adapt. One file each; [`QUERIES`] lists them.
 //!
-//! `docs/analytics.md` says how to add one.
+//! `docs/analytics.md` describes how to add one.
 
 mod broken_invariants;
 mod counters_out_of_range;
@@ -14,14 +14,14 @@ mod moved_syscalls;
 mod new_tasks;
 mod verdicts;
 
-/// A question with its SQL.
+/// A named query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NamedQuery {
     /// A short name: `cpu-since`.
     pub name: &'static str,
     /// The question that it answers.
     pub question: &'static str,
-    /// The values of `?1`, `?2`…, in their order.
+    /// The parameters `?1`, `?2`…, in their order.
     pub parameters: &'static [&'static str],
     /// The columns of the answer, in their order.
     pub columns: &'static [Output],
@@ -34,7 +34,7 @@ pub struct NamedQuery {
 pub struct Output {
     /// Its name, with the unit last.
     pub name: &'static str,
-    /// What it holds.
+    /// Its meaning.
     pub doc: &'static str,
 }
 
@@ -42,7 +42,7 @@ const GOOD: &str = "name of the last good checkpoint";
 const BAD: &str = "name of a bad checkpoint";
 const MACHINE: &str = "name of the machine";
 
-/// The registry: the questions that are asked after something went wrong.
+/// The registry of queries, for the investigation of an incident.
 pub const QUERIES: &[NamedQuery] = &[
     cpu_since::QUERY,
     new_tasks::QUERY,
@@ -57,7 +57,7 @@ pub const QUERIES: &[NamedQuery] = &[
     first_seen_executables::QUERY,
 ];
 
-/// The question of a name.
+/// The query of a name.
 #[must_use]
 pub fn named_query(name: &str) -> Option<&'static NamedQuery> {
     QUERIES.iter().find(|query| query.name == name)

@@ -8,7 +8,7 @@ use crate::sample::Sample;
 use crate::suspect::suspects;
 use crate::view::View;
 
-/// What rules find without statistics: broken invariants, a reboot, a clock that stopped, facts that are missing.
+/// The findings of rules, without statistics: broken invariants, a reboot, a stopped clock, missing facts.
 pub(crate) fn rules(sample: &Sample, rebooted: bool, stopped_s: Option<f64>) -> Vec<Reason> {
     let broken = sample.violations.iter().map(|violation| Reason {
         text: violation.to_string(),
@@ -33,7 +33,7 @@ pub(crate) fn rules(sample: &Sample, rebooted: bool, stopped_s: Option<f64>) -> 
     broken.chain(reboot).chain(stopped).chain(unreadable).collect()
 }
 
-/// The tasks beyond their profile, the features out of their range, and the detector with the least p-value.
+/// The tasks beyond their profile, the features outside their range, and the detector with the smallest p-value.
 pub(crate) fn statistical(
     view: &View<'_>,
     model: &Model,

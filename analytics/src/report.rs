@@ -11,13 +11,13 @@ pub use self::gather::{report, report_with};
 use crate::error::Result;
 
 impl Report {
-    /// One file, without anything from elsewhere: to be kept, mailed, printed.
+    /// The report as one HTML file without external resources, which can be archived, mailed and printed.
     #[must_use]
     pub fn to_html(&self) -> String {
         page::html(self)
     }
 
-    /// The same as JSON.
+    /// The report as JSON.
     pub fn to_json(&self) -> Result<String> {
         Ok(serde_json::to_string_pretty(self)?)
     }

@@ -1,4 +1,4 @@
-//! What statistics needs of one checkpoint's facts.
+//! The facts of one checkpoint, reduced to what the statistics use.
 
 mod failure;
 mod grid;
@@ -18,25 +18,25 @@ pub use self::task::Task;
 pub(crate) use self::task::family;
 use crate::error::{AnalyticsError, Result};
 
-/// Something that is never so in a healthy guest, and was found.
+/// A broken invariant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Violation {
-    /// Which rule: `syscall`, `hidden task`…
+    /// The rule: `syscall`, `hidden task`…
     pub kind: String,
-    /// What it is about.
+    /// Its subject.
     pub object: String,
     /// The symbol involved, where there is one.
     pub symbol: Option<String>,
-    /// More, as text.
+    /// Further text.
     pub detail: Option<String>,
-    /// What should be there.
+    /// The expected value.
     pub expected: Option<String>,
-    /// What is there.
+    /// The value found.
     pub found: Option<String>,
 }
 
 impl Ord for Violation {
-    /// Redirections come before the changed bytes that cause them.
+    /// Redirections are ordered before the changed bytes that cause them.
     fn cmp(&self, other: &Self) -> Ordering {
         let key = |v: &Self| v.kind.ends_with("_changed");
         let texts = |v: &'_ Self| [v.symbol.clone(), v.detail.clone(), v.expected.clone(), v.found.clone()];
@@ -53,7 +53,7 @@ impl PartialOrd for Violation {
     }
 }
 
-/// What taking the checkpoint itself reported, in pages and bytes.
+/// Numbers that the recorder reported for the checkpoint, in pages and bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Capture {
     pub(crate) dirty_pages: f64,
@@ -62,18 +62,18 @@ pub(crate) struct Capture {
     pub(crate) stored_bytes: f64,
 }
 
-/// One checkpoint's facts, reduced to what statistics needs. The same whether it was made from fresh tables
-/// or read back from the snapshot database a year later.
+/// One checkpoint's facts, reduced to what the statistics use. A sample made from new tables equals the one read from
+/// the snapshot database later.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
     pub(crate) checkpoint: CheckpointId,
     pub(crate) parent: Option<CheckpointId>,
     pub(crate) timeline: TimelineId,
     pub(crate) capture: Capture,
-    /// When it was taken, by the host: milliseconds since 1970 UTC.
+    /// When it was taken, by the host's clock: milliseconds since 1970 UTC.
     pub(crate) taken_at_ms: i64,
     pub(crate) uptime_ns: Option<u64>,
-    /// Where the kernel was loaded: differs from boot to boot with KASLR.
+    /// The addresses at which the kernel was loaded, which KASLR changes with each boot.
     pub(crate) placement: Option<(String, String)>,
     pub(crate) cpus: f64,
     pub(crate) tasks: Vec<Task>,
@@ -88,11 +88,11 @@ pub struct Sample {
 const TABLES: [&str; 7] =
     ["fact_kernel", "fact_task", "fact_module", "fact_syscall", "fact_log", "fact_counter", "fact_integrity"];
 
-/// Most rows taken of one table: a guest that forges more tasks than this is anomalous long before.
+/// Bound on the rows of one table: a guest with more tasks than this is anomalous in any case.
 const ROWS_MAX: usize = 65_536;
 
 impl Sample {
-    /// Makes a sample of facts that were just read.
+    /// Makes a sample from the facts of a new checkpoint.
     #[must_use]
     pub fn from_tables(record: &CheckpointRecord, tables: &[Table]) -> Self {
         let mut sample = Self::empty(record);
@@ -104,13 +104,13 @@ impl Sample {
         sample
     }
 
-    /// Reads a sample back from the snapshot database.
+    /// Reads a sample from the snapshot database.
     pub fn load(catalogue: &Catalogue, checkpoint: CheckpointId) -> Result<Self> {
         let record = catalogue.checkpoint(checkpoint)?;
         Self::load_record(catalogue, &record)?.ok_or(AnalyticsError::NoFacts { checkpoint })
     }
 
-    /// As [`Sample::load`]; `None` when introspection never read the checkpoint.
+    /// Like [`Sample::load`]; `None` when introspection has not read the checkpoint.
     pub(crate) fn load_record(catalogue: &Catalogue, record: &CheckpointRecord) -> Result<Option<Self>> {
         let mut sample = Self::empty(record);
         let mut any = false;
@@ -199,19 +199,19 @@ impl Sample {
         }
     }
 
-    /// The checkpoint this is of.
+    /// The checkpoint of the sample.
     #[must_use]
     pub fn checkpoint(&self) -> CheckpointId {
         self.checkpoint
     }
 
-    /// The checkpoint it came after on its timeline.
+    /// The checkpoint before it on its timeline.
     #[must_use]
     pub fn parent(&self) -> Option<CheckpointId> {
         self.parent
     }
 
-    /// Whether enough was read to tell a healthy guest from another.
+    /// Whether enough was read to evaluate the checkpoint.
     pub(crate) fn is_readable(&self) -> bool {
         self.uptime_ns.is_some() && !self.tasks.is_empty()
     }
@@ -224,9 +224,9 @@ impl Sample {
         went_back || moved
     }
 
-    /// How long the guest's clock did not advance, by the host's clock; `None` where it did, or not for long.
+    /// How long the guest's clock stopped, by the host's clock; `None` if it advanced or the time was short.
     pub(crate) fn clock_stopped_s(&self, parent: &Self) -> Option<f64> {
-        // An idle guest may leave its clock alone for seconds.
+        // The clock of an idle guest may not advance for seconds.
         const STOPPED_MS_MIN: u64 = 10_000;
         let stands = self.uptime_ns.is_some() && self.uptime_ns == parent.uptime_ns;
         let passed_ms = u64::try_from(self.taken_at_ms.saturating_sub(parent.taken_at_ms)).unwrap_or(0);
@@ -239,13 +239,13 @@ impl Sample {
         self.uptime_ns.map(|ns| u64_f64(ns) / 1e9)
     }
 
-    /// The threads it had.
+    /// The number of threads.
     #[must_use]
     pub fn tasks(&self) -> &[Task] {
         &self.tasks
     }
 
-    /// What is never so in a healthy guest, and was found.
+    /// The broken invariants.
     pub fn violations(&self) -> impl Iterator<Item = &Violation> {
         self.violations.iter()
     }

@@ -2,23 +2,23 @@ use crate::feature::{Direction, Feature, Shape};
 use crate::order::{median, quantile, sorted, spread};
 use crate::sample::count_f64;
 
-/// Processor time that is spent, or booked, at once: a tick, a wake-up with its work.
+/// Processor time that is used, or accounted, in one piece: a tick, a wake-up with its work.
 pub(crate) const BURST_S: f64 = 0.03;
-/// Events that come at once.
+/// Events that occur together.
 const CLUMP_EVENTS: f64 = 4.0;
-/// Pages that come or go at once.
+/// Pages that are allocated or freed together.
 const CLUMP_PAGES: f64 = 32.0;
 
-/// Where and when a value was seen: what its noise depends on.
+/// The time and the interval of a value, which determine its noise.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Moment {
     /// Guest uptime, in seconds.
     pub(crate) uptime_s: f64,
-    /// Guest time since the checkpoint before, in seconds; zero when not known.
+    /// Guest time since the parent, in seconds; zero when unknown.
     pub(crate) interval_s: f64,
 }
 
-/// The usual place and spread of one feature, on the feature's own scale.
+/// The usual value and the spread of one feature, on the feature's own scale.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Scale {
     feature: Feature,
@@ -26,13 +26,13 @@ pub(crate) struct Scale {
     spread: f64,
     low: f64,
     high: f64,
-    /// Drift seen over the baseline, per guest second.
+    /// Drift over the baseline, per guest second.
     drift_per_s: f64,
     newest_s: f64,
 }
 
 impl Scale {
-    /// Learns from raw values; `None` when the feature was hardly ever there.
+    /// Learns from raw values; `None` when too few are present.
     pub(crate) fn fit(feature: Feature, seen: &[(Moment, f64)]) -> Option<Self> {
         let seen: Vec<(Moment, f64)> = seen
             .iter()
@@ -61,8 +61,8 @@ impl Scale {
         Some(scale)
     }
 
-    /// Robust standard deviations from the usual, signed. Wider where the interval was short, and further
-    /// from the baseline in time when the feature was drifting.
+    /// The signed deviation in robust standard deviations. The spread is wider for short intervals, and for a drifting
+    /// feature it grows with the time from the baseline.
     pub(crate) fn deviation(&self, moment: Moment, raw: f64) -> f64 {
         let residual = self.residual(moment, raw);
         if !(raw.is_finite() && residual.is_finite()) {
@@ -78,17 +78,17 @@ impl Scale {
         }
     }
 
-    /// The distance from the usual, on the feature's scale.
+    /// The distance from the usual value, on the feature's scale.
     fn residual(&self, moment: Moment, raw: f64) -> f64 {
         if self.feature.shape == Shape::Rate && moment.interval_s > 0.0 {
-            // Compared as counts: in a short interval a few events more or less are a high rate or none.
+            // Counts are compared: in a short interval a few events more or less change the rate a lot.
             let expected = self.center.exp_m1().max(0.0) * moment.interval_s;
             return ((raw.max(0.0) * moment.interval_s + CLUMP_EVENTS) / (expected + CLUMP_EVENTS)).ln();
         }
         self.feature.shape.apply(raw) - self.center
     }
 
-    /// What an interval adds by being short, on the feature's scale.
+    /// The extra variance of a short interval, on the feature's scale.
     fn short_interval_variance(&self, interval_s: f64) -> f64 {
         if interval_s <= 0.0 {
             return 0.0;
@@ -96,13 +96,13 @@ impl Scale {
         match self.feature.shape {
             Shape::Linear | Shape::Log | Shape::Signed(_) => 0.0,
             Shape::Share => (BURST_S / interval_s).powi(2),
-            // Events come in clumps: twice the variance of a Poisson count, on the logarithmic scale.
+            // Events occur in clumps: twice the variance of a Poisson count, on the logarithmic scale.
             Shape::Rate => 2.0 / (2.0 + self.center.exp_m1().max(0.0) * interval_s),
             Shape::Change(unit) => (CLUMP_PAGES / interval_s / unit).powi(2),
         }
     }
 
-    /// The raw range seen in the baseline.
+    /// The raw range in the baseline.
     pub(crate) fn range(&self) -> (f64, f64) {
         (self.feature.shape.undo(self.low), self.feature.shape.undo(self.high))
     }

@@ -5,11 +5,11 @@ use crate::number::short;
 use crate::sample::count_f64;
 use crate::scale::BURST_S;
 
-/// One family under suspicion.
+/// One such family.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Suspect {
     pub(crate) family: String,
-    /// How far beyond its profile, in the smallest steps that count.
+    /// The excess over its profile, in the smallest steps that count.
     pub(crate) score: f64,
     /// The evidence, strongest first.
     pub(crate) evidence: Vec<String>,
@@ -17,24 +17,24 @@ pub(crate) struct Suspect {
     pub(crate) pids: Vec<i64>,
 }
 
-/// The smallest steps that count; those of the excess features.
+/// The smallest steps that count, equal to those of the excess features.
 const CPU_SHARE_STEP: f64 = 0.06;
 const TASKS_STEP: f64 = 2.0;
 const CHILDREN_PER_S_STEP: f64 = 2.0;
 const PAGES_STEP: f64 = 1000.0;
-/// Steps from which on a piece of evidence is worth a line.
+/// Smallest number of steps for a line of evidence.
 const STEPS_MIN: f64 = 2.0;
-/// Pids named of one family.
+/// Number of pids listed for one family.
 const PIDS_MAX: usize = 6;
 
-/// Ranks the families by how far they went beyond their profile.
+/// Ranks the families by their excess over the profile.
 pub(crate) fn suspects(
     usages: &[TaskUsage<'_>],
     activity: &Activity,
     profiles: &Profiles,
     interval: Option<Interval>,
 ) -> Vec<Suspect> {
-    // A short interval sees all of a burst.
+    // A short interval can contain a whole burst.
     let burst = interval.map_or(0.0, |interval| BURST_S / interval.seconds);
     let cpu_share_step = CPU_SHARE_STEP.hypot(burst);
     let mut found: Vec<Suspect> = activity

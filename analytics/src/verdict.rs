@@ -1,9 +1,9 @@
-//! The rule that decides when a checkpoint is good.
+//! The rule by which a checkpoint becomes good.
 //!
-//! A checkpoint becomes good when nothing was found in it nor in the [`Config::settle_checkpoints`] checkpoints after
-//! it on its timeline (3 by default). Until then its verdict is unknown: detection may come late. A checkpoint that is
-//! suspect or bad, or of which too little could be read, never becomes good, and those before it do not become good by
-//! the checkpoints after it.
+//! A checkpoint becomes good when nothing was found in it, nor in the [`Config::settle_checkpoints`] checkpoints after
+//! it on its timeline (3 by default). Until then its verdict is unknown, because a fault may be detected late. A
+//! checkpoint that is suspect or bad, or of which too little could be read, never becomes good, and later checkpoints
+//! do not make earlier ones good across it.
 //!
 //! [`Config::settle_checkpoints`]: crate::Config::settle_checkpoints
 
@@ -11,16 +11,16 @@ use std::collections::HashMap;
 
 use retrovisor_snapshot::{CheckpointId, TimelineId};
 
-/// What was found in a checkpoint.
+/// The finding for a checkpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Finding {
-    /// Nothing; too few clean ones have followed it.
+    /// Nothing was found; too few clean ones have followed.
     Clean,
-    /// Nothing, nor in enough of those after it.
+    /// Nothing was found, nor in enough checkpoints after it.
     Good,
-    /// Too little could be read to say that nothing is wrong.
+    /// Too little could be read.
     Unreadable,
-    /// It is suspect or bad, for these features (positions).
+    /// It is suspect or bad, because of these features (indexes).
     Alarm(Vec<usize>),
 }
 
@@ -54,8 +54,8 @@ impl Verdicts {
         self.checkpoints.insert(checkpoint, evaluated).is_none()
     }
 
-    /// Marks the ancestors of a clean checkpoint as good that at least `settle_checkpoints` clean ones follow, up to the
-    /// first one that is not clean. Returns those that became good now, oldest first.
+    /// Marks as good those ancestors of a clean checkpoint that at least `settle_checkpoints` clean ones follow, up to
+    /// the first one that is not clean. Returns those that became good, oldest first.
     pub(crate) fn mark_good(&mut self, newest: CheckpointId, settle_checkpoints: usize) -> Vec<CheckpointId> {
         let mut newly_good = Vec::new();
         let (mut at, mut followers) = (newest, 0);

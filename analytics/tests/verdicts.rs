@@ -98,7 +98,7 @@ fn a_rollback_is_no_anomaly() {
             alarms += usize::from(!run.checkpoint().is_clean());
             let at = run.evaluations.len() - 3 - round % 2;
             run.roll_back(run.evaluations[at].checkpoint);
-            // A clock that was not put back goes on while the guest was elsewhere.
+            // A clock that was not restored includes the time in which the guest did not run.
             run.guest.uptime_s += if round % 2 == 0 { 6.0 } else { 0.0 };
             run.guest.run(0.06);
             alarms += usize::from(!run.checkpoint().is_clean());

@@ -2,7 +2,7 @@ use retrovisor_guest::Gpa;
 
 use crate::{Arguments, Error, Fault, Parameter, Patch, Plan, Target};
 
-/// Flips one bit of guest memory, as a memory error does. Injected again, it puts the bit back.
+/// Flips one bit of guest memory, like a memory error. Injecting it a second time restores the bit.
 pub(crate) struct BitFlip;
 
 impl Fault for BitFlip {
@@ -77,7 +77,7 @@ impl Fault for BitFlip {
     }
 }
 
-/// The byte at a distance from a kernel symbol, and how to call it.
+/// The byte at an offset from a kernel symbol, and a text for it.
 fn by_symbol(target: &Target, symbol: &str, offset_bytes: u64) -> Result<(Gpa, String), Error> {
     let kernel = target.kernel()?;
     let shown = symbol.escape_debug();

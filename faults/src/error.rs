@@ -1,12 +1,13 @@
 use retrovisor_guest::{Gpa, MachineError, MemoryError};
 
-/// Why a fault could not be planned or applied. The guest's memory is unchanged, as far as the machine accepts writes.
+/// Why a fault could not be planned or applied. The guest's memory is unchanged, unless the machine refused the writes
+/// that restore it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no such kind of fault.
     #[error("there is no fault `{0}`; `retrovisor inject NAME list` shows those that there are")]
     NoSuchFault(String),
-    /// A parameter of a fault is missing, unknown or has a value that cannot be used.
+    /// A parameter of a fault is missing, unknown or has an invalid value.
     #[error("parameter `{name}` {problem}")]
     Parameter {
         /// The parameter.
@@ -30,10 +31,10 @@ pub enum Error {
         /// Guest-virtual address of the replacement.
         target: u64,
     },
-    /// The call's operand is on two frames.
+    /// The call's operand spans two frames.
     #[error("the call at {0:#x} spans two pages; redirect another system call")]
     Split(u64),
-    /// The memory is no longer what the plan was made for.
+    /// The memory differs from the plan's.
     #[error("the bytes at {0} changed since the fault was planned; try again")]
     Changed(Gpa),
     /// The guest's kernel could not be read.

@@ -7,7 +7,7 @@ pub trait Fault: Sync {
     /// Its name on the command line and in the API: `bit-flip`.
     fn name(&self) -> &'static str;
 
-    /// What it does, in one line.
+    /// Its effect, in one line.
     fn doc(&self) -> &'static str;
 
     /// The parameters it takes.
@@ -16,7 +16,7 @@ pub trait Fault: Sync {
     /// What a detector should find in the checkpoints after it.
     fn expected(&self) -> &'static str;
 
-    /// Decides which bytes to write. Reads the checkpoint only; the guest may run on meanwhile.
+    /// Determines the bytes to write. Reads only the checkpoint; the guest may run meanwhile.
     fn plan(&self, target: &Target, arguments: &Arguments) -> Result<Plan, Error>;
 }
 
@@ -29,7 +29,7 @@ pub struct Parameter {
     pub unit: &'static str,
     /// What it means.
     pub doc: &'static str,
-    /// The value when none is given; `None` for a parameter that may be missing or must be given, as `doc` says.
+    /// The default value; `None` for a parameter that is optional or required, as `doc` says.
     pub default: Option<&'static str>,
 }
 
@@ -48,7 +48,7 @@ pub fn find(name: &str) -> Result<&'static dyn Fault, Error> {
         .ok_or_else(|| Error::NoSuchFault(name.escape_debug().to_string()))
 }
 
-/// The values given for a fault's parameters, checked against what it takes.
+/// The values of a fault's parameters, checked against its list of parameters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Arguments(BTreeMap<String, String>);
 
@@ -79,7 +79,7 @@ impl Arguments {
         self.0.get(name).map(String::as_str)
     }
 
-    /// The value of a parameter that is needed.
+    /// The value of a required parameter.
     pub fn text(&self, name: &str) -> Result<&str, Error> {
         self.get(name)
             .ok_or_else(|| Error::Parameter { name: name.to_owned(), problem: "is missing".to_owned() })

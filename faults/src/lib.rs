@@ -1,8 +1,8 @@
-//! Fault models: what to change in a guest's memory, and how, from outside.
+//! Fault models: how to change a guest's memory from outside.
 //!
-//! A [`Fault`] is a kind of fault with parameters. It is planned against a checkpoint, while the guest runs, and gives a
-//! [`Plan`]: the bytes to write, the frames they are in, and a description. A plan is applied to the machine in one pause
-//! and can be undone. [`all`] is the registry; `docs/analytics.md` says how to add one.
+//! A [`Fault`] is a kind of fault with parameters. It is planned against a checkpoint, while the guest runs, which
+//! gives a [`Plan`]: the bytes to write, their frames, and a description. A plan is applied to the machine in one pause
+//! and can be undone. [`all`] is the registry; `docs/analytics.md` describes how to add one.
 #![forbid(unsafe_code)]
 
 mod bit_flip;

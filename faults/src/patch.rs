@@ -7,26 +7,26 @@ use crate::Error;
 pub struct Patch {
     /// Guest-physical address of the first byte.
     pub gpa: Gpa,
-    /// The bytes before; where memory differs from them, the plan is out of date and nothing is written.
+    /// The bytes before; if memory differs from them, the plan is out of date and nothing is written.
     pub before: Vec<u8>,
     /// The bytes afterwards; as many as `before`.
     pub after: Vec<u8>,
 }
 
 impl Patch {
-    /// The frames that the bytes are in.
+    /// The frames of the bytes.
     pub(crate) fn frames(&self) -> impl Iterator<Item = Gfn> {
         let bytes = self.before.len().max(self.after.len()) as u64;
         let last = self.gpa.0.saturating_add(bytes.saturating_sub(1));
         (self.gpa.gfn().0..=Gpa(last).gfn().0).map(Gfn).filter(move |_| bytes > 0)
     }
 
-    /// The patch that puts back the bytes before.
+    /// The patch that restores the bytes before.
     pub(crate) fn reversed(&self) -> Self {
         Self { gpa: self.gpa, before: self.after.clone(), after: self.before.clone() }
     }
 
-    /// Fails where memory differs from the bytes before.
+    /// Fails if memory differs from the bytes before.
     pub(crate) fn check(&self, memory: &dyn MemoryView) -> Result<(), Error> {
         let mut found = vec![0; self.before.len()];
         memory.read(self.gpa, &mut found)?;

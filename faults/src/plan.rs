@@ -2,12 +2,12 @@ use retrovisor_guest::{ClockPolicy, Machine, MachineIdentity, PageSet};
 
 use crate::{Error, Patch};
 
-/// A fault that was planned: what to write, and what that does.
+/// A planned fault: the bytes to write, and their effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// The bytes to write.
     pub patches: Vec<Patch>,
-    /// What is different afterwards, as a sentence.
+    /// The effect, as a sentence.
     pub description: String,
 }
 
@@ -22,7 +22,7 @@ impl Plan {
         frames
     }
 
-    /// The plan that puts back what this one changed. It is refused where the bytes have changed since.
+    /// The plan that restores the bytes before. It is refused if the bytes have changed since.
     #[must_use]
     pub fn undo(&self) -> Self {
         let patches = self.patches.iter().rev().map(Patch::reversed).collect();
@@ -32,11 +32,11 @@ impl Plan {
     /// Writes the patches in one pause. Leaves the machine paused.
     ///
     /// `note` is called with the frames before the first byte is written, so that they are in the next checkpoint
-    /// whatever happens afterwards. When the memory is not what the plan was made for, nothing is written and `note` is
-    /// not called. On a later error bytes and state are put back; [`Error::NotReverted`] says that the machine did not
-    /// accept the state.
+    /// whatever happens afterwards. If the memory differs from the plan's, nothing is written and `note` is not called.
+    /// After a later error the old bytes and the state are restored; [`Error::NotReverted`] says that the machine did
+    /// not accept the state.
     ///
-    /// The state is captured before and applied afterwards, so that a translator drops code that it translated before.
+    /// The state is captured before and applied afterwards, so that a translator drops its translations of old code.
     pub fn apply(&self, machine: &mut dyn Machine, note: &mut dyn FnMut(&PageSet)) -> Result<(), Error> {
         machine.pause()?;
         for patch in &self.patches {

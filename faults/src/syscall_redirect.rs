@@ -1,10 +1,10 @@
 use crate::{Arguments, Error, Fault, Parameter, Patch, Plan, Target};
 
-/// System call numbers that x86-64 assigned so far are below this.
+/// Bound on the system call numbers that x86-64 has assigned so far.
 const SYSCALLS_MAX: u32 = 600;
 
-/// Makes a system call run the kernel function of another: in `sys_call_table`, and where the kernel dispatches through
-/// `x64_sys_call`, in the call there, too.
+/// Makes a system call run the kernel function of another, in `sys_call_table` and, in kernels that dispatch through
+/// `x64_sys_call`, in the call there.
 pub(crate) struct SyscallRedirect;
 
 impl Fault for SyscallRedirect {

@@ -3,13 +3,13 @@ use retrovisor_introspect::{Introspector, Kernel, KernelLibrary, OwnerReader};
 
 use crate::Error;
 
-/// The checkpoint that a fault is planned on.
+/// The checkpoint for which a fault is planned.
 pub struct Target<'v> {
     /// Its memory.
     pub view: &'v dyn MemoryView,
     /// Its vCPUs' registers.
     pub registers: &'v [VcpuRegisters],
-    /// Where symbols and types of kernels are kept.
+    /// The library for symbols and types of kernels.
     pub library: Option<KernelLibrary>,
 }
 
@@ -22,7 +22,7 @@ impl Target<'_> {
         })
     }
 
-    /// Who has a frame, as text. Reads the kernel's page descriptors: this takes a while.
+    /// The owner of a frame, as text. Reads the kernel's page descriptors, which takes a while.
     #[must_use]
     pub fn owner(&self, gfn: Gfn) -> String {
         let mut introspector =

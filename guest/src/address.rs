@@ -40,7 +40,7 @@ impl Gpa {
 }
 
 impl Gfn {
-    /// The first address of the frame. Frame numbers above 2^52 wrap: a layout never holds one.
+    /// The first address of the frame. Frame numbers above 2^52 wrap: a layout never contains one.
     #[must_use]
     pub const fn gpa(self) -> Gpa {
         Gpa(self.0 << PAGE_SHIFT)

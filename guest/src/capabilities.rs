@@ -1,7 +1,7 @@
 use crate::{ClockPolicy, MachineError};
 
-/// What a machine can do that not every machine can. Constant while the machine lives, so that a caller asks before it
-/// changes anything.
+/// What a machine can do that not every machine can. Constant for the lifetime of the machine, so a caller can check
+/// before it changes anything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[expect(
     clippy::struct_excessive_bools,
@@ -13,9 +13,9 @@ pub struct Capabilities {
     /// The contents of every writable disk can be read and written block by block: see [`crate::DiskIo::disks`].
     pub disk_blocks: bool,
     /// Other programs can add and remove vCPUs, memory and disks while the guest runs.
-    /// [`crate::StateIo::capture_state`] refuses a machine to which that happened.
+    /// [`crate::StateIo::capture_state`] refuses a machine if that happened.
     pub hot_plug: bool,
-    /// [`crate::MemoryIo::write_lines`] writes only the lines named, and not the whole frame.
+    /// [`crate::MemoryIo::write_lines`] writes only the given lines, and not the whole frame.
     pub line_writes: bool,
 }
 

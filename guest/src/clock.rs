@@ -1,10 +1,10 @@
 use serde::{Deserialize, Serialize};
 
-/// What the guest's clocks do over the time that a restore skips.
+/// The guest's clocks after a restore, which skips time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ClockPolicy {
-    /// The guest's time goes on from the instant of the checkpoint.
+    /// The guest's time continues from the instant of the checkpoint.
     #[default]
     StandStill,
     /// The guest's wall clock jumps to the host's.

@@ -2,11 +2,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{MachineError, PAGE_SIZE, Page};
 
-/// Bytes in a block of a disk: those of a page, so that one store keeps both, and a block that is in the guest's
-/// page cache is kept once.
+/// Size of a block of a disk. It equals that of a page, so that a store can keep both, and a block that is also in the
+/// guest's page cache is stored once.
 pub const BLOCK_SIZE: usize = PAGE_SIZE;
 
-/// Most blocks in a [`BlockRun`] with data: 1 MiB.
+/// Bound on the blocks in a [`BlockRun`] with data: 1 MiB.
 pub const RUN_BLOCKS_MAX: u64 = 256;
 
 /// A writable disk of a machine.
@@ -14,13 +14,13 @@ pub const RUN_BLOCKS_MAX: u64 = 256;
 pub struct DiskShape {
     /// Its name in the machine: `d0`.
     pub name: String,
-    /// Its size in bytes, as the guest sees it. The last block may be cut off by it.
+    /// Its size in bytes, as the guest sees it. It may end within the last block.
     pub size_bytes: u64,
-    /// What it was before the guest wrote to it; none for a disk that began with zeros.
+    /// Its contents before the guest wrote to it; `None` for zeros.
     pub base: Option<DiskBase>,
 }
 
-/// The image that a disk began as: it is only read, is no part of any checkpoint, and must not change.
+/// The image from which a disk was started: it is never written, is not part of any checkpoint, and must not change.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskBase {
     /// The image, and its backing images in turn.
@@ -30,16 +30,16 @@ pub struct DiskBase {
 /// A file of a base image.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BaseFile {
-    /// Its path then. A file that was moved is the same one.
+    /// Its path at that time. A file that was moved is the same one.
     pub path: String,
     /// Its length in bytes.
     pub length_bytes: u64,
-    /// When it was last written, in nanoseconds since 1970.
+    /// Time of last modification, in nanoseconds since 1970.
     pub modified_ns: i64,
 }
 
 impl DiskShape {
-    /// Blocks of the disk, the last one counted whole.
+    /// Number of blocks of the disk, including a partial last one.
     #[must_use]
     pub const fn blocks(&self) -> u64 {
         self.size_bytes.div_ceil(BLOCK_SIZE as u64)
@@ -47,10 +47,11 @@ impl DiskShape {
 }
 
 impl DiskBase {
-    /// Why `found` is not this base, as a sentence; `None` when it is.
+    /// Why `found` is not this base, as a sentence; `None` if it is.
     ///
-    /// Length and time of every file must agree: contents are not compared, which would read whole images at
-    /// every start. A copy keeps its time with `cp -p`; one that lost the fractions of a second is accepted.
+    /// Length and time of last modification of every file must be equal. Contents are not compared, since that would
+    /// read whole images at every start. `cp -p` keeps the time of a copy; one without the fractions of a second is
+    /// accepted.
     #[must_use]
     pub fn differs(&self, found: &Self) -> Option<String> {
         if self.files.len() != found.files.len() {
@@ -92,9 +93,9 @@ impl DiskBase {
 pub enum BlockContent<'a> {
     /// All bytes are zero.
     Zero,
-    /// What the base image has there.
+    /// The contents of the base image.
     Base,
-    /// The bytes. Past the end of the disk they are zero.
+    /// The bytes; zero past the end of the disk.
     Data(&'a Page),
 }
 
@@ -103,29 +104,28 @@ pub enum BlockContent<'a> {
 pub enum RunContent {
     /// Zeros.
     Zero,
-    /// What the base image has there.
+    /// The contents of the base image.
     Base,
-    /// Bytes, which came with the run; some blocks may still be zero.
+    /// The bytes that were returned with the run; some blocks may still be zero.
     Data,
 }
 
-/// Blocks in a row.
+/// Consecutive blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BlockRun {
     /// The first block.
     pub first: u64,
-    /// Number of blocks; [`RUN_BLOCKS_MAX`] at most when they hold data.
+    /// Number of blocks; at most [`RUN_BLOCKS_MAX`] with data.
     pub count: u64,
     /// Their content.
     pub content: RunContent,
 }
 
-/// The blocks of a disk that may differ between two captured states, to be read while the guest runs on. What it reads
-/// must stay until it is dropped: neither state may be released before.
+/// The blocks of a disk that may differ between two captured states, read while the guest runs. Neither state may be
+/// released before this is dropped.
 pub trait DiskChanges: Send {
-    /// The next run, ascending; `None` at the end. With data, `bytes` is filled with whole blocks
-    /// (`count` × [`BLOCK_SIZE`]); otherwise it is emptied. May name blocks that did not change, never leave out one
-    /// that did.
+    /// The next run, ascending; `None` at the end. With data, `bytes` is filled with whole blocks (`count` ×
+    /// [`BLOCK_SIZE`]); otherwise it is emptied. May include blocks that did not change, but never omits one that did.
     fn next_run(&mut self, bytes: &mut Vec<u8>) -> Result<Option<BlockRun>, MachineError>;
 }
 
@@ -146,7 +146,7 @@ mod tests {
     fn a_base_is_known_by_length_and_time() {
         let was = base(&[("/a", 9, 5_000_000_001), ("/b", 7, 1)]);
         assert_eq!(was.differs(&base(&[("/elsewhere", 9, 5_000_000_001), ("/b", 7, 1)])), None);
-        // A copy by a tool that keeps whole seconds.
+        // As after a copy by a tool that keeps only whole seconds.
         assert_eq!(was.differs(&base(&[("/a", 9, 5_000_000_000), ("/b", 7, 0)])), None);
         for (other, word) in [
             (base(&[("/a", 10, 5_000_000_001), ("/b", 7, 1)]), "has 10 bytes"),

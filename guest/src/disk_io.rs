@@ -2,19 +2,19 @@ use crate::{BlockContent, DiskChanges, DiskShape, DiskState, MachineError, Machi
 
 /// A machine's disks, block by block.
 ///
-/// Disks go back with [`apply_state`](crate::StateIo::apply_state) as long as the driver retains their contents
-/// ([`DiskIo::retains_disks`]); from then on their blocks are written, like pages: `write_blocks`, then `apply_state` with
-/// [`DiskState::unchanged`].
+/// As long as the driver retains the disks' contents of a state ([`DiskIo::retains_disks`]),
+/// [`apply_state`](crate::StateIo::apply_state) restores them. After that their blocks are written, like pages:
+/// `write_blocks`, then `apply_state` with [`DiskState::unchanged`].
 pub trait DiskIo {
-    /// The writable disks whose contents can be read and written block by block: constant while the machine lives.
-    /// A machine without any has disks that go back by [`apply_state`](crate::StateIo::apply_state) alone.
+    /// The writable disks whose contents can be read and written block by block: constant for the lifetime of the
+    /// machine. If there are none, disks are restored by [`apply_state`](crate::StateIo::apply_state) only.
     fn disks(&self) -> &[DiskShape] {
         &[]
     }
 
     /// The blocks of a disk that may differ between two captured states; without `since`, between `at` and the base
-    /// image. Costs the guest nothing: what is read does not change any more.
-    /// `since` must be retained, too ([`DiskIo::retained_disks`]).
+    /// image. Does not affect the guest, because captured blocks do not change. `since` must be retained, too
+    /// ([`DiskIo::retained_disks`]).
     fn disk_changes(
         &self,
         at: &DiskState,
@@ -30,8 +30,8 @@ pub trait DiskIo {
         Ok(Vec::new())
     }
 
-    /// Whether the contents that a state's disks are to have are retained, so that
-    /// [`apply_state`](crate::StateIo::apply_state) can put them back. `true` for a state without disks.
+    /// Whether the disks' contents of a state are retained, so that [`apply_state`](crate::StateIo::apply_state) can
+    /// restore them. `true` for a state without disks.
     fn retains_disks(&mut self, state: &MachineState) -> Result<bool, MachineError> {
         if state.disks.is_empty() {
             return Ok(true);
@@ -40,8 +40,8 @@ pub trait DiskIo {
         Ok(state.disks.iter().all(|disk| retained.contains(disk)))
     }
 
-    /// Writes blocks in a row, from `first` on. Needs the machine paused; is in effect, and checked, once
-    /// [`apply_state`](crate::StateIo::apply_state) was called with [`DiskState::unchanged`].
+    /// Writes consecutive blocks, from `first` on. Needs the machine paused. The writes take effect, and are checked,
+    /// in [`apply_state`](crate::StateIo::apply_state) with [`DiskState::unchanged`].
     fn write_blocks(
         &mut self,
         disk: &str,

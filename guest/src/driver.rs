@@ -14,25 +14,25 @@ pub trait Driver: Send + Sync {
     /// What its machines can do that not every driver's can.
     fn features(&self) -> DriverFeatures;
 
-    /// Whether this host can run machines of this driver; the error says why not and what to do.
+    /// Whether this host can run machines of this driver; the error has the reason and what to do.
     fn check_host(&self) -> Result<(), MachineError>;
 
-    /// Refuses what [`Driver::launch`] would refuse, before anything is started or written.
+    /// Refuses a spec that [`Driver::launch`] would refuse, before anything is started or written.
     fn check(&self, spec: &LaunchSpec) -> Result<(), MachineError>;
 
-    /// Starts a process and the machine in it. A failure leaves no process.
+    /// Starts a process and the machine in it. After a failure no process remains.
     fn launch(&self, launch: &Launch<'_>) -> Result<Box<dyn Vm>, MachineError>;
 
     /// The process that [`Driver::attach`] would attach to. Changes nothing in it.
     fn find(&self, attach: &Attach<'_>) -> Result<ProcessIdentity, MachineError>;
 
-    /// Connects to a process that runs already; it is independent. Whether the guest runs is not changed.
+    /// Connects to a running process, which is independent. Does not change whether the guest runs.
     fn attach(&self, attach: &Attach<'_>) -> Result<Box<dyn Vm>, MachineError>;
 
-    /// Whether that process still runs, whether or not it answers.
+    /// Whether that process still runs, even if it does not respond.
     fn is_alive(&self, process: &ProcessIdentity) -> bool;
 
-    /// Ends that process if it still runs, without asking it.
+    /// Ends that process if it still runs, without its cooperation.
     fn kill(&self, process: &ProcessIdentity) -> Result<(), MachineError>;
 }
 
@@ -43,7 +43,7 @@ pub struct DriverFeatures {
     pub networks: bool,
     /// [`Vm::renew_identity`] has an effect.
     pub renews_identity: bool,
-    /// A machine that awaits a state needs its kernel and initial RAM file system all the same.
+    /// Whether a machine that awaits a state needs its kernel and initial RAM file system as well.
     pub restores_from_boot_files: bool,
 }
 
@@ -52,17 +52,17 @@ pub struct DriverFeatures {
 pub struct Launch<'a> {
     /// The machine's name.
     pub name: &'a str,
-    /// What it is started with.
+    /// Its configuration.
     pub spec: &'a LaunchSpec,
-    /// Where its sockets, overlays and logs are; made if it is not there.
+    /// The folder for its sockets, overlays and logs; created if it does not exist.
     pub runtime_dir: &'a Path,
-    /// How the guest begins.
+    /// How the guest starts.
     pub start: Start,
-    /// How long its process lives.
+    /// The lifetime of its process.
     pub lifespan: Lifespan,
 }
 
-/// How the guest of a new process begins.
+/// How the guest of a new process starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
     /// It boots.
@@ -71,12 +71,12 @@ pub enum Start {
     AwaitsState,
 }
 
-/// How long a machine's process lives.
+/// The lifetime of a machine's process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lifespan {
     /// It ends when the machine is dropped or this program ends.
     Bound,
-    /// It goes on when the machine is dropped or this program ends.
+    /// It continues when the machine is dropped or this program ends.
     Independent,
     /// Bound until [`Vm::make_independent`] is called. A driver that cannot change this later takes `Independent`.
     BoundAtFirst,
@@ -87,11 +87,11 @@ pub enum Lifespan {
 pub struct Attach<'a> {
     /// The machine's name.
     pub name: &'a str,
-    /// The socket of its monitor; `None` for the place in `runtime_dir` at which [`Driver::launch`] puts it.
+    /// The socket of its monitor; `None` for the default place of [`Driver::launch`] in `runtime_dir`.
     pub socket: Option<&'a Path>,
-    /// Where its sockets, overlays and logs are.
+    /// The folder of its sockets, overlays and logs.
     pub runtime_dir: &'a Path,
-    /// The network interfaces that it was started with.
+    /// The network interfaces with which it was started.
     pub interfaces: &'a [Interface],
 }
 
@@ -106,7 +106,7 @@ impl Drivers {
         Self::default()
     }
 
-    /// Adds one that is less preferred than those before.
+    /// Adds a driver that is less preferred than the earlier ones.
     #[must_use]
     pub fn with(mut self, driver: impl Driver + 'static) -> Self {
         self.0.push(Arc::new(driver));
@@ -119,13 +119,13 @@ impl Drivers {
         self.0.iter().find(|driver| driver.name() == name)
     }
 
-    /// The first driver whose machines this host can run: what the name `auto` stands for.
+    /// The first driver whose machines this host can run, which is the meaning of the name `auto`.
     #[must_use]
     pub fn preferred(&self) -> Option<&Arc<dyn Driver>> {
         self.0.iter().find(|driver| driver.check_host().is_ok())
     }
 
-    /// The names of all, the preferred one first.
+    /// The names of all drivers, the preferred one first.
     pub fn names(&self) -> impl Iterator<Item = &'static str> {
         self.0.iter().map(|driver| driver.name())
     }

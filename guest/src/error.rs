@@ -9,7 +9,7 @@ pub enum MemoryError {
         /// The address asked for.
         gpa: Gpa,
     },
-    /// The source holds the page but its bytes are damaged or gone. The message names the place.
+    /// The source has the page, but its bytes are damaged or missing. The message names the place.
     #[error("{0}")]
     Damaged(String),
     /// Reading failed on the host.
@@ -17,27 +17,27 @@ pub enum MemoryError {
     Host(#[from] std::io::Error),
 }
 
-/// Why a machine could not do what it was asked. Every message says what to do next where there is something to do.
+/// Why a machine could not execute a call. If there is something to do, the message says what.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
-    /// The process or VM behind the machine is gone.
+    /// The process or VM of the machine is gone.
     #[error("machine {machine} is gone: {reason}")]
     Gone {
         /// The machine's name.
         machine: String,
-        /// What was seen: exit status, closed socket.
+        /// What was observed: exit status, closed socket.
         reason: String,
     },
     /// The driver, or this host, cannot do this.
     #[error("{what} is not supported here. {help}")]
     Unsupported {
-        /// What was asked.
+        /// The call.
         what: String,
-        /// The way out.
+        /// What to do instead.
         help: String,
     },
-    /// A state does not belong to this machine (other layout, vCPU count, version, CPU).
-    #[error("the state does not fit this machine: {what} is {found}, the state has {expected}")]
+    /// The state is not compatible with this machine (other layout, vCPU count, version, CPU).
+    #[error("the state does not fit this machine: {what}: expected {expected}, found {found}")]
     Mismatch {
         /// Which property.
         what: String,
@@ -49,7 +49,7 @@ pub enum MachineError {
     /// The call needs the machine paused (or running), and it is not.
     #[error("{doing} needs a {needed} machine")]
     RunState {
-        /// What was asked.
+        /// The call.
         doing: &'static str,
         /// `paused`, `running` or `restored`.
         needed: &'static str,
@@ -62,18 +62,18 @@ pub enum MachineError {
         /// What to do.
         help: String,
     },
-    /// The peer (VMM, kernel interface) answered with an error or not at all.
+    /// The peer (VMM, kernel interface) returned an error or did not respond.
     #[error("{doing}: {message}")]
     Driver {
-        /// What was being done.
+        /// The action that failed.
         doing: String,
-        /// The peer's words.
+        /// The peer's message.
         message: String,
     },
     /// The host failed an operation.
     #[error("{doing}: {source}")]
     Io {
-        /// What was being done, with the path.
+        /// The action that failed, with the path.
         doing: String,
         /// The host's error.
         source: std::io::Error,

@@ -1,7 +1,7 @@
-//! Facts as tables: what a reader of checkpoints found, in the form that a database keeps.
+//! Facts as tables: the results of reading checkpoints, in the form that a database stores.
 //!
-//! A fact type is a struct in `introspect`; its schema says how its fields become columns. The store makes a
-//! table of each schema (keyed by checkpoint) without knowing what it means, so that a new fact needs no change there.
+//! A fact type is a struct in `introspect`; its schema maps its fields to columns. The store creates a table for each
+//! schema (keyed by checkpoint) without knowing its meaning, so a new fact needs no change there.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Value {
-    /// Not known, or not there.
+    /// Unknown or absent.
     Null,
     /// A number, count, or flag (0 or 1).
     Integer(i64),
@@ -72,7 +72,7 @@ impl From<i64> for Value {
 }
 
 impl From<u64> for Value {
-    /// Counters beyond 2^63 stay there rather than turn negative.
+    /// Counters beyond 2^63 are stored as that bound and not as negative numbers.
     fn from(number: u64) -> Self {
         Self::Integer(i64::try_from(number).unwrap_or(i64::MAX))
     }
@@ -136,6 +136,6 @@ pub struct Schema {
 pub struct Table {
     /// Its shape.
     pub schema: &'static Schema,
-    /// One row a fact, a cell a column.
+    /// One row for each fact, one cell for each column.
     pub rows: Vec<Vec<Value>>,
 }

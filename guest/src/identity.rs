@@ -10,7 +10,7 @@ use crate::MemoryLayout;
 pub enum Accelerator {
     /// KVM with hardware virtualization.
     Kvm,
-    /// QEMU's translator.
+    /// QEMU's translator (TCG).
     Tcg,
     /// Nothing: a memory-only machine.
     None,
@@ -26,7 +26,7 @@ impl fmt::Display for Accelerator {
     }
 }
 
-/// What a state is checked against before it is applied.
+/// The properties that must match before a state is applied.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineIdentity {
     /// The name given by the user.

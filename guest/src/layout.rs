@@ -34,7 +34,7 @@ pub struct MemoryLayout {
     slots: Vec<MemorySlot>,
 }
 
-/// Why a list of slots is not a layout.
+/// Why a list of slots is not a valid layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
     /// No slot at all, or more RAM than [`MemoryLayout::PAGES_MAX`].
@@ -54,7 +54,7 @@ impl MemoryLayout {
     /// Physical addresses on x86-64 have at most 52 bits.
     const GPA_END: u64 = 1 << 52;
 
-    /// Checks and keeps the slots.
+    /// Checks the slots and makes a layout of them.
     pub fn new(slots: Vec<MemorySlot>) -> Result<Self, LayoutError> {
         let (mut end, mut pages) = (0, 0_u64);
         for slot in &slots {

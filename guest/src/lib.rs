@@ -1,8 +1,8 @@
-//! The nouns and traits that every part of Retrovisor uses: guest-physical addresses, pages, memory slots, vCPU
-//! registers, machine state, and what a driver of virtual machines must be able to do.
+//! The types and traits that every part of Retrovisor uses: guest-physical addresses, pages, memory slots, vCPU
+//! registers, machine state, and the interface of a driver of virtual machines.
 //!
-//! No I/O happens here. Three different drivers implement [`Machine`]: a KVM microVM of this project (own memory, dirty
-//! log, rollback in place), stock QEMU (a shared memory file, opaque device state), and a machine in memory for tests.
+//! There is no I/O in this crate. Three drivers implement [`Machine`]: a KVM microVM (own memory, dirty log, rollback
+//! in place), stock QEMU (a shared memory file, opaque device state), and a machine in memory for tests.
 #![forbid(unsafe_code)]
 
 mod address;

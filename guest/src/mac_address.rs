@@ -3,27 +3,27 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// An Ethernet address of one station.
+/// The Ethernet address of a network interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct MacAddress([u8; 6]);
 
-/// The bit of the first byte that says: many stations.
+/// The group bit of the first byte: a multicast address.
 const GROUP: u8 = 1;
-/// The bit of the first byte that says: given by an administrator, not by a maker.
+/// The local bit of the first byte: assigned by an administrator, not by a manufacturer.
 const LOCAL: u8 = 2;
 
 impl MacAddress {
-    /// The address, unless it is one of a group or zero.
+    /// The address, unless it is multicast or zero.
     #[must_use]
     pub fn new(bytes: [u8; 6]) -> Option<Self> {
         (bytes[0] & GROUP == 0 && bytes != [0; 6]).then_some(Self(bytes))
     }
 
-    /// The address that the network device number `index` of the machine `name` has when none is given: the same each
-    /// time, another one for every name.
+    /// The default address of network device number `index` of the machine `name`: constant, and different for every
+    /// name.
     #[must_use]
     pub fn of_machine(name: &str, index: usize) -> Self {
-        // FNV-1a with a final mix: an address identifies, it protects nothing.
+        // FNV-1a with a final mix: an address needs to be distinct, not secret.
         let bytes = name.bytes().chain([0]).chain(index.to_le_bytes());
         let mut hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -34,7 +34,7 @@ impl MacAddress {
         Self([first & !GROUP | LOCAL, second, third, fourth, fifth, sixth])
     }
 
-    /// Its bytes, as they are in a frame.
+    /// Its bytes, in the order of a frame.
     #[must_use]
     pub fn bytes(self) -> [u8; 6] {
         self.0

@@ -8,13 +8,13 @@ pub const NAME_BYTES_MAX: usize = 64;
 )]
 pub struct NameError {
     what: &'static str,
-    /// Escaped, since it may hold anything.
+    /// Escaped, since it may contain any character.
     name: String,
 }
 
-/// Checks the name of a machine or a hub (`what`): names become folder names and arguments, and are typed by people.
+/// Checks the name of a machine or a hub (`what`): names become folder names and arguments, and users type them.
 ///
-/// The one rule for such names: the store, the manager and the command line all use it.
+/// The store, the manager and the command line all use this rule.
 pub fn check_name(what: &'static str, name: &str) -> Result<(), NameError> {
     let fits = (1..=NAME_BYTES_MAX).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))

@@ -2,17 +2,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::MacAddress;
 
-/// A network interface of a machine, as it is kept in the catalogue.
+/// A network interface of a machine, as stored in the catalogue.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interface {
-    /// What it is plugged into.
+    /// What it is connected to.
     pub network: Network,
-    /// Its address, where one was asked for; else it has [`MacAddress::of_machine`], so that machines with other names
-    /// have other addresses.
+    /// Its address, if one was requested; otherwise it has [`MacAddress::of_machine`], which differs between machines.
     pub mac: Option<MacAddress>,
 }
 
-/// What an interface is plugged into.
+/// What an interface is connected to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Network {

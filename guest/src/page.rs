@@ -6,7 +6,7 @@ pub type Page = [u8; PAGE_SIZE];
 /// A page of zeros.
 pub static ZERO_PAGE: Page = [0; PAGE_SIZE];
 
-/// The content of a frame. Zero and removed frames are states of their own, not the absence of data.
+/// The content of a frame. Zero and removed frames are states of their own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PageContent<'a> {
     /// All bytes are zero.
@@ -18,7 +18,7 @@ pub enum PageContent<'a> {
 }
 
 impl PageContent<'_> {
-    /// What the frame reads as. A removed frame reads as zeros.
+    /// The bytes that are read from the frame. A removed frame reads as zeros.
     #[must_use]
     pub fn bytes(&self) -> &Page {
         match self {
@@ -28,7 +28,7 @@ impl PageContent<'_> {
     }
 }
 
-/// Whether every byte is zero. Compares words, so that the compiler makes vector code of it.
+/// Whether every byte is zero. Compares words, so that the compiler generates vector code.
 #[must_use]
 pub fn is_zero(page: &Page) -> bool {
     page.as_chunks::<64>().0.iter().all(|line| line.iter().fold(0, |any, byte| any | byte) == 0)

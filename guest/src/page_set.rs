@@ -27,18 +27,18 @@ impl PageSet {
         set
     }
 
-    /// The layout whose frames the set speaks of.
+    /// The layout of the frames.
     #[must_use]
     pub fn layout(&self) -> &MemoryLayout {
         &self.layout
     }
 
-    /// Adds a frame; a frame that is not RAM is passed over. Returns whether the set changed.
+    /// Adds a frame; a frame that is not RAM is ignored. Returns whether the set changed.
     pub fn insert(&mut self, gfn: Gfn) -> bool {
         self.layout.index(gfn).is_some_and(|index| self.insert_index(index))
     }
 
-    /// Adds a frame by its index; past the end it is passed over. Returns whether the set changed.
+    /// Adds a frame by its index; an index past the end is ignored. Returns whether the set changed.
     pub fn insert_index(&mut self, index: u64) -> bool {
         let Some(word) = usize::try_from(index / 64).ok().and_then(|at| self.words.get_mut(at)) else {
             return false;
@@ -51,8 +51,8 @@ impl PageSet {
         new
     }
 
-    /// Adds frames by a bitmap whose bit 0 stands for the frame of that index (a hypervisor's dirty log of one slot);
-    /// past the end they are passed over.
+    /// Adds frames by a bitmap whose bit 0 is the frame with that index (a hypervisor's dirty log of one slot); bits
+    /// past the end are ignored.
     pub fn insert_words(&mut self, first: u64, words: &[u64]) {
         let shift = first % 64;
         let skip = usize::try_from(first / 64).unwrap_or(usize::MAX);
@@ -82,7 +82,7 @@ impl PageSet {
         self.layout.index(gfn).is_some_and(|index| self.contains_index(index))
     }
 
-    /// Adds every frame of `other`; frames outside this set's layout are passed over.
+    /// Adds every frame of `other`; frames outside this set's layout are ignored.
     pub fn union(&mut self, other: &Self) {
         if self.layout == other.layout {
             for (word, more) in self.words.iter_mut().zip(&other.words) {
@@ -95,7 +95,7 @@ impl PageSet {
         }
     }
 
-    /// Adds frames 64 at a time: bit `n` of `bits` stands for index `64 * at + n`. What is past the end is passed over.
+    /// Adds frames 64 at a time: bit `n` of `bits` is index `64 * at + n`. Bits past the end are ignored.
     pub fn insert_word(&mut self, at: usize, bits: u64) {
         let pages = self.layout.pages();
         if let Some(word) = self.words.get_mut(at) {
@@ -104,7 +104,7 @@ impl PageSet {
         }
     }
 
-    /// The bitmap: bit `n` of word `at` stands for index `64 * at + n`.
+    /// The bitmap: bit `n` of word `at` is index `64 * at + n`.
     #[must_use]
     pub fn words(&self) -> &[u64] {
         &self.words

@@ -2,8 +2,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Which process a machine runs in. Two processes with the same number differ in their start time, or in the boot of the
-/// host that they belong to.
+/// The process of a machine. Two processes with the same number differ in their start time, or in the boot of the host.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ProcessIdentity {
     /// Its number.

@@ -9,10 +9,10 @@ pub struct DescriptorTable {
     pub limit: u16,
 }
 
-/// The architectural registers of one x86-64 vCPU that a reader of its memory needs.
+/// The architectural registers of one x86-64 vCPU that reading its memory needs.
 ///
-/// Restoring uses the driver's own full state ([`crate::StateSection`]); this is for understanding.
-/// What a driver does not know is `None`, never a guess.
+/// For introspection only: restoring uses the driver's own complete state ([`crate::StateSection`]). A value that the
+/// driver does not know is `None`, never a guess.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VcpuRegisters {
     /// rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8 to r15.

@@ -3,19 +3,19 @@
 pub enum RunState {
     /// vCPUs run.
     Running,
-    /// vCPUs are stopped and devices are quiet. [`crate::Machine::resume`] sets them running.
+    /// vCPUs are stopped and devices are quiescent. [`crate::Machine::resume`] starts them.
     Paused,
-    /// The guest shut down, or one of its vCPUs cannot go on. The VM is still there: memory can be read, and
-    /// [`crate::StateIo::apply_state`] brings the guest back in place.
+    /// The guest shut down, or one of its vCPUs cannot continue. The VM still exists: memory can be read, and
+    /// [`crate::StateIo::apply_state`] restores the guest in place.
     PoweredOff,
-    /// The guest reported that its kernel panicked, and was stopped for it. As with `PoweredOff`, the VM is still there.
+    /// The guest reported that its kernel panicked, and was stopped. As with `PoweredOff`, the VM still exists.
     Panicked,
-    /// The process behind the machine ended or cannot be reached. The guest comes back in a new machine only.
+    /// The process of the machine ended or cannot be reached. The guest can continue only in a new machine.
     Gone,
 }
 
 impl RunState {
-    /// Whether the guest cannot run on from what it is now: another state must be applied, in place or in a new machine.
+    /// Whether the guest cannot continue: another state must be applied, in place or in a new machine.
     #[must_use]
     pub const fn has_ended(self) -> bool {
         matches!(self, Self::PoweredOff | Self::Panicked | Self::Gone)

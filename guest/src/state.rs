@@ -2,13 +2,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::VcpuRegisters;
 
-/// Everything of a machine at one instant but its memory.
+/// The complete state of a machine at one instant, except its memory.
 ///
-/// Small parts are plain data; what only the driver understands travels as named sections of bytes,
-/// which a store keeps like any other content (hashed, deduplicated, compressed).
+/// Small parts are plain data. State that only the driver can interpret is in named sections of bytes, which a store
+/// keeps like any other content (hashed, deduplicated, compressed).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MachineState {
-    /// One entry a vCPU, in the order of their ids.
+    /// One entry for each vCPU, in the order of their ids.
     pub vcpus: Vec<VcpuRegisters>,
     /// The driver's state (vCPUs in full, interrupt controllers, clocks, devices).
     pub sections: Vec<StateSection>,
@@ -16,7 +16,7 @@ pub struct MachineState {
     pub disks: Vec<DiskState>,
 }
 
-/// Bytes that only the driver that wrote them understands.
+/// Bytes that only the driver can interpret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateSection {
     /// The format and its version: `qemu-vmstate/7.2`, `kvm-vcpu/1`.
@@ -25,18 +25,18 @@ pub struct StateSection {
     pub bytes: Vec<u8>,
 }
 
-/// A disk's contents at one instant, by name.
+/// The contents of a disk at one instant, by name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskState {
     /// The disk's name in the machine: `d0`.
     pub disk: String,
-    /// How the driver finds these contents again: for qcow2 the internal snapshot's name.
-    /// Empty: whatever the disk holds when the state is applied.
+    /// The driver's name of these contents: for qcow2 the internal snapshot's name.
+    /// Empty: the contents that the disk has when the state is applied.
     pub reference: String,
 }
 
 impl DiskState {
-    /// Applying a state with this leaves the disk's contents unchanged: its blocks were written before.
+    /// Applying a state with this leaves the disk's contents unchanged, because its blocks were written before.
     #[must_use]
     pub fn unchanged(disk: &str) -> Self {
         Self { disk: disk.to_owned(), reference: String::new() }

@@ -1,13 +1,13 @@
 use crate::{Gfn, Gpa, MemoryError, MemoryLayout, PAGE_SIZE, Page, is_zero};
 
-/// Names a frame's contents within one source of views: two equal tokens mean equal bytes.
-/// Unequal tokens say nothing. Lets a reader keep what it derived from frames that did not change.
+/// Identifies a frame's contents within one source of views: equal tokens mean equal bytes, different ones mean
+/// nothing. A reader can keep results that it derived from unchanged frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PageToken(pub u64);
 
-/// A guest's memory at one instant, to be read: a stored checkpoint, an imported dump, or a paused machine.
+/// A guest's memory at one instant, for reading: a stored checkpoint, an imported dump, or a paused machine.
 ///
-/// Everything in it was written by the guest: hostile until checked.
+/// The guest wrote all of it: it is untrusted until checked.
 pub trait MemoryView {
     /// Which frames are RAM.
     fn layout(&self) -> &MemoryLayout;
@@ -16,28 +16,28 @@ pub trait MemoryView {
     fn read_page(&self, gfn: Gfn, into: &mut Page) -> Result<(), MemoryError>;
 
     /// Reads one frame and returns whether all of it is zero. For a copy that is not used soon: a source may use
-    /// non-temporal stores, which leave the processor's caches alone.
+    /// non-temporal stores, which do not displace the contents of the processor's caches.
     fn read_nontemporal(&self, gfn: Gfn, into: &mut Page) -> Result<bool, MemoryError> {
         self.read_page(gfn, into)?;
         Ok(is_zero(into))
     }
 
-    /// The name of the frame's contents, where this source has one.
+    /// The token of the frame's contents, if this source has tokens.
     fn token(&self, _gfn: Gfn) -> Option<PageToken> {
         None
     }
 
-    /// Whether the frame is known, without reading it, to hold zeros. `false` means "read it and see".
+    /// Whether the frame is known to be zero without reading it. `false` means unknown.
     fn known_zero(&self, _gfn: Gfn) -> bool {
         false
     }
 
-    /// Whether the guest gave the frame back (balloon, hot-unplug). `false` also where the source does not know.
+    /// Whether the guest gave the frame back (balloon, hot-unplug). `false` also if the source does not know.
     fn removed(&self, _gfn: Gfn) -> bool {
         false
     }
 
-    /// Fills `into` from `gpa` on, across page borders.
+    /// Reads from `gpa` into `into`, across page boundaries.
     fn read(&self, gpa: Gpa, into: &mut [u8]) -> Result<(), MemoryError> {
         let mut page = [0; PAGE_SIZE];
         let mut done = 0;

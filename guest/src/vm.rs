@@ -2,11 +2,11 @@ use std::path::PathBuf;
 
 use crate::{Machine, MachineError, ProcessIdentity};
 
-/// A machine that runs in a process of its own: what managing it needs beyond [`Machine`].
+/// A machine that runs in a process of its own: the operations beyond [`Machine`] that managing it needs.
 ///
 /// Dropping it ends the process, unless the process is independent ([`crate::Lifespan`]).
 pub trait Vm: Machine {
-    /// The process: constant while the machine lives.
+    /// The process: constant for the lifetime of the machine.
     fn process(&self) -> ProcessIdentity;
 
     /// The socket of its first serial port.
@@ -14,17 +14,17 @@ pub trait Vm: Machine {
         None
     }
 
-    /// The file that keeps what the guest writes there.
+    /// The file with the output of that port.
     fn console_log(&self) -> Option<PathBuf> {
         None
     }
 
-    /// The port at which the guest may serve a shell.
+    /// The port at which the guest may run a shell.
     fn control_port(&self) -> Option<ControlPort> {
         None
     }
 
-    /// Whether the links of its network interfaces are up, in order; empty when that is not known.
+    /// Whether the links of its network interfaces are up, in order; empty if unknown.
     fn links(&self) -> Vec<bool> {
         Vec::new()
     }
@@ -32,39 +32,39 @@ pub trait Vm: Machine {
     /// How dirty frames are found.
     fn dirty_finder(&self) -> DirtyFinder;
 
-    /// How its process is confined, in words; empty when Retrovisor did not start it.
+    /// The confinement of its process as text; empty if Retrovisor did not start it.
     fn confinement(&self) -> String {
         String::new()
     }
 
-    /// Tells a guest whose state came from another machine that it is another machine now, so that it draws other random
-    /// numbers. Needs the machine paused. Does nothing where the driver has no means for it
+    /// Notifies a guest whose state came from another machine that it is now a different machine, so that it generates
+    /// other random numbers. Needs the machine paused. Does nothing if the driver cannot do it
     /// ([`crate::DriverFeatures::renews_identity`]).
     fn renew_identity(&mut self) -> Result<(), MachineError> {
         Ok(())
     }
 
-    /// Makes the process independent: it goes on when this machine is dropped, or this program ends.
+    /// Makes the process independent: it continues when this machine is dropped, or this program ends.
     fn make_independent(&mut self) -> Result<(), MachineError>;
 
-    /// Removes from the process what was put into it beyond the machine itself (block nodes, descriptors, capabilities), and
-    /// ends the connection: the process is independent. With `deletes_snapshots`, also the disks' contents that were
-    /// retained for captured states. Everything is tried; what could not be removed is in the error.
+    /// Removes everything that was added to the process (block nodes, descriptors, capabilities), and ends the
+    /// connection: the process is then independent. With `deletes_snapshots`, also removes the disk contents retained
+    /// for captured states. Every step is tried; the error has what could not be removed.
     fn detach(mut self: Box<Self>, deletes_snapshots: bool) -> Result<(), MachineError> {
         let _ = deletes_snapshots;
         self.make_independent()
     }
 
-    /// Ends the process, also an independent one, and waits until it is gone.
+    /// Ends the process, also an independent one, and waits for its end.
     fn quit(self: Box<Self>);
 }
 
-/// A port at which a guest may serve a shell.
+/// A port at which a guest may run a shell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ControlPort {
     /// Its socket on the host.
     pub socket: PathBuf,
-    /// The terminal that it is in the guest.
+    /// The terminal in the guest.
     pub terminal: &'static str,
 }
 
@@ -73,6 +73,6 @@ pub struct ControlPort {
 pub struct DirtyFinder {
     /// Its name.
     pub name: &'static str,
-    /// Why this one.
+    /// Why it was chosen.
     pub reason: String,
 }

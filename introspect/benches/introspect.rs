@@ -1,7 +1,7 @@
-//! What reading a guest costs, on a dump of a stock Debian guest of 512 MiB: the first observation, a next one after
-//! 1,000 of the frames it reads have changed, what of the first is finding the kernel, and whose each frame is. A raw dump has
-//! no names for contents: there everything that an observation needs is read again. `cached`: symbols and types of the build
-//! were kept by an earlier process.
+//! Measures the cost of reading a guest, on a dump of a stock Debian guest of 512 MiB: the first observation; the next
+//! one, after 1,000 of the frames that it reads have changed; finding the kernel, which is a part of the first; and the
+//! owner of each frame. A raw dump has no page tokens: there everything that an observation needs is read again.
+//! `cached`: an earlier process has put symbols and types of the build in a library.
 //!
 //! Prints a table and writes `target/bench/introspect.json`: rows `{name, unit, p50, p99, n}`.
 #![expect(clippy::unwrap_used, reason = "a benchmark that cannot go on panics")]
@@ -26,12 +26,12 @@ const ROUNDS: u64 = 20;
 const NEXTS: u64 = 5;
 const DIRTY: usize = 1000;
 
-/// A memory held by us, whose frames have names, as in a store.
+/// A memory whose frames have page tokens, as in a store.
 struct Held {
     layout: MemoryLayout,
     pages: Vec<Page>,
     zero: Vec<bool>,
-    /// Counts up for each checkpoint.
+    /// Incremented for each checkpoint.
     generation: u64,
     /// Frames that change from each checkpoint to the next.
     dirty: BTreeSet<u64>,
@@ -81,7 +81,7 @@ fn main() {
         Setting { vcpus: 4, accelerator: "tcg,thread=single", append: "pti=off", ..Setting::default() };
     let Some(dump) = Dump::of("bookworm-cloud", "large", &setting) else { return };
     let mut view = Held::of(&dump);
-    // Frames with data that an observation reads, evenly spread over them: the worst that can be dirty.
+    // Frames with data that an observation reads, evenly spread: the worst case of dirty frames.
     let mut introspector = Introspector::new();
     drop(introspector.observe(&view, &dump.registers));
     let read: Vec<u64> = view.read.borrow().iter().copied().collect();
@@ -103,7 +103,7 @@ fn main() {
         }
     }
     let (mut raw_firsts, mut raw_tasks, mut raw_nexts) = (Vec::new(), Vec::new(), Vec::new());
-    // Symbols and types of this build were kept by an earlier process.
+    // An earlier process has put symbols and types of this build in the library.
     let folder = tempfile::tempdir().unwrap();
     let library = KernelLibrary::new(folder.path());
     drop(Kernel::find_with(&view, &dump.registers, &library));

@@ -1,11 +1,11 @@
 #!/bin/bash
 # Reads one memory with Volatility 3 and with Retrovisor, compares tasks and modules, and measures both.
-# Volatility is a program beside ours, in an environment of its own that is thrown away: nothing is linked with it.
+# Volatility is installed into a temporary environment, and nothing is linked with it.
 #
 #   introspect/benches/volatility.sh [memory.raw registers.txt]
 #
-# Without arguments it takes a memory that the tests of the kernels left in the cache. It must have page tables of
-# four levels: Volatility knows no five.
+# Without arguments it takes a memory that the tests of the kernels have put in the cache. It must have page tables of
+# four levels: Volatility does not read five.
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
 cache=${RETROVISOR_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/retrovisor}
@@ -26,12 +26,12 @@ skip() {
     exit 0
 }
 
-[ -n "$memory" ] || skip "there is no memory to read: the tests of the kernels (cargo test -p retrovisor-introspect --test word) leave some"
+[ -n "$memory" ] || skip "there is no memory to read: the tests of the kernels (cargo test -p retrovisor-introspect --test guest_reports) leave some"
 command -v python3 >/dev/null || skip "python3 is not installed (package python3)"
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 export XDG_CACHE_HOME=$work/cache
-# Built before the clock runs.
+# Built before the measurement begins.
 cd "$root"
 cargo build --quiet --release -p retrovisor-introspect --examples ${CARGO_FLAGS:---locked}
 examples=${CARGO_TARGET_DIR:-$root/target}/release/examples

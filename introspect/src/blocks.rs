@@ -7,24 +7,25 @@ use std::{
     },
 };
 
-/// The data of a file, read and checked block by block when it is asked for.
+/// The data of a file. A block is read, and its check compared, when it is first needed.
 pub(crate) struct Blocks {
     file: File,
-    /// Where the data begin in the file.
+    /// Offset of the data in the file.
     data_at: u64,
     length: usize,
     checks: Vec<u64>,
-    /// What was read; `None` when it is damaged.
+    /// The blocks read so far; `None` for a damaged one.
     read: Vec<OnceLock<Option<Box<[u8]>>>>,
     damaged: AtomicBool,
 }
 
 impl Blocks {
     const BLOCK_BYTES: usize = 4096;
-    /// A block is read with so much of what follows it: what begins in it and is not longer is in one piece.
+    /// Bytes that are read beyond the end of a block, so that an item that begins in the block and is at most this long
+    /// is contiguous.
     pub(crate) const SLACK_BYTES: usize = 512;
 
-    /// `checks` are those that [`Self::checks_of`] gave for the data.
+    /// `checks` are the results of [`Self::checks_of`] for the data.
     pub(crate) fn new(file: File, data_at: u64, length: usize, checks: Vec<u64>) -> Option<Self> {
         (checks.len() == Self::count(length)).then(|| Self {
             file,
@@ -36,12 +37,12 @@ impl Blocks {
         })
     }
 
-    /// How many blocks so many bytes are.
+    /// Number of blocks in `length` bytes.
     pub(crate) fn count(length: usize) -> usize {
         length.div_ceil(Self::BLOCK_BYTES)
     }
 
-    /// The check of each block of some data.
+    /// The check value of each block of some data.
     pub(crate) fn checks_of(data: &[u8]) -> impl Iterator<Item = u64> {
         (0..data.len()).step_by(Self::BLOCK_BYTES).map(|at| check(&data[at..Self::end(at, data.len())]))
     }
@@ -54,7 +55,7 @@ impl Blocks {
         self.damaged.load(Ordering::Relaxed)
     }
 
-    /// What follows from `at` on: at least [`Self::SLACK_BYTES`], unless the data end before.
+    /// The bytes from `at` on: at least [`Self::SLACK_BYTES`], or fewer at the end of the data.
     pub(crate) fn rest(&self, at: usize) -> Option<&[u8]> {
         let block = self.read.get(at / Self::BLOCK_BYTES)?;
         let load = || {
@@ -79,7 +80,8 @@ impl Blocks {
     }
 }
 
-/// Tells damage of a disk; no proof against who means it.
+/// Detects accidental damage. It does not protect against deliberate changes, since whoever changes the data can also
+/// change the check.
 fn check(bytes: &[u8]) -> u64 {
     blake3::hash(bytes).as_bytes().first_chunk().map_or(0, |first| u64::from_le_bytes(*first))
 }

@@ -41,7 +41,7 @@ use crate::{
     reader::Reader,
 };
 
-/// One boot of one kernel, and what its first observations showed: later ones are compared with it.
+/// One boot of one kernel, with the references from its first observations; later observations are compared with them.
 pub(crate) struct Boot {
     pub(crate) kernel: Arc<Kernel>,
     identity: BootIdentity,
@@ -82,7 +82,7 @@ impl Boot {
                 .is_none_or(|probe| self.identity.is_same_boot(&BootIdentity::read(&probe)))
     }
 
-    /// Reads everything. The statistics get what the reading of the kernel's code found.
+    /// Reads all facts. Sets the fields of `memory` about the kernel's code.
     pub(crate) fn observe(
         &mut self,
         reader: &Reader,
@@ -97,7 +97,7 @@ impl Boot {
         let clock = Clock::read(&probe);
         let mut tasks = Tasks::read(&probe).unwrap_or_default();
         let mut modules = Modules::read(&probe).unwrap_or_default();
-        // Until it starts its first process a kernel still changes its code and tables at will.
+        // Before it starts the first process, a kernel changes its code and tables in ways that no table records.
         let running = is_running(&probe);
         if running {
             self.task_slabs.find_unlisted(&probe, &mut tasks);
@@ -167,13 +167,13 @@ impl Boot {
         linux
     }
 
-    /// Nothing is known any more of the moment before the next one; the references stay.
+    /// Drops what is compared between consecutive observations; the references stay.
     pub(crate) fn forget_last(&mut self) {
         self.forgeries.forget();
         self.task_slabs.forget();
     }
 
-    /// The gates to report: at first all, later those that lead elsewhere than then.
+    /// The gates to report: all in the first observation, later those that differ from it.
     fn gates(&mut self, code: &Code, vcpus: &[VcpuRegisters], integrity: &mut Vec<Violation>) -> Vec<Gate> {
         let Some(now) = gates::read(code) else { return Vec::new() };
         integrity.extend(gates::redirected(code, vcpus, &now, self.gates.as_deref()));
@@ -185,7 +185,7 @@ impl Boot {
         changed.map(|(now, _)| now).collect()
     }
 
-    /// Who asked to be called, and what of the code changed.
+    /// The registered hooks. Adds the violations of hooks and of changed code to `integrity`.
     fn hooks_and_text(
         &mut self,
         code: &Code,
@@ -210,7 +210,7 @@ impl Boot {
         [tracers.hooks, kprobes.hooks, packets.hooks].concat()
     }
 
-    /// The system calls to report, and those that lead elsewhere than they must.
+    /// The system calls to report, and the redirected ones.
     fn syscalls(&mut self, kernel: &Kernel, reader: &Reader) -> (Vec<Syscall>, Vec<Violation>) {
         let Some(now) = Syscalls::read(kernel, reader) else { return Default::default() };
         let Some(first) = &self.syscalls else {
@@ -239,7 +239,7 @@ impl Boot {
     }
 }
 
-/// The facts that the kernel itself and the registers tell.
+/// The facts that come from the kernel's identity and from the registers.
 fn kernel_fact(kernel: &Kernel, vcpus: &[VcpuRegisters]) -> KernelFact {
     let first = vcpus.first();
     KernelFact {
@@ -263,7 +263,8 @@ fn is_running(probe: &Probe) -> bool {
     state.zip(running).is_none_or(|(state, running)| state >= running)
 }
 
-/// A system call that leads out of the kernel's code, past the symbol its name asks for, or elsewhere than at first.
+/// A violation if a system call leads out of the kernel's text, or to another symbol than its expected one, or, without
+/// an expected symbol, elsewhere than in the first observation.
 fn redirected(kernel: &Kernel, call: &Syscall, first: Option<&Syscall>) -> Option<Violation> {
     let by_name = call.expected.as_ref().filter(|name| call.symbol.as_ref() != Some(name));
     let moved = first.filter(|first| first.target != call.target && call.expected.is_none());
@@ -352,7 +353,7 @@ fn text_changes(code: &Code, changes: &TextChanges) -> Vec<Violation> {
                 detail: format!("{} bytes of {what} at {}{more}", first.now.len(), code.describe(first.virt)),
                 expected: hexadecimal(&first.before),
                 found: match (first.part, word_at(code, first.virt)) {
-                    // A pointer that was changed says more than its bytes.
+                    // For a changed pointer, its target tells more than its bytes.
                     (Part::Rodata, Some(target)) if code.label(target).is_some() => code.describe(target),
                     _ => hexadecimal(&first.now),
                 },
@@ -361,12 +362,12 @@ fn text_changes(code: &Code, changes: &TextChanges) -> Vec<Violation> {
         .collect()
 }
 
-/// The aligned word around an address.
+/// The aligned 8-byte word around an address.
 fn word_at(code: &Code, address: u64) -> Option<u64> {
     code.probe.reader.u64(address & !7)
 }
 
-/// Bytes as `e8 00 11`; of many the first few.
+/// Bytes as `e8 00 11`; of a long run only the first few.
 fn hexadecimal(bytes: &[u8]) -> String {
     const SHOWN: usize = 16;
     let shown: Vec<_> = bytes.iter().take(SHOWN).map(|byte| format!("{byte:02x}")).collect();

@@ -29,12 +29,12 @@ pub(crate) struct Field {
     pub(crate) type_id: u32,
 }
 
-/// Nested anonymous members, chains of typedefs: no real type comes near.
+/// Bound on nested anonymous members and on chains of typedefs. Real types are far below it.
 const DEPTH_MAX: u32 = 32;
-/// Bytes of types and strings together; Debian's kernels have 4 to 8 MiB.
+/// Bound on the bytes of types and strings together; Debian's kernels have 4 to 8 MiB.
 pub(crate) const BYTES_MAX: usize = 64 << 20;
 
-/// A whole BTF blob whose every type was walked.
+/// A complete BTF blob in which every type is well-formed.
 pub(crate) struct Types {
     bytes: Section,
     strings: Section,
@@ -47,7 +47,7 @@ pub(crate) struct Types {
 }
 
 impl Types {
-    /// Bytes of header, types and strings that a header announces, if it is one.
+    /// Total bytes that a BTF header announces (header, types, strings); `None` when it is no BTF header.
     pub(crate) fn announced_bytes(header: &[u8]) -> Option<usize> {
         let word = |at: usize| header.get(at..at + 4)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes));
         let magic = header.first_chunk::<4>()? == &[0x9f, 0xeb, 1, 0];
@@ -69,7 +69,7 @@ impl Types {
         Self::index(bytes, strings)
     }
 
-    /// Walks every type, noting where each begins and what the named ones are called.
+    /// Walks every type, and records the offset of each and the names.
     fn index(bytes: &[u8], strings: &[u8]) -> Option<Self> {
         let string = |at: u32| until_nul(strings.get(usize::try_from(at).ok()?..)?);
         let (mut at, mut offsets) = (0, Vec::new());
@@ -100,7 +100,7 @@ impl Types {
         })
     }
 
-    /// From what [`Self::sections`] gave; `None` when it can be no types.
+    /// Restores the types from the result of [`Self::sections`]; `None` when they cannot be valid types.
     pub(crate) fn from_sections(sections: [Section; 7]) -> Option<Self> {
         let [bytes, strings, offsets, name_buckets, names, item_buckets, items] = sections;
         let names = NameIndex::from_sections(name_buckets, names)?;
@@ -114,7 +114,7 @@ impl Types {
         [&self.bytes, &self.strings, &self.offsets, name_buckets, names, item_buckets, items]
     }
 
-    /// Whether every string is short enough to be read from a file.
+    /// Whether every string is shorter than [`Section::PIECE_BYTES_MAX`], so that it can be read from a library file.
     pub(crate) fn can_be_kept(&self) -> bool {
         let strings = self.strings.bytes().unwrap_or_default();
         strings.split(|byte| *byte == 0).all(|string| string.len() < Section::PIECE_BYTES_MAX)

@@ -1,4 +1,4 @@
-//! What changed between two instants of one guest, said with the names that the owners of its frames give.
+//! What changed between two instants of one guest, described by the owners of its frames.
 
 mod compare;
 mod groups;
@@ -18,7 +18,7 @@ pub struct ChangedFrame {
     pub since: u64,
 }
 
-/// What changed, each list with the most telling first, and bounded.
+/// What changed. Each list has an upper bound, and begins with the changes that are most useful for a diagnosis.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Difference {
     /// Objects of known type, with their fields.
@@ -40,7 +40,7 @@ pub struct Difference {
 /// One structure that changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ObjectChange {
-    /// Its type, or where it is a variable of unknown type, nothing.
+    /// The name of its type; empty for a variable of unknown type.
     pub structure: String,
     /// Which one: a name as text, a symbol.
     pub object: String,
@@ -48,7 +48,7 @@ pub struct ObjectChange {
     pub address: u64,
     /// The first step at which its frame differed.
     pub since: u64,
-    /// The fields that changed, the most telling first.
+    /// The fields that changed, the most useful first.
     pub fields: Vec<FieldChange>,
     /// Fields that changed and are not listed.
     pub fields_left_out: u64,
@@ -74,8 +74,8 @@ pub struct GroupChange {
     pub pages: u64,
     /// The first step at which one of them differed.
     pub since: u64,
-    /// For a file the pages in it: first and last. For a process addresses.
+    /// First and last changed place: page numbers in a file, addresses in a process.
     pub range: Option<(u64, u64)>,
-    /// Whether the owner had none of these frames before.
+    /// Whether the owner had none of these frames at the first instant.
     pub new: bool,
 }

@@ -8,7 +8,7 @@ use retrovisor_guest::{Gfn, Gpa, MemoryError, MemoryLayout, MemoryView, Page};
 
 use crate::Error;
 
-/// A raw memory image in a file: the byte at offset N is that at guest-physical address N.
+/// A raw memory image in a file. Offset N of the file is guest-physical address N, unless a layout says otherwise.
 #[derive(Debug)]
 pub struct RawDump {
     file: File,
@@ -56,7 +56,7 @@ impl MemoryView for RawDump {
             let slot = self.layout.slots().iter().find(|slot| (slot.gpa..slot.end()).contains(&at));
             let slot = slot.ok_or(MemoryError::NotMemory { gpa: at })?;
             let index = self.layout.index(at.gfn()).ok_or(MemoryError::NotMemory { gpa: at })?;
-            // What is in one slot is together in the file.
+            // The bytes of one slot are contiguous in the file.
             let rest = usize::try_from(slot.end().0 - at.0).unwrap_or(usize::MAX).min(into.len() - done);
             let offset = Gfn(index).gpa().0 + at.offset_in_page() as u64;
             self.file.read_exact_at(&mut into[done..done + rest], offset).map_err(|error| {

@@ -2,10 +2,10 @@ use std::path::PathBuf;
 
 use retrovisor_guest::{LayoutError, MemoryError};
 
-/// Why something could not be read of a guest.
+/// Why something could not be read from a guest.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No kernel was found that can be trusted.
+    /// No consistent kernel was found.
     #[error("no Linux kernel can be read from this memory: {0}")]
     NoKernel(String),
     /// The kernel has no such symbol.
@@ -31,7 +31,7 @@ pub enum Error {
         /// The host's error.
         source: std::io::Error,
     },
-    /// A dump file's size is no memory size.
+    /// A dump file's size is not a valid memory size.
     #[error("the dump {path} is no flat memory image: {source}")]
     DumpSize {
         /// The file.

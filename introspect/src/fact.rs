@@ -1,13 +1,13 @@
-//! Facts: what is read of a guest. One file for each kind declares its table and the questions that it answers.
+//! Facts: what is read from a guest. The file of each kind declares its table and the questions that it answers.
 //!
-//! `docs/introspection.md` says how to add one.
+//! `docs/introspection.md` describes how to add one.
 
 mod cell;
 
-/// Declares a kind of fact: a struct, the table its values become, and the questions that `inspect` answers from it.
+/// Declares a kind of fact: a struct, its table, and the questions that `inspect` answers from the table.
 ///
-/// `table` names the table of the snapshot database. Each field becomes a column of its name; behind `=>` is how it is
-/// written, one of the modules of [`cell`]: `integer`, `bits`, `address` or `text`. The doc comments are kept as the
+/// `table` is the name in the snapshot database. Each field becomes a column of the same name; behind `=>` is the
+/// encoding, one of the modules of [`cell`]: `integer`, `bits`, `address` or `text`. The doc comments become the
 /// documentation of table and columns. `?1` in a question's SQL is the checkpoint.
 macro_rules! fact {
     (
@@ -92,7 +92,7 @@ use crate::{
 
 /// A kind of fact: a struct whose fields become the columns of one table.
 pub trait Fact {
-    /// The table and what is asked of it.
+    /// The table and its questions.
     const KIND: FactKind;
     /// The cells, one for each column, in the schema's order.
     fn row(&self) -> Vec<Value>;
@@ -111,8 +111,8 @@ pub struct FactKind {
     pub questions: &'static [Question],
 }
 
-/// The registry: every kind of fact about a Linux guest, with the field of [`Linux`] that holds its values and, where
-/// they are read without the help of other facts, the function that reads them. The others are read by `boot.rs`.
+/// The registry: every kind of fact about a Linux guest, with the field of [`Linux`] that holds its values. A kind that
+/// needs no other facts names the function that reads it; the others are read by `boot.rs`.
 macro_rules! facts {
     ($(
         $(#[doc = $doc:literal])*
@@ -132,7 +132,7 @@ macro_rules! facts {
         }
 
         impl Linux {
-            /// Reads the facts that need no others.
+            /// Reads the facts that need no other facts.
             pub(crate) fn read_independent(&mut self, probe: &Probe) {
                 $($(self.$field = $reader(probe);)?)*
             }
@@ -153,27 +153,27 @@ facts! {
     task::Task => tasks;
     /// Every module.
     module::Module => modules;
-    /// Every system call in the first observation of a boot; later those that lead elsewhere than then.
+    /// Every system call in the first observation of a boot; later those whose target differs from the first.
     syscall::Syscall => syscalls;
     /// Every interrupt gate in the first observation of a boot; later those that differ from it.
     gate::Gate => gates;
-    /// The functions registered with the tracer, at an instruction, for packets.
+    /// The registered hooks: traced functions, probes, packet filters.
     hook::Hook => hooks;
     /// The loaded eBPF programs.
     bpf::BpfProgram => bpf_programs;
-    /// The kernel log's lines that no observation had before.
+    /// The kernel log's lines that earlier observations did not have.
     log::LogLine => log;
     /// The kernel's counters.
     counter::Counter => counters read by counters::read;
-    /// Invariants that do not hold. A healthy guest has none.
+    /// Violated invariants. A healthy guest has none.
     integrity::Violation => integrity;
-    /// What each CPU counts.
+    /// Counters of each CPU.
     processor::Processor => processors read by processors::read;
     /// Every socket.
     socket::Socket => sockets;
     /// The files that processes hold open.
     open_file::OpenFile => open_files;
-    /// What is mounted where.
+    /// The mounts.
     mount::Mount => mounts;
     /// The parameters on the kernel's command line.
     parameter::Parameter => parameters read by parameters::read;

@@ -1,5 +1,5 @@
-//! The decoders of a guest's memory, for the fuzzers in `fuzz/` and for the tests below. Each takes any bytes and must
-//! neither panic nor take time or memory without bound.
+//! The decoders of a guest's memory, for the fuzzers in `fuzz/` and for the tests below. Each accepts any bytes, and
+//! must neither panic nor use time or memory without bound.
 
 use std::{
     cell::{Cell, RefCell},
@@ -25,10 +25,10 @@ use crate::{
     vmcoreinfo::VmcoreInfo,
 };
 
-/// A decoder that takes any bytes.
+/// A decoder that accepts any bytes.
 pub type Target = fn(&[u8]);
 
-/// The decoders of bytes, by the names of the fuzz targets.
+/// The decoders of byte strings, by the names of the fuzz targets.
 pub const TARGETS: &[(&str, Target)] = &[
     ("kernel_symbols", kernel_symbols),
     ("kernel_types", kernel_types),
@@ -37,7 +37,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("syscall_dispatch", syscall_dispatch),
 ];
 
-/// Something to begin from, for some targets: its name and bytes.
+/// Initial inputs for some targets: name and bytes.
 #[must_use]
 pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     use crate::kallsyms::sample::{Layout, image};
@@ -45,7 +45,7 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let mut seeds: Vec<_> =
         layouts.into_iter().map(|layout| ("kernel_symbols", image(layout).bytes)).collect();
     seeds.push(("kernel_types", crate::btf::sample::blob()));
-    // A tree that bites its tail, of either depth.
+    // A tree with a cycle, of either depth.
     for depth in [0, 1] {
         seeds.push(("page_tables", [vec![depth], [3, 0, 0, 0, 0, 0, 0, 0].repeat(512)].concat()));
     }
@@ -54,7 +54,7 @@ pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
 
 const IMAGE_AT: u64 = crate::kallsyms::sample::VIRT;
 
-/// kallsyms, in an image that is these bytes: found by structure, and where the first twelve bytes say.
+/// kallsyms, in an image of these bytes: found by its structure, and at the places that the first twelve bytes give.
 pub fn kernel_symbols(bytes: &[u8]) {
     let image = Image { virt: IMAGE_AT, bytes: bytes.to_vec() };
     let range = ImageRange { virt: IMAGE_AT, gpa: Gpa(0), bytes: bytes.len() as u64 };
@@ -64,7 +64,7 @@ pub fn kernel_symbols(bytes: &[u8]) {
     for tables in [reported, Tables::scan(&image)].into_iter().flatten() {
         if let Some((symbols, _)) = tables.read(&image, &range) {
             for address in [0, IMAGE_AT, IMAGE_AT + 4800, u64::MAX] {
-                // What an address is in does not begin behind it.
+                // The symbol of an address begins at or before that address.
                 assert!(symbols.place(address).is_none_or(|place| place.offset <= address));
             }
             symbols.address("_text");
@@ -73,7 +73,7 @@ pub fn kernel_symbols(bytes: &[u8]) {
     }
 }
 
-/// BTF, and every question that is asked of it.
+/// BTF, and every lookup in it.
 pub fn kernel_types(bytes: &[u8]) {
     let Some(types) = Types::parse(bytes) else { return };
     let last = u32::try_from(types.len()).unwrap_or(u32::MAX);
@@ -106,7 +106,7 @@ pub fn kernel_note(bytes: &[u8]) {
     note.symbol("kallsyms_num_syms");
 }
 
-/// Page tables in a memory of these bytes; the first one tells how deep they are.
+/// Page tables in a memory of these bytes; the first byte gives their depth.
 pub fn page_tables(bytes: &[u8]) {
     let Some((first, bytes)) = bytes.split_first() else { return };
     let pages: Vec<Page> = bytes
@@ -151,7 +151,7 @@ pub fn syscall_dispatch(bytes: &[u8]) {
     }
 }
 
-/// A memory of which only what is not zero is held.
+/// A memory of which only the frames that are not zero are stored.
 struct Held {
     layout: MemoryLayout,
     pages: Vec<Option<Box<Page>>>,
@@ -184,14 +184,14 @@ impl MemoryView for Held {
     }
 }
 
-/// What is asked of a damaged guest, by the names of the fuzz targets.
+/// What is read of a damaged guest, by the names of the fuzz targets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Question {
-    /// Everything, as for a checkpoint after another one, and whose each frame is.
+    /// Everything, as for a checkpoint that follows another one, with the owner of each frame.
     Everything,
     /// The printk log.
     Log,
-    /// Tasks through lists and the tree of pids, and where they sleep (the unwind table).
+    /// Tasks from the lists and the pid tree, and the functions in which they sleep (unwind table).
     Tasks,
     /// The areas of each process: maple trees or lists.
     Areas,
@@ -203,17 +203,17 @@ pub struct Guest {
     registers: Vec<VcpuRegisters>,
     kernel: Kernel,
     introspector: RefCell<Introspector>,
-    /// The frames that each question reads in the healthy guest: only changes there are seen.
+    /// The frames that each question reads in the healthy guest: only those are changed.
     read: RefCell<BTreeMap<Question, Vec<Gfn>>>,
     asked: Cell<u64>,
 }
 
-/// Bytes of one change in a fuzzer's input: number of the frame among those read, offset, way, word.
+/// Bytes of one change in a fuzzer's input: index of the frame among those read, offset, kind of change, word.
 pub const CHANGE_BYTES: usize = 13;
 const CHANGES_MAX: usize = 64;
 
 impl Guest {
-    /// A guest from the memory of a healthy one; `None` when no kernel is found in it.
+    /// Builds it from the memory of a healthy guest; `None` when no kernel is found in it.
     #[must_use]
     pub fn new(view: &dyn MemoryView, registers: &[VcpuRegisters]) -> Option<Self> {
         let healthy = Held::read(view);
@@ -223,7 +223,7 @@ impl Guest {
         Some(Self { healthy, registers: registers.to_vec(), kernel, introspector, read, asked })
     }
 
-    /// Makes the changes that the bytes tell of, and asks.
+    /// Makes the changes that the bytes encode, and reads the damaged guest.
     pub fn ask(&self, question: Question, bytes: &[u8]) {
         let known = self.read.borrow().contains_key(&question);
         if !known {
@@ -238,7 +238,7 @@ impl Guest {
         let salt = self.asked.get();
         self.answer(question, &Changed { guest: self, changes, read: RefCell::default(), salt });
         if question == Question::Everything {
-            // What a sick memory taught must not make the healthy one look sick.
+            // The healthy guest must still have no violation after the introspector has read damaged memory.
             let mut introspector = self.introspector.borrow_mut();
             introspector.forget_last();
             let observation = introspector.observe(&self.healthy, &self.registers);
@@ -272,7 +272,7 @@ impl Guest {
                 3 => (8, word),
                 4 => (8, old.wrapping_add(word)),
                 5 => (8, old ^ 1 << (word % 64)),
-                // A word of another structure: pointers that are good but wrong.
+                // A word of another structure: often a valid pointer to the wrong object.
                 6 => (8, number(&other[at..at + 8])),
                 _ => {
                     *page = other;
@@ -332,7 +332,7 @@ struct Changed<'g> {
     guest: &'g Guest,
     changes: BTreeMap<Gfn, Page>,
     read: RefCell<BTreeSet<Gfn>>,
-    /// Makes the names of changed contents differ from one question to the next.
+    /// Makes the page tokens of changed contents differ from one question to the next.
     salt: u64,
 }
 

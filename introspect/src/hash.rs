@@ -2,8 +2,8 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 /// Hashes small integers (frame and page numbers) with one multiplication.
 ///
-/// The keys come from the guest, which could make them collide: the maps are bounded, so that it would only
-/// slow its own reading down by a constant.
+/// The keys come from the guest, which could make them collide. All maps are bounded, so that collisions slow down
+/// reading that guest by at most a constant factor.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct IntegerHasher(u64);
 
@@ -27,7 +27,7 @@ pub(crate) type IntegerMap<K, V> = std::collections::HashMap<K, V, BuildHasherDe
 /// A set of integers.
 pub(crate) type IntegerSet<K> = std::collections::HashSet<K, BuildHasherDefault<IntegerHasher>>;
 
-/// FNV-1a with a wide multiplication, for short names: cheap, and good enough for bounded tables.
+/// FNV-1a with a wide multiplication, for short names: fast, and sufficient for bounded tables.
 pub(crate) fn of_name(name: &[u8]) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     for byte in name {

@@ -2,7 +2,7 @@ use retrovisor_guest::{Gfn, Gpa, PAGE_SIZE};
 
 use crate::{pages::Pages, paging::AddressSpace};
 
-/// Where the kernel's image is mapped: one run of virtual addresses onto one run of frames.
+/// Where the kernel's image is mapped: one range of virtual addresses onto one range of frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ImageRange {
     /// First virtual address, that of `_text`.
@@ -17,16 +17,16 @@ pub(crate) struct ImageRange {
 pub(crate) const KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
 /// The image's part of that map; modules follow.
 const KERNEL_MAP_BYTES: u64 = 1 << 30;
-/// No kernel is smaller, no kernel we would hold in memory is larger.
+/// Accepted sizes: no kernel is smaller, and a larger one would use too much of the host's memory.
 const IMAGE_BYTES: std::ops::RangeInclusive<u64> = (4 << 20)..=(256 << 20);
-/// A real tree needs about 300 tables for the image; a hostile one ends here.
+/// A real tree needs about 300 tables for the image; the walk of a hostile one stops here.
 const TABLES_MAX: u32 = 2048;
 
-/// Frames asked for at once: one call for a dump.
+/// Frames requested at once: one read for a dump.
 const RUN_FRAMES: usize = 64;
 
 impl ImageRange {
-    /// Looks at what a page-table tree maps where kernels are.
+    /// Finds the image in what a page-table tree maps in the kernel's range.
     pub(crate) fn find(pages: &Pages, space: AddressSpace) -> Option<Self> {
         let mut range: Option<Self> = None;
         space.walk(
@@ -36,7 +36,7 @@ impl ImageRange {
             &mut |mapping| {
                 let image = range.get_or_insert(Self { virt: mapping.virt, gpa: mapping.gpa, bytes: 0 });
                 let offset = mapping.virt.wrapping_sub(image.virt);
-                // Freed parts of the image may be unmapped; what is mapped must stay in line.
+                // Freed parts of the image may be unmapped; the remaining mappings must have the same offset.
                 if mapping.gpa.0.checked_sub(image.gpa.0) == Some(offset) {
                     image.bytes = image.bytes.max(offset.saturating_add(mapping.bytes));
                 }
@@ -46,8 +46,8 @@ impl ImageRange {
         range.filter(|range| IMAGE_BYTES.contains(&range.bytes))
     }
 
-    /// The part of the image that page tables protect as constant data, where kallsyms and the types are; `None` before the
-    /// kernel protects it.
+    /// The part of the image that page tables protect as constant data, which contains kallsyms and the types; `None`
+    /// before the kernel protects it.
     pub(crate) fn constants(&self, pages: &Pages, space: AddressSpace) -> Option<Self> {
         let (mut best, mut run) = (Self { bytes: 0, ..*self }, Self { bytes: 0, ..*self });
         space.walk(
@@ -77,7 +77,7 @@ impl ImageRange {
         virt.checked_sub(self.virt).is_some_and(|offset| offset < self.bytes)
     }
 
-    /// The image's bytes; what cannot be read is zeros.
+    /// The image's bytes; those that cannot be read are zeros.
     pub(crate) fn read(&self, pages: &Pages) -> Image {
         let length = usize::try_from(self.bytes).unwrap_or(0);
         let mut bytes = vec![0; length];
@@ -96,7 +96,7 @@ impl ImageRange {
     }
 }
 
-/// A copy of the kernel's image, to be scanned.
+/// A copy of the kernel's image for scans.
 pub(crate) struct Image {
     /// Virtual address of the first byte.
     pub(crate) virt: u64,
@@ -117,7 +117,7 @@ impl Image {
         self.bytes.get(at..)?.first_chunk().map(|bytes| u64::from_le_bytes(*bytes))
     }
 
-    /// Where a virtual address is in the copy.
+    /// The offset of a virtual address in the copy.
     pub(crate) fn offset(&self, virt: u64) -> Option<usize> {
         let offset = usize::try_from(virt.checked_sub(self.virt)?).ok()?;
         (offset < self.bytes.len()).then_some(offset)

@@ -12,37 +12,37 @@ use crate::{
     reader::Reader,
 };
 
-/// Reads one guest again and again, and keeps what it learnt between observations: kernels with their symbols and
-/// types, the first observation of each boot to compare later ones with, frames by the name of their contents.
+/// Reads one guest repeatedly, and keeps state between observations: kernels with their symbols and types, the
+/// references from the first observation of each boot, and frames by their page token.
 ///
-/// The views of one introspector must be of one guest and name contents alike (one store).
+/// All views given to one introspector must be of one guest and use the same page tokens (one store).
 pub struct Introspector {
-    /// The boots met, the last used first.
+    /// The known boots, the most recently used first.
     boots: Vec<Boot>,
     cache: RefCell<FrameCache>,
     library: Option<KernelLibrary>,
 }
 
-/// A rollback across a reboot comes back to an earlier boot.
+/// Boots that are kept: a rollback across a reboot returns to an earlier boot.
 const BOOTS_MAX: usize = 3;
 /// Frames kept between observations: 32 MiB.
 const CACHED_FRAMES: NonZero<usize> = NonZero::new(8192).unwrap();
 
 impl Introspector {
-    /// Starts empty.
+    /// An introspector without boots.
     #[must_use]
     pub fn new() -> Self {
         Self { boots: Vec::new(), cache: RefCell::new(FrameCache::new(CACHED_FRAMES)), library: None }
     }
 
-    /// Starts empty, but takes the symbols and types of kernels that were met before from a library,
-    /// and puts those of others there.
+    /// An introspector that takes the symbols and types of known kernels from a library, and adds those of new ones to
+    /// it.
     #[must_use]
     pub fn with_library(library: KernelLibrary) -> Self {
         Self { library: Some(library), ..Self::new() }
     }
 
-    /// Reads a guest. A guest that is no Linux, or from which nothing can be read, gives its registers, page
+    /// Reads a guest. If no Linux is found, or nothing can be read, the observation has the registers, the page
     /// statistics and the reason.
     pub fn observe(&mut self, view: &dyn MemoryView, vcpus: &[VcpuRegisters]) -> Observation {
         let pages = Pages::with_cache(view, &self.cache);
@@ -65,15 +65,16 @@ impl Introspector {
         Observation { linux, reason, memory, registers: vcpus.to_vec() }
     }
 
-    /// Learns from an earlier checkpoint what later ones are compared with: an introspector that is new, after a
-    /// restart, learns the same reference from the first checkpoint of the boot that is still stored.
+    /// Takes the references from an earlier checkpoint. A new introspector, for example after a restart, gets the same
+    /// references as before from the first stored checkpoint of the boot.
     pub fn learn(&mut self, view: &dyn MemoryView, vcpus: &[VcpuRegisters]) {
         self.observe(view, vcpus);
         self.forget_last();
     }
 
-    /// The next observation does not come after the last one: the guest was rolled back, or a part was skipped.
-    /// References of a boot stay; what is compared from one moment to the next starts anew.
+    /// Must be called when the next observation does not follow the last one: the guest was rolled back, or
+    /// observations were skipped. The references of a boot stay; comparisons between consecutive observations start
+    /// again.
     pub fn forget_last(&mut self) {
         self.boots.iter_mut().for_each(Boot::forget_last);
     }
@@ -84,7 +85,7 @@ impl Introspector {
         self.boots.first().map(|boot| Arc::clone(&boot.kernel))
     }
 
-    /// The symbols of the modules that the last observation met: module, address, name.
+    /// The symbols of the modules in the last observation: module, address, name.
     pub fn module_symbols(&self) -> impl Iterator<Item = (&str, u64, &str)> {
         self.boots.first().into_iter().flat_map(|boot| boot.module_symbols.all())
     }
@@ -96,14 +97,14 @@ impl Default for Introspector {
     }
 }
 
-/// Puts the boot that a memory is of to the front, and finds it if it is new.
+/// Moves the boot of a memory to the front; a new boot is found and added.
 fn select_boot<'b>(
     boots: &'b mut Vec<Boot>,
     pages: &Pages,
     vcpus: &[VcpuRegisters],
     library: Option<&KernelLibrary>,
 ) -> Result<&'b mut Boot, crate::Error> {
-    // After a reset, the old kernel is in memory until it is overwritten: the vCPUs say whether one runs.
+    // After a reset, the old kernel is in memory until it is overwritten. The vCPUs show whether a kernel runs.
     let running = vcpus.is_empty() || vcpus.iter().any(|vcpu| crate::AddressSpace::of(vcpu).is_some());
     let known =
         boots.iter().position(|boot| running && boot.is_in(&Reader::new(pages, boot.kernel.address_space())));
@@ -117,7 +118,7 @@ fn select_boot<'b>(
     };
     boots.insert(0, boot);
     boots.truncate(BOOTS_MAX);
-    // One was just put there.
+    // The branch above has just added one.
     boots.first_mut().ok_or_else(|| crate::Error::NoKernel("no boot is known".into()))
 }
 

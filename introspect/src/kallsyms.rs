@@ -1,4 +1,4 @@
-//! The kernel's symbol table as kallsyms keeps it: found by its structure, of any layout since 4.6.
+//! The kernel's symbol table in the form of kallsyms: found by its structure, in any layout since 4.6.
 
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod sample;
@@ -17,37 +17,37 @@ pub(crate) struct Tables {
     pub(crate) tokens_at: usize,
     /// `kallsyms_token_index`.
     pub(crate) index_at: usize,
-    /// To which the tables are aligned: 8 bytes, since 7 only 4.
+    /// Alignment of the tables: 8 bytes, and 4 since 7.0.
     pub(crate) align: usize,
 }
 
-/// What of an image decides what the symbols are: offsets in it, and lengths, in bytes.
+/// The parts of an image that determine its symbols: offsets in it, and lengths, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Extents {
     /// From the number of symbols to the end of the tokens' index; nothing in it is an address.
     pub(crate) tables: (usize, usize),
     /// The symbols' offsets.
     pub(crate) offsets: (usize, usize),
-    /// Where the address is that they count from, if any: it moves with the kernel.
+    /// Where the base address of the offsets is stored, if there is one: it moves with the kernel.
     pub(crate) base_at: Option<usize>,
-    /// Whether the symbols in the kernel's half, and no others, move with the kernel.
+    /// Whether exactly the symbols in the kernel's half of the address space move with the kernel.
     pub(crate) slides: bool,
 }
 
 /// The tokens 0x30 to 0x39 represent themselves in every kernel.
 const DIGITS: &[u8] = b"0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00";
-/// Names are before the tokens by no more than this.
+/// Bound on the distance from the names to the tokens.
 const NAMES_BYTES_MAX: usize = 32 << 20;
-/// What a search may spend on walking through false tables.
+/// Bound on the bytes that a search walks through in false tables.
 const WALK_BYTES_MAX: usize = 64 << 20;
-/// All names written out: a hostile table could expand to gigabytes. Real ones have 4 MiB.
+/// Bound on all expanded names: a hostile table could expand to gigabytes. Real ones have 4 MiB.
 const TEXT_BYTES_MAX: usize = 64 << 20;
-/// With a single marker, which is zero, everything would agree.
+/// Accepted numbers of symbols. With a single marker, which is zero, any bytes would be accepted as a table.
 const SYMBOLS: std::ops::RangeInclusive<u32> = NAMES_PER_MARKER + 1..=Symbols::COUNT_MAX;
 const NAMES_PER_MARKER: u32 = 256;
 
 impl Tables {
-    /// Finds the tables by their structure. Decoys are passed over.
+    /// Finds the tables by their structure. Bytes that only resemble them are skipped.
     pub(crate) fn scan(image: &Image) -> Option<Self> {
         let digits = memchr::memmem::find_iter(&image.bytes, DIGITS);
         digits.into_iter().find_map(|digits_at| Self::around(image, digits_at))
@@ -56,7 +56,7 @@ impl Tables {
     /// The tables around a place where the ten digits are.
     fn around(image: &Image, digits_at: usize) -> Option<Self> {
         let end = after_strings(&image.bytes, digits_at, 256 - 0x30)?;
-        // Where the tables happen to be, both alignments may fit.
+        // At some positions both alignments are possible.
         let places: Vec<_> = [8, 4]
             .into_iter()
             .filter_map(|align| {
@@ -86,7 +86,7 @@ impl Tables {
         })
     }
 
-    /// Checks tables whose places something else reported (VMCOREINFO), and finds out how they are aligned.
+    /// Checks tables at places from another source (VMCOREINFO), and determines their alignment.
     pub(crate) fn check(count_at: usize, tokens_at: usize, index_at: usize, image: &Image) -> Option<Self> {
         let count = count_in(image, count_at, 4)?;
         if !(TokenIndex { image, tokens_at, index_at }).is_cumulative() {
@@ -116,7 +116,7 @@ impl Tables {
         if let Some(base_at) = Some(after + offsets_bytes).filter(is_base) {
             layouts.push((after, Some(base_at)));
         }
-        // 7.0: every offset is relative to its own place.
+        // 7.0: every offset is relative to its own address.
         layouts.push((after, None));
         layouts.extend(self.count_at.checked_sub(offsets_bytes).map(|at| (at, None)));
         layouts.into_iter().find_map(|(offsets_at, base_at)| {
@@ -157,8 +157,9 @@ impl Tables {
     }
 }
 
-/// Offsets as addresses, and whether those in the kernel's half, and no others, move with the kernel. With a base and
-/// negative offsets in the majority (`ABSOLUTE_PERCPU`), those count down from the base and the others are absolute.
+/// Converts offsets to addresses, and returns whether exactly those in the kernel's half move with the kernel. With a
+/// base and mostly negative offsets (`ABSOLUTE_PERCPU`), negative ones count down from the base and the others are
+/// absolute.
 fn addresses(image: &Image, offsets_at: usize, count: u32, base: Option<u64>) -> Option<(Vec<u64>, bool)> {
     let bytes = image.bytes.get(offsets_at..offsets_at + count as usize * 4)?;
     let offsets: Vec<u32> = bytes.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect();
@@ -184,7 +185,8 @@ fn addresses(image: &Image, offsets_at: usize, count: u32, base: Option<u64>) ->
     Some((addresses, slides))
 }
 
-/// A number of symbols that can be one; where it has 8 bytes, the upper ones are padding.
+/// The number of symbols at an offset, if it is in the accepted range; in a field of 8 bytes the upper ones are
+/// padding.
 fn count_in(image: &Image, at: usize, align: usize) -> Option<u32> {
     let padded = align == 4 || image.u32(at + 4) == Some(0);
     image.u32(at).filter(|count| padded && SYMBOLS.contains(count))
@@ -194,7 +196,7 @@ fn extend(offset: u32) -> u64 {
     i64::from(offset.cast_signed()).cast_unsigned()
 }
 
-/// Walks the `count` names that follow the count; behind them the markers must tell where every 256th begins.
+/// Walks the `count` names that follow the count; the markers behind them must contain the offset of every 256th.
 fn names_agree_with_markers(
     image: &Image,
     (count_at, align): (usize, usize),
@@ -207,7 +209,7 @@ fn names_agree_with_markers(
     for number in 0..count {
         if number % NAMES_PER_MARKER == 0 {
             starts.push(at - names_at);
-            // Most false tables are left here, after a few kilobytes.
+            // Rejects most false tables after a few kilobytes.
             if starts.len() == 2 && !some_marker_is(image, at - names_at, count, limit) {
                 break;
             }
@@ -225,8 +227,8 @@ fn names_agree_with_markers(
     *budget > 0 && whole && starts.iter().enumerate().all(|(number, start)| marker(number) == Some(*start))
 }
 
-/// Whether the second marker can be this. The markers are before the tokens, in some kernels (6.1 to 6.3) with a table
-/// of 3 or 4 bytes a name between them; padding makes their place uncertain by a few bytes.
+/// Whether the second marker can have this value. The markers are before the tokens, in some kernels (6.1 to 6.3) with
+/// a table of 3 or 4 bytes a name between them; padding makes their position uncertain by a few bytes.
 fn some_marker_is(image: &Image, second: usize, count: u32, tokens_at: usize) -> bool {
     let (count, markers) = (count as usize, count.div_ceil(NAMES_PER_MARKER) as usize);
     [0, 3, 4].iter().any(|bytes_a_name| {
@@ -240,7 +242,7 @@ fn some_marker_is(image: &Image, second: usize, count: u32, tokens_at: usize) ->
     })
 }
 
-/// A name's length in tokens, and where they begin.
+/// A name's length in tokens, and the offset of its first token.
 fn name_length(bytes: &[u8], at: usize) -> Option<(usize, usize)> {
     let first = *bytes.get(at)?;
     if first & 0x80 == 0 {
@@ -266,7 +268,7 @@ struct TokenIndex<'i> {
 }
 
 impl<'i> TokenIndex<'i> {
-    /// Whether each entry is where the token before it ends.
+    /// Whether each index entry is the end of the token before it.
     fn is_cumulative(&self) -> bool {
         let mut at = self.tokens_at;
         (0..256).all(|token| {

@@ -22,7 +22,7 @@ use crate::{
 
 /// A Linux kernel found in a guest's memory: its page tables, symbols and types.
 ///
-/// Stays true for as long as that kernel runs; [`Kernel::is_still_there`] asks a later memory.
+/// Valid for as long as that kernel runs; [`Kernel::is_still_there`] checks a later memory.
 #[derive(Clone)]
 pub struct Kernel {
     space: AddressSpace,
@@ -35,20 +35,20 @@ pub struct Kernel {
     banner_at: u64,
 }
 
-/// Where a kernel without KASLR has `_text`.
+/// The address of `_text` without KASLR.
 const LINKED_TEXT: u64 = 0xffff_ffff_8100_0000;
 const BANNER_MAX: usize = 512;
 
 impl Kernel {
-    /// Finds the kernel: through the vCPUs' page tables, or, when no registers are given (a raw dump), through its
-    /// VMCOREINFO note or by looking for its top page table in all of memory. What was found must agree with itself:
-    /// page tables, symbols, banner, types. With registers that lead to no kernel there is none: what an earlier
-    /// boot left in memory is not looked for.
+    /// Finds the kernel from the vCPUs' page tables. Without registers (a raw dump), from its VMCOREINFO note, or by
+    /// searching all of memory for its top page table. Page tables, symbols, banner and types must be consistent with
+    /// each other. When registers are given and lead to no kernel, memory is not searched, since it may still hold the
+    /// kernel of an earlier boot.
     pub fn find(view: &dyn MemoryView, vcpus: &[VcpuRegisters]) -> Result<Self, Error> {
         Self::find_in(&Pages::new(view), vcpus, None)
     }
 
-    /// Like [`Self::find`]; symbols and types come from the library if it has them, else they are put there.
+    /// Like [`Self::find`]. Symbols and types come from the library if it has them; otherwise they are added to it.
     pub fn find_with(
         view: &dyn MemoryView,
         vcpus: &[VcpuRegisters],
@@ -57,8 +57,8 @@ impl Kernel {
         Self::find_in(&Pages::new(view), vcpus, Some((library, Loading::Whole)))
     }
 
-    /// Finds the kernel and reads its tasks, as [`Self::tasks`] does. Of what the library keeps, only what this needs is
-    /// read: the fastest way to the tasks of one memory.
+    /// Finds the kernel and reads its tasks, like [`Self::tasks`]. Only the needed parts of a library entry are read:
+    /// the fastest way to the tasks of one memory.
     pub fn find_tasks(
         view: &dyn MemoryView,
         vcpus: &[VcpuRegisters],
@@ -68,7 +68,7 @@ impl Kernel {
         let kernel = Self::find_in(&pages, vcpus, Some((library, Loading::Lazy)))?;
         let tasks = kernel.tasks_in(&pages);
         if kernel.symbols.is_damaged() {
-            // All of it is checked now, and made anew.
+            // Checks the complete entry and replaces it.
             return Ok(Self::find_with(view, vcpus, library)?.tasks_in(&pages));
         }
         Ok(tasks)
@@ -122,7 +122,7 @@ impl Kernel {
         )))
     }
 
-    /// The kernel that these page tables map, or why there is none.
+    /// The kernel that these page tables map, or the reason why there is none.
     fn at(
         pages: &Pages,
         space: AddressSpace,
@@ -132,7 +132,7 @@ impl Kernel {
         let image_range = ImageRange::find(pages, space).ok_or("map no kernel image")?;
         let kept = library.and_then(|(library, loading)| library.find(pages, &image_range, loading));
         if let Some((symbols, types)) = kept {
-            // An entry that is damaged where it is not yet read shows now.
+            // Detects a damaged library entry in the parts that are read here.
             if let Ok(kernel) = Self::of(pages, space, note, image_range, (symbols, Some(types))) {
                 return Ok(kernel);
             }
@@ -145,7 +145,7 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// The kernel with these symbols and types, if all that is said of it agrees.
+    /// The kernel with these symbols and types, if page tables, banner, note and types are consistent.
     fn of(
         pages: &Pages,
         space: AddressSpace,
@@ -183,7 +183,7 @@ impl Kernel {
             banner: banner.trim_end().to_owned(),
             banner_at,
         };
-        // A process's tables go when it exits: the kernel's own stay.
+        // A process's page tables are freed when it exits; the kernel's own stay.
         let own = kernel.symbol("init_top_pgt").or_else(|| kernel.symbol("swapper_pg_dir"));
         if let Some(root) = own.and_then(|own| kernel.image_gpa(own)) {
             let own = AddressSpace { root, ..space };
@@ -197,8 +197,9 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// The tasks of a memory in which this kernel runs, and nothing else: threads too, by process, without what needs
-    /// the processes' own memory (arguments, executables) or the unwind table. Empty when they cannot be read.
+    /// The tasks of a memory in which this kernel runs, and nothing else: processes and threads, without the fields
+    /// that need the processes' own memory (arguments, executables) or the unwind table. Empty when they cannot be
+    /// read.
     #[must_use]
     pub fn tasks(&self, view: &dyn MemoryView) -> Vec<Task> {
         self.tasks_in(&Pages::new(view))
@@ -210,7 +211,7 @@ impl Kernel {
         tasks.map(|tasks| tasks.all).unwrap_or_default()
     }
 
-    /// Whether this kernel is the one that runs in another memory (of the same guest, earlier or later).
+    /// Whether this kernel also runs in another memory (of the same guest, at another time).
     pub fn is_still_there(&self, view: &dyn MemoryView) -> bool {
         self.is_still_in(&Pages::new(view))
     }
@@ -229,7 +230,7 @@ impl Kernel {
         self.symbols.address(name)
     }
 
-    /// The symbol of the kernel's image that an address is in, and how far.
+    /// The symbol of the kernel's image that contains an address, and the offset in it.
     #[must_use]
     pub fn symbolize(&self, address: u64) -> Option<(String, u64)> {
         let place = self.place(address)?;
@@ -256,25 +257,25 @@ impl Kernel {
         &self.symbols
     }
 
-    /// Symbols known.
+    /// Number of symbols.
     #[must_use]
     pub fn symbol_count(&self) -> usize {
         self.symbols.len()
     }
 
-    /// Types known; 0 without BTF.
+    /// Number of types; 0 without BTF.
     #[must_use]
     pub fn type_count(&self) -> usize {
         self.types.as_ref().map_or(0, |types| types.len())
     }
 
-    /// A type of the kernel by number, from 1 on to [`Self::type_count`]; typedefs and qualifiers are followed.
+    /// A type of the kernel by number, from 1 to [`Self::type_count`]; typedefs and qualifiers are followed.
     #[must_use]
     pub fn shape(&self, id: u32) -> Option<crate::Shape> {
         self.types()?.shape(id)
     }
 
-    /// The number of the type that a typedef or a qualified type represents.
+    /// The number of the type to which a typedef or a qualified type resolves.
     #[must_use]
     pub fn resolved_type(&self, id: u32) -> Option<u32> {
         self.types()?.resolved(id)
@@ -302,7 +303,7 @@ impl Kernel {
         self.space
     }
 
-    /// KASLR: where `_text` is, minus where it was linked.
+    /// KASLR: the address of `_text` minus its linked address.
     #[must_use]
     pub fn virtual_slide(&self) -> u64 {
         self.image.virt.wrapping_sub(LINKED_TEXT)
@@ -326,7 +327,7 @@ impl Kernel {
         &self.image
     }
 
-    /// The physical address of something in the image, without a look at the page tables.
+    /// The physical address of a place in the image, without a page-table walk.
     pub(crate) fn image_gpa(&self, virt: u64) -> Option<Gpa> {
         self.image.contains(virt).then(|| self.image.gpa.checked_add(virt - self.image.virt))?
     }
@@ -336,7 +337,7 @@ impl Kernel {
         self.space.translate(&Pages::new(view), virt).ok_or(Error::Unmapped { virt })
     }
 
-    /// Fills `into` from a kernel-virtual address on.
+    /// Reads from a kernel-virtual address into `into`.
     pub fn read_virtual(&self, view: &dyn MemoryView, virt: u64, into: &mut [u8]) -> Result<(), Error> {
         let pages = Pages::new(view);
         Reader::new(&pages, self.space).read(virt, into).ok_or(Error::Unmapped { virt })

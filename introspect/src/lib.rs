@@ -1,8 +1,8 @@
 //! Reads a Linux guest from its memory alone.
 //!
-//! No agent in the guest, no symbol file, no profile: a [`MemoryView`](retrovisor_guest::MemoryView) and the vCPUs'
-//! registers go in, facts come out. Everything read was written by the guest and is checked: pointers, lengths and
-//! counts; loops are bounded, cycles end.
+//! No agent in the guest, no symbol file, no profile: the inputs are a [`MemoryView`](retrovisor_guest::MemoryView) and
+//! the vCPUs' registers, and the result is facts. Everything in memory was written by the guest and is checked:
+//! pointers, lengths and counts. Loops are bounded, also on cyclic structures.
 #![forbid(unsafe_code)]
 
 mod blocks;

@@ -1,4 +1,4 @@
-//! What was read of kernels, kept in a folder for the next process.
+//! The symbols and types of kernels, kept in a folder for other processes.
 
 mod entry;
 mod fingerprint;
@@ -25,11 +25,12 @@ use fingerprint::Fingerprint;
 
 use crate::{btf::Types, image::ImageRange, pages::Pages, symbols::Symbols};
 
-/// Symbols and types of kernels that were read before, in a folder with one file for each build.
+/// Symbols and types of known kernels, in a folder with one file for each build.
 ///
-/// An entry is used for a kernel only when the bytes from which it was made are in the guest's memory, at the same
-/// place of the kernel's image: not a name or a version decides, which any guest could claim. Where KASLR put the kernel does not matter. A
-/// damaged entry is passed over and made anew. Errors are no errors: without the folder, symbols are read of memory.
+/// An entry is used for a kernel only when the bytes from which the entry was made are in the guest's memory, at the
+/// same offsets in the kernel's image. Names and versions do not count, since any guest could claim them. The position
+/// chosen by KASLR does not matter. A damaged entry is skipped and made again. Input and output errors are not
+/// returned: without the folder, symbols are read from memory.
 #[derive(Clone, Debug)]
 pub struct KernelLibrary {
     folder: PathBuf,
@@ -39,19 +40,19 @@ pub struct KernelLibrary {
 }
 
 const EXTENSION: &str = "kernel";
-/// Builds kept, the last used ones, and their bytes: a real one has 10 to 14 MiB.
+/// Builds that are kept, the most recently used ones, and bound on their bytes: a real entry has 10 to 14 MiB.
 const ENTRIES_MAX: usize = 16;
 const FOLDER_BYTES_MAX: u64 = 256 << 20;
 const ENTRY_BYTES_MAX: u64 = 64 << 20;
-/// Files in the folder that are looked at, whoever put them there.
+/// Bound on the files in the folder that are examined.
 const FILES_MAX: usize = 256;
-/// A guest that changes its symbols all the time fills no disk.
+/// Bound on new entries: a guest that keeps changing its symbols cannot fill the disk.
 const PUTS_MAX: u32 = 8;
-/// An entry's time of last use is this exact.
+/// Precision of an entry's time of last use.
 const USE_EXACT: Duration = Duration::from_hours(1);
 
 impl KernelLibrary {
-    /// A library in a folder, which is made when the first kernel is put there.
+    /// A library in a folder, which is created with the first entry.
     #[must_use]
     pub fn new(folder: &Path) -> Self {
         Self { folder: folder.to_owned(), writable: true, puts_left: Arc::new(PUTS_MAX.into()) }
@@ -63,7 +64,7 @@ impl KernelLibrary {
         Self { writable: false, ..Self::new(folder) }
     }
 
-    /// The symbols and types of the kernel whose image is here, if they were kept.
+    /// The symbols and types of the kernel in this image, if the library has them.
     pub(crate) fn find(
         &self,
         pages: &Pages,
@@ -79,14 +80,14 @@ impl KernelLibrary {
                 Ok(None) => {}
                 Err(error) => {
                     let path = path.display();
-                    tracing::warn!(%path, %error, "what was kept of a kernel cannot be used: it will be read anew");
+                    tracing::warn!(%path, %error, "what was kept of a kernel cannot be used: it will be read again");
                 }
             }
         }
         None
     }
 
-    /// `None` for another kernel than the one in memory.
+    /// `None` when the entry is of another kernel than the one in memory.
     fn read(
         path: &Path,
         pages: &Pages,
@@ -107,7 +108,7 @@ impl KernelLibrary {
         found.ok_or_else(|| damaged("its tables are damaged")).map(Some)
     }
 
-    /// Keeps what was read of a kernel.
+    /// Adds the symbols and types of a kernel.
     pub(crate) fn put(
         &self,
         pages: &Pages,
@@ -134,28 +135,29 @@ impl KernelLibrary {
         }
     }
 
-    /// Whole or not at all: readers see no half of an entry. What a crash leaves of it is reported by its checks.
+    /// Writes a file completely or not at all: readers never see part of an entry. Damage after a crash is detected by
+    /// the checks in the file.
     fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        // As everything in a store: it was made of a guest's memory.
+        // Private, like everything in a store: the contents come from a guest's memory.
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.folder)?;
         self.make_room(bytes.len() as u64);
         let path = self.folder.join(name).with_extension(EXTENSION);
         let mut file = tempfile_in(&self.folder)?;
         let written = file.1.write_all(bytes).and_then(|()| fs::rename(&file.0, &path));
         if written.is_err() {
-            // Best effort: what is left is removed with the next entry.
+            // Best effort: the file is removed when the next entry is written.
             let _ = fs::remove_file(&file.0);
         }
         written
     }
 
-    /// Removes what was not used for longest, and what broken writers left.
+    /// Removes the least recently used entries, and temporary files of writers that failed.
     fn make_room(&self, bytes: u64) {
         let mut held_bytes = bytes;
         for (number, (_, entry_bytes, path)) in self.entries().into_iter().enumerate() {
             held_bytes = held_bytes.saturating_add(entry_bytes);
             if number + 1 >= ENTRIES_MAX || held_bytes > FOLDER_BYTES_MAX {
-                // Another process may have done so.
+                // Another process may have removed it.
                 let _ = fs::remove_file(path);
             }
         }
@@ -168,7 +170,7 @@ impl KernelLibrary {
         }
     }
 
-    /// Last use, bytes and path of each entry, the last used first.
+    /// Time of last use, bytes and path of each entry, the most recently used first.
     fn entries(&self) -> Vec<(SystemTime, u64, PathBuf)> {
         let files = fs::read_dir(&self.folder).into_iter().flatten().flatten().take(FILES_MAX);
         let paths = files.map(|file| file.path());
@@ -186,7 +188,7 @@ impl KernelLibrary {
     fn mark_used(&self, path: &Path) {
         let used = fs::metadata(path).and_then(|file| file.modified());
         if self.writable && used.is_ok_and(is_past) {
-            // The order is a guess at what will be used; a lost mark only costs time.
+            // The order only predicts future use; a lost timestamp costs time, no data.
             let _ =
                 File::options().write(true).open(path).and_then(|file| file.set_modified(SystemTime::now()));
         }
@@ -206,7 +208,7 @@ fn tempfile_in(folder: &Path) -> io::Result<(PathBuf, File)> {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let path = folder.join(format!("{}-{number}.tmp", std::process::id()));
-    // What a process of the same number left.
+    // The temporary file of an earlier process with the same id.
     let _ = fs::remove_file(&path);
     let file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
     Ok((path, file))

@@ -1,4 +1,4 @@
-//! Readers of the kernel's own structures: one file a subject.
+//! Readers of the kernel's own structures: one file for each subject.
 
 pub(crate) mod areas;
 pub(crate) mod bpf;

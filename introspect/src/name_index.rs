@@ -1,11 +1,12 @@
 use crate::{hash, section::Section};
 
-/// Leads from names to numbers: buckets one after the other, so that many equal names cost no more than many others.
+/// A hash index from names to numbers. The buckets are stored one after the other, so many equal names need no more
+/// space than as many different ones.
 #[derive(Clone)]
 pub(crate) struct NameIndex {
-    /// Where each bucket begins in `values`, and the end of the last: 32-bit words.
+    /// Start of each bucket in `values`, and the end of the last: 32-bit words.
     starts: Section,
-    /// Number in the lower bits, above it some bits of the name's hash.
+    /// The number in the lower bits, some bits of the name's hash above it.
     values: Section,
 }
 
@@ -15,7 +16,7 @@ impl NameIndex {
     /// Numbers are below this.
     pub(crate) const NUMBERS: u32 = 1 << NUMBER_BITS;
 
-    /// Takes hashes of names and what they lead to; keeps the order among equal names.
+    /// Builds the index from hashes of names and their numbers; equal names keep their order.
     pub(crate) fn new(all: &[(u64, u32)]) -> Self {
         let buckets = all.len().next_power_of_two();
         let mut ends = vec![0_u32; buckets + 1];
@@ -28,7 +29,7 @@ impl NameIndex {
         let starts = ends.iter().copied().collect();
         let mut values = vec![0_u32; all.len()];
         for (hash, number) in all {
-            // From here on an entry says where the next value of its bucket goes.
+            // From here on, `ends` has the position of each bucket's next value.
             let place = &mut ends[bucket(*hash, buckets)];
             values[*place as usize] = tag(*hash) | number & (Self::NUMBERS - 1);
             *place += 1;
@@ -36,7 +37,7 @@ impl NameIndex {
         Self { starts, values: values.into_iter().collect() }
     }
 
-    /// From what was written; `None` when it cannot be an index.
+    /// Restores an index from its tables; `None` when they cannot be valid.
     pub(crate) fn from_sections(starts: Section, values: Section) -> Option<Self> {
         let buckets = (starts.len() / 4).checked_sub(1)?;
         (buckets.is_power_of_two() && starts.len().is_multiple_of(4) && values.len().is_multiple_of(4))
@@ -47,7 +48,7 @@ impl NameIndex {
         [&self.starts, &self.values]
     }
 
-    /// The numbers that a name may lead to; few others can be among them.
+    /// The numbers that a name may have. Few wrong ones are among them.
     pub(crate) fn candidates(&self, name: &[u8]) -> impl Iterator<Item = u32> {
         let hash = hash::of_name(name);
         let at = bucket(hash, self.starts.len() / 4 - 1) * 4;

@@ -1,4 +1,4 @@
-//! Whose a frame is, as text.
+//! The owner of a frame, and its form as text.
 
 mod allocations;
 mod map;
@@ -13,7 +13,7 @@ pub use map::OwnerMap;
 pub use reader::OwnerReader;
 pub use share::Share;
 
-/// Whose a frame is.
+/// The owner of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PageOwner {
     /// The kernel's image: code, constants, variables.
@@ -22,9 +22,9 @@ pub enum PageOwner {
         part: &'static str,
         /// The frame's kernel-virtual address.
         virt: u64,
-        /// The symbol that the frame's first byte is in.
+        /// The symbol that contains the frame's first byte.
         symbol: Option<String>,
-        /// How far into the symbol.
+        /// Offset in the symbol.
         offset: u64,
     },
     /// The variables of one CPU.
@@ -33,23 +33,23 @@ pub enum PageOwner {
         cpu: u32,
         /// Offset in the CPU's area; a symbol's address in the image's per-CPU section.
         offset: u64,
-        /// The per-CPU variable that the frame's first byte is in; `None` past the image's own variables.
+        /// The per-CPU variable that contains the frame's first byte; `None` past the image's own variables.
         symbol: Option<String>,
     },
     /// A module's memory.
     Module {
         /// The module.
         name: String,
-        /// The section that the frame's first byte is in, where the kernel shows it.
+        /// The section that contains the frame's first byte, where the kernel records it.
         section: Option<Arc<str>>,
         /// From the start of the section, or of the module's part.
         offset: u64,
     },
     /// A page table.
     PageTable {
-        /// The process; `None` for the kernel's, and for one that no tree leads to (then the level is 0).
+        /// The process; `None` for the kernel's, and for a table in no known tree (then the level is 0).
         pid: Option<i32>,
-        /// 1 holds pages, 5 is the top; 0 when no tree leads to it.
+        /// 1 for a table of pages, 5 for the top table; 0 for a table in no known tree.
         level: u8,
         /// First virtual address it covers.
         virt: u64,
@@ -63,11 +63,11 @@ pub enum PageOwner {
     },
     /// Anonymous memory of a process.
     Process(Mapper),
-    /// Anonymous memory that no process maps at this instant.
+    /// Anonymous memory that no process maps.
     Anonymous,
     /// A file's contents.
     PageCache {
-        /// The file's path; what has none is named by file system and inode.
+        /// The file's path; a file without one is named by file system and inode.
         file: Option<Arc<str>>,
         /// Its inode number.
         inode: u64,
@@ -80,55 +80,55 @@ pub enum PageOwner {
     Slab {
         /// The cache: `task_struct`, `kmalloc-64`.
         cache: String,
-        /// First and last object of the slab that touch the frame, where their size is known.
+        /// First and last object of the slab that overlap the frame, where their size is known.
         objects: Option<(u64, u64)>,
     },
     /// The kernel's array of page descriptors.
     PageDescriptors,
-    /// Memory of the kernel that is mapped page by page.
+    /// Memory that the kernel maps page by page.
     Vmalloc {
-        /// The code that asked for it.
+        /// The code that allocated it.
         caller: Option<String>,
-        /// From the start of its area, in bytes.
+        /// Offset in its area, in bytes.
         offset: u64,
     },
-    /// Taken from the allocator's first hour, or firmware's.
+    /// Never given to the page allocator: taken at boot, or by firmware.
     Reserved {
         /// Name of the resource in /proc/iomem.
         resource: Option<Arc<str>>,
-        /// The kernel variable that leads to it.
+        /// The kernel variable or object that points to it.
         referrer: Option<String>,
     },
-    /// A block of the kernel's page allocator, in use for something that no map here names.
+    /// A block of the page allocator whose use no other source records.
     Allocated {
-        /// The kernel variable that leads to it.
+        /// The kernel variable or object that points to it.
         referrer: Option<String>,
     },
     /// Given back to the host by a balloon.
     Offline,
     /// Free.
     Free,
-    /// There is no description of the frame, or it cannot be read.
+    /// There is no descriptor for the frame, or it cannot be read.
     Unknown,
 }
 
-/// One place at which a process maps a frame.
+/// One mapping of a frame in a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mapper {
-    /// The process (of several that share their memory, the one with the lowest id).
+    /// The process (of several that share an address space, the one with the lowest id).
     pub pid: i32,
     /// Its name.
     pub comm: String,
-    /// Where it maps the frame.
+    /// The virtual address.
     pub virt: u64,
-    /// What it maps there: a file's path, `[heap]`, `[stack]`; `None` for anonymous memory.
+    /// The mapped area: a file's path, `[heap]`, `[stack]`; `None` for anonymous memory.
     pub area: Option<Arc<str>>,
-    /// How many other places map the same frame.
+    /// How many other mappings the same frame has.
     pub others: u32,
 }
 
 impl PageOwner {
-    /// A short word for the kind of owner, the same for all kernels.
+    /// A short name for the kind of owner, the same for all kernels.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
@@ -151,8 +151,8 @@ impl PageOwner {
         }
     }
 
-    /// What frames are summed up under: without addresses and offsets, so that the frames of one file, of one area
-    /// of a process or of one cache come together.
+    /// The name under which frames are added up: without addresses and offsets, so that all frames of one file, of one
+    /// area of a process or of one cache have the same name.
     #[must_use]
     pub fn group(&self) -> String {
         match self {
@@ -179,7 +179,7 @@ impl PageOwner {
         }
     }
 
-    /// Whether it is known what the frame is used for: it is free, or something is named that it belongs to.
+    /// Whether the frame's use is known: it is free, or its owner has a name.
     #[must_use]
     pub fn is_named(&self) -> bool {
         !matches!(

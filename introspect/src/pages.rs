@@ -9,7 +9,7 @@ use crate::hash::IntegerMap;
 
 /// The frames of a view that one observation touches, each read once.
 ///
-/// With a [`FrameCache`] behind it, frames whose token an earlier observation met are not read at all.
+/// With a [`FrameCache`], frames with a page token that an earlier observation read are not read again.
 pub(crate) struct Pages<'v> {
     view: &'v dyn MemoryView,
     cache: Option<&'v RefCell<FrameCache>>,
@@ -18,11 +18,11 @@ pub(crate) struct Pages<'v> {
     unreadable: Cell<u64>,
 }
 
-/// Frames kept between observations, by the name of their contents.
+/// Frames kept between observations, by page token.
 pub(crate) type FrameCache = lru::LruCache<PageToken, Arc<Page>>;
 
 impl<'v> Pages<'v> {
-    /// Frames kept at once (64 MiB): a hostile guest cannot make us hold more.
+    /// Bound on the frames that are kept (64 MiB), whatever the guest does.
     const FRAMES_MAX: usize = 16_384;
 
     pub(crate) fn new(view: &'v dyn MemoryView) -> Self {
@@ -42,12 +42,12 @@ impl<'v> Pages<'v> {
         self.read.get()
     }
 
-    /// Frames of RAM that the view could not give.
+    /// Frames of RAM that could not be read from the view.
     pub(crate) fn unreadable_count(&self) -> u64 {
         self.unreadable.get()
     }
 
-    /// The frame, or `None` when it is no RAM or cannot be read.
+    /// The frame, or `None` when it is not RAM or cannot be read.
     pub(crate) fn frame(&self, gfn: Gfn) -> Option<Arc<Page>> {
         if let Some(known) = self.frames.borrow().get(&gfn.0) {
             return known.clone();
@@ -70,7 +70,7 @@ impl<'v> Pages<'v> {
         page
     }
 
-    /// Reads a frame past the cache: for scans that look at each frame once.
+    /// Reads a frame without the cache: for scans, which use each frame once.
     pub(crate) fn read_into(&self, gfn: Gfn, into: &mut Page) -> Option<()> {
         self.read.set(self.read.get() + 1);
         match self.view.read_page(gfn, into) {
@@ -84,8 +84,8 @@ impl<'v> Pages<'v> {
         }
     }
 
-    /// Reads frames that follow one another, past the cache. `None` when one of them cannot be read, or is known to be
-    /// zeros: then they are asked for one by one.
+    /// Reads consecutive frames without the cache. `None` when one of them cannot be read, or is known to be zeros:
+    /// then each must be read on its own.
     pub(crate) fn read_run(&self, first: Gfn, into: &mut [Page]) -> Option<()> {
         let frames = (first.0..).map(Gfn).take(into.len());
         if frames.into_iter().any(|gfn| self.view.known_zero(gfn)) {
@@ -96,7 +96,7 @@ impl<'v> Pages<'v> {
         Some(())
     }
 
-    /// Fills `into` from an address on, past the cache. `None` when something of it cannot be read.
+    /// Reads from an address into `into`, without the cache. `None` when a part cannot be read.
     pub(crate) fn read_bytes(&self, gpa: Gpa, into: &mut [u8]) -> Option<()> {
         self.view.read(gpa, into).ok()?;
         self.read.set(self.read.get() + (into.len() as u64).div_ceil(PAGE_SIZE as u64));
@@ -111,7 +111,7 @@ impl<'v> Pages<'v> {
     }
 }
 
-/// Frames of a view without names that were read, past the cache, before they are asked for: one call for many.
+/// Frames of a view without page tokens that were read ahead, without the cache: one read for many frames.
 #[derive(Default)]
 pub(crate) struct ReadAhead {
     first: u64,
@@ -121,7 +121,7 @@ pub(crate) struct ReadAhead {
 impl ReadAhead {
     const FRAMES_MAX: usize = 64;
 
-    /// A frame; with it as many of those that follow as may be asked for next.
+    /// A frame; if it was not read ahead, up to `run` consecutive frames are read from it on.
     pub(crate) fn frame(&mut self, pages: &Pages, gfn: Gfn, run: usize) -> Option<&Page> {
         let known = gfn.0.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
         if let Some(at) = known.filter(|at| *at < self.frames.len()) {

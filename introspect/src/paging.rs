@@ -34,7 +34,7 @@ const EFER_LMA: u64 = 1 << 10;
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 impl AddressSpace {
-    /// The tree a vCPU uses, or `None` when it is not in long mode with paging on.
+    /// The tree that a vCPU uses, or `None` when it is not in long mode with paging on.
     #[must_use]
     pub fn of(registers: &VcpuRegisters) -> Option<Self> {
         let long = registers.cr0 & CR0_PG != 0 && registers.efer & EFER_LMA != 0;
@@ -42,7 +42,7 @@ impl AddressSpace {
         long.then_some(Self { root: Gpa(registers.cr3 & ADDRESS), levels })
     }
 
-    /// The mapping that covers a virtual address.
+    /// The mapping that contains a virtual address.
     pub(crate) fn mapping(&self, pages: &Pages, virt: u64) -> Option<Mapping> {
         if !self.is_canonical(virt) {
             return None;
@@ -68,9 +68,9 @@ impl AddressSpace {
         mapping.gpa.checked_add(virt - mapping.virt)
     }
 
-    /// Calls `each` for every mapping that begins in `first..=last`, ascending, and `table` for every frame that
-    /// holds a page table on the way (with the first address it covers and its level). Stops after `budget`
-    /// table frames: trees that bite their own tail end there. Returns whether it came to the end.
+    /// Calls `each` for every mapping that begins in `first..=last`, ascending, and `table` for every frame that holds
+    /// a page table on the way (with the first address that it covers and its level). Stops after `budget` table
+    /// frames, which also ends the walk of a cyclic tree. Returns whether the walk was complete.
     pub(crate) fn walk(
         &self,
         pages: &Pages,
@@ -83,7 +83,7 @@ impl AddressSpace {
         walk.descend(self.root, self.levels, 0, self.levels)
     }
 
-    /// Whether the bits above the tree's reach repeat its highest.
+    /// Whether the bits above the tree's range repeat its highest bit.
     pub(crate) fn is_canonical(&self, virt: u64) -> bool {
         let unused = 64 - self.reach_bits();
         ((virt << unused).cast_signed() >> unused).cast_unsigned() == virt
@@ -136,7 +136,7 @@ impl Walk<'_, '_> {
     }
 }
 
-/// What an entry maps when it is a leaf at this level: physical address and size.
+/// The mapping of an entry that is a leaf at this level: physical address and size.
 fn leaf(entry: u64, level: u8) -> Option<(Gpa, u64)> {
     let bytes = 1_u64 << (12 + 9 * u32::from(level - 1));
     (level == 1 || (level <= 3 && entry & HUGE != 0)).then(|| (Gpa(entry & ADDRESS & !(bytes - 1)), bytes))

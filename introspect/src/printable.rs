@@ -1,4 +1,5 @@
-/// Guest bytes as text that is safe to print: UTF-8 where it is, control characters as `\x1b`.
+/// Guest bytes as text that is safe to print: control characters other than newline and tab as `\x1b`, invalid
+/// UTF-8 as U+FFFD.
 pub(crate) fn printable(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     for character in String::from_utf8_lossy(bytes).chars() {

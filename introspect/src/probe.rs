@@ -7,12 +7,12 @@ use crate::{
     reader::{Reader, Walk},
 };
 
-/// One kernel in one memory: what every reader of its structures needs.
+/// One kernel in one memory: the input of every reader of kernel structures.
 pub(crate) struct Probe<'a> {
     pub(crate) kernel: &'a Kernel,
     pub(crate) types: &'a Types,
     pub(crate) reader: &'a Reader<'a, 'a>,
-    /// Where each possible CPU's variables are from their symbols.
+    /// Offset of each possible CPU's variables from their symbols.
     cpu_offsets: Vec<(u32, u64)>,
     torn: Cell<bool>,
 }
@@ -20,7 +20,7 @@ pub(crate) struct Probe<'a> {
 const CPUS_MAX: u32 = 8192;
 
 impl<'a> Probe<'a> {
-    /// `None` when the kernel has no types: then no structure of it can be read.
+    /// `None` when the kernel has no types: then its structures cannot be read.
     pub(crate) fn new(kernel: &'a Kernel, reader: &'a Reader<'a, 'a>) -> Option<Self> {
         let types = kernel.types()?;
         let mut probe = Self { kernel, types, reader, cpu_offsets: Vec::new(), torn: Cell::new(false) };
@@ -34,7 +34,7 @@ impl<'a> Probe<'a> {
         let count = self.kernel.symbol("nr_cpu_ids").and_then(|at| self.reader.u32(at)).unwrap_or(1);
         let offset = |cpu: u32| {
             let set = possible.and_then(|mask| self.reader.u8(mask + u64::from(cpu / 8)));
-            // Without a mask every CPU below the count is taken.
+            // Without a mask, every CPU below the count is taken as possible.
             let possible = set.is_none_or(|byte| byte >> (cpu % 8) & 1 == 1);
             offsets.filter(|_| possible).and_then(|at| self.reader.u64(at + u64::from(cpu) * 8))
         };
@@ -70,13 +70,13 @@ impl<'a> Probe<'a> {
         self.cpu_offsets.iter().filter_map(move |(cpu, offset)| Some((*cpu, symbol?.wrapping_add(*offset))))
     }
 
-    /// Where each possible CPU's variables are from their symbols.
+    /// Offset of each possible CPU's variables from their symbols.
     pub(crate) fn cpu_offsets(&self) -> &[(u32, u64)] {
         &self.cpu_offsets
     }
 
-    /// The nodes of a red-black tree whose `rb_root` is at `root`, in no order. `None` when the kernel does not describe
-    /// its trees.
+    /// The nodes of a red-black tree whose `rb_root` is at `root`, in no particular order. `None` when the kernel does
+    /// not describe its trees.
     pub(crate) fn tree(&self, root: u64, max: usize) -> Option<Walk> {
         let (left, right) = (self.field("rb_node", "rb_left")?, self.field("rb_node", "rb_right")?);
         let (mut links, mut seen) = (Vec::new(), IntegerSet::default());
@@ -95,7 +95,7 @@ impl<'a> Probe<'a> {
         Some(Walk { links, whole: true })
     }
 
-    /// Notes that a structure was met in the middle of an update, or did not make sense.
+    /// Records that a structure was in the middle of an update, or invalid.
     pub(crate) fn mark_torn(&self) {
         self.torn.set(true);
     }

@@ -11,7 +11,7 @@ pub struct Question {
     pub name: &'static str,
     /// One line: what the answer shows.
     pub doc: &'static str,
-    /// Queries whose results are the answer's tables. None where the answer is computed from the checkpoint's memory.
+    /// Queries whose results are the answer's tables. Empty when the answer is computed from the checkpoint's memory.
     pub selects: &'static [Select],
 }
 
@@ -20,7 +20,7 @@ pub struct Question {
 pub struct Select {
     /// The title of the table.
     pub title: &'static str,
-    /// The table of facts that is read. Facts of a kind that no checkpoint had yet have no table.
+    /// The table of facts that is read. It does not exist until a checkpoint has facts of the kind.
     pub table: &'static str,
     /// One SELECT; `?1` is the checkpoint.
     pub sql: &'static str,

@@ -10,7 +10,7 @@ use crate::{
     printable::printable,
 };
 
-/// Reads a guest by virtual address. `None` always means: not mapped, no RAM, unreadable, or out of bounds.
+/// Reads a guest by virtual address. `None` always means: not mapped, not RAM, unreadable, or out of bounds.
 pub(crate) struct Reader<'p, 'v> {
     pages: &'p Pages<'v>,
     space: AddressSpace,
@@ -19,7 +19,7 @@ pub(crate) struct Reader<'p, 'v> {
 }
 
 impl<'p, 'v> Reader<'p, 'v> {
-    /// Translations kept at once.
+    /// Bound on the cached translations.
     const TRANSLATIONS_MAX: usize = 1 << 18;
 
     pub(crate) fn new(pages: &'p Pages<'v>, space: AddressSpace) -> Self {
@@ -45,7 +45,7 @@ impl<'p, 'v> Reader<'p, 'v> {
         Some(Gpa((frame << 12) | (virt & 4095)))
     }
 
-    /// Fills `into` from `virt` on.
+    /// Reads from `virt` into `into`.
     pub(crate) fn read(&self, virt: u64, into: &mut [u8]) -> Option<()> {
         let mut done = 0;
         while done < into.len() {
@@ -80,7 +80,7 @@ impl<'p, 'v> Reader<'p, 'v> {
         self.array(virt).map(u64::from_le_bytes)
     }
 
-    /// A field of the structure at `base`, as an unsigned number, whatever its width; bit fields too.
+    /// A field of the structure at `base`, as an unsigned number of any width; also a bit field.
     pub(crate) fn number(&self, base: u64, field: Field) -> Option<u64> {
         let bytes = usize::try_from(field.size_bytes).ok().filter(|size| *size <= 8)?;
         let mut word = [0; 8];
@@ -104,7 +104,7 @@ impl<'p, 'v> Reader<'p, 'v> {
         self.bytes_to_nul(virt, max).map(|bytes| printable(&bytes))
     }
 
-    /// Bytes up to a NUL or `max`; stops early at the end of what is mapped.
+    /// The bytes up to a NUL or `max`; fewer at the end of what is mapped.
     pub(crate) fn bytes_to_nul(&self, virt: u64, max: usize) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
         while bytes.len() < max {
@@ -143,7 +143,7 @@ impl<'p, 'v> Reader<'p, 'v> {
 /// The links of a list, and whether the walk came back to its head.
 pub(crate) struct Walk {
     pub(crate) links: Vec<u64>,
-    /// `false`: unreadable, cyclic or longer than the bound; what was seen is still true.
+    /// `false` for a list that is unreadable, cyclic or longer than the bound; the links found so far are valid.
     pub(crate) whole: bool,
 }
 
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_cross_pages_that_lie_apart() {
+    fn reads_cross_pages_that_are_apart() {
         let (mut memory, space) = memory();
         memory.put(0x5ffe, b"ab");
         memory.put(0x3000, b"cd\x1b\0");

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use crate::blocks::Blocks;
 
-/// A table of bytes: a part of what is in memory, or of a file of which only what is asked for is read.
+/// A table of bytes: a part of a buffer in memory, or of a file that is read as needed.
 #[derive(Clone)]
 pub(crate) struct Section {
     source: Arc<Source>,
@@ -16,7 +16,7 @@ pub(crate) enum Source {
 }
 
 impl Section {
-    /// Most bytes that can be asked for at once wherever they are.
+    /// Most bytes that can be requested at once at any position.
     pub(crate) const PIECE_BYTES_MAX: usize = Blocks::SLACK_BYTES;
 
     /// A part of a source; `None` when the source ends before it.
@@ -41,7 +41,7 @@ impl Section {
         }
     }
 
-    /// What follows from `at` on: [`Self::PIECE_BYTES_MAX`] or more bytes, unless the section ends before.
+    /// The bytes from `at` on: at least [`Self::PIECE_BYTES_MAX`], or fewer at the end of the section.
     pub(crate) fn rest(&self, at: usize) -> Option<&[u8]> {
         let left = self.length.checked_sub(at)?;
         let bytes = match &*self.source {
@@ -51,12 +51,12 @@ impl Section {
         Some(&bytes[..bytes.len().min(left)])
     }
 
-    /// The 32-bit word at a place in bytes.
+    /// The 32-bit word at an offset in bytes.
     pub(crate) fn word(&self, at: usize) -> Option<u32> {
         self.get(at, 4)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes))
     }
 
-    /// All bytes, when they are in memory.
+    /// All bytes, when the table is in memory.
     pub(crate) fn bytes(&self) -> Option<&[u8]> {
         match &*self.source {
             Source::Memory(bytes) => bytes.get(self.start..self.start + self.length),
@@ -64,7 +64,7 @@ impl Section {
         }
     }
 
-    /// Whether something that was asked for could not be read as it was written.
+    /// Whether a part that was requested was damaged.
     pub(crate) fn is_damaged(&self) -> bool {
         matches!(&*self.source, Source::File(blocks) if blocks.is_damaged())
     }

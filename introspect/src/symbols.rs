@@ -2,20 +2,20 @@ use crate::{hash, image::KERNEL_MAP, name_index::NameIndex, section::Section};
 
 /// The kernel's symbol table, in the form in which it is also kept in files: 32-bit words, relative to the kernel.
 pub(crate) struct Symbols {
-    /// Where the symbols of the kernel's half count from: [`KERNEL_MAP`], for a table of another boot slid by as much as
-    /// the kernel.
+    /// The base of the symbols in the kernel's half: [`KERNEL_MAP`], and for another boot that address moved by the
+    /// KASLR slide.
     base: u64,
-    /// Addresses, ascending: those with the upper bit set are so far behind the base, others are absolute
-    /// (offsets of per-CPU variables).
+    /// Addresses, ascending. Those with the upper bit set are offsets from the base; the others are absolute (offsets
+    /// of per-CPU variables).
     places: Section,
-    /// Where each name begins, and the end of the last.
+    /// Start of each name, and the end of the last.
     name_starts: Section,
-    /// The names, one after the other, each behind the letter of its kind.
+    /// The names one after the other, each preceded by its type letter.
     names: Section,
     by_name: NameIndex,
 }
 
-/// Marks a place that counts from the base.
+/// Marks an address that is relative to the base.
 const OF_KERNEL: u32 = 1 << 31;
 
 struct Entry<'s> {
@@ -24,23 +24,23 @@ struct Entry<'s> {
     name: &'s str,
 }
 
-/// A symbol and how far into it an address is.
+/// A symbol and the offset of an address in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place<'s> {
     pub(crate) name: &'s str,
     pub(crate) offset: u64,
-    /// To the next symbol at another address.
+    /// Distance to the next symbol at another address.
     pub(crate) size: u64,
 }
 
 impl Symbols {
-    /// More than any kernel has.
+    /// Bound on the number of symbols: larger than in any real kernel.
     pub(crate) const COUNT_MAX: u32 = 2_000_000;
 
-    /// Takes (address, type letter, name) triples in any order.
+    /// Builds the table from (address, type letter, name) triples in any order.
     pub(crate) fn new<'n>(all: impl Iterator<Item = (u64, u8, &'n [u8])>) -> Self {
         let all = all.take(Self::COUNT_MAX as usize);
-        // Names of a real kernel are ASCII; anything else could not be asked for. No kernel has other addresses.
+        // Names of a real kernel are ASCII, and no kernel has other addresses.
         let mut entries: Vec<_> = all
             .filter_map(|(address, kind, name)| name.is_ascii().then_some((place_of(address)?, kind, name)))
             .collect();
@@ -64,7 +64,8 @@ impl Symbols {
         }
     }
 
-    /// From what [`Self::sections`] gave, for a kernel that is elsewhere; `None` when it can be no table.
+    /// Restores the table from the result of [`Self::sections`], for a kernel at another address; `None` when it cannot
+    /// be valid.
     pub(crate) fn from_sections(base: u64, sections: [Section; 5]) -> Option<Self> {
         let [places, name_starts, names, buckets, values] = sections;
         let fits = places.len().is_multiple_of(4) && name_starts.len() == places.len() + 4;
@@ -72,13 +73,13 @@ impl Symbols {
         fits.then_some(Self { base, places, name_starts, names, by_name })
     }
 
-    /// What the base is, and the tables behind it.
+    /// The base, and the tables.
     pub(crate) fn sections(&self) -> (u64, [&Section; 5]) {
         let [buckets, values] = self.by_name.sections();
         (self.base, [&self.places, &self.name_starts, &self.names, buckets, values])
     }
 
-    /// Whether every name is short enough to be read from a file.
+    /// Whether every name is short enough to be read from a library file.
     pub(crate) fn can_be_kept(&self) -> bool {
         let start = |number| self.name_starts.word(number * 4).unwrap_or(0);
         (0..self.len()).all(|number| {
@@ -104,7 +105,7 @@ impl Symbols {
             .map(|entry| entry.address)
     }
 
-    /// The symbol an address is in. Of several names at one address a system call's own is preferred, then a
+    /// The symbol that contains an address. Of several names at one address a system call's own is preferred, then a
     /// global one, then the first.
     pub(crate) fn place(&self, address: u64) -> Option<Place<'_>> {
         let end = self.count_below(address.checked_add(1)?);
@@ -139,7 +140,7 @@ impl Symbols {
         same.filter_map(|number| self.entry(number))
     }
 
-    /// Symbols whose address is smaller.
+    /// Number of symbols with a smaller address.
     fn count_below(&self, address: u64) -> usize {
         let (mut first, mut last) = (0, self.len());
         while first < last {

@@ -1,4 +1,4 @@
-//! A small memory that tests build by hand.
+//! A small memory that tests assemble themselves.
 
 use retrovisor_guest::{Gfn, Gpa, MemoryError, MemoryLayout, MemoryView, PAGE_SIZE, Page};
 
@@ -11,7 +11,7 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    /// Zeros; page tables are put into the frames from the middle on.
+    /// A memory of zeros; page tables are allocated from the middle on.
     pub(crate) fn new(pages: usize) -> Self {
         let bytes = vec![0; pages * PAGE_SIZE];
         let layout = MemoryLayout::flat(bytes.len() as u64).unwrap();

@@ -10,19 +10,18 @@ use crate::{
     reader::Reader,
 };
 
-/// Everything that sends one system call on its way.
+/// The places that determine the target of one system call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SyscallSites {
     /// The call's number.
     pub number: u32,
-    /// The entry of `sys_call_table`: 8 bytes that hold the target. Kernels with `dispatch` look it up only for
-    /// tracing.
+    /// The entry of `sys_call_table`: 8 bytes that hold the target. Kernels with `dispatch` use it only for tracing.
     pub table_entry: Site,
-    /// Where the table's entry leads.
+    /// The target in the table's entry.
     pub target: u64,
     /// The symbol there.
     pub symbol: Option<String>,
-    /// The call or jump in `x64_sys_call` that really leads on; `None` in kernels that use the table.
+    /// The call or jump in `x64_sys_call` that dispatches the call; `None` in kernels that use the table.
     pub dispatch: Option<CallSite>,
 }
 
@@ -42,18 +41,18 @@ pub struct CallSite {
     pub virt: u64,
     /// Guest-physical address of the instruction's first byte.
     pub gpa: Gpa,
-    /// Guest-physical address of the displacement: may be on another frame than the first byte.
+    /// Guest-physical address of the displacement, which may be in another frame than the first byte.
     pub displacement_gpa: Gpa,
     /// Bytes of the instruction.
     pub length: usize,
-    /// Where it leads.
+    /// The address of its target.
     pub target: u64,
     /// Whether the displacement is within one page, so that one write changes it.
     pub within_page: bool,
 }
 
 impl CallSite {
-    /// The displacement that makes it lead to another address; `None` when that is too far away.
+    /// The displacement for another target; `None` when that is too far away.
     #[must_use]
     pub fn displacement_to(&self, target: u64) -> Option<i32> {
         let next = self.virt.wrapping_add(self.length as u64);
@@ -62,7 +61,7 @@ impl CallSite {
 }
 
 impl Kernel {
-    /// Where a system call can be redirected: for reading it, and for injecting that fault.
+    /// The places at which a system call can be redirected, for inspection and for fault injection.
     pub fn syscall_sites(&self, view: &dyn MemoryView, number: u32) -> Result<SyscallSites, Error> {
         let pages = Pages::new(view);
         let reader = Reader::new(&pages, self.address_space());

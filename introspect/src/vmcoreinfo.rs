@@ -2,17 +2,17 @@ use retrovisor_guest::{Gpa, MemoryView, PAGE_SIZE, ZERO_PAGE};
 
 use crate::{image::KERNEL_MAP, pages::Pages, paging::AddressSpace};
 
-/// What the kernel writes down about itself for crash dumps: text in a page of its own.
+/// VMCOREINFO: the kernel's description of itself for crash dumps, as text in a page of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct VmcoreInfo {
     text: String,
 }
 
 impl VmcoreInfo {
-    /// The note's header before the text, in the copy that ELF readers see.
+    /// Size of the note's header before the text, in the copy for ELF readers.
     const NOTE_HEADER: usize = 24;
 
-    /// The text in a frame, if that is what the frame holds.
+    /// The text in a frame, if the frame contains one.
     pub(crate) fn in_frame(page: &[u8; PAGE_SIZE]) -> Option<Self> {
         let start = [0, Self::NOTE_HEADER].into_iter().find(|at| page[*at..].starts_with(b"OSRELEASE="))?;
         let end = page[start..].iter().position(|byte| *byte == 0).map_or(PAGE_SIZE, |length| start + length);
@@ -47,12 +47,12 @@ impl VmcoreInfo {
     }
 }
 
-/// What a look at every frame can tell when no register leads to the kernel.
+/// The result of a scan of every frame, when no register leads to the kernel.
 #[derive(Default)]
 pub(crate) struct Traces {
-    /// VMCOREINFO texts; among them those that earlier kernels left in memory.
+    /// VMCOREINFO texts, also those of earlier kernels that are still in memory.
     pub(crate) notes: Vec<VmcoreInfo>,
-    /// Frames that look like the kernel's own top page table: nothing below the middle, something at the end.
+    /// Frames that may be the kernel's own top page table: the lower half is empty, the last entry is not.
     pub(crate) roots: Vec<Gpa>,
 }
 

@@ -1,5 +1,5 @@
-//! Against attackers: modules that each make one change are loaded into a real guest; each is found and named, and a guest
-//! that only does what is lawful gives no alarm.
+//! Attackers: modules that each make one change are loaded into a real guest. Each is found and named, and a guest that
+//! makes only permitted changes gives no violation.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod live;
@@ -16,11 +16,11 @@ use retrovisor_introspect::{
     fact::{HookKind, Violation, ViolationKind},
 };
 
-/// A guest with the attackers in it, and what has been learnt of it.
+/// A guest with the attackers' modules, and the introspector that watches it.
 struct Victim {
     guest: Guest,
     introspector: Introspector,
-    /// Of violations that cannot be taken back.
+    /// Violations that cannot be undone.
     known: Vec<Violation>,
 }
 
@@ -55,8 +55,8 @@ impl Victim {
             );
             return None;
         }
-        // The kernel's code is patched all the time here: several threads of the translator see half an instruction
-        // now and then, and the guest hangs.
+        // The kernel's code is patched all the time here: with several threads QEMU's translator now and then executes
+        // half of a patched instruction, and the guest hangs.
         let setting =
             Setting { folder: folder.to_owned(), accelerator: "tcg,thread=single", ..Setting::default() };
         let mut guest = Guest::boot_on(&setting, Some(&archive))?;
@@ -76,7 +76,7 @@ impl Victim {
         linux
     }
 
-    /// The violations that were not known before.
+    /// The violations that are not in `known`.
     fn news(&mut self) -> Vec<Violation> {
         let mut found = self.observe().integrity;
         found.retain(|violation| !self.known.iter().any(|known| same(known, violation)));
@@ -99,7 +99,7 @@ impl Victim {
         assert!(said.contains("loaded"), "{module}: {said}");
     }
 
-    /// Loads an attacker, asks what is found, unloads it and asks that nothing is.
+    /// Loads an attacker, returns the violations, unloads it and checks that none is left.
     fn attack(&mut self, module: &str, arguments: &str) -> Vec<Violation> {
         self.load(module, arguments);
         let found = self.news();
@@ -114,7 +114,7 @@ impl Victim {
         format!("{:#x}", kernel.symbol(name).unwrap_or_else(|| panic!("no symbol {name}")))
     }
 
-    /// The id of a process that sleeps, run by a user without rights.
+    /// The id of a sleeping process of a user without privileges.
     fn sleeper(&mut self) -> i32 {
         let said = self.shell("rm -f /run/sleeper.pid; start-stop-daemon -S -b -m -p /run/sleeper.pid -c work:work -a /bin/sleep -n nobody -- 5000; usleep 300000; cat /run/sleeper.pid");
         said.lines().last().unwrap().trim().parse().unwrap()
@@ -129,7 +129,7 @@ fn kinds(found: &[Violation]) -> Vec<ViolationKind> {
     found.iter().map(|violation| violation.kind).collect()
 }
 
-/// Each attacker is found and named, and the clean twin is none.
+/// Each attacker is found and named, and the harmless module gives no violation.
 #[test]
 fn attackers_of_the_test_guest() {
     attack_in_every_way("guest");
@@ -177,7 +177,7 @@ fn attack_in_every_way(kernel: &str) {
     let Some(mut victim) = folder_of(kernel).and_then(|folder| Victim::start(&folder)) else { return };
     let victim = &mut victim;
     victim.clean("boot");
-    // The clean twin: loaded, in use, unloaded, loaded again.
+    // The harmless module: loaded, in use, unloaded, loaded again.
     assert_eq!(victim.attack("harmless", ""), []);
     victim.load("harmless", "");
     victim.clean("loading harmless");
@@ -192,7 +192,7 @@ fn attack_in_every_way(kernel: &str) {
 fn system_calls(victim: &mut Victim) {
     let table = victim.symbol("sys_call_table");
     let found = victim.attack("syscall_table", &format!("table={table}"));
-    // The table is constant data, too.
+    // The table is also constant data.
     assert_eq!(kinds(&found), [ViolationKind::SyscallRedirected, ViolationKind::RodataChanged]);
     assert_eq!(
         (found[0].object.as_str(), found[0].symbol.as_deref()),
@@ -268,9 +268,9 @@ fn tasks_and_credentials(victim: &mut Victim) {
         assert_eq!(kinds(&found), [ViolationKind::ForgedCredential]);
         assert_eq!(found[0].object, format!("task {pid} (sleep)"));
         assert!(found[0].detail.contains(said), "{found:?}");
-        // What was gained unlawfully stays so.
+        // Rights that were gained without an execution stay reported.
         assert_eq!(victim.news(), found);
-        // Never freed by the kernel: the process stays as it is.
+        // The kernel never frees the credential: the process keeps it.
         victim.known.extend(found);
         victim.shell("rmmod forge_cred");
         victim.clean("unloading forge_cred");
@@ -305,10 +305,10 @@ fn modules_that_hide(victim: &mut Victim) {
     assert_eq!(found[0].found, "memory");
 }
 
-/// What a busy but healthy guest does, over and over.
-/// Changes every function of the kernel: takes a guest that is emulated in software many seconds.
+/// Changes every function of the kernel, which takes a guest under software emulation many seconds.
 const ALL_FUNCTIONS: &str =
     "echo function > /run/tracing/current_tracer; usleep 200000; echo nop > /run/tracing/current_tracer";
+/// The commands that a busy but healthy guest runs repeatedly.
 const LAWFUL: &[&str] = &[
     "mkdir -p /run/tracing; mount -t tracefs none /run/tracing; true",
     "echo 1 > /run/tracing/events/sched/enable; echo 1 > /run/tracing/events/syscalls/enable",
@@ -330,7 +330,7 @@ const LAWFUL: &[&str] = &[
 fn lawful_work_gives_no_alarm(duration: Duration) {
     let Some(mut victim) = folder_of("guest").and_then(|folder| Victim::start(&folder)) else { return };
     victim.clean("boot");
-    // In the background all the time: processes, modules that come and go, kprobes.
+    // Running in the background throughout: processes, modules and kprobes that come and go.
     victim.guest.run(
         "(while :; do insmod /lib/attackers/harmless.ko; rmmod harmless; /bin/true; done) >/dev/null 2>&1 & true",
     );
@@ -338,7 +338,7 @@ fn lawful_work_gives_no_alarm(duration: Duration) {
     let all = (duration > Duration::from_mins(2)).then_some(&ALL_FUNCTIONS);
     while began.elapsed() < duration {
         for command in LAWFUL.iter().chain(all) {
-            // Looked at while it is at work, and when it is done.
+            // Observed while the command runs, and after it.
             victim.guest.run(&format!("{{ {command}; }} >/dev/null 2>&1 & job=$!; true"));
             for last in [false, false, false, true] {
                 if last {

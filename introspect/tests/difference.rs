@@ -1,5 +1,5 @@
-//! What changed between two instants of a real guest is named: a process that started, a file that was written, a
-//! module that was loaded, a credential that became another.
+//! The changes between two instants of a real guest are named: a new process, a written file, a loaded module, a
+//! changed credential.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod live;
@@ -10,7 +10,7 @@ use live::Guest;
 use retrovisor_guest::{Gfn, MemoryError, MemoryLayout, MemoryView, Page};
 use retrovisor_introspect::{ChangedFrame, Difference, Introspector, OwnerReader, compare};
 
-/// A memory copied away.
+/// A copy of a memory.
 struct Kept {
     layout: MemoryLayout,
     pages: Vec<Page>,

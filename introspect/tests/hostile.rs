@@ -1,4 +1,4 @@
-//! Guests that are none, halves of guests, and damaged ones: always an answer, in bounded time, and never a panic.
+//! Memories without a guest, truncated and damaged ones: always an answer, in bounded time, and never a panic.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod live;
@@ -18,7 +18,7 @@ use retrovisor_introspect::{ChangedFrame, Introspector, OwnerMap, OwnerReader, R
 
 const LONGEST: Duration = Duration::from_secs(20);
 
-/// A memory that is computed.
+/// A memory computed by a function.
 struct Made<F: Fn(Gfn) -> Page> {
     layout: MemoryLayout,
     page: F,
@@ -49,7 +49,7 @@ fn long_mode(cr3: u64) -> VcpuRegisters {
     VcpuRegisters { cr0: 1 << 31 | 1, efer: 1 << 10 | 1 << 8, cr3, ..VcpuRegisters::default() }
 }
 
-/// Asks everything that can be asked of a memory.
+/// Reads everything that can be read from a memory.
 fn ask(introspector: &mut Introspector, view: &dyn MemoryView, vcpus: &[VcpuRegisters]) -> bool {
     let start = Instant::now();
     let observation = introspector.observe(view, vcpus);
@@ -70,7 +70,7 @@ fn ask(introspector: &mut Introspector, view: &dyn MemoryView, vcpus: &[VcpuRegi
             assert!(map.mappers(gfn, 4).len() <= 4);
             changed.push(ChangedFrame { gfn, since: 1 });
         }
-        // The same memory twice: nothing differs but every frame is looked into.
+        // The same memory twice: nothing differs, but every frame is compared.
         let difference = compare(&kernel, (view, &old), (view, &map), &changed);
         assert!(difference.objects.is_empty() && difference.owners.len() <= 41);
     }
@@ -86,13 +86,13 @@ fn what_is_no_linux_gives_registers_statistics_and_a_reason() {
         page.as_chunks_mut::<8>().0.iter_mut().for_each(|word| *word = next_random(&mut state).to_le_bytes());
         page
     });
-    // Page tables that lead to themselves, everywhere.
+    // Page tables in which every entry leads back to a table.
     let circle = made(4096, |_| {
         let mut page = ZERO_PAGE;
         page.as_chunks_mut::<8>().0.iter_mut().for_each(|word| *word = 0x1003_u64.to_le_bytes());
         page
     });
-    // What a bare program runs with: one gibibyte mapped one to one, code, nothing else.
+    // A bare program: one gibibyte mapped one to one, code, nothing else.
     let bare = made(4096, |gfn| {
         let mut page = ZERO_PAGE;
         match gfn.0 {
@@ -115,14 +115,14 @@ fn what_is_no_linux_gives_registers_statistics_and_a_reason() {
     }
 }
 
-/// A real memory in which only what is not zero is held.
+/// A real memory of which only the frames that are not zero are stored.
 struct Held {
     layout: MemoryLayout,
     pages: Vec<Option<Box<Page>>>,
     registers: Vec<VcpuRegisters>,
 }
 
-/// A memory that an earlier test left in the cache.
+/// A memory that an earlier test has put in the cache.
 fn held() -> Option<&'static Held> {
     static HELD: OnceLock<Option<Held>> = OnceLock::new();
     let read = || {
@@ -150,13 +150,13 @@ fn held() -> Option<&'static Held> {
     held
 }
 
-/// The held memory with some of its words changed, the same ones whenever they are read.
+/// The stored memory with some words changed, consistently from read to read.
 struct Mutated {
     held: &'static Held,
     seed: u64,
-    /// Of so many frames one is changed.
+    /// One of this many frames is changed.
     odds: u64,
-    /// The first frame that is gone.
+    /// The first frame that is missing.
     end: u64,
 }
 
@@ -222,7 +222,8 @@ proptest! {
             let view = Mutated { held, seed, odds, end: u64::MAX };
             let mut introspector = Introspector::new();
             if !fresh {
-                // A kernel found in a healthy memory, then a damaged one: the structures are damaged, not the symbols.
+                // The kernel is found in a healthy memory and then read in a damaged one: structures are damaged,
+                // symbols are not.
                 let whole = Mutated { held, seed: 0, odds: u64::MAX, end: u64::MAX };
                 introspector.observe(&whole, &held.registers);
             }

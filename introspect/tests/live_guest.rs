@@ -1,5 +1,5 @@
-//! A guest that runs: what its kernel does lawfully is no violation, at whatever instant it is stopped; and what does not
-//! hold is named. That what is read is true is proven on stopped guests, in `word`.
+//! A running guest: permitted changes by its kernel are no violations, at whatever instant it is stopped, and violated
+//! invariants are named. The correctness of facts is tested on stopped guests, in `guest_reports`.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod live;
@@ -37,7 +37,7 @@ fn a_running_guest_is_watched_without_false_alarms() {
     assert_eq!((late.integrity.as_slice(), late.syscalls.as_slice()), ([].as_slice(), [].as_slice()));
     guest.resume();
 
-    // The other one was shown attacks.
+    // The other introspector has seen attacks.
     lawful_changes_are_no_violations(&mut guest, &mut from_the_start);
     moments_of_a_busy_guest_are_no_violations(&mut guest, &mut from_the_start);
 }
@@ -66,7 +66,7 @@ fn attacks_are_named(
     let kinds =
         |violations: &[Violation]| violations.iter().map(|violation| violation.kind).collect::<Vec<_>>();
 
-    // getppid leads to getpid: by the call that counts, then by the table.
+    // Redirects getppid to getpid: first by the call in `x64_sys_call`, then by the table.
     let number = kernel.syscall_number(&memory, "getppid").unwrap();
     assert_eq!(number, 110);
     let sites = kernel.syscall_sites(&memory, number).unwrap();
@@ -86,29 +86,29 @@ fn attacks_are_named(
     );
     assert_eq!(found[1].symbol.as_deref(), Some("x64_sys_call"));
     let found = attack(&[(sites.table_entry.gpa, other.to_le_bytes().to_vec())], registers);
-    // The table is constant data, too.
+    // The table is also constant data.
     assert_eq!(kinds(&found), [ViolationKind::SyscallRedirected, ViolationKind::RodataChanged]);
     let outside = linux.modules[0].address;
     let found = attack(&[(sites.table_entry.gpa, outside.to_le_bytes().to_vec())], registers);
     assert!(found[0].detail.contains("out of the kernel's code"), "{found:?}");
 
-    // Code of another function.
+    // Overwrites the code of another function.
     let function = kernel.symbol("vfs_read").unwrap() + 40;
     let found = attack(&[(kernel.translate(&memory, function).unwrap(), vec![0xcc, 0x13])], registers);
     assert_eq!(kinds(&found), [ViolationKind::TextChanged]);
     assert_eq!(found[0].object, "vfs_read");
-    // One that starts anew sees it only when it learnt before what the code was like.
+    // A new introspector detects it only after it has learnt the reference.
     let gpa = kernel.translate(&memory, function).unwrap();
     for (learns, seen) in [(true, 1), (false, 0)] {
-        let mut anew = Introspector::new();
+        let mut fresh = Introspector::new();
         if learns {
-            anew.learn(&memory, registers);
+            fresh.learn(&memory, registers);
         }
-        let found = guest.with_changed(&[(gpa, vec![0xcc, 0x13])], || anew.observe(&memory, registers));
+        let found = guest.with_changed(&[(gpa, vec![0xcc, 0x13])], || fresh.observe(&memory, registers));
         assert_eq!(found.linux.unwrap().integrity.len(), seen, "learns: {learns}");
     }
 
-    // The page-fault gate.
+    // Redirects the page-fault gate.
     let gate = kernel.translate(&memory, kernel.symbol("idt_table").unwrap() + 14 * 16).unwrap();
     let found = attack(
         &[
@@ -120,7 +120,7 @@ fn attacks_are_named(
     assert_eq!(kinds(&found), [ViolationKind::IdtRedirected]);
     assert_eq!(found[0].object, "gate 14");
 
-    // Registers.
+    // Changes registers.
     let mut weak = registers.to_vec();
     weak[1].cr4 &= !(1 << 20);
     weak[0].cr0 &= !(1 << 16);
@@ -131,7 +131,7 @@ fn attacks_are_named(
         [ViolationKind::ControlRegister, ViolationKind::ControlRegister, ViolationKind::Lstar]
     );
 
-    // A process and a module leave their lists.
+    // Removes a process and a module from their lists.
     let unlink = |link: u64| {
         let (next, previous) = (word(link), word(link + 8));
         vec![
@@ -141,7 +141,7 @@ fn attacks_are_named(
     };
     let init = kernel.symbol("init_task").unwrap();
     let first = linux.tasks.iter().find(|task| task.pid == 1).unwrap();
-    // init_task's list leads to the first process: so far is the link from the start of a task.
+    // The list of init_task leads to the first process: this finds the offset of the link in a task.
     let link = (0..8192).step_by(8).find(|offset| {
         let next = word(init + offset);
         next == first.address + offset && word(next + 8) == init + offset
@@ -184,7 +184,7 @@ fn lawful_changes_are_no_violations(guest: &mut Guest, introspector: &mut Intros
     assert!(changed > 0, "tracing changes code, or this test proves nothing");
 }
 
-/// Processes come and go by the hundred: whatever instant a checkpoint falls into, nothing is hidden.
+/// Processes are created and end by the hundred: at no instant is one reported as hidden.
 fn moments_of_a_busy_guest_are_no_violations(guest: &mut Guest, introspector: &mut Introspector) {
     guest.run("(for n in 1 2 3; do (while :; do /bin/true; insmod /nothing; done) & done) >/dev/null 2>&1");
     let (mut torn, mut forks) = (0, BTreeSet::new());
@@ -209,7 +209,7 @@ fn moments_of_a_busy_guest_are_no_violations(guest: &mut Guest, introspector: &m
     eprintln!("60 moments with {} forks between them, {torn} torn", last - first);
 }
 
-/// From the firmware to the first process: no kernel, half a kernel, a whole one.
+/// From the firmware to the first process: no kernel, a kernel that is booting, a running one.
 fn boot_is_no_violation(guest: &mut Guest) -> Introspector {
     let mut introspector = Introspector::new();
     let (mut without, mut with) = (0, 0);

@@ -1,4 +1,5 @@
-//! Whose page it is, against the guest's own word: /proc/kpageflags, /proc/PID/pagemap and maps, /proc/slabinfo.
+//! Compares the owners of frames with the guest's own reports: /proc/kpageflags, /proc/PID/pagemap and maps,
+//! /proc/slabinfo.
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod live;
@@ -20,7 +21,7 @@ const LRU: u64 = 1 << 5;
 const PAGE_TABLE: u64 = 1 << 26;
 const NO_PAGE: u64 = 1 << 20;
 
-/// One line of /proc/PID/maps with the frames that pagemap names in it.
+/// One line of /proc/PID/maps with its frames from pagemap.
 struct Area {
     pid: i32,
     start: u64,
@@ -29,7 +30,7 @@ struct Area {
     frames: Vec<(u64, Gfn)>,
 }
 
-/// What the guest says of its frames.
+/// The guest's reports about its frames.
 struct Reported {
     /// The flags of each frame.
     flags: Vec<u64>,
@@ -162,7 +163,7 @@ fn frames_belong_to_whom_the_guest_says(setting: &Setting) {
     slabs_agree(&owners, &before, &after);
 }
 
-/// The frames of two files that were just written hold what they should, in order.
+/// The frames of two newly written files have the expected contents, in order.
 fn files_are_found(memory: &dyn MemoryView, owners: &[PageOwner]) {
     let pages = |path: &str| {
         let mut found: Vec<(u64, usize)> = Vec::new();
@@ -188,7 +189,7 @@ fn files_are_found(memory: &dyn MemoryView, owners: &[PageOwner]) {
     }
 }
 
-/// Every page that pagemap names is found at its process, address and area.
+/// Every page in pagemap has its process, address and area as owner.
 fn areas_agree(map: &OwnerMap, areas: &[Area]) {
     let mut compared = 0;
     for area in areas {
@@ -258,7 +259,7 @@ fn coverage(owners: &[PageOwner]) {
     assert!(named * 1000 >= used * 995, "{named} of {used}");
 }
 
-/// Reported owner by owner, all frames are reported once.
+/// The frames of all owners add up to all frames.
 fn shares_are_the_sum(map: &OwnerMap, owners: &[PageOwner]) {
     let mut own: BTreeMap<(&str, String), u64> = BTreeMap::new();
     for owner in owners {
@@ -275,7 +276,8 @@ fn flags_agree(owners: &[PageOwner], before: &Reported, after: &Reported) {
     let (mut compared, mut wrong) = (0, Vec::new());
     for (frame, owner) in owners.iter().enumerate() {
         let flags = before.flags[frame];
-        // What changed while the guest was printing says nothing of the instant between.
+        // A frame that changed while the guest was printing is not compared: its state at the instant between is
+        // unknown.
         if after.flags[frame] != flags {
             continue;
         }

@@ -47,7 +47,7 @@ fn main() {
     guest::wait_console(&machine, 0, "tick 00020");
     println!("boot to tick 20: {} ms", us(begin) / 1000);
 
-    // More than the steady workload dirties: about a thousand pages from one checkpoint to the next.
+    // More pages than the normal workload dirties: about a thousand between two checkpoints.
     let mut shell = guest::Shell::open(&machine);
     shell.run("dd if=/dev/zero of=/run/load bs=4k count=700 2>/dev/null");
     shell.send("while :; do dd if=/dev/urandom of=/run/load bs=4k count=700 conv=notrunc 2>/dev/null; usleep 100000; done &");

@@ -6,16 +6,16 @@ use retrovisor_guest::Accelerator;
 /// The version of the KVM interface that has been stable since Linux 2.6.22.
 const KVM_API_VERSION: i32 = 12;
 
-/// An accelerator and why it was chosen.
+/// An accelerator and the reason for its choice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Detected {
     /// KVM where it can run stock Linux, else QEMU's translator.
     pub accelerator: Accelerator,
-    /// One sentence, with the way to something faster where there is one.
+    /// One sentence, with a faster alternative if there is one.
     pub reason: String,
 }
 
-/// Looks at `/dev/kvm` and the processor's flags.
+/// Checks `/dev/kvm` and the processor's flags.
 #[must_use]
 pub fn detect() -> Detected {
     let version = Kvm::new().map(|kvm| kvm.get_api_version()).map_err(kvm_ioctls::Error::errno);

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
-/// Why QEMU's monitor did not do what it was asked.
+/// Why a request to QEMU's monitor failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum QmpError {
     #[error("cannot connect to QEMU's monitor socket {}: {source}", path.display())]

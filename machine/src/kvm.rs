@@ -1,4 +1,4 @@
-//! The driver of this project's microVM: KVM inside this process, made to be checkpointed and rolled back in place.
+//! The driver of the microVM: KVM in this process, designed for checkpoints and rollback in place.
 
 #[cfg(feature = "bare-guests")]
 pub mod bare;

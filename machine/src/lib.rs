@@ -1,6 +1,6 @@
-//! Drivers of virtual machines: stock QEMU, and a microVM of this project on KVM.
+//! Drivers of virtual machines: stock QEMU, and a microVM on KVM.
 //!
-//! A driver implements [`retrovisor_guest::Machine`]. All unsafe code of the project lives in this crate.
+//! A driver implements [`retrovisor_guest::Machine`]. All unsafe code of the project is in this crate.
 
 pub mod accelerator;
 mod drivers;

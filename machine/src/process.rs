@@ -1,4 +1,4 @@
-//! The process behind a machine: started here, or found.
+//! The process of a machine: started here, or found.
 
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
@@ -14,20 +14,20 @@ use nix::fcntl::{F_SETFD, FdFlag, fcntl};
 use retrovisor_guest::ProcessIdentity;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-/// Most of a log that is quoted.
+/// Bound on the part of a log that is quoted.
 const LOG_TAIL_BYTES_MAX: u64 = 1500;
 
-/// A process by its descriptor: never another one that got its number later.
+/// A process, identified by a descriptor: never another one that got its number later.
 pub(crate) struct Process {
-    /// What messages call it.
+    /// Its name in messages.
     name: &'static str,
     pid: i32,
     descriptor: OwnedFd,
     identity: ProcessIdentity,
-    /// Waits for the process where it is a child of this one; absent otherwise.
+    /// Waits for the process if it is a child of this one; otherwise absent.
     watch: Option<JoinHandle<Option<ExitStatus>>>,
     exit: Option<ExitStatus>,
-    /// Where its standard error goes, when that is known.
+    /// The file of its standard error, if known.
     log: Option<PathBuf>,
     /// Dropping this ends the process.
     ends_on_drop: bool,
@@ -37,14 +37,14 @@ impl Process {
     /// A process that another process started.
     pub(crate) fn find(name: &'static str, pid: i32, log: Option<PathBuf>) -> std::io::Result<Self> {
         let descriptor = open(pid)?;
-        // After the descriptor, which belongs to the same process as long as that has not ended.
+        // After the descriptor, which refers to the same process as long as that has not ended.
         let identity = identity_of(pid)?;
         Ok(Self { name, pid, descriptor, identity, watch: None, exit: None, log, ends_on_drop: false })
     }
 
-    /// Starts the command in a session of its own, with `inherited` open in it under the same numbers.
-    /// Unless `detached`, the kernel ends it when this process ends, however that happens. Until [`Process::keep`],
-    /// dropping what is returned ends it, so that no way out of a start that fails leaves it behind.
+    /// Starts the command in a session of its own, with the `inherited` descriptors open under the same numbers. Unless
+    /// `detached`, the kernel ends it when this process ends, for whatever reason. Until [`Process::keep`] is called,
+    /// dropping the result ends it, so that a start that fails leaves no process.
     pub(crate) fn spawn(
         name: &'static str,
         mut command: Command,
@@ -115,12 +115,12 @@ impl Process {
         self.pid
     }
 
-    /// What distinguishes it from every other process.
+    /// Its identity among all processes.
     pub(crate) fn identity(&self) -> &ProcessIdentity {
         &self.identity
     }
 
-    /// Whether it runs no more.
+    /// Whether it has ended.
     pub(crate) fn ended(&mut self) -> bool {
         if self.exit.is_some() {
             return true;
@@ -132,13 +132,13 @@ impl Process {
         if self.watch.is_some() {
             return false;
         }
-        // A zombie still takes signals; its descriptor is readable all the same.
+        // A zombie still accepts signals, but its descriptor is readable.
         let mut polled = [rustix::event::PollFd::new(&self.descriptor, rustix::event::PollFlags::IN)];
         let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
         rustix::event::poll(&mut polled, Some(&now)).is_ok_and(|ready| ready > 0)
     }
 
-    /// Waits for its end. Returns whether it came.
+    /// Waits for its end. Returns whether it ended.
     pub(crate) fn wait(&mut self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         while !self.ended() {
@@ -158,7 +158,7 @@ impl Process {
         }
     }
 
-    /// How it ended and what it wrote last, for a message.
+    /// Its exit status and last output, for a message.
     pub(crate) fn exit_reason(&mut self) -> String {
         let name = self.name;
         let mut text = if self.ended() {
@@ -195,7 +195,7 @@ fn open(pid: i32) -> std::io::Result<OwnedFd> {
     Ok(pidfd_open(pid, PidfdFlags::empty())?)
 }
 
-/// What distinguishes the process that has this number now from every other one.
+/// The identity of the process that has this number now.
 fn identity_of(pid: i32) -> std::io::Result<ProcessIdentity> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let start_ticks = start_ticks(&stat)
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_told_from_one_that_has_its_number_later() {
+    fn a_process_is_distinguished_from_one_that_has_its_number_later() {
         let dir = tempfile::tempdir().unwrap();
         let mut process = shell("exec sleep 100", &dir.path().join("log"));
         let identity = process.identity().clone();

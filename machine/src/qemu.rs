@@ -1,11 +1,11 @@
-//! Stock QEMU, 7.2 and later, unpatched, over its monitor.
+//! Stock QEMU, 7.2 and later, unpatched, through its monitor.
 //!
-//! - The guest's memory is a file that QEMU and this process share (`-object memory-backend-file,share=on`). Dirty
-//!   pages are noted by the kernel for QEMU's process, or found by comparing.
-//! - Device state leaves QEMU as bytes, by the job `snapshot-save` into a small qcow2 file in shared memory, and is
-//!   put back by `snapshot-load` from another one made around the bytes: into the same process or a new one.
-//!   `x-ignore-shared` keeps the guest's memory out of both, and is on during these jobs only.
-//! - Disks are qcow2 overlays over the user's images; the same two jobs retain and put back their contents.
+//! - The guest's memory is a file that QEMU and this process share (`-object memory-backend-file,share=on`). The kernel
+//!   tracks written pages of QEMU's process, or they are found by comparing.
+//! - The job `snapshot-save` saves device state into a small qcow2 file in shared memory; `snapshot-load` restores it
+//!   from another such file, in the same process or a new one. `x-ignore-shared` excludes the guest's memory from both,
+//!   and is on during these jobs only.
+//! - Disks are qcow2 overlays over the user's images; the same two jobs retain and restore their contents.
 
 mod attach;
 mod compare;
@@ -56,7 +56,7 @@ use runtime::RuntimeDir;
 use shape::Shape;
 use stream::RegisterFinder;
 
-/// States that QEMU saved and that were read (half a megabyte each) are freed while the guest runs; so many may wait.
+/// States that QEMU saved and that were read (half a megabyte each) are freed while the guest runs; this many may wait.
 const UNTIDY_MAX: usize = 16;
 
 /// A QEMU process and the guest in it.
@@ -70,15 +70,15 @@ pub struct QemuMachine {
     disks: DiskSet,
     devices: Devices,
     runtime: RuntimeDir,
-    /// QEMU goes on when this is dropped.
+    /// QEMU continues when this is dropped.
     detached: bool,
-    /// A state was begun to be applied and failed: the guest must not run on what is there now.
+    /// Applying a state began and failed: the guest must not run in its current state.
     half_applied: bool,
     timing: Timing,
     tags: u64,
 }
 
-/// How long the parts of the last pause took, in microseconds.
+/// Durations of the parts of the last pause, in microseconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timing {
     /// Stopping the vCPUs and bringing devices to rest.
@@ -94,7 +94,7 @@ pub struct Timing {
 }
 
 impl QemuMachine {
-    /// Starts QEMU. When this fails, no process is left.
+    /// Starts QEMU. After a failure no process remains.
     pub fn launch(config: &LaunchConfig) -> Result<Self, MachineError> {
         let (qmp, process) = launch::launch(config)?;
         let runtime = RuntimeDir::new(&config.runtime_dir);
@@ -114,11 +114,11 @@ impl QemuMachine {
         }
     }
 
-    /// Attaches to a QEMU that another program, or an earlier process of this one, started. QEMU goes on when this
+    /// Attaches to a QEMU that another program, or an earlier process of this one, started. QEMU continues when this
     /// machine is dropped.
     ///
-    /// Whether the guest runs is not changed. Refuses, with the options to start QEMU with, a guest whose memory
-    /// is not a shared file or whose disks cannot be rolled back.
+    /// Does not change whether the guest runs. Refuses a guest whose memory is not a shared file or whose disks cannot
+    /// be rolled back, with the options to start QEMU with.
     pub fn attach(config: &AttachConfig) -> Result<Self, MachineError> {
         let mut monitor = attach::connect(config)?;
         let parts = Parts::of(&mut monitor)?;
@@ -160,19 +160,19 @@ impl QemuMachine {
         }
     }
 
-    /// The socket of the guest's first serial port, when this project launched the guest.
+    /// The socket of the guest's first serial port, if this project launched the guest.
     #[must_use]
     pub fn console(&self) -> Option<PathBuf> {
         Some(self.runtime.console()).filter(|path| path.exists())
     }
 
-    /// The file with all that the guest wrote to its first serial port, when this project launched the guest.
+    /// The file with all output of the guest on its first serial port, if this project launched the guest.
     #[must_use]
     pub fn console_log(&self) -> Option<PathBuf> {
         Some(self.runtime.console_log()).filter(|path| path.exists())
     }
 
-    /// The socket of the guest's second serial port, when this project launched the guest.
+    /// The socket of the guest's second serial port, if this project launched the guest.
     #[must_use]
     pub fn control(&self) -> Option<PathBuf> {
         Some(self.runtime.control()).filter(|path| path.exists())
@@ -183,23 +183,23 @@ impl QemuMachine {
         self.monitor.process().pid()
     }
 
-    /// How long the parts of the last pause took.
+    /// The durations of the parts of the last pause.
     #[must_use]
     pub fn timing(&self) -> Timing {
         self.timing
     }
 
-    /// How dirty pages are found (`userfaultfd` or `compare`), and why so.
+    /// How dirty pages are found (`userfaultfd` or `compare`), and the reason.
     #[must_use]
     pub fn finder(&self) -> (&'static str, &str) {
         self.ram.finder().describe()
     }
 
-    /// Removes from QEMU what attaching put into it, and ends the connection: QEMU goes on as it was found. With
-    /// `deletes_snapshots`, also the snapshots that this driver made in the disks' images; without them, checkpoints
-    /// whose disk contents are in no store cannot be restored.
+    /// Removes everything that attaching added to QEMU, and ends the connection: QEMU is then as before the attach.
+    /// With `deletes_snapshots`, also the snapshots that this driver made in the disks' images; without, they stay.
+    /// Checkpoints whose disk contents are in no store need them.
     ///
-    /// Everything is tried; what could not be removed is in the error.
+    /// Every step is tried; the error has what could not be removed.
     pub fn detach(mut self, deletes_snapshots: bool) -> Result<(), MachineError> {
         self.detached = true;
         self.monitor.process().keep();
@@ -236,14 +236,14 @@ impl QemuMachine {
         if self.monitor.running() { Err(MachineError::RunState { doing, needed: "paused" }) } else { Ok(()) }
     }
 
-    /// Frees states that QEMU saved and that were read, which only take room: meant for the time after a pause.
+    /// Frees states that QEMU saved and that were read, which only take memory: meant for the time after a pause.
     fn tidy(&mut self) {
         if let Err(error) = self.device_state.tidy(&mut self.monitor) {
             tracing::warn!(machine = self.identity.name, %error, "device state that was read stays in QEMU for now");
         }
     }
 
-    /// A name that no snapshot has, in this process or another.
+    /// A name that no other snapshot has, in this process or another.
     fn new_tag(&mut self) -> String {
         self.tags += 1;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
@@ -301,12 +301,12 @@ impl Machine for QemuMachine {
 
 impl MemoryIo for QemuMachine {
     fn take_dirty(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
-        // Another client of QEMU's may have stopped the guest, or set it running.
+        // Another client of QEMU may have stopped or started the guest.
         self.monitor.read_events()?;
         let begin = Instant::now();
         let is_running = self.monitor.running();
         if let Err(error) = self.ram.take_dirty(is_running, into) {
-            // The scan of a process that ended fails in odd ways: say what it is.
+            // The scan of a process that ended fails with unclear errors: report the end instead.
             self.monitor.read_events()?;
             return Err(error);
         }
@@ -344,7 +344,7 @@ impl StateIo for QemuMachine {
         let nodes = self.disks.nodes();
         let stream = self.device_state.save(&mut self.monitor, &tag, &nodes)?;
         self.registers.complete(&stream, &mut vcpus);
-        let disks = nodes.into_iter().map(|disk| DiskState { disk, reference: tag.clone() });
+        let disks = self.disks.names().into_iter().map(|disk| DiskState { disk, reference: tag.clone() });
         let state = MachineState { vcpus, sections: self.shape.sections(stream)?, disks: disks.collect() };
         self.timing.state_us = microseconds(begin);
         Ok(state)
@@ -357,7 +357,7 @@ impl StateIo for QemuMachine {
         if state.disks.is_empty() { Ok(()) } else { self.disks.sync() }
     }
 
-    /// The guest's clocks go on from the state: [`ClockPolicy::JumpToNow`] is refused.
+    /// The guest's clocks continue from the state: [`ClockPolicy::JumpToNow`] is refused.
     fn apply_state(&mut self, state: &MachineState, clock: ClockPolicy) -> Result<(), MachineError> {
         self.needs_pause("applying a state")?;
         self.capabilities().check_clock(clock)?;
@@ -393,7 +393,7 @@ impl DiskIo for QemuMachine {
         self.disks.shapes()
     }
 
-    /// Must be called while nothing makes or releases states; what it answers can be read at any time.
+    /// Must be called while no state is made or released; the result can be read at any time.
     fn disk_changes(
         &self,
         at: &DiskState,

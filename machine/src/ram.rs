@@ -26,12 +26,12 @@ pub(crate) struct Ram {
 }
 
 impl Ram {
-    /// Fresh memory of zeros that only this process sees.
+    /// New memory of zeros, visible only to this process.
     pub(crate) fn anonymous(layout: MemoryLayout) -> Result<Self, MachineError> {
         Self::mapped(layout, None, 0)
     }
 
-    /// A file that another process uses as the guest's RAM: the slots lie in it one after another from `offset` on.
+    /// A file that another process uses as the guest's RAM: the slots follow one another from `offset` on.
     pub(crate) fn shared(
         layout: MemoryLayout,
         file: impl Into<Arc<File>>,
@@ -55,7 +55,7 @@ impl Ram {
         Self::mapped(layout, Some(&file), offset)
     }
 
-    /// A file of a machine's whole memory, which does not change: what is written is only in this mapping.
+    /// A file of a machine's whole memory, which does not change: writes are private to this mapping.
     pub(crate) fn private(layout: MemoryLayout, file: &Arc<File>) -> Result<Self, MachineError> {
         let mut regions = Vec::new();
         let mut offset = 0;
@@ -99,7 +99,7 @@ impl Ram {
         Ok(Self::of(layout, map, shows_holes))
     }
 
-    /// Keeps the guest's secrets out of core dumps of this process.
+    /// Excludes the guest's memory from core dumps of this process.
     fn of(layout: MemoryLayout, map: GuestMemoryMmap<()>, shows_holes: bool) -> Self {
         for region in map.iter() {
             let length = usize::try_from(region.len()).unwrap_or(usize::MAX);
@@ -114,28 +114,28 @@ impl Ram {
         Self { layout, map, shows_holes }
     }
 
-    /// The slots, each with the address in this process from which on it is mapped.
+    /// The slots, each with its address in this process.
     pub(crate) fn mappings(&self) -> impl Iterator<Item = (MemorySlot, *mut u8)> + '_ {
         self.layout.slots().iter().zip(self.map.iter()).map(|(slot, region)| (*slot, region.as_ptr()))
     }
 
-    /// Writes bytes that may cross page borders, within one slot.
+    /// Writes bytes across page boundaries, within one slot.
     pub(crate) fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), MemoryError> {
         self.map.write_slice(bytes, GuestAddress(gpa.0)).map_err(host)
     }
 
-    /// The memory as loaders of kernels want it.
+    /// The memory for loaders of kernels.
     pub(crate) fn map(&self) -> &GuestMemoryMmap<()> {
         &self.map
     }
 
-    /// Puts the content into one frame. A removed frame reads as zeros until the guest uses it again.
+    /// Writes the content of one frame. A removed frame reads as zeros until the guest uses it again.
     pub(crate) fn write_page(&self, gfn: Gfn, content: PageContent<'_>) -> Result<(), MemoryError> {
         let (region, at) = self.region(gfn)?;
         region.write_slice(content.bytes(), at).map_err(host)
     }
 
-    /// Puts lines of the content into one frame: line `n` where bit `n` of `lines` is set.
+    /// Writes lines of the content of one frame: line `n` where bit `n` of `lines` is set.
     pub(crate) fn write_lines(
         &self,
         gfn: Gfn,
@@ -150,7 +150,7 @@ impl Ram {
             let end = first + (rest >> first).trailing_ones();
             let (from, to) = (first as usize * LINE_SIZE, end as usize * LINE_SIZE);
             region.write_slice(&page[from..to], MemoryRegionAddress(at.0 + from as u64)).map_err(host)?;
-            // Nothing is left of the page after a run to its end.
+            // After a run to its end, nothing is left of the page.
             rest &= u64::MAX.checked_shl(end).unwrap_or(0);
         }
         Ok(())
@@ -192,7 +192,7 @@ impl MemoryView for Ram {
         Ok(unsafe { stream::copy(from.ptr_guard().as_ptr(), into) })
     }
 
-    /// Holes of the memory file: nothing was ever written there. Reading them instead would fill them with pages of zeros.
+    /// Holes of the memory file were never written. Reading them instead would fill them with pages of zeros.
     fn known_zero(&self, gfn: Gfn) -> bool {
         if !self.shows_holes {
             return false;
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn slots_lie_one_after_another_in_the_file() {
+    fn slots_are_one_after_another_in_the_file() {
         let mut file = tempfile::tempfile().unwrap();
         file.set_len(5 * 4096).unwrap();
         let ram = Ram::shared(split(), file.try_clone().unwrap(), 0).unwrap();

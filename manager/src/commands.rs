@@ -151,8 +151,8 @@ impl MachineActor {
         Ok(())
     }
 
-    /// Takes the last checkpoint of a machine that is to be stopped. After a failure the machine goes on as before, unless
-    /// the stop is forced.
+    /// Takes the last checkpoint of a machine that is to be stopped. After a failure the machine goes on as before,
+    /// unless the stop is forced.
     pub(crate) fn prepare_stop(&mut self, force: bool) -> Result<(), ManagerError> {
         self.must_allow(if force { CommandKind::ForceStop } else { CommandKind::Stop })?;
         let before = self.state;
@@ -251,7 +251,7 @@ impl MachineActor {
             });
             drop(reply.send(done));
         };
-        // Without a thread the reply is dropped, which the caller is told as a failure.
+        // Without a thread the reply is dropped, which the caller gets as a failure.
         if let Err(error) = std::thread::Builder::new().name(format!("inject-{}", self.name)).spawn(work) {
             tracing::error!(machine = self.name, %error, "cannot start a thread");
         }

@@ -44,5 +44,5 @@ pub use manager::{Manager, runtime_dir};
 pub use removal::PlannedRemoval;
 pub use retrovisor_snapshot::RollbackKind;
 pub use rollback::Rollback;
-pub use spec::{MachineSpec, Origin};
+pub use spec::{INTERVAL_MIN_MS, MachineSpec, Origin};
 pub use status::MachineStatus;

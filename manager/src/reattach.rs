@@ -126,7 +126,7 @@ impl Manager {
         let found = match (self.find(name, &spec), &spec.process) {
             (Err(_), _) if !is_alive => return Ok(Outcome::Nothing),
             (Err(error), _) => return Ok(Outcome::Unreachable(error.to_string())),
-            // Another process listens at the socket now: another guest, or the same one started anew.
+            // Another process listens at the socket now: another guest, or the same one started again.
             (Ok(found), Some(process)) if found != *process => {
                 return Ok(if is_alive {
                     Outcome::Unreachable(format!(

@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 use crate::error::ManagerError;
 use crate::lifecycle::PausedBy;
 
+/// The shortest interval between automatic checkpoints that is accepted from outside: a shorter one leaves the guest no time
+/// to run.
+pub const INTERVAL_MIN_MS: u32 = 20;
+
 /// How a machine is found or started again: kept in the catalogue as JSON. Fields that earlier versions did not write have
 /// defaults.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,7 +97,7 @@ impl MachineSpec {
             Origin::Launched(spec) => Ok(spec),
             Origin::Attached => Err(ManagerError::Refused {
                 what: "the machine was not started by Retrovisor, which cannot start it".to_owned(),
-                help: "Start its QEMU again as before and attach it under a new name.".to_owned(),
+                help: "Start its QEMU again with the same options and attach it under the same name: then it can be rolled back.".to_owned(),
             }),
         }
     }

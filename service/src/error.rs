@@ -41,6 +41,14 @@ impl From<Status> for CliError {
             Code::FailedPrecondition | Code::AlreadyExists | Code::Aborted => 4,
             _ => 1,
         };
+        if std::error::Error::source(&status).is_some_and(|source| source.is::<tonic::transport::Error>()) {
+            return Self {
+                exit_code: 1,
+                message: "the connection to the daemon broke before it answered".to_owned(),
+                help: "Did it end? After its next start `retrovisor show NAME` and `log NAME` show what was done."
+                    .to_owned(),
+            };
+        }
         let help = status.get_details_help().map_or_else(String::new, |help| {
             help.links.iter().map(|link| link.description.as_str()).collect::<Vec<_>>().join("\n")
         });

@@ -1,6 +1,6 @@
-//! A list of contents as bytes: runs, because contents written together have numbers in a row.
+//! Encodes a list of contents as runs, because contents that were written together have consecutive numbers.
 //!
-//! Each run is `varint(count * 4 + tag)`; tag 0: zero, 1: removed, 2: numbers in a row, 3: one number again and again.
+//! Each run is `varint(count * 4 + tag)`; tag 0: zero, 1: removed, 2: numbers in a row, 3: one number repeatedly.
 //! Tags 2 and 3 are followed by `varint(zigzag(first - expected))`, where `expected` is the number after the last
 //! one of the run before (2 at the start).
 
@@ -25,7 +25,7 @@ pub(crate) fn encode(list: impl Iterator<Item = ContentRef>) -> Vec<u8> {
                 REPEAT => code == *first,
                 tag => code == tag,
             };
-            // A run of one number in a row becomes a repetition when the same comes again.
+            // A run with a single number becomes a repetition when the same number follows.
             let repeats = *tag == ROW && *count == 1 && code == *first;
             if repeats {
                 *tag = REPEAT;
@@ -51,9 +51,9 @@ pub(crate) fn encode(list: impl Iterator<Item = ContentRef>) -> Vec<u8> {
     bytes
 }
 
-/// Reads a list of exactly `length` contents; `None` when the bytes are not one.
+/// Decodes a list of exactly `length` contents; `None` when the bytes are invalid.
 pub(crate) fn decode(mut bytes: &[u8], length: usize) -> Option<Vec<ContentRef>> {
-    // Runs are short and lists long: memory is only taken for what the runs really say.
+    // Short runs can encode long lists: memory is allocated only as the runs are decoded.
     let mut list = Vec::new();
     let mut expected = FIRST_CONTENT;
     while !bytes.is_empty() {

@@ -13,10 +13,10 @@ use crate::key::{Hash, Key};
 use crate::pack::{FRAME_PAGES, PackWriter, compressor, encode_frame};
 use crate::parallel;
 
-/// Contents that the catalogue's index does not have yet are kept in memory up to this many, then indexed in one go:
-/// hashes are random, and adding each by itself would rewrite a page of the index for each.
+/// Bound on the contents in memory that are not in the catalogue's index yet. They are indexed together: hashes are
+/// random, so that adding each separately would rewrite a page of the index each time.
 const UNINDEXED_MAX: usize = 1 << 15;
-/// Contents that were added again, kept with their hashes: about 10 MiB.
+/// Bound on recently reused contents that are kept with their hashes: about 10 MiB.
 const REPEATED_MAX: NonZeroUsize = NonZeroUsize::new(1 << 17).unwrap();
 /// Fewest pages worth a thread of their own.
 const HASH_PAGES_MIN: usize = 128;
@@ -31,10 +31,9 @@ pub(crate) struct ContentWriter {
     packs: PackWriter,
     /// Committed contents that are not in the catalogue's index of hashes.
     recent: HashMap<Hash, ContentId>,
-    /// Contents that were added again lately: what is added twice is added often.
+    /// Recently reused contents: one that was added twice is likely to be added again.
     repeated: LruCache<Hash, ContentId>,
-    /// Contents that are damaged: they do not count as known, so that their bytes are stored again when they are
-    /// added.
+    /// Damaged contents: they do not count as known, so that their bytes are stored again when they occur.
     lost: HashSet<ContentId>,
     next_content: u64,
     batch: Batch,
@@ -63,7 +62,7 @@ pub(crate) struct WriteTiming {
     pub(crate) sync_us: u64,
 }
 
-/// How much was added since the last commit.
+/// The amounts added since the last commit.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Progress {
     pub(crate) contents: u64,
@@ -71,7 +70,7 @@ pub(crate) struct Progress {
     pub(crate) timing: WriteTiming,
 }
 
-/// What was added and is on the disk, for the catalogue to commit.
+/// The added contents that are on the disk, for the catalogue to commit.
 pub(crate) struct Sealed {
     pub(crate) frames: Vec<NewFrame>,
     pub(crate) contents: Vec<NewContent>,
@@ -149,7 +148,7 @@ impl ContentWriter {
         let mut new = Vec::new();
         for at in unknown {
             if names[at].is_none() {
-                // The same content may be in this very list twice.
+                // The same content may occur twice in this list.
                 names[at] = Some(*self.batch.known.entry(hashes[at]).or_insert_with(|| {
                     let id = ContentId(self.next_content);
                     self.next_content += 1;
@@ -216,7 +215,7 @@ impl ContentWriter {
         }
     }
 
-    /// Waits until what was appended so far is on the disk, so that less is left to wait for later.
+    /// Waits until the data appended so far are on the disk, so that less remains for the commit.
     pub(crate) fn flush(&mut self) -> Result<()> {
         let start = Instant::now();
         self.packs.sync()?;
@@ -224,7 +223,7 @@ impl ContentWriter {
         Ok(())
     }
 
-    /// Writes what is left and waits until all is on the disk.
+    /// Writes the rest and waits until everything is on the disk.
     pub(crate) fn seal(&mut self) -> Result<Sealed> {
         let tail = std::mem::take(&mut self.batch.tail);
         self.append(&tail)?;
@@ -250,13 +249,13 @@ impl ContentWriter {
             let upto = list.iter().map(|(_, id)| *id).max().unwrap_or(ContentId(0));
             match catalogue.index_contents(&mut list, upto) {
                 Ok(()) => self.recent.clear(),
-                // They stay in memory, and are tried again with the next commit.
+                // They stay in memory, and are indexed with the next commit.
                 Err(error) => tracing::warn!(%error, "contents could not be indexed"),
             }
         }
     }
 
-    /// These contents are damaged, and no others.
+    /// Replaces the set of damaged contents.
     pub(crate) fn set_lost(&mut self, lost: HashSet<ContentId>) {
         self.forget(|id| lost.contains(&id));
         self.lost = lost;
@@ -267,7 +266,7 @@ impl ContentWriter {
         self.next_content
     }
 
-    /// Forgets contents that were removed from the catalogue: their bytes are new when they are added again.
+    /// Drops contents that were removed from the catalogue: their bytes are new when they occur again.
     pub(crate) fn forget(&mut self, is_gone: impl Fn(ContentId) -> bool) {
         self.recent.retain(|_, id| !is_gone(*id));
         let gone: Vec<Hash> =
@@ -282,8 +281,8 @@ impl ContentWriter {
         &mut self.packs
     }
 
-    /// Discards what was added since the last commit. Its numbers are not used again, so that nothing that is cached
-    /// by number can be taken for something else.
+    /// Discards the contents added since the last commit. Their numbers are not used again, so that no cache by number
+    /// returns wrong bytes.
     pub(crate) fn abandon(&mut self) {
         self.packs.abandon();
         self.batch = Batch::default();

@@ -2,7 +2,7 @@ use std::fmt;
 
 use retrovisor_guest::Gfn;
 
-/// Stored bytes that are not what was written: their place, and what is affected.
+/// Damaged bytes in the store: their place, and what is affected.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Damage {
     /// What is wrong.
@@ -13,13 +13,13 @@ pub struct Damage {
     pub pack: Option<u32>,
     /// Byte offset of the frame in the pack.
     pub offset: Option<u64>,
-    /// The checkpoints affected, by short id, oldest first; also those that only inherit the page.
+    /// The affected checkpoints, by short id, oldest first; also those that only inherit the page.
     pub checkpoints: Vec<String>,
     /// The frames affected.
     pub gfns: Vec<Gfn>,
     /// The sections of machine state affected, as `checkpoint/format`.
     pub sections: Vec<String>,
-    /// Whether checkpoints after the named ones cannot be read either, down to the next full maps.
+    /// Whether checkpoints after these cannot be read either, down to the next full maps.
     pub breaks_chain: bool,
 }
 

@@ -9,7 +9,7 @@ use crate::damage::Damage;
 /// Result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why an operation of the store failed. Every message says what to do next, if there is something to do.
+/// Why an operation of the store failed. If there is something to do, the message says what.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// There is no store in this directory.
@@ -23,7 +23,7 @@ pub enum Error {
     InUse {
         /// The store's directory.
         dir: PathBuf,
-        /// The process that holds the lock, if it is known.
+        /// The process that holds the lock, if known.
         pid: Option<u32>,
     },
     /// The store was written by a newer version of this program.
@@ -46,7 +46,7 @@ pub enum Error {
         /// The format of this program.
         known: i64,
     },
-    /// A file in the directory is not what a store has there.
+    /// A file in the directory has unexpected contents.
     #[error("{} is not part of a retrovisor store: {what}", path.display())]
     NotAStore {
         /// The file.
@@ -61,9 +61,9 @@ pub enum Error {
         dir: PathBuf,
     },
     /// The disk (or quota) is full.
-    #[error("no space left while {doing} {}. Free some space on its file system; checkpoints taken before are safe, this one was not taken", path.display())]
+    #[error("no space left on the file system of {} ({doing}). Free some space; what was stored before is safe", path.display())]
     Full {
-        /// What was being done.
+        /// The action that failed.
         doing: &'static str,
         /// The store's directory, or the file.
         path: PathBuf,
@@ -71,17 +71,18 @@ pub enum Error {
     /// The host failed an operation on a file.
     #[error("{doing} {}: {source}", path.display())]
     Io {
-        /// What was being done.
+        /// The action that failed.
         doing: &'static str,
         /// The file.
         path: PathBuf,
         /// The host's error.
         source: io::Error,
     },
-    /// The disk failed the catalogue. SQLite does not say why: some file systems report only here that they are full.
+    /// Writing the catalogue failed on the disk. SQLite does not report the cause: on some file systems this is how a
+    /// full disk is reported.
     #[error("the disk failed while {doing} in the catalogue {}: {source}. See that its file system has free space and can be written, and try again; checkpoints taken before are safe", path.display())]
     CatalogueDisk {
-        /// What was being done.
+        /// The action that failed.
         doing: &'static str,
         /// The catalogue.
         path: PathBuf,
@@ -89,14 +90,14 @@ pub enum Error {
         source: rusqlite::Error,
     },
     /// The catalogue failed.
-    #[error("the catalogue failed while {doing}: {source}. Run `retrovisor verify` if this persists")]
+    #[error("the catalogue failed while {doing}: {source}. {}", catalogue_help(source))]
     Catalogue {
-        /// What was being done.
+        /// The action that failed.
         doing: &'static str,
         /// SQLite's error.
         source: rusqlite::Error,
     },
-    /// Stored bytes are not what was written. They are never returned.
+    /// Stored bytes are damaged. They are never returned.
     #[error("{0}. Run `retrovisor verify` to see all that is touched; other checkpoints stay readable")]
     Damaged(Box<Damage>),
     /// Nothing has this name.
@@ -104,12 +105,12 @@ pub enum Error {
     NotFound {
         /// `machine`, `checkpoint`…
         what: &'static str,
-        /// What was asked for.
+        /// The name.
         name: String,
         /// What to do.
         help: &'static str,
     },
-    /// A file to be imported is not what it should be, or damaged. Nothing was imported.
+    /// A file to be imported is invalid or damaged. Nothing was imported.
     #[error("{} cannot be imported: {what}. Nothing was imported", path.display())]
     NotReadable {
         /// The file.
@@ -130,7 +131,7 @@ pub enum Error {
         /// The number it had among the machine's checkpoints.
         sequence: u64,
     },
-    /// The checkpoint is damaged for good.
+    /// The checkpoint is damaged permanently.
     #[error(
         "checkpoint {name} is damaged and cannot be a target: {what}. `retrovisor log` lists others; a repair may recover it if the missing file is restored"
     )]
@@ -143,9 +144,9 @@ pub enum Error {
     /// Several checkpoints have this name.
     #[error("`{spec}` is the name of {} checkpoints: {}. Give more letters of the id", candidates.len(), candidates.join(", "))]
     Ambiguous {
-        /// What was asked for.
+        /// The ambiguous name.
         spec: String,
-        /// The short ids that fit, with labels.
+        /// The matching short ids, with labels.
         candidates: Vec<String>,
     },
     /// The name is taken.
@@ -170,7 +171,7 @@ pub enum Error {
         /// `undo` or `redo`.
         what: &'static str,
     },
-    /// A query was refused: it would write, is several statements, or reaches outside the store.
+    /// A query was refused: it would write, is several statements, or accesses other files.
     #[error("query refused: {0}. Only one SELECT, WITH, EXPLAIN or PRAGMA table_info is answered")]
     QueryRefused(String),
     /// A query is wrong.
@@ -188,8 +189,8 @@ pub enum Error {
     /// Guest memory could not be read. The checkpoint or rollback was not done.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// A rollback failed after the guest was paused. The machine was reverted to the current state, and the guest runs
-    /// on from it.
+    /// A rollback failed after the guest was paused. The machine was reverted to the current state, and the guest
+    /// continues from it.
     #[error(
         "the rollback to {target} failed: {source}. The machine was reverted to the state before it and runs on from there"
     )]
@@ -215,10 +216,10 @@ pub enum Error {
         /// Why reverting failed.
         second: Box<Error>,
     },
-    /// A checkpoint was captured and not stored, because one before it failed. Nothing is lost.
+    /// A checkpoint was captured and not stored, because an earlier one failed. The next capture has its frames.
     #[error("this checkpoint was not taken: {cause}. What the guest wrote is in the next one")]
     NotStored {
-        /// Why the one before it failed.
+        /// Why the earlier one failed.
         cause: String,
     },
     /// The checkpoint is durable, or the rollback is done, but the guest could not be resumed.
@@ -253,5 +254,16 @@ impl Error {
             }
             _ => Self::Catalogue { doing, source },
         }
+    }
+}
+
+/// What to do about a failure of the catalogue.
+fn catalogue_help(error: &rusqlite::Error) -> &'static str {
+    match error.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::DatabaseCorrupt | rusqlite::ErrorCode::NotADatabase) => {
+            "Its file is damaged and cannot be repaired. Machines that can still be read can be saved: \
+             `retrovisor export NAME FILE --format archive`, then import them into a new store"
+        }
+        _ => "Run `retrovisor verify` if this persists",
     }
 }

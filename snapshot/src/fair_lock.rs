@@ -1,8 +1,8 @@
 use std::ops::{Deref, DerefMut};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// A lock that is given in the order in which it was asked for. A thread that releases it and takes it again between
-/// two batches lets every waiting thread have it in between, which [`Mutex`] does not promise.
+/// A lock that is granted in the order of the requests. A thread that releases it between two batches and takes it
+/// again lets every waiting thread go first, which [`Mutex`] does not guarantee.
 pub(crate) struct FairLock<T> {
     tickets: Mutex<Tickets>,
     released: Condvar,
@@ -15,7 +15,7 @@ struct Tickets {
     serving: u64,
 }
 
-/// The right to use the value, until it is dropped.
+/// A guard with access to the value.
 pub(crate) struct FairGuard<'a, T> {
     lock: &'a FairLock<T>,
     value: MutexGuard<'a, T>,
@@ -26,7 +26,7 @@ impl<T> FairLock<T> {
         Self { tickets: Mutex::default(), released: Condvar::new(), value: Mutex::new(value) }
     }
 
-    /// Waits for the threads that asked before. Works also after a thread panicked while it held the lock.
+    /// Waits for the threads that requested it earlier. Works also after a thread panicked while it held the lock.
     pub(crate) fn lock(&self) -> FairGuard<'_, T> {
         let mut tickets = unpoisoned(self.tickets.lock());
         let mine = tickets.next;

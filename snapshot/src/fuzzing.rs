@@ -1,5 +1,5 @@
-//! The decoders of stored bytes, for the fuzzers in `fuzz/` and for the tests below. Each takes any bytes and must
-//! neither panic nor take memory without bound; what it accepts must be the same when it is written and read again.
+//! The decoders of stored bytes, for the fuzzers in `fuzz/` and for the tests below. Each accepts any bytes and must
+//! neither panic nor use memory without bound; accepted input must be the same after encoding and decoding.
 
 use retrovisor_guest::{DiskState, MachineIdentity, PAGE_SIZE, VcpuRegisters};
 
@@ -66,8 +66,8 @@ pub fn page_map(bytes: &[u8]) {
     assert!(again.is_some_and(|again| again.iter().eq(map.iter())));
 }
 
-/// What the catalogue has as text and lists about a machine: registers, disks, identity, and the pieces of a
-/// section after its length (eight bytes).
+/// The text and lists in the catalogue about a machine: registers, disks, identity, and the pieces of a section after
+/// its length (eight bytes).
 pub fn machine_state(bytes: &[u8]) {
     same::<Vec<VcpuRegisters>>(bytes);
     same::<Vec<DiskState>>(bytes);
@@ -75,7 +75,7 @@ pub fn machine_state(bytes: &[u8]) {
     let Some((length, contents)) = bytes.split_first_chunk() else { return };
     let length_bytes = u64::from_le_bytes(*length);
     let section = StoredSection { format: "any/1".into(), length_bytes, contents: contents.to_vec() };
-    // A long list of zeros is short: such bytes may ask for a section as long as sections can be.
+    // A long list of zeros is short, so few bytes can encode the longest possible section.
     if let Some(pieces) = pieces(&section) {
         assert_eq!(pieces.len() as u64, length_bytes.div_ceil(PAGE_SIZE as u64));
     }
@@ -88,7 +88,7 @@ fn same<T: serde::de::DeserializeOwned + serde::Serialize>(bytes: &[u8]) {
     assert_eq!(again.and_then(|again| serde_json::to_string(&again).ok()), text);
 }
 
-/// Bytes as the store writes them, to begin from: the target's name, and an input to it.
+/// Initial inputs, as the store writes them: the target's name, and an input to it.
 #[must_use]
 pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let codes = (0..300_u64).map(|at| if at % 7 < 3 { at % 3 } else { 10 + at / 2 });

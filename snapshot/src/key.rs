@@ -21,8 +21,8 @@ impl Key {
     /// Bytes in the key file.
     const LENGTH: usize = 32;
 
-    /// Reads the key, or makes one, for a store that has no contents yet. A file that is no key is what a crash left
-    /// of making one: it is replaced. The caller syncs the directory.
+    /// Reads the key, or creates one for a store that has no contents yet. A file that is not a key is the remains of a
+    /// crash while creating it: it is replaced. The caller syncs the directory.
     pub(crate) fn open_or_create(path: &Path) -> Result<Self> {
         if fs::metadata(path).is_ok_and(|meta| meta.len() == Self::LENGTH as u64) {
             return Self::open(path);
@@ -36,7 +36,7 @@ impl Key {
             .and_then(|()| file.write_all(&secret))
             .and_then(|()| file.sync_all())
             .map_err(Error::io("writing the key", &new))?;
-        // It has its name only once all of it is on the disk.
+        // It gets its name only once all of it is on the disk.
         fs::rename(&new, path).map_err(Error::io("naming the key", path))?;
         Ok(Self::new(&secret))
     }

@@ -8,7 +8,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::{Error, Result};
 
-/// The right to write to a store. The kernel releases it when the process ends, however it ends.
+/// The right to write to a store. The kernel releases it when the process ends, for whatever reason.
 pub(crate) struct StoreLock {
     _file: Flock<File>,
 }
@@ -21,7 +21,7 @@ impl StoreLock {
         let file = options.open(path).map_err(Error::io("opening the lock", path))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(mut held) => {
-                // The number is for people only; without it the lock is as good.
+                // The process id is for people only; the lock does not depend on it.
                 let _ = held.set_len(0);
                 let _ = held.rewind();
                 let _ = writeln!(held, "{}", std::process::id());

@@ -10,8 +10,8 @@ use crate::content::ContentId;
 /// Contents kept in memory by default: 256 MiB.
 const PAGES_KEPT: NonZeroUsize = NonZeroUsize::new(1 << 16).unwrap();
 
-/// Contents that were captured, written back or read lately, by number. It is filled at capture, so that a rollback to
-/// a recent checkpoint reads, decompresses and hashes nothing: what is in here was checked when it was added. What
+/// Contents that were captured, written back or read recently, by number. It is filled at capture, so that a rollback
+/// to a recent checkpoint reads, decompresses and hashes nothing: what is in here was checked when it was added. What
 /// several checkpoints share is kept once.
 pub(crate) struct PageCache(Mutex<LruCache<ContentId, Arc<Page>>>);
 
@@ -20,7 +20,7 @@ impl PageCache {
         Self(Mutex::new(LruCache::new(PAGES_KEPT)))
     }
 
-    /// Keeps so many bytes of pages at most (at least one page). Drops the oldest ones that are too many.
+    /// Keeps this many bytes of pages at most (at least one page). Drops the oldest ones that are too many.
     pub(crate) fn set_bytes_max(&self, bytes_max: u64) {
         let pages = usize::try_from(bytes_max).unwrap_or(usize::MAX) / PAGE_SIZE;
         lock(&self.0).resize(NonZeroUsize::new(pages).unwrap_or(NonZeroUsize::MIN));

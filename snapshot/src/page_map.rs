@@ -4,15 +4,15 @@ use std::sync::Arc;
 use crate::content::ContentRef;
 use crate::content_list;
 
-/// Frames in a chunk. Small, so that scattered changes copy little; what did not change is shared between maps.
+/// Frames in a chunk. Small, so that scattered changes copy little; unchanged chunks are shared between maps.
 const CHUNK: usize = 64;
 
 /// Level of compression of full maps, which are written rarely.
 const LEVEL: i32 = 3;
-/// An encoded map has at most so many bytes a page: a run of one, and its number.
+/// Bound on the bytes of an encoded map for each page: a run of one, and its number.
 const ENCODED_BYTES_MAX: usize = 20;
 
-/// Codes of contents: half the size of the contents themselves.
+/// Encoded contents, which are half as large as [`ContentRef`].
 type Chunk = [u64; CHUNK];
 
 /// The content of every frame at one checkpoint, by index of frame. Clones share the chunks that do not differ.
@@ -36,7 +36,7 @@ impl PageMap {
             .map_or(ContentRef::Zero, |chunk| ContentRef::from_code(chunk[index % CHUNK]))
     }
 
-    /// Changes one frame; past the end nothing happens.
+    /// Changes one frame; past the end it does nothing.
     pub(crate) fn set(&mut self, index: usize, content: ContentRef) {
         if index < self.pages && self.get(index) != content {
             Arc::make_mut(&mut self.chunks[index / CHUNK])[index % CHUNK] = content.code();
@@ -72,7 +72,7 @@ impl PageMap {
         content_list::encode(self.iter())
     }
 
-    /// The reverse of [`PageMap::encode`]; `None` when the bytes are not a map of this many frames.
+    /// Decodes the bytes of [`PageMap::encode`]; `None` when they are not a map of this many frames.
     pub(crate) fn decode(bytes: &[u8], pages: usize) -> Option<Self> {
         let list = content_list::decode(bytes, pages)?;
         let mut map = Self { pages, chunks: Vec::with_capacity(pages.div_ceil(CHUNK)) };
@@ -93,7 +93,7 @@ pub(crate) fn compress(encoded: &[u8]) -> io::Result<Vec<u8>> {
     zstd::bulk::compress(encoded, LEVEL)
 }
 
-/// The reverse of [`compress`], for a map of so many frames. Memory is taken for what comes out, not for what the
+/// The reverse of [`compress`], for a map of this many frames. Memory is taken for what comes out, not for what the
 /// bytes say will.
 pub(crate) fn decompress(stored: &[u8], pages: usize) -> io::Result<Vec<u8>> {
     let bytes_max = pages.saturating_mul(ENCODED_BYTES_MAX) as u64;

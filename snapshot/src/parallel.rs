@@ -2,10 +2,10 @@ use std::convert::Infallible;
 use std::num::NonZeroUsize;
 use std::thread;
 
-/// Threads at most: guests need the host's processors, too.
+/// Bound on the threads: guests need the host's processors, too.
 const THREADS_MAX: usize = 4;
 
-/// Threads worth starting for so many items.
+/// Number of threads for this many items.
 fn threads(items: usize, items_min: usize) -> usize {
     let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
     (items / items_min.max(1)).clamp(1, cores.min(THREADS_MAX))

@@ -1,6 +1,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What reading from a store has cost since it was opened, in things that do not depend on how busy the host is.
+/// The amount of data read from a store since it was opened, in units that do not depend on the load of the host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reads {
     /// Frames read from packs and decompressed.
@@ -13,7 +13,7 @@ pub struct Reads {
     pub keyframes: u64,
 }
 
-/// The running count.
+/// The counters.
 #[derive(Debug, Default)]
 pub(crate) struct ReadCounter {
     frames: AtomicU64,

@@ -1,4 +1,4 @@
-//! The recorder: takes checkpoints of a machine and moves it back to them.
+//! The recorder: takes checkpoints of a machine and moves it to them.
 
 mod audit;
 mod baseline;

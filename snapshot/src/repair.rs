@@ -1,4 +1,4 @@
-//! Repair of a damaged store: what can be derived is derived, what is lost is marked.
+//! Repair of a damaged store: derives what can be derived, and marks what is lost.
 
 mod apply;
 mod contents;

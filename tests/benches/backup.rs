@@ -1,8 +1,9 @@
-//! The store beside two backup programs that deduplicate: the same raw images of a running Linux guest, one after another.
+//! Compares the store with two backup programs that deduplicate: the same raw images of a running Linux guest, in
+//! order.
 //!
-//! `make bench-backup` runs it. Nobody is told what changed between two images: all have to find out themselves, from
-//! the same files in the page cache. (In service the store is told, and looks at nothing else.) Rows go to
-//! `target/bench/backup.json`.
+//! `make bench-backup` runs it. No program gets the changes between two images: each must find them itself, from the
+//! same files in the page cache. (In service the store gets the list of changed pages, and reads nothing else.) Rows go
+//! to `target/bench/backup.json`.
 #![forbid(unsafe_code)]
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a benchmark that cannot go on panics")]
 #![expect(clippy::cast_precision_loss, reason = "counts of a benchmark fit in 52 bits")]

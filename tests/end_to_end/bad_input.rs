@@ -34,8 +34,8 @@ fn a_qemu_that_is_too_old_is_refused() {
     let greeting = serde_json::json!({ "QMP": {
         "version": { "qemu": { "micro": 0, "minor": 2, "major": 6 }, "package": "" }, "capabilities": ["oob"],
     } });
-    // It is looked at before it is attached: each connection is greeted, and answered as an old QEMU does. The thread ends
-    // with the test.
+    // It is looked at before it is attached: each connection is greeted, and answered as an old QEMU does. The thread
+    // ends with the test.
     std::thread::spawn(move || {
         for mut peer in listener.incoming().map_while(Result::ok) {
             let mut asked = std::io::BufReader::new(peer.try_clone().unwrap()).lines();
@@ -106,7 +106,7 @@ fn a_damaged_pack_is_named_and_the_rest_stays_readable() {
 }
 
 #[test]
-fn a_guest_that_dies_is_told_and_can_be_brought_back() {
+fn a_guest_that_dies_is_reported_and_can_be_restored() {
     let Some(image) = GuestImage::find() else { return };
     let store = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(store.path());
@@ -174,7 +174,7 @@ fn a_full_disk_stops_checkpoints_and_loses_nothing() {
         return;
     }
     let dir = tempfile::tempdir().unwrap();
-    // Only the packs lie on the small file system: the guest's own disk must not be what runs full.
+    // Only the packs are on the small file system: the guest's own disk must not be what runs full.
     let packs = dir.path().join("store/packs");
     std::fs::create_dir_all(&packs).unwrap();
     let mounted = Command::new("mount")

@@ -14,7 +14,7 @@ fn a_file_written_after_the_checkpoint_is_gone_after_the_rollback() {
     let store = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(store.path());
     daemon.run_guest(&image, "500ms");
-    // Direct reads of the block device show the disk itself, not the guest's page cache, which lies in memory.
+    // Direct reads of the block device show the disk itself, not the guest's page cache, which is in memory.
     let disk = "dd if=/dev/vda bs=1M iflag=direct 2>/dev/null | sha256sum";
     let _said = daemon.shell("echo before > /data/letter; sync");
     let _made = daemon.json(&["checkpoint", "g", "--label", "before"]);
@@ -67,7 +67,7 @@ fn check_file_system(store: &Path, machine: &str, label: &str, image: &GuestImag
         return;
     };
     // The guest had it mounted: its journal is replayed, and the superblock's sums, which ext4 writes when it is
-    // unmounted, are counted anew. Nothing else has to be repaired.
+    // unmounted, are computed again. Nothing else has to be repaired.
     let said = String::from_utf8_lossy(&checked.stdout);
     let sums = ["Free blocks count wrong (", "Free inodes count wrong ("];
     let repaired = said.matches("? yes").count();
@@ -85,9 +85,9 @@ fn a_machine_whose_folder_is_lost_comes_back_with_its_disk_from_the_store() {
                 cp f1 copy; sha256sum f? copy > sums; sync; tail -n 1 sums";
     assert!(daemon.shell(fill).contains("copy"));
     let _made = daemon.json(&["checkpoint", "g", "--label", "filled"]);
-    let spoil = "cd /data && for i in 1 2 3; do dd if=/dev/zero of=f$i bs=64k count=12 2>/dev/null; done; rm f5; sync; \
+    let damage = "cd /data && for i in 1 2 3; do dd if=/dev/zero of=f$i bs=64k count=12 2>/dev/null; done; rm f5; sync; \
                  sha256sum -c sums 2>/dev/null | grep -c OK";
-    assert_eq!(daemon.shell(spoil).trim(), "3");
+    assert_eq!(daemon.shell(damage).trim(), "3");
     let _stopped = daemon.run(&["stop", "g"]).ok();
     check_file_system(store.path(), "g", "filled", &image);
     std::fs::remove_dir_all(store.path().join("machines/g")).unwrap();
@@ -100,7 +100,7 @@ fn a_machine_whose_folder_is_lost_comes_back_with_its_disk_from_the_store() {
     let _tick = daemon.next_tick();
     // It goes on from there, and back to what came after, in place.
     let _made = daemon.json(&["checkpoint", "g", "--label", "again"]);
-    assert_eq!(daemon.shell(spoil).trim(), "3");
+    assert_eq!(daemon.shell(damage).trim(), "3");
     let _back = daemon.json(&["rollback", "g", "--to", "again", "--verify-image"]);
     assert_eq!(daemon.shell(look).trim(), "7");
     let verified = daemon.run(&["verify"]).ok();

@@ -60,8 +60,8 @@ fn a_store_is_pruned_while_its_guest_runs_and_when_nobody_runs() {
     let imported = retrovisor(elsewhere.path(), &["import", "h", core, "--json"]).ok().json();
     assert_eq!(imported["reason"], "", "{imported:#}");
     let tasks = |dir: &std::path::Path, name: &str, at: &str| {
-        let told = retrovisor(dir, &["inspect", name, "tasks", "--at", at, "--json"]).ok().json();
-        told["tables"].clone()
+        let answer = retrovisor(dir, &["inspect", name, "tasks", "--at", at, "--json"]).ok().json();
+        answer["tables"].clone()
     };
     let (there, here) = (tasks(store.path(), "g", "precious"), tasks(elsewhere.path(), "h", "latest"));
     assert!(there.to_string().contains("workload"), "{there:#}");

@@ -6,10 +6,10 @@ use std::time::Duration;
 use retrovisor_guest::{Machine, MachineError};
 use retrovisor_introspect::{Introspector, Observation};
 
-/// How many of the kernel log's last lines are told.
+/// How many of the kernel log's last lines are printed.
 const LAST_LINES: usize = 20;
 
-/// Between two looks at the vCPUs: whoever stands at the same place in both does not move.
+/// Time between two reads of the vCPUs: one that is at the same address in both does not run.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(2);
 
 /// Where each vCPU is, twice, and the end of the kernel's log. The machine is left paused.

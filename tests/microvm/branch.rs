@@ -9,10 +9,10 @@ use serde_json::Value;
 use crate::lab;
 use crate::service::worker;
 
-/// Where the generation identifier lies.
+/// The frame of the generation identifier.
 const GENERATION_GFN: u64 = 0xdf;
 
-/// What stands in the page of the identifier from a machine's newest change of it on.
+/// The contents of the identifier's page since the machine's newest change of it.
 fn identifier(daemon: &Daemon, machine: &str) -> Value {
     let sql = format!(
         "SELECT content FROM v_page_history WHERE machine = '{machine}' AND gfn = {GENERATION_GFN} \
@@ -49,7 +49,7 @@ fn a_branch_and_its_origin_go_on_side_by_side() {
     println!("a branch stood ready after {} us", made["branch_us"]);
     assert_eq!(made["branch"]["state"], "paused");
     assert_eq!(made["branch"]["branched_from"]["checkpoint"], here["name"]);
-    // It was not looked at anew, and not stored anew.
+    // It was neither read nor stored a second time.
     assert!(made["first"]["dirty_pages"].as_u64().unwrap() < 100, "{made}");
     assert!(made["first"]["stored_bytes"].as_u64().unwrap() < 1 << 20, "{made}");
     assert_ne!(identifier(&daemon, "g"), identifier(&daemon, "h"));

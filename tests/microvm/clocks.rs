@@ -30,7 +30,7 @@ fn under_other_kernels_too() {
     }
     for other in lab::other_kernels().into_iter().filter(|other| other.name.ends_with("-cloud")) {
         follow_the_policy(KvmMachine::launch(&guest::under(&other, "tell-time")).unwrap());
-        println!("{}: its clocks do as they are told", other.name);
+        println!("{}: its clocks follow the policy", other.name);
     }
 }
 
@@ -45,9 +45,9 @@ fn follow_the_policy(mut machine: KvmMachine) {
     // The guest's wall clock comes from the host's, up to what the way to the console takes.
     let behind = host_ms().abs_diff(wall);
     assert!(behind < SLACK_MS, "{behind} ms from the host's wall clock");
-    let told = Instant::now();
+    let reported = Instant::now();
     let target = recorder.checkpoint(&mut machine, &CheckpointRequest::default()).unwrap().record.id;
-    let taken_after = told.elapsed();
+    let taken_after = reported.elapsed();
     for clock in [ClockPolicy::StandStill, ClockPolicy::JumpToNow] {
         let begun = Instant::now();
         std::thread::sleep(RUNS_ON);

@@ -6,7 +6,7 @@ use retrovisor_guest::Accelerator;
 use retrovisor_machine::accelerator;
 use retrovisor_tests::{GuestImage, command_path};
 
-/// Booted beside the guest's own kernel where the run is not told which.
+/// The kernel that is booted besides the guest's own, unless the run names others.
 const OTHER_KERNEL: &str = "bullseye-cloud";
 /// Set in the lab.
 const IN_THE_LAB: &str = "RETROVISOR_LAB";
@@ -18,8 +18,9 @@ const TESTS: &str = "RETROVISOR_LAB_TESTS";
 const THIS: &str = "lab::all_of_it_in_the_lab";
 /// What is said of a test that passed.
 const PASSED: &str = "passed";
-/// A test that fails is tried again in a new lab: the translator takes an interrupt that was given to a guest for one that is
-/// still to be given, if it is itself interrupted at the wrong moment (docs/kvm.md). What fails always fails still.
+/// A test that fails is tried again in a new lab: the translator takes an interrupt that was given to a guest for one
+/// that is still to be given, if it is itself interrupted at the wrong moment (docs/kvm.md). What fails always fails
+/// still.
 const TURNS_MAX: usize = 3;
 /// Memory of the lab in a long run: it has a guest with more than 3 GiB.
 const LONG_MEMORY_MIB: &str = "7168";
@@ -63,14 +64,16 @@ pub(crate) fn boots_here() -> bool {
     std::env::var_os(IN_THE_LAB).is_some() || accelerator::detect().accelerator == Accelerator::Kvm
 }
 
-/// What kernels must be told in the lab: its processor does not tell KVM when extended state is switched on, so that the size
-/// of the state is wrong, on which some of them stumble; and it takes the flags before a `cmpxchg16b` (141, by which all kernels
-/// know it) from the wrong place, so that a flags register may hold part of an address when the guest is left just then.
+/// Parameters for kernels in the lab. Its processor does not report to KVM when extended state is enabled, so the size
+/// of the state is wrong, with which some kernels fail. And it takes the flags before a `cmpxchg16b` (141, its number
+/// in all kernels) from the wrong place, so a flags register may have part of an address when the guest is left at that
+/// moment.
 pub(crate) fn append() -> &'static str {
     if std::env::var_os(IN_THE_LAB).is_some() { "noxsave clearcpuid=141" } else { "" }
 }
 
-/// On a host whose KVM runs no Linux: every test of this program, in the lab. In the lab: those that it is told.
+/// On a host whose KVM runs no Linux: every test of this program, in the lab. In the lab: those that the variable
+/// names.
 #[test]
 fn all_of_it_in_the_lab() {
     if let Ok(names) = std::env::var(TESTS) {

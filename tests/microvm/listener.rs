@@ -72,7 +72,7 @@ impl Listener {
         }
     }
 
-    /// Waits until the running guest tells its clocks anew: wall and monotonic, in milliseconds.
+    /// Waits until the running guest prints its clocks again: wall and monotonic, in milliseconds.
     pub(crate) fn wait_clocks(&self, machine: &mut KvmMachine) -> (u64, u64) {
         let clocks = |machine: &KvmMachine| {
             let console = machine.console();
@@ -84,8 +84,8 @@ impl Listener {
         let before = clocks(machine).len();
         let began = Instant::now();
         loop {
-            let told = clocks(machine);
-            if let Some(last) = told.get(before..).and_then(<[_]>::last) {
+            let printed = clocks(machine);
+            if let Some(last) = printed.get(before..).and_then(<[_]>::last) {
                 return *last;
             }
             assert!(began.elapsed() < PATIENCE, "the guest tells no time");

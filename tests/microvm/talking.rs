@@ -71,7 +71,7 @@ fn a_guest_that_is_typed_to_goes_back_and_hears_of_a_new_generation() {
         say(input, "echo back $turns\n");
         hear(&mut machine, output, offset, "back 300\n");
     }
-    is_told_of_a_new_generation(&mut machine);
+    is_notified_of_a_new_generation(&mut machine);
 }
 
 /// How often the guest's fetcher said that a file arrived whole.
@@ -146,31 +146,31 @@ fn kernels_with_a_driver_make_new_random_numbers_for_a_new_generation() {
     for other in lab::other_kernels() {
         let mut machine = KvmMachine::launch(&guest::under(&other, "console-shell")).unwrap();
         Listener::default().wait_tick(&mut machine);
-        let has_driver = is_told_of_a_new_generation(&mut machine);
+        let has_driver = is_notified_of_a_new_generation(&mut machine);
         // Debian's kernels from 6.12 on have it built in, and the plain one of 6.1.
         assert_eq!(
             has_driver,
             !["bullseye-cloud", "bullseye-plain", "bookworm-cloud"].contains(&&other.name[..])
         );
         reseeded += u32::from(has_driver);
-        println!("{}: {}", other.name, if has_driver { "reseeded" } else { "told, and has no driver" });
+        println!("{}: {}", other.name, if has_driver { "reseeded" } else { "notified, and has no driver" });
     }
     assert!(reseeded > 0, "no kernel with a driver was here");
 }
 
 /// Whether the guest, whose console is a shell, has a driver for it; if so it must have reseeded.
-fn is_told_of_a_new_generation(machine: &mut KvmMachine) -> bool {
+fn is_notified_of_a_new_generation(machine: &mut KvmMachine) -> bool {
     let (input, output) = (machine.console_input(), machine.console_output());
-    let command = "sed -n 's/.*ACPI:Ged/& told/p' /proc/interrupts | tr -s ' '; \
+    let command = "sed -n 's/.*ACPI:Ged/& notified/p' /proc/interrupts | tr -s ' '; \
         ls -d /sys/bus/*/drivers/vmgenid 2>/dev/null | sed 's/.*/has a dri''ver/'; dmesg | grep -c 'virtual machine fork'; echo done\n";
-    let told = |machine: &mut KvmMachine| {
+    let state = |machine: &mut KvmMachine| {
         let offset = output.end();
         say(&input, command);
         hear(machine, &output, offset, "\ndone\n");
         String::from_utf8_lossy(&output.since(offset).0).replace('\r', "")
     };
-    let before = told(machine);
-    assert_eq!(interrupts(&before), Some(0), "the guest has the line, and was told nothing:\n{before}");
+    let before = state(machine);
+    assert_eq!(interrupts(&before), Some(0), "the guest has the line, and was not notified:\n{before}");
     machine.pause().unwrap();
     let id = machine.generation_id().unwrap();
     assert_ne!(id, [0; 16]);
@@ -178,7 +178,7 @@ fn is_told_of_a_new_generation(machine: &mut KvmMachine) -> bool {
     assert_eq!(machine.generation_id().unwrap(), [7; 16]);
     machine.resume().unwrap();
     std::thread::sleep(Duration::from_secs(1));
-    let after = told(machine);
+    let after = state(machine);
     assert_eq!(interrupts(&after), Some(1), "{after}");
     let has_driver = before.contains("has a driver");
     if has_driver {
@@ -188,9 +188,9 @@ fn is_told_of_a_new_generation(machine: &mut KvmMachine) -> bool {
     has_driver
 }
 
-/// How often the line that tells of it was raised, on all vCPUs.
-fn interrupts(told: &str) -> Option<u64> {
-    let line = told.lines().find(|line| line.ends_with(" told"))?;
+/// How often the line that signals the change was raised, on all vCPUs.
+fn interrupts(text: &str) -> Option<u64> {
+    let line = text.lines().find(|line| line.ends_with(" notified"))?;
     let (_, counts) = line.split_once(": ")?;
     Some(counts.split(' ').map_while(|count| count.parse::<u64>().ok()).sum())
 }

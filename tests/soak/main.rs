@@ -8,8 +8,8 @@
 //! that the daemon did not need before.
 
 mod disturbance;
-mod leftovers;
 mod operation;
+mod remains;
 mod rivals;
 mod world;
 
@@ -61,7 +61,7 @@ fn main() {
         println!("{name:<24} {outcome:<8} {count:>5}");
     }
     println!("a second client: {by_rivals} operations, {refused_rivals} refused");
-    leftovers::check(world);
+    remains::check(world);
     println!(
         "soak: {} operations in {} s, nothing lost and nothing left over",
         done.values().sum::<u32>(),

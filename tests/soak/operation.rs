@@ -152,7 +152,7 @@ impl Operation {
             Self::Export => export(world, machine),
             Self::StopAndRestore => {
                 let stopped = world.tried(&["stop", machine]);
-                world.bring_back(machine);
+                world.bring_back(machine, random);
                 stopped
             }
             Self::DetachAndAttach => world.detach_and_attach(),
@@ -160,7 +160,7 @@ impl Operation {
                 world.kill_qemu(machine);
                 // Sometimes at once, so that it is not seen as gone yet.
                 std::thread::sleep(Duration::from_millis(random.below(2000) as u64));
-                world.bring_back(machine);
+                world.bring_back(machine, random);
                 Outcome::Done
             }
             Self::KillDaemon => {

@@ -293,13 +293,14 @@ impl World {
 
     fn start_qemu(&mut self) {
         let overlay = self.dir.path().join("overlay.qcow2");
-        let _old = fs::remove_file(&overlay);
-        let made = Command::new("qemu-img")
-            .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
-            .args([&self.image.disk, &overlay])
-            .status()
-            .expect("qemu-img starts");
-        assert!(made.success(), "qemu-img: {made}");
+        if !overlay.exists() {
+            let made = Command::new("qemu-img")
+                .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
+                .args([&self.image.disk, &overlay])
+                .status()
+                .expect("qemu-img starts");
+            assert!(made.success(), "qemu-img: {made}");
+        }
         let _old = fs::remove_file(self.qmp());
         let qemu = Command::new("qemu-system-x86_64")
             .args(["-M", "q35,memory-backend=ram", "-accel", "tcg", "-cpu", "max", "-m", "512M"])
@@ -346,16 +347,25 @@ impl World {
         }
     }
 
-    /// Brings back a machine whose process was ended: from a checkpoint, or, where the process was not Retrovisor's, as
-    /// a new machine.
-    pub(crate) fn bring_back(&mut self, machine: &str) {
+    /// Brings back a machine whose process was ended: from a checkpoint, or, where the process was not Retrovisor's, by
+    /// starting it again, as the same machine or as a new one.
+    pub(crate) fn bring_back(&mut self, machine: &str, random: &mut Random) {
         if machine == ATTACHED {
             let mut qemu = self.qemu.take().expect("its QEMU");
             let _status = qemu.wait();
-            self.until_done(&["remove", ATTACHED, "--yes"], |_| false);
+            let is_new = random.below(2) == 0;
+            if is_new {
+                self.until_done(&["remove", ATTACHED, "--yes"], |_| false);
+                let _old = fs::remove_file(self.file("overlay.qcow2"));
+            }
+            let target = if is_new { None } else { self.recent(ATTACHED, random) };
             self.start_qemu();
             let qmp = self.file("qmp");
             self.until_done(&["attach", ATTACHED, "--qmp", &qmp, "--every", "500ms"], |_| false);
+            if let Some(target) = target {
+                // Its history is that of the same machine.
+                self.must(&["rollback", ATTACHED, "--to", &target, "--verify-image"]);
+            }
         } else {
             self.until_done(&["rollback", machine, "--to", "latest", "--verify-image"], |world| {
                 // The second client did it.

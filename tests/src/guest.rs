@@ -46,7 +46,7 @@ impl GuestImage {
     }
 }
 
-/// A 512-MiB guest with its disk, whose files lie in `runtime_dir`.
+/// A 512-MiB guest with its disk, whose files are in `runtime_dir`.
 #[must_use]
 pub fn launch_config(image: &GuestImage, name: &str, runtime_dir: &Path, paused: bool) -> LaunchConfig {
     LaunchConfig {

@@ -1,8 +1,8 @@
-//! Which columns of a matrix of deviations a detector uses, and within which bounds.
+//! The columns of a matrix of deviations that a detector uses, and the bounds of their values.
 
 use ndarray::{Array1, Array2, ArrayView1, ArrayView2, Axis};
 
-/// Features that moved at all in the baseline. Constant columns carry no information for these detectors.
+/// The columns that vary in the baseline. Constant columns carry no information for these detectors.
 pub(super) fn moving_columns(baseline: &Array2<f64>) -> Vec<usize> {
     if baseline.nrows() < 2 {
         return Vec::new();
@@ -30,7 +30,7 @@ pub(super) fn clamped(baseline: ArrayView2<'_, f64>, columns: &[usize]) -> Array
     baseline.select(Axis(1), columns).mapv(|z| z.clamp(-BASELINE_DEVIATION_MAX, BASELINE_DEVIATION_MAX))
 }
 
-/// The chosen columns of one row. What is missing or not finite deviates by nothing.
+/// The chosen columns of one row. A value that is missing or not finite counts as no deviation.
 pub(super) fn pick(deviations: ArrayView1<'_, f64>, columns: &[usize]) -> Array1<f64> {
     columns
         .iter()

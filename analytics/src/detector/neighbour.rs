@@ -5,7 +5,8 @@ use ndarray::{Array2, ArrayView1};
 use super::columns::{clamped, moving_columns, pick};
 use crate::sample::count_f64;
 
-/// The baseline itself: the distance to its nearest few points. Works also where a guest has several modes of operation.
+/// The points of the baseline; the score is the distance to the nearest ones. This also works for guests with several
+/// modes of operation.
 #[derive(Clone, Debug)]
 pub(crate) struct Neighbours {
     columns: Vec<usize>,
@@ -23,10 +24,10 @@ impl Neighbours {
         Some(Self { points: clamped(baseline.view(), &columns), columns })
     }
 
-    /// Mean distance to the nearest three, per feature.
+    /// Mean distance to the nearest three points, per feature.
     pub(super) fn score(&self, deviations: ArrayView1<'_, f64>) -> f64 {
         let point = pick(deviations, &self.columns);
-        // With this many dimensions a tree looks at every point too; the linear search needs no building.
+        // With this many dimensions a tree visits every point too; the linear search needs no construction.
         let Ok(index) = LinearSearch.from_batch(&self.points, L2Dist) else { return 0.0 };
         let Ok(nearest) = index.k_nearest(point.view(), Self::NEAREST) else { return 0.0 };
         let total: f64 = nearest.iter().map(|(found, _)| L2Dist.distance(point.view(), found.view())).sum();

@@ -4,7 +4,7 @@ use ndarray::{Array1, Array2, ArrayView1, Axis};
 use super::columns::{clamped, moving_columns, pick};
 use crate::sample::count_f64;
 
-/// The plane in which the baseline varies most, with the variance in it and off it.
+/// The subspace in which the baseline varies most, with the variance in it and outside it.
 ///
 /// The score is a Mahalanobis distance under a shrunk covariance: the strongest directions keep their own variance, all
 /// others share one (probabilistic PCA). It is the sum of Hotelling's T² in the plane and the squared residual off it,
@@ -17,25 +17,25 @@ use crate::sample::count_f64;
 pub(crate) struct Principal {
     columns: Vec<usize>,
     mean: Array1<f64>,
-    /// One direction of length one in each row.
+    /// One unit vector in each row.
     directions: Array2<f64>,
     variances: Array1<f64>,
     residual_variance: f64,
 }
 
-/// An eigenvalue and its eigenvector of length one.
+/// An eigenvalue and its eigenvector of unit length.
 type Direction = (f64, Array1<f64>);
 
 impl Principal {
-    /// Most directions kept.
+    /// Bound on the directions that are kept.
     const DIRECTIONS_MAX: usize = 5;
     /// Values per direction: a direction estimated from fewer rows or columns is noise.
     const VALUES_PER_DIRECTION: usize = 5;
-    /// Rows that are decomposed, the newest: bounds the time, which grows with the third power of the smaller side.
+    /// Bound on the decomposed rows, the newest ones: the time grows with the third power of the smaller side.
     const ROWS_MAX: usize = 512;
-    /// Share of the covariance that is replaced by its average: eigenvalues of few samples are too far apart.
+    /// Weight of the average in the covariance: the eigenvalues of few samples are too far apart.
     const SHRINKAGE: f64 = 0.2;
-    /// Variance below which a direction is rounding error.
+    /// Directions with a smaller variance are rounding errors.
     const VARIANCE_MIN: f64 = 1e-3;
 
     pub(super) fn fit(baseline: &Array2<f64>) -> Option<Self> {

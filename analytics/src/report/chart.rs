@@ -1,4 +1,4 @@
-//! Drawings, as SVG within the page. Colours are classes of the page's style sheet.
+//! The charts, as SVG inside the page. Colours are classes of the page's style sheet.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -18,7 +18,7 @@ const MARGIN_RIGHT: f64 = 16.0;
 const LANE_HEIGHT: f64 = 26.0;
 const SCORE_HEIGHT: f64 = 130.0;
 
-/// Where things are along the horizontal axis: one step a checkpoint.
+/// The horizontal axis: one step for each checkpoint.
 struct Axis {
     place: HashMap<u64, usize>,
     step: f64,
@@ -37,7 +37,7 @@ impl Axis {
     }
 }
 
-/// All checkpoints: timelines as lanes, going back as curves, the score below.
+/// All checkpoints: timelines as lanes, rollbacks as curves, the score below.
 pub(super) fn history(report: &Report) -> String {
     let points = &report.checkpoints;
     let axis = Axis::new(points);
@@ -88,7 +88,7 @@ pub(super) fn history(report: &Report) -> String {
     svg
 }
 
-/// A shape as well as a colour, so that verdicts can be distinguished without colour and in print.
+/// A shape and a colour for each verdict, so that they are distinguishable without colour and in print.
 fn mark(svg: &mut String, point: &Point, x: f64, y: f64, size: f64) {
     let class = class(point);
     let title = escape(&format!(
@@ -136,7 +136,7 @@ fn class(point: &Point) -> &'static str {
 }
 
 fn scores(svg: &mut String, report: &Report, axis: &Axis, top: f64, bottom: f64) {
-    // The root spreads small scores, which most are.
+    // The square root spreads small scores, which are the most frequent.
     let height = |score: f64| (bottom - top) * (score / Evaluation::SCORE_MAX).clamp(0.0, 1.0).sqrt();
     label(svg, "axis end", MARGIN_LEFT - 12.0, top + 10.0, "score");
     for (score, name, below) in [
@@ -170,7 +170,7 @@ fn scores(svg: &mut String, report: &Report, axis: &Axis, top: f64, bottom: f64)
     );
 }
 
-/// From the first bad checkpoint to the alarm.
+/// The mark from the first bad checkpoint to the alarm.
 fn incident_marks(svg: &mut String, report: &Report, axis: &Axis, bottom: f64) {
     // A label that would cover the one before it is left out; its mark still has a title.
     const LABEL_WIDTH: f64 = 70.0;
@@ -202,7 +202,7 @@ fn sequence_labels(svg: &mut String, points: &[Point], axis: &Axis, y: f64) {
     }
 }
 
-/// One feature around an incident: the range of clean checkpoints as a band, a line along each timeline.
+/// One feature around an incident: its range in clean checkpoints as a band, its values as a line for each timeline.
 pub(super) fn feature(report: &Report, series: &Series, onset: u64) -> String {
     const WIDE: f64 = 320.0;
     const HIGH: f64 = 110.0;

@@ -7,24 +7,24 @@ use crate::config::Config;
 use crate::explain::Explanation;
 use crate::feature::Feature;
 
-/// The contents of a report; as HTML by [`Report::to_html`], as JSON by serde.
+/// The contents of a report. [`Report::to_html`] formats it as HTML, serde as JSON.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// The machine's name.
     pub machine: String,
-    /// What drives it.
+    /// Its driver.
     pub driver: String,
-    /// The configuration the verdicts were made with.
+    /// The configuration of the evaluator.
     pub config: Config,
-    /// Clean checkpoints that the baseline rests on; none while it is being learnt.
+    /// Number of clean checkpoints in the baseline; `None` while it is being learnt.
     pub baseline_checkpoints: Option<usize>,
     /// The checkpoints, oldest first; at most the newest thousand.
     pub checkpoints: Vec<Point>,
-    /// What went wrong, oldest first.
+    /// The incidents, oldest first.
     pub incidents: Vec<Incident>,
-    /// What was done to the machine, oldest first.
+    /// The operations on the machine, oldest first.
     pub operations: Vec<Operation>,
-    /// What the features are.
+    /// The definitions of the features.
     pub features: &'static [Feature],
 }
 
@@ -35,15 +35,15 @@ pub struct Point {
     pub name: String,
     /// Its number on the machine.
     pub sequence: u64,
-    /// The number of the checkpoint it came after.
+    /// The sequence number of its parent.
     pub parent: Option<u64>,
     /// Its timeline.
     pub timeline: i64,
-    /// A label a person gave.
+    /// The label that a user gave it.
     pub label: Option<String>,
-    /// Why it was taken.
+    /// The trigger of the checkpoint.
     pub kind: String,
-    /// When: milliseconds since 1970 UTC.
+    /// When it was taken: milliseconds since 1970 UTC.
     pub taken_at_ms: i64,
     /// Guest uptime, in seconds.
     pub uptime_s: Option<f64>,
@@ -55,30 +55,30 @@ pub struct Point {
     pub learning: bool,
     /// The reasons for the verdict.
     pub reasons: Vec<String>,
-    /// The panic or oops of the guest's kernel that it shows.
+    /// A panic or oops of the guest's kernel, if it shows one.
     pub failure: Option<String>,
-    /// How long the guest stood still for it.
+    /// How long the guest was paused for it.
     pub pause_us: u64,
-    /// Pages the guest had written.
+    /// Pages that the guest had written.
     pub dirty_pages: u64,
-    /// Bytes it added to the store.
+    /// Bytes that it added to the store.
     pub stored_bytes: u64,
 }
 
 /// One incident on the page.
 #[derive(Clone, Debug, Serialize)]
 pub struct Incident {
-    /// Its short id, where the service opened one.
+    /// Its short id, if the service recorded the incident.
     pub name: Option<String>,
     /// One line for display.
     pub summary: String,
-    /// What was done about it, where that was recorded.
+    /// The action taken, if one was recorded.
     pub action: Option<String>,
     /// Sequence of the checkpoint that raised the alarm.
     pub alarm: u64,
     /// Sequence of the first bad checkpoint.
     pub onset: u64,
-    /// Sequence of the last good one before.
+    /// Sequence of the last good checkpoint before it.
     pub last_good: Option<u64>,
     /// Checkpoints from the first bad one to the alarm: zero when the first bad one raised it.
     pub delay_checkpoints: usize,
@@ -104,18 +104,18 @@ pub struct Series {
 pub struct Operation {
     /// Its short id.
     pub name: String,
-    /// What was done.
+    /// The kind of operation.
     pub kind: String,
-    /// When: milliseconds since 1970 UTC.
+    /// When it was done: milliseconds since 1970 UTC.
     pub at_ms: i64,
-    /// Where the machine stood, by sequence.
+    /// The checkpoint of the machine before it, by sequence.
     pub from: Option<u64>,
-    /// Where it stood afterwards.
+    /// The checkpoint of the machine after it.
     pub to: Option<u64>,
 }
 
 impl Report {
-    /// The point of a sequence number.
+    /// The checkpoint with a sequence number.
     pub(crate) fn point(&self, sequence: u64) -> Option<&Point> {
         let at = self.checkpoints.binary_search_by_key(&sequence, |point| point.sequence).ok()?;
         self.checkpoints.get(at)

@@ -17,20 +17,20 @@ use crate::feature::{FEATURES, Vector, position};
 use crate::history;
 use crate::scale::Scale;
 
-/// Checkpoints shown of an incident's features, before the onset and after the alarm.
+/// Number of checkpoints drawn before the onset and after the alarm.
 const SERIES_BEFORE: u64 = 30;
 const SERIES_AFTER: u64 = 12;
-/// Features drawn of one incident.
+/// Number of features drawn for one incident.
 const SERIES_MAX: usize = 6;
-/// Incidents explained in one report, the newest.
+/// Number of incidents explained in one report, the newest.
 const INCIDENTS_MAX: usize = 20;
 
-/// Reports on a machine from the snapshot database alone, with the default configuration.
+/// The report on a machine from the snapshot database alone, with the default configuration.
 pub fn report(catalogue: &Catalogue, machine: MachineId) -> Result<Report> {
     report_with(catalogue, machine, Config::default())
 }
 
-/// Reports on a machine from the snapshot database alone.
+/// The report on a machine from the snapshot database alone.
 pub fn report_with(catalogue: &Catalogue, machine: MachineId, config: Config) -> Result<Report> {
     let record = catalogue.machine_by_id(machine)?;
     let mut past = Past::default();
@@ -41,7 +41,7 @@ pub fn report_with(catalogue: &Catalogue, machine: MachineId, config: Config) ->
         point.learning = evaluation.learning;
         let is_failure = |reason: &&Reason| reason.invariant && reason.subject.starts_with("kernel_");
         point.failure = evaluation.reasons.iter().find(is_failure).map(|reason| reason.text.clone());
-        // A recorded verdict is kept; only checkpoints without one are evaluated now.
+        // A recorded verdict takes precedence; only checkpoints without one are evaluated now.
         if step.record.score.is_none() {
             point.verdict = evaluation.verdict;
             point.score = evaluation.score;
@@ -66,7 +66,7 @@ pub fn report_with(catalogue: &Catalogue, machine: MachineId, config: Config) ->
     })
 }
 
-/// What is gathered of a machine's checkpoints.
+/// The data about a machine's checkpoints.
 #[derive(Default)]
 struct Past {
     records: HashMap<CheckpointId, CheckpointRecord>,
@@ -104,7 +104,7 @@ impl Past {
         self.points.get(&checkpoint).is_some_and(|point| point.verdict == Verdict::Bad)
     }
 
-    /// The incidents that were opened; where none was, every first bad checkpoint of a line is one.
+    /// The recorded incidents; without any, every bad checkpoint whose parent is not bad.
     fn incidents(
         &self,
         catalogue: &Catalogue,
@@ -131,7 +131,7 @@ impl Past {
             .collect()
     }
 
-    /// The earliest bad checkpoint at or after `first_bad` on its line; itself where none was called bad.
+    /// The earliest bad checkpoint at or after `first_bad` on its timeline; `first_bad` itself if none is bad.
     fn alarm(&self, first_bad: CheckpointId) -> Option<CheckpointId> {
         let mut line = HashSet::from([first_bad]);
         for (id, record) in self.points.keys().filter_map(|id| Some((*id, self.records.get(id)?))) {

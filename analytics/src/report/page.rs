@@ -1,4 +1,4 @@
-//! The page. maud escapes what HTML gives a meaning; [`shown`] replaces characters that deceive the reader.
+//! The page. maud escapes HTML's special characters; [`shown`] replaces misleading ones.
 
 mod alike;
 mod incident;
@@ -12,9 +12,9 @@ use super::text::{shown, utc};
 use crate::number::{probability, short};
 use crate::sample::u64_f64;
 
-/// Rows of the table of all checkpoints, the newest.
+/// Number of rows in the table of all checkpoints, the newest.
 const ROWS_MAX: usize = 400;
-/// Reasons shown of one checkpoint.
+/// Number of reasons shown for one checkpoint.
 const REASONS_MAX: usize = 4;
 
 pub(super) fn html(report: &Report) -> String {
@@ -24,7 +24,7 @@ pub(super) fn html(report: &Report) -> String {
             head {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
-                // No script, nothing from elsewhere: whatever a guest manages to name itself.
+                // Neither scripts nor external resources are permitted, whatever names a guest chooses.
                 meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'";
                 title { (shown(&report.machine)) " · Retrovisor report" }
                 style { (PreEscaped(include_str!("style.css"))) }
@@ -34,7 +34,8 @@ pub(super) fn html(report: &Report) -> String {
                     (head(report))
                     section {
                         h2 { "History" }
-                        // Where the chart is wider than the screen, its right end shows: the newest checkpoints.
+                        // If the chart is wider than the screen, its right end with the newest checkpoints is visible
+                        // first.
                         div class="wide newest" { (PreEscaped(chart::history(report))) }
                         (legend())
                     }
@@ -99,7 +100,7 @@ fn summary(report: &Report) -> String {
     format!("{span}, driver {}: {incidents}.", report.driver)
 }
 
-/// What is wrong with the guest's kernel in the newest checkpoint, and since when.
+/// The failure of the guest's kernel in the newest checkpoint, and since when it is there.
 fn failure(report: &Report) -> Option<String> {
     let newest = report.checkpoints.last()?;
     let failure = newest.failure.as_ref()?;
@@ -133,7 +134,7 @@ fn legend() -> Markup {
     }
 }
 
-/// A checkpoint by its number and name.
+/// A checkpoint as number and name.
 fn name(report: &Report, sequence: u64) -> Markup {
     let name = report.point(sequence).map(|point| point.name.as_str()).unwrap_or_default();
     html! { span class="id" { "#" (sequence) " " code { (shown(name)) } } }
@@ -185,7 +186,7 @@ fn checkpoints(report: &Report) -> Markup {
     }
 }
 
-/// Suspect and bad checkpoints; those one after the other for the same reasons share a row.
+/// Suspect and bad checkpoints; consecutive ones with the same reasons share a row.
 fn alarm_table(points: &[&Point]) -> Markup {
     let same = |one: &&&Point, other: &&&Point| {
         one.verdict == other.verdict && alike::texts(&one.reasons, &other.reasons)

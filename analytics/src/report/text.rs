@@ -1,7 +1,7 @@
-//! Text of a report. The guest chose much of it, and may be hostile.
+//! The text in a report. Much of it is from the guest, and may be hostile.
 
-/// Text as a person can read it: characters that turn the direction of writing or cannot be seen are replaced, since with
-/// them a name could look like another. Not escaped: what makes HTML of it does that.
+/// Text without characters that change the direction of writing or are invisible, which could make one name look like
+/// another. HTML is not escaped here, but where the page is made.
 pub(super) fn shown(text: &str) -> String {
     text.chars()
         .map(|letter| match letter {
@@ -12,7 +12,7 @@ pub(super) fn shown(text: &str) -> String {
         .collect()
 }
 
-/// As [`shown`], with what HTML gives a meaning escaped: for the charts, which are written by hand.
+/// Like [`shown`], with HTML's special characters escaped: for the charts, which are not made by maud.
 pub(super) fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for letter in shown(text).chars() {
@@ -28,7 +28,7 @@ pub(super) fn escape(text: &str) -> String {
     safe
 }
 
-/// Invisible, or turns the direction of what follows.
+/// Whether a character is invisible or changes the direction of writing.
 fn is_deceptive(letter: char) -> bool {
     matches!(
         letter,
@@ -37,7 +37,7 @@ fn is_deceptive(letter: char) -> bool {
     )
 }
 
-/// A moment in UTC, to the second.
+/// A time in UTC, to the second.
 pub(super) fn utc(at_ms: i64) -> String {
     let seconds = at_ms.div_euclid(1000);
     let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));

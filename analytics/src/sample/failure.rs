@@ -1,9 +1,9 @@
-//! A kernel that failed: panics and oopses, from its own state and its log.
+//! Failures of the guest's kernel: panics and oopses, from its variables and its log.
 
 use super::grid::Row;
 use super::{Log, Violation};
 
-/// Beginnings of lines with which the kernel reports an error of its own that it survived, or did not.
+/// Beginnings of the lines with which the kernel reports an oops.
 const OOPS: [&str; 5] = ["BUG: ", "Oops: ", "kernel BUG at ", "general protection fault", "invalid opcode: "];
 const PANIC: &str = "Kernel panic - not syncing";
 
@@ -11,7 +11,7 @@ fn violation(kind: &str, object: String, detail: Option<String>) -> Violation {
     Violation { kind: kind.to_owned(), object, symbol: None, detail, expected: None, found: None }
 }
 
-/// A panic or oopses that the kernel's own variables show.
+/// A panic or oopses according to the kernel's variables.
 pub(super) fn of_kernel(row: Row<'_>) -> Vec<Violation> {
     let mut found = Vec::new();
     if row.text("state").as_deref() == Some("panic") {
@@ -24,9 +24,9 @@ pub(super) fn of_kernel(row: Row<'_>) -> Vec<Violation> {
     found
 }
 
-/// A panic or an oops that the kernel reported in its log.
+/// A panic or an oops according to the kernel's log.
 pub(super) fn of_log(log: &Log) -> Option<Violation> {
-    // Processes can write to the log, but not as the kernel.
+    // Processes can write to the log, but not with the kernel's facility.
     let mut lines = log.lines.iter().filter(|line| line.facility == 0);
     let reported = |kind: &str, text: &str| {
         Some(violation(kind, "reported in the kernel log".to_owned(), Some(text.to_owned())))
@@ -35,7 +35,7 @@ pub(super) fn of_log(log: &Log) -> Option<Violation> {
         return reported("kernel_panic", &panic.text);
     }
     let oops = lines.find(|line| {
-        // A lockup is reported on a busy host, too.
+        // A busy host causes reports of lockups, too.
         let is_lockup = line.text.contains("lockup");
         line.level <= Log::ERROR_LEVEL && !is_lockup && OOPS.iter().any(|oops| line.text.starts_with(oops))
     })?;

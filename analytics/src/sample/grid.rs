@@ -1,15 +1,15 @@
 use retrovisor_guest::fact::{Table, Value};
 
-/// Rows with named columns, whichever side they come from: fresh tables or the snapshot database.
+/// Rows with named columns, from new tables or from the snapshot database.
 ///
-/// Cells come from a guest: a missing column, a wrong type or a number that is not finite reads as `None`.
+/// Cells come from a guest: a missing column, a wrong type or a number that is not finite is read as `None`.
 pub(crate) struct Grid<'a> {
     columns: Vec<&'a str>,
     rows: &'a [Vec<Value>],
 }
 
 impl<'a> Grid<'a> {
-    /// The table of that name among fresh facts; `None` when it was not read.
+    /// The table of that name among new facts; `None` when there is none.
     pub(crate) fn find(tables: &'a [Table], name: &str) -> Option<Self> {
         let table = tables.iter().find(|table| table.schema.table == name)?;
         Some(Self {
@@ -18,7 +18,7 @@ impl<'a> Grid<'a> {
         })
     }
 
-    /// Rows as a query returns them.
+    /// The rows of a query's result.
     pub(crate) fn new(columns: &'a [String], rows: &'a [Vec<Value>]) -> Self {
         Self { columns: columns.iter().map(String::as_str).collect(), rows }
     }
@@ -46,12 +46,12 @@ impl<'a> Row<'a> {
         self.cell(name)?.as_f64().filter(|number| number.is_finite())
     }
 
-    /// A count; negative ones are taken for damage.
+    /// A count; `None` for a negative number.
     pub(crate) fn count(&self, name: &str) -> Option<u64> {
         u64::try_from(self.cell(name)?.as_i64()?).ok()
     }
 
-    /// Whether a flag is set; an absent one is not.
+    /// Whether a flag is set; `false` when it is absent.
     pub(crate) fn flag(&self, name: &str) -> bool {
         self.cell(name).and_then(Value::as_i64).is_some_and(|flag| flag != 0)
     }
@@ -67,5 +67,5 @@ impl<'a> Row<'a> {
     }
 }
 
-/// Longest text taken from one cell, in characters: enough for a name, too little to fill memory with.
+/// Bound on the characters read from one cell: enough for a name, and limited in memory.
 const TEXT_MAX: usize = 256;

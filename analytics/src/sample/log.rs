@@ -5,15 +5,15 @@ use super::grid::Grid;
 pub struct LogLine {
     /// Its number in the log.
     pub sequence: u64,
-    /// Who wrote it: 0 the kernel, others processes.
+    /// The facility that wrote it: 0 is the kernel, others are processes.
     pub facility: u64,
     /// Its syslog level: 0 emergency to 7 debug.
     pub level: u64,
-    /// Its text: hostile.
+    /// Its text, from the guest: untrusted.
     pub text: String,
 }
 
-/// What is kept of a guest's kernel log.
+/// The stored part of a guest's kernel log.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Log {
     /// The newest line's number; `None` for an empty or unread log.
@@ -23,9 +23,9 @@ pub struct Log {
 }
 
 impl Log {
-    /// Lines kept of one checkpoint.
+    /// Bound on the lines of one checkpoint.
     pub const LINES_MAX: usize = 128;
-    /// Syslog level from which on (downwards) a line is an error.
+    /// Lines of this syslog level and below are errors.
     pub const ERROR_LEVEL: u64 = 3;
 
     pub(super) fn read(grid: &Grid<'_>) -> Self {
@@ -48,13 +48,13 @@ impl Log {
         Self { newest, lines }
     }
 
-    /// The lines written since an earlier checkpoint, as far as they were kept.
+    /// The stored lines that were written after an earlier checkpoint.
     pub fn since<'a>(&'a self, earlier: &Self) -> impl Iterator<Item = &'a LogLine> {
         let seen = earlier.newest;
         self.lines.iter().filter(move |line| seen.is_none_or(|seen| line.sequence > seen))
     }
 
-    /// Number of lines written since an earlier checkpoint, kept or not.
+    /// Number of lines written after an earlier checkpoint, stored or not.
     #[must_use]
     pub fn lines_since(&self, earlier: &Self) -> u64 {
         match (self.newest, earlier.newest) {

@@ -1,6 +1,6 @@
 use super::grid::Row;
 
-/// One thread of the guest, as a checkpoint shows it.
+/// One thread of the guest in a checkpoint.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Task {
     /// Thread id.
@@ -9,7 +9,7 @@ pub struct Task {
     pub tgid: i64,
     /// Process id of the parent.
     pub ppid: i64,
-    /// Its name, as the guest set it: hostile text.
+    /// Its name, set by the guest: untrusted text.
     pub comm: String,
     /// Its parent's name, where known.
     pub parent_comm: Option<String>,
@@ -21,7 +21,7 @@ pub struct Task {
     pub cpu_ns: u64,
     /// Resident memory of its process, in pages.
     pub rss_pages: u64,
-    /// Whether it is a thread of the kernel.
+    /// Whether it is a kernel thread.
     pub kernel_thread: bool,
 }
 
@@ -52,12 +52,12 @@ impl Task {
         self.pid == self.tgid
     }
 
-    /// Distinguishes two tasks when a pid is used again.
+    /// Distinguishes two tasks with the same pid at different times.
     pub(crate) fn identity(&self) -> (i64, u64) {
         (self.pid, self.start_time_ns)
     }
 
-    /// The name under which tasks of a kind are counted together: `kworker/0:1-events` is `[kworker]`.
+    /// The name under which similar tasks are counted: `kworker/0:1-events` is `[kworker]`.
     #[must_use]
     pub fn family(&self) -> String {
         family(&self.comm, self.kernel_thread)

@@ -1,11 +1,10 @@
-//! Writes what a memory says of its kernel's symbols and types in the Intermediate Symbol Format of Volatility 3, so
-//! that it can read the same memory: it brings no symbols of its own.
+//! Writes the symbols and types of a kernel, as found in a memory, in the Intermediate Symbol Format of Volatility 3,
+//! which needs such a file to read the same memory.
 //!
 //! `cargo run --release -p retrovisor-introspect --example export_isf -- memory.raw registers.txt > symbols.json`
 //!
-//! With a third argument `facts` it writes the processes and modules that it reads itself, and how long that took;
-//! with `tasks` it prints the processes and does nothing else; a fourth one is the folder of a library, in which
-//! what was read of the kernel is kept for the next time.
+//! With a third argument `facts` it writes the processes and modules that it reads itself, and how long that took. With
+//! `tasks` it prints only the processes. A fourth argument is the folder of a library for the symbols and types.
 
 #[path = "../inspect_dump/registers.rs"]
 mod registers;
@@ -16,9 +15,9 @@ use retrovisor_guest::MemoryView;
 use retrovisor_introspect::{Introspector, Kernel, KernelLibrary, Observation, RawDump, Shape};
 use serde_json::{Map, Value, json};
 
-/// How often everything is read from nothing, for the time's median.
+/// How often everything is read without prior state, for the median time.
 const ROUNDS: usize = 5;
-/// Global variables whose type BTF does not tell, and which the plugins ask for.
+/// Global variables that the plugins use and whose type BTF does not record.
 const TYPED: [(&str, &str); 6] = [
     ("init_task", "task_struct"),
     ("init_mm", "mm_struct"),
@@ -52,7 +51,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     times.sort_by(f64::total_cmp);
     let first_ms = times[times.len() / 2];
     if let (true, Some(linux)) = (facts, &observation.linux) {
-        // Volatility leaves out what has ended and waits for its parent.
+        // Volatility leaves out tasks that have ended and wait for their parent.
         let listed = linux.tasks.iter().filter(|task| !matches!(task.state, 'Z' | 'X'));
         let leaders = listed.filter(|task| task.pid == task.tgid);
         let tasks: Vec<_> = leaders.map(|task| json!([task.pid, task.comm])).collect();
@@ -83,7 +82,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The processes and nothing else, from nothing: what `linux.pslist` does.
+/// Prints only the processes, without prior state: the equivalent of `linux.pslist`.
 fn print_tasks(memory: &str, vcpus: &str, library: Option<&String>) -> Result<(), Box<dyn Error>> {
     let dump = RawDump::open(Path::new(memory))?;
     let vcpus = registers::parse(&std::fs::read_to_string(vcpus)?);
@@ -98,7 +97,7 @@ fn print_tasks(memory: &str, vcpus: &str, library: Option<&String>) -> Result<()
     Ok(())
 }
 
-/// Symbols as the linker placed them: a reader finds the slide itself.
+/// Symbols at their linked addresses: a reader determines the slide itself.
 fn symbols(kernel: &Kernel, dump: &dyn MemoryView) -> Result<Map<String, Value>, Box<dyn Error>> {
     let slide = kernel.virtual_slide();
     let mut symbols = Map::new();
@@ -112,14 +111,14 @@ fn symbols(kernel: &Kernel, dump: &dyn MemoryView) -> Result<Map<String, Value>,
             symbol["type"] = json!({"kind": "struct", "name": structure});
         }
     }
-    // An array as long as the way to the next symbol.
+    // An array that ends at the next symbol.
     if let Some((at, bytes)) = kernel.symbol("taint_flags").zip(size_of(kernel, "taint_flag")) {
         let next = kernel.symbols_within(at + 1..at + 4096).next().map_or(at, |(next, _)| next);
         let subtype = json!({"kind": "struct", "name": "taint_flag"});
         let kind = json!({"kind": "array", "count": (next - at) / bytes, "subtype": subtype});
         symbols["taint_flags"]["type"] = kind;
     }
-    // By this text a reader recognises the memory that the file is for.
+    // Readers recognise the memory to which the file belongs by this text.
     let at = kernel.symbol("linux_banner").ok_or("the kernel has no banner")?;
     let mut banner = vec![0; 512];
     kernel.read_virtual(dump, at, &mut banner)?;

@@ -1,8 +1,8 @@
-//! Prints what can be read of a raw memory dump.
+//! Prints what can be read from a raw memory dump.
 //!
 //! `cargo run --release -p retrovisor-introspect --example inspect_dump -- memory.raw [registers.txt] [second.raw …]`
-//! where `registers.txt` holds QEMU's answer to `info registers -a` (`-` for none). Further dumps are of the same
-//! guest, later: they show what a next observation costs and finds.
+//! where `registers.txt` holds QEMU's answer to `info registers -a` (`-` for none). Further dumps must be later ones of
+//! the same guest: each shows the cost and the result of a further observation.
 
 mod registers;
 
@@ -87,7 +87,7 @@ fn print(observation: &Observation) {
     }
 }
 
-/// Counts the frames by the first word of their owner.
+/// Counts the frames by the kind of their owner.
 fn owners(kernel: &Kernel, dump: &RawDump, observation: &Observation) {
     let start = Instant::now();
     let map = OwnerMap::build(kernel, dump, observation);

@@ -1,6 +1,6 @@
 use retrovisor_guest::{DescriptorTable, VcpuRegisters};
 
-/// Reads what QEMU's monitor prints of each CPU.
+/// Parses the registers of each CPU as printed by QEMU's monitor.
 pub(crate) fn parse(text: &str) -> Vec<VcpuRegisters> {
     let number = |text: &str| u64::from_str_radix(text, 16).unwrap_or(0);
     let of_cpu = |text: &str| {

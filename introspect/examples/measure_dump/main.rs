@@ -1,8 +1,8 @@
-//! Measures what reading a guest costs: the first observation, and a next one of the same guest a little later.
+//! Measures the cost of reading a guest: the first observation, and a second one of the same guest a little later.
 //!
 //! `cargo run --release -p retrovisor-introspect --example measure_dump -- memory.raw registers.txt later.raw`
 //!
-//! Both dumps are held in memory and their frames have names, as in a store.
+//! Both dumps are held in memory and their frames have page tokens, as in a store.
 
 #[path = "../inspect_dump/registers.rs"]
 mod registers;

@@ -6,7 +6,7 @@ use super::header::{
 };
 use crate::printable::printable;
 
-/// A type, as far as a reader of memory needs it.
+/// A type, in as much detail as a reader of memory needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Shape {
     /// An integer: bytes, and whether it has a sign.
@@ -35,7 +35,7 @@ pub enum Shape {
     },
     /// An enum: name, bytes, items.
     Enumeration(String, u64, Vec<(String, i64)>),
-    /// A function, or what is not looked into.
+    /// A function type or another kind without a memory layout.
     Other,
 }
 

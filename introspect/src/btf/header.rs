@@ -16,14 +16,14 @@ pub(super) const KIND_DECLARATION_TAG: u8 = 17;
 pub(super) const KIND_TYPE_TAG: u8 = 18;
 pub(super) const KIND_ENUM64: u8 = 19;
 
-/// What every type begins with.
+/// The common header of every BTF type.
 pub(super) struct Header {
     pub(super) name: u32,
     pub(super) length: usize,
     pub(super) kind: u8,
     pub(super) bit_fields: bool,
     pub(super) size_or_type: u32,
-    /// Offset in `bytes` of what follows the header.
+    /// Offset in `bytes` of the data after the header.
     pub(super) rest: usize,
 }
 
@@ -41,7 +41,7 @@ impl Header {
         })
     }
 
-    /// Bytes of one of the things that follow the header.
+    /// Bytes of one element of the data after the header.
     pub(super) fn member_bytes(&self) -> usize {
         match self.kind {
             KIND_STRUCT | KIND_UNION | KIND_DATA_SECTION | KIND_ENUM64 => 12,
@@ -50,7 +50,7 @@ impl Header {
         }
     }
 
-    /// Where the next type begins; `None` for a kind that does not exist.
+    /// Offset of the next type; `None` for an unknown kind.
     pub(super) fn end(&self) -> Option<usize> {
         let fixed = match self.kind {
             KIND_INT | KIND_VARIABLE | KIND_DECLARATION_TAG => 4,

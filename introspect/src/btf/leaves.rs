@@ -18,7 +18,7 @@ pub(crate) struct Leaf {
     pub(crate) kind: LeafKind,
 }
 
-/// How to say a plain value.
+/// How to format a plain value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LeafKind {
     Signed,
@@ -27,15 +27,15 @@ pub(crate) enum LeafKind {
     /// Characters up to a NUL.
     Text,
     Pointer,
-    /// Of the enum with this type.
+    /// A value of the enum with this type id.
     Enumeration(u32),
-    /// Of a type that is not looked into.
+    /// A value whose type is not decoded.
     Bytes,
 }
 
 const LEAVES_MAX: usize = 8192;
 const NESTING_MAX: u32 = 16;
-/// Longer arrays are one leaf of bytes.
+/// Longer arrays become one leaf of bytes.
 const ELEMENTS_MAX: u64 = 64;
 const SIGNED: u32 = 1;
 const BOOLEAN: u32 = 4;
@@ -144,7 +144,7 @@ impl Types {
         }
     }
 
-    /// Whether a type is `char`, by that name: bytes that are numbers have other names.
+    /// Whether a type is named `char`. Arrays of numbers use other names (`u8`).
     fn is_character(&self, id: u32) -> bool {
         let header = self.resolve(id).and_then(|id| self.header(id));
         header.is_some_and(|header| self.name(header.name) == Some(b"char"))

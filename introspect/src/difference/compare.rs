@@ -18,12 +18,12 @@ use crate::{
     reader::Reader,
 };
 
-/// Objects and variables that are reported.
+/// Objects and variables that are listed.
 const OBJECTS_MAX: usize = 40;
 const FIELDS_MAX: usize = 8;
-/// Fields from this rank on are not reported for themselves.
+/// A structure in which only fields of this rank or above changed is not reported.
 const QUIET_RANK: usize = 150;
-/// Objects that are looked into; the rest is counted.
+/// Changed objects whose fields are compared; further ones are only counted.
 const CANDIDATES_MAX: usize = 20_000;
 
 /// One of the two instants.
@@ -41,8 +41,8 @@ struct Touched {
     words: Vec<u64>,
 }
 
-/// Says what differs in the frames that changed between two instants of one kernel, whose maps are given. Frames come
-/// with the step at which they first differed.
+/// Compares two instants of one kernel by their owner maps, in the frames that differ. Each frame has the step at which
+/// it first differed.
 #[must_use]
 pub fn compare(
     kernel: &Kernel,
@@ -144,7 +144,7 @@ fn touch(
     touched.words.push(word);
 }
 
-/// Gives the words of a slab's frame that differ to the objects they are in.
+/// Assigns the words of a slab's frame that differ to the objects they are in.
 fn slab_words(
     probe: &Probe,
     map: &OwnerMap,
@@ -178,13 +178,13 @@ fn slab_words(
     }
 }
 
-/// The fields of a structure in words that differ, and that differ themselves.
+/// The fields in which the given words differ and whose own values differ.
 fn fields(sides: &[Side; 2], leaves: &[Leaf], base: u64, words: &[u64]) -> (Vec<FieldChange>, u64) {
     let mut found: Vec<(usize, FieldChange)> = Vec::new();
     let mut last = None;
     for word in words {
         let first = leaves.partition_point(|leaf| leaf.offset_bytes + leaf.size_bytes.max(1) <= *word);
-        // Long leaves end after ones that begin later: a step back finds those that reach into the word.
+        // A long leaf can end after a leaf that begins later: stepping back finds long leaves that reach into the word.
         for (at, leaf) in leaves.iter().enumerate().skip(first.saturating_sub(8)) {
             if leaf.offset_bytes >= word + 8 {
                 break;
@@ -197,7 +197,7 @@ fn fields(sides: &[Side; 2], leaves: &[Leaf], base: u64, words: &[u64]) -> (Vec<
             if let (Some(before), Some(after)) = (before, after)
                 && before != after
             {
-                // The place of an object says less than what it is.
+                // What an object is tells more than its address.
                 let nameless = matches!(leaf.kind, LeafKind::Pointer) && after.starts_with("0x");
                 let rank = field_rank(&leaf.path);
                 let rank = if nameless { rank.max(QUIET_RANK) } else { rank };
@@ -207,7 +207,7 @@ fn fields(sides: &[Side; 2], leaves: &[Leaf], base: u64, words: &[u64]) -> (Vec<
         }
     }
     found.sort_by_key(|(rank, _)| *rank);
-    // Where only links, locks and statistics moved, there is nothing to tell.
+    // Only links, locks or statistics changed: nothing is reported.
     if found.first().is_none_or(|(rank, _)| *rank >= QUIET_RANK) {
         return (Vec::new(), 0);
     }
@@ -218,7 +218,7 @@ fn fields(sides: &[Side; 2], leaves: &[Leaf], base: u64, words: &[u64]) -> (Vec<
     (reported, rest)
 }
 
-/// The leaves of each type, gathered once.
+/// The leaves of each type, computed once.
 #[derive(Default)]
 struct Gathered(IntegerMap<u32, Vec<Leaf>>);
 
@@ -237,13 +237,14 @@ fn tell_objects(sides: &[Side; 2], structures: BTreeMap<u64, Touched>, differenc
         })
         .filter(|(_, touched, alive)| *alive != [false, false] && !is_plumbing(&touched.structure))
         .collect();
-    // Within a kind, what changed first; of those that changed at once, what came or went, then the least changed.
+    // Within one type: first what changed earliest; at equal steps objects that are new or gone, then those with the
+    // fewest changes.
     all.sort_by_key(|(address, touched, alive)| {
         let stayed = *alive == [true, true];
         (structure_rank(&touched.structure), touched.since, stayed, touched.words.len(), *address)
     });
     let mut gathered = Gathered::default();
-    // No kind may push the others out.
+    // Limits each type, so that one type cannot displace the others.
     let mut reported: BTreeMap<String, usize> = BTreeMap::new();
     for (address, touched, alive) in all {
         let of_kind = reported.entry(touched.structure.clone()).or_default();
@@ -260,10 +261,10 @@ fn tell_objects(sides: &[Side; 2], structures: BTreeMap<u64, Touched>, differenc
         let (structure, fields, fields_left_out) = if alive == [true, true] {
             (touched.structure.clone(), fields, fields_left_out)
         } else {
-            // Of what came or went only what tells which it is.
+            // Of a new or gone object only the fields that identify it are listed.
             let word = if alive[1] { "new" } else { "gone" };
             let telling = fields.into_iter().filter(|field| field_rank(&field.field) < 100).take(3);
-            // What stood there before it came, or after it went, was another's.
+            // The contents before an object was allocated, and after it was freed, are another object's.
             let own = |field: FieldChange| match alive {
                 [false, _] => FieldChange { before: String::new(), ..field },
                 _ => FieldChange { after: String::new(), ..field },
@@ -322,7 +323,7 @@ fn tell_variables(
     }
 }
 
-/// The type of variables that BTF does not name: known to this crate.
+/// The type of a variable that BTF does not describe, from a table in this crate.
 fn known_type(symbol: &str) -> Option<&'static str> {
     Some(match symbol {
         "init_task" => "task_struct",

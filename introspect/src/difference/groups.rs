@@ -1,4 +1,4 @@
-//! The frames that changed, summed up by who has them.
+//! The frames that changed, grouped by owner.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use crate::{OwnerMap, PageOwner};
 
 const GROUPS_MAX: usize = 40;
 
-/// Sums the frames up by owner, file and process.
+/// Groups the frames by owner, file and process.
 pub(super) fn group(old: &OwnerMap, new: &OwnerMap, changed: &[ChangedFrame], difference: &mut Difference) {
     let mut owners: BTreeMap<String, GroupChange> = BTreeMap::new();
     let mut files: BTreeMap<String, GroupChange> = BTreeMap::new();
@@ -31,7 +31,7 @@ pub(super) fn group(old: &OwnerMap, new: &OwnerMap, changed: &[ChangedFrame], di
         }
     }
     difference.owners = first_groups(owners, |group| {
-        // Code that changes is worth more than what is written all the time.
+        // Changed code comes first: unlike data it should not change.
         let code = ["module ", "kernel text"].iter().any(|code| group.owner.starts_with(code));
         (u64::from(!code), u64::MAX - group.pages)
     });
@@ -61,7 +61,7 @@ fn add(
     }
 }
 
-/// The groups in order, the last of them what does not fit.
+/// The first groups in order; the last one adds up those that do not fit.
 fn first_groups(
     groups: BTreeMap<String, GroupChange>,
     rank: impl Fn(&GroupChange) -> (u64, u64),

@@ -1,11 +1,11 @@
-//! Which objects are worth a look, what they are, and which of their fields tell most.
+//! Which objects are compared, what their types are, and which fields are listed first.
 
 use crate::{
     linux::{paths::Paths, slabs::SlabCache},
     probe::Probe,
 };
 
-/// The type of the objects in a cache whose name says it otherwise. Other caches are named after their type.
+/// The types of objects in caches whose name is not the name of their type.
 const TYPES: [(&str, &str); 30] = [
     ("cred_jar", "cred"),
     ("inode_cache", "inode"),
@@ -39,7 +39,7 @@ const TYPES: [(&str, &str); 30] = [
     ("task_group", "task_group"),
 ];
 
-/// Structures in the order in which their changes tell something; what is not here comes after them.
+/// Structures in the order in which their changes are listed; the others follow.
 const TELLING: [&str; 16] = [
     "cred",
     "task_struct",
@@ -59,7 +59,7 @@ const TELLING: [&str; 16] = [
     "vm_area_struct",
 ];
 
-/// Fields that tell most, of any structure.
+/// Fields that are listed first, of any structure.
 const TELLING_FIELDS: [&str; 22] = [
     "comm",
     "__state",
@@ -142,13 +142,14 @@ const NOISY_FIELDS: [&str; 49] = [
 pub(super) fn type_of(probe: &Probe, cache: &SlabCache) -> Option<(u32, String)> {
     let (name, object_bytes) = (cache.name.as_str(), cache.object_bytes);
     let named = TYPES.iter().find(|(of, _)| *of == name).map_or(name, |(_, name)| *name);
-    // Other types' objects among those of a merged cache would be read as what they are not.
+    // A merged cache holds objects of several types: decoding all of them as one type would give wrong fields.
     if cache.is_merged && !TELLING.contains(&named) {
         return None;
     }
     let id = probe.types.structure(named)?;
     let bytes = probe.types.size_of(named)?;
-    // A task ends in as much room for registers as the CPU needs; its type has room for any.
+    // The last member of `task_struct`, the saved registers, is allocated at the size that the CPU needs; the type has
+    // the largest size.
     let fits = bytes <= object_bytes || (named == "task_struct" && bytes <= object_bytes * 4);
     (fits && object_bytes <= bytes.max(64) * 4).then(|| (id, named.to_owned()))
 }
@@ -171,7 +172,7 @@ pub(super) fn field_rank(path: &str) -> usize {
     }
 }
 
-/// Whether a structure only holds others together: nodes of trees, the allocator's own.
+/// Whether a structure only links others: nodes of trees, the allocator's own structures.
 pub(super) fn is_plumbing(structure: &str) -> bool {
     const PLUMBING: [&str; 19] = [
         "buffer_head",
@@ -197,7 +198,7 @@ pub(super) fn is_plumbing(structure: &str) -> bool {
     PLUMBING.contains(&structure)
 }
 
-/// The counter that says whether an object is in use: above zero.
+/// The counter of each structure that is above zero while an object is in use.
 const COUNTERS: [(&str, &[&str]); 9] = [
     ("kernfs_node", &["count.counter"]),
     ("cred", &["usage.counter", "usage"]),
@@ -210,7 +211,7 @@ const COUNTERS: [(&str, &[&str]); 9] = [
     ("sighand_struct", &["count.refs.counter"]),
 ];
 
-/// Whether an object is in use; `true` where its kind does not tell.
+/// Whether an object is in use; `true` for structures without such a counter.
 pub(super) fn is_alive(probe: &Probe, structure: &str, address: u64) -> bool {
     let number = |path: &str| {
         let field = probe.field(structure, path)?;
@@ -220,7 +221,7 @@ pub(super) fn is_alive(probe: &Probe, structure: &str, address: u64) -> bool {
         })
     };
     if structure == "dentry" {
-        // What was freed has a count far below zero, what was never used no parent.
+        // The count of a freed entry is far below zero, and one that was never used has no parent.
         return number("d_lockref.count").is_none_or(|count| count >= 0) && number("d_parent") != Some(0);
     }
     if probe.field(structure, "vfs_inode").is_some() || structure == "inode" {
@@ -231,7 +232,7 @@ pub(super) fn is_alive(probe: &Probe, structure: &str, address: u64) -> bool {
     paths.iter().find_map(|path| number(path)).is_none_or(|count| count > 0)
 }
 
-/// The rank of a variable: settings and lists first, clocks and statistics last.
+/// The rank of a variable: settings and lists are listed first, clocks and statistics last.
 pub(super) fn variable_rank(name: &str) -> u8 {
     const TELLING: [&str; 14] = [
         "modules",
@@ -294,7 +295,7 @@ pub(super) fn variable_rank(name: &str) -> u8 {
     }
 }
 
-/// Which object it is, as text.
+/// A text that identifies an object.
 pub(super) fn label(probe: &Probe, paths: Option<&Paths>, structure: &str, address: u64) -> Option<String> {
     let number = |path: &str| probe.reader.number(address, probe.field(structure, path)?);
     let text = |path: &str, max| {

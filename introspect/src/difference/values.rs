@@ -7,7 +7,7 @@ use crate::{
 };
 
 const TEXT_MAX: u64 = 64;
-/// Larger numbers read better in hexadecimal.
+/// Larger numbers are written in hexadecimal.
 const DECIMAL_MAX: u64 = 1 << 48;
 
 /// The value of a leaf of the structure at an address; `None` when it cannot be read.

@@ -9,7 +9,7 @@ fact! {
         pub name: String => text,
         /// The hash of its instructions, 16 hexadecimal digits.
         pub tag: String => text,
-        /// What runs: its machine code, or the interpreter.
+        /// Address of the code that runs: its machine code, or the interpreter.
         pub address: Option<u64> => address,
         /// Bytes of machine code; 0 when it is interpreted.
         pub jited_bytes: u64 => bits,

@@ -1,4 +1,4 @@
-//! How a field of a fact is written into its column: one module for each way.
+//! The encodings of a fact's field in its column: one module each.
 
 #[cfg(test)]
 use retrovisor_guest::fact::Value;
@@ -13,7 +13,7 @@ pub(crate) mod integer {
         field.cell()
     }
 
-    /// What can be written as an integer.
+    /// A type that can be written as an integer.
     pub(crate) trait Number {
         fn cell(&self) -> Value;
     }
@@ -37,7 +37,7 @@ pub(crate) mod integer {
     }
 }
 
-/// A 64-bit word kept bit by bit: a mask, or a count of which a hostile guest may make more than 2^63.
+/// A 64-bit word with all its bits: a mask, or a count that a hostile guest may raise beyond 2^63.
 pub(crate) mod bits {
     use retrovisor_guest::fact::{Kind, Value};
 
@@ -71,7 +71,7 @@ pub(crate) mod text {
         field.cell()
     }
 
-    /// What can be written as text.
+    /// A type that can be written as text.
     pub(crate) trait Text {
         fn cell(&self) -> Value;
     }

@@ -1,8 +1,8 @@
 fact! {
-    /// One number that the kernel keeps about itself.
+    /// One counter of the kernel.
     #[derive(Default)]
     pub struct Counter in "fact_counter" {
-        /// The name as /proc/vmstat has it, or one that this crate computes (`context_switches`, `cpu_user_ns`, …).
+        /// The name as in /proc/vmstat, or one that this crate computes (`context_switches`, `cpu_user_ns`, …).
         pub name: String => text,
         /// The value.
         pub value: i64 => integer,

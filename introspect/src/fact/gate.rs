@@ -3,13 +3,13 @@ fact! {
     pub struct Gate in "fact_gate" {
         /// The interrupt's or exception's number.
         pub vector: u32 => integer,
-        /// Where it leads.
+        /// The address of its handler.
         pub handler: u64 => address,
-        /// The symbol there (`name`, `name+0x…`, `name [module]`); `None` outside all symbols.
+        /// The symbol at the handler (`name`, `name+0x…`, `name [module]`); `None` outside all symbols.
         pub symbol: Option<String> => text,
         /// `interrupt`, `trap`, or the type's number.
         pub kind: String => text,
-        /// The lowest privilege that may raise it by instruction: 0 the kernel, 3 every process.
+        /// The lowest privilege level that may raise it with an instruction: 0 only the kernel, 3 every process.
         pub dpl: u32 => integer,
         /// The stack it switches to, 0 for none.
         pub stack: u32 => integer,

@@ -1,6 +1,6 @@
 use super::cell::Named;
 
-/// Through which of the kernel's own mechanisms a function is called.
+/// The kernel mechanism that calls a hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum HookKind {
     /// The function tracer (`ftrace_ops_list`).
@@ -24,19 +24,20 @@ impl HookKind {
 }
 
 fact! {
-    /// A function that asked to be called: by the tracer, at an instruction, for a packet.
+    /// A registered hook: a function that the kernel calls on a traced function, on a probed instruction or for a
+    /// packet.
     pub struct Hook in "fact_hook" {
-        /// By which mechanism.
+        /// The mechanism.
         pub kind: HookKind => text,
-        /// Where: the traced functions, the probed instruction, `ipv4 local-in`.
+        /// The hooked place: the traced functions, the probed instruction, or protocol and stage (`ipv4 local-in`).
         pub place: String => text,
-        /// What is called.
+        /// The address of the function that is called.
         pub handler: u64 => address,
-        /// The symbol there: `name`, `name+0x…`, with `[module]` behind it for a module's.
+        /// The symbol there: `name`, `name+0x…`, followed by `[module]` for a module's.
         pub symbol: Option<String> => text,
-        /// `kernel`, the module's name, or null when it is in neither.
+        /// `kernel`, the module's name, or null when the address is in neither.
         pub owner: Option<String> => text,
-        /// Flags or priority, as far as known.
+        /// Flags or priority, where known.
         pub detail: String => text,
     }
     question "hooks": "Functions registered with the tracer, kprobes and netfilter"

@@ -1,13 +1,13 @@
 use super::cell::Named;
 
-/// Which invariant does not hold.
+/// The kinds of violated invariants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ViolationKind {
-    /// A system call leads elsewhere than it must.
+    /// A system call leads to another function than its own.
     SyscallRedirected,
-    /// A task that one view has and another lacks.
+    /// A task is missing from one of the views that must have it.
     HiddenTask,
-    /// A module that one view has and another lacks.
+    /// A module is missing from one of the views that must have it.
     HiddenModule,
     /// Code of the kernel or a module changed, and no table of the kernel explains it.
     TextChanged,
@@ -17,17 +17,17 @@ pub enum ViolationKind {
     FtraceHook,
     /// A kprobe calls code that is not the kernel's.
     KprobeHook,
-    /// Packets pass through code of nobody, or of a module that hides.
+    /// A packet hook calls code that belongs to no module, or to a hidden one.
     NetfilterHook,
-    /// A table of operations, or an entry of one, leads out of the kernel and its modules.
+    /// A table of operations, or an entry of one, is outside the kernel and its modules.
     OperationsRedirected,
-    /// A process has a credential that it cannot have come by lawfully.
+    /// A process has a credential that it cannot have obtained by the kernel's rules.
     ForgedCredential,
-    /// An interrupt gate, or the table of gates, leads elsewhere than it must.
+    /// An interrupt gate, or the table of gates, leads to another address than expected.
     IdtRedirected,
-    /// A protection was switched off in a control register.
+    /// A protection was disabled in a control register.
     ControlRegister,
-    /// SYSCALL enters the kernel elsewhere than it must.
+    /// The SYSCALL entry address is not the kernel's.
     Lstar,
 }
 
@@ -54,19 +54,19 @@ impl ViolationKind {
 }
 
 fact! {
-    /// One invariant that does not hold. A healthy guest has none, ever.
+    /// One violated invariant. A healthy guest has none.
     pub struct Violation in "fact_integrity" {
         /// Which invariant.
         pub kind: ViolationKind => text,
-        /// What it is about: `getppid`, `task 412`, `module dummy`, `gate 14`, `vCPU 0 CR4`.
+        /// The subject: `getppid`, `task 412`, `module dummy`, `gate 14`, `vCPU 0 CR4`.
         pub object: String => text,
         /// The kernel symbol concerned, where there is one.
         pub symbol: Option<String> => text,
-        /// Where and how it shows.
+        /// Where and how the violation was detected.
         pub detail: String => text,
-        /// What must be there.
+        /// The expected value.
         pub expected: String => text,
-        /// What is there.
+        /// The value found.
         pub found: String => text,
     }
     question "integrity": "Invariants that are violated"

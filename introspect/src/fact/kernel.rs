@@ -1,10 +1,10 @@
 fact! {
-    /// The kernel itself: which, since when, and where it is.
+    /// The kernel: its version, addresses and state.
     #[derive(Default)]
     pub struct KernelFact in "fact_kernel" {
         /// `6.1.0-50-cloud-amd64`.
         pub release: String => text,
-        /// The line that /proc/version shows.
+        /// The line of /proc/version.
         pub banner: String => text,
         /// Time since boot, suspend included, as of the last timer tick.
         pub uptime_ns: Option<u64> => integer,
@@ -12,11 +12,11 @@ fact! {
         pub boot_time_s: Option<i64> => integer,
         /// `jiffies_64`.
         pub jiffies: Option<u64> => integer,
-        /// KASLR: where `_text` is minus where it was linked.
+        /// KASLR: the address of `_text` minus its linked address.
         pub virtual_slide: u64 => address,
         /// The kernel's `phys_base`: physical address of the image minus its linked offset; wraps below zero.
         pub physical_base: u64 => address,
-        /// 4 or 5.
+        /// Levels of the page tables: 4 or 5.
         pub page_levels: u8 => integer,
         /// Taint bits.
         pub tainted: Option<u64> => bits,
@@ -26,7 +26,7 @@ fact! {
         pub state: Option<String> => text,
         /// The CPU that panicked.
         pub panic_cpu: Option<u32> => integer,
-        /// Times that the kernel went on after an error of its own.
+        /// Number of kernel oopses since boot.
         pub oopses: Option<u64> => integer,
         /// CPUs online.
         pub cpus: u32 => integer,
@@ -38,7 +38,7 @@ fact! {
         pub efer: Option<u64> => address,
         /// Base of the first vCPU's interrupt descriptor table.
         pub idt_base: Option<u64> => address,
-        /// Whether a walk met a structure in the middle of an update: some facts may be missing this time.
+        /// Whether a structure was met in the middle of an update: some facts may be missing in this observation.
         pub torn: bool => integer,
     }
     question "kernel": "The kernel: release, boot time, state, control registers"

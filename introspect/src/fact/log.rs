@@ -10,7 +10,7 @@ fact! {
         pub level: u8 => integer,
         /// Syslog facility; 0 is the kernel.
         pub facility: u8 => integer,
-        /// The message, made printable; several lines stay one record.
+        /// The message, made printable; several lines remain one record.
         pub text: String => text,
     }
     question "log": "The kernel log up to the checkpoint"

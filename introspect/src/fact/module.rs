@@ -12,7 +12,7 @@ fact! {
         pub state: &'static str => text,
         /// Users, as /proc/modules counts.
         pub refcount: Option<i64> => integer,
-        /// What led to it: `list`, `kset`, `tree`, joined by `+` in this order.
+        /// The views that contain it: `list`, `kset`, `tree`, `memory`, joined by `+` in this order.
         pub views: String => text,
     }
     question "modules": "Loaded kernel modules"

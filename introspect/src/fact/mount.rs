@@ -6,21 +6,21 @@ fact! {
         pub namespace: u64 => bits,
         /// The mount's number.
         pub id: i32 => integer,
-        /// The number of the mount below it; its own when there is none.
+        /// The parent mount's number; its own when there is none.
         pub parent_id: i32 => integer,
         /// `254:0`: major and minor number of the device.
         pub device: String => text,
-        /// The folder of the file system that is shown.
+        /// The folder of the file system that is mounted.
         pub root: String => text,
         /// Where it is mounted.
         pub point: String => text,
         /// The type: `ext4`, `tmpfs`.
         pub kind: String => text,
-        /// What is mounted: a device, or a word.
+        /// What is mounted: a device, or the name that the mount was given.
         pub source: String => text,
-        /// `ro`, `nosuid`, …: what holds for this mount, joined by commas, in the order of /proc.
+        /// `ro`, `nosuid`, …: the options of this mount, joined by commas, in the order of /proc.
         pub options: String => text,
-        /// Whether the file system itself can only be read.
+        /// Whether the file system itself is read-only.
         pub read_only: bool => integer,
     }
     question "mounts": "File systems and where they are mounted"

@@ -2,7 +2,7 @@ fact! {
     /// A file that a process holds open.
     #[derive(Default)]
     pub struct OpenFile in "fact_open_file" {
-        /// The process; a thread where it has a table of files of its own.
+        /// The process, or a thread that has a descriptor table of its own.
         pub pid: i32 => integer,
         /// Its name.
         pub comm: String => text,
@@ -18,9 +18,9 @@ fact! {
         pub file_system: String => text,
         /// `r`, `w`, `rw` or `-`.
         pub access: &'static str => text,
-        /// `f_flags`: what it was opened with.
+        /// `f_flags`: the flags of open(2).
         pub flags: u64 => bits,
-        /// Where the next read or write begins, in bytes.
+        /// Offset of the next read or write, in bytes.
         pub position: i64 => integer,
     }
     question "files": "Files that processes hold open"

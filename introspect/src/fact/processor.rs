@@ -1,5 +1,5 @@
 fact! {
-    /// What the kernel counts for one CPU.
+    /// The counters of one CPU.
     #[derive(Default)]
     pub struct Processor in "fact_processor" {
         /// Its number.
@@ -20,17 +20,17 @@ fact! {
         pub irq_ns: u64 => bits,
         /// Time in soft interrupts.
         pub softirq_ns: u64 => bits,
-        /// Time that the hypervisor took away.
+        /// Time that the hypervisor took (steal time).
         pub steal_ns: u64 => bits,
         /// Context switches.
         pub context_switches: u64 => bits,
-        /// Interrupts of devices.
+        /// Interrupts from devices.
         pub interrupts: u64 => bits,
-        /// Tasks that run or could.
+        /// Runnable tasks, the running one included.
         pub running: u64 => bits,
         /// Thread that it runs; 0 when it is idle.
         pub current_pid: i32 => integer,
-        /// When the watchdog against lockups was last content, in units of 2^30 ns of the scheduler's clock.
+        /// Last time at which the lockup watchdog was reset, in units of 2^30 ns of the scheduler's clock.
         pub watchdog_touched: Option<u64> => bits,
     }
     question "processors": "Time and context switches of each CPU"

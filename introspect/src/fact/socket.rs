@@ -1,24 +1,25 @@
 fact! {
-    /// One end of a connection, or what waits for some.
+    /// A socket.
     #[derive(Default)]
     pub struct Socket in "fact_socket" {
         /// `tcp`, `tcp6`, `udp`, `udp6`, `raw`, `raw6`, `unix`, `netlink`, `packet`, or `family 40`.
         pub protocol: String => text,
-        /// `stream`, `datagram`, `raw`, `seqpacket`; empty for what is no full socket any more or yet.
+        /// `stream`, `datagram`, `raw`, `seqpacket`; empty for a request or time-wait socket, which is a shorter
+        /// structure.
         pub kind: &'static str => text,
         /// `established`, `listen`, `time_wait`, …
         pub state: &'static str => text,
-        /// The address here; the name of a unix socket, with `@` for one outside the file system.
+        /// The local address; the name of a unix socket, with `@` for an abstract one.
         pub local_address: String => text,
-        /// The port here.
+        /// The local port.
         pub local_port: Option<u16> => integer,
-        /// The address there.
+        /// The remote address.
         pub remote_address: String => text,
-        /// The port there.
+        /// The remote port.
         pub remote_port: Option<u16> => integer,
         /// The inode's number; 0 for a socket that no process holds.
         pub inode: u64 => bits,
-        /// The user who made it.
+        /// The user that created it.
         pub uid: Option<u32> => integer,
         /// A process that holds it open.
         pub pid: Option<i32> => integer,
@@ -26,7 +27,7 @@ fact! {
         pub comm: Option<String> => text,
         /// The network namespace's number.
         pub namespace: Option<u64> => bits,
-        /// What led to it: `table` (the protocol's own), `file`, joined by `+` in this order.
+        /// The views that contain it: `table` (the protocol's own), `file`, joined by `+` in this order.
         pub views: &'static str => text,
     }
     question "sockets": "Sockets with their state, addresses and process"

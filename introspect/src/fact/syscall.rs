@@ -1,6 +1,6 @@
 use super::cell::Named;
 
-/// Which of the two places sends a system call on.
+/// The two routes by which a kernel dispatches a system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SyscallRoute {
     /// An entry of `sys_call_table`.
@@ -21,19 +21,19 @@ impl SyscallRoute {
 }
 
 fact! {
-    /// Where one system call leads.
+    /// The target of one system call.
     pub struct Syscall in "fact_syscall" {
-        /// By which route.
+        /// The route.
         pub via: SyscallRoute => text,
         /// The call's number.
         pub number: u32 => integer,
-        /// Where it leads.
+        /// The address of its target.
         pub target: u64 => address,
         /// The symbol at the target (`name`, or `name+0x…` inside one); `None` outside all symbols.
         pub symbol: Option<String> => text,
         /// Whether the target is in the kernel's text.
         pub in_text: bool => integer,
-        /// The symbol that must be there: what the kernel's own syscall metadata says, else the first observation.
+        /// The expected symbol: from the kernel's own syscall metadata, else from the first observation.
         pub expected: Option<String> => text,
     }
 }

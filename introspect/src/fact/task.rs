@@ -24,33 +24,33 @@ fact! {
         pub egid: Option<u32> => integer,
         /// Effective capabilities, one bit each.
         pub capabilities: Option<u64> => address,
-        /// Start, since boot with suspend.
+        /// Start time since boot, suspend included.
         pub start_time_ns: u64 => integer,
         /// CPU time of this thread in user mode, scaled to the precise total as /proc does.
         pub utime_ns: u64 => integer,
         /// CPU time of this thread in the kernel, scaled likewise.
         pub stime_ns: u64 => integer,
-        /// Times it gave the CPU up.
+        /// Voluntary context switches.
         pub voluntary_switches: u64 => integer,
-        /// Times the CPU was taken from it.
+        /// Involuntary context switches.
         pub involuntary_switches: u64 => integer,
-        /// Resident pages (file, anonymous, shared) of its memory; 0 without memory of its own.
+        /// Resident pages (file, anonymous, shared) of its address space; 0 for a task without one.
         pub rss_pages: u64 => integer,
-        /// Pages of address space; 0 without memory of its own.
+        /// Pages of address space; 0 for a task without one.
         pub vsize_pages: u64 => integer,
-        /// Whether it is a thread of the kernel.
+        /// Whether it is a kernel thread.
         pub kernel_thread: bool => integer,
         /// Whether a CPU runs it at this instant.
         pub on_cpu: bool => integer,
         /// Address of its `task_struct`.
         pub address: u64 => address,
-        /// What led to it: `list`, `pid-idr`, `runqueue`, joined by `+` in this order.
+        /// The views that contain it: `list`, `pid-idr`, `runqueue`, `slab`, joined by `+` in this order.
         pub views: String => text,
         /// The command line of a process, with a space between the arguments; a thread has its leader's.
         pub command_line: Option<String> => text,
-        /// The path of what a process runs; a thread has its leader's.
+        /// The path of a process's executable; a thread has its leader's.
         pub executable: Option<String> => text,
-        /// Where in the kernel it sleeps, past the scheduler: `do_wait+0x5f`, `kjournald2+0xc6 [jbd2]`.
+        /// The kernel function in which it sleeps, outside the scheduler: `do_wait+0x5f`, `kjournald2+0xc6 [jbd2]`.
         pub waits_in: Option<String> => text,
     }
     question "tasks": "Every thread with state, processor time and memory"

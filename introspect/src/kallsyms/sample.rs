@@ -15,12 +15,12 @@ pub(crate) enum Layout {
     Packed,
 }
 
-/// Tables of 300 symbols: `Tsym<number>`, 16 bytes apart; the token 0x80 is "Tsym", one name is 200 tokens long.
+/// Tables of 300 symbols: `Tsym<number>`, 16 bytes apart; the token 0x80 is "Tsym", and one name is 200 tokens long.
 pub(crate) fn image(layout: Layout) -> Image {
     image_with(layout, VIRT, &[])
 }
 
-/// The same at an address, with other names (behind the letters of their kind) for some of the symbols.
+/// The same at an address, with other names (each behind its type letter) for some of the symbols.
 pub(crate) fn image_with(layout: Layout, virt: u64, names: &[(u32, &str)]) -> Image {
     let count = 300_u32;
     let own_place = matches!(layout, Layout::OwnPlace | Layout::Packed);

@@ -11,22 +11,22 @@ use crate::{
     vmcoreinfo::VmcoreInfo,
 };
 
-/// A kernel's own types are more than a module's.
+/// The types of the kernel are larger than those of a module.
 const TYPES_BYTES_MIN: usize = 1 << 20;
 
-/// Where kallsyms is: where a note says, else by its structure.
+/// The place of kallsyms: from a note, else by its structure.
 fn find_tables(note: Option<&VmcoreInfo>, image: &Image) -> Option<Tables> {
     note.and_then(|note| tables_of(note, image)).or_else(|| Tables::scan(image))
 }
 
-/// Where a VMCOREINFO note of 6.0 and later says that kallsyms is, if its tables are really there.
+/// The place of kallsyms according to a VMCOREINFO note of 6.0 and later, if its tables are there.
 fn tables_of(note: &VmcoreInfo, image: &Image) -> Option<Tables> {
     let at = |name: &str| image.offset(note.symbol(name)?);
     Tables::check(at("kallsyms_num_syms")?, at("kallsyms_token_table")?, at("kallsyms_token_index")?, image)
 }
 
-/// Reads symbols and types of an image, and says what of it they were made from, where another boot of the same kernel
-/// would give the same ones.
+/// Reads the symbols and types of an image. Also returns the parts of the image that determine them, if another boot of
+/// the same kernel would give the same ones.
 pub(super) fn read_image(
     pages: &Pages,
     space: AddressSpace,
@@ -64,7 +64,7 @@ pub(super) fn read_image(
     Ok((symbols, types.map(|(types, ..)| types), extents.filter(|_| symbols_at.slides)))
 }
 
-/// The kernel's types, between the symbols that mark them, else by scan; with their place in the image and length.
+/// The kernel's types, between the symbols that mark them, else by scan; with their offset in the image and length.
 fn read_types(image: &Image, symbols: &Symbols) -> Option<(Types, usize, usize)> {
     let parse = |at: usize| {
         let blob = image.bytes.get(at..)?;

@@ -9,20 +9,20 @@ use crate::{
     symbols::Symbols,
 };
 
-/// A file of the library: a header, a check for each block of the data, and the tables of symbols and types one after
-/// the other. All numbers are 64-bit words, little-endian; the tables hold 32-bit ones.
+/// A file of the library: a header, a check for each block of the data, then the tables of symbols and types. Numbers
+/// in the header are 64-bit little-endian words; the tables hold 32-bit words.
 pub(super) struct Entry;
 
-/// How much of an entry is read at once.
+/// How much of an entry is read at first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Loading {
-    /// All of it, which is checked before it is used.
+    /// All of it; it is checked before it is used.
     Whole,
-    /// What is asked for, which is checked then: ask `is_damaged` afterwards.
+    /// The header; blocks are read and checked when they are needed. `is_damaged` then tells whether a check failed.
     Lazy,
 }
 
-/// What a file begins with.
+/// The header of a file.
 pub(super) struct Header {
     words: [u64; WORDS],
     checks: Vec<u64>,
@@ -32,7 +32,7 @@ pub(super) struct Header {
 const MAGIC: u64 = u64::from_le_bytes(*b"RVKERNL\x01");
 const SECTIONS: usize = 12;
 
-// Places of words in the header. Before them is the hash of all that follows up to the data.
+// Indexes of words in the header. The header begins with the hash of everything after it up to the data.
 const MAGIC_AT: usize = 0;
 const FIRST_AT: usize = 1;
 const FINGERPRINT_AT: usize = 2;
@@ -40,7 +40,7 @@ const TABLES_AT: usize = 6;
 const OFFSETS_AT: usize = 8;
 const TYPES_AT: usize = 10;
 const BASE_AT: usize = 12;
-/// Where the symbols count from, less where the image is.
+/// The base of the symbols, relative to the image.
 const SYMBOLS_BASE_AT: usize = 13;
 const DATA_HASH_AT: usize = 14;
 const DATA_BYTES_AT: usize = 18;
@@ -50,11 +50,11 @@ const WORDS: usize = SECTIONS_AT + 2 * SECTIONS;
 
 const HASH_BYTES: usize = 32;
 const HEADER_BYTES: usize = HASH_BYTES + WORDS * 8;
-/// Tables begin at multiples of this.
+/// Alignment of tables.
 const ALIGN: usize = 64;
 
 impl Header {
-    /// `None` when it is damaged, of another version, or larger than it may be.
+    /// `None` when it is damaged, of another version, or larger than permitted.
     pub(super) fn read(file: &File, bytes_max: u64) -> io::Result<Option<Self>> {
         let length = file.metadata()?.len();
         if length < HEADER_BYTES as u64 || length > bytes_max {
@@ -122,7 +122,7 @@ impl Header {
 }
 
 impl Entry {
-    /// The tables behind a header, for the kernel whose image is here; `None` when they are damaged.
+    /// The tables after a header, for the kernel with this image; `None` when they are damaged.
     pub(super) fn open(
         file: File,
         header: &Header,
@@ -134,7 +134,7 @@ impl Entry {
         let source = match loading {
             Loading::Lazy => Blocks::new(file, data_at, length, header.checks.clone()).map(Source::File),
             Loading::Whole => {
-                // The header reported the file's length right.
+                // The file's length agreed with the header.
                 let mut data = vec![0; length];
                 file.read_exact_at(&mut data, data_at)?;
                 let right = blake3::hash(&data).as_bytes() == &header.hash(DATA_HASH_AT);
@@ -159,7 +159,7 @@ impl Entry {
         Some((symbols, Types::from_sections(types.try_into().ok()?)?))
     }
 
-    /// The bytes of a file; `None` for tables that are not in memory.
+    /// The bytes of a file; `None` for tables that are not completely in memory.
     pub(super) fn write(
         image: &ImageRange,
         extents: &Extents,
@@ -200,7 +200,7 @@ impl Entry {
     }
 }
 
-/// Bytes before the data of an entry that is whole.
+/// Bytes before the data of a valid entry.
 #[cfg(test)]
 pub(super) fn head_bytes(bytes: &[u8]) -> usize {
     let at = HASH_BYTES + DATA_BYTES_AT * 8;
@@ -208,7 +208,7 @@ pub(super) fn head_bytes(bytes: &[u8]) -> usize {
     bytes.len() - usize::try_from(length).unwrap()
 }
 
-/// Makes the checks of a forged entry right: that of the header, and those of the data if they were changed.
+/// Corrects the checks of a forged entry: that of the header, and those of the data if they were changed.
 #[cfg(test)]
 pub(super) fn seal(bytes: &mut [u8], head: usize, data_too: bool) {
     if data_too {

@@ -4,30 +4,32 @@ use retrovisor_guest::PAGE_SIZE;
 
 use crate::{image::ImageRange, pages::Pages};
 
-/// What of a kernel's image decides what its symbols and types are: places from the image's first byte, and lengths, in bytes.
+/// The parts of a kernel's image that determine its symbols and types: offsets from the image's first byte, and
+/// lengths, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Extents {
     /// kallsyms' names, markers and tokens; nothing in it is an address.
     pub(crate) tables: (u64, u64),
     /// The symbols' offsets.
     pub(crate) offsets: (u64, u64),
-    /// Where the address is that they count from, if any: it moves with the kernel.
+    /// Where the base address of the offsets is stored, if there is one: it moves with the kernel.
     pub(crate) base_at: Option<u64>,
     /// The types.
     pub(crate) types: (u64, u64),
 }
 
-/// Names those bytes and their places: equal fingerprints mean equal symbols, but for the slide, and equal types.
+/// A hash of those bytes and their places. Equal fingerprints mean equal symbols, up to the KASLR slide, and equal
+/// types.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Fingerprint(pub(crate) [u8; 32]);
 
-/// Read at once, into a buffer that stays in the processor's cache.
+/// Bytes read at once: the buffer stays in the processor's cache.
 const PIECE_BYTES: usize = 256 << 10;
-/// Not more is read for one fingerprint.
+/// Bound on the bytes that are read for one fingerprint.
 const BYTES_MAX: u64 = 128 << 20;
 
 impl Fingerprint {
-    /// Reads all of it. `None` when it is not in the image, or cannot be read.
+    /// Reads and hashes all parts. `None` when they are not in the image, or cannot be read.
     pub(crate) fn of(pages: &Pages, image: &ImageRange, extents: &Extents) -> Option<Self> {
         let parts = [extents.tables, extents.offsets, extents.types];
         let total = parts.iter().try_fold(0_u64, |sum, (_, length)| sum.checked_add(*length));
@@ -54,7 +56,7 @@ impl Fingerprint {
             let end = start.checked_add(length)?;
             let mut at = start;
             while at < end {
-                // After the first, pieces begin with a page.
+                // All pieces but the first begin at a page boundary.
                 let rest = PIECE_BYTES as u64 - at % PAGE_SIZE as u64;
                 let piece = buffer.get_mut(..usize::try_from(rest.min(end - at)).ok()?)?;
                 read(pages, image, at, piece)?;
@@ -65,7 +67,7 @@ impl Fingerprint {
         Some(Self(*hasher.finalize().as_bytes()))
     }
 
-    /// The same of the first page alone: tells most other kernels without reading all.
+    /// The same of the first page alone: rules out most other kernels without reading everything.
     pub(crate) fn of_first(pages: &Pages, image: &ImageRange, extents: &Extents) -> Option<u64> {
         let mut page = [0; PAGE_SIZE];
         let length = usize::try_from(extents.tables.1).ok()?.min(PAGE_SIZE);
@@ -73,7 +75,7 @@ impl Fingerprint {
         blake3::hash(&page).as_bytes().first_chunk().map(|first| u64::from_le_bytes(*first))
     }
 
-    /// As the name of a file.
+    /// The fingerprint as the name of a file.
     pub(crate) fn name(&self) -> String {
         self.0.iter().take(16).fold(String::new(), |mut name, byte| {
             // Writing to a string cannot fail.

@@ -17,7 +17,7 @@ const BANNER_AT: u64 = 5 * 16;
 const TYPES_AT: u64 = 40 * 16;
 const LAYOUTS: [Layout; 4] = [Layout::Before, Layout::After, Layout::OwnPlace, Layout::Packed];
 
-/// A kernel in six megabytes: kallsyms, types, a banner. KASLR puts it at `virt` and `gpa`.
+/// A kernel of six megabytes: kallsyms, types, a banner. KASLR puts it at `virt` and `gpa`.
 struct Guest {
     memory: Memory,
     virt: u64,
@@ -52,7 +52,7 @@ impl Guest {
         library.find(&pages, &image, loading)
     }
 
-    /// The kernel as it is read of memory alone agrees with what the library gives.
+    /// Checks that the kernel read from memory alone equals the one from the library.
     fn agrees(&self, library: &KernelLibrary) {
         let kernel = Kernel::find(&self.memory, &Self::vcpus()).unwrap();
         for loading in [Loading::Whole, Loading::Lazy] {
@@ -81,7 +81,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// A library with what was read of a guest, and the path of the entry.
+/// A library with one guest's kernel, and the path of the entry.
 fn library_of(guest: &Guest) -> (tempfile::TempDir, KernelLibrary, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let library = KernelLibrary::new(folder.path());
@@ -90,7 +90,7 @@ fn library_of(guest: &Guest) -> (tempfile::TempDir, KernelLibrary, PathBuf) {
     (folder, library, path)
 }
 
-/// Asks everything of tables that may be anything: nothing may panic.
+/// Makes every lookup in arbitrary tables: none may panic.
 fn ask((symbols, types): &(Symbols, Types), virt: u64) {
     for name in ["_text", "linux_banner", "sym298", "nothing"] {
         symbols.address(name);
@@ -176,7 +176,7 @@ fn what_was_not_used_for_longest_goes() {
     fs::write(&left, b"half").unwrap();
     long_ago(&left, 2);
     long_ago(&path, 1000);
-    // Being used counts: the oldest is now another one.
+    // After this use another entry is the least recently used one.
     library.mark_used(&path);
     let other = Guest::new(Layout::After, VIRT, 2 << 20, "Tsym66");
     Kernel::find_with(&other.memory, &Guest::vcpus(), &library).unwrap();
@@ -220,7 +220,7 @@ proptest! {
     }
 
     #[test]
-    fn damaged_entries_are_made_anew(at in any::<prop::sample::Index>(), change in any::<u8>(), lengthen in -9_i64..9) {
+    fn damaged_entries_are_made_again(at in any::<prop::sample::Index>(), change in any::<u8>(), lengthen in -9_i64..9) {
         let guest = Guest::plain(Layout::After);
         let (_folder, library, path) = library_of(&guest);
         let whole = fs::read(&path).unwrap();

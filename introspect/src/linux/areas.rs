@@ -15,7 +15,7 @@ pub(crate) struct Area {
     pub(crate) file_offset: u64,
 }
 
-/// Where the fields of areas are.
+/// The fields of areas in this kernel.
 pub(crate) struct Areas {
     start: Field,
     end: Field,
@@ -25,7 +25,7 @@ pub(crate) struct Areas {
     operations: Option<Field>,
     private: Option<Field>,
     special_name: Option<Field>,
-    /// To 6.0 a list; later a maple tree.
+    /// In kernels up to 6.0 a list; later a maple tree.
     list: Option<(Field, Field)>,
     tree: Option<Field>,
     heap: Option<(Field, Field)>,
@@ -57,7 +57,8 @@ impl Areas {
         })
     }
 
-    /// The areas of an `mm_struct`, ascending. What is left out when the structure is torn marks the probe.
+    /// The areas of an `mm_struct`, ascending. When the structure is inconsistent, the rest is left out and the probe
+    /// is marked torn.
     pub(crate) fn read(&self, probe: &Probe, paths: Option<&Paths>, memory: u64) -> Vec<Area> {
         let mut areas: Vec<Area> = self
             .addresses(probe, memory)
@@ -81,7 +82,7 @@ impl Areas {
         let (mut areas, mut last) = (Vec::new(), 0);
         let mut at = probe.reader.pointer(memory, first);
         while let Some(area) = at.filter(|area| *area != 0) {
-            // Areas ascend: one that does not is a cycle or forged.
+            // Areas ascend; one that does not is part of a cycle or forged.
             let start = probe.reader.pointer(area, self.start);
             if areas.len() == AREAS_MAX || start.is_none_or(|start| !areas.is_empty() && start <= last) {
                 probe.mark_torn();
@@ -110,7 +111,7 @@ impl Areas {
         Some(Area { start, end, name, file_offset: page_offset.wrapping_mul(4096) })
     }
 
-    /// The name of an area without a file, as /proc/PID/maps says it.
+    /// The name of an area without a file, as in /proc/PID/maps.
     fn special(&self, probe: &Probe, memory: u64, at: u64, (start, end): (u64, u64)) -> Option<Arc<str>> {
         let reader = probe.reader;
         let of_memory = |field: Field| reader.pointer(memory, field);

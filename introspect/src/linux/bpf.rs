@@ -8,7 +8,7 @@ const FUNCTION_MAX: usize = 128;
 const PROGRAMS_MAX: usize = 1 << 14;
 const TAG_BYTES: usize = 8;
 
-/// All loaded eBPF programs, ascending by id. `None` when this kernel has none that can be read.
+/// All loaded eBPF programs, ascending by id. `None` when they cannot be read.
 pub(crate) fn programs(code: &Code) -> Option<Vec<BpfProgram>> {
     let (probe, reader) = (code.probe, code.probe.reader);
     let program = |path: &str| probe.field("bpf_prog", path);

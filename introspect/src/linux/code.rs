@@ -1,4 +1,4 @@
-//! Whose code an address is in: the kernel's, a module's, or nobody's.
+//! Which part of the kernel an address of code belongs to: its image, a module, or neither.
 
 use super::{module_symbols::ModuleSymbols, modules::Modules};
 use crate::probe::Probe;
@@ -10,11 +10,11 @@ pub(crate) struct Code<'c> {
     pub(crate) symbols: &'c ModuleSymbols,
 }
 
-/// Whose an address is.
+/// What an address belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
     Kernel,
-    /// Of the module with this index.
+    /// The module with this index.
     Module(usize),
     Nobody,
 }
@@ -24,7 +24,7 @@ impl<'c> Code<'c> {
         Self { probe, modules, symbols }
     }
 
-    /// Whose code or data it is. Of the kernel only its image counts.
+    /// The owner of an address, code or data. The kernel owns the addresses of its image.
     pub(crate) fn owner(&self, address: u64) -> Owner {
         if self.probe.kernel.image().contains(address) {
             return Owner::Kernel;
@@ -32,17 +32,17 @@ impl<'c> Code<'c> {
         self.modules.at(address).map_or(Owner::Nobody, Owner::Module)
     }
 
-    /// Whether it is in the kernel's code proper.
+    /// Whether the address is in the kernel's text.
     pub(crate) fn is_kernel_text(&self, address: u64) -> bool {
         self.probe.kernel.text().contains(&address)
     }
 
-    /// Whether it is code that the kernel can account for: its own, or of a module that does not hide.
+    /// Whether the address is in known code: the kernel's text, or a module that no view lacks.
     pub(crate) fn is_accounted(&self, address: u64) -> bool {
         self.is_kernel_text(address) || self.is_in_visible_module(address)
     }
 
-    /// Whether it is in a module that no view lacks.
+    /// Whether the address is in a module that every view contains.
     pub(crate) fn is_in_visible_module(&self, address: u64) -> bool {
         match self.owner(address) {
             Owner::Module(module) => !self.modules.hidden.iter().any(|(hidden, _)| *hidden == module),
@@ -59,7 +59,7 @@ impl<'c> Code<'c> {
         }
     }
 
-    /// The symbol at an address: `name`, `name+0x1c`, for a module's with `[module]` behind it.
+    /// The symbol at an address: `name`, `name+0x1c`, followed by `[module]` for a module's.
     pub(crate) fn label(&self, address: u64) -> Option<String> {
         let Owner::Module(index) = self.owner(address) else { return self.probe.kernel.label(address) };
         let module = &self.modules.all.get(index)?.name;

@@ -1,7 +1,7 @@
 use super::{health, processors::idle_times};
 use crate::{fact::Counter, probe::Probe, reader::Reader};
 
-/// An array of counters longer than this is no array of counters.
+/// Bound on the length of an array of counters.
 const ITEMS_MAX: usize = 1024;
 const NAME_MAX: usize = 64;
 
@@ -14,10 +14,10 @@ const RUN_QUEUES: [(&str, &str); 4] = [
     ("nr_uninterruptible", "nr_uninterruptible"),
     ("nr_iowait", "nr_iowait.counter"),
 ];
-/// Counters that are one variable or sum.
+/// Counters that are one variable, or a sum over the CPUs.
 const SINGLE: [&str; 6] =
     ["total_forks", "nr_threads", "nr_processes", "interrupts", "total_pages", "tainted"];
-/// Processor time by kind. Kernels may have further kinds.
+/// Processor time by kind. A kernel may have further kinds.
 const PROCESSOR_TIMES: [&str; 8] = [
     "cpu_user_ns",
     "cpu_nice_ns",
@@ -77,7 +77,7 @@ fn vm_counters(probe: &Probe, counters: &mut Vec<Counter>) {
     for (symbol, names) in [("vm_zone_stat", &names.zone), ("vm_node_stat", &names.node)] {
         let values = probe.symbol(symbol).and_then(|at| words(probe.reader, at, names.len()));
         for (name, value) in names.iter().zip(values.unwrap_or_default()) {
-            // Parts of a count that wait on some CPU can make the rest negative for a while.
+            // While a part of a count has not been added by its CPU, the rest can be negative.
             counters.push(Counter { name: name.clone(), value: value.cast_signed().max(0) });
         }
     }
@@ -91,14 +91,14 @@ fn vm_counters(probe: &Probe, counters: &mut Vec<Counter>) {
     }
     if probe.symbol("vm_event_states").is_some() {
         counters.extend(names.events.into_iter().zip(events).map(|(name, value)| {
-            // Counted in sectors of 512 bytes, shown in KiB.
+            // Counted in sectors of 512 bytes, and shown in KiB.
             let shown = if matches!(name.as_str(), "pgpgin" | "pgpgout") { value / 2 } else { value };
             counter(name, shown)
         }));
     }
 }
 
-/// What the counters of virtual memory are called.
+/// The names of the counters of virtual memory.
 struct VmNames {
     zone: Vec<String>,
     node: Vec<String>,
@@ -106,7 +106,7 @@ struct VmNames {
 }
 
 impl VmNames {
-    /// The kernel's own names, if its table agrees with its enums, else the enums' names.
+    /// The names in the kernel's own table if it agrees with its enums, else the enums' names.
     fn read(probe: &Probe) -> Self {
         let zone = enum_names(probe, "NR_FREE_PAGES", "NR_VM_ZONE_STAT_ITEMS");
         let node = enum_names(probe, "NR_ANON_MAPPED", "NR_VM_NODE_STAT_ITEMS");
@@ -146,7 +146,7 @@ fn enum_names(probe: &Probe, member: &str, end: &str) -> Vec<String> {
     let Some(count) = count.filter(|count| *count <= ITEMS_MAX) else { return Vec::new() };
     let mut names = vec![String::new(); count];
     for (name, value) in items {
-        // Of two names for one value the later is the real one: `NR_LRU_BASE`, then `NR_INACTIVE_ANON`.
+        // Of two names for one value, the later one is the counter's: `NR_LRU_BASE`, then `NR_INACTIVE_ANON`.
         if let Some(slot) = usize::try_from(value).ok().and_then(|value| names.get_mut(value)) {
             *slot = name.to_lowercase();
         }
@@ -195,19 +195,19 @@ fn processor_times(probe: &Probe, counters: &mut Vec<Counter>) {
     }
 }
 
-/// What the run queues count, over all CPUs.
+/// The counters of the run queues, summed over all CPUs.
 fn run_queues(probe: &Probe, counters: &mut Vec<Counter>) {
     for (name, path) in RUN_QUEUES {
         let Some(field) = probe.field("rq", path) else { continue };
         let values = probe.each_cpu("runqueues").filter_map(|(_, queue)| probe.reader.number(queue, field));
         let total = values.fold(0, u64::wrapping_add);
-        // A task may fall asleep on one CPU and wake on another: only the sum of 32-bit counts makes sense.
+        // A task may fall asleep on one CPU and wake on another: 32-bit counts are meaningful only as a sum.
         let total = if field.size_bytes == 4 { total & u64::from(u32::MAX) } else { total };
         counters.push(counter(name, total));
     }
 }
 
-/// Interrupts taken by all CPUs, without the local timer's.
+/// Interrupts on all CPUs, without those of the local timer.
 fn interrupts(probe: &Probe) -> Option<u64> {
     let field = probe.field("kernel_stat", "irqs_sum")?;
     let each = probe.each_cpu("kstat").filter_map(|(_, at)| probe.reader.number(at, field));

@@ -1,6 +1,6 @@
 use crate::{btf::Field, probe::Probe};
 
-/// Where the credentials of a task are.
+/// The fields of a task and of its credentials.
 pub(crate) struct Fields {
     real: Option<Field>,
     uid: Option<Field>,
@@ -10,14 +10,14 @@ pub(crate) struct Fields {
     capabilities: Option<Field>,
 }
 
-/// Who a task is, and what it may do.
+/// The identity and the rights of a task.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Credentials {
     pub(crate) uid: Option<u32>,
     pub(crate) gid: Option<u32>,
     pub(crate) euid: Option<u32>,
     pub(crate) egid: Option<u32>,
-    /// The effective set.
+    /// The effective capabilities.
     pub(crate) capabilities: Option<u64>,
 }
 
@@ -36,10 +36,10 @@ impl Fields {
 
     pub(crate) fn read(&self, probe: &Probe, task: u64) -> Credentials {
         let reader = probe.reader;
-        // The ones by which others see it, as /proc does.
+        // The objective credentials (`real_cred`), as in /proc.
         let real = self.real.and_then(|real| reader.pointer(task, real)).filter(|cred| *cred != 0);
         let id = |field: Option<Field>| u32::try_from(reader.number(real?, field?)?).ok();
-        // Two words of 32 bits, or since 6.3 one of 64.
+        // Two words of 32 bits; since 6.3 one of 64.
         let capabilities = || {
             let at = real?.checked_add(self.capabilities?.offset_bytes)?;
             reader.u64(at)

@@ -1,5 +1,5 @@
-//! Which branch of `x64_sys_call` a system call takes: the function is one big `switch`, compiled into a tree of
-//! comparisons, so it is followed with the call's number in hand, instruction by instruction.
+//! Which branch of `x64_sys_call` a system call takes. The function is one large `switch`, compiled into a tree of
+//! comparisons, so its code is followed instruction by instruction with the call's number as the input.
 
 /// An instruction that leaves a function: a direct call or jump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -8,15 +8,16 @@ pub(crate) struct Exit {
     pub(crate) at: usize,
     /// Its bytes: opcode and a 32-bit displacement.
     pub(crate) length: usize,
-    /// Where it leads.
+    /// The address of its target.
     pub(crate) target: u64,
 }
 
-/// A tree of a thousand cases is ten comparisons deep; each is two or three instructions.
+/// Bound on the instructions followed. A tree of a thousand cases is ten comparisons deep; each takes two or three
+/// instructions.
 const STEPS_MAX: u32 = 4096;
 const RSI: usize = 6;
 
-/// What the last comparison compared.
+/// The operands of the last comparison.
 #[derive(Clone, Copy)]
 enum Flags {
     Unknown,
@@ -26,7 +27,7 @@ enum Flags {
         right: u64,
         wide: bool,
     },
-    /// A result of logic: compared with zero, no carry.
+    /// The result of a logical operation: compared with zero, no carry.
     Logic {
         result: u64,
         wide: bool,
@@ -46,8 +47,8 @@ enum Step {
     Leave(Exit),
 }
 
-/// Follows the code (which is at `base`) as `x64_sys_call(regs, number)` until it calls or jumps out of itself.
-/// `None` when it does something that such a function does not.
+/// Follows the code (located at `base`) as `x64_sys_call(regs, number)` until it calls or jumps out of itself. `None`
+/// at an instruction that such a function does not contain.
 pub(crate) fn follow(code: &[u8], base: u64, number: u32) -> Option<Exit> {
     let mut registers = [None; 16];
     registers[RSI] = Some(number.into());
@@ -105,7 +106,7 @@ impl Machine<'_> {
         (self.at < self.code.len()).then_some(Step::Next)
     }
 
-    /// A direct branch: inside the code it is followed, outside it is the exit.
+    /// A direct branch: one inside the code is followed, one that leads outside is the exit.
     fn branch(&mut self, length: usize, displacement: i64) -> Step {
         let target = (self.base + (self.at + length) as u64).wrapping_add_signed(displacement);
         let inside = target.checked_sub(self.base).and_then(|offset| usize::try_from(offset).ok());
@@ -140,7 +141,7 @@ impl Machine<'_> {
         let opcode = self.byte(ahead)?;
         ahead += 1;
         match opcode {
-            // A call at the very start is the tracer's; it comes back.
+            // A call at the very start is the function tracer's, which returns.
             0xe8 if start == 0 || self.code.starts_with(&[0xf3, 0x0f, 0x1e, 0xfa]) && start == 4 => {
                 self.skip(5)
             }
@@ -236,7 +237,7 @@ impl Machine<'_> {
         self.skip(ahead + operands.length)
     }
 
-    /// add, and, sub, cmp of a register and a number; others make the register unknown.
+    /// Add, and, sub, cmp of a register and a number; other operations make the register unknown.
     fn arithmetic(&mut self, operation: usize, register: Option<usize>, right: u64, wide: bool) {
         let left = register.and_then(|register| self.get(register));
         let subtracted = left.map_or(Flags::Unknown, |left| Flags::Subtracted { left, right, wide });

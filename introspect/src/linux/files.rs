@@ -6,11 +6,11 @@ use crate::{
     probe::Probe,
 };
 
-/// The files that tasks hold open.
+/// The open files of tasks.
 #[derive(Default)]
 pub(crate) struct Files {
     pub(crate) all: Vec<OpenFile>,
-    /// Address of each open `struct sock`, with the index in `all` of a file that is it.
+    /// Address of each open `struct sock`, with the index in `all` of a file for it.
     pub(crate) sockets: Vec<(u64, usize)>,
 }
 
@@ -31,7 +31,7 @@ struct Fields {
     position: Field,
     inode_number: Field,
     inode_mode: Field,
-    /// Where an inode and its socket are in a `socket_alloc`, and the socket's `sock`.
+    /// An inode and its socket in a `socket_alloc`, and the socket's `sock`.
     socket: Option<(Field, Field, Field)>,
 }
 
@@ -59,7 +59,7 @@ impl Fields {
 }
 
 impl Files {
-    /// Reads the open files of every process; of a thread only where it has a table of its own.
+    /// Reads the open files of every process, and of those threads that have a descriptor table of their own.
     pub(crate) fn read(probe: &Probe, paths: &Paths, tasks: &[Task]) -> Option<Self> {
         let fields = Fields::of(probe)?;
         let mut found = Self::default();
@@ -160,7 +160,7 @@ fn read_file(
     Some((open, socket.flatten()))
 }
 
-/// What an inode's mode says that it is.
+/// The kind of file in an inode's mode.
 fn kind(mode: u64) -> &'static str {
     match mode & 0o170_000 {
         0o010_000 => "pipe",
@@ -174,7 +174,7 @@ fn kind(mode: u64) -> &'static str {
     }
 }
 
-/// The access mode in a file's flags; a file opened only as a place (`O_PATH`) has none.
+/// The access mode in a file's flags; a file opened with `O_PATH` has none.
 fn access(flags: u64) -> &'static str {
     const PLACE: u64 = 0o10_000_000;
     match flags & 3 {

@@ -7,7 +7,7 @@ use crate::{
     probe::Probe,
 };
 
-/// What each process was allowed at the last observation.
+/// The rights of each process at the last observation.
 #[derive(Default)]
 pub(crate) struct Forgeries {
     /// By address of the task.
@@ -15,7 +15,7 @@ pub(crate) struct Forgeries {
     uptime_ns: u64,
 }
 
-/// A process that could not become root by itself: only by executing a program that is.
+/// A process without root's rights: it can gain them only by executing a program.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Held {
     start_time_ns: u64,
@@ -55,15 +55,16 @@ impl Fields {
 }
 
 impl Forgeries {
-    /// Nothing is known any more of the moment before.
+    /// Drops the state of the last observation.
     pub(crate) fn forget(&mut self) {
         self.held.clear();
     }
 
-    /// Credentials that no process can have come by lawfully: another process's, one that is where none are kept,
-    /// one whose user is not its owner, root without the execution of anything.
+    /// Credentials that no process can have by the kernel's rules: another process's, one outside the allocator's cache
+    /// for credentials, one whose user id is not that of its user structure, and root's rights gained without executing
+    /// a program.
     pub(crate) fn check(&mut self, probe: &Probe, tasks: &[Task], uptime_ns: Option<u64>) -> Vec<Violation> {
-        // After a way back in time "before" is what comes.
+        // After a rollback the last observation is later than this one.
         let uptime_ns = uptime_ns.unwrap_or(0);
         if uptime_ns < self.uptime_ns {
             self.held.clear();
@@ -82,14 +83,14 @@ impl Forgeries {
             }
         }
         self.held = held;
-        // One task can be several things at once; it is reported once.
+        // A task with several violations is reported once.
         let mut violations = [shared(probe, &sharers), violations].concat();
         let mut reported = IntegerSet::default();
         violations.retain(|(address, _)| reported.insert(*address));
         violations.into_iter().map(|(_, violation)| violation).collect()
     }
 
-    /// Examines one task. Returns what to remember of it if it has no capabilities, or should have none.
+    /// Examines one task. Returns what the next observation needs if the task has no capabilities, or should have none.
     fn examine(
         &self,
         probe: &Probe,
@@ -123,7 +124,7 @@ impl Forgeries {
         let memory = reader.pointer(task.address, fields.memory).filter(|memory| *memory != 0)?;
         let executions = reader.number(task.address, fields.executions)?;
         let now = Held { start_time_ns: task.start_time_ns, pid: task.pid, memory, executions };
-        // The capabilities of a user namespace of its own are no power over this one.
+        // Capabilities in a user namespace of its own are not valid in the first namespace.
         let namespace = fields.namespace.and_then(|field| reader.pointer(credential, field));
         let first = namespace.is_none_or(|namespace| Some(namespace) == probe.symbol("init_user_ns"));
         let capable = first && reader.number(credential, fields.permitted).unwrap_or(0) != 0;
@@ -139,7 +140,7 @@ impl Forgeries {
             ));
         }
         let powerless = !root && suid != 0 && !capable;
-        // What was gained so stays gained so.
+        // Rights that were gained without an execution are reported in every later observation.
         (powerless || escalated).then_some(now)
     }
 }
@@ -156,7 +157,7 @@ fn forged(task: &Task, detail: &str, expected: &str, found: String) -> (u64, Vio
     (task.address, violation)
 }
 
-/// Threads of a process share its credential; processes never share one, and nobody that of the idle tasks.
+/// Threads of a process share its credential; different processes never do, and only the idle tasks use `init_cred`.
 fn shared(probe: &Probe, sharers: &BTreeMap<u64, Vec<&Task>>) -> Vec<(u64, Violation)> {
     let init = probe.symbol("init_cred");
     let mut violations = Vec::new();
@@ -178,7 +179,7 @@ fn shared(probe: &Probe, sharers: &BTreeMap<u64, Vec<&Task>>) -> Vec<(u64, Viola
     violations
 }
 
-/// Whether a credential is anywhere but in the allocator's cache for them; `None` when that cannot be determined.
+/// Whether a credential is outside the allocator's cache for credentials; `None` when that cannot be determined.
 fn is_outside_cache(probe: &Probe, credential: u64) -> Option<bool> {
     let cache = probe.word("cred_jar").filter(|cache| *cache != 0)?;
     if Some(credential) == probe.symbol("init_cred") {
@@ -189,7 +190,7 @@ fn is_outside_cache(probe: &Probe, credential: u64) -> Option<bool> {
     let field = probe.field("slab", "slab_cache").or_else(|| probe.field("page", "slab_cache"))?;
     let frame = probe.reader.translate(credential)?.gfn();
     let mut page = base.checked_add(frame.0.checked_mul(size)?)?;
-    // A page that is not the first of several names it, with the lowest bit set.
+    // A page that is not the first of several refers to the first, with the lowest bit set.
     let head = probe.field("page", "compound_head").or_else(|| probe.field("page", "compound_info"))?;
     let link = probe.reader.pointer(page, head)?;
     if link & 1 == 1 {

@@ -2,26 +2,26 @@ use retrovisor_guest::{Gfn, MemoryLayout, PAGE_SIZE, PageToken};
 
 use crate::{btf::Field, probe::Probe};
 
-/// What the kernel's page descriptors say of every frame, kept from one memory to the next: descriptors whose
-/// frame has the same name are not looked at again.
+/// The use of every frame according to the kernel's page descriptors, kept from one memory to the next: descriptors in
+/// a frame with an unchanged page token are not read again.
 #[derive(Default)]
 pub(crate) struct Descriptors {
     uses: Vec<Use>,
-    /// The frame that holds a run of descriptors, by its first frame's index: the name of its contents.
+    /// For each frame of descriptors, by the index of its first descriptor divided by 8: the frame's page token.
     tokens: Vec<Option<PageToken>>,
     base: u64,
     size: u64,
 }
 
-/// What one descriptor says its frame is used for.
+/// The use of a frame according to its descriptor.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Use {
     /// There is no descriptor, or it cannot be read.
     #[default]
     Missing,
-    /// In use for something that the descriptor does not tell.
+    /// In use for a purpose that the descriptor does not record.
     Plain,
-    /// Never given to the allocator: taken before it ran, or firmware's.
+    /// Never given to the page allocator: taken before it started, or by firmware.
     Reserved,
     /// The first of a free block.
     Free { order: u32 },
@@ -35,23 +35,23 @@ pub(crate) enum Use {
     Slab { cache: u64, objects: u16 },
     /// A page of a file: its `address_space`, and the offset in pages.
     File { mapping: u64, page: u64 },
-    /// A part of a larger block, whose first frame is this one.
+    /// A part of a larger block, whose first frame is `head`.
     Tail { head: u64 },
 }
 
 const ORDER_MAX: u64 = 20;
 
-/// How blocks are marked: to 6.11 by a cleared bit under a base of ones, …
+/// The encodings of a block's type: in kernels up to 6.11 a cleared bit below a base of ones, …
 const OLD_BASE: u32 = 0xf000_0000;
 const OLD_BUDDY: u32 = 0x80;
 const OLD_OFFLINE: u32 = 0x100;
 const OLD_TABLE: u32 = 0x200;
-/// … then by a number in the top byte.
+/// … later a number in the top byte.
 const NEW_BUDDY: u32 = 0xf0;
 const NEW_OFFLINE: u32 = 0xf1;
 const NEW_TABLE: u32 = 0xf2;
 
-/// Where the fields of a page descriptor are.
+/// The fields of a page descriptor.
 struct Fields {
     size: u64,
     flags: usize,
@@ -70,7 +70,7 @@ struct Fields {
 impl Fields {
     fn of(probe: &Probe) -> Option<Self> {
         let place = |path: &str| usize::try_from(probe.field("page", path)?.offset_bytes).ok();
-        // A slab's fields are over the descriptor, in a structure of their own since 5.17.
+        // The fields of a slab overlay the descriptor; since 5.17 they are in a structure of their own.
         let slab = |path: &str| probe.field("slab", path).or_else(|| probe.field("page", path));
         let number = |item: &str| probe.types.enumerator(item).and_then(|value| u32::try_from(value).ok());
         let flag = |item: &str| number(item).filter(|bit| *bit < 64);
@@ -90,14 +90,14 @@ impl Fields {
         })
     }
 
-    /// What the descriptor at an address says. `first` is the address of the descriptor of frame 0.
+    /// Decodes the descriptor at an address. `first` is the address of the descriptor of frame 0.
     fn read(&self, descriptor: &[u8], at: u64, first: u64) -> Option<Use> {
         let flag = |bit: Option<u32>| {
             bit.zip(word(descriptor, self.flags)).is_some_and(|(bit, flags)| flags >> bit & 1 == 1)
         };
         let head = word(descriptor, self.head)?;
         if head & 1 == 1 {
-            // A pointer to the first descriptor; late kernels keep a mask that leads there.
+            // A pointer to the first descriptor; newer kernels keep a mask that leads to it.
             let head = if head >> 32 == 0xffff_ffff { at & (head - 1) } else { head - 1 };
             return Some(Use::Tail { head: head.checked_sub(first)? / self.size });
         }
@@ -130,7 +130,7 @@ impl Fields {
         let mapping = word(descriptor, self.mapping)?;
         Some(match mapping & 3 {
             1 | 3 => Use::Anonymous,
-            // A mapping is a kernel pointer; what is elsewhere is another use of the same bytes.
+            // A mapping is a kernel pointer; any other value means that the bytes are used for something else.
             0 if mapping.cast_signed() < 0 => Use::File { mapping, page: word(descriptor, self.index)? },
             _ => Use::Plain,
         })
@@ -154,8 +154,8 @@ fn half(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 impl Descriptors {
-    /// Reads the descriptors of every frame, or of those that may have changed. A kernel whose descriptors cannot
-    /// be read has none.
+    /// Reads the descriptors of every frame, or of those that may have changed. When the descriptors cannot be read,
+    /// the use of every frame is `Missing`.
     pub(crate) fn refresh(&mut self, probe: &Probe, layout: &MemoryLayout) {
         let count = usize::try_from(layout.pages()).unwrap_or(0);
         let (Some(fields), Some(base)) = (Fields::of(probe), probe.word("vmemmap_base")) else {
@@ -171,7 +171,8 @@ impl Descriptors {
             };
         }
         let size = usize::try_from(fields.size).unwrap_or(PAGE_SIZE);
-        // The frame of descriptors in hand: where it is mapped, and whether it is as it was.
+        // The current frame of descriptors: its page number, its contents, and whether the earlier result is still
+        // valid.
         let mut held = (u64::MAX, None, false);
         let mut own = vec![0; size];
         for (index, gfn) in layout.gfns().enumerate() {
@@ -200,7 +201,7 @@ impl Descriptors {
         }
     }
 
-    /// The frame of descriptors at an address, and whether what was read of it last time still holds.
+    /// The frame of descriptors at an address, and whether the result of the last read is still valid.
     fn hold(
         &mut self,
         probe: &Probe,
@@ -221,7 +222,7 @@ impl Descriptors {
         (at >> 12, page, same)
     }
 
-    /// What the descriptor of the frame with this index says.
+    /// The use of the frame with this index.
     pub(crate) fn at(&self, index: usize) -> Use {
         self.uses.get(index).copied().unwrap_or_default()
     }

@@ -3,11 +3,11 @@ use crate::{btf::Field, probe::Probe};
 const NODES_MAX: u64 = 1024;
 const LISTS_MAX: u64 = 32;
 const PAGES_MAX: usize = 1 << 16;
-/// Free blocks up to this order have a list for each way of moving; the lists after them hold huge pages.
+/// Free blocks up to this order have one list for each migration type; the lists after them are for huge pages.
 const LOW_ORDERS: u64 = 4;
 const HUGE_ORDER: u32 = 9;
 
-/// The free blocks that CPUs keep for themselves, which no buddy list shows: descriptor and order of each.
+/// The free blocks on per-CPU lists, which the buddy lists do not contain: descriptor and order of each.
 pub(crate) fn of_cpus(probe: &Probe) -> Option<Vec<(u64, u32)>> {
     let zones = probe.field("pglist_data", "node_zones")?;
     let (_, zone_count) = probe.types.array(zones)?;
@@ -40,7 +40,7 @@ fn nodes(probe: &Probe) -> Vec<u64> {
 }
 
 struct Kept {
-    /// To the per-CPU structure.
+    /// The pointer from a zone to its per-CPU structure.
     of_zone: Field,
     /// Its lists, from the start of that structure.
     lists: Field,

@@ -9,7 +9,7 @@ const PRESENT: u8 = 0x80;
 const INTERRUPT: u8 = 14;
 const TRAP: u8 = 15;
 
-/// Every gate of the kernel's own table. `None` when it cannot be read.
+/// Every gate of the kernel's own table. `None` when the table cannot be read.
 pub(crate) fn read(code: &Code) -> Option<Vec<Gate>> {
     let mut bytes = vec![0; GATES * GATE_BYTES];
     code.probe.reader.read(code.probe.symbol("idt_table")?, &mut bytes)?;
@@ -32,7 +32,8 @@ pub(crate) fn read(code: &Code) -> Option<Vec<Gate>> {
     Some((0..).zip(bytes.as_chunks::<GATE_BYTES>().0).map(gate).collect())
 }
 
-/// Gates that lead out of the kernel's code, or elsewhere than at first; and vCPUs that use another table.
+/// Gates that lead out of the kernel's code, or elsewhere than in the first observation; and vCPUs that use another
+/// table.
 pub(crate) fn redirected(
     code: &Code,
     vcpus: &[VcpuRegisters],
@@ -44,7 +45,7 @@ pub(crate) fn redirected(
     let mut violations = Vec::new();
     for (number, vcpu) in vcpus.iter().enumerate() {
         let Some(space) = kernel_space(vcpu) else { continue };
-        // The table is mapped a second time, read-only: it is its frame that counts.
+        // The table is mapped a second time, read-only: the frames are compared, not the addresses.
         let used = space.translate(probe.reader.pages(), vcpu.idt.base);
         let own = probe.kernel.image_gpa(table);
         if used.is_some() && used != own {
@@ -58,7 +59,7 @@ pub(crate) fn redirected(
             });
         }
     }
-    // Exceptions that no processor raises keep the gates of early boot; their code is freed with the rest of it.
+    // Exceptions that processors do not raise keep the gates of early boot, whose code is freed after boot.
     let early =
         probe.symbol("early_idt_handler_array").and_then(|at| Some(at..at + probe.kernel.place(at)?.size));
     for (at, gate) in gates.iter().enumerate().filter(|(_, gate)| gate.present) {
@@ -86,7 +87,7 @@ pub(crate) fn redirected(
     violations
 }
 
-/// The address in a gate: its bytes are apart.
+/// The address in a gate, whose bytes are in three places.
 fn handler_of(gate: &[u8; GATE_BYTES]) -> u64 {
     let bytes = [gate[0], gate[1], gate[6], gate[7], gate[8], gate[9], gate[10], gate[11]];
     u64::from_le_bytes(bytes)

@@ -1,13 +1,13 @@
 use crate::{fact::Counter, probe::Probe};
 
-/// How the kernel itself is.
+/// The state of the kernel: running, panicked, number of oopses.
 #[derive(Default)]
 pub(crate) struct Health {
     /// `booting`, `running`, `halt`, …
     pub(crate) state: Option<String>,
     /// The CPU that panicked.
     pub(crate) panic_cpu: Option<u32>,
-    /// Times that it went on after an error of its own.
+    /// Number of kernel oopses since boot.
     pub(crate) oopses: Option<u64>,
 }
 
@@ -33,7 +33,7 @@ pub(crate) fn taint_letters(bits: u64) -> String {
     letters.map(|(_, letter)| char::from(*letter)).collect()
 }
 
-/// Counts of broken memory and of machine checks, where the kernel has them.
+/// Counts of poisoned pages and of machine checks, where the kernel has them.
 pub(crate) fn counters(probe: &Probe) -> Vec<Counter> {
     let each = |symbol: &str| {
         probe.symbol(symbol)?;

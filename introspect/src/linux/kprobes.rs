@@ -6,7 +6,7 @@ use crate::{
     probe::Probe,
 };
 
-/// Where kprobes are at this instant: they come and go.
+/// The kprobes that are registered in this memory.
 #[derive(Default)]
 pub(crate) struct Kprobes {
     pub(crate) hooks: Vec<Hook>,
@@ -16,7 +16,7 @@ pub(crate) struct Kprobes {
 
 const BUCKETS: u64 = 64;
 const PROBES_MAX: usize = 1 << 16;
-/// `kprobe.flags`: its code is gone, it is switched off, a jump took the place of the breakpoint.
+/// Bits of `kprobe.flags`: its code is gone, it is disabled, a jump replaced the breakpoint.
 const FLAGS: [(u64, &str); 4] = [(1, "gone"), (2, "disabled"), (4, "optimised"), (8, "ftrace")];
 const GONE_OR_DISABLED: u64 = 3;
 
@@ -27,7 +27,7 @@ struct Fields {
     handler: Field,
     after: Option<Field>,
     flags: Field,
-    /// From a return probe to its probe, and its handler.
+    /// From a return probe to its kprobe, and its handler.
     on_return: Option<(Field, Field)>,
 }
 
@@ -66,7 +66,7 @@ impl Kprobes {
         Some(found)
     }
 
-    /// A probe, and, where several are at one address, those that it represents.
+    /// Adds a probe; for an aggregate probe, the probes at the same address that it stands for.
     fn add_all(&mut self, code: &Code, fields: &Fields, at: u64, address: u64) {
         let reader = code.probe.reader;
         let several = reader.pointer(at, fields.handler)
@@ -123,7 +123,7 @@ impl Kprobes {
         });
     }
 
-    /// The end of the probed instruction that covers an address: a breakpoint, or a jump of five bytes.
+    /// The end of the probed instruction at an address: a breakpoint, or a jump of five bytes.
     pub(crate) fn end_of_site(&self, at: u64) -> Option<u64> {
         (0..5)
             .map(|back| at.wrapping_sub(back))
@@ -132,7 +132,7 @@ impl Kprobes {
     }
 }
 
-/// Probes whose jumps are taken back a while after they left the table.
+/// Optimised probes that have left the table: their jumps are removed later.
 fn going(probe: &Probe) -> Vec<u64> {
     let field = |structure: &str, path: &str| probe.field(structure, path);
     let Some((list, address)) = field("optimized_kprobe", "list").zip(field("optimized_kprobe", "kp.addr"))

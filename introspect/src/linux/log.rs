@@ -2,8 +2,8 @@ use std::collections::BTreeMap;
 
 use crate::{btf::Field, fact::LogLine, printable::printable, probe::Probe};
 
-/// The kernel log's lines that were seen: sequence number → time. A line with a known number but another time
-/// is in another future, after a rollback.
+/// The kernel log's lines that were seen: sequence number → time. A line with a known number but another time was
+/// written on another branch of history, after a rollback.
 #[derive(Default)]
 pub(crate) struct SeenLines {
     times: BTreeMap<u64, u64>,
@@ -12,11 +12,11 @@ pub(crate) struct SeenLines {
 /// Records looked at in one observation.
 const RECORDS_MAX: u64 = 1 << 17;
 const SEEN_MAX: usize = 1 << 17;
-/// One text is at most the `LOG_LINE_MAX` of any kernel with some to spare.
+/// Bound on one text: the `LOG_LINE_MAX` of any kernel, and more.
 const TEXT_MAX: u64 = 8192;
 const FINALIZED: u64 = 2;
 const STATE_SHIFT: u32 = 62;
-/// Set in a position that represents no data.
+/// A position with this bit refers to no data.
 const NO_DATA: u64 = 1;
 
 /// The printk ring buffer of this kernel.
@@ -69,7 +69,7 @@ impl Ring {
         })
     }
 
-    /// Number and time of a record, if it is there and finished.
+    /// Number and time of a record, if it exists and is complete.
     fn head_of(&self, probe: &Probe, id: u64) -> Option<(u64, u64)> {
         let state = probe.reader.number(self.descriptor(id)?, self.state)?;
         let finished = state >> STATE_SHIFT == FINALIZED && (state ^ id) << 2 == 0;
@@ -86,12 +86,12 @@ impl Ring {
         let mut text = Vec::new();
         if begin & NO_DATA == 0 {
             let length = of_info(self.length)?.min(TEXT_MAX);
-            // A block that would not fit before the end of the ring begins at its start.
+            // A block that would not fit before the end of the ring begins at the ring's start.
             let wraps = (begin >> self.data_bits) != (next >> self.data_bits)
                 && next.trailing_zeros() < self.data_bits;
             let at = if wraps { 0 } else { begin & ((1 << self.data_bits) - 1) };
             text = vec![0; usize::try_from(length).ok()?];
-            // The record's id is before its text.
+            // The record's id precedes its text.
             probe.reader.read(self.data.checked_add(at + 8)?, &mut text)?;
         }
         Some(LogLine {
@@ -113,7 +113,7 @@ impl Ring {
 }
 
 impl SeenLines {
-    /// The log's lines that were not seen before, in their order. `None` when this kernel's log cannot be read.
+    /// The log's lines that were not seen before, in order. `None` when this kernel's log cannot be read.
     pub(crate) fn read_new(&mut self, probe: &Probe) -> Option<Vec<LogLine>> {
         let ring = Ring::of(probe)?;
         let count = ring.head_id.wrapping_sub(ring.tail_id).min(ring.descriptor_mask).min(RECORDS_MAX) + 1;
@@ -128,7 +128,7 @@ impl SeenLines {
         }
         lines.reverse();
         if let Some(first) = lines.first() {
-            // Lines of a future that was left are forgotten.
+            // Lines of another branch of history are forgotten.
             self.times.split_off(&first.sequence);
         }
         self.times.extend(lines.iter().map(|line| (line.sequence, line.time_ns)));

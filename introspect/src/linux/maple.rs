@@ -5,22 +5,22 @@ use crate::{hash::IntegerSet, probe::Probe};
 
 const NODES_MAX: usize = 1 << 16;
 const DEPTH_MAX: u32 = 12;
-/// Nodes are 256 bytes and aligned so; their kind is in the bits below.
+/// Nodes are 256 bytes and aligned to that size; the low bits of a pointer are the node's kind.
 const NODE_BYTES: usize = 256;
 const KIND_LEAF: u64 = 1;
 const KIND_RANGE: u64 = 2;
 const KIND_ALLOCATION: u64 = 3;
-/// Internal entries below this are marks, not nodes.
+/// Internal entries below this are markers, not nodes.
 const NODE_MIN: u64 = 4096;
 
-/// The pointers in a maple tree, from the value of `ma_root`; `whole` is false when part of it made no sense.
+/// The pointers in a maple tree, from the value of `ma_root`; `whole` is false when part of it was invalid.
 pub(super) fn entries(probe: &Probe, root: u64, max: usize) -> Entries {
     let mut entries = Entries { pointers: Vec::new(), whole: true };
     if root == 0 {
         return entries;
     }
     if root & 3 != 2 || root <= NODE_MIN {
-        // A tree of one entry is the entry.
+        // The root of a tree with one entry is the entry itself.
         entries.pointers.push(root);
         return entries;
     }

@@ -1,23 +1,23 @@
-//! Modules found in the memory that modules are loaded into, whatever the kernel's own lists say.
+//! Finds modules in the memory into which modules are loaded, independently of the kernel's lists.
 
 use std::ops::Range;
 
 use super::modules::Modules;
 use crate::probe::Probe;
 
-/// Modules, traced functions' trampolines and eBPF programs are between here …
+/// Modules, the trampolines of traced functions and eBPF programs are between this address …
 const FIRST: u64 = 0xffff_ffff_a000_0000;
-/// … and here.
+/// … and this one.
 const LAST: u64 = 0xffff_ffff_feff_ffff;
-/// Page tables of the whole range, generously.
+/// Bound on the page tables of the range.
 const TABLES_MAX: u32 = 4096;
-/// Bytes looked through that no known module accounts for.
+/// Bound on the scanned bytes that no known module accounts for.
 const SCAN_BYTES_MAX: u64 = 32 << 20;
 const FOUND_MAX: usize = 64;
 const PAGE: u64 = 4096;
 
-/// Looks through what is mapped there and belongs to no known module: a `struct module` is in its own memory and
-/// says where that starts.
+/// Scans the mapped memory that belongs to no known module. A `struct module` is inside its own module's memory and
+/// contains the address at which that starts.
 pub(crate) fn find_unlisted(probe: &Probe, modules: &mut Modules) {
     for address in candidates(probe, modules).unwrap_or_default().into_iter().take(FOUND_MAX) {
         modules.add_unlisted(probe, address);
@@ -35,7 +35,7 @@ fn candidates(probe: &Probe, modules: &Modules) -> Option<Vec<u64>> {
             let page = probe.reader.translate(virt).and_then(|gpa| probe.reader.pages().frame(gpa.gfn()));
             let Some(page) = page else { continue };
             for (at, word) in (virt..).step_by(8).zip(page.as_chunks::<8>().0) {
-                // The area's start is in it: is that the field of a module?
+                // The area's start address occurs in the area: check whether that word is the field of a module.
                 if u64::from_le_bytes(*word) == area.start {
                     found.extend(
                         at.checked_sub(base).filter(|module| area.contains(module) && module % 8 == 0),
@@ -47,7 +47,7 @@ fn candidates(probe: &Probe, modules: &Modules) -> Option<Vec<u64>> {
     Some(found)
 }
 
-/// Where in a `struct module` the address of the part is in which that structure itself is.
+/// Offset in a `struct module` of the address of that part of the module which contains the structure itself.
 fn base_offset(probe: &Probe) -> Option<u64> {
     let Some(memory) = probe.field("module", "mem") else {
         return Some(probe.field("module", "core_layout.base")?.offset_bytes);
@@ -57,7 +57,7 @@ fn base_offset(probe: &Probe) -> Option<u64> {
     Some(part.offset_bytes + probe.field("module_memory", "base")?.offset_bytes)
 }
 
-/// What is mapped without a gap, and in no known module.
+/// Contiguously mapped ranges that belong to no known module.
 fn unaccounted(probe: &Probe, modules: &Modules) -> Vec<Range<u64>> {
     let image = probe.kernel.image();
     let first = FIRST.max(image.virt.saturating_add(image.bytes));

@@ -1,7 +1,7 @@
 use super::modules::Modules;
 use crate::{btf::Field, printable::printable, probe::Probe};
 
-/// The symbols of loaded modules. Those of a module are read once, when it is first met.
+/// The symbols of loaded modules. They are read once, at the first observation of a module.
 #[derive(Default)]
 pub(crate) struct ModuleSymbols {
     modules: Vec<Table>,
@@ -9,22 +9,23 @@ pub(crate) struct ModuleSymbols {
 
 /// The symbols of one module.
 struct Table {
-    /// Address of its `struct module`, and of its symbol table: together they tell it from another one there.
+    /// Addresses of its `struct module` and of its symbol table, which distinguish it from a later module at the same
+    /// place.
     identity: (u64, u64),
     name: String,
-    /// Where its memory is: start and end of each part.
+    /// Its memory: start and end of each part.
     areas: Vec<(u64, u64)>,
     /// Ascending by address.
     symbols: Vec<(u64, String)>,
 }
 
 const SYMBOLS_MAX: u64 = 1 << 17;
-/// Of all modules together.
+/// Bound on the symbols of all modules together.
 const ALL_SYMBOLS_MAX: usize = 1 << 20;
 const NAME_MAX: usize = 512;
 
 impl ModuleSymbols {
-    /// Takes note of the modules that are loaded now.
+    /// Adds the modules that are loaded now, and removes those that are not.
     pub(crate) fn update(&mut self, probe: &Probe, modules: &Modules) -> Option<()> {
         let kallsyms = probe.field("module", "kallsyms")?;
         let table = |path: &str| probe.field("mod_kallsyms", path);
@@ -70,12 +71,12 @@ impl ModuleSymbols {
         Some(format!("{name}+{:#x} [{}]", address - start, table.name))
     }
 
-    /// The symbol of a module that an address is in, and how far.
+    /// The symbol of a module that contains an address, and the offset in it.
     pub(crate) fn place(&self, address: u64) -> Option<(&str, u64)> {
         let table = self.modules.iter().find(|table| table.contains(address))?;
         let after = table.symbols.partition_point(|(start, _)| *start <= address);
         let before = table.symbols.get(..after)?.iter().rev();
-        // Padding before a function has a name of its own.
+        // Padding before a function has a symbol of its own.
         let (start, name) = before.into_iter().find(|(_, name)| !name.starts_with("__pfx_"))?;
         table.contains(*start).then_some((name.as_str(), address - start))
     }
@@ -94,7 +95,7 @@ impl Table {
     }
 }
 
-/// An ELF symbol table and its names, as the module loader keeps them; what has no name is left out.
+/// An ELF symbol table with its names, in the form that the module loader keeps; unnamed symbols are left out.
 fn read_symbols(probe: &Probe, at: u64, count: u64, names: u64) -> Option<Vec<(u64, String)>> {
     let bytes = probe.types.size_of("elf64_sym").filter(|bytes| *bytes == 24)?;
     let field = |path: &str| probe.field("elf64_sym", path);

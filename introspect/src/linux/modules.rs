@@ -2,13 +2,13 @@ use std::collections::BTreeMap;
 
 use crate::{btf::Field, fact::Module, hash::IntegerSet, probe::Probe};
 
-/// All modules, by every view that leads to some.
+/// All modules, from every view that contains some.
 #[derive(Default)]
 pub(crate) struct Modules {
     pub(crate) all: Vec<Module>,
     /// Address of each one's `struct module`, in the same order.
     pub(crate) structures: Vec<u64>,
-    /// Index of each live module that one view has and another lacks, and which lacks it.
+    /// Index of each live module that is missing from one of the views, and the name of that view.
     pub(crate) hidden: Vec<(usize, &'static str)>,
     /// The memory of every module: start and bytes, with the module's index; ascending.
     pub(crate) areas: Vec<(u64, u64, usize)>,
@@ -17,14 +17,14 @@ pub(crate) struct Modules {
 const LIST: u8 = 1;
 const KSET: u8 = 2;
 const TREE: u8 = 4;
-/// Not a view of the kernel's: its memory was looked through.
+/// Not one of the kernel's lists: found by a scan of memory.
 const MEMORY: u8 = 8;
 const VIEWS: [(u8, &str); 4] = [(LIST, "list"), (KSET, "kset"), (TREE, "tree"), (MEMORY, "memory")];
 const MODULES_MAX: usize = 4096;
 const NAME_MAX: usize = 64;
 const MODULE_BYTES_MAX: u64 = 1 << 30;
 
-/// Where the fields are in this kernel.
+/// The fields of a module in this kernel.
 struct Fields {
     list: Field,
     name: Field,
@@ -66,7 +66,7 @@ impl Fields {
 }
 
 impl Modules {
-    /// Reads every module of the guest. `None` when this kernel has none that can be read.
+    /// Reads every module of the guest. `None` when they cannot be read.
     pub(crate) fn read(probe: &Probe) -> Option<Self> {
         let fields = Fields::of(probe)?;
         let list = probe.reader.list(probe.symbol("modules")?, MODULES_MAX);
@@ -87,7 +87,7 @@ impl Modules {
         for (address, views) in seen {
             let Some((module, areas)) = read_module(probe, &fields, address, views) else { continue };
             let lacks = |view: u8, usable: bool| usable && views & view == 0;
-            // A module that is coming or going enters and leaves its views one by one.
+            // A module that is being loaded or unloaded enters and leaves the views one by one.
             let missing = match () {
                 () if module.state != "live" || !list.whole => None,
                 () if lacks(LIST, true) => Some("list"),
@@ -104,10 +104,11 @@ impl Modules {
         Some(found)
     }
 
-    /// Adds a module that none of the kernel's views leads to. `false` when there is no live module in use.
+    /// Adds a module that none of the kernel's lists contains. `false` when there is no live module in use at the
+    /// address.
     pub(crate) fn add_unlisted(&mut self, probe: &Probe, address: u64) -> bool {
         let found = Fields::of(probe).and_then(|fields| read_module(probe, &fields, address, MEMORY));
-        // While it is loaded or freed a module is on no list, either: without references, or unformed.
+        // While it is being loaded or freed, a module is on no list either: it has no references, or is unformed.
         let Some((module, areas)) = found.filter(|(module, _)| {
             module.state == "live" && module.refcount.is_some_and(|count| count >= 0) && is_name(&module.name)
         }) else {
@@ -156,7 +157,7 @@ fn read_module(probe: &Probe, fields: &Fields, address: u64, views: u8) -> Optio
         address: parts.first()?.0,
         size_bytes: parts.iter().map(|(_, bytes)| bytes).sum(),
         state,
-        // The kernel itself holds one reference of a live module.
+        // The kernel itself holds one reference to a live module.
         refcount: references.map(|count| count - 1),
         views: VIEWS
             .iter()
@@ -169,19 +170,19 @@ fn read_module(probe: &Probe, fields: &Fields, address: u64, views: u8) -> Optio
     Some((module, areas))
 }
 
-/// The modules that sysfs shows; `None` when that cannot be walked whole.
+/// The modules in sysfs; `None` when that list cannot be walked completely.
 fn from_kset(probe: &Probe) -> Option<Vec<u64>> {
     let kset = probe.word("module_kset").filter(|kset| *kset != 0)?;
     let head = kset.wrapping_add(probe.field("kset", "list")?.offset_bytes);
     let entry = probe.field("module_kobject", "kobj.entry")?;
     let module = probe.field("module_kobject", "mod")?;
     let walk = probe.reader.list(head, MODULES_MAX);
-    // What is built in has an entry there too, but no module.
+    // Built-in code has an entry in sysfs too, but no module.
     let of_link = |link: &u64| probe.reader.pointer(link.wrapping_sub(entry.offset_bytes), module);
     walk.whole.then(|| walk.links.iter().filter_map(of_link).filter(|module| *module != 0).collect())
 }
 
-/// The modules in the tree by which addresses are looked up; `None` when that cannot be walked whole.
+/// The modules in the tree for lookups by address; `None` when that cannot be walked completely.
 fn from_tree(probe: &Probe) -> Option<Vec<u64>> {
     let tree = probe.symbol("mod_tree")?;
     let root_field = probe.field("latch_tree_root", "tree")?;

@@ -41,11 +41,11 @@ struct Fields {
     super_flags: Field,
 }
 
-/// How a namespace holds its mounts.
+/// The container of a namespace's mounts.
 enum Mounts {
-    /// A list (to 6.7): its head, and the link in each.
+    /// A list (kernels up to 6.7): its head, and the link in each mount.
     List(Field, Field),
-    /// A tree (from 6.8): its root, and the node in each.
+    /// A tree (since 6.8): its root, and the node in each mount.
     Tree(Field, Field),
 }
 
@@ -76,14 +76,14 @@ impl Fields {
     }
 }
 
-/// The mounts of every mount namespace in which a task is.
+/// The mounts of every mount namespace that contains a task.
 pub(crate) fn read(probe: &Probe, paths: &Paths, tasks: &[Task]) -> Option<Vec<Mount>> {
     let fields = Fields::of(probe)?;
     let reader = probe.reader;
     let (mut proxies, mut namespaces) = (IntegerSet::default(), IntegerSet::default());
     let mut found = Vec::new();
     for task in tasks {
-        // A task that has ended is in no namespace any more.
+        // A task that has ended is no longer in a namespace.
         let proxy = reader.pointer(task.address, fields.proxy).filter(|proxy| *proxy != 0);
         let Some(proxy) = proxy.filter(|proxy| proxies.insert(*proxy)) else { continue };
         let namespace = reader.pointer(proxy, fields.namespace).filter(|namespace| *namespace != 0);
@@ -120,7 +120,7 @@ fn read_mount(probe: &Probe, fields: &Fields, paths: &Paths, namespace: u64, mou
     let signed = |base: u64, field: Field| {
         reader.number(base, field).and_then(|raw| u32::try_from(raw).ok()).map(u32::cast_signed)
     };
-    // The list has a cursor of whoever reads it in its midst: that has no file system.
+    // The list contains cursors of its readers; those have no file system.
     let inner = mount.wrapping_add(fields.mount.offset_bytes);
     let super_block = reader.pointer(inner, fields.super_block).filter(|at| *at != 0)?;
     let root = reader.pointer(inner, fields.root)?;

@@ -69,7 +69,7 @@ impl PacketHooks {
             let description = reader.u64(descriptions.checked_add(index * 8)?).filter(|at| *at != 0);
             let priority = description.zip(priority).and_then(|(at, field)| reader.number(at, field));
             let priority = priority.and_then(|raw| u32::try_from(raw).ok()).map(u32::cast_signed);
-            // The place of a hook that is being removed is taken by one that lets everything pass.
+            // A hook that is being removed is replaced by one that accepts every packet.
             if !code.is_accounted(handler) {
                 self.violations.push(Violation {
                     kind: ViolationKind::NetfilterHook,

@@ -1,5 +1,6 @@
 //! Tables of operations that the kernel reaches by pointer: of terminals, line disciplines, /proc entries and file
-//! systems. Constant tables are covered by the read-only data's integrity; here it is asked who a table belongs to.
+//! systems. The contents of constant tables are compared with the read-only data; here the owner of each table and
+//! function is checked.
 
 use super::code::{Code, Owner};
 use crate::{
@@ -14,10 +15,10 @@ const SUPERS_MAX: usize = 4096;
 const PROC_ENTRIES_MAX: usize = 16_384;
 const NAME_MAX: usize = 64;
 const TABLE_BYTES_MAX: u64 = 1024;
-/// Where the kernel's image and modules are mapped.
+/// The range in which the kernel's image and modules are mapped.
 const CODE_FIRST: u64 = 0xffff_ffff_8000_0000;
 
-/// Every table, or function in one, that belongs neither to the kernel nor to a module that shows itself.
+/// Every table, and every function in one, that belongs neither to the kernel nor to a module that all views contain.
 pub(crate) fn redirected(code: &Code) -> Vec<Violation> {
     let mut found = Checked { code, tables: IntegerSet::default(), violations: Vec::new() };
     let _ = terminals(&mut found);
@@ -29,13 +30,13 @@ pub(crate) fn redirected(code: &Code) -> Vec<Violation> {
 
 struct Checked<'c, 'p> {
     code: &'c Code<'p>,
-    /// A table is looked into once.
+    /// Tables that were checked: each is checked once.
     tables: IntegerSet<u64>,
     violations: Vec<Violation>,
 }
 
 impl Checked<'_, '_> {
-    /// Whether an address in the range of code and modules belongs to somebody.
+    /// Whether an address in the range of code and modules belongs to the kernel or to a module that every view contains.
     fn is_accounted(&self, address: u64) -> bool {
         match self.code.owner(address) {
             Owner::Kernel => true,
@@ -55,7 +56,7 @@ impl Checked<'_, '_> {
         });
     }
 
-    /// Looks at a table (by pointer) and at everything in it that points to code or modules.
+    /// Checks a table (by pointer) and everything in it that points to code or modules.
     fn table(&mut self, object: impl Fn() -> String, structure: &str, at: u64) {
         if at == 0 || !self.tables.insert(at) {
             return;
@@ -64,7 +65,7 @@ impl Checked<'_, '_> {
             self.violation(object(), format!("its {structure} is outside the kernel and its modules"), at);
             return;
         }
-        // What is in the kernel's read-only data is compared byte by byte elsewhere.
+        // The kernel's read-only data is compared byte by byte elsewhere.
         let Some(bytes) = self.code.probe.types.size_of(structure).filter(|bytes| *bytes <= TABLE_BYTES_MAX)
         else {
             return;
@@ -129,7 +130,7 @@ fn file_systems(found: &mut Checked) -> Option<()> {
         if let Some(table) = super_block("s_op").and_then(|field| reader.pointer(at, field)) {
             found.table(name, "super_operations", table);
         }
-        // A file system that is just being mounted has no root yet.
+        // A file system that is being mounted has no root yet.
         let root = reader.pointer(at, root).filter(|root| *root != 0);
         let Some(inode) = root.and_then(|root| reader.pointer(root, inode_of)).filter(|inode| *inode != 0)
         else {
@@ -153,11 +154,11 @@ fn proc_entries(found: &mut Checked) -> Option<()> {
         .into_iter()
         .filter_map(|(path, structure)| Some((entry(path)?, structure)))
         .collect();
-    // A table, or a single function: the entry does not say which.
+    // Either a table or a single function: the entry does not record which.
     let show = entry("seq_ops");
     let mut seen = IntegerSet::default();
     let mut pending = vec![reader.pointer(probe.symbol("proc_root")?, children)?];
-    // Those of the first network namespace hang on it.
+    // The entries of the first network namespace.
     let network = probe.field("net", "proc_net").zip(probe.symbol("init_net"));
     let network = network.and_then(|(field, net)| reader.pointer(net, field)).filter(|at| *at != 0);
     pending.extend(network.and_then(|at| reader.pointer(at, children)));

@@ -4,7 +4,7 @@ use crate::{fact::Parameter, printable::printable, probe::Probe};
 const LINE_BYTES_MAX: usize = 8192;
 const PARAMETERS_MAX: usize = 1024;
 
-/// Reads the parameters on the kernel's command line, the content of /proc/cmdline.
+/// Reads the parameters on the kernel's command line, the contents of /proc/cmdline.
 pub(crate) fn read(probe: &Probe) -> Vec<Parameter> {
     let line = probe
         .word("saved_command_line")

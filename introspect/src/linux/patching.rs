@@ -1,18 +1,18 @@
-//! Where the kernel rewrites its own code lawfully, as its own tables say: jump labels, static calls, the function
-//! tracer, kprobes.
+//! Where the kernel rewrites its own code, according to its own tables: jump labels, static calls, the function tracer,
+//! kprobes.
 
 use super::{code::Code, kprobes::Kprobes, tracers::Tracers};
 use crate::probe::Probe;
 
-/// What the kernel says at this instant of who may change its code.
+/// The code, tracers and probes that are registered in one memory, by which changed code is explained.
 pub(crate) struct Lawful<'l> {
     pub(crate) code: &'l Code<'l>,
     pub(crate) tracers: Tracers,
     pub(crate) kprobes: Kprobes,
 }
 
-/// Every address at which the code may change, with what may be there. Read once a boot, while the tables can
-/// still be trusted.
+/// Every address at which the code may change, and what may be there. Read once for each boot, before the guest can
+/// have changed the tables.
 #[derive(Default)]
 pub(crate) struct LawfulSites {
     /// Ascending: address and kind.
@@ -21,15 +21,15 @@ pub(crate) struct LawfulSites {
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Site {
-    /// A jump to this address, or nothing.
+    /// A jump to this address, or a no-op.
     JumpLabel(u64),
-    /// A call or jump to a function of the kernel, a return, or nothing.
+    /// A call or jump to a function of the kernel, a return, or a no-op.
     StaticCall,
-    /// A call or jump of the tracer, or nothing.
+    /// A call or jump of the tracer, or a no-op.
     Tracer,
 }
 
-/// An instruction that is patched is at most this long: a conditional jump with a 32-bit displacement.
+/// Longest instruction that is patched: a conditional jump with a 32-bit displacement.
 const SITE_BYTES: usize = 6;
 const SITES_MAX: u64 = 1 << 20;
 /// Bytes of an entry: code, target and key.
@@ -55,7 +55,7 @@ impl LawfulSites {
         let mut sites = labels.map(|(start, table)| jump_labels(start, &table)).unwrap_or_default();
         let calls = array(probe, "__start_static_call_sites", "__stop_static_call_sites", CALL_BYTES as u64);
         sites.extend(calls.map(|(start, table)| static_calls(start, &table)).unwrap_or_default());
-        // The trampolines, for calls that are not inline.
+        // The trampolines of calls that are not inline.
         let trampolines = probe.kernel.symbols_within(probe.kernel.text());
         sites.extend(
             trampolines.filter(|(_, name)| name.starts_with("__SCT__")).map(|(at, _)| (at, Site::StaticCall)),
@@ -69,7 +69,7 @@ impl LawfulSites {
         Self { sites }
     }
 
-    /// Those in a module, as its own tables say.
+    /// The sites of a module, from its own tables.
     pub(crate) fn of_module(code: &Code, module: usize) -> Self {
         let probe = code.probe;
         let table = |start: &str, count: &str, element: u64| {
@@ -99,11 +99,11 @@ impl LawfulSites {
         Self { sites }
     }
 
-    /// Whether changed bytes are at a lawful site and what is there now is lawful.
+    /// Whether changed bytes are at known sites and each has a permitted instruction.
     pub(crate) fn explain(&self, lawful: &Lawful, virt: u64, now: &[u8]) -> bool {
         let last = virt + now.len() as u64;
         let (mut at, mut covered) = (virt, true);
-        // One run can hold several sites side by side.
+        // One run of changed bytes can cover several adjacent sites.
         while at < last && covered {
             let first = self.sites.partition_point(|(site, _)| site + SITE_BYTES as u64 <= at);
             let near = self.sites[first..].iter().take_while(|(site, _)| *site <= at);
@@ -124,12 +124,12 @@ impl LawfulSites {
     }
 }
 
-/// How many bytes of a site are accounted for by what is there; `None` when that is not lawful there.
+/// The length of the permitted instruction at a site; `None` when the instruction is not permitted there.
 fn lawful_length(lawful: &Lawful, site: u64, kind: Site, code: &[u8]) -> Option<u64> {
     let leads_to = |length: u64, displacement: i64| (site + length).wrapping_add_signed(displacement);
     let near = |at: usize| code.get(at..)?.first_chunk().map(|bytes| i64::from(i32::from_le_bytes(*bytes)));
     if code[0] == BREAKPOINT {
-        // In the middle of being patched.
+        // The site is in the middle of being patched.
         return Some(SITE_BYTES as u64);
     }
     if NOPS.iter().any(|nop| code.starts_with(nop)) {
@@ -160,7 +160,7 @@ fn array(probe: &Probe, start: &str, stop: &str, element: u64) -> Option<(u64, V
     Some((start, array))
 }
 
-/// A number that is relative to where it is.
+/// The address given by a number relative to its own address.
 fn relative(at: u64, bytes: &[u8]) -> Option<u64> {
     let offset = i32::from_le_bytes(*bytes.first_chunk()?);
     Some(at.wrapping_add_signed(offset.into()))
@@ -183,7 +183,7 @@ fn addresses(start: u64, element: u64) -> impl Iterator<Item = u64> {
     (0_u64..).map(move |index| start.wrapping_add(index.wrapping_mul(element)))
 }
 
-/// The call sites at function entries that the tracer knows.
+/// The call sites at function entries that the tracer has recorded.
 fn tracer_sites(probe: &Probe) -> Option<Vec<(u64, Site)>> {
     const GROUPS_MAX: usize = 4096;
     let field = |path: &str| probe.field("ftrace_page", path);

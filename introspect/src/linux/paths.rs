@@ -2,7 +2,7 @@ use std::{cell::RefCell, sync::Arc};
 
 use crate::{btf::Field, hash::IntegerMap, printable::printable, probe::Probe};
 
-/// Names files as a process of the first namespace sees them: by directory entries, across mounts.
+/// Resolves the paths of files as a process of the first namespace sees them: by directory entries, across mounts.
 pub(crate) struct Paths {
     parent: Field,
     name: Field,
@@ -19,19 +19,19 @@ pub(crate) struct Paths {
     mounts: Option<Mounts>,
     /// Directory entry → path below the root of its file system.
     known: RefCell<IntegerMap<u64, Option<Arc<str>>>>,
-    /// Mount → where it is mounted.
+    /// Mount → its mount point.
     prefixes: RefCell<IntegerMap<u64, Arc<str>>>,
 }
 
-/// Where the fields of a mount are.
+/// The fields of a mount.
 struct Mounts {
-    /// Of `vfsmount` in `mount`.
+    /// Offset of the `vfsmount` in a `mount`.
     inner: u64,
     root: Field,
     parent: Field,
     point: Field,
     of_superblock: Field,
-    /// The link of that list, where it is a list; since 6.17 it is a plain chain.
+    /// The link of that list; since 6.17 it is a plain chain without this field.
     instance: Option<Field>,
     namespace: Option<Field>,
 }
@@ -40,7 +40,7 @@ const NAME_MAX: u64 = 255;
 const PATH_MAX: usize = 4096;
 const DEPTH_MAX: usize = 128;
 const MOUNTS_MAX: usize = 64;
-/// Paths kept at once.
+/// Bound on the cached paths.
 const KNOWN_MAX: usize = 1 << 18;
 
 impl Paths {
@@ -86,7 +86,7 @@ impl Paths {
         self.of_entry(probe, entry, mount)
     }
 
-    /// The path of an inode: of its first directory entry. What has none is named by file system and number.
+    /// The path of an inode: of its first directory entry. An inode without one is named by file system and number.
     pub(crate) fn of_inode(&self, probe: &Probe, inode: u64) -> Option<Arc<str>> {
         let superblock = pointer(probe, inode, self.superblock);
         if let Some(link) = pointer(probe, inode, self.aliases) {
@@ -135,7 +135,7 @@ impl Paths {
         })
     }
 
-    /// The path below what a mount shows of its file system: the whole of it, or one folder.
+    /// The path below the part of the file system that a mount shows: all of it, or one folder.
     fn below_mount(&self, probe: &Probe, entry: u64, mount: u64) -> Option<Arc<str>> {
         let below = self.below_root(probe, entry)?;
         let root = self.mounts.as_ref().and_then(|fields| pointer(probe, mount, fields.root));
@@ -150,7 +150,7 @@ impl Paths {
         })
     }
 
-    /// The type of the file system that an inode is of: `ext4`.
+    /// The type of the file system of an inode: `ext4`.
     pub(crate) fn file_system(&self, probe: &Probe, inode: u64) -> Option<String> {
         self.type_of_superblock(probe, pointer(probe, inode, self.superblock)?)
     }
@@ -177,7 +177,7 @@ impl Paths {
 
     fn climb(&self, probe: &Probe, entry: u64) -> Option<Arc<str>> {
         if pointer(probe, entry, self.parent)? == entry {
-            // The root of a file system, or a file that has no directory: shared memory, a memfd.
+            // The root of a file system, or a file outside all directories: shared memory, a memfd.
             let name = self.name(probe, entry)?;
             let path = if name == "/" { name } else { format!("/{name} (deleted)") };
             return Some(path.into());
@@ -203,7 +203,7 @@ impl Paths {
         None
     }
 
-    /// An entry's own name.
+    /// The last component of an entry's path.
     pub(crate) fn name(&self, probe: &Probe, entry: u64) -> Option<String> {
         let length = probe.reader.number(entry, self.name_length).filter(|length| *length <= NAME_MAX)?;
         let mut bytes = vec![0; usize::try_from(length).ok()?];
@@ -211,7 +211,7 @@ impl Paths {
         Some(printable(&bytes))
     }
 
-    /// Where a mount (`vfsmount`) is mounted: empty for the root.
+    /// The mount point of a mount (`vfsmount`): empty for the root.
     fn prefix(&self, probe: &Probe, mount: u64) -> Option<Arc<str>> {
         if let Some(known) = self.prefixes.borrow().get(&mount) {
             return Some(Arc::clone(known));
@@ -235,7 +235,7 @@ impl Paths {
         Some(prefix)
     }
 
-    /// The first mount (`vfsmount`) of a file system that some namespace shows, and whose root is the file system's.
+    /// The first mount (`vfsmount`) of a file system that is in a namespace and whose root is the file system's.
     fn mount_of(&self, probe: &Probe, superblock: u64) -> Option<u64> {
         let fields = self.mounts.as_ref()?;
         let head = superblock.checked_add(fields.of_superblock.offset_bytes)?;
@@ -248,7 +248,7 @@ impl Paths {
         };
         let shown = |mount: &&u64| {
             let namespace = fields.namespace.and_then(|field| probe.reader.pointer(**mount, field));
-            // Before it is shown it has none; a kernel's own mount has an error number there.
+            // A mount that is not in use yet has no namespace; a kernel-internal one has an error number there.
             namespace.is_some_and(|namespace| namespace != 0 && namespace < u64::MAX - 4095)
         };
         let mount = mounts.iter().find(shown)?;

@@ -1,7 +1,7 @@
 use super::time::Clock;
 use crate::{btf::Field, fact::Processor, probe::Probe};
 
-/// What each possible CPU counts.
+/// The counters of each possible CPU.
 pub(crate) fn read(probe: &Probe) -> Vec<Processor> {
     let idle = idle_times(probe).unwrap_or_default();
     let online = probe.symbol("__cpu_online_mask");
@@ -45,10 +45,10 @@ pub(crate) fn read(probe: &Probe) -> Vec<Processor> {
     probe.cpu_offsets().iter().map(of_cpu).collect()
 }
 
-/// For each CPU: idle time, and that in which a task waited for a device, as /proc/stat has them: a CPU that sleeps
-/// without ticks is counted up to now. `None` where CPUs tick while they sleep.
+/// For each CPU: idle time, and the part of it in which a task waited for a device, as in /proc/stat: for a CPU that
+/// sleeps without ticks, up to now. `None` when idle CPUs keep ticking.
 pub(crate) fn idle_times(probe: &Probe) -> Option<Vec<(u32, u64, u64)>> {
-    // Bit of `flags`, in which since 6.9 the single flags are.
+    // The bit in `flags`, which since 6.9 replaces separate fields.
     const IDLE_ACTIVE: u64 = 1 << 2;
     probe.half("tick_nohz_active").filter(|active| *active != 0)?;
     let now = Clock::read(probe).monotonic_ns?;

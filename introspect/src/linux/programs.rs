@@ -3,7 +3,7 @@ use crate::{
     btf::Field, fact::Task, paging::AddressSpace, printable::printable, probe::Probe, reader::Reader,
 };
 
-/// Longer command lines are cut: /proc shows them whole, but nobody reads them whole.
+/// Longer command lines are cut; /proc has no such limit.
 const COMMAND_LINE_MAX: u64 = 2048;
 
 struct Fields {
@@ -27,7 +27,7 @@ impl Fields {
     }
 }
 
-/// Fills in each process's command line and executable; its threads have the same.
+/// Fills in each process's command line and executable; its threads get the same.
 pub(crate) fn complete(probe: &Probe, paths: &Paths, tasks: &mut [Task]) -> Option<()> {
     let fields = Fields::of(probe)?;
     for task in tasks.iter_mut().filter(|task| task.pid == task.tgid && !task.kernel_thread) {
@@ -44,7 +44,7 @@ fn executable(probe: &Probe, fields: &Fields, paths: &Paths, memory: u64) -> Opt
     paths.of_file(probe, file).map(|path| path.to_string())
 }
 
-/// The arguments, with a space between them; what is in pages that are not there is left out.
+/// The arguments, separated by spaces; `None` when a page of them is not resident.
 fn command_line(probe: &Probe, fields: &Fields, memory: u64) -> Option<String> {
     let reader = probe.reader;
     let first = reader.number(memory, fields.first)?;

@@ -6,13 +6,13 @@ use crate::{
     paging::AddressSpace,
 };
 
-/// The protections that each vCPU had on when it was first seen with them: by index, CR0 and CR4.
+/// The protections that were enabled on each vCPU at the first observation: by index, CR0 and CR4.
 pub(crate) type Controls = Vec<(u64, u64)>;
 
 const CR0_WP: (u64, &str) = (1 << 16, "CR0.WP");
 const CR4_BITS: [(u64, &str); 2] = [(1 << 20, "CR4.SMEP"), (1 << 21, "CR4.SMAP")];
 
-/// Compares each vCPU's control registers with the protections it had. New protections are learnt.
+/// Compares each vCPU's control registers with its known protections. New protections are added.
 pub(crate) fn control_registers(vcpus: &[VcpuRegisters], known: &mut Controls) -> Vec<Violation> {
     let mut violations = Vec::new();
     for (number, vcpu) in vcpus.iter().enumerate() {
@@ -42,7 +42,7 @@ pub(crate) fn control_registers(vcpus: &[VcpuRegisters], known: &mut Controls) -
     violations
 }
 
-/// Checks where SYSCALL enters, for drivers that can tell.
+/// Checks the SYSCALL entry address, for drivers that can read it.
 pub(crate) fn system_call_entry(code: &Code, vcpus: &[VcpuRegisters]) -> Vec<Violation> {
     let Some(entry) = code.probe.symbol("entry_SYSCALL_64") else { return Vec::new() };
     let redirected = |(number, vcpu): (usize, &VcpuRegisters)| {
@@ -61,8 +61,8 @@ pub(crate) fn system_call_entry(code: &Code, vcpus: &[VcpuRegisters]) -> Vec<Vio
     vcpus.iter().enumerate().filter_map(redirected).collect()
 }
 
-/// A vCPU's page tables, if the kernel's rules hold for it: not in firmware, start-up or management mode, where
-/// paging is off or the interrupt table is somebody else's, at a low address.
+/// A vCPU's page tables, if the kernel's rules apply to it. They do not in firmware, at start-up or in system
+/// management mode, where paging is off or another interrupt table is loaded, at a low address.
 pub(crate) fn kernel_space(vcpu: &VcpuRegisters) -> Option<AddressSpace> {
     AddressSpace::of(vcpu).filter(|_| vcpu.idt.base.cast_signed() < 0)
 }

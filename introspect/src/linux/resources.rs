@@ -2,10 +2,10 @@ use std::sync::Arc;
 
 use crate::{btf::Field, hash::IntegerSet, probe::Probe};
 
-/// The tree of physical addresses, /proc/iomem: what firmware and kernel say is where.
+/// The tree of physical addresses in /proc/iomem: firmware's and the kernel's record of what is located where.
 #[derive(Default)]
 pub(crate) struct Resources {
-    /// First and last address, name; a part comes after what it is part of.
+    /// First and last address, name; a part follows the resource that contains it.
     all: Vec<(u64, u64, Arc<str>)>,
 }
 
@@ -37,7 +37,7 @@ impl Resources {
         Some(Self { all })
     }
 
-    /// The name of the smallest resource that holds an address.
+    /// The name of the smallest resource that contains an address.
     pub(crate) fn name(&self, address: u64) -> Option<Arc<str>> {
         let holds = |(start, end, _): &&(u64, u64, Arc<str>)| (*start..=*end).contains(&address);
         let smallest = self.all.iter().filter(holds).min_by_key(|(start, end, _)| end - start)?;

@@ -2,10 +2,10 @@ use std::sync::Arc;
 
 use crate::{btf::Field, probe::Probe};
 
-/// The memory of the modules, by section where the kernel says where each is.
+/// The memory of the modules by section, where the kernel records the sections.
 pub(crate) struct ModuleSections {
-    /// Ascending: module, first address, section. Of sections that are gone (start-up code) the address is still
-    /// there, and may be another module's by now.
+    /// Ascending: module, first address, section. The address of a freed section (start-up code) is still listed, and
+    /// may belong to another module now.
     all: Vec<(Arc<str>, u64, Arc<str>)>,
 }
 
@@ -14,7 +14,7 @@ const SECTIONS_MAX: u64 = 1024;
 const NAME_MAX: usize = 64;
 
 impl ModuleSections {
-    /// Reads what sysfs shows under /sys/module/NAME/sections.
+    /// Reads the contents of /sys/module/NAME/sections.
     pub(crate) fn read(probe: &Probe) -> Option<Self> {
         let list = probe.field("module", "list")?;
         let name = probe.field("module", "name")?;
@@ -34,7 +34,8 @@ impl ModuleSections {
         Some(Self { all })
     }
 
-    /// The section of a module that the first byte of a frame is in, and how far; or the first that begins there.
+    /// The section of a module that contains the first byte of a frame, and the offset in it; or the first section that
+    /// begins in the frame.
     pub(crate) fn section(&self, module: &str, virt: u64) -> Option<(Arc<str>, u64)> {
         let end = self.all.partition_point(|(owner, start, _)| (&**owner, *start) <= (module, virt));
         let before =
@@ -52,7 +53,7 @@ struct Layout {
     stride: u64,
     name: Field,
     address: Field,
-    /// To 6.13 they are counted; later a null name ends them.
+    /// In kernels up to 6.13 they are counted; later a null name ends them.
     count: Option<Field>,
 }
 

@@ -4,15 +4,15 @@ use crate::{btf::Field, hash::IntegerMap, probe::Probe};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SlabCache {
     pub(crate) name: String,
-    /// From one object to the next; 0 when it cannot be read.
+    /// Distance from one object to the next; 0 when it cannot be read.
     pub(crate) stride_bytes: u64,
-    /// Of the object itself.
+    /// Size of the object itself.
     pub(crate) object_bytes: u64,
-    /// Whether several caches of one size were merged into it: then its name tells the type of some of its objects only.
+    /// Whether several caches of one size were merged into it: then its name is the type of only some of its objects.
     pub(crate) is_merged: bool,
 }
 
-/// The caches met, by the address of their description.
+/// The known caches, by the address of their description.
 #[derive(Default)]
 pub(crate) struct SlabCaches {
     fields: Option<(Field, Option<Field>, Option<Field>)>,
@@ -31,7 +31,7 @@ impl SlabCaches {
         Self { fields, ..Self::default() }
     }
 
-    /// The number of the cache that is described at an address; `None` when there is none.
+    /// The number of the cache whose description is at an address; `None` when there is none.
     pub(crate) fn number(&mut self, probe: &Probe, at: u64) -> Option<u32> {
         if let Some(number) = self.numbers.get(&at) {
             return Some(*number);
@@ -59,7 +59,7 @@ impl SlabCaches {
 }
 
 impl SlabCache {
-    /// The first and the last object that touch a frame: the `part`-th of its slab, which has `count` objects.
+    /// The first and the last object that overlap a frame: the `part`-th of its slab, which has `count` objects.
     pub(crate) fn objects(&self, part: u64, count: u64) -> Option<(u64, u64)> {
         let first = (part * 4096).checked_div(self.stride_bytes)?;
         let last = ((part + 1) * 4096 - 1) / self.stride_bytes;

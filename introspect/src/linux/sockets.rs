@@ -12,14 +12,14 @@ use crate::{
 const SOCKETS_MAX: usize = 1 << 17;
 const BUCKETS_MAX: u64 = 1 << 20;
 const NAMESPACES_MAX: usize = 4096;
-/// Bytes of a unix socket's name.
+/// Longest name of a unix socket, in bytes.
 const NAME_MAX: usize = 108;
 const FAMILY_UNIX: u64 = 1;
 const FAMILY_INET: u64 = 2;
 const FAMILY_INET6: u64 = 10;
 const STATE_TIME_WAIT: u64 = 6;
 const STATE_NEW: u64 = 12;
-/// By number, as the kernel numbers them; unix sockets use some of them, too.
+/// By the kernel's numbers; unix sockets use some of them, too.
 const STATES: [&str; 14] = [
     "",
     "established",
@@ -37,7 +37,7 @@ const STATES: [&str; 14] = [
     "bound_inactive",
 ];
 
-/// Where the fields are in this kernel.
+/// The fields of a socket in this kernel.
 struct Fields {
     node: Field,
     family: Field,
@@ -54,7 +54,7 @@ struct Fields {
     protocol: Field,
     uid: Option<Field>,
     socket: Field,
-    /// The inode beside a socket: from `struct socket` to the inode's number.
+    /// The inode next to a socket: offset from `struct socket` to the inode's number.
     inode: Option<u64>,
     inode_number: Field,
     unix_address: Option<Field>,
@@ -93,13 +93,13 @@ impl Fields {
     }
 }
 
-/// Every socket that a protocol's table or an open file leads to.
+/// Every socket in a protocol's table or behind an open file.
 pub(crate) fn read(probe: &Probe, files: &Files) -> Option<Vec<Socket>> {
     let fields = Fields::of(probe)?;
     let mut found =
         Found { probe, node: fields.node.offset_bytes, seen: IntegerSet::default(), all: Vec::new() };
     for table in [tcp, datagrams, raw, unix] {
-        // A table that this kernel does not describe has no sockets to show.
+        // A table that this kernel does not have contributes no sockets.
         let _ = table(&mut found);
     }
     let mut holders = IntegerMap::default();
@@ -133,17 +133,17 @@ fn held(socket: Socket, files: &Files, holder: Option<usize>) -> Socket {
     }
 }
 
-/// The sockets met, each once.
+/// The sockets found, each once.
 struct Found<'p, 'a> {
     probe: &'p Probe<'a>,
-    /// From a socket to the link by which its table holds it.
+    /// Offset in a socket of the link that its table uses.
     node: u64,
     seen: IntegerSet<u64>,
     all: Vec<u64>,
 }
 
 impl Found<'_, '_> {
-    /// Follows the chains whose heads are in a row. They end with 0, or with an odd number that says which they are.
+    /// Follows the chains of an array of heads. A chain ends with 0, or with an odd number that identifies the chain.
     fn follow(&mut self, heads: u64, count: u64, apart: u64) -> Option<()> {
         if count > BUCKETS_MAX {
             self.probe.mark_torn();
@@ -168,7 +168,7 @@ impl Found<'_, '_> {
     fn chain(&mut self, mut link: u64) {
         while link != 0 && link & 1 == 0 {
             let sock = link.wrapping_sub(self.node);
-            // One that was seen is a cycle, or a chain that was moved meanwhile.
+            // A socket that was already seen means a cycle, or a chain that was moved during the walk.
             if self.all.len() >= SOCKETS_MAX || !self.seen.insert(sock) {
                 self.probe.mark_torn();
                 return;
@@ -193,7 +193,7 @@ fn tcp(found: &mut Found) -> Option<()> {
     let apart = probe.types.size_of("inet_listen_hashbucket")?;
     let head = probe.field("inet_listen_hashbucket", "nulls_head")?.offset_bytes;
     if let Some(listening) = probe.field("inet_hashinfo", "listening_hash") {
-        // To 5.18 there is a table for listeners inside.
+        // In kernels up to 5.18 there is a table for listeners inside.
         let (_, count) = probe.types.array(listening)?;
         found.follow(table.checked_add(listening.offset_bytes + head)?, count, apart)
     } else {
@@ -223,7 +223,7 @@ fn raw(found: &mut Found) -> Option<()> {
 
 fn unix(found: &mut Found) -> Option<()> {
     let probe = found.probe;
-    // Bound and unbound ones, 256 chains each.
+    // 256 chains each for bound and for unbound sockets.
     let all = 512;
     if let Some(table) = probe.symbol("unix_socket_table") {
         return found.follow(table, all, 8);
@@ -241,7 +241,7 @@ fn unix(found: &mut Found) -> Option<()> {
     Some(())
 }
 
-/// One socket; `short` when it may be one of the shorter structures that represent a connection that ends or begins.
+/// One socket; `short` when it may be one of the shorter structures for a connection that is being made or has ended.
 fn read_socket(probe: &Probe, fields: &Fields, sock: u64, short: bool) -> Option<Socket> {
     let reader = probe.reader;
     let number = |field: Field| reader.number(sock, field);
@@ -309,12 +309,12 @@ fn read_socket(probe: &Probe, fields: &Fields, sock: u64, short: bool) -> Option
 fn unix_name(probe: &Probe, fields: &Fields, sock: u64) -> Option<String> {
     let reader = probe.reader;
     let address = reader.pointer(sock, fields.unix_address?).filter(|address| *address != 0)?;
-    // The family is before the name, and is counted.
+    // The family precedes the name, and is included in the length.
     let length = usize::try_from(reader.number(address, fields.unix_length?)?).ok()?.checked_sub(2)?;
     let mut name = vec![0; length.min(NAME_MAX)];
     reader.read(address.checked_add(fields.unix_name?.offset_bytes + 2)?, &mut name)?;
     Some(match name.split_first() {
-        // Outside the file system the length ends a name, and it may hold zeros.
+        // The name of an abstract socket ends at its length, and may contain zeros.
         Some((0, name)) => format!("@{}", printable(name).replace("\\x00", "@")),
         _ => printable(name.split(|byte| *byte == 0).next().unwrap_or_default()),
     })

@@ -3,12 +3,12 @@ use std::{cell::RefCell, ops::Range};
 use super::{module_symbols::ModuleSymbols, modules::Modules};
 use crate::{btf::Field, fact::Task, hash::IntegerMap, probe::Probe};
 
-/// Follows the kernel stacks of sleeping tasks by the kernel's own table for that (ORC).
+/// Unwinds the kernel stacks of sleeping tasks with the kernel's own unwind table (ORC).
 pub(crate) struct Stacks<'p, 'a> {
     probe: &'p Probe<'a>,
     fields: Fields,
     tables: Vec<Table>,
-    /// Code of the scheduler and of locks: where every sleeping task is, so not worth telling.
+    /// Code of the scheduler and of locks: every sleeping task is in it, so it is skipped.
     uninteresting: Vec<Range<u64>>,
     registers: Registers,
     steps: RefCell<IntegerMap<u64, Option<Step>>>,
@@ -25,12 +25,12 @@ struct Fields {
     sp_register: Field,
     bp_register: Field,
     kind: Field,
-    /// Marks the outermost function, in kernels to 6.3; later that is a kind of its own.
+    /// Marks the outermost function, in kernels up to 6.3; later that is an entry type of its own.
     end: Option<Field>,
     entry_bytes: u64,
 }
 
-/// A table of addresses, and one of what holds from each of them on.
+/// A table of addresses, and one with the entry that is valid from each of them on.
 struct Table {
     text: Range<u64>,
     addresses: u64,
@@ -38,7 +38,7 @@ struct Table {
     count: u64,
 }
 
-/// How to get from one function to its caller.
+/// How to get from a function's frame to its caller's.
 #[derive(Clone, Copy)]
 struct Step {
     from_bp: bool,
@@ -49,12 +49,12 @@ struct Step {
 const FRAMES_MAX: u32 = 64;
 const STACK_BYTES_MAX: u64 = 64 << 10;
 const ENTRIES_MAX: u64 = 1 << 24;
-/// The numbers of the registers are the kernel's own affair, and changed once; this one did not.
+/// ORC's number of the base pointer. The other numbers differ between kernels.
 const REGISTER_BP: u64 = 4;
-/// Entries looked at to learn the other numbers.
+/// Entries examined to learn the other numbers.
 const SAMPLE: u64 = 512;
 
-/// How this kernel numbers registers in its table.
+/// This kernel's register numbers in the table.
 #[derive(Clone, Copy)]
 pub(crate) struct Registers {
     sp: u64,
@@ -63,7 +63,7 @@ pub(crate) struct Registers {
 }
 
 impl<'p, 'a> Stacks<'p, 'a> {
-    /// `None` when this kernel has no such table. How the table numbers registers is learnt once a boot.
+    /// `None` when this kernel has no such table. The register numbers are learnt once for each boot.
     pub(crate) fn new(
         probe: &'p Probe<'a>,
         modules: &Modules,
@@ -106,7 +106,7 @@ impl<'p, 'a> Stacks<'p, 'a> {
         Some(Self { probe, fields, tables, uninteresting, registers, steps: RefCell::default() })
     }
 
-    /// Fills in where each sleeping task sleeps.
+    /// Fills in the function in which each sleeping task sleeps.
     pub(crate) fn complete(&self, tasks: &mut [Task], modules: &ModuleSymbols) {
         for task in tasks.iter_mut().filter(|task| !task.on_cpu && !matches!(task.state, 'R' | 'X' | 'Z')) {
             let place = self.first_beyond_scheduler(task.address);
@@ -129,7 +129,7 @@ impl<'p, 'a> Stacks<'p, 'a> {
             if !self.uninteresting.iter().any(|range| range.contains(&ip)) {
                 return Some(ip);
             }
-            // The address is behind the call, which may be a function's last instruction.
+            // The return address is behind the call, which may be a function's last instruction.
             let step = self.step(ip.checked_sub(1)?)?;
             let start = if step.from_bp { bp } else { sp };
             let caller = start
@@ -160,7 +160,7 @@ impl<'p, 'a> Stacks<'p, 'a> {
             let at = table.addresses.checked_add(index * 4)?;
             Some(at.wrapping_add_signed(reader.i32(at)?.into()))
         };
-        // The last one that is not behind the address.
+        // Finds the last entry that is not behind the address.
         let (mut low, mut high) = (0, table.count);
         while low < high {
             let middle = low.midpoint(high);
@@ -194,7 +194,7 @@ impl<'p, 'a> Stacks<'p, 'a> {
 }
 
 impl Registers {
-    /// Learns the numbers from what nearly all functions do: they begin 8 bytes below the caller's frame, and those
+    /// Learns the numbers from the most common entries: functions begin 8 bytes below the caller's frame, and those
     /// that save the base pointer save it 16 bytes below.
     fn learn(probe: &Probe, fields: &Fields, table: &Table) -> Option<Self> {
         let (mut sp, mut previous_sp) = ([0_u32; 16], [0_u32; 16]);

@@ -5,7 +5,7 @@ use crate::{
     reader::Reader,
 };
 
-/// Where every system call leads, by both routes.
+/// The targets of every system call, by both routes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Syscalls {
     pub(crate) calls: Vec<Syscall>,
@@ -16,7 +16,7 @@ const DISPATCH_BYTES_MAX: usize = 64 << 10;
 const NAME_MAX: usize = 64;
 
 impl Syscalls {
-    /// Reads both routes. `None` when the kernel has no table that can be read.
+    /// Reads both routes. `None` when the kernel has no readable table.
     pub(crate) fn read(kernel: &Kernel, reader: &Reader) -> Option<Self> {
         let table = table(kernel, reader)?;
         let names = Names::read(kernel, reader, table.len());
@@ -35,7 +35,7 @@ impl Syscalls {
 
 fn call(kernel: &Kernel, names: &Names, via: SyscallRoute, number: u32, target: u64) -> Syscall {
     let expected = names.symbol(kernel, number);
-    // A target can have several names; the expected one is among them if it is right.
+    // A target can have several names; the expected one is among them if the target is correct.
     let right =
         expected.as_deref().filter(|name| kernel.symbols().names_at(target).any(|other| other == *name));
     let symbol = right.map(str::to_owned).or_else(|| kernel.label(target));
@@ -50,7 +50,7 @@ pub(crate) fn table(kernel: &Kernel, reader: &Reader) -> Option<Vec<u64>> {
     reader.read(at, &mut bytes)?;
     let mut table: Vec<u64> =
         bytes.as_chunks::<8>().0.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect();
-    // The space up to the next symbol is not all table.
+    // The space up to the next symbol may be longer than the table.
     while table.last() == Some(&0) {
         table.pop();
     }
@@ -64,7 +64,7 @@ pub(crate) struct DispatchCode {
 }
 
 impl DispatchCode {
-    /// `None` when the kernel has no such function: then the table is what counts.
+    /// `None` when the kernel has no such function: then the table is used.
     pub(crate) fn read(kernel: &Kernel, reader: &Reader) -> Option<Self> {
         let virt = kernel.symbol("x64_sys_call")?;
         let size = usize::try_from(kernel.place(virt)?.size).ok()?;
@@ -74,7 +74,7 @@ impl DispatchCode {
     }
 }
 
-/// What the tracer's description of the system calls says they are called: an array of pointers by number.
+/// The names of the system calls in the tracer's description: an array of pointers, indexed by number.
 struct Names(Vec<Option<String>>);
 
 impl Names {
@@ -88,7 +88,7 @@ impl Names {
         Self((0..count as u64).map(name).collect())
     }
 
-    /// The symbol that the name rule asks for, if the kernel has it.
+    /// The symbol that belongs to the call's name, if the kernel has it.
     fn symbol(&self, kernel: &Kernel, number: u32) -> Option<String> {
         let name = self.0.get(number as usize)?.as_ref()?;
         let symbol = format!("__x64_{name}");

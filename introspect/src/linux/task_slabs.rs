@@ -1,4 +1,4 @@
-//! Tasks found in the allocator's memory, whatever the kernel's own lists say.
+//! Finds tasks in the allocator's memory, independently of the kernel's lists.
 
 use retrovisor_guest::{Gpa, PageToken};
 
@@ -10,13 +10,13 @@ use crate::{
     probe::Probe,
 };
 
-/// Which frames hold tasks, kept from one observation to the next.
+/// The frames that hold tasks, kept from one observation to the next.
 #[derive(Default)]
 pub(crate) struct TaskSlabs {
-    /// For each frame of page descriptors, by its number: its contents' name, and the descriptors (by number) of
-    /// frames with tasks.
+    /// For each frame of page descriptors, by its number: its page token, and the descriptors (by number) of frames
+    /// with tasks.
     known: IntegerMap<u64, (PageToken, Vec<u64>)>,
-    /// Unlisted at the last observation, without proof: address and start time.
+    /// Tasks on no list in the last observation, not yet confirmed: address and start time.
     suspects: IntegerMap<u64, u64>,
 }
 
@@ -60,12 +60,12 @@ impl Fields {
 }
 
 impl TaskSlabs {
-    /// Nothing is known any more of the moment before.
+    /// Drops the state of the last observation.
     pub(crate) fn forget(&mut self) {
         self.suspects.clear();
     }
 
-    /// Adds the living tasks that no view of the kernel's leads to.
+    /// Adds the living tasks that none of the kernel's lists contains.
     pub(crate) fn find_unlisted(&mut self, probe: &Probe, tasks: &mut Tasks) {
         if !tasks.comparable {
             self.suspects.clear();
@@ -86,7 +86,7 @@ impl TaskSlabs {
         self.suspects = suspects;
     }
 
-    /// The addresses at which tasks are or were.
+    /// The addresses of current and former tasks.
     fn objects(&mut self, probe: &Probe) -> Option<Vec<u64>> {
         let cache = probe.word("task_struct_cachep").filter(|cache| *cache != 0)?;
         let number = |path: &str| probe.reader.number(cache, probe.field("kmem_cache", path)?);
@@ -123,7 +123,7 @@ impl TaskSlabs {
                 slabs.extend(known);
                 continue;
             }
-            // Where frames have no names all are read, many at once.
+            // Without page tokens all are read, many at once.
             let kept = token.and_then(|_| pages.frame(gfn));
             let frame = match &kept {
                 Some(kept) => Some(&**kept),
@@ -151,8 +151,8 @@ impl TaskSlabs {
     }
 }
 
-/// The start time of a task that lives, and whether its pid leads back to it; `None` for what is dead, being made, or no
-/// task.
+/// The start time of a living task, and whether its pid leads back to it; `None` for a task that is dead or being
+/// created, and for other data.
 fn living(probe: &Probe, fields: &Fields, address: u64) -> Option<(u64, bool)> {
     let number = |field: Field| probe.reader.number(address, field);
     let alive = number(fields.state)? & DEAD_OR_NEW == 0

@@ -3,38 +3,39 @@ use std::collections::BTreeMap;
 use super::{credentials, xarray::Entries};
 use crate::{btf::Field, fact::Task, hash::IntegerMap, probe::Probe};
 
-/// All tasks, by every view that leads to some.
+/// All tasks, from every view that contains some.
 #[derive(Default)]
 pub(crate) struct Tasks {
     pub(crate) all: Vec<Task>,
-    /// The tasks that one view has and another lacks, and which lacks them; empty when a view is not whole.
+    /// The tasks that are missing from a view, with the name of the view; empty when a view could not be read
+    /// completely.
     pub(crate) hidden: Vec<Hidden>,
-    /// Whether every view was whole and no CPU was changing them.
+    /// Whether every view was read completely and no CPU was changing them.
     pub(crate) comparable: bool,
 }
 
-/// A task that some view does not show.
+/// A task that is missing from a view.
 pub(crate) struct Hidden {
     /// Index in `all`.
     pub(crate) task: usize,
-    /// The view that lacks it.
+    /// The view without it.
     pub(crate) missing: &'static str,
 }
 
 const LIST: u8 = 1;
 const PID_IDR: u8 = 2;
 const RUN_QUEUE: u8 = 4;
-/// Not a view of the kernel's: the memory of its allocator was looked through.
+/// Not one of the kernel's lists: found in the allocator's memory.
 const SLAB: u8 = 128;
 const VIEWS: [(u8, &str); 4] =
     [(LIST, "list"), (PID_IDR, "pid-idr"), (RUN_QUEUE, "runqueue"), (SLAB, "slab")];
-/// The default `pid_max` of 64-bit kernels is 4 Mi; beyond this a guest is lying or not worth the time.
+/// The default `pid_max` of 64-bit kernels is 4 Mi; this bound limits the time and memory spent on a hostile guest.
 const TASKS_MAX: usize = 1 << 18;
 const COMM_MAX: usize = 16;
 const FLAG_KERNEL_THREAD: u64 = 0x0020_0000;
 const STATE_DEAD: u64 = 0x80;
 
-/// Where the fields are in this kernel.
+/// The fields of a task in this kernel.
 struct Fields {
     pid: Field,
     tgid: Field,
@@ -60,12 +61,12 @@ struct Fields {
     resident: Resident,
 }
 
-/// How `mm_struct.rss_stat` counts: file, anonymous and shared pages.
+/// The form of `mm_struct.rss_stat`, which counts file, anonymous and shared pages.
 enum Resident {
     Unknown,
-    /// Plain counters (to 6.1).
+    /// Plain counters (kernels up to 6.1).
     Plain(Vec<Field>),
-    /// Per-CPU counters (from 6.2): count, and pointer to each CPU's part.
+    /// Per-CPU counters (since 6.2): count, and pointer to each CPU's part.
     PerCpu(Vec<(Field, Field)>),
 }
 
@@ -143,7 +144,7 @@ impl Resident {
 }
 
 impl Tasks {
-    /// Reads every task of the guest. `None` when this kernel's tasks cannot be read at all.
+    /// Reads every task of the guest. `None` when they cannot be read.
     pub(crate) fn read(probe: &Probe) -> Option<Self> {
         let fields = Fields::of(probe)?;
         let mut seen = BTreeMap::new();
@@ -158,7 +159,7 @@ impl Tasks {
             })
             .collect();
         tasks.sort_by_key(|(_, task)| (task.tgid, task.pid, task.address));
-        // Between the two updates of a fork or an exit the views differ lawfully, and the lock says so.
+        // During a fork or an exit the views differ between two updates; the lock is held then.
         let locked = lock_is_held(probe);
         if locked || !list || !idr {
             probe.mark_torn();
@@ -178,7 +179,7 @@ impl Tasks {
         Some(Self { all: tasks.into_iter().map(|(_, task)| task).collect(), hidden, comparable })
     }
 
-    /// Adds a living task that none of the kernel's views leads to.
+    /// Adds a living task that none of the kernel's lists contains.
     pub(crate) fn add_unlisted(&mut self, probe: &Probe, address: u64) {
         let task = Fields::of(probe)
             .and_then(|fields| read_task(probe, &fields, address, SLAB, &mut IntegerMap::default()));
@@ -189,7 +190,7 @@ impl Tasks {
     }
 }
 
-/// Follows `init_task.tasks`, and each process's threads. Returns whether every list was whole.
+/// Follows `init_task.tasks`, and each process's threads. Returns whether every list was complete.
 fn from_list(probe: &Probe, fields: &Fields, seen: &mut BTreeMap<u64, u8>) -> bool {
     let Some(init) = probe.symbol("init_task") else { return false };
     let processes = probe.reader.list(init.wrapping_add(fields.tasks.offset_bytes), TASKS_MAX);
@@ -215,10 +216,10 @@ fn from_list(probe: &Probe, fields: &Fields, seen: &mut BTreeMap<u64, u8>) -> bo
     whole
 }
 
-/// Every task that a pid of the first namespace leads to. Returns whether the tree was whole.
+/// Every task of a pid in the first namespace. Returns whether the tree was complete.
 fn from_pid_idr(probe: &Probe, seen: &mut BTreeMap<u64, u8>) -> Option<bool> {
     let head = probe.number("init_pid_ns", "pid_namespace", "idr.idr_rt.xa_head")?;
-    // The first list of a pid holds the thread that has it; the others its group, session.
+    // The first list of a pid has the thread with that id; the others have its group and session.
     let first = probe.field("pid", "tasks")?;
     let links = probe.field("task_struct", "pid_links")?;
     let entries = Entries::walk(probe, head)?;
@@ -233,7 +234,7 @@ fn from_pid_idr(probe: &Probe, seen: &mut BTreeMap<u64, u8>) -> Option<bool> {
     Some(whole)
 }
 
-/// What each CPU runs and has queued in the fair class.
+/// The task that each CPU runs and those in its queue of the fair class.
 fn from_run_queues(probe: &Probe, seen: &mut BTreeMap<u64, u8>) {
     let Some(current) = probe.field("rq", "curr") else { return };
     let queued = probe.field("rq", "cfs_tasks").zip(probe.field("task_struct", "se.group_node"));
@@ -254,7 +255,7 @@ fn lock_is_held(probe: &Probe) -> bool {
     probe.half("tasklist_lock").is_some_and(|lock| lock & 0xff != 0)
 }
 
-/// Reads one task; `None` for what is none, and for the idle tasks (pid 0), which no list shows.
+/// Reads one task; `None` for other data, and for the idle tasks (pid 0), which no list contains.
 fn read_task(
     probe: &Probe,
     fields: &Fields,
@@ -314,7 +315,7 @@ fn read_task(
             .map(|(_, name)| *name)
             .collect::<Vec<_>>()
             .join("+"),
-        // What takes more than the task itself is filled in later.
+        // Fields that need more than the task itself are filled in later.
         command_line: None,
         executable: None,
         waits_in: None,
@@ -328,7 +329,7 @@ fn name_of(probe: &Probe, fields: &Fields, task: u64) -> (i32, String) {
     (tgid.map_or(0, u32::cast_signed), comm.unwrap_or_default())
 }
 
-/// The tick-sampled times, scaled to the precise run time as /proc shows them.
+/// The tick-sampled times, scaled to the precise run time as in /proc.
 fn scaled(utime: u64, stime: u64, runtime: u64) -> (u64, u64) {
     if runtime == 0 {
         return (utime, stime);

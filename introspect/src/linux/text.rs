@@ -5,8 +5,8 @@ use retrovisor_guest::{Gfn, Gpa, PAGE_SIZE, PageToken, ZERO_PAGE};
 use super::patching::{Lawful, LawfulSites};
 use crate::{pages::ReadAhead, probe::Probe};
 
-/// What must stay as it is, as it stood when it was first seen: the code and constant data of the kernel, and of each
-/// module.
+/// The reference for memory that must not change: code and constant data of the kernel and of each module, from their
+/// first observation.
 #[derive(Default)]
 pub(crate) struct TextReference {
     kernel: Vec<Region>,
@@ -14,14 +14,14 @@ pub(crate) struct TextReference {
     modules: BTreeMap<u64, ModuleText>,
 }
 
-/// What kind of memory a region is.
+/// The kind of a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
     Text,
     Rodata,
 }
 
-/// A run of memory that must not change.
+/// A range of memory that must not change.
 struct Region {
     part: Part,
     range: Range<u64>,
@@ -29,12 +29,12 @@ struct Region {
     sites: LawfulSites,
 }
 
-/// A module as it was when it was first seen alive.
+/// The reference of a module, from its first observation in state `live`.
 struct ModuleText {
     name: String,
-    /// The number of its entry in sysfs: another one for each time that a module is loaded.
+    /// The number of its entry in sysfs, which is different each time the module is loaded.
     instance: Option<u64>,
-    /// Observations since it was last met.
+    /// Observations since the last one that contained it.
     unseen: u32,
     regions: Vec<Region>,
 }
@@ -43,16 +43,16 @@ struct Frame {
     /// `None` when it was not mapped.
     gfn: Option<Gfn>,
     token: Option<PageToken>,
-    /// `None` when it could not be read then: nothing to compare with.
+    /// `None` when it could not be read at the first observation: there is nothing to compare with.
     bytes: Option<Box<[u8; PAGE_SIZE]>>,
 }
 
-/// How code and constant data differ from the reference.
+/// The differences of code and constant data from the reference.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TextChanges {
-    /// Frames of the kernel's code that differ, lawfully or not.
+    /// Frames of the kernel's code that differ, whether or not a table explains it.
     pub(crate) frames: u64,
-    /// Changes that no table of the kernel explains; joined to runs.
+    /// Changes that no table of the kernel explains; adjacent ones are joined.
     pub(crate) unexplained: Vec<Change>,
 }
 
@@ -64,20 +64,20 @@ pub(crate) struct Change {
     pub(crate) now: Vec<u8>,
 }
 
-/// Runs of changed bytes reported one by one; more only count as changed frames.
+/// Bound on the runs of changed bytes that are reported; further ones count only as changed frames.
 const CHANGES_MAX: usize = 256;
-/// Changed bytes this near belong to one run.
+/// Changed bytes at most this far apart belong to one run.
 const GAP: usize = 4;
-/// Code and constant data of one module.
+/// Bound on the code and constant data of one module …
 const MODULE_BYTES_MAX: u64 = 16 << 20;
-/// … and of all: what they may make us hold.
+/// … and of all modules together, which limits the host's memory.
 const MODULES_BYTES_MAX: u64 = 128 << 20;
-/// Observations for which a module that is not met stays known: it may only hide, or be torn.
+/// Observations for which a missing module is remembered: it may be hidden, or a read may have been torn.
 const UNSEEN_MAX: u32 = 64;
 const RODATA_BYTES_MAX: u64 = 64 << 20;
 
 impl TextReference {
-    /// The kernel's own regions as they are now.
+    /// The kernel's own regions in this memory.
     pub(crate) fn take(probe: &Probe) -> Self {
         let text = probe.kernel.text();
         let sites = LawfulSites::read(probe);
@@ -94,13 +94,13 @@ impl TextReference {
         Self { kernel, modules: BTreeMap::new() }
     }
 
-    /// Frames of the kernel's code.
+    /// Number of frames of the kernel's code.
     pub(crate) fn frame_count(&self) -> u64 {
         let text = self.kernel.iter().filter(|region| region.part == Part::Text);
         text.map(|region| region.frames.len() as u64).sum()
     }
 
-    /// Compares the code of today. Frames whose token is the reference's are not read. Modules met for the first time
+    /// Compares this memory with the reference. Frames whose page token is the reference's are not read. New modules
     /// become part of the reference.
     pub(crate) fn compare(&mut self, lawful: &Lawful) -> TextChanges {
         let probe = lawful.code.probe;
@@ -115,7 +115,7 @@ impl TextReference {
         changes
     }
 
-    /// The kernel's page tables must still lead to the frames that were compared.
+    /// The kernel's page tables must still lead to the frames of the reference.
     fn mapped_elsewhere(&self, probe: &Probe, changes: &mut TextChanges) {
         const TABLES_MAX: u32 = 1 << 14;
         for region in &self.kernel {
@@ -156,7 +156,7 @@ impl TextReference {
             let Some(structure) = code.modules.structures.get(index).copied() else { continue };
             let instance = instance_of(probe, structure);
             if let Some(known) = self.modules.get_mut(&structure).filter(|known| {
-                // One that took itself out of sysfs is still the same.
+                // A module that removed itself from sysfs is still the same.
                 instance.map_or(known.name == module.name, |instance| known.instance == Some(instance))
             }) {
                 known.unseen = 0;
@@ -209,7 +209,7 @@ impl Region {
         Self { part, range, frames, sites }
     }
 
-    /// Adds what no table explains to the changes; how many frames differ.
+    /// Adds the changes that no table explains. Returns how many frames differ.
     fn compare(
         &self,
         lawful: &Lawful,
@@ -224,7 +224,7 @@ impl Region {
             let same = token.is_some() && frame.token == token;
             let Some(before) = frame.bytes.as_deref().filter(|_| !same) else { continue };
             let Some(gfn) = gfn.or(frame.gfn) else { continue };
-            // Where frames have no names all are read, many at once.
+            // Without page tokens all frames are read, many at once.
             let end = self.range.end.saturating_sub(start).div_ceil(PAGE_SIZE as u64);
             let run = if token.is_none() { usize::try_from(end).unwrap_or(1) } else { 1 };
             let Some(page) = ahead.frame(pages, gfn, run).filter(|page| *page != before) else { continue };
@@ -254,7 +254,7 @@ fn instance_of(probe: &Probe, structure: u64) -> Option<u64> {
     probe.reader.number(entry, probe.field("kernfs_node", "id")?)
 }
 
-/// Where a module's code and constant data are.
+/// The code and constant data of a module.
 fn module_ranges(probe: &Probe, structure: u64) -> Vec<(Part, Range<u64>)> {
     let number = |path: &str| probe.reader.number(structure, probe.field("module", path)?);
     let mut ranges = Vec::new();

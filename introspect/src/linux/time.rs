@@ -30,7 +30,7 @@ impl Clock {
     }
 }
 
-/// The timekeeper inside `tk_core`, whose type has a name only since 6.13.
+/// The timekeeper inside `tk_core`, whose type has no name before 6.13.
 fn timekeeper(probe: &Probe) -> Option<u64> {
     let offset = probe.field("tk_data", "timekeeper").map(|field| field.offset_bytes);
     let sequence =

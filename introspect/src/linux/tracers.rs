@@ -8,18 +8,18 @@ use crate::{
     probe::Probe,
 };
 
-/// Who registered with the function tracer, and where its call sites may lead.
+/// The users of the function tracer, and the permitted targets of its call sites.
 #[derive(Default)]
 pub(crate) struct Tracers {
     pub(crate) hooks: Vec<Hook>,
     pub(crate) violations: Vec<Violation>,
-    /// Code that the tracer made for one of them.
+    /// Code that the tracer generated for one of its users.
     trampolines: Vec<Range<u64>>,
-    /// What the tracer calls.
+    /// The functions that the tracer calls.
     handlers: IntegerSet<u64>,
-    /// What functions call directly instead of the tracer.
+    /// The functions that traced functions call directly, without the tracer.
     direct: IntegerSet<u64>,
-    /// A CPU registers or unregisters at this instant: call sites and list may disagree.
+    /// A CPU is registering or unregistering: call sites and list may disagree.
     changing: bool,
 }
 
@@ -27,7 +27,7 @@ const TRACERS_MAX: usize = 4096;
 const BUCKETS_BITS_MAX: u64 = 16;
 const FUNCTIONS_MAX: usize = 1 << 17;
 const TRAMPOLINE_BYTES_MAX: u64 = 1 << 16;
-/// Functions named one by one.
+/// Functions that are listed by name.
 const NAMED_MAX: usize = 4;
 const ENABLED: u64 = 1;
 
@@ -53,7 +53,7 @@ impl Tracers {
                 probe.mark_torn();
                 break;
             };
-            // With a filter by process the tracer puts a function of its own before.
+            // With a filter by process the tracer calls a function of its own, which calls the registered one.
             let handler = saved.and_then(|saved| reader.pointer(at, saved)).filter(|saved| *saved != 0);
             let handler = handler.filter(|_| code.is_kernel_text(called)).unwrap_or(called);
             if let Some((start, bytes)) = trampoline {
@@ -114,21 +114,21 @@ impl Tracers {
         });
     }
 
-    /// Whether a traced function's call site may lead to an address.
+    /// Whether an address is a permitted target of a traced function's call site.
     pub(crate) fn may_lead_to(&self, code: &Code, target: u64) -> bool {
         self.changing
             || self.trampolines.iter().any(|trampoline| trampoline.contains(&target))
             || self.direct.contains(&target)
-            // The calls in the tracer's own entry code lead to what traces.
+            // The calls in the tracer's own entry code lead to the tracing functions.
             || code.is_kernel_text(target)
             || self.handlers.contains(&target)
     }
 }
 
-/// The function whose first instructions hold a call site.
+/// The function that has this call site at its entry.
 fn entry_of(code: &Code, site: u64) -> String {
     let label = code.label(site).unwrap_or_else(|| format!("{site:#018x}"));
-    // A landing pad can come before the site.
+    // A landing pad (endbr64) can precede the site.
     label.strip_suffix("+0x4").map(str::to_owned).unwrap_or(label)
 }
 
@@ -138,7 +138,7 @@ pub(crate) fn is_held(probe: &Probe, mutex: &str) -> bool {
     probe.word(mutex).is_some_and(|owner| owner & !FLAGS != 0)
 }
 
-/// The functions in one of the tracer's hash tables: call site, and what is called there directly.
+/// The functions in one of the tracer's hash tables: call site, and the function that is called there directly.
 #[derive(Default)]
 struct Entries(Vec<(u64, u64)>);
 

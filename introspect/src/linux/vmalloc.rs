@@ -5,15 +5,15 @@ use crate::{btf::Field, hash::IntegerSet, probe::Probe};
 pub(crate) struct VmallocArea {
     pub(crate) start: u64,
     pub(crate) end: u64,
-    /// The code that asked for it, where the area has a description.
+    /// The code that allocated it, where the area has a description.
     pub(crate) caller: Option<u64>,
 }
 
 const AREAS_MAX: usize = 1 << 17;
-/// `VMAP_NODES` at the most.
+/// Bound on `VMAP_NODES`.
 const NODES_MAX: u64 = 256;
 
-/// Every area of the vmalloc space, ascending. Areas are in one tree to 6.8 and in several since.
+/// Every area of the vmalloc space, ascending. Areas are in one tree in kernels up to 6.8, later in several.
 pub(crate) fn areas(probe: &Probe) -> Option<Vec<VmallocArea>> {
     let fields = Fields {
         left: probe.field("rb_node", "rb_left")?,

@@ -1,6 +1,6 @@
 use crate::probe::Probe;
 
-/// The pointers in an xarray (idr, radix tree), whatever its shape; `whole` is false when part of it made no sense.
+/// The pointers in an xarray (idr, radix tree), of any depth; `whole` is false when part of it was invalid.
 pub(crate) struct Entries {
     pub(crate) pointers: Vec<u64>,
     pub(crate) whole: bool,
@@ -8,7 +8,7 @@ pub(crate) struct Entries {
 
 const NODES_MAX: usize = 1 << 16;
 const DEPTH_MAX: u32 = 11;
-/// Internal entries below this are marks (retry, zero), not nodes.
+/// Internal entries below this are markers (retry, zero), not nodes.
 const NODE_MIN: u64 = 4096;
 
 impl Entries {

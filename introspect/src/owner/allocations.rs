@@ -1,4 +1,4 @@
-//! What leads to the blocks of the page allocator that nothing else names.
+//! Which variables and objects point to blocks of the page allocator that no other source names.
 
 use retrovisor_guest::{Gfn, MemoryView};
 
@@ -9,14 +9,14 @@ use super::{
 use crate::{pages::Pages, probe::Probe, reader::Reader};
 
 impl OwnerMap {
-    /// Finds out which kernel variable or object leads to the frames that nothing else names, by looking for
-    /// pointers to them in the kernel's memory. Reads much more than the map itself: call it when such frames matter.
+    /// Finds the kernel variable or object that points to each frame without a known use, by a search for pointers in
+    /// the kernel's memory. It reads much more than the map itself: call it only when such frames matter.
     pub fn trace_allocations(&mut self, view: &dyn MemoryView) {
         let kernel = self.kernel.clone();
         let pages = Pages::new(view);
         let reader = Reader::new(&pages, kernel.address_space());
         let Some(probe) = Probe::new(&kernel, &reader) else { return };
-        // Variables name best, then objects, then other memory.
+        // Variables are preferred as names, then objects, then other memory.
         let rank = |slot: &Slot| match slot {
             Slot::Kernel { virt } => (!kernel.text().contains(virt)).then_some(0),
             Slot::PerCpu { .. } => Some(1),
@@ -43,9 +43,9 @@ impl OwnerMap {
         self.referrers = found;
     }
 
-    /// A pointer leads to the first frame of a block: the others are parts of it. Where the descriptors tell the block,
-    /// one pointer to any of it names all. Else a block of the allocator is aligned to its size; what was taken at boot
-    /// runs on to the next thing taken.
+    /// Extends the result from one frame to its whole block. With descriptors that record the block, a pointer to any
+    /// part of it names all parts. Otherwise a block of the allocator is taken to be aligned to its size, and memory
+    /// taken at boot to extend to the next such block.
     fn extend_to_blocks(&self, found: &mut Referrers) {
         for (part, head) in &self.parts {
             if found.get(*head).is_none() {
@@ -61,7 +61,7 @@ impl OwnerMap {
             let holder = found.get(index).and_then(|referrer| self.slots.get(referrer.holder as usize));
             matches!(holder, Some(Slot::Kernel { .. } | Slot::PerCpu { .. }))
         };
-        // Blocks that may go on, the last begun last: a pointer into the middle of one does not end it.
+        // Blocks that may continue, the most recently begun last: a pointer into the middle of one does not end it.
         let mut heads: Vec<(u32, u64, bool)> = Vec::new();
         for (index, (gfn, slot)) in (0_u32..).zip(self.layout.gfns().zip(&self.slots)) {
             let reserved = matches!(slot, Slot::Reserved);
@@ -77,7 +77,7 @@ impl OwnerMap {
             }
             let known = found.get(index).is_some();
             match heads.last() {
-                // Objects point back into the tables that a variable leads to: the variable names those better.
+                // Objects point back into the tables that a variable points to: the variable is the better name.
                 Some((of, ..)) if !known || (reserved && !is_variable(found, index)) => {
                     found.share(index, *of);
                 }

@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-/// Who owns each frame of one memory. Asking is a lookup.
+/// The owner of each frame of one memory. A query is a table lookup.
 pub struct OwnerMap {
     pub(super) layout: MemoryLayout,
     pub(super) slots: Vec<Slot>,
@@ -32,7 +32,7 @@ pub struct OwnerMap {
     pub(super) parts: Vec<(u32, u32)>,
 }
 
-/// What is known of one frame.
+/// The record of one frame.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Slot {
     Unknown,
@@ -53,11 +53,11 @@ pub(super) enum Slot {
 }
 
 const PAGE: u64 = 4096;
-/// What /proc/iomem calls memory that has no other name.
+/// The name in /proc/iomem of memory without another name.
 const RAM: &str = "System RAM";
 
 impl OwnerMap {
-    /// Whose a frame is. Costs well below a microsecond.
+    /// The owner of a frame. Takes well below a microsecond.
     #[must_use]
     pub fn explain(&self, gfn: Gfn) -> PageOwner {
         let Some(index) = self.index(gfn) else { return PageOwner::Unknown };
@@ -102,13 +102,13 @@ impl OwnerMap {
         }
     }
 
-    /// The places at which processes map a frame, whatever it is: the first `max`. Each says how many others there are.
+    /// The first `max` places at which processes map a frame, whatever its owner. Each has the number of the others.
     #[must_use]
     pub fn mappers(&self, gfn: Gfn, max: usize) -> Vec<Mapper> {
         self.index(gfn).map(|index| self.mapped.mappers(index, max).collect()).unwrap_or_default()
     }
 
-    /// What leads to a frame, as text.
+    /// The variable or object that points to a frame, as text.
     fn referrer(&self, index: usize) -> Option<String> {
         let referrer = self.referrers.get(u32::try_from(index).ok()?)?;
         let offset = u64::from(referrer.offset);
@@ -130,7 +130,7 @@ impl OwnerMap {
         })
     }
 
-    /// The cache of a frame that holds objects, which part of its slab the frame is, and how many objects that has.
+    /// For a frame of a slab: the cache, the frame's position in the slab, and how many objects the slab has.
     pub(crate) fn slab(&self, gfn: Gfn) -> Option<(&SlabCache, u64, u64)> {
         match self.slots.get(self.index(gfn)?)? {
             Slot::Slab { cache, part, objects } => {
@@ -144,12 +144,12 @@ impl OwnerMap {
         self.layout.index(gfn).and_then(|index| usize::try_from(index).ok())
     }
 
-    /// Code by symbol, of the kernel or of a module.
+    /// The symbol of code in the kernel or a module.
     fn label(&self, virt: u64) -> Option<String> {
         if let Some(label) = self.kernel.label(virt) {
             return Some(label);
         }
-        // A caller is in a module: its name is enough to know whom to ask.
+        // For code in a module the module's name is used.
         let module = self.modules.iter().filter(|(_, start)| *start <= virt).max_by_key(|(_, start)| *start);
         module.map(|(name, _)| format!("module {name}"))
     }

@@ -1,4 +1,4 @@
-//! The memory of the processes: which frames each maps where, and its page tables.
+//! The memory of the processes: the frames that each maps, and its page tables.
 
 use std::sync::Arc;
 
@@ -16,12 +16,12 @@ use crate::{
     probe::Probe,
 };
 
-/// Page tables walked, over all processes: those of 512 GiB of mappings.
+/// Bound on the page tables that are walked, over all processes: those of 512 GiB of mappings.
 const TABLES_MAX: u32 = 1 << 18;
-/// Mappings kept over all processes: 96 MiB.
+/// Bound on the mappings that are kept, over all processes: 96 MiB.
 const MAPPINGS_MAX: usize = 1 << 22;
 const LOWER_HALF_END: u64 = 0x00ff_ffff_ffff_ffff;
-/// A mapping is kept up to here: a huge page is taken whole, a forged size is not.
+/// A mapping is kept up to this size, that of the largest huge page; a forged size is cut.
 const MAPPING_BYTES_MAX: u64 = 1 << 30;
 
 /// Every mapping of every process.
@@ -39,7 +39,7 @@ struct Space {
     areas: Vec<Area>,
 }
 
-/// A frame that holds a page table: its process, level, and the first address it covers.
+/// A frame that holds a page table: its process, level, and the first address that it covers.
 pub(super) struct Table {
     pub(super) gfn: Gfn,
     pub(super) pid: i32,
@@ -48,7 +48,7 @@ pub(super) struct Table {
 }
 
 impl Mapped {
-    /// Walks the page tables of every process that the observation names. With the tables themselves.
+    /// Walks the page tables of every process in the observation. Also returns the frames of the tables.
     pub(super) fn read(
         probe: &Probe,
         layout: &MemoryLayout,
@@ -102,7 +102,7 @@ impl Mapped {
         self.of(index).len()
     }
 
-    /// The places that map a frame, `max` at the most.
+    /// The places that map a frame, at most `max`.
     pub(super) fn mappers(&self, index: usize, max: usize) -> impl Iterator<Item = Mapper> + '_ {
         let all = self.of(index);
         let others = u32::try_from(all.len().saturating_sub(1)).unwrap_or(u32::MAX);
@@ -121,8 +121,8 @@ impl Mapped {
     }
 }
 
-/// Under page-table isolation the frame after a top table is the one that user mode runs with: its lower half leads
-/// to the same tables.
+/// Under page-table isolation, the frame after a top table is the one for user mode: its lower half leads to the same
+/// tables.
 fn user_half(probe: &Probe, top: Gfn) -> Option<Gfn> {
     const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
     let other = Gfn(top.0 + 1);

@@ -28,32 +28,32 @@ use crate::{
     reader::Reader,
 };
 
-/// Maps the memories of one guest, one after the other, and re-reads only what changed between them: frames whose
-/// contents have the name that they had (a view's tokens) are not read again.
+/// Maps several memories of one guest, one after the other, and re-reads only what changed between them: frames with an
+/// unchanged page token are not read again.
 pub struct OwnerReader {
     cache: RefCell<FrameCache>,
     descriptors: Descriptors,
 }
 
-/// Frames kept from one memory to the next: 64 MiB.
+/// Frames that are kept from one memory to the next: 64 MiB.
 const CACHED_FRAMES: NonZero<usize> = NonZero::new(16_384).unwrap();
 
 const KERNEL_TABLES_MAX: u32 = 1 << 18;
 const FILES_MAX: usize = 1 << 20;
 const STACK_BYTES_MAX: u64 = 64 << 10;
 const PERCPU_BYTES_MAX: u64 = 4 << 20;
-/// The vmalloc space's bytes with 4 and with 5 levels.
+/// Size of the vmalloc space with 4 and with 5 levels.
 const VMALLOC_BYTES: [u64; 2] = [32 << 40, 12_800 << 40];
 const PAGE: u64 = 4096;
 
 impl OwnerReader {
-    /// Starts empty.
+    /// A reader without cached frames.
     #[must_use]
     pub fn new() -> Self {
         Self { cache: RefCell::new(FrameCache::new(CACHED_FRAMES)), descriptors: Descriptors::default() }
     }
 
-    /// Maps every frame of a memory; the observation, of the same memory, names its tasks.
+    /// Maps every frame of a memory. The observation must be of the same memory; it names the tasks.
     pub fn read(&mut self, kernel: &Kernel, view: &dyn MemoryView, observation: &Observation) -> OwnerMap {
         let pages = Pages::with_cache(view, &self.cache);
         let reader = Reader::new(&pages, kernel.address_space());
@@ -111,7 +111,7 @@ impl OwnerMap {
         OwnerReader::new().read(kernel, view, observation)
     }
 
-    /// Gives a frame to what the kernel's own structures say, if its descriptor does not say otherwise.
+    /// Assigns a frame to an owner that the kernel's own structures name, unless its descriptor says otherwise.
     fn claim(&mut self, gfn: Gfn, slot: Slot) {
         let place = self.index(gfn).and_then(|index| self.slots.get_mut(index));
         if let Some(place) = place
@@ -124,7 +124,7 @@ impl OwnerMap {
         }
     }
 
-    /// What the descriptors say.
+    /// Assigns the frames whose descriptors record an owner.
     fn uses(&mut self, probe: &Probe, descriptors: &Descriptors, paths: Option<&Paths>) {
         self.caches = SlabCaches::new(probe);
         let mut files = IntegerMap::default();
@@ -133,7 +133,7 @@ impl OwnerMap {
         for (index, gfn) in self.layout.gfns().enumerate().collect::<Vec<_>>() {
             let (mut used, mut part) = (descriptors.at(index), 0);
             if let Use::Tail { head } = used {
-                // The first descriptor of a block tells for all of it.
+                // The first descriptor of a block is valid for all of it.
                 part = gfn.0.saturating_sub(head);
                 used = self.index(Gfn(head)).map_or(Use::Missing, |head| descriptors.at(head));
             }
@@ -173,7 +173,7 @@ impl OwnerMap {
         }
     }
 
-    /// The number of the file with this `address_space`, if that is one.
+    /// The number of the file with this `address_space`, if there is one.
     fn file(&mut self, probe: &Probe, paths: Option<&Paths>, mapping: u64, inode: u64) -> Option<u32> {
         let own = probe.reader.pointer(inode, probe.field("inode", "i_mapping")?)?;
         let inner = inode.wrapping_add(probe.field("inode", "i_data")?.offset_bytes);
@@ -215,7 +215,7 @@ impl OwnerMap {
     fn per_cpu(&mut self, probe: &Probe) {
         let ends = probe.symbol("__per_cpu_start").zip(probe.symbol("__per_cpu_end"));
         let Some((start, end)) = ends else { return };
-        // After the image's own variables come those of modules and those asked for at run time.
+        // The image's own variables are followed by those of modules and those allocated at run time.
         let unit = probe.half("pcpu_unit_size").map_or(0, u64::from);
         let bytes = end.saturating_sub(start).max(unit).min(PERCPU_BYTES_MAX);
         for (cpu, cpu_offset) in probe.cpu_offsets().to_vec() {
@@ -240,7 +240,7 @@ impl OwnerMap {
                 let virt = start.checked_add(offset);
                 let Some((virt, gpa)) = virt.and_then(|virt| Some((virt, probe.reader.translate(virt)?)))
                 else {
-                    // A hostile size ends where nothing is mapped.
+                    // Nothing is mapped beyond; this also ends the loop for a forged size.
                     break;
                 };
                 self.claim(gpa.gfn(), Slot::Module { module, virt });
@@ -250,7 +250,7 @@ impl OwnerMap {
         self.sections = ModuleSections::read(probe);
     }
 
-    /// The kernel's own page tables, and what they map page by page.
+    /// Assigns the kernel's own page tables, and what they map page by page.
     fn kernel_tables(&mut self, probe: &Probe) {
         self.areas = vmalloc::areas(probe).unwrap_or_default();
         let space = probe.kernel.address_space();
@@ -307,7 +307,7 @@ impl OwnerMap {
     fn image(&mut self) {
         let image = *self.kernel.image();
         for offset in (0..image.bytes).step_by(4096) {
-            // Freed parts (start-up code and data) are in use for other things: those are not reserved any more.
+            // Freed parts (start-up code and data) are used for other things and no longer reserved.
             let gfn = Gfn(image.gpa.gfn().0 + offset / PAGE);
             let place = self.index(gfn).and_then(|index| self.slots.get_mut(index));
             if let Some(place) = place

@@ -1,10 +1,10 @@
-//! Which kernel variable or object leads to a frame that nothing else names.
+//! Which kernel variable or object points to a frame that no other source names.
 
 use retrovisor_guest::Gfn;
 
 use crate::{hash::IntegerMap, probe::Probe};
 
-/// What leads to frames, by their index.
+/// The pointer found for each frame, by the frame's index.
 #[derive(Default)]
 pub(super) struct Referrers {
     of: IntegerMap<u32, Referrer>,
@@ -17,12 +17,12 @@ pub(super) struct Referrer {
     pub(super) offset: u16,
 }
 
-/// Frames looked through for pointers: 256 MiB.
+/// Bound on the frames that are searched for pointers: 256 MiB.
 const HOLDERS_MAX: usize = 1 << 16;
 /// The direct map covers all of memory; a pointer into it is its base plus a physical address.
 const PAGE: u64 = 4096;
 
-/// Turns what looks like a pointer into the frame it leads to.
+/// Converts a word that may be a pointer to the frame that it points to.
 struct Target {
     direct: u64,
     descriptors: u64,
@@ -51,7 +51,7 @@ impl Target {
 }
 
 impl Referrers {
-    /// Looks for pointers to wanted frames in the holders, which come best first.
+    /// Searches the holders, in order of preference, for pointers to wanted frames.
     pub(super) fn find(
         probe: &Probe,
         end: u64,
@@ -67,7 +67,7 @@ impl Referrers {
             let Some(page) = probe.reader.pages().frame(gfn) else { continue };
             for (offset, word) in (0_u16..).step_by(8).zip(page.as_chunks::<8>().0) {
                 let word = u64::from_le_bytes(*word);
-                // All of these are in the upper half: most words are ruled out at once.
+                // All kernel pointers are in the upper half: this rules out most words at once.
                 if word >> 60 != 0xf {
                     continue;
                 }
@@ -84,7 +84,7 @@ impl Referrers {
         self.of.get(&index).copied()
     }
 
-    /// Gives a frame the referrer of the block that it is a part of.
+    /// Gives a frame the pointer of the block that it is a part of.
     pub(super) fn share(&mut self, part: u32, of: u32) {
         if let Some(referrer) = self.get(of) {
             self.of.insert(part, referrer);

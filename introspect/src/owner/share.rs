@@ -2,7 +2,7 @@ use std::collections::HashMap;
 
 use super::{PageOwner, map::OwnerMap};
 
-/// How much of memory one owner has.
+/// The amount of memory that one owner has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Share {
     /// The kind of owner: [`PageOwner::kind`].
@@ -14,7 +14,8 @@ pub struct Share {
 }
 
 impl OwnerMap {
-    /// Who fills memory: each owner with its frames, those with most first. The frames of all are those of the memory.
+    /// The memory by owner: each owner with its number of frames, the largest first. The sum is the number of frames of
+    /// the memory.
     #[must_use]
     pub fn shares(&self) -> Vec<Share> {
         let mut shares: HashMap<(&'static str, String), u64> = HashMap::new();

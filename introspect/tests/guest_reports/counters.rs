@@ -12,13 +12,13 @@ fn pairs(statement: &Statement, name: &str) -> BTreeMap<String, i64> {
     statement.text(name).lines().filter_map(pair).collect()
 }
 
-/// Every counter of /proc/vmstat, and those of /proc/stat, /proc/loadavg.
+/// Every counter of /proc/vmstat, and those of /proc/stat and /proc/loadavg.
 pub(crate) fn agree(linux: &Linux, dump: &Dump) {
     let read: BTreeMap<&str, i64> =
         linux.counters.iter().map(|counter| (counter.name.as_str(), counter.value)).collect();
     assert_eq!(read.len(), linux.counters.len(), "no name twice");
     let (before, after) = (pairs(&dump.before, "/proc/vmstat"), pairs(&dump.after, "/proc/vmstat"));
-    // Settings, names that represent nothing any more, and sums over other counters.
+    // Settings, names without a counter, and sums of other counters.
     let ours = |name: &&String| {
         *name != "nr_unstable"
             && !name.starts_with("numa_")
@@ -30,7 +30,7 @@ pub(crate) fn agree(linux: &Linux, dump: &Dump) {
     assert_eq!(missing, Vec::<&String>::new());
     for (name, reported) in &before {
         let Some(own) = read.get(name.as_str()) else { continue };
-        // Parts of page counts wait on their CPU for a while; events only grow.
+        // Parts of page counts are on their CPU for a while; event counts only grow.
         if name.starts_with("nr_") {
             let (low, high) = (reported.min(&after[name]), reported.max(&after[name]));
             let slack = 64 + high / 16;
@@ -47,7 +47,7 @@ pub(crate) fn agree(linux: &Linux, dump: &Dump) {
     for (own, reported) in
         [("context_switches", "ctxt"), ("total_forks", "processes"), ("interrupts", "intr")]
     {
-        // In the sum of all interrupts /proc has the architecture's own, too.
+        // The sum of all interrupts in /proc includes the architecture's own.
         let low = if own == "interrupts" { 0 } else { before[reported] };
         assert!(
             (low..=after[reported]).contains(&read[own]),

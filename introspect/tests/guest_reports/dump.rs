@@ -13,7 +13,7 @@ use crate::{
     statement::Statement,
 };
 
-/// A guest stopped at a quiet instant, and what it said of itself shortly before and after.
+/// A guest stopped at a quiet instant, with its own reports from shortly before and after.
 pub(crate) struct Dump {
     pub(crate) memory: RawDump,
     pub(crate) registers: Vec<VcpuRegisters>,
@@ -21,14 +21,14 @@ pub(crate) struct Dump {
     pub(crate) after: Statement,
 }
 
-/// Where on the witness's disk its second statement begins.
+/// Offset of the second report on the witness's disk.
 const SECOND_AT: u64 = crate::live::WITNESS_DISK_BYTES / 2;
-/// Raised when dumps are taken in another way: old ones are not used then.
+/// Incremented when dumps are taken in another way, so that old ones are not used.
 const FORMAT: &str = "1";
 
 impl Dump {
-    /// The dump of a kernel under some circumstances: from the cache, or by booting it now. `None` when the kernel is
-    /// not there; that is said.
+    /// The dump of a kernel in some circumstances: from the cache, or by booting it now. `None`, with a message, when
+    /// the kernel is not in the cache.
     pub(crate) fn of(kernel: &str, circumstances: &str, setting: &Setting) -> Option<Self> {
         let folder = cache()?.join("kernels").join(kernel);
         let manifest = folder.join("manifest.json");
@@ -41,7 +41,7 @@ impl Dump {
         let manifest: serde_json::Value = serde_json::from_slice(&manifest).unwrap();
         let sum = |file: &str| manifest["sha256"][file].as_str().unwrap()[..16].to_owned();
         let key = [FORMAT.to_owned(), sum("vmlinuz"), sum("initramfs.cpio.gz")].join("-");
-        // One test at a time boots guests; the next then finds the dump that it wants.
+        // One test at a time boots guests; the next one then finds the dump that it needs.
         fs::create_dir_all(cache()?.join("dumps")).unwrap();
         let lock = File::create(cache()?.join("dumps/lock")).unwrap();
         lock.lock().unwrap();
@@ -63,12 +63,12 @@ impl Dump {
     }
 }
 
-/// Boots the guest, lets it set its scene, and stops it between two statements.
+/// Boots the guest, prepares it, and stops it between two reports.
 fn take(place: &Path, key: &str, setting: &Setting) -> Option<()> {
     eprintln!("booting {} for {}", setting.folder.display(), place.display());
     let mut guest = Guest::boot_on(setting, None)?;
     guest.run("start-stop-daemon -S -b -x /bin/witness -- scene /data/scene 'two words' caf\u{e9}; sleep 2");
-    // What goes on by itself is stopped: then nothing may be missing and nothing too much.
+    // Activity that goes on by itself is stopped, so that both reports must be equal to the memory.
     let said =
         guest.run("kill -STOP $(pidof housekeeper) $(pidof workload); sleep 1; witness tell /dev/vdb 0");
     assert_eq!(said, "", "the witness could not speak");
@@ -77,19 +77,19 @@ fn take(place: &Path, key: &str, setting: &Setting) -> Option<()> {
     fs::create_dir_all(place).unwrap();
     let file = |name: &str| place.join(name);
     copy_sparse(&guest.memory_path(), &file("memory"));
-    fs::write(file("registers"), guest.registers_as_told()).unwrap();
+    fs::write(file("registers"), guest.registers_as_printed()).unwrap();
     guest.resume();
     let said = guest.run(&format!("witness tell /dev/vdb {SECOND_AT}"));
     assert_eq!(said, "", "the witness could not speak again");
     let reported = guest.witness_path();
     fs::write(file("before"), statement(&reported, 0)).unwrap();
     fs::write(file("after"), statement(&reported, SECOND_AT)).unwrap();
-    // The key goes last: it vouches for the others.
+    // The key is written last: a dump with a key is complete.
     fs::write(file("key"), key).unwrap();
     Some(())
 }
 
-/// What the witness wrote at an offset of its disk: length, then bytes.
+/// The witness's report at an offset of its disk: length, then bytes.
 fn statement(disk: &Path, offset: u64) -> Vec<u8> {
     let disk = File::open(disk).unwrap();
     let mut length = [0; 8];
@@ -99,7 +99,7 @@ fn statement(disk: &Path, offset: u64) -> Vec<u8> {
     bytes
 }
 
-/// Copies a file, and leaves holes where it is zeros.
+/// Copies a file, with holes in place of zeros.
 fn copy_sparse(from: &PathBuf, to: &Path) {
     let (mut from, to) = (File::open(from).unwrap(), File::create(to).unwrap());
     let (mut chunk, mut offset) = (vec![0; 256 * PAGE_SIZE], 0);

@@ -4,7 +4,7 @@ use retrovisor_introspect::{Linux, fact::OpenFile};
 
 use crate::{dump::Dump, statement::Statement};
 
-/// What /proc says of an open file: target of the link, flags, position, inode (since 5.14).
+/// An open file according to /proc: target of the link, flags, position, inode (since 5.14).
 #[derive(Debug, PartialEq)]
 struct Reported {
     path: String,
@@ -13,7 +13,7 @@ struct Reported {
     inode: Option<u64>,
 }
 
-/// Set for a descriptor that is closed when another program starts; it is not the file's.
+/// Set for a descriptor that execve(2) closes; it is not a flag of the file.
 const CLOSE_ON_EXEC: u64 = 0o2_000_000;
 
 fn reported(statement: &Statement) -> BTreeMap<(i32, i32), Reported> {
@@ -31,14 +31,14 @@ fn reported(statement: &Statement) -> BTreeMap<(i32, i32), Reported> {
         .collect()
 }
 
-/// Every open file of every process, none invented; path, flags, position and inode as the guest says.
+/// Every open file of every process and no other; path, flags, position and inode as in the guest's report.
 pub(crate) fn agree(linux: &Linux, dump: &Dump) {
     let read: BTreeMap<(i32, i32), &OpenFile> =
         linux.open_files.iter().map(|file| ((file.pid, file.fd), file)).collect();
     assert_eq!(read.len(), linux.open_files.len(), "no file twice");
     let (before, after) = (reported(&dump.before), reported(&dump.after));
     assert!(before.len() > 40, "{} files reported", before.len());
-    // A process that ran between the statements may have had other files at the instant of the dump.
+    // A process that ran between the reports may have had other files at the instant of the dump.
     let stood_still: BTreeSet<i32> = before
         .keys()
         .map(|(process, _)| *process)

@@ -5,7 +5,7 @@ use retrovisor_introspect::{Introspector, OwnerMap};
 
 use crate::dump::Dump;
 
-/// A memory in which some words are other than they were, the same ones whenever they are read.
+/// A memory in which some words differ from the original, consistently from read to read.
 struct Mutated<'v> {
     view: &'v dyn MemoryView,
     seed: u64,
@@ -49,11 +49,12 @@ impl MemoryView for Mutated<'_> {
     }
 }
 
-/// Damaged copies of a real memory: no panic, no endless reading, and always something to tell.
+/// Damaged copies of a real memory: no panic, no unbounded reading, and always a result.
 pub(crate) fn mutations_are_survived(dump: &Dump) {
     let (memory, registers) = (&dump.memory, dump.registers.as_slice());
     let introspector = &mut Introspector::new();
-    // It knows the guest from better days, so that most of what follows is the reading of facts.
+    // The introspector already knows the guest from undamaged memory, so that the damage mostly affects the reading of
+    // facts.
     assert!(introspector.observe(memory, registers).linux.is_some());
     let (mut linux, mut longest) = (0, Duration::ZERO);
     for seed in 0..90 {

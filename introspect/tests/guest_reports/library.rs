@@ -5,8 +5,8 @@ use retrovisor_introspect::{Introspector, Kernel, KernelLibrary, Observation};
 
 use crate::dump::Dump;
 
-/// What is read with what the library keeps is what is read without it; the next kernel of this build uses the same
-/// entry, wherever KASLR put it.
+/// The result with a library is the same as without; the next kernel of this build uses the same entry, whatever its
+/// KASLR slide.
 pub(crate) fn changes_nothing(dump: &Dump, without: &Observation, folder: &Path) {
     let library = KernelLibrary::new(folder);
     let entries = || {
@@ -14,11 +14,11 @@ pub(crate) fn changes_nothing(dump: &Dump, without: &Observation, folder: &Path)
         files.map(|file| file.path()).collect::<Vec<_>>()
     };
     let known = entries();
-    // The first observation of a build writes the entry, all others read it.
+    // The first observation of a build writes the entry; all others read it.
     for round in 0..3 {
         let library = if round == 2 { KernelLibrary::read_only(folder) } else { library.clone() };
         let observation = Introspector::with_library(library).observe(&dump.memory, &dump.registers);
-        // How many frames were read is no fact about the guest.
+        // The number of frames read is not a fact about the guest.
         for (with, without) in observation.tables().iter().zip(without.tables()) {
             assert!(with.schema.table == "fact_memory" || with.rows == without.rows, "{}", with.schema.table);
         }
@@ -27,7 +27,7 @@ pub(crate) fn changes_nothing(dump: &Dump, without: &Observation, folder: &Path)
     assert!(known.is_empty() || known == entries());
     let entry = fs::read(&entries()[0]).unwrap();
     agree(&dump.memory, &dump.registers, &library);
-    // A block that turned bad is noticed where it is used, and the entry is made anew.
+    // A damaged block is detected where it is used, and the entry is replaced.
     for at in (0..entry.len()).step_by(entry.len() / 5) {
         let mut damaged = entry.clone();
         damaged[at..].iter_mut().step_by(4096).for_each(|byte| *byte ^= 1);
@@ -37,9 +37,9 @@ pub(crate) fn changes_nothing(dump: &Dump, without: &Observation, folder: &Path)
         assert!(
             tasks == Kernel::find_with(&dump.memory, &dump.registers, &library).unwrap().tasks(&dump.memory)
         );
-        // Not the same bytes: the entry tells how KASLR had slid the kernel that it was made of.
-        let anew = fs::read(&entries()[0]).unwrap();
-        assert!(anew.len() == entry.len() && anew != damaged);
+        // The bytes differ: the entry records the KASLR slide of the kernel from which it was made.
+        let renewed = fs::read(&entries()[0]).unwrap();
+        assert!(renewed.len() == entry.len() && renewed != damaged);
     }
     eprintln!("{} bytes for this build", entry.len());
 }

@@ -7,7 +7,7 @@ use crate::dump::Dump;
 /// Every record of the kernel log: number, level, facility, time to the microsecond, text.
 pub(crate) fn agrees(linux: &Linux, dump: &Dump) {
     let records = |reported: &str| -> BTreeSet<String> {
-        // What follows a record's text on lines that begin with a space are its properties.
+        // After a record's text, lines that begin with a space are its properties.
         reported.lines().filter(|line| !line.starts_with(' ')).map(str::to_owned).collect()
     };
     let reported = records(&dump.before.text("/dev/kmsg"));
@@ -21,7 +21,7 @@ pub(crate) fn agrees(linux: &Linux, dump: &Dump) {
         })
         .collect();
     let plain = |set: &BTreeSet<String>| -> BTreeSet<String> {
-        // The last flag says that a record continues another; the caller's id may follow.
+        // The last flag marks a record that continues another; the caller's id may follow.
         set.iter()
             .map(|line| {
                 let (head, text) = line.split_once(';').unwrap();
@@ -39,7 +39,7 @@ pub(crate) fn agrees(linux: &Linux, dump: &Dump) {
     assert!(reported.len() > 100);
 }
 
-/// Text as /dev/kmsg gives it.
+/// Text in the form of /dev/kmsg.
 fn escaped(text: &str) -> String {
     text.bytes().fold(String::new(), |escaped, byte| match byte {
         b' '..=b'~' if byte != b'\\' => escaped + char::from(byte).encode_utf8(&mut [0; 4]),

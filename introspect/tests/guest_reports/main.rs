@@ -1,5 +1,5 @@
-//! Against the guest's own word: what is read of a stopped guest's memory must be what the guest said of itself just
-//! before and just after. One test a kernel; `make test-kernels` has all of them.
+//! Compares the facts read from a stopped guest's memory with the guest's own reports from just before and just after.
+//! One test for each kernel; `make test-kernels` runs all of them.
 #![expect(
     clippy::unwrap_used,
     clippy::cast_possible_truncation,

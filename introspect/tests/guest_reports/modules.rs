@@ -4,7 +4,7 @@ use retrovisor_introspect::Linux;
 
 use crate::dump::Dump;
 
-/// Every module, where it is, its size, users and state.
+/// Every module with its address, size, users and state.
 pub(crate) fn agree(linux: &Linux, dump: &Dump) {
     let reported: BTreeSet<String> = dump
         .before

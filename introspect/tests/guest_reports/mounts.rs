@@ -4,7 +4,7 @@ use retrovisor_introspect::Linux;
 
 use crate::dump::Dump;
 
-/// Every mount: numbers, device, root, place, options, type, source.
+/// Every mount: numbers, device, root, mount point, options, type, source.
 pub(crate) fn agree(linux: &Linux, dump: &Dump) {
     // `25 1 254:0 / /data rw,noatime shared:1 - ext4 /dev/vda rw`
     let reported: BTreeSet<String> = dump
@@ -22,7 +22,7 @@ pub(crate) fn agree(linux: &Linux, dump: &Dump) {
     let read: BTreeSet<String> = linux
         .mounts
         .iter()
-        // Below the root that processes see, kernels of 7 have an empty file system that /proc cannot show.
+        // Below the root that processes see, kernels of 7.x have an empty file system that /proc cannot show.
         .filter(|mount| mount.namespace == init && mount.kind != "nullfs")
         .map(|mount| {
             format!(

@@ -5,12 +5,12 @@ use retrovisor_introspect::Introspector;
 
 use crate::dump::Dump;
 
-/// A memory held by us, whose frames have names.
+/// A memory whose frames have page tokens.
 struct Named<'v> {
     view: &'v dyn MemoryView,
     pages: Vec<Page>,
     zero: Vec<bool>,
-    /// Frames whose name changes from one checkpoint to the next.
+    /// Frames whose page token changes from one checkpoint to the next.
     generation: u64,
     dirty_every: u64,
 }

@@ -59,7 +59,7 @@ fn reported(statement: &Statement) -> BTreeSet<String> {
 }
 
 /// Unix sockets: number of the inode, type, whether it listens or is connected, name.
-fn told_unix(statement: &Statement) -> BTreeSet<String> {
+fn reported_unix(statement: &Statement) -> BTreeSet<String> {
     let line = |line: &str| {
         let words: Vec<&str> = line.split_whitespace().collect();
         let kind = ["", "stream", "datagram", "", "", "seqpacket"][words[4].parse::<usize>().unwrap()];
@@ -68,7 +68,7 @@ fn told_unix(statement: &Statement) -> BTreeSet<String> {
             (_, "03") => "established",
             _ => "close",
         };
-        // A datagram socket with a peer counts as connected here only where the kernel says so.
+        // A datagram socket with a peer is in state connected only where the kernel reports it so.
         format!("{} {kind} {state} {}", words[6], words.get(7).unwrap_or(&""))
     };
     statement.text("/proc/net/unix").lines().skip(1).map(line).collect()
@@ -102,8 +102,8 @@ pub(crate) fn agree(linux: &Linux, dump: &Dump) {
         .filter(|socket| socket.protocol == "unix")
         .map(|socket| format!("{} {} {} {}", socket.inode, socket.kind, socket.state, socket.local_address))
         .collect();
-    differ(&of_unix, &told_unix(&dump.before), &told_unix(&dump.after));
-    // Whose they are: every link `socket:[…]` of a process names one that is read as its.
+    differ(&of_unix, &reported_unix(&dump.before), &reported_unix(&dump.after));
+    // The owners: every link `socket:[…]` of a process is to a socket that is read as that process's.
     for (name, target) in dump.before.under("/proc/") {
         let target = std::str::from_utf8(target).unwrap_or_default();
         let inode = target.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix("]"));

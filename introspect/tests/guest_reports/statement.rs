@@ -1,12 +1,12 @@
 use std::collections::BTreeMap;
 
-/// What the guest said of itself: the contents of files, the targets of links.
+/// A guest's report: the contents of files, the targets of links.
 pub(crate) struct Statement {
     files: BTreeMap<String, Vec<u8>>,
 }
 
 impl Statement {
-    /// Takes what the witness wrote: each thing as `name length` on a line, then its bytes and a line's end.
+    /// Parses what the witness wrote: for each item a line `name length`, then its bytes and a newline.
     pub(crate) fn parse(mut bytes: &[u8]) -> Self {
         let mut files = BTreeMap::new();
         while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
@@ -35,7 +35,7 @@ impl Statement {
         pairs.map(|(key, value)| (key.to_owned(), value.trim().to_owned())).collect()
     }
 
-    /// The things whose names begin so.
+    /// The items whose names begin with `prefix`.
     pub(crate) fn under<'s>(&'s self, prefix: &'s str) -> impl Iterator<Item = (&'s str, &'s [u8])> {
         self.files
             .iter()

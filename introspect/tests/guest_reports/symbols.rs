@@ -32,7 +32,7 @@ pub(crate) fn of_modules_agree(introspector: &Introspector, dump: &Dump) {
             let address = u64::from_str_radix(words.next().unwrap(), 16).unwrap();
             Some((module.trim_matches(['[', ']']), address, words.nth(1).unwrap()))
         })
-        // Code that the kernel made while it ran.
+        // Code that the kernel generated at run time.
         .filter(|(module, ..)| *module != "bpf" && !module.starts_with("__builtin"))
         .collect();
     let mut read: Vec<(&str, u64, &str)> = introspector.module_symbols().collect();

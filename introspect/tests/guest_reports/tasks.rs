@@ -7,13 +7,13 @@ use retrovisor_introspect::{Linux, fact::Task};
 
 use crate::{dump::Dump, statement::Statement};
 
-/// Every thread of the guest is read, none is invented, and each is as the guest says.
+/// Every thread of the guest and no other, with the same values as in the guest's report.
 pub(crate) fn agree(linux: &Linux, dump: &Dump) {
     let seen: BTreeMap<i32, &Task> = linux.tasks.iter().map(|task| (task.pid, task)).collect();
     assert_eq!(seen.len(), linux.tasks.len(), "no task twice");
     let (before, after): (BTreeSet<_>, BTreeSet<_>) =
         (dump.before.threads().into_iter().collect(), dump.after.threads().into_iter().collect());
-    let told_at = uptime(&dump.before);
+    let reported_at = uptime(&dump.before);
     let missing: Vec<_> =
         before.intersection(&after).filter(|(_, thread)| !seen.contains_key(thread)).collect();
     assert_eq!(missing, Vec::<&(i32, i32)>::new(), "missing tasks");
@@ -22,7 +22,7 @@ pub(crate) fn agree(linux: &Linux, dump: &Dump) {
         .iter()
         .filter(|task| !before.contains(&(task.tgid, task.pid)) && !after.contains(&(task.tgid, task.pid)))
         .filter(|task| {
-            u128::from(task.start_time_ns) < told_at.saturating_sub(Duration::from_secs(2)).as_nanos()
+            u128::from(task.start_time_ns) < reported_at.saturating_sub(Duration::from_secs(2)).as_nanos()
         })
         .collect();
     assert_eq!(invented, Vec::<&Task>::new(), "invented tasks");
@@ -36,17 +36,17 @@ pub(crate) fn agree(linux: &Linux, dump: &Dump) {
     );
 }
 
-/// Time since boot when the statement was begun.
+/// Time since boot at the beginning of the report.
 fn uptime(statement: &Statement) -> Duration {
     let reported = statement.text("/proc/uptime");
     Duration::from_secs_f64(reported.split(' ').next().unwrap().parse().unwrap())
 }
 
-/// What /proc says of a thread.
+/// A thread according to /proc.
 struct Reported {
     command_line: String,
     executable: String,
-    /// The innermost function it sleeps in, past the scheduler: `do_wait+0x5f`.
+    /// The innermost function in which it sleeps, outside the scheduler: `do_wait+0x5f`.
     place: Option<String>,
     comm: String,
     /// The words of `stat` after the name; the first is the state.
@@ -99,13 +99,14 @@ fn one_agrees(task: &Task, before: &Reported, after: &Reported) {
             "{own} in {before}..={after}: {what}"
         );
     };
-    // A worker's name in /proc says what it does; of other kernel threads /proc knows a longer name.
+    // A worker's name in /proc includes its current work; of other kernel threads /proc has a longer name.
     let names_agree = |reported: &str| reported.starts_with(&task.comm);
     assert!(names_agree(&before.comm) || names_agree(&after.comm), "{} {what}", before.comm);
     let switches = |reported: &Reported| {
         reported.status("voluntary_ctxt_switches", 0) + reported.status("nonvoluntary_ctxt_switches", 0)
     };
-    // A task that runs at the instant of the dump, or that ran between the two reports, may have had another state in both.
+    // A task that runs at the instant of the dump, or that ran between the two reports, may have had another state in
+    // both.
     let running = task.state == 'R' || switches(before) != switches(after);
     assert!(
         running || [before, after].iter().any(|reported| reported.stat[0] == task.state.to_string()),

@@ -24,7 +24,7 @@ pub(crate) fn cache() -> Option<PathBuf> {
 }
 
 const MEMORY_MIB: u64 = 512;
-/// A machine that is shared may let an emulated guest wait for long.
+/// On a shared host an emulated guest can take very long.
 const PATIENCE: Duration = Duration::from_mins(5);
 
 pub(crate) struct Guest {
@@ -34,19 +34,19 @@ pub(crate) struct Guest {
     directory: tempfile::TempDir,
 }
 
-/// Which guest to start, and on what machine.
+/// The guest to start, and its machine.
 pub(crate) struct Setting {
     /// Folder of the cache that holds `vmlinuz`, `initramfs.cpio.gz`, `disk.raw`.
     pub(crate) folder: PathBuf,
     pub(crate) vcpus: u32,
     /// The features of the CPU: `max`, `max,la57=off`.
     pub(crate) cpu: &'static str,
-    /// `tcg,thread=multi`, or `single`: kernels of 7 patch their code in a way in which QEMU 7.2's threads of several
-    /// vCPUs see half an instruction now and then.
+    /// `tcg,thread=multi`, or `single`: with several threads, QEMU 7.2 now and then executes half of a patched
+    /// instruction of a 7.x kernel.
     pub(crate) accelerator: &'static str,
-    /// More words of the kernel's command line.
+    /// Additions to the kernel's command line.
     pub(crate) append: &'static str,
-    /// Whether the machine has the data disk, and a blank one for what the guest's witness writes.
+    /// Whether the machine has the data disk, and a blank one for the guest's witness.
     pub(crate) disks: bool,
 }
 
@@ -67,7 +67,7 @@ impl Default for Setting {
 pub(crate) const WITNESS_DISK_BYTES: u64 = 64 << 20;
 
 impl Guest {
-    /// Starts the test guest, or says why that cannot be.
+    /// Starts the test guest; `None`, with a message, when that is not possible.
     pub(crate) fn start() -> Option<Self> {
         Self::start_on(&Setting::default(), None)
     }
@@ -88,7 +88,7 @@ impl Guest {
         let path = |name: &str| directory.path().join(name);
         let mut image = image;
         if let Some(archive) = archive {
-            // The kernel unpacks one archive after the other; each starts at a multiple of four bytes.
+            // The kernel unpacks the archives in order; each starts at a multiple of four bytes.
             let mut both = std::fs::read(&image).unwrap();
             both.resize(both.len().next_multiple_of(4), 0);
             both.extend(std::fs::read(archive).unwrap());
@@ -138,8 +138,8 @@ impl Guest {
         Some(guest)
     }
 
-    /// Starts a guest and waits for its shell. Now and then one falls over its own boot: QEMU 7.2 emulates the return
-    /// from an interrupt wrongly while code is being patched. That is none of the guest's doing, and it boots again.
+    /// Starts a guest and waits for its shell. QEMU 7.2 emulates the return from an interrupt wrongly while code is
+    /// being patched, so a boot fails now and then: it is repeated.
     pub(crate) fn boot_on(setting: &Setting, archive: Option<&Path>) -> Option<Self> {
         for attempt in 1..=5 {
             let mut guest = Self::start_on(setting, archive)?;
@@ -157,7 +157,7 @@ impl Guest {
         }
     }
 
-    /// Waits for the shell; when the kernel falls over, or nothing comes in time, gives what the console says.
+    /// Waits for the shell. When the kernel fails, or the time is over, returns the console's output.
     fn shell_answers(&mut self) -> Result<(), String> {
         let start = Instant::now();
         loop {
@@ -167,7 +167,7 @@ impl Guest {
             while let Ok(length @ 1..) = self.shell.read(&mut buffer) {
                 text.extend_from_slice(&buffer[..length]);
                 if text.windows(4).any(|window| window == b"up42") {
-                    // Leave no answer to an earlier question behind.
+                    // Answers to earlier commands arrive before the next one is sent.
                     std::thread::sleep(Duration::from_secs(1));
                     while let Ok(1..) = self.shell.read(&mut buffer) {}
                     return Ok(());
@@ -182,7 +182,7 @@ impl Guest {
         }
     }
 
-    /// Runs a command in the guest; its output.
+    /// Runs a command in the guest and returns its output.
     pub(crate) fn run(&mut self, command: &str) -> String {
         self.shell.write_all(format!("{command}; echo 'E''ND'$?\n").as_bytes()).unwrap();
         let (mut text, mut buffer, start) = (Vec::new(), vec![0; 65536], Instant::now());
@@ -223,11 +223,11 @@ impl Guest {
     }
 
     pub(crate) fn registers(&mut self) -> Vec<VcpuRegisters> {
-        registers::parse(&self.registers_as_told())
+        registers::parse(&self.registers_as_printed())
     }
 
     /// The registers as the monitor prints them.
-    pub(crate) fn registers_as_told(&mut self) -> String {
+    pub(crate) fn registers_as_printed(&mut self) -> String {
         let question =
             r#"{"execute":"human-monitor-command","arguments":{"command-line":"info registers -a"}}"#;
         let answer = self.ask(question);
@@ -244,12 +244,12 @@ impl Guest {
         self.directory.path().join("witness")
     }
 
-    /// The guest's memory as it is.
+    /// The guest's current memory.
     pub(crate) fn memory(&self) -> RawDump {
         RawDump::open(&self.memory_path()).unwrap()
     }
 
-    /// Overwrites memory while `during` runs, then puts the old bytes back.
+    /// Overwrites memory while `during` runs, then restores the old bytes.
     pub(crate) fn with_changed<T>(&self, changes: &[(Gpa, Vec<u8>)], during: impl FnOnce() -> T) -> T {
         let file = File::options().read(true).write(true).open(self.memory_path()).unwrap();
         let mut before = Vec::new();
@@ -274,7 +274,7 @@ impl Drop for Guest {
     }
 }
 
-/// Ends QEMU when starting it panics.
+/// Ends QEMU when the start panics.
 struct Starting {
     process: Option<Child>,
 }

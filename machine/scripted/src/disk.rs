@@ -12,10 +12,10 @@ pub(crate) const NAME: &str = "d0";
 /// Copies made in this process.
 static NUMBER: AtomicU64 = AtomicU64::new(1);
 
-/// Bytes that stand for a disk, and copies of them.
+/// The bytes of a disk, and copies of them.
 #[derive(Default)]
 pub(crate) struct MemoryDisk {
-    /// What it began as; with one, its blocks can be read and written.
+    /// Its initial contents; with a base, its blocks can be read and written.
     base: Option<Arc<Vec<u8>>>,
     shapes: Vec<DiskShape>,
     pub(crate) bytes: Vec<u8>,
@@ -46,7 +46,7 @@ impl MemoryDisk {
     }
 
     pub(crate) fn retain(&mut self) -> DiskState {
-        // Another machine, in this process or another, must not know the name.
+        // No other machine, in this process or another, may have the same name.
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let reference = format!("m{}-{number}", std::process::id());
         self.snapshots.push((reference.clone(), Arc::new(self.bytes.clone())));

@@ -1,9 +1,9 @@
 use retrovisor_guest::{Gfn, MemoryError, MemoryLayout, MemoryView, PAGE_SIZE, Page, PageSet};
 
-/// The contract of [`retrovisor_guest::MemoryIo::take_dirty`] as a model: what is known of each frame.
+/// The contract of [`retrovisor_guest::MemoryIo::take_dirty`] as a model: the known bytes of each frame.
 ///
-/// A frame is known from the moment it is read or written by the driver, until it is reported. Whatever a guest does, no
-/// known frame may be [wrong](Self::wrong) right after a call that succeeded.
+/// A frame is known from the moment it is read or written by the driver, until it is reported. Whatever a guest does,
+/// no known frame may be [wrong](Self::wrong) right after a call that succeeded.
 pub struct KnownFrames {
     layout: MemoryLayout,
     /// By index.
@@ -18,7 +18,7 @@ impl KnownFrames {
         Self { layout: layout.clone(), pages: vec![None; pages] }
     }
 
-    /// Reads a frame and takes note of its bytes.
+    /// Reads a frame and records its bytes.
     pub fn read(&mut self, view: &dyn MemoryView, gfn: Gfn) -> Result<(), MemoryError> {
         let mut page = [0; PAGE_SIZE];
         view.read_page(gfn, &mut page)?;
@@ -42,7 +42,7 @@ impl KnownFrames {
         }
     }
 
-    /// The known frames that hold other bytes. `view` must not note what it reads.
+    /// The known frames that have other bytes. `view` must not record what it reads.
     pub fn wrong(&self, view: &dyn MemoryView) -> Result<Vec<Gfn>, MemoryError> {
         let mut wrong = Vec::new();
         let mut found = [0; PAGE_SIZE];

@@ -1,5 +1,5 @@
-//! A machine in memory for tests: no vCPU runs, and a script has calls fail, hang, panic, or find the
-//! machine in another state. Compiles no driver: no KVM, no C, no unsafe code.
+//! A machine in memory for tests: no vCPU runs, and a script makes calls fail, hang, panic, or find the machine in
+//! another state. Needs no driver: no KVM, no C, no unsafe code.
 #![forbid(unsafe_code)]
 
 mod disk;

@@ -13,8 +13,8 @@ use crate::script::{Method, Script};
 /// The format of the one state section.
 const FORMAT: &str = "retrovisor-memory/1";
 
-/// Memory, one vCPU's registers that only the caller changes, some bytes that stand for devices, and a disk in memory.
-/// Everything that the real drivers must put back, this one puts back. Its [`Script`] makes calls fail.
+/// Memory, one vCPU's registers that only the caller changes, some bytes in place of devices, and a disk in memory. It
+/// restores everything that the real drivers must restore. Its [`Script`] makes calls fail.
 pub struct MemoryMachine {
     identity: MachineIdentity,
     capabilities: Capabilities,
@@ -27,8 +27,8 @@ pub struct MemoryMachine {
     needs_state: bool,
 }
 
-/// What stands in for a vCPU: another thread writes the guest's memory through it while the machine runs. A write
-/// waits while the machine is paused.
+/// Replaces a vCPU: another thread writes the guest's memory through it while the machine runs. A write waits while the
+/// machine is paused.
 #[derive(Clone)]
 pub struct Writer {
     memory: Arc<Memory>,
@@ -86,7 +86,7 @@ impl MemoryMachine {
         self
     }
 
-    /// What makes its calls fail.
+    /// The script that makes its calls fail.
     #[must_use]
     pub fn script(&self) -> Script {
         self.script.clone()
@@ -103,7 +103,7 @@ impl MemoryMachine {
         Ok(self.memory.guest_writes(gpa, bytes, true)?)
     }
 
-    /// Writes as the guest does, but the frames do not become dirty: what a driver does whose finder is broken.
+    /// Writes as the guest does, but the frames do not become dirty: simulates a defective dirty finder.
     pub fn poke_unreported(&mut self, gpa: Gpa, bytes: &[u8]) -> Result<(), MachineError> {
         Ok(self.memory.guest_writes(gpa, bytes, false)?)
     }
@@ -119,7 +119,7 @@ impl MemoryMachine {
         &mut self.registers
     }
 
-    /// The bytes that stand for device state, to be read and changed.
+    /// The bytes in place of device state, to be read and changed.
     pub fn device_mut(&mut self) -> &mut Vec<u8> {
         &mut self.device
     }
@@ -230,7 +230,7 @@ impl Machine for MemoryMachine {
 
 impl MemoryIo for MemoryMachine {
     fn take_dirty(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
-        // One that fails after its work has taken nothing: the next one must report it.
+        // A call that fails after its work has taken nothing: the next one must report the frames.
         let fails_after = self.script.begin(Method::TakeDirty)?;
         self.is_there()?;
         if fails_after {

@@ -28,8 +28,8 @@ impl Memory {
         Ok(Self { layout, inner })
     }
 
-    /// Writes as the guest does, across page borders: the frames become dirty if `is_reported`. Bytes before an address that is not memory
-    /// are written.
+    /// Writes as the guest does, across page borders: the frames become dirty if `is_reported`. Bytes before an address
+    /// that is not memory are written.
     pub(crate) fn guest_writes(&self, gpa: Gpa, bytes: &[u8], is_reported: bool) -> Result<(), MemoryError> {
         let mut inner = self.write();
         let mut done = 0;

@@ -60,7 +60,7 @@ impl Method {
     ];
 }
 
-/// What a call does by the script.
+/// The scripted behaviour of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Fails before it does anything. `run_state` answers [`RunState::Gone`], and `events` nothing.
@@ -71,11 +71,11 @@ pub enum Action {
     Hang,
     /// Panics before it does anything.
     Panic,
-    /// Does its work in a machine that is in this state from now on.
+    /// Does its work in a machine that is in this state from then on.
     Enter(RunState),
 }
 
-/// What a [`crate::MemoryMachine`] does beside working: shared by all copies, also while another thread has the machine.
+/// The script of a [`crate::MemoryMachine`]: shared by all copies, also while another thread has the machine.
 #[derive(Clone)]
 pub struct Script(Arc<Shared>);
 
@@ -116,14 +116,14 @@ impl Script {
         Self(Arc::new(Shared { inner: Mutex::new(inner), changed: Condvar::new() }))
     }
 
-    /// Acts on the `nth` call of a method from now on; 1 is the next one.
+    /// Applies to the `nth` call of a method from now on; 1 is the next one.
     pub fn on(&self, method: Method, nth: u64, action: Action) {
         let mut inner = self.lock();
         let call = inner.calls[method as usize] + nth;
         inner.actions.push((method, call, action));
     }
 
-    /// Forgets the actions that were not due yet.
+    /// Drops the actions that were not due yet.
     pub fn clear(&self) {
         self.lock().actions.clear();
     }
@@ -146,7 +146,7 @@ impl Script {
         self.0.changed.notify_all();
     }
 
-    /// Adds to what [`retrovisor_guest::Machine::events`] answers next.
+    /// Adds events that [`retrovisor_guest::Machine::events`] returns next.
     pub fn report(&self, event: GuestEvent) {
         self.lock().events.push(event);
     }
@@ -159,13 +159,13 @@ impl Script {
         waited.unwrap_or_else(PoisonError::into_inner).0.hanging
     }
 
-    /// Lets a call that hangs go on.
+    /// Lets a call that hangs continue.
     pub fn release(&self) {
         self.lock().released += 1;
         self.0.changed.notify_all();
     }
 
-    /// A call begins. An error ends it; otherwise the answer is whether it must fail after its work.
+    /// A call begins. Returns an error to end it; otherwise whether it must fail after its work.
     pub(crate) fn begin(&self, method: Method) -> Result<bool, MachineError> {
         let mut inner = self.lock();
         inner.calls[method as usize] += 1;

@@ -1,4 +1,4 @@
-//! The machine keeps the contracts of `Machine`, and follows its script.
+//! The machine meets the contracts of `Machine`, and follows its script.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::time::Duration;

@@ -1,8 +1,8 @@
-//! Guests of a few instructions, for tests and benchmarks: they need no firmware, no kernel and no file, and run
-//! wherever KVM runs anything.
+//! Guests of a few instructions, for tests and benchmarks: they need no firmware, kernel or file, and run wherever KVM
+//! is available.
 //!
-//! Test and guest communicate through one page, [`MAIL`]: it begins with the guest's orders; at `64 × (vCPU + 1)` each
-//! vCPU counts.
+//! Test and guest communicate through one page, [`MAIL`]: it begins with the guest's orders; each vCPU counts at `64 ×
+//! (vCPU + 1)`.
 
 mod clockwork;
 mod vectors;
@@ -14,9 +14,9 @@ pub use clockwork::{Beats, beats, clockwork};
 pub use vectors::{Registers, registers, vectors};
 pub use writer::{Writing, assign, writer};
 
-/// The page that holds the guest's orders and what it did.
+/// The page with the guest's orders and its results.
 pub const MAIL: Gpa = Gpa(0x10_0000);
-/// The address of the code: after the mail.
+/// The address of the code: after the mail page.
 const CODE: Gpa = Gpa(0x10_1000);
 
 /// Rounds that a vCPU of a [`writer`] has done, times that one of a [`clockwork`] woke up, or that one of
@@ -35,7 +35,7 @@ fn word(machine: &dyn Machine, at: Gpa) -> Result<u64, MachineError> {
     Ok(u64::from_le_bytes(bytes))
 }
 
-/// Puts words at the beginning of the mail; the machine must be paused.
+/// Writes words to the beginning of the mail page; the machine must be paused.
 fn post(machine: &mut dyn Machine, words: &[u64]) -> Result<(), MachineError> {
     let mut page = [0; PAGE_SIZE];
     machine.memory().read_page(MAIL.gfn(), &mut page)?;

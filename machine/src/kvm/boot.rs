@@ -23,8 +23,8 @@ pub(super) use generation::{GENERATION_ID, GENERATION_LINE};
 /// What the vCPUs run first.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Boot {
-    /// A Linux kernel, started by the 64-bit boot protocol or at its entry for virtual machines (PVH); ACPI describes what
-    /// the machine has.
+    /// A Linux kernel, started by the 64-bit boot protocol or at its entry for virtual machines (PVH); ACPI describes
+    /// what the machine has.
     Linux {
         /// A bzImage, as distributions ship it, or a vmlinux (ELF).
         kernel: PathBuf,
@@ -33,8 +33,8 @@ pub enum Boot {
         /// The kernel's command line.
         append: String,
     },
-    /// Code that needs no firmware: all vCPUs start at its first byte in 64-bit mode, memory is mapped one to one,
-    /// RDI holds the vCPU's number, RSI the end of memory. The first mebibyte is ours.
+    /// Code that needs no firmware: all vCPUs start at its first byte in 64-bit mode, memory is mapped one to one, RDI
+    /// has the vCPU's number, RSI the end of memory. The first mebibyte is reserved for the monitor.
     Flat {
         /// The code.
         image: Vec<u8>,
@@ -47,13 +47,13 @@ pub enum Boot {
 pub(super) struct Entry {
     /// Registers of the first vCPU.
     pub(super) regs: kvm_regs,
-    /// The mode that they are for.
+    /// The mode of the registers.
     pub(super) mode: Mode,
     /// Whether the others start with it, each with its number in RDI; else they wait to be woken by it.
     pub(super) all: bool,
 }
 
-/// How a processor begins.
+/// The initial mode of a processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mode {
     /// 64 bits, memory mapped one to one.
@@ -63,7 +63,7 @@ pub(super) enum Mode {
 }
 
 impl Boot {
-    /// Puts all that is needed into memory.
+    /// Writes everything that is needed into memory.
     pub(super) fn load(
         &self,
         ram: &Ram,
@@ -83,7 +83,7 @@ impl Boot {
 }
 
 impl Entry {
-    /// What a vCPU starts with; `sregs` are those after its creation. `None`: it waits.
+    /// The initial registers of a vCPU; `sregs` are those after its creation. `None`: it waits.
     pub(super) fn registers(&self, vcpu: u32, sregs: &mut kvm_sregs) -> Option<kvm_regs> {
         if vcpu > 0 && !self.all {
             return None;

@@ -5,7 +5,7 @@ use super::state::decode;
 use super::vcpu::VcpuState;
 use super::vm::VmState;
 
-/// Names the parts in which two states of a microVM differ, but for what changes while a guest is paused: clocks,
+/// Names the parts in which two states of a microVM differ, except those that change while a guest is paused: clocks,
 /// time-stamp counters, and the current counts of timers.
 pub fn compare_states(one: &MachineState, other: &MachineState) -> Result<Vec<String>, MachineError> {
     if !one.sections.iter().map(|part| &part.format).eq(other.sections.iter().map(|part| &part.format)) {

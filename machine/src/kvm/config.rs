@@ -10,18 +10,18 @@ use super::template::Template;
 use crate::ram::Ram;
 use retrovisor_guest::MacAddress;
 
-/// What a microVM is made of.
+/// The configuration of a microVM.
 #[derive(Clone, Debug)]
 pub struct KvmConfig {
     /// The machine's name.
     pub name: String,
     /// The address ranges of its memory.
     pub layout: MemoryLayout,
-    /// What is in its memory at first.
+    /// The initial contents of its memory.
     pub memory: MemorySource,
     /// Number of vCPUs, 1 to 8.
     pub vcpus: u32,
-    /// What its vCPUs run first.
+    /// The code that its vCPUs run first.
     pub boot: Boot,
     /// Its disks, each in turn as `/dev/vda`, `/dev/vdb`…
     pub disks: Vec<DiskConfig>,
@@ -36,27 +36,27 @@ pub struct KvmConfig {
 /// A network interface of a microVM.
 #[derive(Clone, Debug)]
 pub struct NetConfig {
-    /// What it is plugged into.
+    /// What it is connected to.
     pub backend: NetBackend,
     /// Its address; without one, it has [`MacAddress::of_machine`].
     pub mac: Option<MacAddress>,
 }
 
-/// What a microVM's memory begins with.
+/// The initial contents of a microVM's memory.
 #[derive(Clone, Debug, Default)]
 pub enum MemorySource {
-    /// Zeros, and what [`Boot`] puts there.
+    /// Zeros, and the data of [`Boot`].
     #[default]
     Fresh,
-    /// The same, in a file that others map, too: the slots lie in it one after another from its beginning. It must not
-    /// become shorter.
+    /// The same, in a file that other processes map as well: the slots follow one another from its beginning. It must
+    /// not become shorter.
     Shared(Arc<File>),
-    /// The same file, which another process that maps it fills with the memory of another instant. [`KvmConfig::boot`] is passed
-    /// over: the machine waits for [`retrovisor_guest::StateIo::apply_state`] with the state of that instant, then for
-    /// `resume`.
+    /// The same file, which another process that maps it fills with the memory of another instant. [`KvmConfig::boot`]
+    /// is ignored: the machine waits for [`retrovisor_guest::StateIo::apply_state`] with the state of that instant,
+    /// then for `resume`.
     Awaited(Arc<File>),
-    /// The memory of another instant, shared until it is written. [`KvmConfig::boot`] is passed over: the machine
-    /// waits for [`retrovisor_guest::StateIo::apply_state`] with the state of that instant, then for `resume`.
+    /// The memory of another instant, shared until it is written. [`KvmConfig::boot`] is ignored: the machine waits for
+    /// [`retrovisor_guest::StateIo::apply_state`] with the state of that instant, then for `resume`.
     Template(Template),
 }
 

@@ -1,4 +1,4 @@
-//! The machine's console, seen from this side of the serial port.
+//! The host's side of the machine's console.
 
 pub(super) mod output;
 pub(super) mod pending;
@@ -7,7 +7,7 @@ use pending::Pending;
 
 use super::input_gate::InputGate;
 
-/// Types into a machine's console. Clones type into the same one; it may be used while the machine is elsewhere.
+/// Sends input to a machine's console. Clones send to the same one; it can be used from any thread.
 #[derive(Clone)]
 pub struct ConsoleInput {
     pending: Pending,
@@ -19,10 +19,11 @@ impl ConsoleInput {
         Self { pending, input_gate }
     }
 
-    /// Types, and returns how many of the bytes were taken: the rest must be typed again, later.
+    /// Sends input, and returns how many of the bytes were accepted: the rest must be sent again later.
     ///
-    /// The port holds 64 bytes. What does not fit waits here, up to 64 KiB, until the guest has read them, or until the
-    /// machine is resumed. It is no part of a checkpoint and a rollback leaves it waiting; what the port holds is.
+    /// The port holds 64 bytes. Further input waits here, up to 64 KiB, until the guest has read the port's bytes, or
+    /// until the machine is resumed. A checkpoint includes the bytes in the port, but not those that wait here, which a
+    /// rollback does not change.
     #[must_use = "what was not taken must be typed again"]
     pub fn type_in(&self, bytes: &[u8]) -> usize {
         let taken = self.pending.push(bytes);
@@ -36,7 +37,7 @@ impl ConsoleInput {
         self.pending.len()
     }
 
-    /// Forgets what waits.
+    /// Drops the input that waits.
     pub fn clear(&self) {
         self.pending.clear();
     }

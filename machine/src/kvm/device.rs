@@ -1,4 +1,4 @@
-//! Devices that this process emulates: each in a file of its own, each with its state.
+//! Devices emulated by this process: one file each, with its state.
 
 mod power;
 mod reset;
@@ -10,11 +10,11 @@ pub(super) use power::Power;
 pub(super) use reset::Reset;
 pub(super) use serial::Serial;
 
-/// A device as the vCPUs and the checkpoints see it.
+/// A device as seen by the vCPUs and by checkpoints.
 ///
-/// Whatever a guest writes is lawful here: a device answers or ignores, and never panics.
+/// A guest may write any value: a device responds or ignores it, and never panics.
 pub(super) trait Device: Send {
-    /// Where it answers.
+    /// The addresses of its registers.
     fn place(&self) -> Place;
 
     /// A vCPU reads; `data` is all ones before.
@@ -23,51 +23,51 @@ pub(super) trait Device: Send {
     /// A vCPU writes.
     fn write(&mut self, offset: u64, data: &[u8]) -> Outcome;
 
-    /// Takes what came from outside and waits for it, as much as it has room for. The machine runs.
+    /// Takes input from outside that waits for the device, as much as it has room for. The machine runs.
     fn take_input(&mut self) {}
 
-    /// Does a part of what the guest asked for and [`Outcome::Behind`] left. Whether there is more.
+    /// Continues the work that [`Outcome::Behind`] left. Returns whether there is more.
     fn catch_up(&mut self) -> bool {
         false
     }
 
-    /// The name and version of its state's format: `serial/1`. With more of its kind, each has a name of its own:
-    /// `virtio-block/1:d0`.
+    /// The name and version of its state's format: `serial/1`. If there are several devices of a kind, each has a name
+    /// of its own: `virtio-block/1:d0`.
     fn format(&self) -> &str;
 
-    /// Its state. Nothing is in flight: the vCPUs are stopped.
+    /// Its state. No request is in flight: the vCPUs are stopped.
     fn save(&self) -> Result<Vec<u8>, MachineError>;
 
-    /// Takes a state back that [`Device::save`] gave; refuses what is not one and then stays as it was.
+    /// Restores a state from [`Device::save`]; refuses an invalid one without any change.
     fn restore(&mut self, bytes: &[u8]) -> Result<(), MachineError>;
 }
 
-/// Where a device answers.
+/// The addresses of a device's registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// A row of ports.
+    /// A range of ports.
     Ports {
         /// The first one.
         first: u16,
-        /// How many.
+        /// Their number.
         count: u16,
     },
     /// A range of addresses that is not memory.
     Memory {
         /// The first one.
         first: Gpa,
-        /// How many.
+        /// Their number.
         bytes: u64,
     },
 }
 
-/// What a write leads to.
+/// The effect of a write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// The vCPU goes on.
+    /// The vCPU continues.
     Done,
-    /// The vCPU goes on once devices have caught up, which may be after a pause ([`Device::catch_up`]).
+    /// The vCPU continues once devices have completed their work, which may be after a pause ([`Device::catch_up`]).
     Behind,
-    /// The machine ends, and why.
+    /// The machine ends, with the reason.
     End(&'static str),
 }

@@ -13,15 +13,15 @@ mod ioctl {
 // The number from include/uapi/linux/kvm.h: KVM_GET_DIRTY_LOG carries 16 bytes.
 const _: () = assert!(size_of::<kvm_dirty_log>() == 16);
 
-/// KVM's log of the pages that vCPUs have written, and room to read it into, which is kept: taking it anew would cost
-/// as much as reading.
+/// KVM's log of the pages that vCPUs have written, and a buffer for it, which is reused: allocating it would take as
+/// long as reading.
 #[derive(Default)]
 pub(super) struct DirtyLog {
     words: Vec<u64>,
 }
 
 impl DirtyLog {
-    /// The log of one slot of so many pages, a bit each, since it was read last; it starts anew.
+    /// Reads the log of one slot of this many pages since the last read, one bit for each page. Reading clears it.
     pub(super) fn read(&mut self, vm: &VmFd, slot: u32, pages: u64) -> Result<&[u64], MachineError> {
         let count = usize::try_from(pages.div_ceil(64)).unwrap_or(usize::MAX);
         if self.words.len() < count {

@@ -1,5 +1,5 @@
-//! Disks of a microVM: a base image that is only read, and above it what the guest wrote, block by block, with every captured
-//! state of it.
+//! Disks of a microVM: a base image that is never written, and above it the guest's writes, block by block, with every
+//! captured state.
 
 mod base;
 mod block_map;

@@ -1,4 +1,4 @@
-//! `MicroVMs`, each in a worker process of its own, as a driver of managed machines.
+//! The driver of managed `MicroVMs`, each in a worker process of its own.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ use super::net::link::NetBackend;
 use super::worker::{Limits, RemoteConfig, RemoteMachine};
 use crate::{accelerator, process};
 
-/// The argument under which this program is a worker; see [`super::worker_process`].
+/// The argument with which this program becomes a worker; see [`super::worker_process`].
 pub const WORKER_VERB: &str = "machine-worker";
 
 /// The name in specs and identities.
@@ -30,14 +30,14 @@ pub struct KvmDriver {
 }
 
 impl KvmDriver {
-    /// Hubs between machines have their sockets in `hubs_dir`.
+    /// `hubs_dir` is the folder for the sockets of hubs.
     #[must_use]
     pub fn new(hubs_dir: &Path) -> Self {
         Self { hubs: Hubs::new(hubs_dir) }
     }
 
-    /// Hubs end with the process that served them: the worker is given connections to those of this one. A tap it still
-    /// has.
+    /// Hubs end with the process that served them, so the worker is given connections to the new ones. It still has its
+    /// tap.
     fn plug_in(&self, machine: &mut RemoteMachine, attach: &Attach<'_>) -> Result<(), MachineError> {
         for (index, plug) in self.hubs.plugs(attach.interfaces)?.into_iter().enumerate() {
             if matches!(plug.backend, NetBackend::Hub(_)) {

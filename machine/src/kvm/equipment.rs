@@ -14,10 +14,10 @@ use retrovisor_guest::MacAddress;
 
 const SERIAL_LINE: u32 = 4;
 
-/// All devices of a machine, on their bus, and what the machine keeps of them.
+/// All devices of a machine, on their bus, and the handles that the machine keeps.
 pub(super) struct Equipment {
     pub(super) bus: Bus,
-    /// The guest's memory as devices write it.
+    /// The guest's memory for writes of devices.
     pub(super) memory: DeviceMemory,
     /// The windows of virtio devices, for the tables that the guest reads.
     pub(super) windows: Vec<Window>,
@@ -27,7 +27,7 @@ pub(super) struct Equipment {
     pub(super) interfaces: Vec<Interface>,
 }
 
-/// Our side of a console.
+/// The host's side of a console.
 #[derive(Clone, Default)]
 pub(super) struct Ends {
     pub(super) output: ConsoleOutput,

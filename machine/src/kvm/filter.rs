@@ -1,4 +1,4 @@
-//! Which system calls the worker's threads may make.
+//! The system calls that the worker's threads may make.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -12,10 +12,10 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-/// The type of KVM's ioctls, and its place in the number.
+/// The type of KVM's ioctls, and its position in the number.
 const KVM_IOCTLS: u64 = 0xae00;
 const IOCTL_TYPE: u64 = 0xff00;
-/// What a vCPU's thread may ask of KVM: to run, and to raise an interrupt; and to read the vCPU's state.
+/// The ioctls of a vCPU's thread: running, raising an interrupt, and reading the vCPU's state.
 const VCPU_IOCTLS: [u64; 15] = [
     0xae80,
     0x4008_ae61,
@@ -36,12 +36,12 @@ const VCPU_IOCTLS: [u64; 15] = [
     0x4018_aee2,
 ];
 
-/// What the thread of a network interface may ask of KVM: to raise the interface's interrupt. All else that it does, every
-/// thread may: it waits for frames and to be woken (`ppoll`, `read`), receives them (`recvfrom` from a hub, `read` from a
-/// tap), and writes them into memory that is mapped. Sending is done by vCPUs (`sendto`, `write`).
+/// The ioctls of a network interface's thread: raising the interface's interrupt. Its other calls are permitted to
+/// every thread: waiting for frames and for a wake-up (`ppoll`, `read`), receiving (`recvfrom` from a hub, `read` from
+/// a tap), and writing to mapped memory. vCPUs send (`sendto`, `write`).
 const NET_IOCTLS: [u64; 2] = [0x4008_ae61, 0xc008_ae67];
 
-/// What every thread may do: memory, time, waiting, signals, and the files that it has open.
+/// The calls of every thread: memory, time, waiting, signals, and its open files.
 const ANY: [i64; 57] = [
     libc::SYS_read,
     libc::SYS_write,
@@ -102,9 +102,9 @@ const ANY: [i64; 57] = [
     libc::SYS_getrusage,
 ];
 
-/// What the threads may do, too, that talk to the outside and start others.
+/// The additional calls of the threads that communicate with clients and start other threads.
 const CONTROL: [i64; 17] = [
-    // Answered by another filter, which could not overrule this one if this one refused.
+    // Decided by another filter, which could not permit it if this one refused.
     libc::SYS_clone3,
     libc::SYS_accept4,
     libc::SYS_getsockopt,
@@ -124,12 +124,12 @@ const CONTROL: [i64; 17] = [
     libc::SYS_seccomp,
 ];
 
-/// What vCPU threads put on top, once the worker is confined.
+/// The additional filter of vCPU threads, once the worker is confined.
 static VCPU: OnceLock<BpfProgram> = OnceLock::new();
-/// What the threads of network interfaces put on top.
+/// The additional filter of the threads of network interfaces.
 static NET: OnceLock<BpfProgram> = OnceLock::new();
 
-/// Confines this thread, and all that it starts from now on.
+/// Confines this thread, and all threads that it starts from now on.
 pub(super) fn apply() -> Result<(), MachineError> {
     let failed = |message: String| MachineError::Driver { doing: "confining system calls".into(), message };
     let install =
@@ -145,8 +145,8 @@ pub(super) fn apply() -> Result<(), MachineError> {
     install(&control)
 }
 
-/// For a vCPU's thread, before it enters the guest for the first time: in a confined worker it loses what it does not
-/// need; elsewhere nothing happens. A thread that cannot be confined must not go on.
+/// For a vCPU's thread, before it enters the guest for the first time: in a confined worker it drops the calls that it
+/// does not need; elsewhere nothing happens. A thread that cannot be confined must not continue.
 pub(super) fn enter_vcpu_thread() -> Result<(), String> {
     enter(&VCPU)
 }
@@ -171,7 +171,7 @@ fn when(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule,
 
 fn any() -> Result<Rules, BackendError> {
     let mut rules: Rules = ANY.iter().map(|call| (*call, Vec::new())).collect();
-    // No memory becomes code.
+    // Memory must not be executable.
     let executable = u64::try_from(libc::PROT_EXEC).unwrap_or(u64::MAX);
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         rules.insert(call, vec![when(2, SeccompCmpOp::MaskedEq(executable), 0)?]);
@@ -199,7 +199,7 @@ fn control() -> Result<BpfProgram, BackendError> {
     program(rules, SeccompAction::Trap, SeccompAction::Allow)
 }
 
-/// What every thread may do, and of ioctls these.
+/// The calls of every thread, with these ioctls.
 fn device_work(ioctls: &[u64]) -> Result<BpfProgram, BackendError> {
     let mut rules = any()?;
     let ioctls = ioctls.iter().map(|number| when(1, SeccompCmpOp::Eq, *number));
@@ -207,7 +207,7 @@ fn device_work(ioctls: &[u64]) -> Result<BpfProgram, BackendError> {
     program(rules, SeccompAction::Trap, SeccompAction::Allow)
 }
 
-/// The new call for starting threads hides its flags in memory: without it, the C library takes the old one.
+/// clone3 has its flags in memory, where a filter cannot read them: without it, the C library uses clone.
 fn old_clone() -> Result<BpfProgram, BackendError> {
     let rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     let absent = SeccompAction::Errno(u32::try_from(libc::ENOSYS).unwrap_or(1));
@@ -227,7 +227,7 @@ fn tell_of_refusals() -> io::Result<()> {
 }
 
 extern "C" fn refused(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    /// Where the kernel puts the number of the call, in bytes from the beginning.
+    /// Offset of the call's number in bytes.
     const CALL_AT: usize = 24;
     let mut text = *b"worker: system call      is not allowed; the worker ends\n";
     // SAFETY: the kernel passes a `siginfo_t` of 128 bytes, and for SIGSYS an int is at that place.

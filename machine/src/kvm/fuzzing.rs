@@ -1,6 +1,6 @@
-//! The devices of microVMs under a guest that does anything, for the fuzzers in `fuzz/` and for the tests below: bytes are
-//! read as accesses to registers and memory, input from outside, and restored states. None of them may make a device panic
-//! or work without end.
+//! The devices of microVMs under a guest with arbitrary behaviour, for the fuzzers in `fuzz/` and for the tests below:
+//! bytes are decoded as accesses to registers and memory, input from outside, and restored states. None of them may
+//! make a device panic or work without bound.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
@@ -24,7 +24,7 @@ use super::virtio::{Block, Console, DeviceMemory, Mmio, Net, Rng, VirtioDevice};
 use crate::ram::Ram;
 use retrovisor_guest::MacAddress;
 
-/// A device that takes any bytes.
+/// A device, driven by any bytes.
 pub type Target = fn(&[u8]);
 
 /// The devices, by the names of the fuzz targets.
@@ -42,7 +42,7 @@ const QUEUE_SIZE: u16 = 16;
 /// The first queue's rings; the next one's follow after [`RINGS_BYTES`].
 const RINGS: u64 = 0x1000;
 const RINGS_BYTES: u64 = 0x3000;
-/// Most bytes of an attack that are looked at.
+/// Bound on the decoded bytes.
 const PROGRAM_BYTES_MAX: usize = 4096;
 
 /// The serial port, with input from outside.
@@ -112,7 +112,7 @@ fn exchange(other: &OwnedFd, frame: &[u8]) {
     while rustix::net::recv(other, &mut bytes[..], rustix::net::RecvFlags::DONTWAIT).is_ok() {}
 }
 
-/// A line that goes nowhere.
+/// An interrupt line without effect.
 #[derive(Clone)]
 struct Silent;
 
@@ -120,7 +120,7 @@ impl InterruptLine for Silent {
     fn set(&self, _raised: bool) {}
 }
 
-/// What is left of the bytes.
+/// The remaining bytes.
 struct Program<'a>(&'a [u8]);
 
 impl<'a> Program<'a> {
@@ -146,7 +146,7 @@ impl<'a> Program<'a> {
     }
 }
 
-/// Accesses, input, and states: what every device has.
+/// Accesses, input, and states, for every device.
 fn run<D: Device>(device: &mut D, bytes: &[u8], mut input: impl FnMut(&mut D, &[u8])) {
     let mut program = Program(&bytes[..bytes.len().min(PROGRAM_BYTES_MAX)]);
     while let Some(what) = program.byte() {
@@ -172,13 +172,13 @@ fn step<D: Device>(
             input(device, program.slice(length.into()));
         }
         4 => {
-            // A state that it gave is restored, and is the same then.
+            // A saved state is restored, and is unchanged then.
             let saved = device.save().expect("a device has a state");
             device.restore(&saved).expect("it is its own");
             assert_eq!(device.save().expect("a device has a state"), saved);
         }
         _ => {
-            // One that it gave, with some bytes changed; and any bytes.
+            // A saved state with some bytes changed; and any bytes.
             let mut saved = device.save().expect("a device has a state");
             let (at, changed) = (program.number() as usize, program.slice(length));
             let at = at % (saved.len() + 1);
@@ -223,7 +223,7 @@ fn attack<D: VirtioDevice>(device: D, bytes: &[u8], mut input: impl FnMut(&mut M
                 put(u64::from(program.number()) % MEMORY_BYTES, program.slice(length.into()));
             }
             8..11 => {
-                // One descriptor: a buffer in the memory mostly, and what else its bytes say.
+                // One descriptor: mostly a buffer in memory, otherwise as its bytes say.
                 let at = u64::from(program.byte().unwrap_or(0) % 16);
                 let mut descriptor = [0; 16];
                 let buffer = u64::from(program.number()) % (MEMORY_BYTES + 0x1000);
@@ -248,12 +248,12 @@ fn attack<D: VirtioDevice>(device: D, bytes: &[u8], mut input: impl FnMut(&mut M
             }
         }
     }
-    // A reset makes it work again.
+    // A reset makes the device work again.
     start(&mut device, features, queues);
     assert!(device.work(|_, _| Ok(())).is_some(), "a device that was reset does not run");
 }
 
-/// Brings a device up as stock drivers do.
+/// Initializes a device as stock drivers do.
 fn start<D: VirtioDevice>(device: &mut Mmio<D>, features: u64, queues: usize) {
     set(device, VIRTIO_MMIO_STATUS, 0);
     set(device, VIRTIO_MMIO_STATUS, 3);
@@ -289,7 +289,7 @@ fn tempdir() -> std::io::Result<std::path::PathBuf> {
     Ok(dir)
 }
 
-/// What the fuzzers begin from: a request of two buffers in the first queue, input, and a state that is restored.
+/// Initial inputs for the fuzzers: a request of two buffers in the first queue, input, and a restored state.
 #[must_use]
 pub fn seeds() -> Vec<(&'static str, Vec<u8>)> {
     let request = [

@@ -1,21 +1,21 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// How often the number of threads inside is polled before the system is asked to wait.
+/// How often the number of threads inside is polled before this thread sleeps.
 const SPINS_MAX: u32 = 4_000;
 
-/// What the vCPU threads are to do, and how many of them are in the guest.
+/// The orders for the vCPU threads, and the number of those in the guest.
 #[derive(Default)]
 pub(super) struct Gate {
     /// Checked between two entries into the guest.
     stop: AtomicBool,
     inner: Mutex<Inner>,
     changed: Condvar,
-    /// As in `inner`, to be polled without a lock.
+    /// Copies of fields of `inner`, for polling without a lock.
     inside: AtomicUsize,
 }
 
-/// What a vCPU thread is to do.
+/// The order for a vCPU thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
     /// Enter the guest.
@@ -31,10 +31,10 @@ struct Inner {
     phase: Phase,
     /// vCPU threads between their entry and their exit.
     inside: usize,
-    /// How often vCPU threads were asked to save states, and how many threads have not yet.
+    /// How often vCPU threads were requested to save states, and how many threads have not done so yet.
     save_requests: u64,
     saving: usize,
-    /// Why the guest can run no more.
+    /// Why the guest cannot continue.
     ended: Option<String>,
 }
 
@@ -46,7 +46,7 @@ enum Phase {
     Over,
 }
 
-/// A thread that passed the gate, and leaves when this is dropped: also when it panics.
+/// A thread inside the gate, which leaves when this is dropped, also in a panic.
 pub(super) struct Inside<'a>(&'a Gate);
 
 impl Drop for Inside<'_> {
@@ -56,7 +56,7 @@ impl Drop for Inside<'_> {
 }
 
 impl Gate {
-    /// A vCPU thread waits here until there is something to do. `seen`: the last request to save its state that it saw.
+    /// Waits, in a vCPU thread, for an order. `seen`: the last request to save its state that it saw.
     pub(super) fn enter(&self, seen: &mut u64) -> Next {
         let mut inner = self.lock();
         loop {
@@ -83,7 +83,7 @@ impl Gate {
         }
     }
 
-    /// Has all `threads` vCPU threads, which are stopped, save their states.
+    /// Makes all `threads` vCPU threads, which are stopped, save their states.
     pub(super) fn request_state_save(&self, threads: usize) {
         let mut inner = self.lock();
         if inner.phase != Phase::Stopped {
@@ -97,7 +97,7 @@ impl Gate {
         }
     }
 
-    /// Waits until all are out; `false` when the gate is open again before.
+    /// Waits until all threads have left; `false` when the gate is opened before.
     pub(super) fn wait_all_out(&self) -> bool {
         let mut inner = self.lock();
         while inner.inside > 0 && inner.phase == Phase::Stopped {
@@ -106,8 +106,8 @@ impl Gate {
         inner.phase == Phase::Stopped
     }
 
-    /// A thread that brings input from outside waits here until the machine runs, and is inside as long as what is returned
-    /// lives. `None` when it shall end.
+    /// Waits, in a thread with input from outside, until the machine runs. The thread is inside as long as the result
+    /// exists. `None` when the machine has ended.
     pub(super) fn pass(&self) -> Option<Inside<'_>> {
         let mut inner = self.lock();
         loop {
@@ -131,7 +131,7 @@ impl Gate {
         running.then(|| Inside(self))
     }
 
-    /// A vCPU thread has left the guest, with what it had to do there done.
+    /// A vCPU thread has left the guest, and has done the work of its exit.
     pub(super) fn leave(&self) {
         let mut inner = self.lock();
         self.step(&mut inner, -1);
@@ -140,7 +140,7 @@ impl Gate {
         }
     }
 
-    /// Whether vCPU threads shall leave the guest.
+    /// Whether vCPU threads must leave the guest.
     pub(super) fn wants_stop(&self) -> bool {
         self.stop.load(Ordering::SeqCst)
     }
@@ -154,7 +154,7 @@ impl Gate {
         }
     }
 
-    /// Asks the vCPU threads to leave; `kick` pulls them out of the guest. Returns when all are out.
+    /// Tells the vCPU threads to leave; `kick` makes them exit the guest. Returns when all have left.
     pub(super) fn close(&self, kick: impl Fn()) {
         let mut inner = self.lock();
         if inner.phase == Phase::Running {
@@ -164,7 +164,7 @@ impl Gate {
         if inner.inside > 0 {
             drop(inner);
             kick();
-            // Mostly they are out sooner than the system would wake this thread.
+            // They usually leave sooner than this thread could be woken.
             for _ in 0..SPINS_MAX {
                 if self.inside.load(Ordering::SeqCst) == 0 {
                     break;
@@ -185,7 +185,7 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    /// The guest stops by itself: it shut down, or its vCPU cannot go on.
+    /// The guest stops: it shut down, or its vCPU cannot continue.
     pub(super) fn give_up(&self, why: String) {
         let mut inner = self.lock();
         inner.ended.get_or_insert(why);
@@ -195,7 +195,7 @@ impl Gate {
         self.stop.store(true, Ordering::SeqCst);
     }
 
-    /// A state was put back: the guest has not ended.
+    /// A state was restored: the guest has not ended.
     pub(super) fn revive(&self) {
         self.lock().ended = None;
     }

@@ -1,7 +1,7 @@
 use kvm_ioctls::Kvm;
 use retrovisor_guest::MachineError;
 
-/// What the host's KVM must be able to do, and what it is called in an error.
+/// The required capabilities of the host's KVM, with their names in errors.
 const NEEDED: [(kvm_ioctls::Cap, &str); 8] = [
     (kvm_ioctls::Cap::Irqchip, "interrupt controllers in the kernel"),
     (kvm_ioctls::Cap::Pit2, "a timer in the kernel"),
@@ -13,7 +13,7 @@ const NEEDED: [(kvm_ioctls::Cap, &str); 8] = [
     (kvm_ioctls::Cap::VcpuEvents, "pending events of a vCPU"),
 ];
 
-/// Opens `/dev/kvm` and sees to it that everything needed is there.
+/// Opens `/dev/kvm` and checks the required capabilities.
 pub(super) fn open() -> Result<Kvm, MachineError> {
     let kvm = Kvm::new().map_err(|error| MachineError::Config {
         what: format!("/dev/kvm does not open: {error}"),
@@ -37,7 +37,7 @@ pub(super) fn open() -> Result<Kvm, MachineError> {
     })
 }
 
-/// An error of a KVM call, with what was being done.
+/// An error of a KVM call, with the action that failed.
 pub(super) fn failed(doing: impl Into<String>) -> impl FnOnce(kvm_ioctls::Error) -> MachineError {
     let doing = doing.into();
     move |error| MachineError::Driver { doing, message: error.to_string() }

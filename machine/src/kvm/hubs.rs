@@ -19,7 +19,7 @@ impl Hubs {
         Self { dir: dir.to_owned(), served: Mutex::default() }
     }
 
-    /// What these interfaces are plugged into; hubs are there afterwards.
+    /// Resolves what these interfaces are connected to, and serves the hubs among them.
     pub(super) fn plugs(&self, interfaces: &[Interface]) -> Result<Vec<NetConfig>, MachineError> {
         let plug = |interface: &Interface| {
             let backend = match &interface.network {
@@ -37,7 +37,7 @@ impl Hubs {
             what: error.to_string(),
             help: "A hub is made when the first machine is plugged into it".into(),
         })?;
-        // The map is only inserted into and looked up: a thread that panicked left it whole.
+        // The map is only inserted into and read: it is consistent also after a panic.
         let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(hub) = served.get(name) {
             return Ok(hub.path().to_owned());

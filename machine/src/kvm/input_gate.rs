@@ -3,11 +3,11 @@ use std::sync::{Arc, Weak};
 use super::bus::Bus;
 use super::gate::Gate;
 
-/// Passes input from outside to devices only while the machine runs, so that nothing changes while it is paused.
+/// Passes input from outside to devices only while the machine runs, so that nothing changes during a pause.
 #[derive(Clone)]
 pub(super) struct InputGate {
     gate: Arc<Gate>,
-    /// A gate does not keep the machine's devices alive.
+    /// Weak: a gate does not keep the machine's devices alive.
     bus: Weak<Bus>,
 }
 
@@ -16,15 +16,15 @@ impl InputGate {
         Self { gate, bus: Arc::downgrade(bus) }
     }
 
-    /// Has every device take the input that waits for it, if the machine runs. Must be called again when it is resumed.
+    /// Makes every device accept the input that waits for it, if the machine runs. Must be called again after a resume.
     pub(super) fn notify(&self) {
         if let (Some(_inside), Some(bus)) = (self.gate.try_pass(), self.bus.upgrade()) {
             bus.take_input();
         }
     }
 
-    /// Waits until the machine runs, then does some work on a device, which must be short: a pause waits for it. `None`
-    /// when the machine has ended.
+    /// Waits until the machine runs, then does some work on a device. The work must be short, since a pause waits for
+    /// it. `None` when the machine has ended.
     pub(super) fn pass<R>(&self, work: impl FnOnce() -> R) -> Option<R> {
         let _inside = self.gate.pass()?;
         Some(work())

@@ -4,12 +4,12 @@ use kvm_ioctls::VmFd;
 
 /// A line into the guest's interrupt controllers.
 ///
-/// It takes effect before the call returns: an interrupt on its way through another thread would be in no checkpoint.
+/// It takes effect before the call returns: an interrupt in transit in another thread would not be in any checkpoint.
 pub(super) trait InterruptLine: Send {
     /// Raises or lowers the line.
     fn set(&self, raised: bool);
 
-    /// One edge up, and down again.
+    /// One pulse.
     fn pulse(&self) {
         self.set(true);
         self.set(false);
@@ -31,7 +31,7 @@ impl VmLine {
 
 impl InterruptLine for VmLine {
     fn set(&self, raised: bool) {
-        // Fails only without interrupt controllers or for a number that they do not have: never by a guest's doing.
+        // Fails only without interrupt controllers or for an unknown number: a guest cannot cause it.
         if let Err(error) = self.fd.set_irq_line(self.number, raised) {
             tracing::error!(line = self.number, %error, "an interrupt is lost");
         }

@@ -1,12 +1,12 @@
 use retrovisor_guest::{Gpa, MachineError, MemoryLayout, MemorySlot, PAGE_SIZE};
 
-/// From here to 4 GiB there is no memory: devices and interrupt controllers answer there.
+/// From here to 4 GiB there is no memory, but devices and interrupt controllers.
 const HOLE: u64 = 3 << 30;
 const HOLE_END: u64 = 4 << 30;
-/// Least memory in which a Linux guest starts.
+/// Smallest memory in which a Linux guest starts.
 const BYTES_MIN: u64 = 64 << 20;
 
-/// The memory layout of a microVM: from address 0 up to 3 GiB, and what is more from 4 GiB on.
+/// The memory layout of a microVM: from address 0 up to 3 GiB, and the rest from 4 GiB on.
 pub fn memory_layout(bytes: u64) -> Result<MemoryLayout, MachineError> {
     let refused = |what: String| MachineError::Config {
         what,

@@ -30,10 +30,10 @@ pub(super) const VM_FORMAT: &str = "kvm-vm/1";
 pub(super) const VCPU_FORMAT: &str = "kvm-vcpu/1";
 const DEVICE_FORMAT: &str = "kvm-device/";
 
-/// A microVM of this process.
+/// A microVM in this process.
 pub struct KvmMachine {
     identity: MachineIdentity,
-    // The order of these is the order in which they end: vCPUs before the VM, the VM before its memory.
+    // Dropped in this order: vCPUs before the VM, the VM before its memory.
     vcpus: Vec<Vcpu>,
     /// One for each network interface.
     receivers: Vec<Receiver>,
@@ -41,7 +41,7 @@ pub struct KvmMachine {
     bus: Arc<Bus>,
     vm: Vm,
     ram: Ram,
-    /// The same, as devices write it.
+    /// The same memory for writes of devices.
     device_memory: DeviceMemory,
     disks: DiskSet,
     shape: Arc<Shape>,
@@ -49,47 +49,49 @@ pub struct KvmMachine {
     console: Ends,
     channel: Option<Ends>,
     generation_line: VmLine,
-    /// The next answer to `take_dirty` names every frame.
+    /// The next `take_dirty` returns every frame.
     reports_all: bool,
-    /// Memory of another instant, whose state was not applied yet.
+    /// The memory is of another instant, whose state was not applied yet.
     needs_state: bool,
 }
 
 impl KvmMachine {
-    /// What the guest wrote to its serial port, the newest mebibyte.
+    /// The guest's output on its serial port, the newest mebibyte.
     #[must_use]
     pub fn console(&self) -> Vec<u8> {
         self.console.output.bytes()
     }
 
-    /// What the guest writes to its serial port, to be followed from anywhere.
+    /// The guest's output on its serial port, to be followed from any thread.
     #[must_use]
     pub fn console_output(&self) -> ConsoleOutput {
         self.console.output.clone()
     }
 
-    /// What types into the guest's serial port, from anywhere.
+    /// Input for the guest's serial port, from any thread.
     #[must_use]
     pub fn console_input(&self) -> ConsoleInput {
         ConsoleInput::new(self.console.input.clone(), self.input_gate.clone())
     }
 
-    /// The control channel, if the machine has one: what types into the guest's second console, and what it writes there.
+    /// The two ends of the control channel, if the machine has one: input for the guest's second console, and its
+    /// output.
     #[must_use]
     pub fn channel(&self) -> Option<(ConsoleInput, ConsoleOutput)> {
         let ends = self.channel.clone()?;
         Some((ConsoleInput::new(ends.input, self.input_gate.clone()), ends.output))
     }
 
-    /// The identifier by which a guest recognises that another guest has the same past.
+    /// The identifier by which a guest detects that it shares its past with another guest.
     pub fn generation_id(&self) -> Result<[u8; 16], MachineError> {
         let mut id = [0; 16];
         self.ram.read(GENERATION_ID, &mut id)?;
         Ok(id)
     }
 
-    /// Gives the guest another identifier and notifies it: a Linux guest with the driver (`CONFIG_VMGENID`) then makes its
-    /// random numbers anew. Needs a paused machine, and comes after [`StateIo::apply_state`], which brings back the old one.
+    /// Sets another identifier and notifies the guest: a Linux guest with the driver (`CONFIG_VMGENID`) then reseeds
+    /// its random numbers. Needs a paused machine, and must follow [`StateIo::apply_state`], which restores the old
+    /// one.
     pub fn set_generation_id(&mut self, id: [u8; 16]) -> Result<(), MachineError> {
         self.needs_pause("changing the generation identifier")?;
         self.device_memory.write(GENERATION_ID, &id)?;
@@ -103,8 +105,8 @@ impl KvmMachine {
         self.receivers.iter().map(Receiver::status).collect()
     }
 
-    /// Plugs the network interface number `index` into something else; the guest sees its link come up, if it was down. At
-    /// once while the machine runs, else when it runs on.
+    /// Connects the network interface number `index` to something else; the guest sees its link come up, if it was
+    /// down. Takes effect at once while the machine runs, else at the resume.
     pub fn plug(&mut self, index: usize, backend: &NetBackend) -> Result<(), MachineError> {
         let receiver = self.receivers.get(index).ok_or_else(|| MachineError::Config {
             what: format!("there is no network interface number {index}"),
@@ -114,8 +116,8 @@ impl KvmMachine {
         Ok(())
     }
 
-    /// Whether the guest's time-stamp counter can be stopped with it. A KVM that interprets guests may leave the counter
-    /// to the hardware: then it goes on over every stop and rollback, whatever the clock policy.
+    /// Whether the guest's time-stamp counter can be stopped with it. A KVM that interprets guests may leave the
+    /// counter to the hardware: then it continues during every pause and rollback, whatever the clock policy.
     #[must_use]
     pub fn moves_tsc(&self) -> bool {
         self.shape.moves_tsc()
@@ -181,11 +183,11 @@ impl Machine for KvmMachine {
 
 impl MemoryIo for KvmMachine {
     fn take_dirty(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
-        // Also the first time: that starts the log.
+        // Also at the first call, which starts the log.
         let taken = self.vm.take_dirty(into);
         self.device_memory.take_dirty(into);
         if let Err(error) = taken {
-            // What was taken is in no log any more: the next answer names all.
+            // The dirty frames that were taken are in no log any more: the next call returns all.
             self.reports_all = true;
             return Err(error);
         }
@@ -228,7 +230,7 @@ impl StateIo for KvmMachine {
         for (format, bytes) in self.bus.save()? {
             state.sections.push(StateSection { format: format!("{DEVICE_FORMAT}{format}"), bytes });
         }
-        // Last: what is retained for it would stay if something failed after it.
+        // Last: what it retains would leak if something failed after it.
         state.disks = self.disks.capture();
         Ok(state)
     }
@@ -315,7 +317,7 @@ fn mismatch(what: &str, expected: &str, found: &str) -> MachineError {
     MachineError::Mismatch { what: what.into(), expected: expected.into(), found: found.into() }
 }
 
-/// One that no other machine has.
+/// An identifier that no other machine has.
 pub(super) fn generation_id() -> Result<[u8; 16], MachineError> {
     let mut id = [0; 16];
     rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty()).map_err(|errno| {

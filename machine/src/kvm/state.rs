@@ -10,7 +10,7 @@ pub(super) fn encode(what: &str, part: &impl Serialize) -> Result<Vec<u8>, Machi
     })
 }
 
-/// The part that [`encode`] made these bytes of.
+/// Decodes a part from the bytes of [`encode`].
 pub(super) fn decode<T: DeserializeOwned>(what: &str, bytes: &[u8]) -> Result<T, MachineError> {
     postcard::from_bytes(bytes).map_err(|error| MachineError::Driver {
         doing: format!("reading the saved state of {what}"),

@@ -9,10 +9,9 @@ use retrovisor_guest::{MachineError, MemoryLayout, MemoryView, PAGE_SIZE, Page, 
 /// Pages that are read before they are written in one piece.
 const RUN_PAGES: usize = 256;
 
-/// The memory of one instant, for any number of machines that begin there: they share it until they write.
+/// The memory of one instant, for any number of machines that start from it: they share it until they write.
 ///
-/// It is in a file in memory that cannot be changed any more. A machine maps it privately; a page that its guest
-/// writes becomes its own.
+/// It is in a sealed memfd. A machine maps it privately; a page that its guest writes is copied for it.
 #[derive(Clone, Debug)]
 pub struct Template {
     layout: MemoryLayout,
@@ -20,7 +19,7 @@ pub struct Template {
 }
 
 impl Template {
-    /// Copies a memory: of a checkpoint, or of a paused machine. Pages of zeros take no room.
+    /// Copies the memory of a checkpoint or of a paused machine. Pages of zeros take no room.
     pub fn of(view: &dyn MemoryView) -> Result<Self, MachineError> {
         let mut writer = TemplateWriter::new(view.layout().clone())?;
         let mut page = ZERO_PAGE;
@@ -46,7 +45,7 @@ impl Template {
     }
 }
 
-/// A template that is being filled, page by page; what is not put stays zero.
+/// A template that is being filled, page by page; other pages stay zero.
 pub struct TemplateWriter {
     layout: MemoryLayout,
     file: File,
@@ -66,7 +65,7 @@ impl TemplateWriter {
         Ok(Self { layout, file, run: Vec::with_capacity(RUN_PAGES * PAGE_SIZE), first: 0 })
     }
 
-    /// Puts the content of the frame of that index. Quickest in ascending order.
+    /// Sets the content of the frame with that index. Fastest in ascending order.
     pub fn put(&mut self, index: u64, page: &Page) -> Result<(), MachineError> {
         if index >= self.layout.pages() {
             return Err(MachineError::Config {

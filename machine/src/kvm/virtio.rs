@@ -1,8 +1,8 @@
 //! Virtio devices on virtio-mmio (version 2): a guest finds them by ACPI and drives them with its stock drivers.
 //!
-//! A device implements `VirtioDevice`; [`Mmio`] is its registers, queues, interrupt and state. All work on queues is done
-//! in the exit of the vCPU that asks for it, or by a thread that comes in through the `InputGate`: nothing is in flight when
-//! all vCPUs are out.
+//! A device implements `VirtioDevice`; [`Mmio`] has its registers, queues, interrupt and state. All work on queues is
+//! done in the exit of the vCPU that requests it, or by a thread inside the `InputGate`: no request is in flight when
+//! all vCPUs have left the guest.
 
 mod block;
 mod chain;

@@ -15,7 +15,7 @@ use super::interrupt::VmLine;
 use super::vcpu::tsc;
 use crate::ram::Ram;
 
-/// Three pages that KVM needs on Intel processors, where no memory is.
+/// Three pages that KVM needs on Intel processors, outside memory.
 const TSS: usize = 0xfffb_d000;
 const CHIPS: [u32; 3] = [KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_IRQCHIP_IOAPIC];
 
@@ -38,13 +38,13 @@ pub(super) struct VmState {
 }
 
 impl VmState {
-    /// Names the parts that differ, but for what time changes.
+    /// Names the parts that differ, except those that time changes.
     pub(super) fn differences(&self, other: &Self) -> Vec<&'static str> {
         const NAMES: [&str; 3] = ["first PIC", "second PIC", "I/O APIC"];
         let chips = self.chips.iter().zip(&other.chips).zip(NAMES);
         let mut differing: Vec<_> =
             chips.filter(|((left, right), _)| image(left) != image(right)).map(|(_, name)| name).collect();
-        // The times at which counts were loaded are in the host's time.
+        // The load times of counts are in the host's time.
         let channel = |of: &kvm_pit_channel_state| kvm_pit_channel_state { count_load_time: 0, ..*of };
         if !self.pit.channels.iter().map(channel).eq(other.pit.channels.iter().map(channel)) {
             differing.push("timer");
@@ -109,8 +109,8 @@ impl Vm {
         })
     }
 
-    /// Puts the clock back: before any vCPU runs. What the host's time-stamp counter has gained since the state was
-    /// taken, and the guest's must not.
+    /// Sets the clock, before any vCPU runs. Returns the ticks of the host's time-stamp counter since the state was
+    /// taken that the guest's must not advance by.
     pub(super) fn restore_clock(
         &self,
         state: &VmState,
@@ -121,7 +121,7 @@ impl Vm {
         let mut clock = kvm_clock_data { flags: 0, ..state.clock };
         let mut jump = 0;
         if policy == ClockPolicy::JumpToNow {
-            // The host's counter would do, had the host not started anew since.
+            // The host's counter would do, if the host had not restarted since.
             let missed_ns = wall_clock_ns().saturating_sub(state.host_ns);
             clock.clock = clock.clock.saturating_add(missed_ns);
             jump = u128::from(missed_ns) * u128::from(tsc_khz) / 1_000_000;
@@ -131,7 +131,7 @@ impl Vm {
         Ok(gap.wrapping_sub(jump as u64))
     }
 
-    /// Whether the PC's timer, which goes on while vCPUs are stopped, runs neither now nor in the state.
+    /// Whether the PC's timer, which continues while vCPUs are stopped, runs neither now nor in the state.
     pub(super) fn is_quiet(&self, state: &VmState) -> Result<bool, MachineError> {
         /// Nobody has set the channel's mode yet.
         const OFF: u8 = 0xff;
@@ -139,7 +139,7 @@ impl Vm {
         Ok([&now, &state.pit].into_iter().all(|pit| pit.channels[0].mode == OFF))
     }
 
-    /// Puts interrupt controllers and timer back: after the vCPUs' own interrupt controllers, which they may address.
+    /// Restores interrupt controllers and timer: after the vCPUs' local APICs, which they may address.
     pub(super) fn restore_chips(&self, state: &VmState) -> Result<(), MachineError> {
         for chip in &state.chips {
             self.fd.set_irqchip(chip).map_err(failed("putting an interrupt controller back"))?;
@@ -148,7 +148,7 @@ impl Vm {
     }
 }
 
-/// Gives the guest its memory, with a log of what it writes.
+/// Gives the guest its memory, with a log of its writes.
 fn map(fd: &VmFd, ram: &Ram) -> Result<(), MachineError> {
     for (number, (slot, host)) in (0..).zip(ram.mappings()) {
         let region = kvm_userspace_memory_region {

@@ -1,12 +1,12 @@
 //! A microVM in a process of its own.
 //!
-//! The *worker* process holds the virtual machine, its vCPU threads and its devices, and nothing of the store. The process
-//! that manages the machine has a [`RemoteMachine`]: the guest's memory is a sealed file that both have mapped, everything
-//! else goes as messages over a Unix socket in the machine's runtime directory. The worker outlives the managing process;
-//! the next one finds it by that socket.
+//! The *worker* process has the virtual machine, its vCPU threads and its devices, and no access to the store. The
+//! process that manages the machine has a [`RemoteMachine`]: the guest's memory is a sealed memfd that both map, and
+//! everything else goes as messages over a Unix socket in the machine's runtime directory. The worker outlives the
+//! managing process; the next one connects to that socket.
 //!
-//! The guest is hostile, so the worker may be taken over by it: what it answers is bounded and checked, and it is confined
-//! before the guest's first instruction ([`confine`]).
+//! The guest may take control of the worker, so its replies are bounded and checked, and it is confined before the
+//! guest's first instruction ([`confine`]).
 
 mod changes;
 mod channel;

@@ -1,4 +1,4 @@
-//! Attaching to a QEMU that runs, whoever started it.
+//! Attaches to a running QEMU, whoever started it.
 
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -25,15 +25,15 @@ use crate::ram::Ram;
 
 /// The first version with everything that is needed here.
 const VERSION_MIN: Version = Version { major: 7, minor: 2, micro: 0 };
-/// How to start QEMU so that it can be taken over.
+/// The options with which QEMU must be started for an attach.
 const OPTIONS: &str = "Start QEMU with `-object memory-backend-file,id=ram,size=512M,mem-path=/dev/shm/NAME,share=on \
                        -machine q35,memory-backend=ram -m 512M` (the three sizes being the guest's memory)";
 
-/// What to do where no process listens.
+/// What to do when no process listens.
 const NOT_RUNNING: &str =
     "Is QEMU running? Start it with `-qmp unix:PATH,server=on,wait=off` and name that path";
 
-/// A QEMU to be taken over.
+/// A QEMU to attach to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttachConfig {
     /// The machine's name.
@@ -81,7 +81,7 @@ fn process_behind(config: &AttachConfig, stream: &impl AsFd) -> Result<Process, 
     })
 }
 
-/// What is found out about a running QEMU, and set up in it.
+/// The properties of a running QEMU, and what was set up in it.
 pub(super) struct Parts {
     pub(super) shape: Shape,
     pub(super) ram: GuestRam,
@@ -132,7 +132,7 @@ impl Parts {
         let disks = AttachedDisk::list(monitor)?;
         let devices = Devices::of(monitor)?;
         can_be_saved(monitor)?;
-        // Last: nothing is left in a QEMU that is refused.
+        // Last, so that nothing remains in a QEMU that is refused.
         let device_state = DeviceState::set_up(monitor)?;
         let finder = Finder::new(pid, mapping, &ram);
         Ok(Self { shape, ram: GuestRam::new(ram, finder), device_state, disks, devices })

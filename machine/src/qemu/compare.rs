@@ -1,4 +1,4 @@
-//! Finding written frames by comparing guest memory with a copy of it, for memory that is not under write protection.
+//! Finds written frames by comparing guest memory with a copy of it, for memory that is not under write protection.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -6,30 +6,30 @@ use retrovisor_guest::{
     Gfn, MemoryError, MemoryLayout, MemoryView, PAGE_SIZE, Page, PageContent, PageSet, ZERO_PAGE,
 };
 
-/// Threads that compare at once, at most. One does not use all of the memory's bandwidth.
+/// Bound on the threads that compare. One does not use all of the memory's bandwidth.
 const THREADS_MAX: usize = 4;
 
 /// A copy of guest memory as of the last scan.
 ///
-/// Bytes that change and change back between two scans are invisible to a comparison. Two kinds of frames must be
-/// reported all the same, or be exact in the copy:
+/// A comparison does not detect bytes that change and change back between two scans. Two kinds of frames must be
+/// reported in any case, or be exact in the copy:
 ///
-/// - A frame that was read after the last scan while the guest could write it: what was read may be neither what the
-///   last scan found nor what the next one finds. It is marked, and reported by the next scan.
-/// - A frame that the driver wrote: the copy gets the same bytes, so that a guest that writes back what was there
-///   before is noticed.
+/// - A frame that was read after the last scan while the guest could write it: the bytes read may differ from those of
+///   both scans. It is marked, and reported by the next scan.
+/// - A frame that the driver wrote: the copy gets the same bytes, so that a guest that writes the earlier bytes back is
+///   detected.
 pub(super) struct Comparison {
     layout: MemoryLayout,
     /// Each frame as the last scan found it, or as the driver wrote it since. Empty: the next scan reports every frame.
     copy: Vec<u8>,
     /// Frames that the next scan reports whether or not they equal the copy: a bit each, by index.
     marked: Vec<AtomicU64>,
-    /// The last scan found the guest paused, and it has not run since: whatever is read now equals the copy.
+    /// The last scan found the guest paused, and it has not run since: any frame read now equals the copy.
     is_settled: bool,
 }
 
 impl Comparison {
-    /// Reports every frame at first.
+    /// The first scan reports every frame.
     pub(super) fn new(layout: &MemoryLayout) -> Self {
         let words = usize::try_from(layout.pages().div_ceil(64)).unwrap_or(usize::MAX);
         Self {
@@ -40,7 +40,7 @@ impl Comparison {
         }
     }
 
-    /// Must be called before the guest runs on.
+    /// Must be called before the guest is resumed.
     pub(super) fn unsettle(&mut self) {
         self.is_settled = false;
     }
@@ -54,7 +54,7 @@ impl Comparison {
         }
     }
 
-    /// Writes a frame by `write`, and the copy with it. When that fails, the next scan reports the frame.
+    /// Writes a frame with `write`, and the copy with it. If that fails, the next scan reports the frame.
     pub(super) fn write(
         &mut self,
         gfn: Gfn,
@@ -76,7 +76,7 @@ impl Comparison {
     }
 
     /// Adds the frames that were written since the last scan to `found`, as [`retrovisor_guest::MemoryIo::take_dirty`]
-    /// promises. After an error the next scan reports every frame.
+    /// requires. After an error the next scan reports every frame.
     pub(super) fn scan(
         &mut self,
         memory: &(impl MemoryView + Sync),
@@ -126,7 +126,7 @@ impl Comparison {
         Ok(())
     }
 
-    /// Marks a frame; whether it was marked before.
+    /// Marks a frame; returns whether it was marked before.
     fn mark(&self, index: u64) -> bool {
         let Some((word, bit)) = self.place(index) else { return false };
         word.fetch_or(bit, Ordering::Relaxed) & bit != 0

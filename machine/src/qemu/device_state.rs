@@ -1,9 +1,9 @@
 //! The state of vCPUs and devices, as bytes that QEMU saves and loads.
 //!
-//! QEMU saves it into an internal snapshot of a qcow2 file. Two such files are in memory that this process and QEMU
-//! share: one that QEMU saves into, from which the bytes are then read; and one that is made anew around the bytes
-//! that QEMU is to load. The capability `x-ignore-shared` keeps the guest's memory out of both. It is on during these
-//! jobs only: with it, an owner's own `savevm` or migration would silently lack the memory.
+//! QEMU saves it into an internal snapshot of a qcow2 file. There are two such files in memory that this process and
+//! QEMU share: one into which QEMU saves, from which the bytes are then read; and one that is made from the bytes that
+//! QEMU is to load. The capability `x-ignore-shared` excludes the guest's memory from both. It is on during these jobs
+//! only: with it, the owner's `savevm` or migration would silently lack the memory.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -17,10 +17,10 @@ use super::monitor::{Monitor, text};
 use super::qcow2::vmstate;
 use super::stream::is_stream;
 
-/// What the names of all block nodes that this driver makes begin with: nothing else distinguishes them from a user's.
+/// The prefix of the names of all block nodes that this driver makes, which distinguishes them from a user's.
 const NODE_PREFIX: &str = "retrovisor-";
 
-/// What QEMU keeps beside each descriptor that this driver gave it.
+/// The text that QEMU stores with each descriptor of this driver.
 const OPAQUE: &str = "retrovisor";
 
 /// The name of both files in QEMU's list of descriptors.
@@ -34,16 +34,16 @@ pub(super) struct DeviceState {
     /// The sets of file descriptors in QEMU through which it opens the two files.
     save_set: u64,
     load_set: u64,
-    /// `x-ignore-shared` as it was found.
+    /// The original value of `x-ignore-shared`.
     was_ignoring: bool,
-    /// `x-ignore-shared` could not be put back yet.
+    /// `x-ignore-shared` could not be restored yet.
     is_ignoring: bool,
     /// Snapshots in `save` whose bytes were read.
     done: Vec<String>,
 }
 
 impl DeviceState {
-    /// Gives QEMU the two files. Removes what an earlier process of this driver may have left.
+    /// Passes the two files to QEMU. Removes those that an earlier process of this driver may have left.
     pub(super) fn set_up(monitor: &mut Monitor) -> Result<Self, MachineError> {
         let nodes = monitor.execute("query-named-block-nodes", &json!({ "flat": true }))?;
         let mut is_first = true;
@@ -61,7 +61,7 @@ impl DeviceState {
         let (save, load) = (memory_file::create(NAME, &vmstate::empty())?, memory_file::create(NAME, &[])?);
         let save_set = give(monitor, &save)?;
         let load_set = give(monitor, &load)?;
-        // The set's number keeps the names of two processes of this driver apart.
+        // The number of the set makes names of two processes of this driver different.
         let (save_node, load_node) =
             (format!("{NODE_PREFIX}save-{save_set}"), format!("{NODE_PREFIX}load-{load_set}"));
         let mut state = Self {
@@ -101,13 +101,13 @@ impl DeviceState {
             }
         });
         stream.map_err(|message| {
-            // Without the bytes the disks' snapshots are of no use.
+            // Without the bytes the disks' snapshots are useless.
             let _ = monitor.job("snapshot-delete", json!({ "tag": tag, "devices": disks }));
             MachineError::Driver { doing: "reading the device state that QEMU saved".into(), message }
         })
     }
 
-    /// Removes from QEMU what was put into it. Tries all of it; the answer is what could not be removed.
+    /// Removes everything that was added to QEMU. Tries every step; returns what could not be removed.
     pub(super) fn remove(&mut self, monitor: &mut Monitor) -> Vec<String> {
         self.stop_ignoring(monitor);
         let mut left = Vec::new();
@@ -141,7 +141,7 @@ impl DeviceState {
         done
     }
 
-    /// Puts the capability back as it was found. A failure is no reason to give up what was saved: it is tried again.
+    /// Restores the capability. A failure does not make the saved state invalid: it is tried again.
     fn stop_ignoring(&mut self, monitor: &mut Monitor) {
         if self.is_ignoring == self.was_ignoring {
             return;
@@ -157,7 +157,8 @@ impl DeviceState {
         self.done.len()
     }
 
-    /// Frees what QEMU saved and was read. Not needed for anything but room: meant for after the pause.
+    /// Frees states that QEMU saved and that were read. This only frees memory, and is meant for the time after the
+    /// pause.
     pub(super) fn tidy(&mut self, monitor: &mut Monitor) -> Result<(), MachineError> {
         self.stop_ignoring(monitor);
         while let Some(tag) = self.done.last() {
@@ -167,7 +168,7 @@ impl DeviceState {
         Ok(())
     }
 
-    /// Loads a state into the paused machine, and puts `disks` back to their snapshots named `tag`.
+    /// Loads a state into the paused machine, and restores `disks` to their snapshots named `tag`.
     pub(super) fn load(
         &mut self,
         monitor: &mut Monitor,
@@ -212,7 +213,7 @@ fn is_on(capabilities: &Value) -> bool {
     })
 }
 
-/// The sets of descriptors in QEMU's list that this driver made.
+/// The sets of descriptors in QEMU's list that belong to this driver.
 fn own_sets(sets: &Value) -> Vec<u64> {
     let is_own = |set: &&Value| {
         let fds = set.get("fds").and_then(Value::as_array);
@@ -229,7 +230,7 @@ fn node(name: &str, set: u64) -> Value {
     })
 }
 
-/// Passes a file to QEMU; the number of the set it is in.
+/// Passes a file to QEMU; returns the number of its descriptor set.
 fn give(monitor: &mut Monitor, file: &File) -> Result<u64, MachineError> {
     let answer = monitor.execute_with_fd("add-fd", &json!({ "opaque": OPAQUE }), file.as_fd())?;
     answer.get("fdset-id").and_then(Value::as_u64).ok_or_else(|| MachineError::Driver {

@@ -1,4 +1,4 @@
-//! Devices that were added to a running QEMU or removed from it: they are in no state that was captured before.
+//! Devices that were added to a running QEMU or removed from it, which no earlier state contains.
 
 use std::collections::BTreeMap;
 
@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 
 use super::monitor::{Monitor, text};
 
-/// Where QEMU keeps the devices that its command line or `device_add` made (vCPUs and DIMMs that are added are among
-/// them): those with a name, and those without.
+/// QEMU's containers of the devices from its command line or `device_add` (including added vCPUs and DIMMs): those with
+/// a name, and those without.
 const CONTAINERS: [&str; 2] = ["/machine/peripheral", "/machine/peripheral-anon"];
 
-/// The devices of a machine as it was attached, by path; each with its type.
+/// The devices of a machine at the attach, by path; each with its type.
 pub(super) struct Devices(BTreeMap<String, String>);
 
 impl Devices {
@@ -23,13 +23,13 @@ impl Devices {
         Ok(Self(all.flat_map(|(container, answer)| children(container, answer)).collect()))
     }
 
-    /// Refuses a machine that has other devices by now, by their names.
+    /// Refuses a machine whose devices have changed, with their names.
     pub(super) fn check(&self, monitor: &mut Monitor) -> Result<(), MachineError> {
         match self.difference(&Self::of(monitor)?) {
             None => Ok(()),
             Some(what) => Err(MachineError::Unsupported {
                 what: format!("a checkpoint of a machine whose devices changed while it ran ({what})"),
-                help: "Undo the change in QEMU, or attach the machine again: its history begins anew then"
+                help: "Undo the change in QEMU, or attach the machine again: its history then begins again"
                     .into(),
             }),
         }

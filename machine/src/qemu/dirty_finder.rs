@@ -1,4 +1,4 @@
-//! Which frames of the guest were written.
+//! Finds the frames of the guest that were written.
 
 use nix::errno::Errno;
 use retrovisor_guest::{Gfn, MachineError, MemoryError, MemoryView as _, PageContent, PageSet};
@@ -9,14 +9,14 @@ use super::pagemap::Pagemap;
 use super::write_protection;
 use crate::ram::Ram;
 
-/// How written frames are found, and why so.
+/// How written frames are found, and the reason.
 pub(super) struct Finder {
     method: Method,
     reason: String,
 }
 
 enum Method {
-    /// The kernel notes writes through QEMU's own mapping.
+    /// The kernel records writes through QEMU's own mapping.
     Userfaultfd(ProtectedMemory),
     /// The whole memory is compared with a copy.
     Compare(Comparison),
@@ -24,8 +24,8 @@ enum Method {
 
 /// QEMU's mapping of the guest's memory, under asynchronous write protection.
 ///
-/// Noted are the writes of vCPUs and of devices. Writes through another mapping (the driver's) are not noted, and leave
-/// the page protected in QEMU's: a write of the guest after them is noted like any other.
+/// Writes of vCPUs and of devices are recorded. Writes through another mapping (the driver's) are not, and leave the
+/// page protected in QEMU's mapping: a later write of the guest is recorded.
 struct ProtectedMemory {
     pid: i32,
     mapping: Mapping,
@@ -35,7 +35,7 @@ struct ProtectedMemory {
 }
 
 impl Finder {
-    /// Takes the kernel's notes where QEMU's memory is under asynchronous write protection or can be put under it, else
+    /// Uses the kernel's records if QEMU's memory is under asynchronous write protection or can be put under it, else
     /// compares.
     pub(super) fn new(pid: i32, mapping: &Mapping, ram: &Ram) -> Self {
         match ProtectedMemory::find_or_register(pid, mapping) {
@@ -44,7 +44,7 @@ impl Finder {
         }
     }
 
-    /// `userfaultfd` or `compare`, and why.
+    /// `userfaultfd` or `compare`, and the reason.
     pub(super) fn describe(&self) -> (&'static str, &str) {
         let name = match self.method {
             Method::Userfaultfd(_) => "userfaultfd",
@@ -53,7 +53,7 @@ impl Finder {
         (name, &self.reason)
     }
 
-    /// Must be called before the guest runs on.
+    /// Must be called before the guest is resumed.
     pub(super) fn unsettle(&mut self) {
         if let Method::Compare(comparison) = &mut self.method {
             comparison.unsettle();
@@ -67,7 +67,7 @@ impl Finder {
         }
     }
 
-    /// Writes a frame by `write`, and takes note of it.
+    /// Writes a frame with `write`, and records it.
     pub(super) fn write(
         &mut self,
         gfn: Gfn,
@@ -80,7 +80,7 @@ impl Finder {
         }
     }
 
-    /// Adds the written frames, as [`retrovisor_guest::MemoryIo::take_dirty`] promises.
+    /// Adds the written frames, as [`retrovisor_guest::MemoryIo::take_dirty`] requires.
     pub(super) fn scan(
         &mut self,
         ram: &Ram,
@@ -91,7 +91,7 @@ impl Finder {
             if memory.scan(ram, into)? {
                 return Ok(());
             }
-            "QEMU has mapped its memory anew since it was put under write protection"
+            "QEMU has mapped its memory again since it was put under write protection"
                 .clone_into(&mut self.reason);
             tracing::warn!(reason = self.reason, "written pages are found by comparing from now on");
             self.method = Method::Compare(Comparison::new(ram.layout()));
@@ -104,7 +104,7 @@ impl Finder {
 }
 
 impl ProtectedMemory {
-    /// Also returns why the kernel's notes are used, or else why they are not.
+    /// Also returns why the kernel's records are used, or why they are not.
     fn find_or_register(pid: i32, mapping: &Mapping) -> Result<(Self, String), String> {
         let open = || Pagemap::open(pid, mapping.start, mapping.length_bytes);
         let new = |pagemap| Self { pid, mapping: mapping.clone(), pagemap, reports_all: true };
@@ -129,7 +129,7 @@ impl ProtectedMemory {
         Ok((new(pagemap), reason))
     }
 
-    /// Adds the written frames. `false` when QEMU's memory is no longer where it was put under write protection.
+    /// Adds the written frames. `false` if QEMU's memory is no longer at the protected address.
     fn scan(&mut self, ram: &Ram, into: &mut PageSet) -> Result<bool, MachineError> {
         let start = self.pagemap.start();
         let mut insert = |from: u64, to: u64| {
@@ -138,7 +138,7 @@ impl ProtectedMemory {
             }
         };
         let scanned = self.pagemap.scan(&mut insert);
-        // Pages that a failed call protected may be missing from its answer.
+        // Pages that a failed call protected may be missing from its result.
         self.reports_all |= scanned.is_err();
         let fails = |message: String| MachineError::Driver {
             doing: "scanning QEMU's memory for written pages".into(),
@@ -149,7 +149,7 @@ impl ProtectedMemory {
             Err(Errno::EPERM) => return Ok(false),
             Err(errno) => return Err(fails(errno.desc().into())),
         }
-        // A scan takes addresses that nothing is mapped at for pages that were not written.
+        // For a scan, unmapped addresses are pages that were not written.
         let is_mapped = self.mapping.is_mapped(self.pid).map_err(|error| fails(error.to_string()));
         self.reports_all |= is_mapped.is_err();
         if !is_mapped? {
@@ -206,8 +206,8 @@ mod tests {
     nix::ioctl_readwrite!(uffdio_api, 0xaa, 0x3f, Api);
     nix::ioctl_readwrite!(uffdio_register, 0xaa, 0x00, Register);
 
-    /// Puts a mapping under asynchronous write protection, as `preload.c` does in QEMU. `None`, loudly, where the kernel
-    /// does not allow it.
+    /// Puts a mapping under asynchronous write protection, as `preload.c` does in QEMU. `None`, with a message, if the
+    /// kernel does not permit it.
     fn protect(mapping: &Mapping) -> Option<OwnedFd> {
         // SAFETY: the call takes flags and answers a descriptor or an error; no memory is passed.
         let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK | 1) };
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_is_mapped_anew_is_compared_from_then_on() {
+    fn memory_that_is_mapped_again_is_compared_from_then_on() {
         let Some(Lab { qemu, driver, mut finder, layout, protection }) = Lab::new() else { return };
         let mut scan = || {
             let mut found = PageSet::empty(&layout);

@@ -1,4 +1,4 @@
-//! The guest's disks: an overlay over each file of the user's, and internal snapshots in it.
+//! The guest's disks: an overlay over each of the user's images, and internal snapshots in it.
 
 mod attached;
 mod base;
@@ -29,17 +29,17 @@ const SECTOR_BYTES: u64 = 512;
 pub struct DiskConfig {
     /// Its name in the machine: `d0`. Lower-case letters, digits and `-`.
     pub name: String,
-    /// The image: qcow2 when its name ends in `.qcow2`, else raw. It is only ever read: what the guest writes
-    /// goes to an overlay in the runtime directory, which the next launch there uses again.
+    /// The image: qcow2 when its name ends in `.qcow2`, else raw. It is never written: the guest's writes go to an
+    /// overlay in the runtime directory, which the next launch there uses again.
     ///
-    /// The overlay is written through the host's page cache without waiting for the host's disk: it survives the
-    /// end of QEMU. What a checkpoint needs of it is on the host's disk before that is committed (`sync_state`); after
-    /// a power failure `qemu-img check -r all` may have to put its counts in order.
+    /// The overlay is written through the host's page cache without waiting for the host's disk: it survives the end of
+    /// QEMU. `sync_state` makes the data of a checkpoint durable before that is committed; after a power failure
+    /// `qemu-img check -r all` may have to repair the reference counts.
     pub path: PathBuf,
 }
 
 impl DiskConfig {
-    /// Makes the overlay if it is not there, and gives its path and whether it is new, with QEMU's description.
+    /// Creates the overlay if it does not exist. Returns its path and whether it is new, with QEMU's description.
     pub(super) fn prepare(&self, dir: &Path) -> Result<(PathBuf, bool, Value), MachineError> {
         let config = |what: String, help: &str| MachineError::Config { what, help: help.into() };
         let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
@@ -67,7 +67,7 @@ impl DiskConfig {
             })?;
             header.virtual_size_bytes
         } else {
-            // A guest could write such a header itself, and with it name any file of the host as its disk.
+            // A guest could write such a header itself, and so name any file of the host as its disk.
             let mut start = [0; 4];
             if file.read_exact_at(&mut start, 0).is_ok() && start == MAGIC {
                 return Err(config(

@@ -1,4 +1,4 @@
-//! Stock QEMU as a driver of managed machines.
+//! The driver of machines under stock QEMU.
 
 use std::path::{Path, PathBuf};
 
@@ -46,7 +46,7 @@ impl Driver for QemuDriver {
         self.check(launch.spec)?;
         let config = LaunchConfig {
             paused: launch.start == Start::AwaitsState,
-            // Whether QEMU ends with this process is decided when it starts.
+            // Whether QEMU ends with this process is decided at its start.
             detached: launch.lifespan != Lifespan::Bound,
             ..config(launch.name, launch.spec, launch.runtime_dir)
         };

@@ -3,8 +3,8 @@ use serde_json::Value;
 
 use super::message::Event;
 
-/// What an event of QEMU means for the guest, if anything. `STOP` and `RESUME` are not among them: the monitor knows whether
-/// it caused them.
+/// The meaning of an event of QEMU for the guest, if any. `STOP` and `RESUME` are not among them: the monitor knows
+/// whether it caused them.
 pub(super) fn guest_event(event: &Event) -> Option<GuestEvent> {
     let flag = |name| event.data.get(name) == Some(&Value::Bool(true));
     let word = |name| event.data.get(name).and_then(Value::as_str).unwrap_or("unknown").to_owned();

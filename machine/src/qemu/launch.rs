@@ -1,4 +1,4 @@
-//! Starting QEMU.
+//! Starts QEMU.
 
 use std::ffi::CStr;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -19,16 +19,18 @@ use super::runtime::RuntimeDir;
 use crate::error::QmpError;
 use crate::process::Process;
 
-/// Loaded into QEMU to find dirty pages; see `preload.c`.
-/// What its file is called in the process's list of mappings.
+/// The object that is loaded into QEMU to find dirty pages; see `preload.c`.
+/// The name of its file in the process's list of mappings.
 pub(super) const PRELOAD_NAME: &CStr = c"retrovisor-preload";
 static PRELOAD: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/preload.so"));
-/// What is looked for in `PATH` when no binary is named.
+/// The name that is looked up in `PATH` when no binary is given.
 const BINARY: &str = "qemu-system-x86_64";
 const MIB: u64 = 1 << 20;
 /// Least memory a machine is given.
 const MEMORY_BYTES_MIN: u64 = 16 * MIB;
-/// Most vCPUs QEMU's q35 board takes without further options.
+/// No host has more.
+const MEMORY_BYTES_MAX: u64 = 16 << 40;
+/// Bound on the vCPUs that QEMU's q35 board supports without further options.
 const VCPUS_MAX: u32 = 255;
 /// How long QEMU may take from its start to its monitor.
 const START_WAIT: Duration = Duration::from_secs(20);
@@ -52,25 +54,25 @@ pub struct LaunchConfig {
     pub vcpus: u32,
     /// What runs the guest; `None` takes what [`crate::accelerator::detect`] finds.
     pub accelerator: Option<Accelerator>,
-    /// Sockets, logs and disk overlays live here. Made (0700) when it is not there.
+    /// The folder for sockets, logs and disk overlays. Created (0700) if it does not exist.
     pub runtime_dir: PathBuf,
     /// QEMU's binary; `None` takes `qemu-system-x86_64` from `PATH`.
     pub binary: Option<PathBuf>,
-    /// Start with the vCPUs standing still, as for a state that will be applied.
+    /// Start with the vCPUs stopped, for a state that will be applied.
     pub paused: bool,
-    /// QEMU goes on when this process ends or drops the machine. Otherwise it ends with either,
+    /// QEMU continues when this process ends or drops the machine. Otherwise it ends with either,
     /// also when this process is killed.
     pub detached: bool,
 }
 
-/// Starts QEMU and connects to its monitor. A launch that fails leaves no process, and no file that it made.
+/// Starts QEMU and connects to its monitor. After a failure, neither a process nor a file that it created remains.
 pub(super) fn launch(config: &LaunchConfig) -> Result<(Qmp, Process), MachineError> {
     let accelerator = config.check()?;
     let mut made = Made::default();
     let runtime = RuntimeDir::new(&config.runtime_dir);
     runtime.check_room()?;
     made.directory(&config.runtime_dir)?;
-    // One that is busy with another client does not greet.
+    // A QEMU that is busy with another client does not greet.
     if matches!(Qmp::connect(&runtime.monitor()), Ok(_) | Err(QmpError::Busy { .. })) {
         return Err(refuse(
             format!("a machine runs in {} already", config.runtime_dir.display()),
@@ -144,7 +146,7 @@ impl LaunchConfig {
         self.binary.as_deref().unwrap_or(Path::new(BINARY))
     }
 
-    /// Refuses what cannot work; gives the accelerator.
+    /// Refuses an unusable configuration; returns the accelerator.
     pub(super) fn check(&self) -> Result<Accelerator, MachineError> {
         let plain = |c: u8| c.is_ascii_alphanumeric() || matches!(c, b'.' | b'_' | b'-');
         if self.name.is_empty() || self.name.len() > 64 || !self.name.bytes().all(plain) {
@@ -166,10 +168,11 @@ impl LaunchConfig {
                 "Name a bzImage such as /boot/vmlinuz-* (Debian: apt install linux-image-cloud-amd64), and its initrd",
             ));
         }
-        if self.memory_bytes < MEMORY_BYTES_MIN || !self.memory_bytes.is_multiple_of(MIB) {
+        let is_size = (MEMORY_BYTES_MIN..=MEMORY_BYTES_MAX).contains(&self.memory_bytes);
+        if !is_size || !self.memory_bytes.is_multiple_of(MIB) {
             return Err(refuse(
                 format!("{} bytes are no memory size", self.memory_bytes),
-                "Ask for whole MiB, 16 at least",
+                "Ask for whole MiB, from 16 MiB to 16 TiB",
             ));
         }
         if self.vcpus == 0 || self.vcpus > VCPUS_MAX {
@@ -269,7 +272,7 @@ fn command(
     Ok((command, vec![ram.into(), preload.into()]))
 }
 
-/// The guest's memory: a file without a name, which exists as long as it is open somewhere, and whose length is fixed.
+/// The guest's memory: a file without a name, which exists as long as it is open, and whose length is sealed.
 fn memory(length_bytes: u64) -> Result<File, MachineError> {
     let file = memory_file::create(c"retrovisor-ram", &[])?;
     file.set_len(length_bytes).map_err(|source| io("making the guest's memory", source))?;
@@ -292,7 +295,7 @@ fn refuse(what: String, help: &str) -> MachineError {
     MachineError::Config { what, help: help.into() }
 }
 
-/// What a launch made, to be removed if it fails.
+/// The files that a launch created, to be removed if it fails.
 #[derive(Default)]
 struct Made {
     paths: Vec<PathBuf>,
@@ -300,7 +303,7 @@ struct Made {
 }
 
 impl Made {
-    /// Makes a directory that only its owner may enter, or makes one that is there so.
+    /// Creates a directory that only its owner may enter, or changes the mode of an existing one.
     fn directory(&mut self, path: &Path) -> Result<(), MachineError> {
         let doing = || format!("making the directory {}", path.display());
         if path.exists() {
@@ -329,8 +332,8 @@ impl Drop for Made {
     }
 }
 
-/// The guest kernel's command line. Within one process, TCG never lets the time-stamp counter go back: a guest that
-/// takes its time from it would see its clock jump ahead at every rollback, so its command line has it not use that counter.
+/// The guest kernel's command line. Within one process, TCG never lets the time-stamp counter decrease: the clock of a
+/// guest that uses it would jump ahead at every rollback, so its command line makes it use another clock.
 fn command_line(append: &str, accelerator: Accelerator) -> String {
     if accelerator == Accelerator::Kvm || append.split_whitespace().any(|word| word.starts_with("tsc=")) {
         append.to_owned()

@@ -1,4 +1,4 @@
-//! Where the guest sees its memory file, from the monitor's `info mtree -f`.
+//! Guest addresses of the memory file, from the monitor's `info mtree -f`.
 
 use std::collections::BTreeSet;
 
@@ -6,8 +6,8 @@ use retrovisor_guest::{Gpa, MemoryLayout, MemorySlot};
 
 /// The part of the file below the hole is one slot, the part above it another.
 ///
-/// The text shows the region named `region` in pieces, each with its place in the file; read-only pieces and
-/// pieces that are hidden by devices are memory all the same. Anything else is an error.
+/// The text shows the region named `region` in pieces, each with its place in the file; read-only pieces and pieces
+/// that are hidden by devices are memory as well. Anything else is an error.
 pub(super) fn parse(text: &str, region: &str, length_bytes: u64) -> Result<MemoryLayout, String> {
     // Places where the file does not begin at address 0: the guest address and the place in the file.
     let mut moved = BTreeSet::new();

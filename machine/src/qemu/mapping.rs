@@ -1,4 +1,4 @@
-//! Where a QEMU process has its guest's memory, and the file behind it.
+//! The mapping of the guest's memory in a QEMU process, and the file behind it.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::MetadataExt;
@@ -24,7 +24,7 @@ impl Mapping {
         Ok(all.filter(|mapping| mapping.length_bytes == length_bytes).collect())
     }
 
-    /// Whether the process still has this mapping. An error when it has none at all, because it ended.
+    /// Whether the process still has this mapping. An error when it has no mapping at all, because it ended.
     pub(super) fn is_mapped(&self, pid: i32) -> std::io::Result<bool> {
         let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
         if maps.is_empty() {
@@ -54,10 +54,10 @@ impl Mapping {
         Some(Self { start, length_bytes, offset, device, inode, name })
     }
 
-    /// Opens the mapped file itself, also when its name is gone or was given to another file.
+    /// Opens the mapped file itself, even if its name is gone or belongs to another file.
     pub(super) fn open(&self, pid: i32) -> std::io::Result<File> {
         let own = |file: &File| file.metadata().is_ok_and(|found| self.is(&found));
-        // QEMU keeps the descriptor open; opening it anew asks for permission again, and gives an offset of its own.
+        // QEMU keeps the descriptor open; reopening it checks the permissions again, and gives a separate offset.
         for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
             let path = entry?.path();
             if std::fs::metadata(&path).is_ok_and(|found| self.is(&found)) {

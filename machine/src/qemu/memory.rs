@@ -7,7 +7,7 @@ use retrovisor_guest::{
 use super::dirty_finder::Finder;
 use crate::ram::Ram;
 
-/// Guest memory, and how frames that were written are found.
+/// Guest memory, and the finder of written frames.
 pub(super) struct GuestRam {
     ram: Ram,
     finder: Finder,
@@ -22,7 +22,7 @@ impl GuestRam {
         &self.finder
     }
 
-    /// Must be called before the guest runs on.
+    /// Must be called before the guest is resumed.
     pub(super) fn unsettle(&mut self) {
         self.finder.unsettle();
     }
@@ -32,7 +32,7 @@ impl GuestRam {
         self.finder.scan(&self.ram, is_running, into)
     }
 
-    /// Puts the content into one frame of the paused guest.
+    /// Writes the content of one frame of the paused guest.
     pub(super) fn write_page(&mut self, gfn: Gfn, content: PageContent<'_>) -> Result<(), MemoryError> {
         let ram = &self.ram;
         self.finder.write(gfn, content, || ram.write_page(gfn, content))

@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use retrovisor_guest::MachineError;
 
-/// A file in memory, without a name in any directory, which exists as long as it is open somewhere.
+/// A memfd: a file without a name, which exists as long as it is open.
 pub(super) fn create(name: &CStr, bytes: &[u8]) -> Result<File, MachineError> {
     let io = |source| MachineError::Io { doing: format!("making the file {name:?} in memory"), source };
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;

@@ -25,12 +25,12 @@ impl fmt::Display for Version {
     }
 }
 
-/// One line of QEMU's.
+/// One line from QEMU.
 #[derive(Debug, PartialEq)]
 pub(super) enum Message {
     Greeting(Version),
     Event(Event),
-    /// The result is what was returned, or QEMU's description of the error.
+    /// The result is the returned value, or QEMU's description of the error.
     Answer {
         id: Option<u64>,
         result: Result<Value, String>,

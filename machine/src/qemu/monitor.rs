@@ -1,4 +1,4 @@
-//! QEMU's monitor as the driver uses it: commands and jobs whose errors name the machine, and its events.
+//! QEMU's monitor for the driver: commands and jobs whose errors name the machine, and its events.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -17,15 +17,15 @@ use crate::process::Process;
 const JOB_WAIT: Duration = Duration::from_mins(2);
 /// How long a process whose socket closed may take to end.
 const END_WAIT: Duration = Duration::from_secs(2);
-/// Guest events kept until they are asked for.
+/// Bound on the guest events that are kept until they are read.
 const GUEST_EVENTS_MAX: usize = 256;
 
-/// Why QEMU stopped the guest, as far as events say it.
+/// Why QEMU stopped the guest, according to its events.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum StopCause {
     /// It was not stopped, or by a command of this connection, or for a cause that was reported.
     Settled,
-    /// An event named the cause; its `STOP` is still to come.
+    /// An event named the cause; its `STOP` has not arrived yet.
     Named,
     /// It was stopped without a cause that an event named.
     Unnamed,
@@ -36,9 +36,9 @@ pub(super) struct Monitor {
     name: String,
     qmp: Qmp,
     process: Process,
-    /// By the events that were read.
+    /// According to the events that were read.
     run_state: RunState,
-    /// A command of this connection is being carried out that stops the guest or sets it running.
+    /// A command of this connection that stops or starts the guest is in progress.
     is_changing: bool,
     stop_cause: StopCause,
     guest_events: VecDeque<GuestEvent>,
@@ -76,17 +76,17 @@ impl Monitor {
         self.process.identity()
     }
 
-    /// Whether vCPUs run, as far as the events that were read say.
+    /// Whether vCPUs run, according to the events that were read.
     pub(super) fn running(&self) -> bool {
         self.run_state == RunState::Running && !self.failed
     }
 
-    /// Whether the guest shut down or panicked, and QEMU keeps it.
+    /// Whether the guest shut down or panicked, and QEMU still exists.
     pub(super) fn has_ended(&self) -> bool {
         self.run_state.has_ended()
     }
 
-    /// Whether the guest runs, and why not, after reading the events that came.
+    /// Reads the available events, and returns whether the guest runs, and why not.
     pub(super) fn run_state(&mut self) -> RunState {
         let _ = self.read_events();
         if self.stop_cause == StopCause::Unnamed && !self.failed {
@@ -98,7 +98,8 @@ impl Monitor {
         if self.failed { RunState::Gone } else { self.run_state }
     }
 
-    /// Asks QEMU for what no event reports: a vCPU that cannot go on stops without a cause, like a `stop` by another client.
+    /// Queries QEMU for states without an event: a vCPU that cannot continue stops without a cause, like a `stop` by
+    /// another client.
     fn query_run_state(&mut self) -> Result<(), MachineError> {
         let status = self.execute("query-status", &json!({}))?;
         self.run_state = match text(&status, "status") {
@@ -141,7 +142,7 @@ impl Monitor {
         answers.map_err(|error| self.explain(error))
     }
 
-    /// Runs a job to its end. `arguments` lack the job's name.
+    /// Runs a job to its end. `arguments` are without the job's name.
     pub(super) fn job(&mut self, command: &str, mut arguments: Value) -> Result<(), MachineError> {
         self.jobs += 1;
         let id = format!("rv-{}-{}", std::process::id(), self.jobs);
@@ -150,7 +151,7 @@ impl Monitor {
     }
 
     fn run_job(&mut self, command: &str, arguments: &Value, id: &str) -> Result<(), QmpError> {
-        // Events of earlier jobs would be searched again at every wait.
+        // Otherwise events of earlier jobs would be searched again at every wait.
         let _ = self.read_events();
         self.qmp.execute(command, arguments)?;
         self.qmp.wait_event(command, JOB_WAIT, |event| {
@@ -158,7 +159,7 @@ impl Monitor {
                 && text(&event.data, "id") == Some(id)
                 && text(&event.data, "status") == Some("concluded")
         })?;
-        // Both at once; the second answer is skipped when it comes.
+        // Both at once; the second answer is skipped when it arrives.
         let query = self.qmp.send("query-jobs", &json!({}))?;
         self.qmp.send("job-dismiss", &json!({ "id": id }))?;
         let jobs = self.qmp.answer(query, "query-jobs")?;
@@ -184,7 +185,7 @@ impl Monitor {
         Ok(())
     }
 
-    /// Lets the vCPUs run.
+    /// Resumes the vCPUs.
     pub(super) fn cont(&mut self) -> Result<(), MachineError> {
         self.is_changing = true;
         let running = self.execute("cont", &json!({})).map(|_| self.run_state = RunState::Running);
@@ -202,13 +203,13 @@ impl Monitor {
         Ok(())
     }
 
-    /// Reads the events that came, and gives those that concern the guest since the last call.
+    /// Reads the available events, and returns those that concern the guest since the last call.
     pub(super) fn guest_events(&mut self) -> Vec<GuestEvent> {
         let _ = self.read_events();
         std::mem::take(&mut self.guest_events).into()
     }
 
-    /// Reads the events that came and keeps account of what they say.
+    /// Reads the available events and updates the state by them.
     pub(super) fn read_events(&mut self) -> Result<(), MachineError> {
         let (events, end) = self.qmp.drain_events();
         for event in events {
@@ -253,7 +254,7 @@ impl Monitor {
         }
     }
 
-    /// The oldest events go first: what the guest is now follows from the newest.
+    /// The oldest events are dropped first: the newest determine the guest's state.
     fn keep(&mut self, event: GuestEvent) {
         if self.guest_events.len() == GUEST_EVENTS_MAX {
             self.guest_events.pop_front();
@@ -261,7 +262,7 @@ impl Monitor {
         self.guest_events.push_back(event);
     }
 
-    /// Asks QEMU to end, and ends it when it does not.
+    /// Tells QEMU to quit, and ends it if it does not.
     pub(super) fn quit(&mut self) {
         if !self.failed && self.qmp.execute("quit", &json!({})).is_ok() {
             self.process.wait(Duration::from_secs(5));

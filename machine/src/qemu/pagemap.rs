@@ -41,7 +41,7 @@ const PM_SCAN_WP_MATCHING: u64 = 1;
 /// Fail with EPERM where the range is not under asynchronous write protection.
 const PM_SCAN_CHECK_WPASYNC: u64 = 2;
 const PAGE_IS_WRITTEN: u64 = 2;
-/// Runs taken from the kernel at once.
+/// Runs read from the kernel at once.
 const REGIONS: usize = 4096;
 
 nix::ioctl_readwrite!(pagemap_scan, b'f', 16, ScanArgument);
@@ -61,7 +61,7 @@ impl Pagemap {
             .map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
         let end = start.checked_add(length_bytes).ok_or(Errno::EINVAL)?;
         let mut pagemap = Self { file, start, end, regions: vec![Region::default(); REGIONS] };
-        // A look at the first page, without protecting anything.
+        // Checks the first page, without protecting anything.
         pagemap.call(PM_SCAN_CHECK_WPASYNC, start, 1)?;
         Ok(pagemap)
     }
@@ -71,8 +71,8 @@ impl Pagemap {
         self.start
     }
 
-    /// Protects every written page and gives `found` its run of addresses (page-aligned, inside the range).
-    /// After an error, more pages may be protected than `found` was given.
+    /// Protects every written page and passes its run of addresses (page-aligned, inside the range) to `found`. After
+    /// an error, more pages may be protected than `found` was given.
     pub(super) fn scan(&mut self, mut found: impl FnMut(u64, u64)) -> Result<(), Errno> {
         let mut from = self.start;
         while from < self.end {
@@ -88,7 +88,7 @@ impl Pagemap {
         Ok(())
     }
 
-    /// One call: where the kernel stopped, and how many runs it wrote.
+    /// One call; returns where the kernel stopped, and how many runs it wrote.
     fn call(&mut self, flags: u64, from: u64, max_pages: u64) -> Result<(u64, usize), Errno> {
         loop {
             let mut argument = ScanArgument {

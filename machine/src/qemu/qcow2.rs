@@ -1,4 +1,4 @@
-//! As much of the qcow2 format (docs/interop/qcow2.txt of QEMU) as device state and disk overlays need.
+//! The parts of the qcow2 format (docs/interop/qcow2.txt of QEMU) that device state and disk overlays need.
 
 mod cluster;
 mod compressed;

@@ -14,9 +14,9 @@ use serde_json::{Value, json};
 use super::message::{Event, Message, Version};
 use crate::error::QmpError;
 
-/// Longest line that is believed to be an answer. `query-named-block-nodes` with thousands of snapshots is long.
+/// Bound on a line of an answer. `query-named-block-nodes` with thousands of snapshots is long.
 const LINE_BYTES_MAX: usize = 64 << 20;
-/// Events kept until they are read; the oldest go first.
+/// Bound on the events kept until they are read; the oldest are dropped first.
 const EVENTS_MAX: usize = 4096;
 /// How long QEMU may take to greet. It greets one client at a time: silence means that another one holds the socket.
 const GREETING_WAIT: Duration = Duration::from_secs(5);
@@ -67,7 +67,7 @@ impl Qmp {
         &self.stream
     }
 
-    /// Runs a command and gives its answer. Events on the way are kept.
+    /// Runs a command and returns its answer. Events that arrive meanwhile are kept.
     pub(super) fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value, QmpError> {
         let id = self.send(command, arguments)?;
         self.answer(id, command)
@@ -81,7 +81,7 @@ impl Qmp {
         }
     }
 
-    /// Runs a command that takes a file descriptor along.
+    /// Runs a command with a file descriptor.
     pub(super) fn execute_with_fd(
         &mut self,
         command: &str,
@@ -102,7 +102,7 @@ impl Qmp {
         self.answer(id, command)
     }
 
-    /// Sends a command whose answer is of no interest; it is skipped when it comes.
+    /// Sends a command whose answer is ignored; it is skipped when it arrives.
     pub(super) fn send(&mut self, command: &str, arguments: &Value) -> Result<u64, QmpError> {
         let (id, line) = self.line(command, arguments);
         self.write(&line)?;
@@ -121,9 +121,9 @@ impl Qmp {
                         description,
                     });
                 }
-                // The answer to a command that timed out, or that is not waited for.
+                // The answer to a command that timed out, or whose answer is ignored.
                 Message::Answer { id: Some(_), .. } => {}
-                // QEMU could not even parse the command: it has no id to give back.
+                // QEMU could not parse the command, so the answer has no id.
                 Message::Answer { id: None, result } => {
                     let description = result.err().unwrap_or_else(|| "an answer without an id".into());
                     return Err(QmpError::Protocol(description));
@@ -160,7 +160,7 @@ impl Qmp {
         }
     }
 
-    /// Takes the events that came so far, without waiting. After an error the connection is of no use.
+    /// Takes the available events, without waiting. After an error the connection is unusable.
     pub(super) fn drain_events(&mut self) -> (Vec<Event>, Result<(), QmpError>) {
         let read = self.drain();
         (self.events.drain(..).collect(), read)
@@ -204,7 +204,7 @@ impl Qmp {
         self.stream.write_all(bytes).map_err(|source| closed(&source))
     }
 
-    /// The next message, before `deadline`. `doing` names what is waited for.
+    /// The next message, before `deadline`. `doing` describes the action in errors.
     fn read_message(&mut self, deadline: Instant, doing: &str) -> Result<Message, QmpError> {
         loop {
             if let Some(line) = self.take_line() {
@@ -253,7 +253,7 @@ impl Qmp {
     }
 }
 
-/// Connects without waiting. QEMU's queue of clients is one long: a second one in it would wait for ever.
+/// Connects without waiting. QEMU's queue of clients has one place: a second client in it would wait for ever.
 pub(super) fn connect(path: &Path) -> Result<UnixStream, QmpError> {
     let failed = |errno: Errno| match errno {
         Errno::EAGAIN => QmpError::Busy { path: path.to_path_buf() },
@@ -288,8 +288,8 @@ mod tests {
 
     const GREETING: &str = "{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 22, \"minor\": 2, \"major\": 7}}, \"capabilities\": []}}\n";
 
-    /// Speaks `lines[i]` after the i-th line it was sent (the first without being asked), then hangs up.
-    /// `ID` becomes the id of the command.
+    /// Sends `lines[i]` after the i-th received line (the first at once), then disconnects. `ID` is replaced by the id
+    /// of the command.
     fn peer(lines: &'static [&'static str]) -> (tempfile::TempDir, JoinHandle<()>) {
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join("qmp")).unwrap();

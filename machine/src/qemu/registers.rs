@@ -1,10 +1,10 @@
-//! The text of the monitor's `info registers -a`, read.
+//! Parses the text of the monitor's `info registers -a`.
 
 use std::collections::HashMap;
 
 use retrovisor_guest::{DescriptorTable, VcpuRegisters};
 
-/// Most vCPUs whose registers are read. QEMU itself stops at 1024.
+/// Bound on the vCPUs whose registers are read. QEMU itself stops at 1024.
 const VCPUS_MAX: usize = 4096;
 /// In the order of [`VcpuRegisters::general`].
 const GENERAL: [&str; 16] = [
@@ -15,7 +15,7 @@ const GENERAL: [&str; 16] = [
 /// The first eight, in code that is not 64-bit.
 const GENERAL_32: [&str; 8] = ["EAX", "EBX", "ECX", "EDX", "ESI", "EDI", "EBP", "ESP"];
 
-/// One entry a vCPU, or what is missing. Model-specific registers are not in this text.
+/// One entry for each vCPU, or what is missing. Model-specific registers are not in this text.
 pub(super) fn parse(text: &str) -> Result<Vec<VcpuRegisters>, String> {
     let mut vcpus = Vec::new();
     for (at, block) in text.split("CPU#").skip(1).take(VCPUS_MAX).enumerate() {
@@ -45,7 +45,7 @@ fn vcpu(block: &str) -> Result<VcpuRegisters, &'static str> {
             let (value, after) = rest.split_once(' ').unwrap_or((rest, ""));
             fields.insert(name, value);
             let Some((next, value)) = after.split_once('=') else { break };
-            // What is between a value and the next name, as the decoded flags after RFL, belongs to neither.
+            // Text between a value and the next name, such as the decoded flags after RFL, is skipped.
             name = next.trim_end().rsplit(' ').next().unwrap_or_default();
             rest = value;
         }
@@ -91,7 +91,7 @@ mod tests {
 
     use super::*;
 
-    /// As QEMU 7.2 writes it for a 64-bit guest, floating-point registers left out.
+    /// The output of QEMU 7.2 for a 64-bit guest, without floating-point registers.
     const TEXT: &str = "\r
 CPU#0\r
 RAX=0000000000000001 RBX=ffe0a714440628c0 RCX=0000000000001000 RDX=ffe0a714440628c0\r

@@ -23,7 +23,7 @@ impl RuntimeDir {
         self.0.join("console")
     }
 
-    /// All that the guest ever wrote there.
+    /// The file with all output of the guest there.
     pub(super) fn console_log(&self) -> PathBuf {
         self.0.join("console.log")
     }
@@ -43,7 +43,7 @@ impl RuntimeDir {
         self.0.join("disks")
     }
 
-    /// Takes away what is of no use without a running QEMU. Logs and overlays stay.
+    /// Removes files that are only useful with a running QEMU. Logs and overlays stay.
     pub(super) fn remove_sockets(&self) {
         for path in [self.monitor(), self.console(), self.control()] {
             let _ = std::fs::remove_file(path);

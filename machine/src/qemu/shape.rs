@@ -1,12 +1,12 @@
-//! What a machine must have in common with a state that is to be put into it.
+//! The properties that a machine must share with a state before it is applied.
 
 use retrovisor_guest::{Accelerator, MachineError, MachineState, MemoryLayout, StateSection};
 use serde::{Deserialize, Serialize};
 
-/// The format of the section that carries a [`Shape`], as JSON.
+/// The format of the section with a [`Shape`], as JSON.
 const FORMAT: &str = "qemu-machine/1";
 
-/// Everything about a machine that its device state does not contain, or that QEMU checks too late.
+/// The properties of a machine that its device state does not contain, or that QEMU checks too late.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Shape {
     /// QEMU's version, without the part that does not change formats: `7.2`.
@@ -19,7 +19,7 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    /// The two sections of a state: this, and the stream of the devices.
+    /// The two sections of a state: the shape, and the stream of the devices.
     pub(super) fn sections(&self, stream: Vec<u8>) -> Result<Vec<StateSection>, MachineError> {
         let bytes = serde_json::to_vec(self).map_err(|error| MachineError::Driver {
             doing: "describing the machine".into(),

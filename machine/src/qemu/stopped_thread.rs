@@ -17,12 +17,12 @@ use crate::error::RegistrationError;
 const STOP_WAIT: Duration = Duration::from_secs(1);
 /// How long the stop is polled for without sleeping. It usually takes some ten microseconds.
 const POLL_WAIT: Duration = Duration::from_millis(2);
-/// For how long the thread is stopped again and again to find it waiting in a system call. On a busy host it can take
-/// long until it runs at all.
+/// Time limit for repeated stops until the thread is found waiting in a system call. On a busy host it may take long to
+/// run at all.
 const TRY_WAIT: Duration = Duration::from_secs(2);
-/// The pause between these, in which the thread runs.
+/// The pause between two stops, in which the thread runs.
 const TRY_PAUSE: Duration = Duration::from_millis(2);
-/// How many stops for other causes a single step may meet.
+/// Bound on stops for other causes during a single step.
 const STEPS_MAX: u32 = 64;
 
 /// The machine code of `syscall`.
@@ -39,8 +39,8 @@ const SCRATCH_BYTES: usize = 128;
 /// How far below the stack pointer that is: below the 128 bytes that a function may use without moving the pointer.
 const SCRATCH_DISTANCE: u64 = 1024;
 
-/// A thread that was stopped while it waited in a system call. Dropping this puts back its registers, its signal mask
-/// and the part of its stack that was used, and lets it run: it goes on waiting.
+/// A thread that was stopped while it waited in a system call. Dropping this restores its registers, its signal mask
+/// and the used part of its stack, and releases it: it continues to wait.
 ///
 /// All methods must be called by the thread of this process that stopped it, which [`StoppedThread::with`] makes sure.
 pub(super) struct StoppedThread {
@@ -50,7 +50,7 @@ pub(super) struct StoppedThread {
     instruction: u64,
     scratch: u64,
     scratch_content: [u8; SCRATCH_BYTES],
-    // Last: what was changed is put back before the thread is released.
+    // Last: everything is restored before the thread is released.
     seized: Seized,
 }
 
@@ -65,11 +65,11 @@ impl Drop for Seized {
 }
 
 impl StoppedThread {
-    /// Stops the main thread of a process, runs `work` with it, and lets it run on. Also returns for how long it was
+    /// Stops the main thread of a process, calls `work` with it, and releases it. Also returns for how long it was
     /// stopped.
     ///
-    /// Tracing belongs to one thread of this process. It is a new one, so that the kernel ends the tracing whatever
-    /// happens here.
+    /// Tracing belongs to one thread of this process. It is a new one, so that the kernel ends the tracing also if it
+    /// panics.
     pub(super) fn with<T: Send>(
         pid: i32,
         work: impl FnOnce(&mut Self) -> Result<T, RegistrationError> + Send,
@@ -92,7 +92,7 @@ impl StoppedThread {
         })
     }
 
-    /// A main thread waits most of the time; when it does not, it is released and stopped again later.
+    /// A main thread usually waits; if not, it is released and stopped again later.
     fn stop(pid: Pid) -> Result<(Self, Instant), RegistrationError> {
         let first = Instant::now();
         loop {
@@ -146,7 +146,7 @@ impl StoppedThread {
         Ok(Some(thread))
     }
 
-    /// Where [`StoppedThread::place`] puts its bytes.
+    /// The place at which [`StoppedThread::place`] writes.
     pub(super) fn scratch(&self) -> u64 {
         self.scratch
     }
@@ -205,7 +205,7 @@ impl StoppedThread {
     fn put_back(&self) -> Result<(), RegistrationError> {
         let pid = self.seized.0;
         write(pid, self.scratch, &self.scratch_content)?;
-        // With the number and the result of the interrupted call: the kernel restarts it as if nothing had been.
+        // With the number and the result of the interrupted call, so that the kernel restarts it.
         ptrace::setregs(pid, self.registers).map_err(trace_error("putting back its registers"))?;
         set_signal_mask(pid, self.signal_mask).map_err(trace_error("putting back its signal mask"))
     }
@@ -222,7 +222,7 @@ impl Drop for StoppedThread {
     }
 }
 
-/// Waits for the stop that was requested, and passes on the signals that come before it.
+/// Waits for the requested stop, and passes on the signals that arrive before it.
 fn wait_for_interrupt(pid: Pid) -> Result<(), RegistrationError> {
     let begin = Instant::now();
     while begin.elapsed() < STOP_WAIT {
@@ -246,7 +246,7 @@ fn wait(pid: Pid, flags: WaitPidFlag) -> Result<WaitStatus, RegistrationError> {
                 return Err(RegistrationError::Ended);
             }
             Ok(status) => return Ok(status),
-            // A real-time signal, which has no name here: looked at as any other.
+            // A real-time signal, which has no name here: handled like any other.
             Err(Errno::EINVAL) => return Ok(WaitStatus::Continued(pid)),
             Err(Errno::EINTR) => {}
             Err(errno) => {

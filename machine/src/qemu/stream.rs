@@ -1,4 +1,4 @@
-//! QEMU's device-state stream, as far as a reader of the guest needs it: model-specific registers.
+//! QEMU's device-state stream, as far as introspection needs it: model-specific registers.
 
 use retrovisor_guest::VcpuRegisters;
 use serde_json::Value;
@@ -15,7 +15,7 @@ pub(super) fn is_stream(stream: &[u8]) -> bool {
     stream.starts_with(MAGIC) && stream.get(4..8) == Some(&[0, 0, 0, 3])
 }
 
-/// Where fields lie in the state of a vCPU, in bytes from its start.
+/// Offsets of fields in the state of a vCPU, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Fields {
     rip: usize,
@@ -24,7 +24,7 @@ struct Fields {
     kernel_gs_base: usize,
 }
 
-/// Finds registers in the streams of one QEMU. Remembers where it found them last time: they seldom move.
+/// Finds registers in the streams of one QEMU. Remembers their places, which seldom change.
 #[derive(Default)]
 pub(super) struct RegisterFinder {
     fields: Option<Fields>,
@@ -32,8 +32,8 @@ pub(super) struct RegisterFinder {
 }
 
 impl RegisterFinder {
-    /// Adds to `vcpus` what the stream has and the monitor does not show. What is not found, or is found beside
-    /// other values of RIP and CR3 than the vCPU has, stays `None`.
+    /// Adds registers that are in the stream and not in the monitor's output to `vcpus`. One that is not found, or is
+    /// found next to other values of RIP and CR3 than the vCPU's, stays `None`.
     pub(super) fn complete(&mut self, stream: &[u8], vcpus: &mut [VcpuRegisters]) {
         if self.fields.is_none() {
             self.fields = describe(stream).and_then(|description| Fields::of(&description));
@@ -90,7 +90,8 @@ fn describe(stream: &[u8]) -> Option<Value> {
     })
 }
 
-/// Whether the state of vCPU `instance` begins at `place`: type, id (4), name with its length, instance (4), version (4).
+/// Whether the state of vCPU `instance` begins at `place`: type, id (4), name with its length, instance (4), version
+/// (4).
 fn begins_vcpu(stream: &[u8], place: usize, instance: usize) -> bool {
     let Some(head) = place.checked_sub(17).and_then(|start| stream.get(start..place)) else { return false };
     let own = u32::try_from(instance).is_ok_and(|instance| head[9..13] == instance.to_be_bytes());

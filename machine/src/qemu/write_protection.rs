@@ -29,8 +29,8 @@ type Register = [u64; 4];
 const UFFDIO_API: u64 = nix::request_code_readwrite!(0xaa, 0x3f, size_of::<Api>());
 const UFFDIO_REGISTER: u64 = nix::request_code_readwrite!(0xaa, 0x00, size_of::<Register>());
 
-/// Registers the mapping in a process whose memory is not under asynchronous write protection, with its main thread
-/// stopped: for how long is returned. After an error, the process is as it was.
+/// Registers the mapping in a process whose memory is not under asynchronous write protection. Returns for how long its
+/// main thread was stopped. After an error, the process is unchanged.
 pub(super) fn register(pid: i32, mapping: &Mapping) -> Result<Duration, RegistrationError> {
     check(pid)?;
     // An earlier registration that does not cover the mapping.
@@ -62,8 +62,8 @@ fn enable(thread: &mut StoppedThread, descriptor: u64, mapping: &Mapping) -> Res
     Ok(())
 }
 
-/// Ends the protection that [`register`] began, now or in an earlier process. Does nothing to a process without it, nor
-/// to one that was started with the preload, whose protection lasts as long as it.
+/// Ends the protection that [`register`] began, now or in an earlier process. Does nothing to a process without it, or
+/// to one that was started with the preload, whose protection lasts as long as the process.
 pub(super) fn remove(pid: i32) -> Result<(), RegistrationError> {
     let descriptors = descriptors(pid)?;
     if descriptors.is_empty() || is_preloaded(pid)? {
@@ -80,7 +80,7 @@ fn close(thread: &mut StoppedThread, descriptor: u64) -> Result<(), Registration
     thread.call("close", libc::SYS_close, [descriptor, 0, 0]).map(drop)
 }
 
-/// Refuses processes in which a system call would do harm, or that cannot be traced.
+/// Refuses processes in which a system call would do damage, or that cannot be traced.
 fn check(pid: i32) -> Result<(), RegistrationError> {
     let status = read(pid, "status")?;
     let number = |name: &str| {
@@ -94,7 +94,7 @@ fn check(pid: i32) -> Result<(), RegistrationError> {
     if number("TracerPid") != 0 {
         return Err(RegistrationError::Traced { tracer: number("TracerPid") });
     }
-    // Another thread of this process may wait for its child, and would be given the stops of its main thread.
+    // Another thread of this process may wait for its child, and would get the stops of its main thread.
     if number("PPid") == std::process::id() {
         return Err(RegistrationError::OwnChild);
     }
@@ -102,7 +102,7 @@ fn check(pid: i32) -> Result<(), RegistrationError> {
 }
 
 /// The process's descriptors for asynchronous write protection. QEMU itself makes no such descriptors: it uses
-/// userfaultfd with faults that it answers.
+/// userfaultfd with faults that it handles.
 fn descriptors(pid: i32) -> Result<Vec<u64>, RegistrationError> {
     let mut found = Vec::new();
     let folder = format!("/proc/{pid}/fd");

@@ -1,4 +1,4 @@
-//! What the tests have in common of bare guests.
+//! Common parts of the tests with bare guests.
 
 use std::time::{Duration, Instant};
 
@@ -28,17 +28,17 @@ pub(crate) fn config(layout: MemoryLayout, vcpus: u32, boot: Boot) -> KvmConfig 
     }
 }
 
-/// The guest, or nothing, loudly, where there is no KVM.
+/// The guest; `None`, with a message, without KVM.
 pub(crate) fn launch(layout: MemoryLayout, vcpus: u32) -> Option<KvmMachine> {
     launch_boot(bare::writer(), layout, vcpus)
 }
 
-/// As [`launch`], with code of the caller's, which runs at 1 MiB and a page.
+/// Like [`launch`], with code of the caller, which is at 1 MiB and one page.
 pub(crate) fn launch_image(image: Vec<u8>, layout: MemoryLayout, vcpus: u32) -> Option<KvmMachine> {
     launch_boot(Boot::Flat { image, at: Gpa(MAIL.0 + 0x1000) }, layout, vcpus)
 }
 
-/// As [`launch`], with another guest.
+/// Like [`launch`], with another guest.
 pub(crate) fn launch_boot(boot: Boot, layout: MemoryLayout, vcpus: u32) -> Option<KvmMachine> {
     match KvmMachine::launch(&config(layout, vcpus, boot)) {
         Ok(machine) => Some(machine),
@@ -49,7 +49,7 @@ pub(crate) fn launch_boot(boot: Boot, layout: MemoryLayout, vcpus: u32) -> Optio
     }
 }
 
-/// Tells the guest what to write; paused.
+/// Sets the guest's orders; it must be paused.
 pub(crate) fn assign(machine: &mut dyn Machine, first: Gpa, pages: u64, stride_bytes: u64) {
     bare::assign(machine, &Writing { first, pages, stride_bytes, idle_turns: 0, rounds: 0 }).unwrap();
 }
@@ -59,7 +59,7 @@ pub(crate) fn rounds(machine: &dyn Machine, vcpu: u64) -> u64 {
     bare::rounds(machine, vcpu).unwrap()
 }
 
-/// Waits until the running guest's vCPUs have each done that many rounds more.
+/// Waits until the running guest's vCPUs have each done this many further rounds.
 pub(crate) fn wait_rounds(machine: &dyn Machine, vcpus: u64, more: u64) {
     let before: Vec<_> = (0..vcpus).map(|vcpu| rounds(machine, vcpu)).collect();
     let began = Instant::now();

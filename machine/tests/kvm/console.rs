@@ -30,7 +30,7 @@ unsafe extern "C" {
     static bare_echo_end: u8;
 }
 
-/// A guest that says the successor of every byte that it hears.
+/// A guest that replies to every byte with its successor.
 fn launch() -> Option<KvmMachine> {
     // SAFETY: both labels bound the bytes of one assembly block in this program.
     let image = unsafe {
@@ -40,7 +40,7 @@ fn launch() -> Option<KvmMachine> {
     bare::launch_image(image, MemoryLayout::flat(16 << 20).unwrap(), 1)
 }
 
-/// What the guest writes from `offset` on, as soon as it is so much.
+/// The guest's output from `offset` on, once it is this long.
 fn hear(machine: &KvmMachine, offset: u64, length: usize) -> Vec<u8> {
     let output = machine.console_output();
     while output.end() < offset + length as u64 {
@@ -78,7 +78,7 @@ fn a_rollback_brings_back_what_the_port_held_and_nothing_else() {
     machine.resume().unwrap();
     assert_eq!(hear(&machine, 2, 2), b"de");
     machine.pause().unwrap();
-    // This guest keeps nothing in memory.
+    // This guest has no state in memory.
     machine.apply_state(&state, ClockPolicy::StandStill).unwrap();
     assert_eq!(output.end(), 4, "what was said stays said");
     machine.resume().unwrap();

@@ -1,4 +1,5 @@
-//! A bare guest that writes to its disk all the time: the disk goes back with the memory, whenever the guest was stopped.
+//! A bare guest that writes to its disk all the time: the disk is rolled back with the memory, whenever the guest was
+//! stopped.
 
 use std::path::Path;
 
@@ -18,8 +19,9 @@ const USED: u64 = 0x20_2000;
 const HEADER: u64 = 0x20_3000;
 const DATA: u64 = 0x20_4000;
 
-// Finds the disk among the virtio devices, writes the registers that the mail lists, then writes one block a round: the
-// round's number, first and last in the block that has this number modulo 64. It halts when the disk refuses.
+// Finds the disk among the virtio devices, writes the registers that the mail page lists, then writes one block in each
+// round: the round's number, first and last in the block that has this number modulo 64. It halts when the disk returns
+// an error.
 std::arch::global_asm!(
     r"
     .globl disk_writer_start
@@ -119,7 +121,7 @@ fn base_bytes() -> Vec<u8> {
     vec![0xbb; 32 * BLOCK_SIZE]
 }
 
-/// Puts into memory what the guest starts with.
+/// Writes the guest's initial memory.
 fn prepare(machine: &mut KvmMachine) {
     let mut put = |at: u64, words: &[u64]| {
         let mut page = ZERO_PAGE;
@@ -158,7 +160,7 @@ fn prepare(machine: &mut KvmMachine) {
     put(HEADER, &[1, 0, 0xff]);
 }
 
-/// What the disk holds at a captured state.
+/// The contents of the disk at a captured state.
 fn contents(machine: &KvmMachine, at: &DiskState) -> Vec<Page> {
     let mut base = base_bytes();
     base.resize(64 * BLOCK_SIZE, 0);
@@ -178,7 +180,7 @@ fn contents(machine: &KvmMachine, at: &DiskState) -> Vec<Page> {
     blocks
 }
 
-/// Every block holds the last round that wrote it: of those that are done, and maybe of one that is half done.
+/// Every block has the last round that wrote it: a complete round, or possibly one in progress.
 fn assert_fits(machine: &KvmMachine, at: &DiskState) {
     let done = bare::rounds(machine, 0);
     for (number, block) in (0..).zip(contents(machine, at)) {
@@ -213,7 +215,7 @@ fn the_disk_goes_back_with_the_memory_and_into_another_machine() {
     assert_fits(&machine, &then);
     let first = contents(&machine, &then);
     for turn in 0..40 {
-        // At least two: the first may have been written already when the past was taken, and only its counting be left.
+        // At least two: the first may have been written before the capture, without being counted yet.
         run(&mut machine, 2 + turn * 7 % 90);
         let later = machine.capture_state().unwrap();
         assert_fits(&machine, &later.disks[0]);

@@ -1,4 +1,4 @@
-/// What of this process would grow if something were not released.
+/// The resources of this process that would grow if something were not released.
 #[derive(Debug)]
 pub(crate) struct Held {
     descriptors: usize,
@@ -18,7 +18,7 @@ impl Held {
         }
     }
 
-    /// Memory may have grown by so much.
+    /// Memory may have grown by this much.
     pub(crate) fn assert_not_grown(&self, since: &Self, memory_kib: u64) {
         assert_eq!((self.descriptors, self.threads), (since.descriptors, since.threads));
         assert!(self.memory_kib < since.memory_kib + memory_kib, "{self:?} after {since:?}");

@@ -1,4 +1,4 @@
-//! The contract of `take_dirty` on KVM's log: what was read or written stays so until the frame is reported.
+//! The contract of `take_dirty` on KVM's log: a frame that was read or written stays unchanged until it is reported.
 
 use proptest::prelude::*;
 use retrovisor_guest::{
@@ -16,7 +16,7 @@ const FIRST: Gpa = Gpa(0x20_0000);
 enum Step {
     /// The vCPU writes the first frames, round after round, until the next pause.
     GuestRuns(u64),
-    /// Puts the bytes of a frame back that it had when it was read first.
+    /// Restores the bytes that a frame had when it was first read.
     DriverWrites(u64),
     Reads(u64),
     TakesWhileRunning,
@@ -74,7 +74,7 @@ fn what_was_read_or_written_stays_so_until_the_frame_is_reported() {
                     let mut found = PageSet::empty(&layout);
                     machine.take_dirty(&mut found).unwrap();
                     known.reported(&found);
-                    // What a running guest holds changes while it is compared.
+                    // The memory of a running guest changes while it is compared.
                     if machine.run_state() == RunState::Paused {
                         prop_assert_eq!(known.wrong(machine.memory()).unwrap(), []);
                     }

@@ -1,4 +1,4 @@
-//! A bare guest in a worker, with a network interface: it sends back what it receives.
+//! A bare guest in a worker, with a network interface: it returns the frames that it receives.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
@@ -21,11 +21,11 @@ const RECEIVE: [u64; 3] = [0x20_0000, 0x20_1000, 0x20_2000];
 const SEND: [u64; 3] = [0x20_3000, 0x20_4000, 0x20_5000];
 const FRAME: u64 = 0x20_6000;
 const FRAME_BYTES: u64 = 1600;
-/// A frame of a kind that no kernel of a host sends by itself.
+/// The type of a frame that no kernel sends on its own.
 const KIND: [u8; 2] = [0x88, 0xb5];
 
-// Finds the network interface, writes the registers that the mail lists, and then sends back each frame that comes, with its
-// addresses swapped. Counts them, and keeps the link's status in the word after.
+// Finds the network interface, writes the registers that the mail page lists, and then returns each frame with its
+// addresses swapped. Counts them, and keeps the link's status in the word after the count.
 std::arch::global_asm!(
     r"
     .globl echo_start
@@ -102,7 +102,7 @@ fn code() -> Boot {
     Boot::Flat { image, at: Gpa(MAIL.0 + 0x1000) }
 }
 
-/// The guest in a confined worker, running; or nothing, loudly, where there is no KVM.
+/// The guest in a confined worker, running; `None`, with a message, without KVM.
 fn launch(dir: &Path, backend: NetBackend, detached: bool) -> Option<RemoteMachine> {
     let machine = bare::config(MemoryLayout::flat(4 << 20).unwrap(), 1, code());
     let machine = KvmConfig { nets: vec![NetConfig { backend, mac: None }], ..machine };
@@ -110,12 +110,12 @@ fn launch(dir: &Path, backend: NetBackend, detached: bool) -> Option<RemoteMachi
     let mut machine = worker::launch_config(&config)?;
     prepare(&mut machine);
     machine.resume().unwrap();
-    // Its driver is ready then: what comes before is lost.
+    // Its driver is ready then: earlier frames are dropped.
     wait_link(&machine, true);
     Some(machine)
 }
 
-/// Puts into memory what the guest starts with.
+/// Writes the guest's initial memory.
 fn prepare(machine: &mut RemoteMachine) {
     let mut put = |at: u64, words: &[u64]| {
         let mut page = ZERO_PAGE;
@@ -140,7 +140,7 @@ fn prepare(machine: &mut RemoteMachine) {
     put(RECEIVE[1], &[1 << 16]);
 }
 
-/// Someone else on the guest's network.
+/// Another station on the guest's network.
 struct Station(OwnedFd);
 
 impl Station {
@@ -152,7 +152,7 @@ impl Station {
         Self(socket)
     }
 
-    /// The host's end of a tap, which is made up.
+    /// The host's end of a tap, which is created.
     fn on_tap(name: &str) -> Self {
         let kind = i32::from(u16::from_be_bytes(KIND).to_be());
         // SAFETY: plain calls on a new socket; the structs are valid when zero, and live long enough.
@@ -183,7 +183,7 @@ impl Station {
         rustix::net::send(&self.0, &frame, SendFlags::NOSIGNAL).unwrap();
     }
 
-    /// Whether the guest sends this text back within the time.
+    /// Whether the guest returns this text within the time.
     fn hears(&self, machine: &RemoteMachine, text: &str, patience: Duration) -> bool {
         let [_, expected] = frames(machine, text);
         let began = Instant::now();
@@ -199,7 +199,7 @@ impl Station {
         false
     }
 
-    /// Sends, and waits for the same to come back.
+    /// Sends a text, and waits until it is returned.
     fn assert_talks(&self, machine: &RemoteMachine, text: &str) {
         self.send(machine, text);
         assert!(self.hears(machine, text, Duration::from_secs(20)), "{text:?} does not come back");
@@ -219,7 +219,7 @@ fn frames(machine: &RemoteMachine, text: &str) -> [Vec<u8>; 2] {
     })
 }
 
-/// What the guest reads of its link.
+/// The link status that the guest reads.
 fn guest_sees_link(machine: &RemoteMachine) -> bool {
     let mut word = [0; 8];
     machine.memory().read(Gpa(MAIL.0 + 72), &mut word).unwrap();
@@ -246,7 +246,7 @@ fn a_guest_in_a_worker_talks_over_a_hub() {
     for turn in 0..50 {
         station.assert_talks(&machine, &format!("turn {turn}"));
     }
-    // A guest that stands still receives nothing, and what waits is lost when it goes back.
+    // A paused guest receives nothing, and frames that wait are dropped by a rollback.
     machine.pause().unwrap();
     let state = machine.capture_state().unwrap();
     station.send(&machine, "lost");
@@ -260,7 +260,7 @@ fn a_guest_in_a_worker_talks_over_a_hub() {
     machine.resume().unwrap();
     assert!(station.hears(&machine, "kept", Duration::from_secs(20)));
 
-    // The thread that receives has its own filter on top.
+    // The receiving thread has its own additional filter.
     let tasks = std::fs::read_dir(format!("/proc/{}/task", machine.pid())).unwrap();
     let statuses = tasks.map(|task| std::fs::read_to_string(task.unwrap().path().join("status")).unwrap());
     let net = statuses.filter(|status| status.contains("Name:\tnet\n")).collect::<Vec<_>>();
@@ -280,7 +280,7 @@ fn a_worker_outlives_its_hub_and_is_given_another_one() {
     wait_link(&machine, false);
     let pid = machine.pid();
     drop(machine);
-    // The next managing process has a hub at the same place: the worker cannot connect to it by itself.
+    // The next managing process has a hub at the same path: the worker cannot connect to it itself.
     let hub = Hub::serve(&path).unwrap();
     let mut machine = RemoteMachine::attach("bare", &dir.path().join("m")).unwrap();
     assert_eq!(machine.pid(), pid);
@@ -290,7 +290,7 @@ fn a_worker_outlives_its_hub_and_is_given_another_one() {
     wait_link(&machine, true);
     let station = Station::on_hub(&hub);
     station.assert_talks(&machine, "second");
-    // Plugged in while it stands still, and while the old one is still there.
+    // Connected during a pause, while the old hub still exists.
     machine.pause().unwrap();
     let other = Hub::serve(&dir.path().join("other")).unwrap();
     machine.plug(0, &NetBackend::Hub(other.path().to_owned())).unwrap();
@@ -307,7 +307,7 @@ fn a_worker_outlives_its_hub_and_is_given_another_one() {
 
 #[test]
 fn a_guest_in_a_worker_talks_over_a_tap() {
-    // A network of this thread's own: nothing of the host's is touched.
+    // A network namespace for this thread: nothing of the host's is changed.
     // SAFETY: of what threads share, only the network is left.
     if let Err(error) = unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) } {
         eprintln!("SKIPPED: no network namespace to make a tap in: {error}");

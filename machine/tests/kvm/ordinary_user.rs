@@ -1,5 +1,5 @@
-//! A worker that an ordinary user starts. Root becomes one for it, in a mount namespace where `/dev/kvm` is for everybody;
-//! the host does not change.
+//! A worker that an ordinary user starts. Root becomes that user, in a mount namespace in which everybody may use
+//! `/dev/kvm`; the host does not change.
 
 use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader, Read as _};
@@ -13,7 +13,7 @@ use retrovisor_machine::kvm::RemoteMachine;
 
 use crate::{bare, worker};
 
-/// The word that makes this program one that starts a machine and keeps it until its input ends.
+/// The argument with which this program starts a machine and keeps it until its input ends.
 const PARENT: &str = "machine-parent";
 /// `nobody`.
 const USER: u32 = 65_534;

@@ -4,7 +4,7 @@ use retrovisor_guest::{
 };
 use retrovisor_machine::kvm::KvmMachine;
 
-/// All of a small machine at one instant.
+/// The complete state of a small machine at one instant.
 pub(crate) struct Past {
     pub(crate) state: MachineState,
     pages: Vec<Page>,
@@ -29,7 +29,7 @@ impl Past {
         &self.pages
     }
 
-    /// Puts what differs back; the machine is paused. The frames that were written.
+    /// Restores the parts that differ; the machine is paused. Returns the frames that were written.
     pub(crate) fn put_back(&self, machine: &mut KvmMachine, clock: ClockPolicy) -> PageSet {
         let layout = machine.identity().layout.clone();
         let mut dirty = PageSet::empty(&layout);

@@ -1,4 +1,4 @@
-//! Going back in place, over and over: the same guest each time, and nothing of this process grows.
+//! Repeated rollbacks in place: the guest is the same each time, and this process does not use more resources.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use crate::past::Past;
 const FIRST: Gpa = Gpa(0x20_0000);
 const PAGES: u64 = 16;
 
-/// Allocators keep some.
+/// Allocators keep some memory.
 const KEPT_KIB: u64 = 4096;
 
 #[test]

@@ -1,4 +1,4 @@
-//! Timers and interrupts: none is lost and none goes wrong when a guest is stopped or taken back.
+//! Timers and interrupts: none is lost or wrong after pauses and rollbacks.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use retrovisor_machine::kvm::bare::{Beats, beats, clockwork};
 use crate::bare;
 use crate::past::Past;
 
-/// One with each kind of timer.
+/// A guest with each kind of timer.
 const VCPUS: u32 = 3;
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -21,7 +21,7 @@ fn all(machine: &KvmMachine) -> Vec<Beats> {
     (0..VCPUS.into()).map(|vcpu| beats(machine, vcpu).unwrap()).collect()
 }
 
-/// Waits until every timer has gone off that many times more.
+/// Waits until every timer has expired this many further times.
 fn wait_beats(machine: &KvmMachine, more: u64) {
     let before = all(machine);
     let began = Instant::now();
@@ -66,7 +66,7 @@ fn after_a_rollback_every_timer_goes_on() {
     let stood = all(&machine);
     for turn in 0..100 {
         machine.resume().unwrap();
-        // Sometimes it is caught asleep, sometimes with an interrupt on its way.
+        // The guest is stopped asleep in some rounds, and with a pending interrupt in others.
         std::thread::sleep(Duration::from_micros(300 + 131 * (turn % 50)));
         machine.pause().unwrap();
         past.put_back(&mut machine, ClockPolicy::StandStill);
@@ -80,7 +80,7 @@ fn after_a_rollback_every_timer_goes_on() {
     }
 }
 
-/// One of several guests that runs on after a stop of a second, by the clock that it is given.
+/// One of several guests that continues after a second's pause, with a clock policy.
 fn ticks_over_a_second(policy: ClockPolicy) -> Option<(u64, u64)> {
     let mut machine = launch()?;
     if policy == ClockPolicy::StandStill && !machine.moves_tsc() {

@@ -1,4 +1,5 @@
-//! Vector registers (AVX, AVX-512): what a guest keeps in them is there after pauses, rollbacks, and in another machine.
+//! Vector registers (AVX, AVX-512): what a guest keeps in them is there after pauses, rollbacks, and in another
+//! machine.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ const TURNS: u64 = 300;
 const AVX: u64 = 1 << 2;
 const AVX_512: u64 = 0b111 << 5;
 
-/// The guest, running, or nothing, loudly, where there is no KVM or no AVX.
+/// The guest, running; `None`, with a message, without KVM or AVX.
 fn launch() -> Option<KvmMachine> {
     let mut machine = bare::launch_boot(vectors(), MemoryLayout::flat(4 << 20).unwrap(), VCPUS)?;
     machine.resume().unwrap();
@@ -59,7 +60,7 @@ fn vector_registers_go_back_with_the_guest() {
         assert_right(&machine, "on the way");
         went += u64::from(all(&machine) != stood);
         if turn % 2 == 0 {
-            // What is alike is left alone then.
+            // Equal parts are not written then.
             let _now = machine.capture_state().unwrap();
         }
         past.put_back(&mut machine, ClockPolicy::StandStill);

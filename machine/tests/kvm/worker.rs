@@ -1,4 +1,4 @@
-//! The machine in a process of its own: this program, started once more, is the worker.
+//! The machine in a separate process: this program, started again, is the worker.
 
 use std::ffi::OsString;
 use std::io::{Read as _, Write as _};
@@ -16,7 +16,7 @@ use retrovisor_machine::kvm::{DiskConfig, Limits, RemoteConfig, RemoteMachine, w
 
 use crate::{bare, ordinary_user};
 
-/// The word that makes this program a worker.
+/// The argument with which this program becomes a worker.
 const WORKER: &str = "machine-worker";
 const FIRST: Gpa = Gpa(0x20_0000);
 
@@ -46,7 +46,7 @@ pub(crate) fn config(dir: &Path, detached: bool) -> RemoteConfig {
     }
 }
 
-/// The bare guest in a worker, or nothing, loudly, where there is no KVM.
+/// The bare guest in a worker; `None`, with a message, without KVM.
 fn launch(dir: &Path, detached: bool) -> Option<RemoteMachine> {
     launch_config(&config(dir, detached))
 }
@@ -105,7 +105,7 @@ fn a_guest_in_a_worker_is_paused_captured_and_taken_back() {
         machine.take_dirty(&mut dirty).unwrap();
         assert!((33..100).contains(&dirty.len()), "{} pages", dirty.len());
         for gfn in dirty.iter() {
-            // The written pages lie elsewhere; the counters do not.
+            // The written pages are elsewhere; the counters are not.
             if let Some((_, bytes)) = kept.iter().find(|(kept, _)| *kept == gfn) {
                 machine.write_page(gfn, retrovisor_guest::PageContent::Data(bytes)).unwrap();
             }
@@ -146,7 +146,7 @@ fn what_comes_along_with_a_pause_is_neither_lost_nor_kept() {
     machine.pause().unwrap();
     bare::assign(&mut machine, FIRST, 0, 4096);
     for _ in 0..20 {
-        // Nobody asks for the frames or the state of any of these.
+        // The frames and the state of these pauses are not requested.
         machine.resume().unwrap();
         machine.pause().unwrap();
     }
@@ -159,7 +159,7 @@ fn what_comes_along_with_a_pause_is_neither_lost_nor_kept() {
     assert_eq!(kept(&mut machine), kept_at_first);
 }
 
-/// Of every thread of a worker with two vCPUs, as the kernel says.
+/// For every thread of a worker with two vCPUs, according to the kernel.
 pub(crate) fn assert_threads_are_confined(pid: i32) {
     let mut names = Vec::new();
     for thread in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
@@ -333,7 +333,7 @@ fn the_console_shows_what_was_said_before_and_is_kept_in_a_file() {
 }
 
 #[test]
-fn a_long_console_log_begins_anew() {
+fn a_long_console_log_is_followed_by_a_new_one() {
     let dir = tempfile::tempdir().unwrap();
     let runtime_dir = dir.path().join("m");
     std::fs::create_dir(&runtime_dir).unwrap();
@@ -344,11 +344,7 @@ fn a_long_console_log_begins_anew() {
     machine.resume().unwrap();
     let began = Instant::now();
     while std::fs::metadata(&path).unwrap().len() != 4 {
-        assert!(
-            began.elapsed() < Duration::from_secs(20),
-            "the log does not begin anew:\n{}",
-            log(&runtime_dir)
-        );
+        assert!(began.elapsed() < Duration::from_secs(20), "no new log is begun:\n{}", log(&runtime_dir));
         std::thread::sleep(Duration::from_millis(5));
     }
     let mut said = std::fs::read(&path).unwrap();
@@ -372,7 +368,7 @@ fn a_machine_that_cannot_start_says_why_and_leaves_no_process() {
 }
 
 #[test]
-fn a_worker_that_awaits_a_state_takes_another_machines_and_ends_with_who_made_it_until_it_is_let_go() {
+fn a_worker_that_awaits_a_state_takes_another_machines_and_ends_with_who_made_it_until_it_is_detached() {
     let dir = tempfile::tempdir().unwrap();
     let Some(mut first) = launch(dir.path(), false) else { return };
     bare::assign(&mut first, FIRST, 32, 4096);
@@ -409,7 +405,7 @@ fn a_worker_that_awaits_a_state_takes_another_machines_and_ends_with_who_made_it
     drop(branch);
     wait(gone);
 
-    // Let go: it lives on.
+    // Detached: it continues to run.
     let mut branch = RemoteMachine::launch(&other).unwrap();
     branch.detach().unwrap();
     drop(branch);

@@ -1,4 +1,4 @@
-//! Taking over a QEMU that runs.
+//! Attaching to a running QEMU.
 
 use retrovisor_guest::{Machine, MachineError, MemoryIo as _, PageSet, RunState};
 use retrovisor_machine::qemu::{AttachConfig, QemuMachine};
@@ -18,7 +18,7 @@ fn a_detached_machine_is_attached_again() {
     let (pid, finder) = (machine.pid(), machine.finder().0.to_owned());
     let again =
         AttachConfig { name: "again".into(), qmp: dir.path().join("qmp"), runtime_dir: dir.path().into() };
-    // The second try meets the queue that the first one filled.
+    // The second try finds the queue filled by the first one.
     for _ in 0..3 {
         let error = QemuMachine::attach(&again).err().unwrap();
         assert!(error.to_string().contains("one program at a time"), "{error}");
@@ -43,7 +43,7 @@ fn a_detached_machine_is_attached_again() {
     assert!(!dir.path().join("qmp").exists());
 }
 
-/// A QEMU as others start it. Ended when dropped.
+/// A QEMU as other programs start it. Ended when dropped.
 struct Foreign(std::process::Child, std::path::PathBuf);
 
 impl Foreign {

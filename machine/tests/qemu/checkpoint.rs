@@ -23,7 +23,7 @@ fn twenty_checkpoints_under_load_restore_bit_exactly_in_place_and_in_a_new_proce
     for number in 0..20_usize {
         let before = checkpoints.last().map(|checkpoint| checkpoint.memory.clone()).unwrap_or_default();
         let checkpoint = capture(&mut machine, before);
-        // What the dirty pages alone brought up to date is all of memory.
+        // The image that was updated only by dirty pages equals all of memory.
         let missed = guest::differing(machine.memory(), &checkpoint.memory);
         assert!(missed.is_empty(), "checkpoint {number} missed {missed:?}");
         assert_eq!(checkpoint.state.vcpus.len(), 2);
@@ -41,7 +41,7 @@ fn twenty_checkpoints_under_load_restore_bit_exactly_in_place_and_in_a_new_proce
         machine.resume().unwrap();
         sleep_ms(150);
         if number % 4 == 3 {
-            // Back by one to four checkpoints, and on from there: what follows is another future.
+            // Rollbacks by one to four checkpoints, each continued: what follows is another history.
             let back = checkpoints.len() - 1 - (number / 4) % 4;
             restore(&mut machine, &checkpoints[back]);
             machine.resume().unwrap();
@@ -105,7 +105,7 @@ fn the_disk_goes_back_with_the_memory() {
     assert_eq!(shell.run("echo after >/data/test; dd if=/dev/urandom of=/data/more bs=64k count=32 2>/dev/null; sync; cat /data/test"), "after");
     restore(&mut machine, &checkpoint);
     machine.resume().unwrap();
-    // Read the disk, not what the guest remembers of it.
+    // Reads the disk, not the guest's page cache.
     let drop = "sync; echo 3 >/proc/sys/vm/drop_caches";
     assert_eq!(
         shell.run(&format!("{drop}; cat /data/test; ls /data/more 2>/dev/null || cat /data/test")),
@@ -186,7 +186,7 @@ fn what_needs_a_pause_is_refused_while_the_guest_runs() {
         machine.apply_state(&other, ClockPolicy::StandStill),
         Err(MachineError::Mismatch { .. })
     ));
-    // Damaged device state: the machine says so and does not run on what is there.
+    // Damaged device state: the machine reports it and does not run.
     let mut damaged = state.clone();
     let bytes = &mut damaged.sections[1].bytes;
     bytes.truncate(bytes.len() / 2);

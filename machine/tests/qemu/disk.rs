@@ -1,4 +1,4 @@
-//! Disk contents, out of a running guest's overlay and back in through QEMU.
+//! Disk contents: read from a running guest's overlay, and written through QEMU.
 
 use std::path::Path;
 use std::process::Command;
@@ -34,7 +34,7 @@ fn contents(
     (from, blocks)
 }
 
-/// Writes what differs between two images, and puts memory and devices back.
+/// Writes the differences between two images, and restores memory and devices.
 fn put(machine: &mut QemuMachine, now: &[u8], wanted: &[u8], checkpoint: &Checkpoint) {
     let blocks = now.as_chunks::<BLOCK_SIZE>().0.iter().zip(wanted.as_chunks::<BLOCK_SIZE>().0).enumerate();
     let mut run: (u64, Vec<BlockContent<'_>>) = (0, Vec::new());
@@ -61,7 +61,7 @@ fn checkpoint_layout(machine: &QemuMachine) -> retrovisor_guest::MemoryLayout {
     machine.identity().layout.clone()
 }
 
-/// What QEMU says that the snapshot holds.
+/// The snapshot's contents according to QEMU.
 fn as_qemu_reads(dir: &Path, tag: &str) -> Option<Vec<u8>> {
     let out = dir.join("said.raw");
     let snapshot = format!("snapshot.name={tag}");
@@ -96,7 +96,7 @@ fn blocks_are_read_while_the_guest_runs_and_written_into_it_and_into_a_new_proce
     assert_eq!(shell.run(&format!("echo after >/data/test; {noise}; cat /data/test")), "after");
     let two = capture(&mut machine, one.memory.clone());
     machine.resume().unwrap();
-    // The guest goes on writing while its past is read.
+    // The guest continues writing while its past is read.
     shell.send("for i in 1 2 3 4 5 6 7 8; do dd if=/dev/urandom of=/data/noise bs=64k count=40; sync; done 2>/dev/null; echo OVER");
     let (at_one, at_two) = (&one.state.disks[0], &two.state.disks[0]);
     let (first, blocks) = contents(&machine, at_one, None, base.clone(), &base);
@@ -112,7 +112,7 @@ fn blocks_are_read_while_the_guest_runs_and_written_into_it_and_into_a_new_proce
         }
     }
 
-    // Its snapshot is gone: the first state comes back by its blocks.
+    // Its snapshot is gone: the first state is restored by its blocks.
     machine.pause().unwrap();
     machine.release_state(&one.state).unwrap();
     machine.release_state(&one.state).unwrap();
@@ -158,7 +158,7 @@ fn blocks_that_cannot_be_written_are_refused_and_a_write_that_failed_is_noticed(
     assert!(machine.write_blocks("d1", 0, &zero).is_err());
     assert!(machine.write_blocks("d0", blocks, &zero).unwrap_err().to_string().contains("no blocks"));
     assert!(machine.write_blocks("d0", u64::MAX, &zero).is_err());
-    // Somebody takes the image away behind QEMU's back: what is written does not arrive there.
+    // Another process removes the image while QEMU has it open: the written blocks do not reach it.
     let path = dir.path().join("disks/d0.qcow2");
     let copy = std::fs::read(&path).unwrap();
     std::fs::rename(&path, dir.path().join("away")).unwrap();

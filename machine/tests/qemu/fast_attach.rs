@@ -66,7 +66,7 @@ impl Daemon {
         targets.filter(|target| target.as_os_str() == "anon_inode:[userfaultfd]").count()
     }
 
-    /// The main thread's answers and the guest's ticks prove that both go on.
+    /// The main thread's answers and the guest's ticks prove that both continue.
     fn goes_on(&self) {
         let mut owner = Owner::open(UnixStream::connect(self.dir.join("owner")).unwrap());
         assert_eq!(owner.run("query-status", &serde_json::json!({}))["running"], true);
@@ -86,7 +86,7 @@ impl Drop for Daemon {
     }
 }
 
-/// Whether this host allows it; says so where it does not.
+/// Whether this host permits it; prints a message if not.
 fn is_protected(machine: &QemuMachine) -> bool {
     let (finder, reason) = machine.finder();
     eprintln!("{finder}: {reason}");
@@ -112,7 +112,8 @@ fn a_qemu_that_runs_is_put_under_write_protection_and_released() {
     assert_eq!(qemu.registrations(), 1);
     qemu.goes_on();
 
-    // What was read or written stays so until it is reported: while the guest runs, in pauses, and over rollbacks.
+    // A frame that was read or written stays unchanged until it is reported: while the guest runs, in pauses, and over
+    // rollbacks.
     let layout = machine.identity().layout.clone();
     let mut known = KnownFrames::new(&layout);
     let first = capture(&mut machine, Vec::new());
@@ -151,7 +152,7 @@ fn a_qemu_that_runs_is_put_under_write_protection_and_released() {
     assert_eq!(qemu.registrations(), 0);
     qemu.goes_on();
 
-    // Often, while the guest runs: each call that was interrupted is taken up again.
+    // Repeated while the guest runs: each interrupted call is continued.
     for _ in 0..20 {
         let machine = qemu.attach();
         assert!(is_protected(&machine));

@@ -1,4 +1,5 @@
-//! A QEMU that another program started and goes on using: what it does there is noticed, and this driver leaves nothing in it.
+//! A QEMU that another program started and continues to use: its changes are detected, and this driver leaves nothing
+//! behind in it.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -100,7 +101,7 @@ impl Owner {
         own.unwrap()["state"] == true
     }
 
-    /// Block nodes and sets of descriptors that are not its own, and snapshots in its disk.
+    /// Block nodes and descriptor sets that are not QEMU's own, and snapshots in its disk.
     fn additions(&mut self) -> (usize, usize, usize) {
         let nodes = self.run("query-named-block-nodes", &json!({}));
         let nodes = nodes.as_array().unwrap().clone();
@@ -125,7 +126,7 @@ fn the_owner_is_noticed_and_gets_qemu_back_as_it_was() {
     let mut machine = qemu.attach().unwrap();
     wait_console_file(&qemu.dir, "tick 00010");
 
-    // What the owner does is reported, what this driver does is not.
+    // Actions of the owner are reported, those of this driver are not.
     machine.pause().unwrap();
     machine.resume().unwrap();
     assert_eq!(machine.events(), []);
@@ -145,7 +146,7 @@ fn the_owner_is_noticed_and_gets_qemu_back_as_it_was() {
     assert_eq!(machine.retained_disks().unwrap().len(), 1);
     assert!(machine.capabilities().check_clock(ClockPolicy::JumpToNow).is_err());
 
-    // A device that is plugged in is refused by its name, and nothing is left of the attempt.
+    // A device that is added is refused by its name, and nothing of the attempt remains.
     owner.run("device_add", &json!({ "driver": "virtio-rng-pci", "id": "late", "bus": "root0" }));
     let error = machine.capture_state().unwrap_err();
     assert!(
@@ -159,7 +160,7 @@ fn the_owner_is_noticed_and_gets_qemu_back_as_it_was() {
     machine.detach(true).unwrap();
     assert_eq!(owner.additions(), (0, 0, 0));
     assert_eq!(owner.run("query-status", &json!({}))["running"], true);
-    // The next one finds what is there now.
+    // The next attach accepts the current devices.
     let mut machine = qemu.attach().unwrap();
     machine.pause().unwrap();
     machine.capture_state().unwrap();

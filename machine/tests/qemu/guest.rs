@@ -1,4 +1,4 @@
-//! The project's test guest, and what the tests do with it.
+//! The project's test guest, and operations of the tests on it.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -11,7 +11,8 @@ use retrovisor_guest::{
 };
 use retrovisor_machine::qemu::{DiskConfig, LaunchConfig, QemuMachine};
 
-/// Where `setup/guest.sh` puts the guest; `None`, loudly, when it did not run or QEMU is not installed.
+/// The folder in which `setup/guest.sh` puts the guest; `None`, with a message, when it did not run or QEMU is not
+/// installed.
 pub(crate) fn image() -> Option<PathBuf> {
     let cache = std::env::var_os("RETROVISOR_CACHE").map(PathBuf::from).or_else(|| {
         let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
@@ -65,7 +66,7 @@ pub(crate) fn wait_console(machine: &QemuMachine, from: usize, wanted: &str) {
     }
 }
 
-/// The numbers of the workload's ticks, in the order of the console, and whether every line says that all is well.
+/// The numbers of the workload's ticks, in the order of the console, and whether every line reports success.
 pub(crate) fn ticks(text: &str) -> Vec<u64> {
     assert!(!text.contains("corrupt") && !text.contains("CORRUPT"), "{text}");
     let lines =
@@ -83,12 +84,12 @@ impl Shell {
         Self(BufReader::new(stream))
     }
 
-    /// Gives a command after which there is nothing to read.
+    /// Sends a command without reading a reply.
     pub(crate) fn send(&mut self, command: &str) {
         self.0.get_mut().write_all(format!("{command}\n").as_bytes()).unwrap();
     }
 
-    /// Runs a command and gives the last line before its end.
+    /// Runs a command and returns its last line of output.
     pub(crate) fn run(&mut self, command: &str) -> String {
         self.send(&format!("{command}; echo DONE"));
         let mut last = String::new();

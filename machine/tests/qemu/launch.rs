@@ -40,7 +40,7 @@ fn qemu_ends_with_the_process_that_launched_it() {
     assert!(std::fs::read_to_string(&process).unwrap().contains("guest=test"));
     child.kill().unwrap();
     child.wait().unwrap();
-    // A zombie that nobody collects has no command line.
+    // A zombie has no command line.
     within("QEMU's end", &|| std::fs::read(&process).map_or(true, |line| line.is_empty()));
 }
 

@@ -139,7 +139,7 @@ fn a_state_is_taken_in_the_middle_of_the_work_and_put_back() {
         driver.put(data.at, &vec![u8::try_from(number).unwrap() + 1; 0x8000]);
         driver.offer_block(DATA + number * 32, OUT, number * 0x40, &[data]);
     }
-    // So many bytes are too much for one go.
+    // This many bytes exceed one portion.
     assert!(driver.model.write_and_pause(NOTIFY, &[0; 4]));
     let first = driver.answers().len() as u64;
     assert!((1..requests).contains(&first), "{first}");
@@ -152,7 +152,7 @@ fn a_state_is_taken_in_the_middle_of_the_work_and_put_back() {
     other.restore(&saved).unwrap();
     assert!(other.interrupt(), "the driver has not acknowledged it");
     let mut driver = driver.with_model(other);
-    // Any access to the device, or the next entry into the guest, goes on with the work.
+    // Any access to the device, or the next entry into the guest, continues with the work.
     driver.set(NOTIFY, 0);
     assert_eq!(driver.answers().len() as u64, requests - first);
     assert!(driver.acknowledge());

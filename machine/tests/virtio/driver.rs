@@ -1,4 +1,4 @@
-//! The driver's side of virtio-mmio, as plain as can be.
+//! The driver's side of virtio-mmio, as simple as possible.
 
 use std::path::Path;
 
@@ -60,7 +60,7 @@ pub(crate) fn disk(dir: &Path, size_bytes: u64) -> DiskConfig {
 }
 
 impl Driver {
-    /// Brings the device up as a stock driver does.
+    /// Initializes the device as a stock driver does.
     pub(crate) fn start(model: VirtioModel) -> Self {
         let mut driver = Self { model, offered: 0, seen: 0, next_descriptor: 0 };
         driver.set(STATUS, 0);
@@ -134,7 +134,7 @@ impl Driver {
         self.put(AVAILABLE + 2, &self.offered.to_le_bytes());
     }
 
-    /// The answers that were not seen yet: how many bytes were written for each.
+    /// The completions that were not read yet: how many bytes were written for each.
     pub(crate) fn answers(&mut self) -> Vec<u32> {
         let end = u16::from_le_bytes(self.memory(USED + 2, 2).try_into().unwrap());
         let mut answers = Vec::new();
@@ -146,7 +146,7 @@ impl Driver {
         answers
     }
 
-    /// Acknowledges interrupts; whether there was one.
+    /// Acknowledges interrupts; returns whether there was one.
     pub(crate) fn acknowledge(&mut self) -> bool {
         let status = self.get(INTERRUPT_STATUS);
         assert_eq!(self.model.interrupt(), status != 0);
@@ -155,7 +155,7 @@ impl Driver {
         status != 0
     }
 
-    /// One request of a disk: what was written for it, and the status.
+    /// One request to a disk: the number of bytes written for it, and the status.
     pub(crate) fn block(&mut self, kind: u32, sector: u64, data: &[Buffer]) -> (u32, u8) {
         self.offer_block(BUFFERS, kind, sector, data);
         self.set(NOTIFY, 0);
@@ -165,7 +165,7 @@ impl Driver {
         (answers[0], self.memory(BUFFERS + 16, 1)[0])
     }
 
-    /// Makes a disk's request available; its header lies at `at`, its status after it.
+    /// Makes a disk's request available; its header is at `at`, its status after it.
     pub(crate) fn offer_block(&mut self, at: u64, kind: u32, sector: u64, data: &[Buffer]) {
         let mut header = kind.to_le_bytes().to_vec();
         header.extend([0; 4]);

@@ -16,7 +16,7 @@ enum Act {
     Start,
 }
 
-/// Numbers near those that mean something.
+/// Numbers near meaningful ones.
 fn number() -> impl Strategy<Value = u64> {
     prop_oneof![
         0..0x20_u64,
@@ -80,7 +80,7 @@ fn attack(model: VirtioModel, acts: &[Act]) {
             }
         }
     }
-    // Whatever happened: a reset makes it work.
+    // Whatever happened before, a reset makes it work.
     driver.put(AVAILABLE, &[0; 4]);
     driver.put(USED, &[0; 4]);
     let mut driver = Driver::start(driver.model);

@@ -80,7 +80,7 @@ fn the_interrupt_stays_until_it_is_acknowledged_and_a_reset_takes_it_away() {
     driver.set(STATUS, 0);
     assert!(!driver.model.interrupt());
     assert_eq!((driver.get(STATUS), driver.get(INTERRUPT_STATUS)), (0, 0));
-    // A driver that looks for itself wants none.
+    // A driver that polls wants no interrupt.
     let mut driver = Driver::start(rng());
     driver.put(AVAILABLE, &1_u16.to_le_bytes());
     ask(&mut driver);

@@ -231,7 +231,7 @@ fn a_rollback_that_failed_is_not_repeated_on_the_next_process() {
 fn a_half_written_machine_stays_managed_and_can_be_taken_back() {
     let mut daemon = Daemon::new();
     daemon.bring_into("web", Lifecycle::Failed);
-    // A daemon that starts anew takes it where it was going.
+    // The next daemon moves it to its target.
     daemon.restart();
     assert_eq!(daemon.state("web"), Lifecycle::Running);
     daemon.check();

@@ -10,7 +10,7 @@ use crate::terminal::{paragraph, table};
 /// Injects a fault into a machine, to test detection and recovery.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  retrovisor inject web list\n  retrovisor inject web syscall-redirect syscall=getppid to=getuid\n  retrovisor inject web bit-flip symbol=jiffies bit=5\n  retrovisor inject web command 'runaway &'"
+    after_help = "Examples:\n  retrovisor inject web list\n  retrovisor inject web syscall-redirect syscall=getppid to=getuid\n  retrovisor inject web bit-flip symbol=linux_banner bit=5\n  retrovisor inject web command 'runaway &'"
 )]
 pub(crate) struct InjectArgs {
     /// The machine

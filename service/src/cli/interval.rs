@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use jiff::fmt::friendly::SpanParser;
+use retrovisor_manager::INTERVAL_MIN_MS;
 use retrovisor_proto::v1::Machine;
 
 use crate::terminal::paragraph;
 
-/// A shorter interval leaves the guest no time to run.
-const INTERVAL_MIN: Duration = Duration::from_millis(20);
+const INTERVAL_MIN: Duration = Duration::from_millis(INTERVAL_MIN_MS as u64);
 
 /// What the API can say.
 const INTERVAL_MAX: Duration = Duration::from_hours(24 * 49);

@@ -3,7 +3,7 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
 use retrovisor_guest::{Interface, LaunchSpec, Network};
-use retrovisor_manager::{Command, MachineSpec, Manager, ManagerError, PausedBy};
+use retrovisor_manager::{Command, INTERVAL_MIN_MS, MachineSpec, Manager, ManagerError, PausedBy};
 use retrovisor_proto::v1::machine_service_server::MachineService;
 use retrovisor_proto::v1::network_interface::Network as Asked;
 use retrovisor_proto::v1::{
@@ -20,6 +20,16 @@ use super::stream::Answers;
 use super::{Services, convert, status};
 
 const MEMORY_BYTES_DEFAULT: u64 = 512 << 20;
+
+/// An interval that leaves the guest time to run, or none.
+fn interval(every_ms: u32) -> Result<u32, Status> {
+    if every_ms == 0 || every_ms >= INTERVAL_MIN_MS {
+        return Ok(every_ms);
+    }
+    Err(status::of(&ManagerError::Invalid(format!(
+        "an interval below {INTERVAL_MIN_MS} ms leaves the guest no time to run; 0 means no automatic checkpoints"
+    ))))
+}
 
 impl Services {
     /// Runs blocking work outside of the async threads, and converts its error.
@@ -71,6 +81,7 @@ impl MachineService for Services {
         request: Request<RunMachineRequest>,
     ) -> Result<Response<RunMachineResponse>, Status> {
         let request = request.into_inner();
+        let _valid = interval(request.every_ms)?;
         let name = request.machine.clone();
         self.blocking(move |services| {
             let (name, spec) = launch_spec(&services.manager, request)?;
@@ -85,7 +96,7 @@ impl MachineService for Services {
         request: Request<AttachMachineRequest>,
     ) -> Result<Response<AttachMachineResponse>, Status> {
         let AttachMachineRequest { machine: name, qmp, every_ms } = request.into_inner();
-        let spec = MachineSpec::attached(PathBuf::from(qmp), every_ms);
+        let spec = MachineSpec::attached(PathBuf::from(qmp), interval(every_ms)?);
         self.blocking({
             let name = name.clone();
             move |services| services.manager.attach(&name, &spec)
@@ -133,6 +144,7 @@ impl MachineService for Services {
     ) -> Result<Response<SetMachineResponse>, Status> {
         let SetMachineRequest { machine: name, every_ms } = request.into_inner();
         if let Some(every_ms) = every_ms {
+            let every_ms = interval(every_ms)?;
             self.manager.set_interval(&name, every_ms).await.map_err(|error| status::of(&error))?;
         }
         Ok(Response::new(SetMachineResponse { machine: self.machine(name).await? }))

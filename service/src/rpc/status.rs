@@ -7,6 +7,8 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 const DOMAIN: &str = "retrovisor";
+/// Longest text in a status. It appears there up to three times, percent-encoded or in base64.
+const TEXT_CHARS_MAX: usize = 600;
 
 /// The status of an error.
 pub(super) fn of(error: &ManagerError) -> Status {
@@ -32,6 +34,7 @@ pub(super) fn of(error: &ManagerError) -> Status {
         ManagerError::Analytics(_) => (Code::Internal, "ANALYTICS_FAILED"),
         ManagerError::Io { .. } => (Code::Internal, "HOST_FAILED"),
     };
+    let message = short(&error.to_string());
     let mut details = ErrorDetails::with_error_info(reason, DOMAIN, std::collections::HashMap::new());
     match error {
         ManagerError::Exists { machine }
@@ -39,17 +42,26 @@ pub(super) fn of(error: &ManagerError) -> Status {
         | ManagerError::Gone { machine }
         | ManagerError::State { machine, .. }
         | ManagerError::Shape { machine, .. } => {
-            details.set_resource_info("machine", format!("machines/{machine}"), "", error.to_string());
+            details.set_resource_info("machine", format!("machines/{}", short(machine)), "", &message);
         }
         _ => {}
     }
     if let Some(help) = help(error) {
-        details.add_help_link(help, "");
+        details.add_help_link(short(&help), "");
     }
     if code == Code::FailedPrecondition {
-        details.add_precondition_failure_violation(reason, DOMAIN, error.to_string());
+        details.add_precondition_failure_violation(reason, DOMAIN, &message);
     }
-    Status::with_error_details(code, error.to_string(), details)
+    Status::with_error_details(code, message, details)
+}
+
+/// A text that may be shown, whatever it quotes: headers of gRPC are limited to some KiB, and clients drop an answer with
+/// longer ones.
+fn short(text: &str) -> String {
+    match text.char_indices().nth(TEXT_CHARS_MAX) {
+        None => text.to_owned(),
+        Some((end, _)) => format!("{}…", &text[..end]),
+    }
 }
 
 fn help(error: &ManagerError) -> Option<String> {
@@ -62,9 +74,10 @@ fn help(error: &ManagerError) -> Option<String> {
             "Start it as it was recorded, choose another name, or remove the history first: retrovisor remove {machine}"
         )),
         ManagerError::Managed { .. } => Some("One process is one machine: use that name.".to_owned()),
-        ManagerError::Gone { machine } => {
-            Some(format!("Bring it back: retrovisor rollback {machine} --to latest"))
-        }
+        ManagerError::Gone { machine } => Some(format!(
+            "Bring it back: retrovisor rollback {machine} --to latest. If another program started its QEMU: start it \
+                 again with the same options, then retrovisor attach {machine} --qmp SOCKET"
+        )),
         ManagerError::Exists { machine } => Some(format!("Look at it: retrovisor show {machine}")),
         ManagerError::Known { machine } => {
             Some(format!("Choose another name, or look at that one: retrovisor show {machine}"))
@@ -92,5 +105,17 @@ fn of_store(error: &StoreError) -> (Code, &'static str) {
         StoreError::Damaged(_) => (Code::DataLoss, "DAMAGED"),
         StoreError::Full { .. } => (Code::ResourceExhausted, "DISK_FULL"),
         _ => (Code::Internal, "STORE_FAILED"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_name_is_quoted_in_part() {
+        let status = of(&ManagerError::Exists { machine: "é".repeat(100_000) });
+        assert!(status.message().starts_with("a machine named é") && status.message().ends_with('…'));
+        assert!(status.message().len() + status.details().len() < 8_000, "{}", status.details().len());
     }
 }

@@ -32,7 +32,8 @@ impl StoreService for Services {
             })?;
             let last = VerifyResponse {
                 checked_pages: report.pages_checked,
-                total_pages,
+                // Machines that run add pages meanwhile.
+                total_pages: total_pages.max(report.pages_checked),
                 finished: true,
                 damaged: report.damaged.iter().map(ToString::to_string).collect(),
                 checkpoints: report.checkpoints_checked,

@@ -1,4 +1,4 @@
-//! The pause and the way to the disk, by how much is dirty, how it is scattered, and with or without pre-copy.
+//! The pause and the time until durable, by the number of dirty pages and their placement, with and without pre-copy.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -29,7 +29,7 @@ pub(crate) fn measure(lab: &mut Lab, table: &mut Table) {
     all_new(lab, table);
     lab.record_with(RecorderSettings::default());
     for (pages, rounds) in SIZES {
-        // Below, nothing is copied before the pause.
+        // Below this number of pages nothing is copied before the pause.
         if pages >= RecorderSettings::default().precopy_pages_min {
             precopied(lab, table, pages, rounds);
         }
@@ -53,7 +53,7 @@ fn plain(lab: &mut Lab, table: &mut Table, pages: u64, rounds: usize, stride: u6
     table.add(&format!("capture.durable_of_zstd/{pages}/{variant}"), "%", share);
 }
 
-/// Nothing that is written is known: compression is most of the work.
+/// No written contents are known: compression is most of the work.
 fn all_new(lab: &mut Lab, table: &mut Table) {
     for (pages, rounds) in [(10_000, 4), (50_000, 2)] {
         let (mut durable, mut share) = (Vec::new(), Vec::new());
@@ -69,10 +69,10 @@ fn all_new(lab: &mut Lab, table: &mut Table) {
     }
 }
 
-/// Where the pages lie that the guest never stops writing.
+/// The first of the pages that the guest writes all the time.
 const WORKING_SET_FIRST: u64 = PAGES / 2;
 
-/// While the guest goes on writing 1,000 pages in 10 ms: the same ones, as a guest's working set is.
+/// While the guest continues writing 1,000 pages in 10 ms: the same ones, as a guest's working set is.
 fn precopied(lab: &mut Lab, table: &mut Table, pages: u64, rounds: usize) {
     let writer = lab.machine.writer();
     let done = AtomicBool::new(false);
@@ -94,14 +94,14 @@ fn precopied(lab: &mut Lab, table: &mut Table, pages: u64, rounds: usize) {
         }
         done.store(true, Ordering::Relaxed);
     });
-    // The first does not know yet how many to expect.
+    // The first capture has no estimate of the number of dirty pages yet.
     reports.remove(0);
     rows(table, &format!("{pages}/strided/precopy"), &reports);
     let precopy = reports.iter().map(|report| report.timing.precopy_us as f64 / 1e3).collect();
     table.add(&format!("capture.precopy_ms/{pages}/strided/precopy"), "ms", precopy);
 }
 
-/// From which number of dirty pages on copying them before the pause is worth it.
+/// The number of dirty pages from which on copying them before the pause pays off.
 fn crossover(lab: &mut Lab, table: &mut Table) {
     for least in [0, u64::MAX] {
         lab.record_with(RecorderSettings { precopy_pages_min: least, ..RecorderSettings::default() });

@@ -15,7 +15,7 @@ use crate::table::Table;
 
 const PAGES: u64 = 1 << 16;
 const WRITES: u64 = 20;
-/// Where restoring is measured; the last is for questions.
+/// The checkpoints at which restoring is measured; the last is for queries.
 const LENGTHS: [usize; 4] = [10, 1_000, 5_000, 10_000];
 
 pub(crate) fn measure(table: &mut Table) {
@@ -57,7 +57,7 @@ pub(crate) fn measure(table: &mut Table) {
     }
 }
 
-/// Into a new machine, by a store that has nothing in memory (what the host has, it has).
+/// Into a new machine, by a store without caches (the host's page cache is not cleared).
 fn restore(table: &mut Table, dir: &Path, twin: MachineId, target: CheckpointId, length: usize) {
     let (mut mbps, mut prefetched, mut map_ms) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..3 {

@@ -1,11 +1,11 @@
 //! Pages like those of a Linux guest, from a seed.
 //!
-//! Made after what was measured of images of a Debian guest of 512 MiB: four fifths of a booted guest are zero and
-//! half of one that has worked for a while (here: 65 %); zstd at level 1 in frames of four pages makes the others 2.09
-//! times smaller (here, where pages are more regular, 2.66 times: the row `guest.zstd_ratio`); two thirds of the pages
-//! dirtied by shell work had contents that were known already (here: copies of other pages of the machine). Ten kinds
-//! of pages, in these shares: two of text, four of structures with pointers into one area, two of code, and two that
-//! hold what is compressed or random already; a third of all pages is only partly used.
+//! The proportions follow measurements of images of a Debian guest of 512 MiB: four fifths of a booted guest are zero
+//! and half of one that has worked for a while (here: 65 %); zstd at level 1 in frames of four pages makes the others
+//! 2.09 times smaller (here, where pages are more regular, 2.66 times: the row `guest.zstd_ratio`); two thirds of the
+//! pages dirtied by shell work had known contents (here: copies of other pages of the machine). There are ten kinds of
+//! pages, in these shares: two of text, four of structures with pointers into one area, two of code, and two of
+//! compressed or random data; a third of all pages is only partly used.
 
 use retrovisor_guest::{PAGE_SIZE, Page};
 
@@ -80,7 +80,7 @@ impl Guest {
             page[at..at + length].copy_from_slice(&bytes[..length]);
             at += length;
         }
-        // However alike two pages are.
+        // Makes every page different, however similar two pages are.
         page[..8].copy_from_slice(&self.next().to_le_bytes());
         page
     }

@@ -11,7 +11,7 @@ use crate::guest::Guest;
 use crate::table::Table;
 
 pub(crate) const PAGES: u64 = 1 << 18;
-/// Pages of a frame, and the level, as the store has them.
+/// Pages of a frame, and the compression level, as in the store.
 const FRAME_BYTES: usize = 4 * PAGE_SIZE;
 const LEVEL: i32 = 1;
 
@@ -24,7 +24,7 @@ pub(crate) struct Lab {
     pub(crate) guest: Guest,
     /// Pages whose contents are stored.
     known: Vec<Gfn>,
-    /// Pages made up beforehand: making them up would take longer than to store them.
+    /// Pages generated beforehand: generating them would take longer than storing them.
     stock: Vec<Page>,
 }
 
@@ -60,15 +60,14 @@ impl Lab {
         lab
     }
 
-    /// Another recorder, which has seen the machine once.
+    /// Another recorder, which has recorded the machine once.
     pub(crate) fn record_with(&mut self, settings: RecorderSettings) {
         self.recorder.drain(&mut self.machine);
         self.recorder = Recorder::with_settings(Arc::clone(&self.store), self.id, settings).unwrap();
         self.recorder.checkpoint(&mut self.machine, &CheckpointRequest::default()).unwrap();
     }
 
-    /// The guest writes pages one after the other, or each `stride`th: a third of them with contents never seen, which
-    /// are given back.
+    /// The guest writes consecutive pages, or each `stride`th: a third of them with new contents, which are returned.
     pub(crate) fn touch(&mut self, count: u64, stride: u64, all_new: bool) -> Vec<Page> {
         let first = self.guest.below(PAGES);
         let mut new = Vec::new();
@@ -76,7 +75,7 @@ impl Lab {
             let gfn = Gfn((first + at * stride) % PAGES);
             let mut page = [0; PAGE_SIZE];
             if all_new || self.guest.below(3) == 0 {
-                // Alike to one of the stock, but never seen.
+                // Similar to a prepared page, but new.
                 page = self.stock[self.guest.below(self.stock.len() as u64) as usize];
                 for at in (0..PAGE_SIZE).step_by(256) {
                     page[at..at + 8].copy_from_slice(&self.guest.next().to_le_bytes());
@@ -104,7 +103,7 @@ impl Lab {
     }
 }
 
-/// Bytes and microseconds of compressing pages as the store does, on two cores, and nothing else.
+/// Bytes and microseconds of only compressing pages as the store does, on two cores.
 pub(crate) fn zstd_alone(pages: &[Page]) -> (usize, f64) {
     let bytes: Vec<u8> = pages.iter().flatten().copied().collect();
     let half = (bytes.len() / 2).next_multiple_of(FRAME_BYTES).min(bytes.len());

@@ -1,4 +1,4 @@
-//! What the capture and rollback engine costs, on a memory-only machine of 1 GiB whose pages look like a real guest's.
+//! Measures the capture and rollback engine, on a memory-only machine of 1 GiB whose pages resemble a real guest's.
 //!
 //! Prints a table and writes `target/bench/snapshot.json`: rows `{name, unit, p50, p99, n}`.
 #![allow(

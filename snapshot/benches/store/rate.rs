@@ -17,7 +17,7 @@ pub(crate) fn measure(lab: &mut Lab, table: &mut Table) {
     while start.elapsed() < LASTS {
         let begun = Instant::now();
         lab.touch(100, 3, false);
-        // Making up contents is no work of the guest's or ours.
+        // Generating contents is work of neither the guest nor the store.
         making_up += begun.elapsed();
         let pending = lab.recorder.capture(&mut lab.machine, &request).unwrap();
         pauses.push(pending.timing().pause_us as f64);

@@ -1,4 +1,4 @@
-//! Going back in place to a recent checkpoint.
+//! Rollbacks in place to a recent checkpoint.
 
 use retrovisor_snapshot::{
     CheckpointRequest, CurrentPolicy, RecorderSettings, RollbackReport, RollbackRequest,

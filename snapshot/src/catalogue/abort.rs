@@ -1,6 +1,6 @@
 use crate::error::Error;
 
-/// Why a transaction stops: SQLite's error, to be named by what was being done, or one that needs no more context.
+/// Why a transaction stops: SQLite's error, to which the caller adds the action, or one that needs no more context.
 pub(crate) enum Abort {
     Sql(rusqlite::Error),
     Named(Error),

@@ -1,4 +1,4 @@
-//! The rows of a machine that an archive has, and how they are read.
+//! The rows of a machine in an archive, and how they are read.
 
 use retrovisor_guest::DiskBase;
 use retrovisor_guest::fact::{Kind, Value};
@@ -18,7 +18,7 @@ use super::{disk, page_version};
 use crate::error::Result;
 use crate::id::MachineId;
 
-/// What a column holds, and how it is imported into another store.
+/// The meaning of a column, and how it is imported into another store.
 #[derive(Clone, Copy)]
 pub(crate) enum Role {
     /// The row's own number, which is new in another store. Always the first column.
@@ -195,7 +195,7 @@ pub(crate) const SHAPES: &[Shape] = &[
     },
 ];
 
-/// A machine's rows as they were at one moment, whatever is written meanwhile.
+/// A machine's rows at one moment, independent of later writes.
 pub(crate) struct Archived<'a> {
     reader: &'a Connection,
     machine: MachineId,
@@ -234,7 +234,7 @@ impl Archived<'_> {
         named(self.links_of(&sql, disk::link))
     }
 
-    /// The timelines that begin at a checkpoint of the machine, and where.
+    /// The timelines that begin at a checkpoint of the machine, with that checkpoint.
     pub(crate) fn origins(&self) -> Result<Vec<(i64, i64)>> {
         let sql = "SELECT t.id, t.origin FROM timeline t JOIN checkpoint c ON c.id = t.origin AND c.machine = t.machine
             WHERE t.machine = ?1 ORDER BY t.id";

@@ -1,4 +1,4 @@
-//! The checkpoints of one boot of a guest's kernel, by what introspection recorded of them.
+//! The checkpoints of one boot of a guest's kernel, according to the facts of introspection.
 
 use rusqlite::OptionalExtension;
 
@@ -6,7 +6,7 @@ use super::connection::Catalogue;
 use crate::error::Result;
 use crate::id::{CheckpointId, MachineId};
 
-/// The facts that identify a boot, and the one that says that the kernel's code was read.
+/// The facts that identify a boot, and the one that shows that the kernel's code was read.
 const TABLES: &str =
     "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name IN ('fact_kernel', 'fact_memory')";
 

@@ -23,7 +23,7 @@ pub(crate) struct Branching {
     pub(crate) origin: CheckpointId,
 }
 
-/// The origin of a branch, with the names of then: it may not exist any more.
+/// The origin of a branch, with the names of that time: it may have been removed since.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BranchOrigin {
     /// The other machine.
@@ -34,13 +34,13 @@ pub struct BranchOrigin {
     pub sequence: u64,
 }
 
-/// The machines that were to become branches and have no checkpoint.
+/// Machines that were added as branches and have no checkpoint yet.
 const INCOMPLETE: &str = "SELECT o.machine FROM operation o WHERE o.kind = 'branch' AND o.status = 'started'
     AND NOT EXISTS (SELECT 1 FROM checkpoint c WHERE c.machine = o.machine)";
 
 impl Catalogue {
-    /// Adds a machine that is about to begin at a checkpoint of another one. Until its first checkpoint is committed,
-    /// it is incomplete, and [`Catalogue::remove_incomplete_branches`] removes it.
+    /// Adds a machine that will start from a checkpoint of another one. Until its first checkpoint is committed, it is
+    /// incomplete, and [`Catalogue::remove_incomplete_branches`] removes it.
     pub(crate) fn begin_branch(
         &self,
         identity: &MachineIdentity,
@@ -85,7 +85,7 @@ impl Catalogue {
         })
     }
 
-    /// Removes all branches that are incomplete, and returns what they were: a process that ended was making them. Not
+    /// Removes all incomplete branches, which a process that ended was making, and returns them. Must not be called
     /// while branches are being made.
     pub fn remove_incomplete_branches(&self) -> Result<Vec<MachineRecord>> {
         self.write("removing incomplete branches", Durability::Full, |transaction| {
@@ -102,7 +102,7 @@ impl Catalogue {
         })
     }
 
-    /// Where a machine branched off; none when it did not.
+    /// The origin of a branch; none for other machines.
     pub fn branched_from(&self, machine: MachineId) -> Result<Option<BranchOrigin>> {
         self.read("looking where a machine branched off", |reader| {
             let found = reader

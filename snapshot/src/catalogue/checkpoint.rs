@@ -18,7 +18,7 @@ use crate::id::{CheckpointId, MachineId, TimelineId, fresh_name};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CheckpointKind {
-    /// It was due by the schedule.
+    /// It was due.
     #[default]
     Automatic,
     /// It was requested.
@@ -66,8 +66,8 @@ pub struct CheckpointRecord {
     pub verdict: Verdict,
     /// The detectors' score, once there is one.
     pub score: Option<f64>,
-    /// Whether it is in doubt that the checkpoint is exactly what the guest was. It is readable and can be a target,
-    /// but never that of an automatic rollback.
+    /// Whether the checkpoint may differ from the guest's memory. It is readable and can be a target, but never that of
+    /// an automatic rollback.
     pub doubtful: bool,
 }
 
@@ -121,7 +121,7 @@ impl Catalogue {
         self.read("reading a checkpoint", |reader| one(reader, id))
     }
 
-    /// The checkpoint and those it came from, newest first along parents.
+    /// The checkpoint and its ancestors, newest first.
     pub fn ancestry(&self, checkpoint: CheckpointId) -> Result<Vec<CheckpointRecord>> {
         self.ancestry_within(checkpoint, usize::MAX)
     }
@@ -130,7 +130,7 @@ impl Catalogue {
     pub fn ancestry_within(&self, checkpoint: CheckpointId, count: usize) -> Result<Vec<CheckpointRecord>> {
         self.read("reading the ancestry", |reader| {
             one(reader, checkpoint)?;
-            // A parent is always older than its child, so that damaged links cannot make a circle.
+            // A parent is always older than its child, so that damaged links cannot form a cycle.
             let sql = format!(
                 "WITH RECURSIVE line (id, parent) AS (
                      SELECT id, parent FROM checkpoint WHERE id = ?1

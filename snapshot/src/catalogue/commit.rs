@@ -18,16 +18,16 @@ use crate::error::Result;
 use crate::id::{CheckpointId, DiskId, OperationId, TimelineId};
 use crate::key::Hash;
 
-/// Contents that are on the disk and that a transaction adds to the catalogue.
+/// Contents that are on the disk, and that a transaction adds to the catalogue.
 #[derive(Clone, Copy)]
 pub(crate) struct NewContents<'a> {
     pub(crate) frames: &'a [NewFrame],
     pub(crate) contents: &'a [NewContent],
-    /// For each pack written to, the length up to which it belongs to the catalogue.
+    /// For each pack written to, the length up to which it is committed.
     pub(crate) packs: &'a [(u32, u64)],
 }
 
-/// What one transaction adds: contents, and the checkpoints that refer to them.
+/// The input of one transaction: contents, and the checkpoints that refer to them.
 pub(crate) struct CommitBatch<'a> {
     pub(crate) contents: NewContents<'a>,
     /// Oldest first; each is the parent of the next.
@@ -36,7 +36,7 @@ pub(crate) struct CommitBatch<'a> {
     pub(crate) branch: Option<Branching>,
 }
 
-/// Everything of one checkpoint that goes into the catalogue.
+/// The rows of one checkpoint.
 pub(crate) struct PreparedCheckpoint<'a> {
     pub(crate) checkpoint: &'a NewCheckpoint,
     pub(crate) changes: &'a [(Gfn, ContentRef)],
@@ -57,17 +57,17 @@ pub(crate) struct Hashes<'a> {
 
 /// The operation that is recorded with a checkpoint.
 pub(crate) enum RecordedOperation<'a> {
-    /// None: the list of automatic checkpoints is their log.
+    /// None: automatic checkpoints are recorded in the list of checkpoints only.
     None,
     /// The checkpoint was requested.
     Checkpoint,
-    /// The checkpoint is the state before a rollback, which begins now.
+    /// The checkpoint is the state before a rollback that begins now.
     RollbackStarted(&'a Rollback),
-    /// The checkpoint is the state before a rollback, which is done already.
+    /// The checkpoint is the state before a rollback that is done already.
     RollbackDone(&'a Rollback),
 }
 
-/// A move of a machine to another checkpoint, as it is recorded.
+/// A recorded move of a machine to another checkpoint.
 pub(crate) struct Rollback {
     pub(crate) kind: RollbackKind,
     pub(crate) target: Position,
@@ -140,9 +140,8 @@ impl Catalogue {
         })
     }
 
-    /// [`Catalogue::packs`], for a writer that cuts off what is not committed; `there` are the packs on the disk. A
-    /// pack that frames refer to belongs to the catalogue up to the end of the last of them, even if its row is lost
-    /// or wrong.
+    /// [`Catalogue::packs`], for a writer that truncates uncommitted data; `there` are the packs on the disk. A pack to
+    /// which frames refer is committed up to the end of the last of them, even if its row is missing or wrong.
     pub(crate) fn packs_in_use(&self, there: &[u32]) -> Result<Vec<(u32, u64)>> {
         let mut packs: BTreeMap<u32, u64> = self.packs()?.into_iter().collect();
         let last = packs.keys().next_back().copied();
@@ -168,7 +167,7 @@ impl Catalogue {
         Ok(packs.into_iter().collect())
     }
 
-    /// Each pack's number and how many of its bytes belong to the catalogue.
+    /// Each pack's number and committed length.
     pub(crate) fn packs(&self) -> Result<Vec<(u32, u64)>> {
         self.read("reading the list of packs", |reader| {
             let mut statement = reader.prepare_cached("SELECT id, committed_bytes FROM pack ORDER BY id")?;

@@ -115,8 +115,8 @@ impl Catalogue {
         open_reader(&self.path, self.immutable)
     }
 
-    /// Runs `work`, which only reads, on the connection that writes: it keeps in memory what others must read
-    /// again after each commit.
+    /// Runs `work`, which only reads, on the writing connection: its cache stays valid, while the other connections
+    /// must read again after each commit.
     pub(crate) fn read_warm<T>(
         &self,
         doing: &'static str,
@@ -167,8 +167,8 @@ impl Catalogue {
         self.long_writes.lock()
     }
 
-    /// Rewrites the database without its free pages, when at least `percent_min` of it (and 1 MiB) is free, and cuts
-    /// the write-ahead log off. Readers continue meanwhile, writers wait. Returns whether it was rewritten.
+    /// Rewrites the database without its free pages, when at least `percent_min` of it (and 1 MiB) is free, and
+    /// truncates the write-ahead log. Readers continue meanwhile, writers wait. Returns whether it was rewritten.
     pub(crate) fn vacuum(&self, percent_min: u64) -> Result<bool> {
         const FREE_BYTES_MIN: u64 = 1 << 20;
         let Some(writer) = &self.writer else {
@@ -184,14 +184,14 @@ impl Catalogue {
             if pays {
                 connection.execute_batch("VACUUM")?;
             }
-            // A reader at work keeps it from being cut off: it is, at the next opportunity.
+            // An active reader prevents the truncation: the next opportunity does it.
             connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
             Ok(pays)
         })()
         .map_err(|source| Error::sql("giving free space back", &self.path, source))
     }
 
-    /// What SQLite finds wrong with its own structure; empty when nothing is.
+    /// The errors that SQLite finds in its own structure; empty when there are none.
     pub(crate) fn integrity(&self) -> Result<Vec<String>> {
         self.read("checking its structure", |reader| {
             let mut statement = reader.prepare("PRAGMA integrity_check(20)")?;
@@ -221,7 +221,7 @@ impl Catalogue {
     }
 }
 
-/// The lock's guard, also when a thread panicked while holding it: SQLite's transactions keep the data whole.
+/// The lock's guard, also after a panic: SQLite's transactions keep the data consistent.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -237,7 +237,7 @@ fn open_reader(path: &Path, immutable: bool) -> rusqlite::Result<Connection> {
     connection.busy_timeout(BUSY)?;
     connection.set_prepared_statement_cache_capacity(64);
     connection.pragma_update(None, "cache_size", -8192)?;
-    // Opening is lazy: this touches the file, so that what is wrong with it is seen here.
+    // SQLite opens lazily: this reads the file, so that errors are found here.
     connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
     Ok(connection)
 }

@@ -7,9 +7,9 @@ use crate::content::{ContentId, FIRST_CONTENT};
 use crate::error::Result;
 use crate::key::Hash;
 
-/// The setting that says up to which content the index of hashes is complete.
+/// The setting with the number of the content up to which the index of hashes is complete.
 pub(super) const INDEXED: &str = "indexed_content";
-/// The settings that keep numbers from being used twice after the highest ones were removed.
+/// The settings that prevent numbers from being used twice after the highest ones were removed.
 pub(super) const CONTENT_FLOOR: &str = "content_floor";
 pub(super) const PACK_FLOOR: &str = "pack_floor";
 
@@ -27,7 +27,7 @@ pub(crate) struct NewFrame {
 pub(crate) struct NewContent {
     pub(crate) id: ContentId,
     pub(crate) hash: Hash,
-    /// Which of the frames written with it.
+    /// The index of its frame among those written with it.
     pub(crate) frame: usize,
     /// Its place in the frame, in pages.
     pub(crate) slot: u32,
@@ -49,7 +49,7 @@ const PLACE: &str = "SELECT c.id, c.hash, f.pack, f.offset, f.stored_bytes, f.pa
     FROM content c JOIN frame f ON f.id = c.frame";
 
 impl Catalogue {
-    /// The places of contents, in the order of `ids`, which is ascending. What is not there is left out.
+    /// The places of contents, in the order of `ids`, which is ascending. Missing ones are left out.
     pub(crate) fn places(&self, ids: &[ContentId]) -> Result<Vec<ContentPlace>> {
         self.read("looking up contents", |reader| Ok(places(reader, ids)?))
     }
@@ -64,7 +64,7 @@ impl Catalogue {
         })
     }
 
-    /// The ids of all contents that are not in a frame that is known.
+    /// The ids of all contents whose frame is missing.
     pub(crate) fn contents_without_frame(&self) -> Result<Vec<ContentId>> {
         self.read("looking for contents without a frame", |reader| {
             let mut statement = reader.prepare(
@@ -118,7 +118,7 @@ impl Catalogue {
 
     /// Adds contents to the index of hashes, which then is complete up to `upto`.
     pub(crate) fn index_contents(&self, contents: &mut [(u64, ContentId)], upto: ContentId) -> Result<()> {
-        // In order of the index, so that every page of it is touched once.
+        // In the order of the index, so that every page of it is written once.
         contents.sort_unstable();
         self.write("indexing contents", Durability::Process, |transaction| {
             let mut insert = transaction
@@ -152,7 +152,7 @@ impl Catalogue {
     }
 }
 
-/// The part of a hash that the index has.
+/// The part of a hash that is in the index.
 pub(crate) fn prefix(hash: &Hash) -> u64 {
     let mut first = [0; 8];
     first.copy_from_slice(&hash[..8]);

@@ -35,7 +35,7 @@ pub(crate) struct DiskLink {
     pub(crate) keyframe_rows: u64,
 }
 
-/// What is recorded of a disk with a new checkpoint.
+/// The rows about a disk of a new checkpoint.
 pub(crate) struct NewDiskVersion<'a> {
     pub(crate) disk: DiskId,
     pub(crate) changes: &'a [(u64, ContentRef)],
@@ -108,7 +108,7 @@ impl Catalogue {
                 let found = found.ok_or_else(|| {
                     damaged(format!("disk number {disk} is missing at checkpoint number {at}"))
                 })?;
-                // A parent is always older than its child, so that damaged links cannot make a circle.
+                // A parent is always older than its child, so that damaged links cannot form a cycle.
                 next = found.parent.filter(|parent| found.keyframe_distance > 0 && *parent < at);
                 links.push(found);
             }
@@ -130,8 +130,8 @@ impl Catalogue {
         self.read("reading a full block map", |reader| keyframe(reader, checkpoint, disk))
     }
 
-    /// The disk snapshots that a machine's checkpoints refer to, by the driver's references. A snapshot that is not
-    /// among them belongs to no checkpoint and can be released.
+    /// The disk snapshots to which a machine's checkpoints refer, by the driver's references. Others belong to no
+    /// checkpoint and can be released.
     pub fn referenced_disk_snapshots(&self, machine: MachineId) -> Result<HashSet<String>> {
         self.read("reading which disk snapshots are referenced", |reader| {
             let mut statement = reader.prepare_cached(
@@ -156,7 +156,7 @@ impl Catalogue {
     }
 }
 
-/// Adds what changed on disks at a checkpoint; `hash` makes what protects the list of one disk's changes.
+/// Adds the changes of disks at a checkpoint; `hash` computes the hash of the list of one disk's changes.
 pub(crate) fn insert(
     transaction: &Transaction<'_>,
     checkpoint: CheckpointId,
@@ -186,7 +186,7 @@ pub(crate) fn insert(
     Ok(())
 }
 
-/// Replaces the changes of a disk at a checkpoint that has another parent now.
+/// Replaces the changes of a disk at a checkpoint whose parent has changed.
 pub(super) fn replace(
     transaction: &Transaction<'_>,
     checkpoint: CheckpointId,

@@ -9,9 +9,9 @@ use crate::damage::Damage;
 use crate::error::{Error, Result};
 use crate::id::{EventId, MachineId};
 
-/// Events that are kept of one machine, about: the oldest go when there are more.
+/// About this many events of one machine are kept: the oldest are removed first.
 const KEPT: u32 = 10_000;
-/// Old events are removed with every so many new ones.
+/// Number of new events after which old ones are removed.
 const TRIM_STEP: i64 = 256;
 
 words!(
@@ -26,7 +26,7 @@ words!(
     }
 );
 
-/// Something that happened to a machine, as its driver or its manager reported it.
+/// An event of a machine, reported by its driver or its manager.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EventRecord {
     /// Its number: events of one store are numbered in the order in which they were added.
@@ -35,11 +35,11 @@ pub struct EventRecord {
     pub machine: MachineId,
     /// When it was added: milliseconds since 1970 UTC.
     pub at_ms: i64,
-    /// A word for the kind of event, chosen by its reporter: `guest-panicked`, `io-error`.
+    /// The kind of event, as named by its reporter: `guest-panicked`, `io-error`.
     pub kind: String,
     /// How serious it is.
     pub severity: EventSeverity,
-    /// What more is known: a JSON object.
+    /// Details: a JSON object.
     pub detail: Value,
 }
 

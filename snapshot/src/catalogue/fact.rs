@@ -22,9 +22,9 @@ const TABLES: &str =
 pub(crate) type FactShape = (String, Vec<(String, Kind)>);
 
 impl Catalogue {
-    /// Keeps the facts of a checkpoint: one table a schema, a row a fact. Facts of the same kind recorded for this
-    /// checkpoint before are replaced. A schema seen for the first time makes its table, and a view `v_<table>` that
-    /// names machine and checkpoint; new columns are added to a table that lacks them.
+    /// Stores the facts of a checkpoint: one table for each schema, one row for each fact. Facts of the same kind that
+    /// were recorded for this checkpoint before are replaced. A new schema creates its table, and a view `v_<table>`
+    /// that names machine and checkpoint; new columns are added to an existing table.
     pub fn record_facts(&self, checkpoint: CheckpointId, tables: &[Table]) -> Result<()> {
         for table in tables {
             check(table)?;
@@ -48,7 +48,7 @@ impl Catalogue {
             }
             Ok(())
         })?;
-        // Only now are the tables there for good.
+        // Only after the commit do the tables exist permanently.
         lock(&self.fact_tables).extend(tables.iter().map(|t| (t.schema.table, t.schema.columns.len())));
         Ok(())
     }
@@ -105,7 +105,7 @@ pub(super) fn insert_row<'a>(
     Ok(())
 }
 
-/// Makes the table or the columns that are missing, and the view.
+/// Creates the missing table or columns, and the view.
 pub(super) fn make(
     transaction: &Transaction<'_>,
     table: &str,

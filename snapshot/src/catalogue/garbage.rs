@@ -18,12 +18,12 @@ pub(crate) struct FrameRow {
     pub(crate) pages: u32,
 }
 
-/// Where the live contents of an old pack are now.
+/// The new places of the live contents of an old pack.
 #[derive(Default)]
 pub(crate) struct Moved {
     /// The new pack and its length; none if the old one had no live contents.
     pub(crate) pack: Option<(u32, u64)>,
-    /// Frames copied unchanged, and where to: the offset in the new pack.
+    /// Frames copied unchanged, with their offsets in the new pack.
     pub(crate) frames: Vec<(i64, u64)>,
     /// New frames,
     pub(crate) new_frames: Vec<NewFrame>,
@@ -94,7 +94,7 @@ impl Catalogue {
         })
     }
 
-    /// Replaces an old pack by what was moved out of it: at once, and durable when this returns.
+    /// Replaces an old pack by the one with its live contents, in one durable transaction.
     pub(crate) fn replace_pack(&self, old: u32, moved: &Moved, next_pack: u32) -> Result<()> {
         self.write_long("replacing a pack", Durability::Full, |transaction| {
             if let Some((number, bytes)) = moved.pack {
@@ -121,7 +121,7 @@ impl Catalogue {
                     update.execute(params![id.0, ids[*frame], slot])?;
                 }
             }
-            // What is still there is garbage: live contents were moved above.
+            // The rest is garbage: live contents were moved above.
             transaction.execute("DELETE FROM frame WHERE pack = ?1", [old])?;
             transaction.execute("DELETE FROM pack WHERE id = ?1", [old])?;
             raise(transaction, PACK_FLOOR, next_pack.into())

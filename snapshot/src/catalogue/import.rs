@@ -36,7 +36,7 @@ pub(crate) struct MachineImport<'a> {
 }
 
 impl Catalogue {
-    /// Imports a machine: all rows that `work` adds, or none. The contents are in the catalogue already. `path` is the
+    /// Imports a machine: all rows of `work`, or none. The contents are in the catalogue already. `path` is the
     /// archive.
     pub(crate) fn import_machine<T>(
         &self,
@@ -57,7 +57,7 @@ impl Catalogue {
             let mut import = MachineImport { transaction, path, machine, numbers, next };
             Ok(work(&mut import)?)
         });
-        // Rows that violate the tables' constraints are the archive's fault.
+        // Rows that violate the tables' constraints are errors of the archive.
         answer.map_err(|error| match error {
             Error::Catalogue { source, .. }
                 if source.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation) =>
@@ -70,13 +70,13 @@ impl Catalogue {
 }
 
 impl MachineImport<'_> {
-    /// The number in this store of what has another one in the archive.
+    /// The number in this store for a number in the archive.
     pub(crate) fn number(&self, space: Space, old: i64) -> Result<i64> {
         let found = self.numbers.get(&(space, old)).copied();
         found.ok_or_else(|| self.wrong("it names something that is not in it"))
     }
 
-    /// The table of this name, if an archive carries its rows.
+    /// The table of this name, if an archive can have its rows.
     pub(crate) fn shape(table: &str) -> Option<&'static Shape> {
         SHAPES.iter().find(|shape| shape.table == table)
     }
@@ -124,7 +124,7 @@ impl MachineImport<'_> {
             let given = if matches!(space, Space::Checkpoint | Space::Instant) { self.next } else { given };
             let mut twice = self.numbers.insert((space, old), given).is_some();
             if space == Space::Checkpoint {
-                // A checkpoint is also an instant.
+                // A checkpoint also has a row for its instant.
                 twice |= self.numbers.insert((Space::Instant, old), given).is_some();
             }
             if twice {
@@ -261,9 +261,9 @@ impl MachineImport<'_> {
         Ok(find().map_err(sql_error)?.map(CheckpointId))
     }
 
-    /// A checkpoint, as it was imported so far.
+    /// The imported part of a checkpoint.
     pub(crate) fn link(&self, checkpoint: CheckpointId) -> Result<Link> {
-        // A hash that is not there yet is no link.
+        // A missing hash is no link yet.
         page_version::link(self.transaction, checkpoint)
             .map_err(|_| self.wrong("the changes of a checkpoint come before its parent's"))
     }
@@ -290,7 +290,7 @@ impl MachineImport<'_> {
             .map_err(abort)
     }
 
-    /// Sets the machine's position, given in the archive's numbers, and records the operation.
+    /// Sets the machine's position, given by the archive's numbers, and records the operation.
     pub(crate) fn set_position(
         &self,
         timeline: i64,
@@ -308,7 +308,7 @@ impl MachineImport<'_> {
         Ok(position)
     }
 
-    /// What is wrong with the archive.
+    /// An error in the archive.
     pub(crate) fn wrong(&self, what: &str) -> Error {
         not_importable(self.path, what)
     }

@@ -22,13 +22,13 @@ pub struct IncidentRecord {
     pub first_bad: CheckpointId,
     /// The last good one before it, if there is one.
     pub last_good: Option<CheckpointId>,
-    /// A word for the kind of anomaly.
+    /// The kind of anomaly.
     pub kind: String,
     /// One line for users.
     pub summary: String,
     /// Evidence and candidates for the cause: JSON.
     pub detail: serde_json::Value,
-    /// What was done about it, if anything.
+    /// The action taken, if any.
     pub action: Option<String>,
 }
 
@@ -39,13 +39,13 @@ pub struct NewIncident {
     pub first_bad: CheckpointId,
     /// The last good one before it, if there is one.
     pub last_good: Option<CheckpointId>,
-    /// A word for the kind of anomaly.
+    /// The kind of anomaly.
     pub kind: String,
     /// One line for users.
     pub summary: String,
     /// Evidence and candidates for the cause: JSON.
     pub detail: serde_json::Value,
-    /// What was done about it, if anything.
+    /// The action taken, if any.
     pub action: Option<String>,
 }
 

@@ -15,29 +15,29 @@ use crate::key::Hash;
 /// A checkpoint whose parents are removed: the nearest ancestor that stays is its new parent.
 pub(crate) struct Reparented<'a> {
     pub(crate) checkpoint: CheckpointId,
-    /// The parent it has now; if it has another one by then, nothing is done.
+    /// Its current parent; if that has changed, nothing is done.
     pub(crate) old_parent: Option<CheckpointId>,
     pub(crate) parent: Option<CheckpointId>,
-    /// All that changed since the new parent.
+    /// The changes since the new parent.
     pub(crate) changes: &'a [(Gfn, ContentRef)],
     pub(crate) changes_hash: Hash,
-    /// A full map, if the one that its chain ended at is removed.
+    /// A full map, if the one at the end of its chain is removed.
     pub(crate) keyframe: Option<&'a Keyframe>,
     pub(crate) keyframe_distance: u64,
     pub(crate) keyframe_rows: u64,
     pub(crate) disks: &'a [ReparentedDisk],
 }
 
-/// A checkpoint that was pruned and is still named by an operation or an incident.
+/// A checkpoint that was pruned and to which an operation or an incident still refers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PrunedRecord {
-    /// The number it had.
+    /// Its number.
     pub id: CheckpointId,
-    /// The short id it had.
+    /// Its short id.
     pub name: String,
     /// The machine.
     pub machine: MachineId,
-    /// The number it had among the machine's checkpoints.
+    /// Its number among the machine's checkpoints.
     pub sequence: u64,
     /// When it was taken: milliseconds since 1970 UTC.
     pub taken_at_ms: i64,
@@ -46,7 +46,7 @@ pub struct PrunedRecord {
 }
 
 impl Catalogue {
-    /// Makes an ancestor of its parent the parent of a checkpoint. What every checkpoint holds stays the same.
+    /// Makes an ancestor of its parent the parent of a checkpoint. The contents of every checkpoint stay the same.
     /// Returns whether it was done: not if its parent changed meanwhile.
     pub(crate) fn reparent(&self, new: &Reparented<'_>) -> Result<bool> {
         self.write_long("joining the changes of checkpoints", Durability::Process, |transaction| {
@@ -77,7 +77,7 @@ impl Catalogue {
                     new.keyframe_distance,
                     new.keyframe_rows
                 ])?;
-            // Its descendants are nearer to a full map now.
+            // The chains of its descendants are shorter now.
             let nearer = distance.saturating_sub(new.keyframe_distance);
             let fewer = rows.saturating_sub(new.keyframe_rows);
             if nearer > 0 || fewer > 0 {
@@ -99,9 +99,9 @@ impl Catalogue {
         })
     }
 
-    /// Removes checkpoints, newest first, with all that belongs to them. None of them may have a child that stays;
-    /// those that have (a machine was rolled back to one meanwhile), that are current, that are pinned or that an
-    /// operation in progress needs, stay. Returns how many were removed.
+    /// Removes checkpoints, newest first, with all their rows. A checkpoint stays if it has a child that stays (a
+    /// machine was rolled back to it meanwhile), is current or pinned, or an operation in progress needs it. Returns
+    /// how many were removed.
     pub(crate) fn remove_checkpoints(&self, newest_first: &[CheckpointId]) -> Result<u64> {
         let tables: Vec<String> = self.fact_tables()?;
         self.write_long("removing checkpoints", Durability::Process, |transaction| {
@@ -143,7 +143,7 @@ impl Catalogue {
         })
     }
 
-    /// The error for a checkpoint that is not found: that it was pruned, if it was.
+    /// The error for a missing checkpoint: says if it was pruned.
     pub(crate) fn explain_missing(&self, checkpoint: CheckpointId, error: Error) -> Error {
         if !matches!(error, Error::NotFound { what: "checkpoint", .. }) {
             return error;

@@ -21,18 +21,18 @@ pub struct MachineRecord {
     pub driver: String,
     /// When it was added: milliseconds since 1970 UTC.
     pub created_at_ms: i64,
-    /// What its states are checked against.
+    /// The identity with which its states are compared.
     pub identity: MachineIdentity,
-    /// What the manager needs to find its process again; the store does not read it.
+    /// Data that the manager needs to find the process again; the store does not interpret it.
     pub runtime: String,
     /// The checkpoint and timeline that its current state is based on, once it has a checkpoint.
     pub position: Option<Position>,
-    /// What the user wants it to be, whatever it is now.
+    /// The state that the user wants, whatever the current one is.
     pub desired_state: DesiredState,
 }
 
 words!(
-    /// What the user wants a machine to be. It survives restarts of the daemon and of the host.
+    /// The state that the user wants. It survives restarts of the daemon and of the host.
     DesiredState {
         /// Running; the state of a new machine.
         Running = "running",
@@ -92,12 +92,12 @@ impl Catalogue {
         })
     }
 
-    /// Records what the manager needs to find the machine's process again.
+    /// Records the data that the manager needs to find the machine's process again.
     pub fn set_runtime(&self, machine: MachineId, runtime: &str) -> Result<()> {
         self.update_machine(machine, "UPDATE machine SET runtime = ?2 WHERE id = ?1", runtime)
     }
 
-    /// Records what the user wants the machine to be.
+    /// Records the state that the user wants.
     pub fn set_desired_state(&self, machine: MachineId, state: DesiredState) -> Result<()> {
         self.update_machine(
             machine,

@@ -22,7 +22,7 @@ words!(
         Undo = "undo",
         /// An undo was undone.
         Redo = "redo",
-        /// A checkpoint was put into a new process.
+        /// A checkpoint was loaded into a new process.
         Restore = "restore",
         /// A fault was injected.
         Inject = "inject",
@@ -51,14 +51,14 @@ words!(
 );
 
 impl OperationKind {
-    /// Whether it moves the machine to another checkpoint: whether it is a [`RollbackKind`].
+    /// Whether it moves the machine to another checkpoint, and so is a [`RollbackKind`].
     #[must_use]
     pub fn moves(self) -> bool {
         matches!(self, Self::Rollback | Self::Undo | Self::Redo | Self::Restore)
     }
 }
 
-/// The ways in which a machine moves to another checkpoint.
+/// The kinds of moves to another checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RollbackKind {
@@ -68,7 +68,7 @@ pub enum RollbackKind {
     Undo,
     /// In place, to the state before the last undo that is not redone.
     Redo,
-    /// A checkpoint is loaded into a process of which nothing is known.
+    /// A checkpoint is loaded into a process whose memory is unknown.
     Restore,
 }
 
@@ -104,7 +104,7 @@ pub struct OperationRecord {
     pub after: Option<Position>,
     /// The operation that this one undoes or redoes.
     pub undoes: Option<OperationId>,
-    /// What the caller wants to keep with it (reason, who): a JSON object.
+    /// Details of the caller (reason, user): a JSON object.
     pub detail: serde_json::Value,
     /// The process whose memory this operation may have left half written, as [`crate::Recorder::set_process`] names
     /// it; empty when it was not named. None when no memory is half written.
@@ -113,7 +113,7 @@ pub struct OperationRecord {
 
 impl OperationRecord {
     /// Whether this operation may have left the memory of that process half written, so that the process must be moved
-    /// to a checkpoint before it may run. An operation of a process that was not named may concern any.
+    /// to a checkpoint before it may run. An operation of an unnamed process may concern any process.
     #[must_use]
     pub fn concerns_process(&self, process: &str) -> bool {
         self.half_written.as_deref().is_some_and(|half| half.is_empty() || half == process)
@@ -256,7 +256,7 @@ impl Catalogue {
         })
     }
 
-    /// The machine has a new process: whatever an operation left half written is gone with the old one.
+    /// The machine has a new process: a half-written memory is gone with the old one.
     pub(crate) fn forget_half_written(&self, machine: MachineId) -> Result<()> {
         if self.interrupted(machine)?.is_none() {
             return Ok(());

@@ -80,7 +80,7 @@ impl Catalogue {
         self.read("reading the chain of a checkpoint", |reader| {
             let mut links = vec![link(reader, checkpoint)?];
             while let Some(last) = links.last().filter(|last| last.keyframe_distance > 0) {
-                // A parent is always older than its child, so that damaged links cannot make a circle.
+                // A parent is always older than its child, so that damaged links cannot form a cycle.
                 let parent = last.parent.filter(|parent| *parent < last.checkpoint).ok_or_else(|| {
                     let what = format!("the chain of checkpoint number {checkpoint} ends without a full map");
                     Error::Damaged(Box::new(Damage::catalogue(what)))

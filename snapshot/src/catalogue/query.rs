@@ -9,15 +9,15 @@ use rusqlite::{Connection, ErrorCode, Params, Statement, ToSql, params_from_iter
 use super::connection::Catalogue;
 use crate::error::{Error, Result};
 
-/// Longest time a query may take.
+/// Time limit of a query.
 const TIME_MAX: Duration = Duration::from_secs(30);
-/// Instructions of SQLite's machine between two looks at the clock.
+/// Instructions of SQLite's virtual machine between two checks of the time.
 const CLOCK_STEPS: i32 = 10_000;
 /// Longest value and longest statement, in bytes.
 const LENGTH_MAX: i32 = 16 << 20;
 /// Longest statement, in bytes.
 const SQL_LENGTH_MAX: i32 = 1 << 20;
-/// Most bytes of one result, so that one query cannot fill this process's memory.
+/// Bound on the bytes of one result, so that a query cannot exhaust this process's memory.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
 
 /// The result of a query.
@@ -32,8 +32,8 @@ pub struct Rows {
 }
 
 impl Catalogue {
-    /// Returns one SELECT (`WITH`, `EXPLAIN`, `PRAGMA table_info`): at most `limit_rows` rows, within 30 s. Nothing
-    /// can be written, attached or read from elsewhere.
+    /// Runs one SELECT (`WITH`, `EXPLAIN`, `PRAGMA table_info`): at most `limit_rows` rows, within 30 s. It can neither
+    /// write, attach other databases nor read files.
     pub fn query(&self, sql: &str, params: &[Value], limit_rows: usize) -> Result<Rows> {
         self.query_within(sql, params, limit_rows, TIME_MAX)
     }
@@ -120,7 +120,7 @@ pub(super) fn cell(value: ValueRef<'_>) -> Value {
     }
 }
 
-/// Restricts a connection to what a query needs.
+/// Restricts a connection to the needs of a query.
 fn guard(connection: &mut Connection, limit: Duration) -> rusqlite::Result<()> {
     connection.pragma_update(None, "query_only", true)?;
     connection.pragma_update(None, "trusted_schema", false)?;
@@ -157,7 +157,7 @@ impl ToSql for Cell<'_> {
         Ok(ToSqlOutput::Borrowed(match self.0 {
             Value::Null => ValueRef::Null,
             Value::Integer(number) => ValueRef::Integer(*number),
-            // SQLite has no NaN and would make it null by itself; infinities are kept.
+            // SQLite has no NaN and would store null; infinities are kept.
             Value::Real(number) => ValueRef::Real(*number),
             Value::Text(text) => ValueRef::Text(text.as_bytes()),
         }))

@@ -6,7 +6,7 @@ use super::connection::{Catalogue, Durability};
 use crate::error::{Error, Result};
 use crate::id::MachineId;
 
-/// Another machine whose history goes through checkpoints of this one: it was taken to one of them.
+/// Another machine that was moved to a checkpoint of this one, so that its history contains it.
 const DEPENDENT: &str = "SELECT m.name FROM checkpoint own
     JOIN checkpoint c ON c.parent = own.id JOIN machine m ON m.id = c.machine
     WHERE own.machine = ?1 AND c.machine <> ?1
@@ -30,7 +30,7 @@ impl Catalogue {
         })
     }
 
-    /// Removes what holds a machine's checkpoints: its position, pins, operations and incidents.
+    /// Removes the rows that keep a machine's checkpoints: its position, pins, operations and incidents.
     pub(crate) fn begin_removal(&self, machine: MachineId) -> Result<()> {
         self.write_long("removing a machine", Durability::Full, |transaction| {
             let is_origin: bool = transaction.query_row(

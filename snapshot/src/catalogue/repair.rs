@@ -17,7 +17,7 @@ use crate::key::Hash;
 /// The setting that lists damaged contents.
 const LOST: &str = "lost_contents";
 
-/// Something of a checkpoint that is lost for good.
+/// A part of a checkpoint that is lost permanently.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DamageMark {
     /// The checkpoint.
@@ -99,13 +99,13 @@ impl Catalogue {
         Ok(list.as_chunks().0.iter().map(|bytes| ContentId(u64::from_le_bytes(*bytes))).collect())
     }
 
-    /// Keeps which contents are damaged.
+    /// Stores which contents are damaged.
     pub(crate) fn set_lost_contents(&self, contents: &[ContentId]) -> Result<()> {
         let list: Vec<u8> = contents.iter().flat_map(|id| id.0.to_le_bytes()).collect();
         self.set_settings(&[(LOST, &list)])
     }
 
-    /// The hashes of contents, of those that are there.
+    /// The hashes of those of the contents that exist.
     pub(crate) fn hashes(&self, contents: &BTreeSet<u64>) -> Result<Vec<(ContentId, Hash)>> {
         self.read("reading hashes", |reader| {
             let mut statement = reader.prepare_cached("SELECT hash FROM content WHERE id = ?1")?;
@@ -120,7 +120,7 @@ impl Catalogue {
         })
     }
 
-    /// What the index of hashes has of contents.
+    /// The entries of the index of hashes for contents.
     pub(crate) fn indexed_prefixes(&self, contents: &BTreeSet<u64>) -> Result<Vec<(ContentId, u64)>> {
         self.read("reading the index of hashes", |reader| {
             let mut statement = reader.prepare("SELECT content, prefix FROM content_index")?;
@@ -184,7 +184,7 @@ impl Catalogue {
         })
     }
 
-    /// Links a content to this frame.
+    /// Changes the frame of a content.
     pub(crate) fn relink(&self, id: ContentId, hash: &Hash, frame: &FrameRow, slot: u32) -> Result<()> {
         self.write("linking a content", Durability::Process, |transaction| {
             let known: Option<i64> = transaction
@@ -239,7 +239,7 @@ impl Catalogue {
         })
     }
 
-    /// At least so many bytes of a pack belong to checkpoints.
+    /// At least this many bytes of a pack belong to checkpoints.
     pub(crate) fn raise_pack(&self, pack: u32, committed_bytes: u64) -> Result<()> {
         self.write("noting how long a pack is", Durability::Full, |transaction| {
             transaction.execute(

@@ -10,7 +10,7 @@ use crate::id::{CheckpointId, MachineId, is_name_prefix};
 const CANDIDATES_MAX: usize = 8;
 
 impl Catalogue {
-    /// The checkpoint that a person means:
+    /// Resolves a user's name of a checkpoint:
     ///
     /// - `current`: the one that the current state is based on; `latest`: the one taken last, on any timeline;
     /// - `last-good`: the newest with verdict good and not doubtful among the current one and its ancestors;
@@ -18,7 +18,7 @@ impl Catalogue {
     /// - a label: the newest that has it among the current one and its ancestors, or the only one elsewhere;
     /// - an id, or the first letters of an id.
     ///
-    /// Several that fit are an error that names them.
+    /// An ambiguous name is an error that lists the candidates.
     pub fn resolve(&self, machine: MachineId, spec: &str) -> Result<CheckpointRecord> {
         self.read("looking for a checkpoint", |reader| {
             match spec {

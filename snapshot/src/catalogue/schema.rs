@@ -17,7 +17,7 @@ pub(crate) fn newest() -> i64 {
     i64::try_from(STEPS.len()).unwrap_or(i64::MAX)
 }
 
-/// Brings the catalogue to the newest format, step by step, each in a transaction of its own.
+/// Migrates the catalogue to the newest format, step by step, each in a transaction of its own.
 pub(super) fn migrate(connection: &mut Connection, dir: &Path, path: &Path) -> Result<()> {
     let sql = |source| Error::sql("bringing it to the newest format", path, source);
     let found = format(connection).map_err(sql)?;

@@ -9,22 +9,22 @@ use crate::damage::Damage;
 use crate::error::{Error, Result};
 use crate::id::CheckpointId;
 
-/// The detectors' verdict on a checkpoint, from harmless to harmful.
+/// The detectors' verdict on a checkpoint, ordered by severity.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// None yet.
     #[default]
     Unknown,
-    /// It and those after it, for longer than detection usually takes, gave no anomaly.
+    /// Neither it nor the checkpoints after it, for longer than detection usually takes, had an anomaly.
     Good,
     /// Something is unusual; it may be noise.
     Suspect,
-    /// An anomaly: never a target of rollback by itself.
+    /// An anomaly: never a target of an automatic rollback.
     Bad,
 }
 
-/// A verdict with what led to it.
+/// A verdict with its evidence.
 #[derive(Clone, Debug, PartialEq)]
 pub struct VerdictRecord {
     /// The verdict.
@@ -33,15 +33,15 @@ pub struct VerdictRecord {
     pub score: f64,
     /// Calibrated p-value, where there is one.
     pub p_value: Option<f64>,
-    /// Reasons in words, the weightiest first.
+    /// Reasons as text, the strongest first.
     pub reasons: Vec<String>,
     /// The features that the detectors used, by name.
     pub features: Vec<(String, f64)>,
 }
 
 impl Catalogue {
-    /// Records (or replaces) the verdict on a checkpoint. Features that are not finite are left out: SQL has no such
-    /// number.
+    /// Records (or replaces) the verdict on a checkpoint. Features that are not finite are left out, because SQL cannot
+    /// store them.
     pub fn set_verdict(&self, checkpoint: CheckpointId, record: &VerdictRecord) -> Result<()> {
         let reasons = serde_json::Value::from(record.reasons.clone()).to_string();
         self.write("keeping a verdict", Durability::Process, |transaction| {
@@ -68,7 +68,7 @@ impl Catalogue {
         })
     }
 
-    /// Changes the verdict alone: score, reasons and features stay. Without an earlier one, the score is 0.
+    /// Changes only the verdict: score, reasons and features stay. If there was none, the score is 0.
     pub fn change_verdict(&self, checkpoint: CheckpointId, verdict: Verdict) -> Result<()> {
         self.write("changing a verdict", Durability::Process, |transaction| {
             transaction

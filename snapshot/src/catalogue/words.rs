@@ -1,6 +1,6 @@
 //! Enums that the catalogue stores as words.
 
-/// Defines an enum whose values have a word each: `Display` writes it, `FromStr` reads it.
+/// Defines an enum with one word for each value: `Display` writes it, `FromStr` reads it.
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$word_doc:meta])* $word:ident = $text:literal,)* }) => {
         $(#[$doc])*

@@ -25,7 +25,7 @@ pub(crate) struct DiskBaseline {
 }
 
 impl DiskBaseline {
-    /// The disks at a checkpoint of the store, as far as they are in it.
+    /// The disks at a checkpoint whose contents are in the store.
     pub(crate) fn at(store: &Store, checkpoint: CheckpointId) -> Result<DiskBaselines> {
         let states = store.state_disks(checkpoint)?;
         let mut baselines = DiskBaselines::new();

@@ -3,7 +3,7 @@ use retrovisor_guest::{DiskChanges, DiskShape, DiskState, Machine, MachineState}
 use super::baseline::DiskBaselines;
 use crate::error::Result;
 
-/// What changed on a disk until a captured instant, to be stored.
+/// The changes of a disk up to a captured instant, to be stored.
 pub(crate) struct CapturedDisk {
     pub(crate) shape: DiskShape,
     pub(crate) at: DiskState,
@@ -13,8 +13,7 @@ pub(crate) struct CapturedDisk {
 }
 
 impl CapturedDisk {
-    /// The disks of a state that was captured just now. `since` gives the state that the changes of each are relative
-    /// to.
+    /// The disks of a newly captured state. `since` has the state to which the changes of each are relative.
     pub(crate) fn of(
         machine: &dyn Machine,
         state: &MachineState,
@@ -31,7 +30,7 @@ impl CapturedDisk {
     }
 }
 
-/// The state that changes of a disk can be relative to: none, if the baseline has another disk of this name.
+/// The state to which changes of a disk can be relative: none, if the baseline has another disk of this name.
 pub(crate) fn since(baselines: &DiskBaselines, shape: &DiskShape) -> Option<DiskState> {
     let baseline = baselines.get(&shape.name).filter(|baseline| baseline.record.differs(shape).is_none())?;
     baseline.seen.as_ref().map(|(state, _)| state.clone())

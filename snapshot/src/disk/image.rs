@@ -21,7 +21,7 @@ pub struct DiskImage {
     checkpoint: String,
 }
 
-/// Reads what the base image has: the block's number, and where to put its bytes.
+/// Reads from the base image: the block's number, and the buffer for its bytes.
 type ReadBase<'a> = &'a mut dyn FnMut(u64, &mut Page) -> std::io::Result<()>;
 
 impl Store {
@@ -64,13 +64,13 @@ impl DiskImage {
         })
     }
 
-    /// The blocks that are in the store: those that are not as in the base, ascending. Zero ones are among them.
+    /// The blocks in the store: those that differ from the base, ascending, including zero ones.
     pub fn written(&self) -> impl Iterator<Item = u64> + '_ {
         self.map.iter().map(|(block, _)| block)
     }
 
-    /// Writes the whole disk as a raw image, `out` being empty and at its start: zeros become holes. Blocks that are
-    /// as in the base image come from `base`; a disk without one needs none.
+    /// Writes the whole disk as a raw image to `out`, which must be empty: zeros become holes. Blocks of the base image
+    /// come from `base`; a disk without one needs none.
     pub fn export(&self, out: &mut (impl Write + Seek), base: ReadBase<'_>) -> Result<()> {
         let failed = |source| Error::Io { doing: "writing", path: "the disk's image".into(), source };
         let (mut page, mut at) = (ZERO_PAGE, 0_u64);
@@ -104,7 +104,7 @@ impl DiskImage {
             }
         }
         self.each(&mut batch, |block, page| put(block, page, &mut at).map_err(failed))?;
-        // The end may be a hole, too.
+        // The end may be in a hole, too.
         let last = self.record.size_bytes.saturating_sub(1);
         if at <= last {
             let mut byte = [0];

@@ -14,8 +14,8 @@ pub(crate) const BASE: ContentRef = ContentRef::from_code(1);
 
 type Chunk = [u64; CHUNK_BLOCKS];
 
-/// The content of every block of a disk at one checkpoint; 1 is "as in the base image". Only what is not as in the
-/// base takes memory, and clones share the chunks that do not differ.
+/// The content of every block of a disk at one checkpoint; 1 is "as in the base image". Only blocks that differ from
+/// the base take memory, and clones share equal chunks.
 #[derive(Clone, Debug)]
 pub(crate) struct DiskMap {
     blocks: u64,
@@ -39,7 +39,7 @@ impl DiskMap {
         chunk.map_or(BASE, |chunk| ContentRef::from_code(chunk[slot(block)]))
     }
 
-    /// Changes one block; past the end nothing happens.
+    /// Changes one block; past the end it does nothing.
     pub(crate) fn set(&mut self, block: u64, content: ContentRef) {
         if block < self.blocks && self.get(block) != content {
             let chunk =
@@ -48,7 +48,7 @@ impl DiskMap {
         }
     }
 
-    /// Changes blocks in a row, of which there may be very many.
+    /// Changes consecutive blocks, of which there may be very many.
     pub(crate) fn fill(&mut self, first: u64, count: u64, content: ContentRef) {
         let end = first.saturating_add(count).min(self.blocks);
         if first >= end {
@@ -82,7 +82,7 @@ impl DiskMap {
             .map(|(block, code)| (block, ContentRef::from_code(code)))
     }
 
-    /// The blocks in which two maps of the same disk differ: block, here, there. Shared chunks cost little.
+    /// The blocks in which two maps of the same disk differ: block, here, there. Shared chunks are skipped.
     pub(crate) fn diff(&self, other: &Self) -> Vec<(u64, ContentRef, ContentRef)> {
         let nothing = Arc::new([BASE.code(); CHUNK_BLOCKS]);
         let mut differing = Vec::new();
@@ -136,7 +136,7 @@ impl DiskMap {
         bytes
     }
 
-    /// The reverse of [`DiskMap::encode`]; `None` when the bytes are not a map of this many blocks.
+    /// Decodes the bytes of [`DiskMap::encode`]; `None` when they are not a map of this many blocks.
     pub(crate) fn decode(mut bytes: &[u8], blocks: u64) -> Option<Self> {
         let chunks_max = blocks.div_ceil(CHUNK);
         let count = varint::take(&mut bytes)?;

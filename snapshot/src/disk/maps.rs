@@ -12,7 +12,7 @@ use crate::store::Store;
 
 /// Level of compression of full maps, which are written rarely.
 const LEVEL: i32 = 3;
-/// An encoded map has at most so many bytes a block that is not as in the base, and for its chunk.
+/// Bound on the bytes of an encoded map for each block that differs from the base, including those for its chunk.
 const ENCODED_BYTES_MAX: u64 = 20;
 
 impl Store {
@@ -52,7 +52,7 @@ impl Store {
         Ok(map)
     }
 
-    /// Keeps a map in memory.
+    /// Caches a map.
     pub(crate) fn keep_disk_map(&self, checkpoint: CheckpointId, disk: DiskId, map: Arc<DiskMap>) {
         lock(&self.disk_maps).put((checkpoint, disk), map);
     }
@@ -82,7 +82,7 @@ impl Store {
     }
 }
 
-/// Decompresses, taking only as much memory as there is something to decompress.
+/// Decompresses, allocating memory only for data that are decompressed.
 fn decompress(bytes: &[u8], longest: u64) -> Option<Vec<u8>> {
     use std::io::Read as _;
     let mut out = Vec::new();
@@ -91,7 +91,7 @@ fn decompress(bytes: &[u8], longest: u64) -> Option<Vec<u8>> {
     (read as u64 <= longest).then_some(out)
 }
 
-/// A map out of what was stored, unless it is none of this many blocks.
+/// Decodes a stored map; `None` if it is not one of this many blocks.
 pub(crate) fn decode_disk_keyframe(keyframe: &Keyframe, blocks: u64) -> Option<DiskMap> {
     let longest = blocks.saturating_add(1024).saturating_mul(ENCODED_BYTES_MAX);
     DiskMap::decode(&decompress(&keyframe.map, longest)?, blocks)

@@ -13,14 +13,14 @@ use crate::error::{Error, Result};
 use crate::id::MachineId;
 use crate::store::Store;
 
-/// A full map is stored after so many checkpoints,
+/// A full map is stored after this many checkpoints,
 const KEYFRAME_DISTANCE: u64 = 64;
 /// or once the changes since the last one outnumber those of the map itself (but not before this many).
 const KEYFRAME_ROWS_MIN: u64 = 1 << 14;
 /// Blocks added at a time: 4 MiB.
 const BATCH_BLOCKS: usize = 1024;
 
-/// A captured disk whose contents are written: all that the catalogue needs, and what the next capture is based on.
+/// A captured disk whose contents are written: the rows for the catalogue, and the baseline of the next capture.
 pub(crate) struct PreparedDisk {
     pub(crate) baseline: DiskBaseline,
     pub(crate) changes: Vec<(u64, ContentRef)>,
@@ -75,7 +75,7 @@ impl PreparedDisk {
         }
         add_blocks(store, content_writer, &mut waiting, &mut map)?;
 
-        // The baseline of another machine, from which this one branched off, is compared with and not continued.
+        // The baseline of the origin of a branch is compared with, but not continued.
         let before = before.filter(|baseline| baseline.record.machine == machine);
         let record = match before {
             Some(baseline) => baseline.record.clone(),
@@ -117,7 +117,7 @@ impl PreparedDisk {
     }
 }
 
-/// Adds blocks and notes their contents.
+/// Adds blocks and records their contents.
 fn add_blocks(
     store: &Store,
     content_writer: &mut ContentWriter,

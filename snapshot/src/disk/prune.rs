@@ -10,8 +10,7 @@ use crate::id::CheckpointId;
 use crate::store::Store;
 
 impl Store {
-    /// Calls `each` with all contents that a checkpoint's disks refer to by themselves: in their changes and full
-    /// maps.
+    /// Calls `each` with all contents to which a checkpoint's disks refer directly: in their changes and full maps.
     pub(crate) fn each_disk_content(
         &self,
         checkpoint: CheckpointId,
@@ -27,7 +26,7 @@ impl Store {
         Ok(())
     }
 
-    /// What a checkpoint's disks become when the checkpoints between it and `ancestor` go.
+    /// The new rows of a checkpoint's disks when the checkpoints between it and `ancestor` are removed.
     pub(crate) fn reparented_disks(
         &self,
         checkpoint: CheckpointId,

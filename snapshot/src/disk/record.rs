@@ -24,13 +24,13 @@ impl DiskRecord {
         self.shape().blocks()
     }
 
-    /// What a driver must have for it.
+    /// The shape that a driver must report for it.
     #[must_use]
     pub fn shape(&self) -> DiskShape {
         DiskShape { name: self.name.clone(), size_bytes: self.size_bytes, base: self.base.clone() }
     }
 
-    /// Why a machine's disk is not this one, as a sentence; `None` when it is.
+    /// Why a machine's disk is not this one, as a sentence; `None` if it is.
     #[must_use]
     pub fn differs(&self, found: &DiskShape) -> Option<String> {
         if self.size_bytes != found.size_bytes {

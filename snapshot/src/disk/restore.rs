@@ -34,7 +34,7 @@ pub(crate) enum DiskRestore {
 }
 
 impl DiskRestore {
-    /// Finds out how a checkpoint's disks can be restored; an error if they cannot, before anything is written.
+    /// Determines how a checkpoint's disks can be restored; an error if they cannot, before anything is written.
     pub(crate) fn find(
         store: &Store,
         machine: &mut dyn Machine,
@@ -42,7 +42,7 @@ impl DiskRestore {
         state: &MachineState,
     ) -> Result<Self> {
         let mismatch = |what: String, found: String| {
-            let expected = "as it was at the checkpoint".to_owned();
+            let expected = "the disk of the checkpoint".to_owned();
             Error::Machine(MachineError::Mismatch { what, expected, found })
         };
         let stored = store.catalogue().disks_at(checkpoint)?;
@@ -51,7 +51,7 @@ impl DiskRestore {
             let found = found.ok_or_else(|| {
                 mismatch(
                     format!("disk {}", record.name),
-                    "not there, or not to be read block by block".into(),
+                    "no disk of that name whose blocks can be read".into(),
                 )
             })?;
             if let Some(why) = record.differs(found) {
@@ -67,7 +67,10 @@ impl DiskRestore {
             let (record, _) = found.ok_or_else(|| {
                 mismatch(
                     format!("disk {}", disk.disk),
-                    format!("without {}, and its blocks are not in the store", disk.reference),
+                    format!(
+                        "a disk without snapshot {}, and its blocks are not in the store",
+                        disk.reference
+                    ),
                 )
             })?;
             let map = store.disk_map(checkpoint, record)?;
@@ -107,8 +110,8 @@ impl DiskRestore {
         }
     }
 
-    /// Writes the blocks that differ from the baselines. Returns the state to be applied, and how many blocks were
-    /// written.
+    /// Writes the blocks that differ from the baselines. Returns the state to be applied, and the number of written
+    /// blocks.
     pub(crate) fn restore(
         &self,
         store: &Store,
@@ -134,7 +137,7 @@ impl DiskRestore {
         Ok((with_current_disks(state), written))
     }
 
-    /// The same for a machine of whose disks nothing is known: they are read first.
+    /// The same for a machine whose disks are unknown: they are read first.
     pub(crate) fn restore_unknown(
         &self,
         store: &Store,
@@ -205,7 +208,7 @@ fn differing(
         let same = match wanted {
             ContentRef::Zero => there == Some(Found::Zero),
             ContentRef::Removed => there.is_none(),
-            // A content that is missing is an error when it is read.
+            // A missing content is an error when it is read.
             ContentRef::Stored(id) => hashes.get(&id).is_some_and(|hash| there == Some(Found::Data(*hash))),
         };
         if !same {

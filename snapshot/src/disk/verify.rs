@@ -9,8 +9,8 @@ use crate::error::{Error, Result};
 use crate::store::Store;
 
 impl Store {
-    /// What is wrong with the lists and maps of a checkpoint's disks; and, through `content`, all contents that
-    /// changed on them, each with the disk it belongs to.
+    /// Checks the lists and maps of a checkpoint's disks; passes all contents that changed on them, each with its disk,
+    /// to `content`.
     pub(crate) fn verify_disks(
         &self,
         link: &Link,
@@ -60,7 +60,7 @@ impl Store {
             None => DiskMap::base(record.blocks()),
             Some(parent) => match self.disk_map(parent, record) {
                 Ok(map) => (*map).clone(),
-                // A parent that cannot be read is reported by itself.
+                // A damaged parent is reported separately.
                 Err(Error::Damaged(_)) => return Ok(None),
                 Err(error) => return Err(error),
             },

@@ -15,9 +15,9 @@ const PROGRAM_HEADER: u64 = 56;
 
 impl Store {
     /// Writes a checkpoint as an ELF core (ELF64, x86-64): a `PT_LOAD` segment for each memory slot, by physical
-    /// address, and the registers as notes, the way `QEMU`'s `dump-guest-memory` does it. When the guest is a Linux
-    /// whose VMCOREINFO is found in memory, it is a note as well: crash and drgn need it. Zero pages are holes of the
-    /// file. The file is for its owner only; it must not be there before, and is there as a whole or not at all.
+    /// address, and the registers as notes, like QEMU's `dump-guest-memory`. If the guest is a Linux whose VMCOREINFO
+    /// is found in memory, that becomes a note as well: crash and drgn need it. Zero pages are holes of the file. The
+    /// file is accessible to its owner only; it must not exist before, and exists as a whole or not at all.
     pub fn export_elf_core(
         &self,
         checkpoint: CheckpointId,
@@ -97,7 +97,7 @@ fn program_header(segment: &Segment) -> Vec<u8> {
     let flags = if segment.kind == 1 { 7_u32 } else { 0 };
     let mut bytes = segment.kind.to_le_bytes().to_vec();
     bytes.extend(flags.to_le_bytes());
-    // Virtual addresses are physical ones: how the guest maps its memory is for the reader to find out.
+    // Virtual addresses are physical ones: readers find the guest's page tables themselves.
     let address = segment.address;
     for number in [segment.offset, address, address, segment.bytes, segment.bytes, segment.align] {
         bytes.extend(number.to_le_bytes());

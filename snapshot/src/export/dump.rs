@@ -30,7 +30,7 @@ use crate::store::{Store, changes_hash, keyframe, store_state};
 const WINDOW: usize = 2048;
 /// Most bytes of notes that are read.
 const NOTES_BYTES_MAX: u64 = 16 << 20;
-/// Memory that a dump may declare without holding it; four times its length, if that is more.
+/// Bound on the memory that a dump may declare without containing it; four times its length, if that is more.
 const EMPTY_BYTES_MAX: u64 = 1 << 30;
 /// Most segments of a core.
 const SEGMENTS_MAX: u64 = 4096;
@@ -71,8 +71,8 @@ struct Segment {
 
 impl Store {
     /// Imports a dump of a machine's memory as a machine of one checkpoint, so that it can be inspected, compared and
-    /// kept like any other. Registers come from an ELF core's notes, if it has any. Nothing is imported if this fails
-    /// or is stopped. Machines are recorded meanwhile.
+    /// stored like any other. Registers come from an ELF core's notes, if there are any. Nothing is imported if this
+    /// fails or is stopped. Other machines are recorded meanwhile.
     pub fn import_dump(
         &self,
         name: &str,
@@ -82,7 +82,11 @@ impl Store {
     ) -> Result<ImportReport> {
         let _alone = self.maintain()?;
         let file = File::open(path).map_err(Error::io("opening", path))?;
-        let bytes = file.metadata().map_err(Error::io("measuring", path))?.len();
+        let metadata = file.metadata().map_err(Error::io("measuring", path))?;
+        let bytes = metadata.len();
+        if !metadata.is_file() || bytes < PAGE_SIZE as u64 {
+            return Err(not_importable(path, "it is no file of at least one page of memory"));
+        }
         let (segments, vcpus) = match format {
             DumpFormat::Raw => {
                 let whole = bytes - bytes % PAGE_SIZE as u64;
@@ -278,7 +282,7 @@ fn read_core(file: &File, bytes: u64, path: &Path) -> Result<(Vec<Segment>, Vec<
     let (programs_at, sections_at) = (word(&header, 32), word(&header, 40));
     let mut count = u64::from(half(&header, 56));
     if count == 0xffff {
-        // More than fit: the first section says how many.
+        // More segments than the field can count: the first section has their number.
         count = u64::from(u32::from_le_bytes(at(sections_at, 64)?[44..48].try_into().unwrap_or_default()));
     }
     if half(&header, 54) != 56 || count == 0 || count > SEGMENTS_MAX {
@@ -312,7 +316,7 @@ fn word(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(word)
 }
 
-/// Ascending, whole pages, none twice: a kernel's dump has its text at its own addresses as well.
+/// Ascending, whole pages, no overlaps: a kernel's dump has its text a second time at the kernel's addresses.
 fn in_order(mut segments: Vec<Segment>) -> Vec<Segment> {
     const PAGE: u64 = PAGE_SIZE as u64;
     segments.sort_by_key(|segment| (segment.gpa, std::cmp::Reverse(segment.length_bytes)));
@@ -335,7 +339,7 @@ fn in_order(mut segments: Vec<Segment>) -> Vec<Segment> {
     kept
 }
 
-/// The vCPUs' registers: QEMU's notes say more than those of Linux.
+/// The vCPUs' registers: QEMU's notes have more registers than those of Linux.
 fn registers(bytes: &[u8]) -> Vec<VcpuRegisters> {
     let found = notes::decode(bytes);
     let qemu: Vec<_> = found

@@ -59,9 +59,9 @@ impl<'s> ImportedContents<'s> {
         self.stored_bytes
     }
 
-    /// The import failed: removes the contents from the catalogue again, but for those that a checkpoint refers to by
-    /// now. Their bytes in the packs are garbage. Where this fails, they are contents without references, which a
-    /// compaction removes.
+    /// The import failed: removes its contents from the catalogue, except those to which a checkpoint refers by now.
+    /// Their bytes in the packs are garbage. If this fails, they are contents without references, which a compaction
+    /// removes.
     pub(super) fn discard(self) {
         if let Err(error) = self.store.remove_unreferenced(&self.added, self.newest) {
             tracing::warn!(%error, "contents of an import that failed stay until the store is compacted");

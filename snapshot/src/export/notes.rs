@@ -69,7 +69,7 @@ pub(super) fn decode(mut bytes: &[u8]) -> Vec<Note<'_>> {
     notes
 }
 
-/// Selectors are not recorded: Linux's own, by privilege.
+/// Selectors are not recorded: these are Linux's own for the privilege level.
 fn selectors(vcpu: &VcpuRegisters) -> (u64, u64) {
     if vcpu.privilege == 0 { (0x10, 0x18) } else { (0x33, 0x2b) }
 }
@@ -181,7 +181,7 @@ pub(super) fn from_qemu(bytes: &[u8]) -> Option<VcpuRegisters> {
         cr2: word(control + 16)?,
         cr3: word(control + 24)?,
         cr4: word(control + 32)?,
-        // Not in the note. A guest of 64 bits that pages has long mode on.
+        // Not in the note. A 64-bit guest with paging has long mode enabled.
         efer: if word(control)? >> 31 == 1 { 0xd01 } else { 0 },
         fs_base: word(segment(3) + 16)?,
         gs_base: word(segment(4) + 16)?,
@@ -216,7 +216,7 @@ pub(super) fn from_prstatus(bytes: &[u8]) -> Option<VcpuRegisters> {
     })
 }
 
-/// The guest kernel's VMCOREINFO, when this is the page that it keeps it in.
+/// The guest kernel's VMCOREINFO, if this page contains it.
 pub(super) fn vmcoreinfo(page: &Page) -> Option<&[u8]> {
     let has = |text: &[u8], word: &[u8]| text.windows(word.len()).any(|part| part == word);
     if !page.starts_with(b"OSRELEASE=") {

@@ -9,7 +9,7 @@ use crate::id::fresh_name;
 /// Bytes gathered before they are written.
 const BUFFER: usize = 1 << 20;
 
-/// A file that is there as a whole, or not at all: it gets its name when it is complete.
+/// A file that exists as a whole, or not at all: it gets its name when it is complete.
 pub(super) struct Output {
     path: PathBuf,
     partial: PathBuf,
@@ -17,7 +17,7 @@ pub(super) struct Output {
 }
 
 impl Output {
-    /// Begins a file for its owner only. A file of this name must not be there.
+    /// Begins a file that is accessible to its owner only. No file of this name may exist.
     pub(super) fn begin(path: &Path) -> Result<Self> {
         if path.exists() {
             return Err(Error::Exists { what: "the file", name: path.display().to_string() });
@@ -30,7 +30,7 @@ impl Output {
         Ok(Self { path: path.to_owned(), partial, file: Some(BufWriter::with_capacity(BUFFER, file)) })
     }
 
-    /// Writes at an offset. What is passed over are holes.
+    /// Writes at an offset. Skipped ranges are holes.
     pub(super) fn write_at(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.with("writing", |file| {
             if file.stream_position()? != offset {
@@ -70,12 +70,12 @@ impl Output {
     }
 }
 
-/// Gives a complete file its name, unless something of this name came meanwhile.
+/// Gives a complete file its name, unless a file of this name was created meanwhile.
 fn name(partial: &Path, path: &Path) -> Result<()> {
     match std::fs::hard_link(partial, path) {
         Ok(()) => std::fs::remove_file(partial).map_err(Error::io("naming", path)),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            // What was written is of no use to anybody.
+            // The incomplete file is useless.
             let _ = std::fs::remove_file(partial);
             Err(Error::Exists { what: "the file", name: path.display().to_string() })
         }

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::id::CheckpointId;
 use crate::store::Store;
 
-/// How far an export or import is.
+/// Progress of an export or import.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct ExportProgress {
     /// Pages (or, of an archive, contents) done.
@@ -29,10 +29,10 @@ pub struct ExportReport {
     pub vmcoreinfo: bool,
 }
 
-/// Told after each part; stops the work with [`ControlFlow::Break`].
+/// Called after each part; stops the work with [`ControlFlow::Break`].
 pub(super) type Progress<'a> = &'a mut dyn FnMut(ExportProgress) -> ControlFlow<()>;
 
-/// Tells how far the work is; an error when it is to be stopped.
+/// Reports progress; an error when the work is to be stopped.
 pub(super) fn report(progress: Progress<'_>, done: u64, total: u64) -> Result<()> {
     match progress(ExportProgress { done, total }) {
         ControlFlow::Continue(()) => Ok(()),

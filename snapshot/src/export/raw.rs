@@ -7,9 +7,9 @@ use crate::id::CheckpointId;
 use crate::store::Store;
 
 impl Store {
-    /// Writes a checkpoint's memory as a flat image: the byte at offset N is the one at guest-physical address
-    /// N. Zero pages, removed ones and what is between memory slots are holes of the file, which read as zeros.
-    /// The file is for its owner only; it must not be there before, and is there as a whole or not at all.
+    /// Writes a checkpoint's memory as a flat image: the byte at guest-physical address N is at offset N. Zero pages,
+    /// removed ones and the gaps between memory slots are holes of the file, which read as zeros. The file is
+    /// accessible to its owner only; it must not exist before, and exists as a whole or not at all.
     pub fn export_raw(
         &self,
         checkpoint: CheckpointId,

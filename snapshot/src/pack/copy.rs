@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 /// Bytes gathered before they are written.
 const GATHERED: usize = 1 << 20;
 
-/// A pack into which frames of others are moved. It is not committed until the catalogue has it.
+/// A pack into which frames of other packs are moved. It is not committed until it is in the catalogue.
 pub(crate) struct PackCopy {
     storage: Arc<dyn PackStorage>,
     store: StoreId,
@@ -30,7 +30,7 @@ impl PackCopy {
         self.number
     }
 
-    /// Appends a frame, binds it to its new place, and returns the offset.
+    /// Appends a frame with a header for its new place, and returns the offset.
     pub(crate) fn append(&mut self, mut frame: Vec<u8>) -> Result<u64> {
         let offset = self.written + self.gathered.len() as u64;
         seal(&mut frame, &self.store, self.number, offset);
@@ -50,7 +50,7 @@ impl PackCopy {
         Ok(self.written)
     }
 
-    /// Removes the pack: the catalogue does not have it.
+    /// Removes the pack, which is not in the catalogue.
     pub(crate) fn discard(&self) -> Result<()> {
         let path = self.storage.path(self.number);
         self.storage.remove(self.number).map_err(Error::io("removing", &path))

@@ -38,7 +38,7 @@ pub(super) fn pack_header(store: &StoreId, number: u32) -> [u8; PACK_HEADER] {
     header
 }
 
-/// Says what is wrong with the first bytes of a pack, if anything.
+/// An error if the first bytes of a pack are invalid.
 pub(super) fn check_pack_header(header: &[u8; PACK_HEADER], store: &StoreId, number: u32) -> Option<String> {
     let version = u32::from_le_bytes([header[8], header[9], header[10], header[11]]);
     if *header == pack_header(store, number) {
@@ -54,13 +54,13 @@ pub(super) fn check_pack_header(header: &[u8; PACK_HEADER], store: &StoreId, num
     }
 }
 
-/// A frame of whole pages, ready to be written but for its place, which [`seal`] adds.
+/// A frame of whole pages, complete except for its place, which [`seal`] adds.
 pub(crate) fn encode_frame(pages: &[u8], compressor: &mut zstd::bulk::Compressor<'_>) -> Vec<u8> {
     debug_assert!(
         pages.len().is_multiple_of(PAGE_SIZE) && (1..=FRAME_PAGES_MAX).contains(&(pages.len() / PAGE_SIZE))
     );
     let mut frame = vec![0; FRAME_HEADER + pages.len()];
-    // A payload that does not get smaller does not fit, and is stored without compression.
+    // A payload that compression does not make smaller is stored without compression.
     let space = FRAME_HEADER..FRAME_HEADER + pages.len() - 1;
     let (codec, length) = if let Ok(length) = compressor.compress_to_buffer(pages, &mut frame[space]) {
         (ZSTD, length)
@@ -84,7 +84,7 @@ pub(crate) fn compressor() -> std::io::Result<zstd::bulk::Compressor<'static>> {
     zstd::bulk::Compressor::new(LEVEL)
 }
 
-/// Binds a frame to its place, so that it is not taken for another one.
+/// Includes the frame's place in its hash, so that it is not accepted at another place.
 pub(super) fn seal(frame: &mut [u8], store: &StoreId, pack: u32, offset: u64) {
     let sum = frame_checksum(frame, store, pack, offset);
     frame[16..FRAME_HEADER].copy_from_slice(&sum);
@@ -105,7 +105,7 @@ pub(super) fn frame_shape(
     fits.then_some((stored_bytes, u32::from(header[5])))
 }
 
-/// The pages of a frame; the error says what is wrong with it. They are not what was written until each is hashed.
+/// The pages of a frame, or an error. They are unverified until each is hashed.
 pub(super) fn decode_frame(
     frame: &[u8],
     pages: usize,
@@ -133,8 +133,8 @@ pub(super) fn decode_frame(
     if raw.len() == whole { Ok(raw) } else { Err("the frame is too short") }
 }
 
-/// Decompresses at most `length_max` bytes, with a context that each thread keeps: making one costs as much as a
-/// frame.
+/// Decompresses at most `length_max` bytes, with a context that each thread keeps: creating one takes as long as
+/// decompressing a frame.
 fn decompress(payload: &[u8], length_max: usize) -> Option<Vec<u8>> {
     thread_local! {
         static CONTEXT: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pack_of_another_store_is_told_apart() {
+    fn a_pack_of_another_store_is_detected() {
         let header = pack_header(&STORE, 1);
         assert_eq!(check_pack_header(&header, &STORE, 1), None);
         assert!(check_pack_header(&header, &[8; 16], 1).unwrap().contains("another store"));

@@ -26,7 +26,7 @@ pub(crate) struct PackReader {
     frames: Mutex<LruCache<(u32, u64), Arc<Frame>>>,
 }
 
-/// The pages of a frame. They are not what was written until they are hashed.
+/// The pages of a frame. They are unverified until they are hashed.
 pub(crate) struct Frame(Vec<u8>);
 
 impl Frame {
@@ -67,8 +67,8 @@ impl PackReader {
         PackCopy::begin(Arc::clone(&self.storage), self.store, number)
     }
 
-    /// Removes a pack that the catalogue does not have any more. Its number is not used again, so that what readers
-    /// still have of it in memory stays valid.
+    /// Removes a pack that is no longer in the catalogue. Its number is not used again, so that cached frames of
+    /// readers stay valid.
     pub(crate) fn remove(&self, pack: u32) -> Result<()> {
         lock(&self.files).pop(&pack);
         let path = self.storage.path(pack);
@@ -85,9 +85,9 @@ impl PackReader {
         self.storage.list().map_err(Error::io("listing packs at", &self.storage.path(0)))
     }
 
-    /// Calls `each` with every frame of a pack that can be read: offset, stored bytes, pages, frame. `known` are
-    /// offsets at which there should be frames, ascending: where the walk from frame to frame breaks off, it continues
-    /// at the next of them. A pack that cannot be read at all has none.
+    /// Calls `each` with every readable frame of a pack: offset, stored bytes, pages, frame. `known` are offsets of
+    /// known frames, ascending: where the walk from frame to frame fails, it continues at the next of them. An
+    /// unreadable pack has no frames.
     pub(crate) fn scan(
         &self,
         pack: u32,

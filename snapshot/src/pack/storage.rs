@@ -4,7 +4,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Where packs are kept. Tests use a storage that fails, or that loses what was not synced.
+/// The storage of packs. Tests use one that fails, or that loses unsynced data.
 pub(crate) trait PackStorage: Send + Sync {
     /// The numbers of the packs there are, ascending.
     fn list(&self) -> io::Result<Vec<u32>>;
@@ -16,7 +16,7 @@ pub(crate) trait PackStorage: Send + Sync {
     fn remove(&self, number: u32) -> io::Result<()>;
     /// Waits until created and removed names are on the disk.
     fn sync_names(&self) -> io::Result<()>;
-    /// How messages name a pack.
+    /// The name of a pack in messages.
     fn path(&self, number: u32) -> PathBuf;
 }
 

@@ -5,7 +5,7 @@ use super::storage::{PackFile, PackStorage};
 use crate::catalogue::NewFrame;
 use crate::error::{Error, Result};
 
-/// Appends frames to the newest pack. What is not committed is cut off again.
+/// Appends frames to the newest pack. Uncommitted data are truncated.
 pub(crate) struct PackWriter {
     storage: Arc<dyn PackStorage>,
     store: StoreId,
@@ -27,10 +27,11 @@ struct Open {
 }
 
 impl PackWriter {
-    /// Continues where the catalogue ends: `packs` are its numbers and committed lengths. What a crash left behind
-    /// them is cut off. A pack longer than `pack_bytes_max` gets no more frames.
+    /// Continues where the catalogue ends: `packs` are its numbers and committed lengths. Later bytes, which a crash
+    /// left, are truncated. A pack longer than `pack_bytes_max` gets no more frames.
     ///
-    /// Numbers below `number_min` are not used again: readers may know such packs, though they are removed.
+    /// Numbers below `number_min` are not used again, because readers may have such packs in caches although they are
+    /// removed.
     pub(crate) fn open(
         storage: Arc<dyn PackStorage>,
         store: StoreId,
@@ -61,8 +62,8 @@ impl PackWriter {
         Ok(writer)
     }
 
-    /// Continues a pack, if it is as long as it must be. A shorter one is damaged: it is left alone, and verification
-    /// reports it.
+    /// Continues a pack, if it has at least its committed length. A shorter one is damaged: it is not changed, and
+    /// verification reports it.
     fn continue_pack(&mut self, number: u32, committed: u64) -> Result<()> {
         let path = self.storage.path(number);
         let file = match self.storage.open(number, true) {
@@ -87,7 +88,7 @@ impl PackWriter {
         (number, self.next_number)
     }
 
-    /// Appends nothing more to this pack, if it is the one being written. Only between commits.
+    /// Stops appending to this pack, if it is the current one. Only between commits.
     pub(crate) fn close(&mut self, number: u32) {
         self.current.take_if(|open| open.number == number && open.end == open.committed);
     }
@@ -136,7 +137,7 @@ impl PackWriter {
         Ok(packs)
     }
 
-    /// The catalogue has committed: what was appended stays.
+    /// The catalogue has committed: the appended data stay.
     pub(crate) fn committed(&mut self) {
         self.full.clear();
         if let Some(open) = &mut self.current {
@@ -145,8 +146,8 @@ impl PackWriter {
         }
     }
 
-    /// The catalogue has not committed: what was appended is removed. If cutting it off fails as well, it stays as
-    /// bytes without references until the store is opened again.
+    /// The catalogue has not committed: the appended data are truncated. If that fails as well, they stay as bytes
+    /// without references until the store is opened again.
     pub(crate) fn abandon(&mut self) {
         for open in self.full.drain(..).chain(self.current.take()) {
             if !open.named {
@@ -155,7 +156,7 @@ impl PackWriter {
                 }
                 continue;
             }
-            // Also when nothing was appended: a write that fails may have written a part.
+            // Also when nothing was appended: a failed write may have written a part.
             if let Err(error) = open.file.set_len(open.committed) {
                 tracing::warn!(pack = open.number, %error, "unfinished frames could not be cut off");
                 continue;
@@ -169,7 +170,7 @@ fn begin(storage: &dyn PackStorage, store: &StoreId, next_number: &mut u32) -> R
     let number = *next_number;
     let path = storage.path(number);
     let file = storage.create(number).map_err(Error::io("creating", &path))?;
-    // Whatever happens to it now, its number is not used again by this process.
+    // Its number is not used again by this process, even after a failure.
     *next_number += 1;
     if let Err(error) = file.write_all_at(&pack_header(store, number), 0) {
         let _ = storage.remove(number);
@@ -311,7 +312,7 @@ mod tests {
             }
             let failed = left.swap(0, Ordering::Relaxed) == 0;
             assert_eq!(failures, u32::from(failed), "call {failing}");
-            // The next process takes up there.
+            // The next process continues there.
             let packs: Vec<_> = lengths.into_iter().collect();
             let mut writer = PackWriter::open(Arc::clone(&storage), [1; 16], &packs, 8_000, 1).unwrap();
             kept.extend(writer.append(vec![frame(99)]).unwrap());

@@ -1,4 +1,4 @@
-//! The audit: memory that was not reported as dirty is compared with what the catalogue says it holds.
+//! The audit: compares memory that was not reported as dirty with the catalogue.
 //!
 //! A checkpoint is exact only if the driver reports every frame that was written. At each capture some frames that were
 //! not reported are copied in the pause, and compared when the guest runs again (docs/audit.md).

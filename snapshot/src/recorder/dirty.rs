@@ -1,10 +1,10 @@
 use retrovisor_guest::{Machine, MachineError, MemoryLayout, PageSet};
 
-/// A consumer of dirty frames: asks which were written since it asked last.
+/// A consumer of dirty frames: queries which were written since its last query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Consumer(usize);
 
-/// Dirty frames for several consumers. A driver reports each write once; here it is kept for every consumer, each of
+/// Dirty frames for several consumers. A driver reports each write once; this records it for every consumer, each of
 /// which begins new epochs independently.
 pub struct DirtyEpochs {
     written: Vec<PageSet>,
@@ -33,7 +33,7 @@ impl DirtyEpochs {
         taken
     }
 
-    /// Frames that something other than the guest wrote: a rollback, an injected fault.
+    /// Frames that were not written by the guest, but by a rollback or an injected fault.
     pub fn note(&mut self, frames: &PageSet) {
         for written in &mut self.written {
             written.union(frames);

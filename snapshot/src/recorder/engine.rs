@@ -136,7 +136,7 @@ impl Recorder {
         self.pipeline.baseline().position
     }
 
-    /// How much of the memory is proven to be what the checkpoints say.
+    /// How much of the memory is proven to equal the checkpoints.
     #[must_use]
     pub fn audit_status(&self) -> AuditStatus {
         self.sampler.state().status(self.sampler.frames())
@@ -189,7 +189,7 @@ impl Recorder {
             let Some(done) = self.pipeline.next_done(wait) else { break };
             match done {
                 Done::Stored { is_mismatched: false } => (),
-                // Writes were not reported, to no consumer: the next capture looks at every frame.
+                // Some writes were not reported, to no consumer: the next capture reads every frame.
                 Done::Stored { is_mismatched: true } => self.dirty.note_all(),
                 Done::Failed { dirty, state, sampled_from } => {
                     self.dirty.give_back(self.own, &dirty);

@@ -1,7 +1,7 @@
 use crate::catalogue::{OperationKind, OperationRecord, OperationStatus};
 
-/// What can be undone and redone, newest last: read from the log of operations, so that it survives everything that
-/// the log survives.
+/// The operations that can be undone and redone, newest last: read from the log of operations, so that they survive a
+/// restart.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct History<'a> {
     pub(super) undo: Vec<&'a OperationRecord>,

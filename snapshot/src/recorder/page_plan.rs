@@ -23,18 +23,18 @@ pub(super) struct PagePlan {
 pub(super) type LoadedPages = HashMap<ContentId, Arc<Page>>;
 
 impl PagePlan {
-    /// The difference between two maps, to write what the second has.
+    /// Writes the second of two maps where they differ.
     pub(super) fn difference(from: &PageMap, to: &PageMap) -> Self {
         Self::new(from.diff(to).map(|(index, _, content)| (index, content)))
     }
 
-    /// These frames, to write what the map has.
+    /// Writes the contents of the map into these frames.
     pub(super) fn of(frames: &PageSet, map: &PageMap) -> Self {
         let indices = frames.indices().filter_map(|index| usize::try_from(index).ok());
         Self::new(indices.map(|index| (index, map.get(index))))
     }
 
-    /// These frames with these contents.
+    /// Writes these contents into these frames.
     pub(super) fn new(frames: impl Iterator<Item = (usize, ContentRef)>) -> Self {
         let (mut data, mut bare) = (Vec::new(), Vec::new());
         for (index, content) in frames {
@@ -52,7 +52,7 @@ impl PagePlan {
         (self.data.len() + self.bare.len()) as u64
     }
 
-    /// Loads contents that are not loaded yet, as many as may be held.
+    /// Loads missing contents, up to the bound.
     pub(super) fn load(&self, store: &Store, loaded: &mut LoadedPages) -> Result<()> {
         let mut missing = self.missing(loaded);
         missing.truncate(LOADED_MAX.saturating_sub(loaded.len()));

@@ -61,7 +61,7 @@ impl Pipeline {
         lock(&self.baseline).clone()
     }
 
-    /// The machine was moved. Only while no capture waits.
+    /// The machine was moved. Must not be called while a capture waits.
     pub(super) fn set_baseline(&self, baseline: Baseline) {
         *lock(&self.baseline) = baseline;
     }
@@ -102,12 +102,12 @@ impl Pipeline {
             return None;
         }
         let done = if wait { self.done.recv().ok() } else { self.done.try_recv().ok() };
-        // A thread that panicked sends nothing any more.
+        // The thread panicked: nothing more arrives.
         self.waiting = if done.is_none() && wait { 0 } else { self.waiting - usize::from(done.is_some()) };
         done
     }
 
-    /// Captures from now on are not based on those that failed.
+    /// Later captures are not based on those that failed.
     pub(super) fn next_generation(&mut self) {
         self.generation += 1;
     }

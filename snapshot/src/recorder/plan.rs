@@ -8,22 +8,22 @@ use crate::error::{Error, Result};
 use crate::id::{CheckpointId, MachineId};
 use crate::store::Store;
 
-/// What a rollback would do.
+/// The effect of a rollback.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RollbackPlan {
     /// The checkpoint that the machine's state is based on; what the guest did since is checkpointed first.
     pub current: CheckpointRecord,
     /// The target.
     pub target: CheckpointRecord,
-    /// Frames that differ between the two; those that the guest wrote since the last checkpoint come on top.
+    /// Frames that differ between the two, without those that the guest wrote since the last checkpoint.
     pub pages: u64,
     /// The checkpoints that will be on another timeline, newest first. Nothing is lost: undo returns to them.
     pub left_behind: Vec<CheckpointRecord>,
 }
 
 impl Store {
-    /// What a rollback of a machine would do. Only reads the store, so that it can be asked while the machine is
-    /// recorded, and without one.
+    /// The effect that a rollback of a machine would have. Only reads the store, so it can be called with or without a
+    /// recorder of the machine.
     pub fn plan_rollback(&self, machine: MachineId, target: CheckpointId) -> Result<RollbackPlan> {
         let catalogue = self.catalogue();
         let record = catalogue.machine_by_id(machine)?;
@@ -45,7 +45,7 @@ impl Store {
         })
     }
 
-    /// The record of a rollback's target: whole, and of a machine with the same memory layout.
+    /// The record of a rollback's target, which must be undamaged, and of a machine with the same memory layout.
     pub(super) fn rollback_target(
         &self,
         machine: MachineId,

@@ -18,7 +18,7 @@ use crate::id::MachineId;
 use crate::page_map::PageMap;
 use crate::store::{Store, keyframe, store_state};
 
-/// A full map is stored after so many checkpoints,
+/// A full map is stored after this many checkpoints,
 pub(crate) const KEYFRAME_DISTANCE: u64 = 64;
 /// or once the changes since the last one outnumber the pages of the machine (but not before this many): whichever
 /// comes first bounds what reading a map costs.
@@ -34,7 +34,7 @@ pub(super) struct Preparation<'s> {
     pub(super) failed: Option<Error>,
 }
 
-/// A captured instant whose contents are written: all that the catalogue needs.
+/// A captured instant whose contents are written: the rows for the catalogue.
 pub(super) struct Prepared {
     pub(super) map: Arc<PageMap>,
     pub(super) changes: Vec<(Gfn, ContentRef)>,
@@ -46,7 +46,7 @@ pub(super) struct Prepared {
     pub(super) checkpoint: NewCheckpoint,
 }
 
-/// What the next checkpoint of a group is based on.
+/// The baseline of the next checkpoint of a group.
 pub(super) struct Tip {
     map: Arc<PageMap>,
     is_first: bool,
@@ -84,7 +84,7 @@ impl<'s> Preparation<'s> {
         Ok(Self { content_writer, frames: Vec::new(), before, failed: None })
     }
 
-    /// Adds frames and notes the content of each. Their pages go to the page cache as well.
+    /// Adds frames and records the content of each. Their pages are added to the page cache as well.
     pub(super) fn add_frames(
         &mut self,
         store: &Store,

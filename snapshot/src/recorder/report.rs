@@ -9,7 +9,7 @@ use crate::id::TimelineId;
 pub struct CheckpointRequest {
     /// A name given by the user, at most 200 bytes.
     pub label: Option<String>,
-    /// Why it is taken.
+    /// Its kind.
     pub kind: CheckpointKind,
 }
 
@@ -73,10 +73,10 @@ pub enum CurrentPolicy {
     Staged,
 }
 
-/// How a rollback is done.
+/// The options of a rollback.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RollbackRequest {
-    /// What the guest's clocks do.
+    /// The policy for the guest's clocks.
     pub clock: ClockPolicy,
     /// When the current state must be durable.
     pub current: CurrentPolicy,

@@ -18,9 +18,8 @@ use crate::page_map::PageMap;
 const REPORT_PAGES: u64 = 1 << 12;
 
 impl Recorder {
-    /// Loads a checkpoint into a machine of which nothing is known (a new process, a second machine): compares every
-    /// frame and writes those that differ. The machine's own state is not kept. It stays paused: the caller resumes
-    /// it.
+    /// Loads a checkpoint into a machine whose memory is unknown (a new process, a second machine): compares every
+    /// frame and writes those that differ. The machine's own state is not kept. It stays paused: the caller resumes it.
     ///
     /// If this fails, the machine stays paused, and it must be restored before it may run, or discarded. The operation
     /// is marked as failed; that the process is half written is recorded if [`Recorder::set_process`] named it.

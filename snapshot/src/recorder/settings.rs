@@ -5,7 +5,7 @@ pub struct RecorderSettings {
     /// pauses the guest: a slow disk lengthens the interval between checkpoints, never the pause. A pause that needs
     /// more than expected allocates beyond this.
     pub staging_bytes_max: u64,
-    /// If at least so many pages are dirty before the pause, they are copied while the guest runs, and the pause
+    /// If at least this many pages are dirty before the pause, they are copied while the guest runs, and the pause
     /// copies only what was written meanwhile. 0: always; `u64::MAX`: never. Below it, finding the dirty pages twice
     /// costs more than it saves.
     pub precopy_pages_min: u64,
@@ -16,7 +16,7 @@ pub struct RecorderSettings {
     pub group_checkpoints_max: usize,
     /// Captures that wait to be durable, at most. The next one waits before it pauses the guest.
     pub pending_checkpoints_max: usize,
-    /// The driver retains the disk contents of so many checkpoints, so that rollbacks to them are quick; those of
+    /// The driver retains the disk contents of this many checkpoints, so that rollbacks to them are quick; those of
     /// older ones are restored block by block. Contents that are not stored yet are retained in addition.
     pub retained_disk_states_max: usize,
     /// Frames that were not reported as dirty and are compared with the catalogue at each checkpoint, at most 4,096.

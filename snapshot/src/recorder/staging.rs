@@ -6,7 +6,7 @@ use crate::catalogue::lock;
 
 /// Pages taken from the pool at a time: 256 KiB.
 pub(super) const CHUNK: usize = 64;
-/// Memory that is kept warm between captures, at most: 64 MiB.
+/// Bound on the memory that is kept touched between captures: 64 MiB.
 const IDLE_MAX: usize = (64 << 20) / (CHUNK * size_of::<Page>());
 
 type Chunk = Box<[AlignedPage]>;
@@ -17,7 +17,7 @@ type Chunk = Box<[AlignedPage]>;
 pub(super) struct AlignedPage(pub(super) Page);
 
 impl AlignedPage {
-    /// Not zeros: those would be given by the host only when they are touched.
+    /// Not zeros, which the host would allocate only at the first access.
     pub(super) fn touched() -> Self {
         Self([1; size_of::<Page>()])
     }
@@ -39,7 +39,7 @@ struct State {
 }
 
 impl Pool {
-    /// A pool of so many bytes at most, but never less than two chunks.
+    /// A pool of this many bytes at most, but never less than two chunks.
     pub(super) fn new(bytes_max: u64) -> Arc<Self> {
         let chunks = usize::try_from(bytes_max).unwrap_or(usize::MAX) / (CHUNK * size_of::<Page>());
         Arc::new(Self { chunks_max: chunks.max(2), state: Mutex::default(), given_back: Condvar::new() })
@@ -57,8 +57,8 @@ impl Pool {
         (bytes(state.out), bytes(state.out_peak), bytes(self.chunks_max))
     }
 
-    /// Waits until so many chunks can be taken, and makes them warm: touched, so that copying into them within a pause
-    /// costs no page faults.
+    /// Waits until this many chunks can be taken, and makes them warm: touched, so that copying into them within a
+    /// pause costs no page faults.
     pub(super) fn reserve(&self, chunks: usize) {
         let chunks = chunks.min(self.chunks_max);
         let mut state = lock(&self.state);
@@ -70,7 +70,7 @@ impl Pool {
         }
     }
 
-    /// Waits until at most so many chunks are taken.
+    /// Waits until at most this many chunks are taken.
     pub(super) fn wait_until_out(&self, out_max: usize) {
         let mut state = lock(&self.state);
         while state.out > out_max {
@@ -155,7 +155,7 @@ pub(super) enum StagedContent {
 }
 
 impl Staged {
-    /// Empty, with capacity for the list of so many frames.
+    /// Empty, with capacity for the list of this many frames.
     pub(super) fn new(pool: &Arc<Pool>, frames: usize) -> Self {
         Self { pool: Arc::clone(pool), chunks: Vec::new(), used: 0, frames: Vec::with_capacity(frames) }
     }
@@ -169,8 +169,8 @@ impl Staged {
         mut more: impl FnMut(&mut Self) -> Chunk,
     ) -> Result<(), MemoryError> {
         let layout = view.layout();
-        // To ask costs a call of the driver. A frame that was written is no hole; so many are named only if the memory
-        // was not read before.
+        // To ask costs a call of the driver. A frame that was written is no hole; so many frames are dirty only if the
+        // memory was not read before.
         let has_holes = set.len() > layout.pages() / 4;
         for index in set.indices() {
             let (Some(gfn), Ok(index)) = (layout.gfn(index), u32::try_from(index)) else { continue };

@@ -23,7 +23,7 @@ impl Recorder {
         let record = self.store.rollback_target(self.machine, &self.name, &self.layout, id)?;
         let state = self.store.state(id)?;
         let vcpus = machine.identity().vcpus;
-        // A driver that does not report registers checks by itself.
+        // A driver that does not report registers checks them itself.
         if !state.vcpus.is_empty() && state.vcpus.len() != vcpus as usize {
             return Err(Error::Machine(MachineError::Mismatch {
                 what: "number of vCPUs".into(),

@@ -31,13 +31,13 @@ pub(super) struct Captured {
     pub(super) sampled: Option<Sampled>,
 }
 
-/// How far the rollback is when the state before it is stored.
+/// Progress of the rollback when the state before it is stored.
 pub(super) enum RollbackStage {
     Started(Rollback),
     Done(Rollback),
 }
 
-/// What becomes of a captured instant.
+/// The outcome of a captured instant.
 pub(super) type Outcome = Result<(Committed, CheckpointTiming)>;
 
 /// A captured instant on its way to the storing thread.
@@ -58,11 +58,11 @@ pub(super) enum Task {
     AbandonEarly,
 }
 
-/// What became of one capture, for the recorder.
+/// The outcome of one capture, for the recorder.
 pub(super) enum Done {
     /// It is durable.
     Stored {
-        /// Whether memory was not what the checkpoint says.
+        /// Whether memory differed from the checkpoint.
         is_mismatched: bool,
     },
     /// It could not be stored.

@@ -31,7 +31,7 @@ impl Recorder {
         let (undoes, before) = pick(&History::of(&operations))
             .and_then(|operation| Some((operation.id, operation.before?)))
             .ok_or(Error::Nothing { what })?;
-        // A timeline that went on meanwhile is not continued: a new one begins.
+        // A timeline that was continued meanwhile is not continued: a new one begins.
         let timeline = self.store.catalogue().is_tip(before)?.then_some(before.timeline);
         let rollback = Rollback {
             undoes: Some(undoes),

@@ -24,7 +24,7 @@ use crate::store::{Store, changes_hash};
 
 /// Frames of captures that are made durable together, at most: bounds how long the first of them waits.
 const GROUP_FRAMES_MAX: usize = 1 << 14;
-/// Contents read into the page cache between two looks at the queue.
+/// Contents read into the page cache between two checks of the queue.
 const READ_AHEAD_STEP: usize = 64;
 
 /// The storing thread: hashes, deduplicates, compresses, appends, syncs and commits captures. Those that wait together
@@ -271,7 +271,7 @@ impl Worker {
         let sealed = content_writer.seal()?;
         let start = Instant::now();
         if let (Some(last), Some(job)) = (all.last_mut(), jobs.last_mut()) {
-            // What did not fill a frame was written only now.
+            // Pages that did not fill a frame were written only now.
             last.checkpoint.stored_bytes += sealed.stored_bytes - before.stored_bytes;
             let after = Progress { timing: sealed.timing, ..before };
             note_times(&mut job.captured.timing, &before, &after);
@@ -356,7 +356,7 @@ impl Worker {
             Ok(())
         });
         if let Err(error) = read {
-            // A caller that needs the page gets the error. Here it is only not kept.
+            // A caller that needs the page gets the error; here it is only not cached.
             tracing::debug!(%error, "a page could not be read ahead");
         }
     }

@@ -10,9 +10,8 @@ use crate::error::{Error, Result};
 use crate::store::{Store, VerifyProgress, keyframe};
 
 impl Store {
-    /// Carries out a plan, verifies the store again, and marks the checkpoints of which something is still missing:
-    /// they are refused as targets from then on. What does not touch them stays usable. Marks of checkpoints that are
-    /// whole go away.
+    /// Carries out a plan, verifies the store again, and marks the checkpoints that are still incomplete: they are
+    /// refused as targets from then on. Others stay usable. Marks of checkpoints that are complete again are removed.
     pub fn repair(
         &self,
         plan: &RepairPlan,
@@ -32,8 +31,7 @@ impl Store {
         let found = self.verify(progress)?;
         report.lost = lost(self, &found.damaged)?;
         report.remaining = found.damaged.iter().map(ToString::to_string).collect();
-        // Damaged contents are not used for what is added from now on: it is stored again, and a later repair links to
-        // it.
+        // Damaged contents are not reused from now on: their bytes are stored again, and a later repair links to them.
         let bad: BTreeSet<ContentId> =
             found.damaged.iter().filter_map(|damage| damage.content.map(content)).collect();
         let mut content_writer = self.content_writer()?;

@@ -9,7 +9,7 @@ use crate::key::Hash;
 use crate::store::Store;
 
 impl Store {
-    /// Looks for damaged contents everywhere in the packs. Returns which were found.
+    /// Searches all packs for damaged contents. Returns those found.
     pub(super) fn plan_contents(&self, damaged: &[Damage], plan: &mut RepairPlan) -> Result<BTreeSet<u64>> {
         let bad: BTreeSet<u64> = damaged.iter().filter_map(|damage| damage.content).collect();
         let mut found = BTreeSet::new();
@@ -20,7 +20,7 @@ impl Store {
         for (id, hash) in self.catalogue().hashes(&bad)? {
             by_hash.entry(hash).or_default().push(id.0);
         }
-        // A content of which even the hash is lost is known by the part of it that the index has.
+        // A content whose hash is lost is identified by the part of the hash in the index.
         let mut by_prefix: HashMap<u64, Vec<u64>> = HashMap::new();
         for (id, part) in self.catalogue().indexed_prefixes(&bad)? {
             by_prefix.entry(part).or_default().push(id.0);
@@ -68,7 +68,7 @@ impl Store {
         for frame in self.catalogue().frames()? {
             let end = frame.offset.saturating_add(frame.stored_bytes.into());
             let known = rows.get(&frame.pack).copied();
-            // Only what can be read counts: a row that names something else is damaged itself.
+            // Only readable frames count: a row for other bytes is damaged itself.
             if known.is_none_or(|bytes| end > bytes)
                 && self.packs.read_frame(frame.pack, frame.offset, frame.stored_bytes, frame.pages).is_ok()
             {
@@ -83,7 +83,7 @@ impl Store {
         Ok(())
     }
 
-    /// The index of hashes, against the contents.
+    /// Compares the index of hashes with the contents.
     pub(super) fn plan_index(&self, plan: &mut RepairPlan) -> Result<()> {
         let wrong = self.catalogue().wrong_index_rows()?;
         if wrong > 0 {

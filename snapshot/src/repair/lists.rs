@@ -11,12 +11,12 @@ use crate::id::CheckpointId;
 use crate::page_map::PageMap;
 use crate::store::{Store, changes_hash};
 
-/// Checkpoints looked at for a lost parent, at most.
+/// Bound on the checkpoints examined for a lost parent.
 const PARENTS_MAX: usize = 20_000;
-/// Checkpoints between a lost list and the full map that it may follow from, at most.
+/// Bound on the checkpoints between a lost list and the full map from which it may follow.
 const DISTANCE_MAX: usize = 256;
 
-/// Which lists and maps can be derived.
+/// Determines which lists and maps can be derived.
 #[derive(Default)]
 pub(super) struct Lists {
     saved: HashSet<String>,
@@ -26,7 +26,7 @@ pub(super) struct Lists {
 pub(super) type Changes = Vec<(Gfn, ContentRef)>;
 
 impl Lists {
-    /// Looks at every list of changes and every full map.
+    /// Checks every list of changes and every full map.
     pub(super) fn plan(store: &Store, plan: &mut RepairPlan) -> Result<Self> {
         let mut lists = Self::default();
         let links = store.catalogue().links()?;
@@ -67,7 +67,7 @@ impl Lists {
         Ok(())
     }
 
-    /// Whether this damage goes with what was planned.
+    /// Whether this damage is covered by the plan.
     pub(super) fn is_saved(&self, damage: &Damage) -> bool {
         matches!(&damage.checkpoints[..], [name] if self.saved.contains(&format!("{name}: {}", damage.what)))
     }
@@ -105,7 +105,7 @@ pub(super) fn derive_changes(store: &Store, links: &[Link], link: &Link) -> Resu
         }
         all
     });
-    // Down every line to the next full map: it has what was not written again in between.
+    // Down every branch to the next full map: it has the contents that were not written again in between.
     let mut paths = vec![(link, HashSet::<Gfn>::new(), 0)];
     while let Some((at, written, distance)) = paths.pop() {
         if at.keyframe_distance == 0
@@ -116,7 +116,7 @@ pub(super) fn derive_changes(store: &Store, links: &[Link], link: &Link) -> Resu
                 .filter_map(|(index, _, content)| Some((layout.gfn(index as u64)?, content)));
             let mut found: BTreeMap<Gfn, ContentRef> =
                 differ.filter(|(gfn, _)| !written.contains(gfn)).collect();
-            // What was written again can only be taken from the damaged list itself.
+            // Pages that were written again can only be taken from the damaged list itself.
             found.extend(stored.iter().filter(|(gfn, _)| written.contains(gfn)).map(|(gfn, to)| (*gfn, *to)));
             let list: Changes = found.into_iter().collect();
             if changes_hash(&store.key, link.parent, &list) == link.changes_hash {

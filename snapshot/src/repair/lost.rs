@@ -10,7 +10,7 @@ use crate::store::Store;
 /// Reasons kept for one checkpoint.
 const REASONS_MAX: usize = 8;
 
-/// The checkpoints that damage costs: those named, and those whose own maps are read through a list that is lost.
+/// The checkpoints lost by damage: those named, and those whose own maps are read through a lost list.
 pub(super) fn lost(store: &Store, damaged: &[Damage]) -> Result<Vec<LostCheckpoint>> {
     let links = store.catalogue().links()?;
     let mut names: HashMap<String, CheckpointId> = HashMap::new();

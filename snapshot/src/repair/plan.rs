@@ -4,31 +4,31 @@ use serde::Serialize;
 
 use crate::id::CheckpointId;
 
-/// What a repair would do. Nothing is changed by a plan.
+/// The effect of a repair. A plan changes nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct RepairPlan {
     /// What can be repaired.
     pub items: Vec<RepairItem>,
     /// The checkpoints that cannot be saved, as far as is known before the repair.
     pub lost: Vec<LostCheckpoint>,
-    /// Damage that no repair can do anything about, in words.
+    /// Damage that cannot be repaired, as text.
     pub beyond_repair: Vec<String>,
 }
 
 /// One thing that can be repaired.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct RepairItem {
-    /// What is wrong, in words.
+    /// What is wrong, as text.
     pub damage: String,
-    /// What is done about it.
+    /// How it is repaired.
     pub action: RepairAction,
 }
 
-/// What is done about damage. Each is checked against a hash before it is planned.
+/// The kinds of repair. Each is checked against a hash before it is planned.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case", tag = "do")]
 pub enum RepairAction {
-    /// The same bytes are there in another place.
+    /// The same bytes are at another place.
     Relink {
         /// The content.
         content: u64,
@@ -87,13 +87,13 @@ pub struct LostCheckpoint {
 pub struct RepairReport {
     /// Items of the plan that were done.
     pub repaired: u64,
-    /// Items of the plan that could not be done any more, in words.
+    /// Items of the plan that could not be done, as text.
     pub failed: Vec<String>,
     /// The checkpoints that are marked now: they are refused as targets.
     pub lost: Vec<LostCheckpoint>,
-    /// Checkpoints that were marked before and are whole again, by short id.
+    /// Checkpoints that were marked before and are complete again, by short id.
     pub recovered: Vec<String>,
-    /// What is still damaged, in words: all of it touches marked checkpoints, or none.
+    /// Damage that remains, as text: it affects marked checkpoints, or none.
     pub remaining: Vec<String>,
 }
 

@@ -38,12 +38,12 @@ pub struct CompactReport {
 }
 
 impl Store {
-    /// Removes contents without references, rewrites packs of which a good part is garbage, and frees the catalogue's
-    /// unused space. Machines are recorded, and readers read, meanwhile.
-    /// `progress` stops it between two steps with [`ControlFlow::Break`]; what was done until then is done.
+    /// Removes contents without references, rewrites packs with much garbage, and frees the catalogue's unused space.
+    /// Machines are recorded, and readers read, meanwhile.
+    /// `progress` stops it between two steps with [`ControlFlow::Break`]; completed steps stay done.
     ///
-    /// Fails with [`crate::Error::Damaged`] before anything is removed when a checkpoint does not say reliably what it
-    /// needs.
+    /// Fails with [`crate::Error::Damaged`] before anything is removed when a checkpoint is damaged, so that the
+    /// contents to which it refers are unknown.
     pub fn compact(
         &self,
         options: &CompactOptions,

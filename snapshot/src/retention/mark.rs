@@ -6,7 +6,7 @@ use crate::damage::Damage;
 use crate::error::{Error, Result};
 use crate::store::{Store, pieces};
 
-/// A set of contents: a bit each. Numbers come from the disk: memory is taken for those that are there only.
+/// A set of contents: one bit each. Numbers come from the disk: memory is allocated only for existing ones.
 #[derive(Clone, Default)]
 pub(super) struct ContentSet(HashMap<u64, u64>);
 
@@ -22,9 +22,9 @@ impl ContentSet {
 }
 
 impl Store {
-    /// Adds all contents that a checkpoint refers to by itself: its changes (of memory and disks), its full maps and
-    /// its state. Fails when any of these is damaged: what it once referred to is not known then, and may not be taken
-    /// for garbage. Of a checkpoint that is `lost`, what can still be read is kept.
+    /// Adds all contents to which a checkpoint refers directly: its changes (of memory and disks), its full maps and
+    /// its state. Fails when any of these is damaged, because the contents to which it refers are then unknown and must
+    /// not be treated as garbage. Of a checkpoint that is `lost`, readable contents are kept.
     pub(super) fn mark_checkpoint(&self, link: &Link, is_lost: bool, live: &mut ContentSet) -> Result<()> {
         if is_lost {
             for (_, content) in self.catalogue().changes_at(link.checkpoint)? {

@@ -18,7 +18,7 @@ pub(super) struct Tree {
 /// A checkpoint that stays although its parent is removed.
 pub(super) struct Orphan {
     pub(super) checkpoint: Link,
-    /// Its ancestors that go, nearest first.
+    /// Its ancestors that are removed, nearest first.
     pub(super) gone: Vec<Link>,
     /// The nearest ancestor that stays.
     pub(super) ancestor: Option<Link>,
@@ -35,7 +35,7 @@ impl Tree {
         self.order.iter().filter_map(|id| self.links.get(id))
     }
 
-    /// The checkpoints that stay although their parents go, parents first.
+    /// The checkpoints that stay although their parents are removed, parents first.
     pub(super) fn orphans(&self, removed: &HashSet<CheckpointId>) -> Vec<Orphan> {
         let is_gone = |link: &&Link| removed.contains(&link.checkpoint);
         let orphan = |link: &Link| {
@@ -55,13 +55,13 @@ impl Tree {
     }
 
     fn parent(&self, link: &Link) -> Option<&Link> {
-        // A parent is always older than its child, so that damaged links cannot make a circle.
+        // A parent is always older than its child, so that damaged links cannot form a cycle.
         link.parent.filter(|parent| *parent < link.checkpoint).and_then(|parent| self.links.get(&parent))
     }
 }
 
 impl Orphan {
-    /// All that changed since the ancestor that stays: a child's change wins over its parent's.
+    /// All changes since the ancestor that stays: a child's change overrides its parent's.
     pub(super) fn changes(&self, store: &Store) -> Result<BTreeMap<Gfn, ContentRef>> {
         let mut merged: BTreeMap<Gfn, ContentRef> = store.changes(&self.checkpoint)?.into_iter().collect();
         for link in &self.gone {
@@ -72,7 +72,7 @@ impl Orphan {
         Ok(merged)
     }
 
-    /// Whether the full map that the checkpoint's own map is read from goes with its parents.
+    /// Whether the full map from which the checkpoint's own map is read is removed with its parents.
     pub(super) fn loses_keyframe(&self, checkpoint: &Link) -> bool {
         let distance = usize::try_from(checkpoint.keyframe_distance).unwrap_or(usize::MAX);
         (1..=self.gone.len()).contains(&distance) || distance > 0 && self.ancestor.is_none()

@@ -9,27 +9,27 @@ use crate::error::Result;
 use crate::id::{CheckpointId, MachineId};
 use crate::store::Store;
 
-/// What a prune would do. Nothing is changed by a plan.
+/// The effect of a prune. A plan changes nothing.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PrunePlan {
     /// The policy it follows.
     pub policy: RetentionPolicy,
-    /// For each machine what goes and what stays.
+    /// For each machine what is removed and what stays.
     pub machines: Vec<MachinePrune>,
     /// What is freed.
     pub estimate: PruneEstimate,
 }
 
-/// What goes and stays of one machine.
+/// What is removed and what stays of one machine.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MachinePrune {
     /// The machine.
     pub id: MachineId,
     /// Its name.
     pub machine: String,
-    /// What stays and why, in the order of taking.
+    /// Checkpoints that stay and why, in the order of taking.
     pub kept: Vec<Kept>,
-    /// What goes, in the order of going: bad ones last.
+    /// Checkpoints that are removed, in this order: bad ones last.
     pub removed: Vec<Removed>,
 }
 
@@ -46,7 +46,7 @@ pub struct Kept {
     pub reasons: Vec<KeepReason>,
 }
 
-/// A checkpoint that goes.
+/// A checkpoint that is removed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Removed {
     /// The number that joins the tables.
@@ -61,7 +61,7 @@ pub struct Removed {
     pub label: Option<String>,
     /// The detectors' verdict.
     pub verdict: Verdict,
-    /// Whether it is bad or belongs to an incident: then it is among the last to go.
+    /// Whether it is bad or belongs to an incident: then it is among the last to be removed.
     pub quarantined: bool,
 }
 
@@ -98,7 +98,7 @@ pub enum KeepReason {
 /// What a prune and the compaction after it free, estimated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PruneEstimate {
-    /// Checkpoints that go.
+    /// Checkpoints that are removed.
     pub checkpoints: u64,
     /// Contents that nothing refers to any more then, those of before included.
     pub contents: u64,
@@ -106,12 +106,12 @@ pub struct PruneEstimate {
     pub garbage_bytes: u64,
     /// Bytes of these in packs that a compaction with default options rewrites: those that are freed at once.
     pub pack_bytes: u64,
-    /// Bytes in the catalogue, by the number of rows that go. They are freed when the database is rewritten.
+    /// Bytes in the catalogue, by the number of removed rows. They are freed when the database is rewritten.
     pub catalogue_bytes: u64,
 }
 
 impl Store {
-    /// What the policy would remove: of one machine, or of all. Reads every list of changes for the estimate.
+    /// What the policy would remove, of one machine or of all. Reads every list of changes for the estimate.
     pub fn plan_prune(&self, policy: &RetentionPolicy, machine: Option<MachineId>) -> Result<PrunePlan> {
         let everywhere = self.catalogue().machines()?;
         let mut machines = Vec::new();
@@ -233,7 +233,7 @@ impl Store {
 }
 
 impl PrunePlan {
-    /// All that goes, machine by machine, in the order of going.
+    /// All checkpoints to be removed, machine by machine, in order.
     pub(super) fn removed(&self) -> impl Iterator<Item = &Removed> {
         self.machines.iter().flat_map(|machine| &machine.removed)
     }

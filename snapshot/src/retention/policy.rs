@@ -13,20 +13,20 @@ use serde::{Deserialize, Serialize};
 pub struct RetentionPolicy {
     /// The newest checkpoints of each machine, over all its timelines.
     pub keep_last: u64,
-    /// One for each of so many hours.
+    /// One for each of this many hours.
     pub keep_hourly: u64,
-    /// One for each of so many days.
+    /// One for each of this many days.
     pub keep_daily: u64,
-    /// One for each of so many weeks, which begin on Mondays.
+    /// One for each of this many weeks, which begin on Mondays.
     pub keep_weekly: u64,
-    /// One for each of so many months.
+    /// One for each of this many months.
     pub keep_monthly: u64,
     /// Checkpoints with a label.
     pub keep_labelled: bool,
-    /// For so many days: bad checkpoints, and the first bad and last good ones of incidents. None: for ever. They are
-    /// the last to go in any case.
+    /// For this many days: bad checkpoints, and the first bad and last good ones of incidents. `None`: without limit.
+    /// They are the last to be removed in any case.
     pub keep_bad_days: Option<u64>,
-    /// Checkpoints that undo and redo need, for so many operations back.
+    /// Checkpoints that undo and redo need, for this many operations back.
     pub undo_depth: u64,
 }
 
@@ -46,7 +46,7 @@ impl Default for RetentionPolicy {
 }
 
 impl RetentionPolicy {
-    /// Keeps nothing but what every policy keeps.
+    /// Keeps only what every policy keeps.
     #[must_use]
     pub fn nothing() -> Self {
         Self {

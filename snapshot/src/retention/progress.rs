@@ -1,13 +1,13 @@
 use serde::Serialize;
 
-/// How far a prune or a compaction is.
+/// Progress of a prune or a compaction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct PruneProgress {
-    /// What is being done.
+    /// The step.
     pub step: PruneStep,
-    /// How much of it is done.
+    /// The amount done.
     pub done: u64,
-    /// How much there is of it.
+    /// The total amount.
     pub total: u64,
 }
 
@@ -15,16 +15,16 @@ pub struct PruneProgress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PruneStep {
-    /// Joining the changes of checkpoints that go to those that stay: counts these.
+    /// Joining the changes of removed checkpoints to those that stay: counts these.
     Merge,
     /// Removing checkpoints.
     Remove,
-    /// Looking which contents are still referred to: counts checkpoints.
+    /// Finding the contents with references: counts checkpoints.
     Mark,
-    /// Removing contents that are not.
+    /// Removing contents without references.
     Sweep,
     /// Rewriting packs: counts bytes.
     Rewrite,
-    /// Giving the catalogue's free space back.
+    /// Freeing the catalogue's unused space.
     Vacuum,
 }

@@ -21,22 +21,22 @@ const BATCH: usize = 32;
 /// What a prune did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PruneReport {
-    /// Checkpoints that went.
+    /// Checkpoints that were removed.
     pub checkpoints: u64,
-    /// Checkpoints of the plan that stayed, because a machine went there meanwhile, or they were pinned.
+    /// Checkpoints of the plan that stayed, because a machine was moved to them meanwhile, or they were pinned.
     pub passed_over: u64,
-    /// Whether it was stopped. What was done until then is done; the rest is unchanged.
+    /// Whether it was stopped. Completed steps stay done; the rest is unchanged.
     pub stopped: bool,
-    /// The operations that were recorded, one a machine.
+    /// The recorded operations, one for each machine.
     pub operations: Vec<OperationId>,
     /// The compaction after it.
     pub compaction: CompactReport,
 }
 
 impl Store {
-    /// Carries out a plan, then frees the space. Every checkpoint that stays holds what it held before,
-    /// at each instant in between as well; machines are recorded, and readers read, meanwhile. `progress` stops it
-    /// between two steps with [`ControlFlow::Break`].
+    /// Carries out a plan, then frees the space. The contents of every checkpoint that stays are unchanged at each
+    /// instant; machines are recorded, and readers read, meanwhile. `progress` stops it between two steps with
+    /// [`ControlFlow::Break`].
     pub fn prune(
         &self,
         plan: &PrunePlan,
@@ -83,13 +83,13 @@ impl Store {
         progress: &mut dyn FnMut(PruneProgress) -> ControlFlow<()>,
     ) -> Result<()> {
         let total = plan.removed().count() as u64;
-        // Those that may not go any more, because of what was done since the plan, stay.
+        // Checkpoints that may no longer be removed, because of operations since the plan, stay.
         let mut held: HashSet<CheckpointId> = HashSet::new();
         for machine in self.catalogue().machines()? {
             held.extend(machine.position.map(|position| position.checkpoint));
             held.extend(self.catalogue().pinned(machine.id)?);
         }
-        // Bad ones are the last to go.
+        // Bad ones are removed last.
         for special in [false, true] {
             let group =
                 plan.removed().filter(|removed| removed.quarantined == special).map(|removed| removed.id);
@@ -118,7 +118,7 @@ impl Store {
                 return Ok(());
             }
             match self.reparent_orphan(orphan) {
-                // What cannot be read cannot be joined: it keeps its parent, and its parents stay.
+                // An unreadable checkpoint cannot be joined: it keeps its parent, and its parents stay.
                 Err(Error::Damaged(damage)) => tracing::warn!(%damage, "a checkpoint stays with its parents"),
                 other => other?,
             }

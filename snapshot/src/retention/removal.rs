@@ -28,7 +28,8 @@ pub struct RemovalPlan {
 pub struct RemovalReport {
     /// Checkpoints that were removed.
     pub checkpoints: u64,
-    /// Whether it was stopped before the end. The machine has no current checkpoint then, and removing it again goes on.
+    /// Whether it was stopped before the end. The machine has no current checkpoint then, and removing it again
+    /// continues.
     pub stopped: bool,
     /// The compaction after it.
     pub compaction: CompactReport,
@@ -46,8 +47,8 @@ impl Store {
     }
 
     /// Removes a machine with all that is known of it, and frees the space of contents that no other machine uses.
-    /// Nobody may record the machine meanwhile. Fails, and changes nothing, while a branch is made from it, and when another
-    /// machine was taken to one of its checkpoints.
+    /// Nobody may record the machine meanwhile. Fails, and changes nothing, while a branch is made from it, and when
+    /// another machine was taken to one of its checkpoints.
     ///
     /// Checkpoints go in batches, newest first; `progress` stops it between two of them with [`ControlFlow::Break`].
     /// Every pack that has garbage is rewritten, so that no memory of the guest stays in the files.

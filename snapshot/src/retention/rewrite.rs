@@ -11,7 +11,7 @@ use crate::key::Hash;
 use crate::pack::{FRAME_PAGES, Frame, PackCopy, compressor, encode_frame};
 use crate::store::Store;
 
-/// Numbers of contents looked at in one go.
+/// Numbers of contents examined at once.
 const WINDOW: u64 = 1 << 16;
 
 /// Contents of a frame: number, place and hash.
@@ -68,7 +68,7 @@ impl Store {
             return Err(error);
         }
         report.packs_removed += 1;
-        // Readers that still look for it there look again.
+        // Readers that still look for it there look up the new place.
         self.packs.remove(old)
     }
 
@@ -130,7 +130,7 @@ impl Store {
         flush(&mut tail, &mut waiting, target, moved)
     }
 
-    /// What is moved is what was written: damage must not be given a new header.
+    /// Each page is checked: damaged bytes must not be given a new header.
     fn check_all(&self, frame: &FrameUse, live_contents: &Contents, pages: &Frame) -> Result<()> {
         for (id, slot, hash) in live_contents {
             let place = crate::catalogue::ContentPlace {

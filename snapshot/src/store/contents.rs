@@ -42,7 +42,7 @@ impl Store {
         Ok(page)
     }
 
-    /// Reads contents again that could not be read at their `places`: a compaction may have moved them just then, and
+    /// Reads contents again that could not be read at their `places`: a compaction may have moved them in between, and
     /// removed the pack. `error` is returned if none of them was moved.
     pub(crate) fn read_moved(
         &self,
@@ -182,7 +182,7 @@ impl Store {
             .or_else(|error| self.read_moved(group, error))
     }
 
-    /// A content of a frame, if it is what was written.
+    /// A content of a frame, if it has the right hash.
     pub(crate) fn check(&self, place: &ContentPlace, frame: &Frame) -> Result<Arc<Page>> {
         let damaged = |what: &str| {
             Error::Damaged(Box::new(Damage {

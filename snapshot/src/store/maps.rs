@@ -26,7 +26,7 @@ impl Store {
                 Err(error @ Error::Damaged(_)) => error,
                 Err(other) => return Err(other),
             };
-            // A prune may have joined changes of the chain while it was read: then it is another chain now.
+            // A prune may have joined changes of the chain while it was read: then there is another chain now.
             let now = self.catalogue().chain(checkpoint)?;
             let same = |a: &Link, b: &Link| (a.checkpoint, a.changes_hash) == (b.checkpoint, b.changes_hash);
             if now.len() == chain.len() && now.iter().zip(&chain).all(|(a, b)| same(a, b)) {
@@ -75,7 +75,7 @@ impl Store {
         lock(&self.maps).put(checkpoint, map);
     }
 
-    /// Forgets the maps of checkpoints that are gone.
+    /// Drops the maps of removed checkpoints.
     pub(crate) fn forget_maps(&self, checkpoints: &[CheckpointId]) {
         let mut maps = lock(&self.maps);
         for id in checkpoints {
@@ -90,7 +90,7 @@ impl Store {
         }
     }
 
-    /// Forgets all that was read.
+    /// Drops all cached maps.
     pub(crate) fn forget_all(&self) {
         lock(&self.maps).clear();
     }
@@ -124,7 +124,7 @@ impl Store {
     }
 }
 
-/// A map out of what was stored, unless it is none of this many pages.
+/// Decodes a stored map; `None` if it is not one of this many pages.
 pub(crate) fn decode_keyframe(keyframe: &Keyframe, pages: usize) -> Option<PageMap> {
     let encoded = page_map::decompress(&keyframe.map, pages).ok()?;
     PageMap::decode(&encoded, pages)

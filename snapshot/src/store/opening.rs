@@ -31,7 +31,7 @@ const LOCK: &str = "lock";
 const STORE_ID: &str = "store_id";
 const KEY_CHECK: &str = "key_check";
 
-/// How a store is opened.
+/// The mode in which a store is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// For writing; made when there is none.
@@ -42,7 +42,7 @@ pub enum Access {
     ReadOnly,
 }
 
-/// What can be chosen about a store; none of it changes what is on the disk already.
+/// Options of a store; none of them changes data that are already on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoreOptions {
     /// A pack longer than this many bytes gets no more frames; the next one begins.
@@ -96,7 +96,7 @@ impl Store {
         } else if !catalogue_path.exists() {
             return Err(Error::NoStore { dir: dir.to_owned() });
         }
-        // A catalogue that was lost must not be taken for a new store: its packs would be removed.
+        // A lost catalogue must not be taken for a new store: its packs would be removed.
         let has_packs = || {
             let packs = fs::read_dir(dir.join(PACKS)).into_iter().flatten();
             packs.flatten().any(|entry| entry.path().extension().is_some_and(|extension| extension == "pack"))

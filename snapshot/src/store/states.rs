@@ -31,7 +31,7 @@ impl Store {
         json(&self.stored_state(checkpoint)?.vcpus, "registers", checkpoint)
     }
 
-    /// How the driver finds a checkpoint's disk contents, if it keeps them.
+    /// The driver's references to a checkpoint's disk contents, if it retains them.
     pub(crate) fn state_disks(&self, checkpoint: CheckpointId) -> Result<Vec<DiskState>> {
         json(&self.stored_state(checkpoint)?.disks, "disks", checkpoint)
     }

@@ -16,7 +16,7 @@ const STEP: usize = 4096;
 /// Page maps are compared with the stored full maps; a difference in more pages than this is not listed in full.
 const LISTED_MAX: usize = 1000;
 
-/// How far a verification is.
+/// Progress of a verification.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct VerifyProgress {
     /// Contents checked.
@@ -25,7 +25,7 @@ pub struct VerifyProgress {
     pub pages_total: u64,
 }
 
-/// What a verification found.
+/// The result of a verification.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct VerifyReport {
     /// Contents read and hashed.
@@ -34,16 +34,16 @@ pub struct VerifyReport {
     pub bytes: u64,
     /// Checkpoints whose page maps and states were checked.
     pub checkpoints_checked: u64,
-    /// All that is not what was written.
+    /// All damage.
     pub damaged: Vec<Damage>,
 }
 
-/// What is known of the contents once all are read.
+/// The state of the contents once all are read.
 #[derive(Default)]
 struct Contents {
     /// Those that are in the catalogue: a bit each.
     there: HashMap<u64, u64>,
-    /// Those that are not what was written, or not there though something refers to them.
+    /// Those that are damaged, or missing although something refers to them.
     bad: BTreeMap<ContentId, Damage>,
 }
 
@@ -100,7 +100,7 @@ impl Store {
         Ok(())
     }
 
-    /// Every content is what was written. Returns those that are not.
+    /// Checks every content. Returns the damaged ones.
     fn verify_contents(
         &self,
         report: &mut VerifyReport,
@@ -153,7 +153,7 @@ impl Store {
         Ok((first.stored_bytes.into(), damaged))
     }
 
-    /// Leaves out what is whole elsewhere, because a compaction moved or removed it just now.
+    /// Leaves out contents that are undamaged elsewhere, because a compaction moved or removed them in between.
     fn still_damaged(
         &self,
         group: &[ContentPlace],
@@ -180,7 +180,7 @@ impl Store {
         report: &mut VerifyReport,
         contents: &mut Contents,
     ) -> Result<()> {
-        // For each checkpoint that is touched: the frames that hold a bad content, its own and inherited ones.
+        // For each affected checkpoint: the frames with a bad content, its own and inherited ones.
         let mut touched: BTreeMap<CheckpointId, BTreeMap<Gfn, ContentId>> = BTreeMap::new();
         for link in links {
             let changes = match damage_of(self.changes(link))? {
@@ -255,7 +255,7 @@ impl Store {
         };
         let mut computed = match link.parent {
             None => crate::page_map::PageMap::zero(usize::try_from(layout.pages()).unwrap_or(usize::MAX)),
-            // A parent that cannot be read is reported by itself.
+            // A damaged parent is reported separately.
             Some(parent) => match damage_of(self.map(parent))? {
                 Ok(map) => (*map).clone(),
                 Err(_) => return Ok(()),
@@ -312,7 +312,7 @@ impl Store {
 
     /// Adds damage of one checkpoint.
     fn report(&self, report: &mut VerifyReport, link: &Link, mut damage: Damage) -> Result<()> {
-        // What was pruned meanwhile, or has another parent now, is not damaged.
+        // A checkpoint that was pruned meanwhile, or has another parent now, is not damaged.
         if self.catalogue().same_link(link)?.is_none() {
             return Ok(());
         }

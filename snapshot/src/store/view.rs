@@ -8,8 +8,8 @@ use crate::error::{Error, Result};
 use crate::id::CheckpointId;
 use crate::page_map::PageMap;
 
-/// A checkpoint's memory, to be read. Shared between threads. Tokens are numbers of contents: equal within one store
-/// means equal bytes, across checkpoints and machines.
+/// A checkpoint's memory, for reading. Shared between threads. Page tokens are numbers of contents: within one store
+/// equal tokens mean equal bytes, across checkpoints and machines.
 pub struct CheckpointView {
     store: Arc<Store>,
     map: Arc<PageMap>,

@@ -1,5 +1,5 @@
-//! A machine's whole history is exported to a file and imported elsewhere; what is not a whole archive imports
-//! nothing.
+//! A machine's whole history is exported to a file and imported into another store; an incomplete or invalid archive
+//! imports nothing.
 
 use std::fs;
 use std::ops::ControlFlow;
@@ -86,7 +86,7 @@ fn history(lab: &mut Lab, checkpoints: u64) {
     }
 }
 
-/// Everything that the tables say of a machine, without numbers that differ from store to store.
+/// The rows about a machine in all tables, without numbers that differ from store to store.
 fn tables(store: &Store, machine: &str, with_names: bool) -> Vec<Vec<Vec<Value>>> {
     let queries = [
         "SELECT c.sequence, p.sequence, c.label, c.pinned, c.kind, c.taken_at_ms, c.pause_us, c.durable_us, c.dirty_pages,
@@ -114,7 +114,7 @@ fn tables(store: &Store, machine: &str, with_names: bool) -> Vec<Vec<Vec<Value>>
     queries.into_iter().chain(with_names.then_some(names)).map(ask).collect()
 }
 
-/// The machine is the same in both stores: what it was, and what is known of it.
+/// The machine is the same in both stores: its contents and its rows.
 fn same(here: &Store, name: &str, there: &Store, other: &str, with_names: bool) {
     assert_eq!(tables(here, name, with_names), tables(there, other, with_names));
     let of = |store: &Store, name: &str| {
@@ -166,7 +166,7 @@ fn a_history_comes_back_in_another_store() {
     assert!(brought.new_contents < report.contents);
     same(&lab.store, "toy", &other.store, "guest", true);
     assert_eq!(tables(&other.store, "toy", true), before);
-    // It goes on being a machine: it can be restored, and recorded.
+    // It is a usable machine: it can be restored, and recorded.
     let machine = other.store.catalogue().machine("guest").unwrap();
     let mut recorder = Recorder::new(Arc::clone(&other.store), machine.id).unwrap();
     let mut toy = Toy::new(&lab.toy.identity.layout);
@@ -191,13 +191,13 @@ fn twice_in_a_store_means_contents_once() {
     assert_eq!((second.new_contents, second.stored_bytes), (0, 0));
     assert_eq!(count(&store, "content"), contents);
     same(&lab.store, "toy", &store, "toy", true);
-    // Its short ids are others: a short id stands for one checkpoint.
+    // Its short ids are new: each identifies one checkpoint.
     same(&lab.store, "toy", &store, "copy", false);
     assert!(matches!(store.import_archive(None, &path, &mut go_on), Err(Error::Exists { .. })));
-    // Also where it came from.
+    // Also in the original store.
     assert_eq!(bring(&lab.store, Some("copy"), &path).new_contents, 0);
     same(&lab.store, "toy", &lab.store, "copy", false);
-    // What came in leaves again.
+    // The imported machine can be exported again.
     let third = lab.dir.path().join("third.archive");
     let copy = lab.store.catalogue().machine("copy").unwrap().id;
     lab.store.export_archive(copy, &third, &mut go_on).unwrap();
@@ -300,7 +300,7 @@ fn what_is_no_whole_archive_brings_nothing() {
     changed[8] = 3;
     refused(&changed, "has format 3");
     refused(b"no archive at all, but long enough", "no archive of a machine");
-    // Stopped half way.
+    // Stopped in the middle.
     fs::write(&torn, &whole).unwrap();
     let stop = &mut |_: ExportProgress| ControlFlow::Break(());
     assert!(matches!(store.import_archive(None, &torn, stop), Err(Error::Stopped)));
@@ -318,7 +318,7 @@ fn what_is_no_whole_archive_brings_nothing() {
     same(&lab.store, "toy", &store, "toy", true);
 }
 
-/// Records with right hashes that say wrong things.
+/// Records with right hashes and wrong contents.
 #[test]
 fn forged_archives_bring_nothing() {
     let mut lab = Lab::new(60);
@@ -336,7 +336,7 @@ fn forged_archives_bring_nothing() {
             records[at].1[place] ^= 0x15;
             fs::write(&forged, join(&records)).unwrap();
             let name = format!("m{at}-{place}");
-            // It is refused, or a history, though another one.
+            // It is refused, or is a valid but different history.
             match store.import_archive(Some(&name), &forged, &mut go_on) {
                 Ok(_) => tried += 1,
                 Err(error) => assert!(matches!(error, Error::NotReadable { .. }), "{error}"),

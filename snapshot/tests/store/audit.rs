@@ -1,4 +1,4 @@
-//! The audit notices frames that change without being reported, and only those (docs/audit.md).
+//! The audit detects frames that change without being reported, and only those (docs/audit.md).
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::toy::{Frame, open, page_of, quick_dir};
 
 const PAGES: u64 = 256;
 const FRAMES: u64 = 16;
-/// An unreported change is noticed within so many checkpoints.
+/// An unreported change is detected within this many checkpoints.
 const NOTICED_WITHIN: u64 = PAGES / FRAMES;
 
 struct Lab {
@@ -23,7 +23,7 @@ struct Lab {
     id: MachineId,
     machine: MemoryMachine,
     recorder: Recorder,
-    /// What the memory held at each checkpoint, in order.
+    /// The contents of the memory at each checkpoint, in order.
     images: Vec<blake3::Hash>,
     written: u64,
 }
@@ -43,7 +43,7 @@ impl Lab {
         Self { _dir: dir, store, id, machine, recorder, images: Vec::new(), written: 0 }
     }
 
-    /// The guest writes a few frames, as it always does.
+    /// The guest writes a few frames, as usual.
     fn work(&mut self) {
         self.written += 1;
         for index in [1, 2, 3 + self.written % 40] {
@@ -230,7 +230,7 @@ fn captures_that_fail_leave_no_hole_in_the_walk() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// A driver that reports every write is never suspected, whatever is done with the machine.
+    /// A driver that reports every write is never suspected, whatever happens to the machine.
     #[test]
     fn a_driver_that_is_right_is_not_suspected(
         steps in prop::collection::vec((0_u8..8, 0_usize..40), 1..40),

@@ -1,4 +1,4 @@
-//! Branches: a second machine goes on from a checkpoint of another one.
+//! Branches: a second machine continues from a checkpoint of another one.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -44,7 +44,7 @@ impl Guest {
         let report = recorder.adopt(&mut machine, ClockPolicy::StandStill, &mut go_on).unwrap();
         assert_eq!(report.origin.id, origin);
         assert_eq!(image_hash(machine.memory()).unwrap(), store.image_hash(origin).unwrap());
-        // What distinguishes it from the other one.
+        // What distinguishes it from the origin.
         machine.poke(Gpa(4096 * (PAGES - 1)), name.as_bytes()).unwrap();
         let mut guest = Self { machine, recorder };
         let first = guest.checkpoint();
@@ -72,7 +72,7 @@ fn verify(store: &Store) {
     assert!(report.damaged.is_empty(), "{:?}", report.damaged);
 }
 
-/// A machine with some history, and its checkpoint that is branched from: not the newest.
+/// A machine with some history, and the checkpoint from which it is branched: not the newest.
 fn origin(dir: &Path) -> (Arc<Store>, Guest, CheckpointRecord, (blake3::Hash, Vec<u8>)) {
     let store = open(dir);
     let mut web = Guest::fresh(&store, "web");
@@ -116,7 +116,7 @@ fn a_branch_goes_on_from_there_and_stores_only_what_it_writes() {
     assert_eq!(operation.before.unwrap().checkpoint, at.id);
     assert_eq!(operation.after, store.catalogue().machine("new").unwrap().position);
 
-    // Both go on, each by itself.
+    // Both continue independently.
     web.write(9, 9, 400);
     new.write(8, 8, 401);
     let (theirs, ours) = (web.checkpoint(), new.checkpoint());
@@ -126,7 +126,7 @@ fn a_branch_goes_on_from_there_and_stores_only_what_it_writes() {
     assert_ne!(web_now.0, new_now.0);
     verify(&store);
 
-    // It is moved in its own history, and its disk with it.
+    // It is moved within its own history, with its disk.
     let request = RollbackRequest::default();
     new.recorder.rollback(&mut new.machine, first.id, &request).unwrap();
     assert_eq!(new.machine.disk_mut(), &image.1[..]);
@@ -181,7 +181,7 @@ fn what_a_branch_needs_outlives_its_origin() {
     );
     verify(&store);
 
-    // And it can be carried to another store.
+    // It can be exported to another store.
     let file = dir.path().join("new.rv");
     store.export_archive(id, &file, &mut |_| ControlFlow::Continue(())).unwrap();
     let elsewhere = quick_dir();
@@ -237,7 +237,7 @@ fn nothing_half_stays_and_the_origin_is_held_meanwhile() {
     assert!(matches!(nowhere, Err(Error::NotFound { .. })));
     assert!(matches!(store.plan_branch(CheckpointId(9999)), Err(Error::NotFound { .. })));
 
-    // Killed in the middle; meanwhile what it needs cannot be pruned.
+    // Killed in the middle; meanwhile the origin cannot be pruned.
     let mut recorder = begin(&store).unwrap();
     recorder.adopt(&mut machine("new"), ClockPolicy::StandStill, &mut go_on).unwrap();
     web.write(0, 0, 600);
@@ -253,7 +253,7 @@ fn nothing_half_stays_and_the_origin_is_held_meanwhile() {
     assert!(matches!(store.catalogue().machine("new"), Err(Error::NotFound { .. })));
     verify(&store);
 
-    // And then it can be made, and nothing is half any more.
+    // After that it can be made, and nothing incomplete remains.
     let (_new, first) = Guest::branch(&store, "new", at.id);
     assert!(store.catalogue().remove_incomplete_branches().unwrap().is_empty());
     assert_eq!(first.sequence, 1);

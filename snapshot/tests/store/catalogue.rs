@@ -44,7 +44,7 @@ fn facts_come_back_and_their_tables_grow() {
     let grown = vec![vec![Value::Integer(1), "init".into(), Value::Real(0.5)]];
     catalogue.record_facts(second.id, &[Table { schema: &TASKS_GROWN, rows: grown }]).unwrap();
     assert_eq!(catalogue.facts(first.id, "fact_task").unwrap().rows[0][2], Value::Null);
-    // An older program with fewer columns goes on writing.
+    // An older program with fewer columns continues writing.
     catalogue.record_facts(second.id, &[tasks(&[(9, "old")])]).unwrap();
     let sql = "SELECT machine_name, checkpoint_sequence, pid, comm, cpu_share FROM v_fact_task ORDER BY pid";
     let rows = catalogue.query(sql, &[], 10).unwrap().rows;

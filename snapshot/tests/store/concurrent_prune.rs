@@ -28,7 +28,7 @@ fn machines_are_recorded_and_readers_read_meanwhile() {
                 for round in 0..250_u64 {
                     for page in 0..12 {
                         let at = usize::try_from((round * 31 + page * 17) % 400).unwrap();
-                        // Some contents come again and again.
+                        // Some contents occur repeatedly.
                         let seed = if page < 4 { (round / 3 * 5 + page) % 60 } else { round * 100 + page };
                         toy.scribble(at, seed);
                     }

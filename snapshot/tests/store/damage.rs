@@ -1,4 +1,4 @@
-//! Bytes change behind our back: damage is named, never returned, and what was intact stays readable.
+//! Bytes of a store change from outside: damage is reported, never returned, and intact data stay readable.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -46,7 +46,7 @@ fn a_flipped_bit_anywhere_in_a_pack_is_found() {
         flip(&pack(dir.path()), offset);
         let store = Store::open(dir.path(), Access::ReadOnly).unwrap();
         let report = store.verify(&mut |_| ()).unwrap();
-        // The header of a frame has three bytes that mean nothing; they are checked all the same.
+        // The header of a frame has three bytes without a meaning; they are checked as well.
         assert!(!report.damaged.is_empty(), "offset {offset}");
         assert!(report.damaged.iter().all(|damage| damage.pack == Some(1)), "{:?}", report.damaged);
         flip(&pack(dir.path()), offset);
@@ -82,7 +82,7 @@ fn a_damaged_page_is_named_and_never_returned() {
     assert!(store.image_hash(records[0].id).is_err());
     store.image_hash(records[2].id).unwrap();
 
-    // A rollback to what cannot be read is refused before anything is overwritten, or is reverted.
+    // A rollback to an unreadable checkpoint is refused before anything is overwritten, or is reverted.
     let machine = store.catalogue().machine("toy").unwrap().id;
     let mut recorder = Recorder::new(Arc::clone(&store), machine).unwrap();
     let mut running = toy;
@@ -126,7 +126,7 @@ fn a_torn_end_that_no_checkpoint_refers_to_is_cut_off() {
     let file = fs::OpenOptions::new().append(true).open(pack(dir.path())).unwrap();
     std::io::Write::write_all(&mut &file, &[0x5a; 1000]).unwrap();
     fs::write(dir.path().join("packs/000002.pack"), b"torn").unwrap();
-    // A reader leaves it alone.
+    // A reader does not change it.
     Store::open(dir.path(), Access::ReadOnly).unwrap().image_hash(records[2].id).unwrap();
     assert_eq!(fs::metadata(pack(dir.path())).unwrap().len(), length + 1000);
     let store = Store::open(dir.path(), Access::ReadWrite).unwrap();
@@ -166,7 +166,7 @@ fn a_changed_catalogue_is_found() {
         let store = Arc::new(Store::open(dir.path(), Access::ReadOnly).unwrap());
         let damaged = store.verify(&mut |_| ()).unwrap().damaged;
         assert!(damaged.iter().any(|damage| damage.what.contains(words)), "{change}: {damaged:?}");
-        // Reading gives what was written, or an error: never something else.
+        // Reading returns the original data or an error.
         for record in &records {
             let image = store.image_hash(record.id).and_then(|hash| Ok((hash, store.state(record.id)?)));
             let (clean, same, _) = closed();

@@ -1,5 +1,5 @@
-//! Damage in every kind of file, class by class: each is named, nothing that was not written is returned, and what was
-//! intact stays readable.
+//! Damage in every kind of file: each is reported, nothing that was not written is returned, and intact data stay
+//! readable.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +16,7 @@ const PAGES: u64 = 24;
 /// The files of a store, by name.
 type Files = BTreeMap<String, Vec<u8>>;
 
-/// A store with several packs and two full maps, and what it holds; its write-ahead log is still there if `open`.
+/// A store with several packs and two full maps, and its contents; its write-ahead log is still there if `open`.
 fn real(open: bool) -> (Files, Vec<(CheckpointId, Image)>) {
     let dir = quick_dir();
     let options = StoreOptions { pack_bytes_max: 30_000 };
@@ -68,20 +68,20 @@ fn put(files: &Files) -> tempfile::TempDir {
     dir
 }
 
-/// What came of reading everything.
+/// The outcome of reading everything.
 #[derive(Debug, Default)]
 struct Found {
     /// Why it did not open.
     refused: Option<String>,
-    /// What verification said.
+    /// The result of verification.
     damage: Vec<String>,
-    /// Pages and states that were read and are what was written.
+    /// Pages and states that were read and are correct.
     intact: usize,
     /// Those that gave an error.
     unreadable: usize,
 }
 
-/// Reads everything there is. Panics when anything is returned that was not written.
+/// Reads everything. Panics when anything is returned that was not written.
 fn read(dir: &Path, access: Access, held: &[(CheckpointId, Image)]) -> Found {
     let mut found = Found::default();
     let store = match Store::open(dir, access) {
@@ -128,7 +128,7 @@ fn read(dir: &Path, access: Access, held: &[(CheckpointId, Image)]) -> Found {
 }
 
 impl Found {
-    /// Damage is named, or there is none that matters.
+    /// Damage is reported, or there is none of consequence.
     fn assert_named(&self, what: &str) {
         let named = self.refused.is_some() || !self.damage.is_empty();
         assert!(named || self.unreadable == 0, "{what}: nothing says what is wrong: {self:?}");
@@ -194,7 +194,7 @@ fn a_key_or_lock_that_is_damaged_or_gone() {
             let dir = put(&damaged);
             let found = read(dir.path(), access, &held);
             assert!(found.refused.is_some_and(|text| text.contains("key")), "{access:?}");
-            // Nothing is made up, and nothing removed: with the right key all is there again.
+            // Nothing is created or removed: with the right key everything is there again.
             fs::write(dir.path().join("key"), &files["key"]).unwrap();
             assert_eq!(read(dir.path(), access, &held).unreadable, 0);
         }
@@ -219,7 +219,7 @@ fn a_catalogue_that_is_cut_short_or_gone() {
             let found = read(dir.path(), access, &held);
             found.assert_named(&format!("cut to {keep}"));
             assert!(found.refused.is_some() || !found.damage.is_empty(), "cut to {keep}: {found:?}");
-            // Whatever is made of it, the packs stay: with a copy of the catalogue everything is there again.
+            // Whatever happens, the packs stay: with a copy of the catalogue everything is there again.
             for companion in ["catalogue.sqlite-wal", "catalogue.sqlite-shm"] {
                 let _ = fs::remove_file(dir.path().join(companion));
             }
@@ -285,12 +285,12 @@ fn every_column_of_every_table_of_the_catalogue() {
                 .execute_batch("PRAGMA foreign_keys = OFF; PRAGMA ignore_check_constraints = ON")
                 .unwrap();
             let change = format!("UPDATE OR IGNORE {table} SET {column} = {value}");
-            // What a column does not take is no damage that can be.
+            // Values that a column's constraint refuses cannot occur.
             changed += usize::from(connection.execute(&change, []).is_ok_and(|rows| rows > 0));
             drop(connection);
             let found = read(dir.path(), Access::ReadOnly, &held);
             found.assert_named(&change);
-            // Opening for writing must not make it worse than it is.
+            // Opening for writing must not increase the damage.
             let found = read(dir.path(), Access::ReadWrite, &held);
             found.assert_named(&change);
         }
@@ -308,8 +308,8 @@ fn a_write_ahead_log_that_is_torn_or_flipped_or_gone() {
         damaged.remove("catalogue.sqlite-wal");
         damaged.extend(wal.map(|wal| ("catalogue.sqlite-wal".to_owned(), wal)));
         let found = read(put(&damaged).path(), Access::ReadWrite, &held);
-        // SQLite takes the log up to where it is whole: an older state, of which all is there. What is lost is named
-        // where packs say more than it.
+        // SQLite uses the log as far as it is valid: an older state, which is complete. Lost data are reported where
+        // packs have more.
         assert!(found.refused.is_some() || found.intact + found.unreadable > 0, "{what}: {found:?}");
         found
     };

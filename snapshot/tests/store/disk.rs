@@ -60,7 +60,7 @@ impl Lab {
         went.unwrap().blocks_written
     }
 
-    /// The whole disk at a checkpoint, out of the store.
+    /// The whole disk at a checkpoint, from the store.
     fn export(&self, at: CheckpointId) -> Vec<u8> {
         let image = self.store.disk(at, "d0").unwrap();
         let base = base();
@@ -84,7 +84,7 @@ impl Lab {
         self.machine.disk_mut()[start..end].copy_from_slice(&page[..end - start]);
     }
 
-    /// Releases all that the driver retains.
+    /// Releases everything that the driver retains.
     fn forget_all(&mut self) {
         let disks = self.machine.retained_disks().unwrap();
         self.machine.release_state(&MachineState { disks, ..MachineState::default() }).unwrap();
@@ -105,7 +105,7 @@ fn only_written_blocks_are_stored_and_a_block_that_memory_holds_is_stored_once()
     assert_eq!((record.name.as_str(), record.size_bytes), ("d0", SIZE as u64));
     assert!(record.base.is_some());
 
-    // The guest's page cache and its disk hold the same.
+    // The guest's page cache and its disk have the same contents.
     lab.machine.poke(Gpa(5 * 4096), &page_of(77)).unwrap();
     lab.write(3, 77);
     lab.write(BLOCKS - 1, 78);
@@ -131,7 +131,7 @@ fn a_disk_comes_back_from_the_store_when_the_driver_lost_it() {
     lab.write(11, 3);
     lab.write(2, 5);
     let (two, at_two) = (lab.checkpoint(), lab.machine.disk_mut().clone());
-    // The driver keeps both: nothing is written.
+    // The driver retains both: nothing is written.
     assert_eq!(lab.rollback(one), 0);
     assert!(*lab.machine.disk_mut() == at_one);
     assert_eq!(lab.rollback(two), 0);
@@ -141,7 +141,7 @@ fn a_disk_comes_back_from_the_store_when_the_driver_lost_it() {
     lab.forget_all();
     assert_eq!(lab.rollback(one), 4);
     assert!(*lab.machine.disk_mut() == at_one);
-    // The changes are counted on from there.
+    // Changes continue to be relative to that state.
     lab.write(30, 4);
     let (three, at_three) = (lab.checkpoint(), lab.machine.disk_mut().clone());
     assert!(lab.export(three) == at_three && lab.export(one) == at_one);
@@ -158,7 +158,7 @@ fn a_disk_comes_back_from_the_store_when_the_driver_lost_it() {
     let recorder = Recorder::new(Arc::clone(&store), id).unwrap();
     let mut lab = Lab { dir, store, machine: self::machine(), id, recorder };
     for (target, image) in [(three, &at_three), (one, &at_one), (two, &at_two)] {
-        // What the disk holds before does not matter.
+        // The earlier contents of the disk do not matter.
         lab.write(600, 123);
         lab.write(10, 124);
         let report = lab.recorder.restore(&mut lab.machine, target, &RollbackRequest::default()).unwrap();
@@ -196,7 +196,7 @@ fn another_base_image_is_refused_before_anything_is_touched() {
 }
 
 #[test]
-fn old_contents_are_let_go_and_new_ones_kept() {
+fn old_contents_are_released_and_new_ones_kept() {
     let settings = RecorderSettings { retained_disk_states_max: 3, ..RecorderSettings::default() };
     let mut lab = Lab::new(settings.clone());
     let mut taken = Vec::new();
@@ -275,7 +275,7 @@ fn changed_lists_of_blocks_are_noticed() {
     );
 }
 
-/// What happens to a machine.
+/// Actions on a machine.
 #[derive(Clone, Debug)]
 enum Step {
     Write(usize, u64),
@@ -285,7 +285,7 @@ enum Step {
     Forget,
     /// The store is opened again.
     Reopen,
-    /// A new process, whose disk is anything.
+    /// A new process, whose disk has any contents.
     Restore(usize),
     Prune(u64),
 }

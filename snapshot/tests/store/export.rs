@@ -62,7 +62,7 @@ fn a_raw_dump_is_memory_by_physical_address_and_comes_back() {
     assert!(report.disk_bytes <= 16 * PAGE_SIZE as u64, "{report:?}");
     let meta = fs::metadata(&path).unwrap();
     assert_eq!(meta.mode() & 0o777, 0o600);
-    // A file that is there is not written over.
+    // An existing file is not overwritten.
     assert!(matches!(lab.store.export_raw(record.id, &path, &mut go_on), Err(Error::Exists { .. })));
 
     let before = lab.store.catalogue().query("SELECT count(*) FROM content", &[], 1).unwrap();
@@ -163,7 +163,7 @@ fn any_header_is_read_without_harm() {
         bytes[at] ^= 0xff;
         fs::write(&torn, &bytes).unwrap();
         let name = format!("copy{at}");
-        // It is refused, or what it says it is; the store stays whole.
+        // It is refused, or imported correctly; the store stays consistent.
         let _ = lab.store.import_dump(&name, &torn, DumpFormat::ElfCore, &mut go_on);
     }
     assert_eq!(lab.store.verify(&mut |_| ()).unwrap().damaged, []);

@@ -190,7 +190,7 @@ fn an_operation_that_a_killed_process_left_started_is_failed_when_the_store_is_o
         drop(recorder.rollback(&mut toy, first.id, &RollbackRequest::default()));
     }));
     assert!(caught.is_err());
-    // As a killed process does: nothing of it is run any more.
+    // As after a kill: no code of it runs any more.
     let started = store.catalogue().operations(machine).unwrap().pop().unwrap();
     assert_eq!(started.status, OperationStatus::Started);
     let copy = tempfile::tempdir().unwrap();
@@ -201,7 +201,7 @@ fn an_operation_that_a_killed_process_left_started_is_failed_when_the_store_is_o
     assert_eq!(operation.status, OperationStatus::Failed);
     assert!(operation.detail["error"].as_str().unwrap().contains("process"));
     assert!(operation.concerns_process("10:1") && !operation.concerns_process("11:2"));
-    // What it needs is not pruned.
+    // The checkpoints that it needs are not pruned.
     assert!(store.catalogue().checkpoint(operation.after.unwrap().checkpoint).is_ok());
 }
 
@@ -222,7 +222,7 @@ fn a_clock_that_the_machine_cannot_move_is_refused_before_it_is_touched() {
     let (mut lab, first) = lab();
     let before = lab.toy.image.clone();
     lab.toy.clock_jump = false;
-    // Any call that finds frames would use this up.
+    // Any call that reports frames would consume this.
     lab.toy.faults.take_dirty = 1;
     let request = RollbackRequest { clock: ClockPolicy::JumpToNow, ..RollbackRequest::default() };
     let rollback = lab.recorder.rollback(&mut lab.toy, first.id, &request).unwrap_err();

@@ -1,5 +1,6 @@
-//! Stores that earlier versions wrote open for ever: for each format there is one under `tests/fixtures`, with what
-//! was in it. Each was made by `the_fixture_of_this_format` below, run with the program of its time.
+//! Stores of earlier versions can always be opened: for each format there is one under `tests/fixtures`, with a
+//! description of its contents. Each was made by `the_fixture_of_this_format` below, run with the program of that
+//! version.
 //!
 //! A fixture is one zstd stream of files, each: length of the name (4 bytes), name, length (8 bytes), bytes.
 
@@ -27,7 +28,7 @@ static SEEN: Schema = Schema {
     columns: &[Column { name: "count", kind: Kind::Integer }, Column { name: "word", kind: Kind::Text }],
 };
 
-/// What a fixture holds, in words that outlive the tables.
+/// The contents of a fixture, as text that does not depend on the tables.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 struct Content {
     machines: BTreeMap<String, MachineContent>,
@@ -125,7 +126,7 @@ fn content(store: &Arc<Store>) -> Content {
     Content { machines: machines.collect() }
 }
 
-/// Records what a fixture is to hold: two machines, more than one full map, timelines, and all that people add.
+/// Records the contents of a fixture: two machines, more than one full map, timelines, and all user data.
 fn fill(store: &Arc<Store>) {
     let slot = |gpa, pages: u64| MemorySlot { gpa: Gpa(gpa), length_bytes: pages * 4096 };
     let gap = MemoryLayout::new(vec![slot(0, 40), slot(1 << 32, 24)]).unwrap();
@@ -140,7 +141,7 @@ fn fill(store: &Arc<Store>) {
         recorder.checkpoint(toy, &request).unwrap().record
     };
     for round in 0..70_u64 {
-        // Few contents, often again: the archive stays small.
+        // Few contents, which repeat: the archive stays small.
         let at = usize::try_from(round * 7 % 64).unwrap();
         match round % 5 {
             0 => web.set(at, Frame::Removed),
@@ -227,7 +228,7 @@ fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
-/// Not a test by itself: writes the fixture of the format that this program writes, unless it is there.
+/// Not a test of its own: writes the fixture of this program's format, unless it exists.
 #[test]
 #[ignore = "makes a file of the source tree"]
 fn the_fixture_of_this_format() {
@@ -254,7 +255,7 @@ fn the_fixture_of_this_format() {
     fs::write(fixtures().join(format!("format-{format}.json")), expected + "\n").unwrap();
 }
 
-/// Unpacks a fixture, and says what was in it.
+/// Unpacks a fixture, and returns its description.
 fn unpack(format: i64, dir: &Path) -> Content {
     let archive = fs::read(fixtures().join(format!("format-{format}.zst"))).unwrap();
     let bytes = zstd::decode_all(&archive[..]).unwrap();
@@ -380,7 +381,7 @@ fn an_older_store_is_not_changed_by_readers() {
 }
 
 #[test]
-fn a_catalogue_cut_short_is_named_and_not_made_anew() {
+fn a_catalogue_cut_short_is_named_and_not_made_again() {
     let dir = quick_dir();
     unpack(1, dir.path());
     let path = dir.path().join("catalogue.sqlite");
@@ -395,7 +396,7 @@ fn a_catalogue_cut_short_is_named_and_not_made_anew() {
             });
             let error = found.err().map(|error| error.to_string());
             assert!(error.as_ref().is_none_or(|e| !e.is_empty()), "{length} bytes, {access:?}: {error:?}");
-            // No pack goes away because the catalogue forgot it.
+            // No pack is removed because the catalogue lost it.
             assert!(dir.path().join("packs/000001.pack").exists(), "{length} bytes, {access:?}: {error:?}");
         }
     }

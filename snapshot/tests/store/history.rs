@@ -1,4 +1,4 @@
-//! Random histories against a model: every checkpoint holds exactly what was captured, whatever happened since.
+//! Random histories compared with a model: every checkpoint has exactly the captured contents, whatever happened since.
 
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        // Few seeds, so that contents come again.
+        // Few seeds, so that contents repeat.
         12 => (0..PAGES, 0_u64..40).prop_map(|(page, seed)| Step::Write(page, seed)),
         2 => (0..PAGES).prop_map(Step::Zero),
         2 => (0..PAGES).prop_map(Step::Remove),
@@ -49,7 +49,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What the model knows.
+/// The state of the model.
 #[derive(Default)]
 struct Model {
     kept: Vec<(CheckpointId, Image)>,
@@ -138,7 +138,7 @@ fn run(steps: Vec<Step>) {
             Step::Restore(any) => {
                 let Some(target) = model.pick(any) else { continue };
                 let position = recorder.position().unwrap().checkpoint;
-                // A new process: its memory is anything.
+                // A new process: its memory has any contents.
                 toy = Toy::new(&layout());
                 toy.scribble(any % PAGES, 99);
                 recorder.restore(&mut toy, target, &request).unwrap();
@@ -220,7 +220,7 @@ fn a_big_machine_that_never_rests_is_copied_before_the_pause() {
     lab.toy.image = lab.toy.captured.clone().unwrap();
     assert_eq!(lab.store.image_hash(report.record.id).unwrap(), image_hash(&lab.toy).unwrap());
 
-    // What was stored before a capture that failed is gone, and nothing of the guest's is.
+    // Data stored before a capture that failed are gone; the guest's data are not.
     let mut recorder = Recorder::new(lab.store.clone(), lab.machine).unwrap();
     lab.toy.scribble(1, 77);
     let packs = std::fs::metadata(lab.dir.path().join("packs/000001.pack")).unwrap().len();

@@ -1,4 +1,4 @@
-//! kill -9 at any moment: the store opens, verifies, and gives back every committed checkpoint bit by bit.
+//! kill -9 at any moment: the store can be opened and verified, and returns every committed checkpoint bit by bit.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
@@ -23,8 +23,8 @@ fn layout() -> MemoryLayout {
     MemoryLayout::flat(300 * PAGE_SIZE as u64).unwrap()
 }
 
-/// Not a test by itself: what the test below starts and kills. Tells each committed checkpoint, with its image's hash
-/// as computed from the machine's memory.
+/// Not a test of its own: the process that the test below starts and kills. Reports each committed checkpoint, with its
+/// image's hash as computed from the machine's memory.
 #[test]
 fn child() {
     let Some(dir) = std::env::var_os(DIR).map(PathBuf::from) else { return };
@@ -42,7 +42,7 @@ fn child() {
     let mut recorder = Recorder::new(Arc::clone(&store), machine).unwrap();
     let request = RollbackRequest::default();
     if let Some(position) = recorder.position() {
-        // The process before is dead: bring the machine back first.
+        // The process before was killed: the machine is restored first.
         recorder.restore(&mut toy, position.checkpoint, &request).unwrap();
         toy.resume().unwrap();
     }
@@ -59,7 +59,8 @@ fn child() {
         let image = image_hash(&toy).unwrap();
         let all = store.catalogue().checkpoints(machine).unwrap();
         if all.is_empty() || next(4) > 0 {
-            // The label says what the checkpoint must hold, even if this process is killed before it reports it.
+            // The label has the expected contents of the checkpoint, even if this process is killed before it reports
+            // it.
             let request =
                 CheckpointRequest { label: Some(image.to_string()), kind: CheckpointKind::Automatic };
             let report = recorder.checkpoint(&mut toy, &request).unwrap();

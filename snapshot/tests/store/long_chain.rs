@@ -1,5 +1,4 @@
-//! Restoring costs the same however long the chain and however many rollbacks lie behind: counted in what is read, not
-//! in time.
+//! The cost of a restore does not depend on the number of checkpoints or rollbacks: counted in data read, not in time.
 
 use std::sync::Arc;
 
@@ -52,7 +51,7 @@ fn five_thousand_checkpoints_and_two_hundred_rollbacks() {
     assert_eq!(total, CHECKPOINTS + ROLLBACKS as u64);
     drop((store, recorder));
 
-    // Every look with a store that knows nothing yet.
+    // Each measurement with a newly opened store.
     let cost = |id: CheckpointId, hash: blake3::Hash| {
         let store = Arc::new(Store::open(dir.path(), Access::ReadOnly).unwrap());
         assert_eq!(store.image_hash(id).unwrap(), hash);

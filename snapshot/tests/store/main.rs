@@ -1,4 +1,4 @@
-//! The store from outside: histories, damage, crashes, full disks, queries.
+//! Tests of the store through its public interface: histories, damage, crashes, full disks, queries.
 #![allow(clippy::unwrap_used, reason = "a failure is what a test is for")]
 
 mod archive;

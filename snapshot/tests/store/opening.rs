@@ -1,4 +1,4 @@
-//! Opening: who may, what is refused, and with which words.
+//! Opening: who may open a store, what is refused, and with which messages.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

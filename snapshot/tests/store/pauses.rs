@@ -1,4 +1,4 @@
-//! A long import does not lengthen the pauses of machines that are recorded beside it (docs/locks.md).
+//! A long import does not lengthen the pauses of machines that are recorded meanwhile (docs/locks.md).
 
 use std::ops::ControlFlow;
 use std::sync::mpsc::{channel, sync_channel};

@@ -1,5 +1,5 @@
-//! Every damage gets a verdict: put in order so that nothing is missing, or marked and refused. What a repair leaves
-//! unmarked is what was written.
+//! Every damage is either repaired completely, or marked and refused. Checkpoints without a mark after a repair are
+//! correct.
 
 use std::fs;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ fn repair(store: &Store) -> (RepairPlan, RepairReport) {
     (plan, report)
 }
 
-/// Damages a store with three checkpoints, repairs it, and answers which of them were lost, by position.
+/// Damages a store with three checkpoints, repairs it, and returns which of them were lost, by position.
 fn verdict(change: &str, harm: impl Fn(&std::path::Path)) -> Vec<usize> {
     let (clean, _, _) = closed();
     let clean = Store::open(clean.path(), Access::ReadOnly).unwrap();
@@ -70,7 +70,7 @@ fn verdict(change: &str, harm: impl Fn(&std::path::Path)) -> Vec<usize> {
 fn every_damage_of_the_catalogue_gets_a_verdict() {
     let none: &[usize] = &[];
     let changes: [(&str, &[usize]); 20] = [
-        // The list at the second checkpoint follows from nothing else, and the third one's map is read through it.
+        // The list at the second checkpoint cannot be derived, and the third one's map is read through it.
         ("UPDATE page_version SET content = 0 WHERE checkpoint = 2", &[1, 2]),
         ("UPDATE page_version SET gfn = gfn + 1 WHERE checkpoint = 2", &[1, 2]),
         ("DELETE FROM page_version WHERE checkpoint = 2", &[1, 2]),
@@ -97,7 +97,7 @@ fn every_damage_of_the_catalogue_gets_a_verdict() {
         let harm = |dir: &std::path::Path| sql(dir, &format!("PRAGMA foreign_keys = OFF; {change}"));
         assert_eq!(verdict(change, harm), lost, "{change}");
     }
-    // Content 4 stands in frame 6 at the second checkpoint, and still at the third. Nothing proves what it was.
+    // Frame 6 has content 4 at the second checkpoint, and still at the third. Nothing proves its bytes.
     for change in ["UPDATE content SET hash = zeroblob(32) WHERE id = 4", "DELETE FROM content WHERE id = 4"]
     {
         let harm = |dir: &std::path::Path| sql(dir, change);
@@ -156,7 +156,7 @@ fn a_pack_cut_short_or_gone_costs_what_was_in_it_and_may_come_back() {
     assert_eq!(report.lost.len(), 3);
     let machine = store.catalogue().machine("toy").unwrap().id;
     assert_eq!(store.catalogue().damage_marks(machine).unwrap()[0].checkpoint_name, records[0].name);
-    // The machine goes on, and its new checkpoints are whole.
+    // The machine continues, and its new checkpoints are whole.
     let mut recorder = Recorder::fresh(Arc::clone(&store), machine).unwrap();
     toy.scribble(9, 9);
     let next = recorder.checkpoint(&mut toy, &CheckpointRequest::default()).unwrap().record;
@@ -178,7 +178,7 @@ fn a_pack_cut_short_or_gone_costs_what_was_in_it_and_may_come_back() {
     file.set_len(whole.len() as u64 - 10).unwrap();
     let store = Arc::new(Store::open(dir.path(), Access::ReadWrite).unwrap());
     let (_, report) = repair(&store);
-    // What was cut off came again with the new checkpoint: nothing is lost.
+    // The lost data were stored again with the new checkpoint: nothing is lost.
     assert!(report.repaired > 0);
     assert_eq!((report.lost.len(), store.image_hash(next.id).unwrap()), (0, image));
 }
@@ -193,7 +193,7 @@ fn contents_that_are_there_twice_are_linked_to_the_copy_that_is_whole() {
     toy.scribble(0, 1);
     let first = recorder.checkpoint(&mut toy, &CheckpointRequest::default()).unwrap().record;
     drop((recorder, store));
-    // The index says that it is complete, and is empty: what comes again is stored again.
+    // The index is marked as complete, and is empty: known contents are stored again.
     sql(dir.path(), "INSERT OR REPLACE INTO setting VALUES ('indexed_content', x'ff00000000000000')");
     let store = open(dir.path());
     let mut recorder = Recorder::new(Arc::clone(&store), machine).unwrap();

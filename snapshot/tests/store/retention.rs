@@ -1,5 +1,5 @@
-//! Checkpoints are removed and space is freed; what stays is unchanged, at every instant, with readers and writers
-//! beside it.
+//! Checkpoints are removed and space is freed; the others are unchanged, at every instant, with concurrent readers and
+//! writers.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -34,7 +34,7 @@ fn bytes(dir: &Path) -> u64 {
     of(dir) + of(&dir.join("packs"))
 }
 
-/// What every checkpoint gives back.
+/// The contents of every checkpoint.
 fn images(store: &Store) -> BTreeMap<CheckpointId, (blake3::Hash, MachineState)> {
     let machines = store.catalogue().machines().unwrap();
     let records = machines.iter().flat_map(|machine| store.catalogue().checkpoints(machine.id).unwrap());
@@ -43,7 +43,7 @@ fn images(store: &Store) -> BTreeMap<CheckpointId, (blake3::Hash, MachineState)>
         .collect()
 }
 
-/// Those that are left hold what they held before, also when the store is opened again.
+/// The remaining checkpoints have the same contents as before, also after the store is opened again.
 fn check(dir: &Path, store: &Store, before: &BTreeMap<CheckpointId, (blake3::Hash, MachineState)>) {
     assert_eq!(store.verify(&mut |_| ()).unwrap().damaged, []);
     let fresh = Store::open(dir, Access::ReadOnly).unwrap();
@@ -56,7 +56,7 @@ fn check(dir: &Path, store: &Store, before: &BTreeMap<CheckpointId, (blake3::Has
     assert_eq!(store.catalogue().query(far, &[], 1).unwrap().rows, [[Value::Integer(0)]]);
 }
 
-/// A history with rollbacks: what the guest writes follows from a seed.
+/// A history with rollbacks: the guest's writes follow from a seed.
 fn history(lab: &mut Lab, checkpoints: u64, mut seed: u64) {
     let pages = lab.toy.image.frames.len() as u64;
     let mut next = |below: u64| {
@@ -114,14 +114,14 @@ fn what_stays_is_what_it_was_whatever_goes() {
             assert_eq!(left.iter().map(|record| record.id).collect::<Vec<_>>(), kept);
             check(lab.dir.path(), &store, &before);
         }
-        // The machine goes on as if nothing had happened.
+        // The machine continues as if nothing had happened.
         lab.toy.scribble(3, 77);
         let next = lab.checkpoint();
         assert_eq!(next.changed_pages, 1);
         let first = store.catalogue().checkpoints(lab.machine).unwrap()[0].id;
         lab.recorder.rollback(&mut lab.toy, first, &RollbackRequest::default()).unwrap();
         assert_eq!(store.verify(&mut |_| ()).unwrap().damaged, []);
-        // Nothing of what went is left in any table.
+        // No table has rows of the removed checkpoints.
         for table in ["page_version", "keyframe", "state", "section", "fact_seen", "feature", "verdict"] {
             let sql =
                 format!("SELECT count(*) FROM {table} WHERE checkpoint NOT IN (SELECT id FROM checkpoint)");
@@ -296,7 +296,7 @@ fn contents_that_come_again_after_they_were_garbage_are_there() {
     let nothing = RetentionPolicy::nothing();
     let mut brought = false;
     let plan = store.plan_prune(&nothing, None).unwrap();
-    // Between marking and sweeping, the guest writes what was just found to be garbage.
+    // Between marking and sweeping, the guest writes contents that were just found to be garbage.
     let Lab { toy, recorder, dir, .. } = &mut lab;
     let report = store
         .prune(&plan, &CompactOptions::default(), &mut |at| {
@@ -311,7 +311,7 @@ fn contents_that_come_again_after_they_were_garbage_are_there() {
     assert!(brought);
     assert_eq!(report.compaction.contents_removed, 0);
     assert_eq!(store.verify(&mut |_| ()).unwrap().damaged, []);
-    // And after it was removed, it is new.
+    // After the removal they are new contents.
     toy.set(5, Frame::Zero);
     recorder.checkpoint(toy, &CheckpointRequest::default()).unwrap();
     for keep in [2, 1] {

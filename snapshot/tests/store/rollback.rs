@@ -45,7 +45,7 @@ fn a_rollback_keeps_the_future_and_undo_goes_back_there() {
 
     let undone = lab.recorder.undo(&mut lab.toy, &because("no")).unwrap();
     assert_eq!(lab.toy.image, future);
-    // The timeline that was left continues where it was left.
+    // The abandoned timeline continues at its tip.
     assert!(!undone.new_timeline);
     assert_eq!((undone.target.id, undone.timeline), (current.id, bad.timeline));
     assert_eq!(undone.operation.undoes, Some(report.operation.id));

@@ -1,4 +1,4 @@
-//! A machine whose every part can be looked at, changed and made to fail; and a store in a directory that goes away.
+//! A machine whose parts can all be read, changed and made to fail; and a store in a temporary directory.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ pub(crate) enum Frame {
     Data(Box<Page>),
 }
 
-/// Everything of a toy that a checkpoint keeps.
+/// The parts of a toy that a checkpoint includes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Image {
     pub(crate) frames: Vec<Frame>,
@@ -34,7 +34,7 @@ pub(crate) struct Faults {
     pub(crate) sync_state: u32,
     pub(crate) write_page: u32,
     pub(crate) apply_state: u32,
-    /// The next state that is applied is a panic of the driver.
+    /// The next `apply_state` is a panic of the driver.
     pub(crate) apply_panics: bool,
 }
 
@@ -48,10 +48,10 @@ pub(crate) struct Toy {
     pub(crate) faults: Faults,
     /// States captured and not released.
     pub(crate) held: i64,
-    /// While this is above zero, the guest writes whenever it can: right after dirty pages were taken, and until the
-    /// very moment it is stopped.
+    /// While this is above zero, the guest writes whenever it can: right after dirty pages were taken, and until it is
+    /// stopped.
     pub(crate) restless: u64,
-    /// What it held when the state was captured last.
+    /// Its contents at the last capture.
     pub(crate) captured: Option<Image>,
 }
 
@@ -236,7 +236,7 @@ impl StateIo for Toy {
 
 impl DiskIo for Toy {}
 
-/// A store, a toy in it, and what records it.
+/// A store, a toy in it, and its recorder.
 pub(crate) struct Lab {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) store: Arc<Store>,
@@ -269,7 +269,7 @@ impl Lab {
     }
 }
 
-/// A directory in memory where there is one: most tests have nothing to learn from waiting for a disk.
+/// A directory in memory, if there is one: most tests need not wait for a disk.
 pub(crate) fn quick_dir() -> tempfile::TempDir {
     let memory = Path::new("/dev/shm");
     if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }

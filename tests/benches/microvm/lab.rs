@@ -14,7 +14,7 @@ const TOUCHED_BYTES: u64 = 960 << 20;
 pub(crate) const FIRST: Gpa = Gpa(32 << 20);
 pub(crate) const PAGE_BYTES: u64 = 4096;
 
-/// How the pages lie that a guest writes.
+/// The placement of the pages that a guest writes.
 #[derive(Clone, Copy)]
 pub(crate) enum Order {
     Sequential,

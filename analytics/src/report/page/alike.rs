@@ -1,6 +1,6 @@
-//! Texts that say the same of different things: hundreds of them are shown as one with a count.
+//! Groups texts that are alike apart from names and numbers, so that each group is shown once with a count.
 
-/// A text without what differs from thing to thing: words with a digit, and what follows the first two words up to `:`.
+/// A text without its variable parts: words with a digit, and what follows the first two words up to `:`.
 fn pattern(text: &str) -> String {
     let (subject, rest) = text.split_once(": ").unwrap_or((text, ""));
     let kind = subject.split(' ').take(2);
@@ -9,7 +9,7 @@ fn pattern(text: &str) -> String {
     words.map(|word| if word.contains('_') { "_" } else { word }).collect::<Vec<_>>().join(" ")
 }
 
-/// Groups the items whose texts are alike, in the order of their first ones.
+/// Groups items with similar texts, in the order of the first item of each group.
 pub(super) fn group<T>(items: &[T], text: impl Fn(&T) -> &str) -> Vec<Vec<&T>> {
     let mut groups: Vec<(String, Vec<&T>)> = Vec::new();
     for item in items {
@@ -22,7 +22,7 @@ pub(super) fn group<T>(items: &[T], text: impl Fn(&T) -> &str) -> Vec<Vec<&T>> {
     groups.into_iter().map(|(_, group)| group).collect()
 }
 
-/// Whether two lists of texts are alike, one by one.
+/// Whether two lists of texts are alike, element by element.
 pub(super) fn texts(one: &[String], other: &[String]) -> bool {
     one.len() == other.len() && one.iter().zip(other).all(|(one, other)| pattern(one) == pattern(other))
 }

@@ -1,4 +1,4 @@
-//! One incident: when it began, what may have caused it, and how to ask further.
+//! One incident: its onset, the candidates for its cause, and queries for further investigation.
 
 use maud::{Markup, PreEscaped, html};
 
@@ -10,7 +10,7 @@ use crate::report::chart;
 use crate::report::content::{Incident, Report};
 use crate::report::text::{shown, utc};
 
-/// Objects named of causes that are alike.
+/// Number of objects that are named in a group of similar causes.
 const ALIKE_MAX: usize = 8;
 
 pub(super) fn section(report: &Report, incident: &Incident, number: usize) -> Markup {
@@ -19,7 +19,7 @@ pub(super) fn section(report: &Report, incident: &Incident, number: usize) -> Ma
         1 => "1 checkpoint later".to_owned(),
         more => format!("{more} checkpoints later"),
     };
-    // A broken invariant is a candidate already.
+    // A broken invariant is already listed as a cause.
     let is_cause = |line: &&String| incident.explanation.causes.iter().any(|cause| cause.text == **line);
     html! {
         section class="incident" {
@@ -53,7 +53,7 @@ pub(super) fn section(report: &Report, incident: &Incident, number: usize) -> Ma
     }
 }
 
-/// What the incident says was done, or the first time the machine was moved after the alarm.
+/// The recorded action of the incident, or the first operation on the machine after the alarm.
 fn action(report: &Report, incident: &Incident) -> String {
     if let Some(action) = &incident.action {
         return action.clone();
@@ -87,7 +87,7 @@ fn causes(incident: &Incident) -> Markup {
     }
 }
 
-/// A row of causes that are alike.
+/// A row for a group of similar causes.
 fn cause(group: &[&Cause], all: &[Cause]) -> Markup {
     let cause = group[0];
     let highest =
@@ -97,7 +97,7 @@ fn cause(group: &[&Cause], all: &[Cause]) -> Markup {
         CauseKind::Task => "is-suspect",
         CauseKind::Counter => "is-unknown",
     };
-    // The first piece of evidence is often the text itself.
+    // The first evidence is often the text itself.
     let more: Vec<_> = cause.evidence.iter().filter(|line| !cause.text.contains(line.as_str())).collect();
     let others: Vec<_> = group[1..].iter().take(ALIKE_MAX).map(|cause| shown(&cause.object)).collect();
     let width = format!("width:{:.0}%", 100.0 * (cause.score / highest).clamp(0.0, 1.0));
@@ -150,7 +150,7 @@ fn series(report: &Report, incident: &Incident) -> Markup {
     }
 }
 
-/// The named queries about this incident, with the names filled in.
+/// The named queries about this incident, with their parameters.
 fn questions(report: &Report, incident: &Incident) -> Markup {
     let bad = report.point(incident.alarm).map(|point| point.name.clone());
     let good = incident.last_good.and_then(|at| report.point(at)).map(|point| point.name.clone());

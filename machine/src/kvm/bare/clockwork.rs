@@ -149,9 +149,9 @@ unsafe extern "C" {
     static retrovisor_bare_clockwork_end: u8;
 }
 
-/// A guest that sleeps (`hlt`) until a timer wakes it, and counts what woke it. vCPU 0 has a periodic local timer and
-/// the PC's timer, by the I/O APIC and by the PIC; vCPU 1 sets its local timer anew each time; the others set deadlines
-/// of the time-stamp counter.
+/// A guest that sleeps (`hlt`) until a timer wakes it, and counts the causes. vCPU 0 has a periodic local timer and the
+/// PC's timer, through the I/O APIC and through the PIC; vCPU 1 sets its local timer again each time; the others set
+/// deadlines of the time-stamp counter.
 #[must_use]
 pub fn clockwork() -> Boot {
     // SAFETY: both labels bound the bytes of one assembly block in this program.

@@ -172,8 +172,8 @@ unsafe extern "C" {
     static retrovisor_bare_vectors_end: u8;
 }
 
-/// A guest whose vCPUs keep numbers in all vector registers that they have (AVX, and AVX-512 where it is), other ones each
-/// round, wait, and look whether they are still there. Its code runs in user mode.
+/// A guest whose vCPUs keep numbers in all their vector registers (AVX, and AVX-512 if available), different ones in
+/// each round, wait, and check them. Its code runs in user mode.
 #[must_use]
 pub fn vectors() -> Boot {
     // SAFETY: both labels bound the bytes of one assembly block in this program.
@@ -189,9 +189,9 @@ pub fn vectors() -> Boot {
 pub struct Registers {
     /// Rounds that it has begun.
     pub rounds: u64,
-    /// The parts of extended state that it uses, as in its register XCR0; 0: it has not got that far.
+    /// The parts of extended state that it uses, as in its register XCR0; 0 before it has set them.
     pub parts: u64,
-    /// Words that were not what they ought to be.
+    /// Words that had a wrong value.
     pub wrong: u64,
     /// It found that its processor has no AVX, and sleeps.
     pub has_none: bool,

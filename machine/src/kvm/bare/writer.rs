@@ -70,7 +70,7 @@ pub fn writer() -> Boot {
     Boot::Flat { image, at: CODE }
 }
 
-/// What a [`writer`] does.
+/// The work of a [`writer`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Writing {
     /// Address of the first page; past the mail and the code, from 2 MiB on.
@@ -79,7 +79,7 @@ pub struct Writing {
     pub pages: u64,
     /// Bytes from one page to the next.
     pub stride_bytes: u64,
-    /// Turns of an empty loop after each page.
+    /// Iterations of an empty loop after each page.
     pub idle_turns: u64,
     /// Rounds after which a vCPU waits for a higher number; 0: it never waits.
     pub rounds: u64,

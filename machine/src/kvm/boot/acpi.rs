@@ -111,7 +111,7 @@ fn dsdt(virtio: &[Window]) -> Sdt {
     table
 }
 
-/// What the guest's virtio-mmio driver is found by.
+/// The identification by which the guest's virtio-mmio driver finds a device.
 struct VirtioNode {
     number: usize,
     window: Window,

@@ -1,15 +1,15 @@
 use acpi_tables::{Aml, aml};
 use retrovisor_guest::Gpa;
 
-/// The address of the machine's generation identifier, 16 bytes: in a page that no guest takes for memory.
+/// The address of the machine's generation identifier, 16 bytes: in a page that is not described as memory.
 pub(crate) const GENERATION_ID: Gpa = Gpa(0xd_f000);
 /// The line that signals a change.
 pub(crate) const GENERATION_LINE: u32 = 9;
 /// The notification of that device: its status changed.
 const CHANGED: u8 = 0x80;
 
-/// The generation identifier as a device, and the one that turns its interrupt into a notification: machines without
-/// the registers of full ACPI have no other way.
+/// The generation identifier as a device, and the device that turns its interrupt into a notification, which a machine
+/// without the registers of full ACPI needs.
 pub(super) fn describe(body: &mut Vec<u8>) {
     aml::Device::new(
         "_SB_.VGEN".into(),

@@ -18,15 +18,15 @@ const ZERO_PAGE: Gpa = Gpa(0x7000);
 /// Its command line.
 const COMMAND_LINE: Gpa = Gpa(0x6_0000);
 const COMMAND_LINE_MAX: usize = 2048;
-/// The kernel, where it would go by itself.
+/// The default address of the kernel.
 const KERNEL: u64 = 16 << 20;
-/// Its 64-bit entry, from there on.
+/// Offset of its 64-bit entry.
 const ENTRY: u64 = 0x200;
 /// How a vmlinux begins.
 const ELF: [u8; 4] = *b"\x7fELF";
-/// How high a vmlinux searches is not in the file: as far as all kernels do.
+/// The bound on the initramfs's address is not in a vmlinux: this is that of all kernels.
 const INITRD_END: u64 = 0x8000_0000;
-/// What kernels are aligned to.
+/// Alignment of kernels.
 const ALIGNMENT: u32 = 2 << 20;
 const BOOT_FLAG: u16 = 0xaa55;
 const HEADER: u32 = 0x5372_6448;
@@ -54,7 +54,7 @@ pub(super) fn load(
     ram.write(COMMAND_LINE, &line)?;
     let mut file = open(kernel)?;
     let mut magic = [0; ELF.len()];
-    // What is shorter is no kernel either.
+    // A shorter file is not a kernel either.
     let is_elf = file.read_exact(&mut magic).is_ok() && magic == ELF;
     if is_elf {
         elf(ram, layout, kernel, &mut file, initrd)
@@ -63,7 +63,7 @@ pub(super) fn load(
     }
 }
 
-/// As distributions ship it: it unpacks itself.
+/// A bzImage, which unpacks itself.
 fn bzimage(
     ram: &Ram,
     layout: &MemoryLayout,
@@ -80,7 +80,7 @@ fn bzimage(
             help: "Use an x86-64 kernel".into(),
         });
     };
-    // Room to unpack itself into.
+    // The room that it needs for unpacking.
     let kernel_end = KERNEL + u64::from(header.init_size).max(loaded.kernel_end.saturating_sub(KERNEL));
     let initrd_max = u64::from(header.initrd_addr_max) + 1;
     if let Some((at, length)) = place_initrd(ram, layout, initrd, kernel_end, initrd_max)? {
@@ -89,7 +89,7 @@ fn bzimage(
     start(ram, layout, header, KERNEL + ENTRY)
 }
 
-/// As the compiler made it. Where it has an entry for virtual machines (PVH), that is used.
+/// A vmlinux. If it has an entry for virtual machines (PVH), that is used.
 fn elf(
     ram: &Ram,
     layout: &MemoryLayout,
@@ -136,7 +136,8 @@ fn start(
     Ok(Entry { regs, mode: Mode::Long, all: false })
 }
 
-/// Puts the initial RAM file system as high as the kernel searches, so that it is out of the way.
+/// Puts the initial RAM file system at the highest address that the kernel accepts, so that it does not overlap the
+/// kernel.
 fn place_initrd(
     ram: &Ram,
     layout: &MemoryLayout,

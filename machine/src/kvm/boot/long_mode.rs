@@ -5,7 +5,7 @@ use crate::ram::Ram;
 
 /// The descriptor table.
 const GDT: u64 = 0x1000;
-/// Page tables lie from here on: one of level 4, one of level 3, one of level 2 for each GiB.
+/// Page tables begin here: one of level 4, one of level 3, one of level 2 for each GiB.
 const TABLES: u64 = 0x1_0000;
 /// Most memory that they can map, below the first byte that others use.
 const MAPPED_GIB_MAX: u64 = 64;

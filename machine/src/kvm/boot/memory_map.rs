@@ -2,7 +2,7 @@ use retrovisor_guest::MemoryLayout;
 
 /// Usable memory ends here; ACPI tables and what real machines have there follow.
 const LOW_END: u64 = 0x9_fc00;
-/// From here on kernels may lie.
+/// Kernels may be loaded from here on.
 pub(super) const FIRST_MIB: u64 = 1 << 20;
 /// Kinds of memory, alike in both boot protocols.
 const RAM: u32 = 1;

@@ -3,10 +3,9 @@ use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What a guest has written, the newest mebibyte of it. Clones are the same output; it may be read while the machine is
-/// elsewhere.
+/// The output of a guest, the newest mebibyte of it. Clones are the same output; it can be read from any thread.
 ///
-/// Bytes are numbered from the machine's launch on. A rollback takes nothing back: output goes on.
+/// Bytes are numbered from the machine's launch on. A rollback does not undo output.
 #[derive(Clone, Default)]
 pub struct ConsoleOutput(Arc<Shared>);
 
@@ -34,14 +33,14 @@ impl ConsoleOutput {
     /// Bytes that are kept.
     pub const KEPT_BYTES_MAX: usize = 1 << 20;
 
-    /// A copy of what is there.
+    /// A copy of the kept bytes.
     #[must_use]
     pub fn bytes(&self) -> Vec<u8> {
         self.since(0).0
     }
 
-    /// The bytes from number `offset` on and the number after them, to ask with the next time. What is no longer kept is
-    /// left out: then more is between `offset` and the number after than there are bytes.
+    /// The bytes from number `offset` on, and the number after them for the next call. Bytes that are no longer kept
+    /// are left out: then the difference of the two numbers exceeds the number of bytes.
     #[must_use]
     pub fn since(&self, offset: u64) -> (Vec<u8>, u64) {
         let said = self.lock();

@@ -9,7 +9,7 @@ const WAITING_BYTES_MAX: usize = 64 << 10;
 pub(crate) struct Pending(Arc<Mutex<VecDeque<u8>>>);
 
 impl Pending {
-    /// Appends what there is room for; its length.
+    /// Appends as many bytes as there is room for; returns their number.
     pub(crate) fn push(&self, bytes: &[u8]) -> usize {
         let mut queue = self.lock();
         let taken = bytes.len().min(WAITING_BYTES_MAX.saturating_sub(queue.len()));

@@ -3,7 +3,7 @@ use retrovisor_guest::MachineError;
 use super::{Device, Outcome, Place};
 use crate::kvm::boot::{POWER_PORT, POWER_PORTS, SLEEP_ENABLE, SLEEP_TYPE_OFF};
 
-/// ACPI's sleep registers, of which guests want one thing: to be switched off.
+/// ACPI's sleep registers, which guests use only for power-off.
 pub(crate) struct Power;
 
 impl Device for Power {

@@ -2,7 +2,7 @@ use retrovisor_guest::MachineError;
 
 use super::{Device, Outcome, Place};
 
-/// The keyboard controller's command port, of which guests only want one thing: a reset.
+/// The keyboard controller's command port, which guests use only for a reset.
 const PORT: u16 = 0x64;
 /// Pulses the processor's reset line.
 const COMMAND_RESET: u8 = 0xfe;

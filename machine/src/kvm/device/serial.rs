@@ -12,7 +12,7 @@ use crate::kvm::interrupt::InterruptLine;
 
 /// The first serial port of a PC.
 const PORT: u16 = 0x3f8;
-/// What its receiver holds.
+/// Capacity of its receiver.
 const FIFO_BYTES: usize = 64;
 
 /// A 16550A, the console.
@@ -29,7 +29,7 @@ impl<L: InterruptLine> Trigger for Line<L> {
     type E = Infallible;
 
     fn trigger(&self) -> Result<(), Infallible> {
-        // A serial port's line is one of edges.
+        // A serial port's interrupt line is edge-triggered.
         self.0.pulse();
         Ok(())
     }
@@ -49,7 +49,7 @@ impl<L: InterruptLine + Clone> Serial<L> {
         Self { uart, line, output, input }
     }
 
-    /// Fills the receiver again when the guest has read all of it, which costs one interrupt and not one for each byte.
+    /// Fills the receiver again when the guest has read all of it, which takes one interrupt and not one for each byte.
     fn fill(&mut self) {
         if self.uart.fifo_capacity() == FIFO_BYTES {
             let uart = &mut self.uart;

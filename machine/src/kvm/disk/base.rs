@@ -5,10 +5,10 @@ use std::path::Path;
 
 use retrovisor_guest::{BaseFile, DiskBase, MachineError};
 
-/// What a QEMU image begins with.
+/// The first bytes of a QEMU image.
 const QCOW2_MAGIC: [u8; 4] = *b"QFI\xfb";
 
-/// A raw image under a disk, open to be read.
+/// The raw image under a disk, open for reading.
 pub(super) struct Base {
     file: File,
     length_bytes: u64,
@@ -51,7 +51,7 @@ impl Base {
         &self.identity
     }
 
-    /// Fills `into` with what is there from `offset` on; past the end are zeros.
+    /// Reads from `offset` on into `into`; past the end are zeros.
     pub(super) fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         let there = usize::try_from(self.length_bytes.saturating_sub(offset)).unwrap_or(usize::MAX);
         let (within, past) = into.split_at_mut(there.min(into.len()));

@@ -3,7 +3,7 @@ use super::delta::Stored;
 /// Blocks in a leaf: 4 MiB of the disk.
 const LEAF_BLOCKS: usize = 1024;
 
-/// Where each block of a disk is. Takes room only around blocks that were written.
+/// The place of each block of a disk. Takes memory only around blocks that were written.
 pub(super) struct BlockMap {
     leaves: Vec<Option<Box<[Stored]>>>,
 }

@@ -7,7 +7,7 @@ use super::delta::Stored;
 use super::history::Pin;
 use super::slot_file;
 
-/// The blocks of a captured state that differ from another's, read out of slots that stay as they are.
+/// The blocks in which two captured states differ, read from slots that do not change.
 pub(super) struct Changes {
     pub(super) disk: String,
     pub(super) file: Arc<File>,
@@ -15,7 +15,7 @@ pub(super) struct Changes {
     pub(super) blocks: Vec<(u64, Stored)>,
     /// How many of them were returned.
     pub(super) returned: usize,
-    /// Whether the disk has a base; without one, that means zeros.
+    /// Whether the disk has a base; without one, unwritten blocks are zeros.
     pub(super) has_base: bool,
     pub(super) _pin: Pin,
 }

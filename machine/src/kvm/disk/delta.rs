@@ -1,12 +1,12 @@
 use std::collections::HashMap;
 
-/// Where the contents of a block are.
+/// The place of a block's contents.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Stored {
     /// In the base image.
     #[default]
     Base,
-    /// Nowhere: zeros.
+    /// None: zeros.
     Zero,
     /// In a slot of the disk's own file.
     Slot(u32),
@@ -22,7 +22,8 @@ pub(super) struct Change {
 /// The blocks that were written between two states.
 pub(super) type Delta = HashMap<u64, Change>;
 
-/// One delta after another as one. Costs as much as the smaller one. What only the state between them had is freed.
+/// Joins two consecutive deltas. Costs as much as the smaller one. Slots that only the state between them had are
+/// freed.
 pub(super) fn fold(first: Delta, second: Delta, freed: &mut Vec<u32>) -> Delta {
     let mut free = |stored| {
         if let Stored::Slot(slot) = stored {

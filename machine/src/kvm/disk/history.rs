@@ -4,17 +4,18 @@ use std::sync::Arc;
 use super::block_map::BlockMap;
 use super::delta::{Change, Delta, Stored, fold};
 
-/// The disk as it began: never released.
+/// The initial disk: never released.
 const ROOT: u64 = 0;
 
-/// The states of a disk that were captured, as a tree: each with the blocks that were written since the one before.
+/// The captured states of a disk, as a tree: each with the blocks that were written since its parent.
 ///
-/// Capturing costs nothing, going to another state costs what differs, releasing a state the smaller of two deltas.
+/// Capturing has a constant cost; changing to another state costs as much as differs; releasing one, the smaller of two
+/// deltas.
 pub(super) struct History {
     nodes: BTreeMap<u64, Node>,
-    /// The state that the current one began as.
+    /// The parent of the current state.
     at: u64,
-    /// What was written since. Slots in it belong to the current state alone.
+    /// The blocks written since then. Their slots belong to the current state alone.
     since: Delta,
     next: u64,
 }
@@ -27,7 +28,7 @@ struct Node {
     pin: Pin,
 }
 
-/// Keeps what a state has from being freed.
+/// Keeps the slots of a state from being freed.
 pub(super) type Pin = Arc<()>;
 
 impl History {
@@ -50,7 +51,7 @@ impl History {
         }
     }
 
-    /// A block was written: what it had and what it has now. What no state has any more is freed.
+    /// Records a write of a block: its old and its new slot. A slot that no state has any more is freed.
     pub(super) fn record(&mut self, block: u64, change: Change, freed: &mut Vec<u32>) {
         self.since
             .entry(block)
@@ -82,7 +83,7 @@ impl History {
         id
     }
 
-    /// States that are kept, in the order of their capture.
+    /// Retained states, in the order of their capture.
     pub(super) fn kept(&self) -> impl Iterator<Item = u64> + '_ {
         self.nodes.iter().filter(|(id, node)| node.kept && **id != ROOT).map(|(id, _)| *id)
     }
@@ -111,7 +112,7 @@ impl History {
         self.sweep(freed);
     }
 
-    /// Nobody will go to this state any more.
+    /// Releases a state.
     pub(super) fn release(&mut self, id: u64, freed: &mut Vec<u32>) {
         if let (Some(node), true) = (self.nodes.get_mut(&id), id != ROOT) {
             node.kept = false;
@@ -119,14 +120,14 @@ impl History {
         self.sweep(freed);
     }
 
-    /// What must be read to know how two retained states differ; without `since`, how one differs from the beginning.
+    /// What must be read to compare two retained states; without `since`, to compare one with the initial disk.
     pub(super) fn between(&self, since: Option<u64>, at: u64) -> Option<Between> {
         let pin = Arc::clone(&self.nodes.get(&at)?.pin);
         let (up, down) = self.path(since.unwrap_or(ROOT), at);
         Some(Between { up, down, pin })
     }
 
-    /// The deltas from one state up to where its way meets the other's, and from there down.
+    /// The deltas from one state up to the common ancestor, and from there down.
     fn path(&self, from: u64, to: u64) -> (Vec<Arc<Delta>>, Vec<Arc<Delta>>) {
         let (mut up, mut down) = (Vec::new(), Vec::new());
         // A parent has a lower number than its children.
@@ -153,7 +154,7 @@ impl History {
         }
     }
 
-    /// Removes a state if nothing or one state hangs on it. The state that may be next.
+    /// Removes a state that at most one state depends on. Returns the state to check next.
     fn collapse(&mut self, id: u64, freed: &mut Vec<u32>) -> Option<u64> {
         let node = self.nodes.get(&id)?;
         let present = self.at == id;
@@ -188,7 +189,7 @@ impl History {
     }
 }
 
-/// The way from one state to another.
+/// The path from one state to another.
 pub(super) struct Between {
     up: Vec<Arc<Delta>>,
     down: Vec<Arc<Delta>>,
@@ -196,7 +197,8 @@ pub(super) struct Between {
 }
 
 impl Between {
-    /// The blocks that were written on the way and where they are at its end, ascending; and what keeps them there.
+    /// The blocks that were written on the path and their places at its end, ascending; and a guard that keeps the
+    /// slots.
     pub(super) fn blocks(self) -> (Vec<(u64, Stored)>, Pin) {
         let mut blocks = HashMap::new();
         for delta in &self.up {

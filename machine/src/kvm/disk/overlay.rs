@@ -12,16 +12,16 @@ use super::history::History;
 use super::slot_file::{self, SlotFile};
 
 const SECTOR_BYTES: u64 = 512;
-/// As far as slots can be numbered.
+/// Bound on the numbers of slots.
 const SIZE_BYTES_MAX: u64 = 8 << 40;
 
-/// A disk that its device and the machine reach.
+/// A disk that its device and the machine share.
 pub(crate) type SharedOverlay = Arc<Mutex<Overlay>>;
 
-/// A disk: what the guest wrote, over a base that is only read.
+/// A disk: the guest's writes, over a base that is never written.
 ///
-/// A block that is written goes into a slot of a file; once a state was captured, into another one, so that the captured
-/// state's stays.
+/// A written block goes into a slot of a file; after a capture into another slot, so that the captured state's slot
+/// does not change.
 pub(crate) struct Overlay {
     shape: DiskShape,
     read_only: bool,
@@ -32,7 +32,7 @@ pub(crate) struct Overlay {
 }
 
 impl Overlay {
-    /// The disk as its base is.
+    /// A disk that equals its base.
     pub(crate) fn new(name: &str, config: &DiskConfig) -> Result<Self, MachineError> {
         let base = config.base.as_deref().map(Base::open).transpose()?;
         let of_base = base.as_ref().map(|base| base.length_bytes().next_multiple_of(SECTOR_BYTES));
@@ -63,14 +63,14 @@ impl Overlay {
         self.read_only
     }
 
-    /// Reads bytes that lie within the disk.
+    /// Reads bytes within the disk.
     pub(crate) fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         self.check(offset, into.len())?;
         let (mut at, mut rest) = (offset, into);
         while !rest.is_empty() {
             let (block, skipped) = place(at);
             let stored = self.map.get(block);
-            // As far as it is in one piece.
+            // As far as the data are contiguous.
             let mut bytes = (BLOCK_SIZE - skipped).min(rest.len());
             let mut next = block + 1;
             while bytes < rest.len() && self.map.get(next) == after(stored, next - block) {
@@ -89,7 +89,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// Writes bytes that lie within the disk. When it fails, the old or the new bytes are there, block by block.
+    /// Writes bytes within the disk. After a failure each block has the old or the new bytes.
     pub(crate) fn write(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.check(offset, bytes.len())?;
         let (mut at, mut rest) = (offset, bytes);
@@ -111,7 +111,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// Makes zeros of bytes that lie within the disk; whole blocks take no room then.
+    /// Writes zeros within the disk; whole blocks of zeros take no slot.
     pub(crate) fn zero(&mut self, offset: u64, length: u64) -> io::Result<()> {
         let end = offset.checked_add(length).filter(|end| *end <= self.shape.size_bytes);
         let end = end.ok_or(io::ErrorKind::InvalidInput)?;
@@ -152,14 +152,14 @@ impl Overlay {
         self.slots.give_back(&mut freed);
     }
 
-    /// Nobody will go to this state any more.
+    /// Releases a state.
     pub(super) fn release(&mut self, state: u64) {
         let mut freed = Vec::new();
         self.history.release(state, &mut freed);
         self.slots.give_back(&mut freed);
     }
 
-    /// What is needed to read the blocks in which two kept states differ; the rest of the work needs no lock.
+    /// What is needed to read the blocks in which two captured states differ; the rest of the work needs no lock.
     pub(super) fn changes(&self, at: u64, since: Option<u64>) -> Option<impl FnOnce() -> Changes + use<>> {
         let between = self.history.between(since, at)?;
         let (disk, file) = (self.shape.name.clone(), Arc::clone(self.slots.file()));
@@ -209,7 +209,7 @@ impl Overlay {
                 (at, block) = (at + BLOCK_SIZE, block + 1);
                 continue;
             }
-            // As many as go into slots in a row.
+            // As many blocks as fit into consecutive slots.
             let (slot, mut fresh) = self.slot_for(block)?;
             let mut fresh_slots = Vec::from_iter(fresh.then_some(slot));
             let mut count = 1;
@@ -240,7 +240,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// Where a block is to be written, and whether that slot was taken for it.
+    /// The slot for a block's write, and whether it is a new one.
     fn slot_for(&mut self, block: u64) -> io::Result<(u32, bool)> {
         match self.history.owned(block) {
             Some(slot) => Ok((slot, false)),
@@ -261,7 +261,7 @@ impl Overlay {
         end.map(|_| ()).ok_or_else(|| io::ErrorKind::InvalidInput.into())
     }
 
-    /// Slots of the file that something is in.
+    /// Slots in use.
     #[cfg(test)]
     pub(super) fn slots_taken(&self) -> usize {
         self.slots.taken()
@@ -276,7 +276,7 @@ fn place(offset: u64) -> (u64, usize) {
     (offset / bytes, skipped)
 }
 
-/// Where a block would be that is `count` further in the same piece.
+/// The place of a block `count` further in the same range.
 fn after(stored: Stored, count: u64) -> Stored {
     match stored {
         Stored::Slot(slot) => {

@@ -5,9 +5,9 @@ use retrovisor_guest::{BlockContent, DiskChanges, DiskShape, DiskState, MachineE
 use super::config::DiskConfig;
 use super::overlay::{Overlay, SharedOverlay};
 
-/// The disks of a machine, as checkpoints see them: those that the guest can write.
+/// The writable disks of a machine, as seen by checkpoints.
 pub(in crate::kvm) struct DiskSet {
-    /// What no other machine's references to states begin with.
+    /// A prefix that makes references to states unique among machines.
     mark: String,
     shapes: Vec<DiskShape>,
     /// In the order of their shapes.
@@ -15,7 +15,7 @@ pub(in crate::kvm) struct DiskSet {
 }
 
 impl DiskSet {
-    /// Opens the disks. All of them come back, read-only ones too, to be given to their devices.
+    /// Opens the disks. Returns all of them, also read-only ones, for their devices.
     pub(in crate::kvm) fn open(configs: &[DiskConfig]) -> Result<(Self, Vec<SharedOverlay>), MachineError> {
         let mut number = [0; 8];
         rustix::rand::getrandom(&mut number, rustix::rand::GetRandomFlags::empty()).map_err(|errno| {
@@ -44,7 +44,7 @@ impl DiskSet {
         &self.shapes
     }
 
-    /// Keeps what all disks hold.
+    /// Captures the contents of all disks.
     pub(in crate::kvm) fn capture(&self) -> Vec<DiskState> {
         let capture = |disk: &SharedOverlay| {
             let mut disk = lock(disk);
@@ -54,7 +54,7 @@ impl DiskSet {
         self.disks.iter().map(capture).collect()
     }
 
-    /// Whether these are the disks of this machine, with contents that are kept.
+    /// Whether these are disks of this machine whose contents are retained.
     pub(in crate::kvm) fn check(&self, states: &[DiskState]) -> Result<(), MachineError> {
         let names = |names: Vec<&str>| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
         let expected = names(states.iter().map(|state| &state.disk[..]).collect());
@@ -72,7 +72,7 @@ impl DiskSet {
             .try_for_each(|state| self.find(state).map(drop))
     }
 
-    /// Makes the disks hold what they held then. They were checked before.
+    /// Restores the disks' contents of a state, which was checked before.
     pub(in crate::kvm) fn apply(&self, states: &[DiskState]) -> Result<(), MachineError> {
         for state in states.iter().filter(|state| !state.reference.is_empty()) {
             let (disk, number) = self.find(state)?;
@@ -81,7 +81,7 @@ impl DiskSet {
         Ok(())
     }
 
-    /// Releases contents; those that are not retained are skipped.
+    /// Releases contents; those that are not retained are ignored.
     pub(in crate::kvm) fn release(&self, states: &[DiskState]) {
         for state in states {
             if let Ok((disk, number)) = self.find(state) {
@@ -90,7 +90,7 @@ impl DiskSet {
         }
     }
 
-    /// All contents that are kept, disk by disk, oldest first.
+    /// All retained contents, disk by disk, oldest first.
     pub(in crate::kvm) fn kept(&self) -> Vec<DiskState> {
         let kept = |disk: &SharedOverlay| {
             let disk = lock(disk);
@@ -99,7 +99,7 @@ impl DiskSet {
         self.disks.iter().flat_map(kept).collect()
     }
 
-    /// The blocks in which two kept contents differ.
+    /// The blocks in which two retained contents differ.
     pub(in crate::kvm) fn changes(
         &self,
         at: &DiskState,
@@ -116,7 +116,7 @@ impl DiskSet {
         Ok(Box::new(changes()))
     }
 
-    /// Writes blocks in a row.
+    /// Writes consecutive blocks.
     pub(in crate::kvm) fn write(
         &self,
         name: &str,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use nix::libc;
 use retrovisor_guest::{BLOCK_SIZE, MachineError};
 
-/// A file without a name, in slots of a block each.
+/// A file without a name, divided into slots of one block each.
 pub(super) struct SlotFile {
     file: Arc<File>,
     free: Vec<u32>,
@@ -25,7 +25,7 @@ impl SlotFile {
         Ok(Self { file: Arc::new(file), free: Vec::new(), unused: 0 })
     }
 
-    /// The file, to be read while slots are written: those that are taken stay as they are.
+    /// The file, for reading while slots are written: slots in use do not change.
     pub(super) fn file(&self) -> &Arc<File> {
         &self.file
     }
@@ -40,7 +40,7 @@ impl SlotFile {
         Ok(slot)
     }
 
-    /// Nobody has these slots any more.
+    /// Frees slots.
     pub(super) fn give_back(&mut self, slots: &mut Vec<u32>) {
         self.free.append(slots);
     }
@@ -51,13 +51,13 @@ impl SlotFile {
         self.unused as usize - self.free.len()
     }
 
-    /// Writes slots in a row.
+    /// Writes consecutive slots.
     pub(super) fn write(&self, first: u32, bytes: &[u8]) -> io::Result<()> {
         self.file.write_all_at(bytes, offset(first))
     }
 }
 
-/// Reads from a slot on, which may go on into the next ones.
+/// Reads from a slot on, which may continue into the next ones.
 pub(super) fn read(file: &File, first: u32, skipped: usize, into: &mut [u8]) -> io::Result<()> {
     file.read_exact_at(into, offset(first) + skipped as u64)
 }

@@ -97,7 +97,7 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
-    /// Against a copy of the whole disk for each state.
+    /// Compared with a copy of the whole disk for each state.
     #[test]
     fn a_disk_is_what_was_written_to_it_in_every_state(
         with_base: bool,
@@ -212,7 +212,7 @@ fn captures_and_releases_in_turn_take_no_more_room() {
 }
 
 #[test]
-fn what_lies_outside_and_other_machines_states_are_refused() {
+fn blocks_outside_and_other_machines_states_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (set, disk, _) = open(dir.path(), true);
     let (other, _, _) = open(dir.path(), true);

@@ -15,13 +15,13 @@ use crate::kvm::vm::Vm;
 const VCPUS_MAX: u32 = 8;
 
 impl KvmMachine {
-    /// Makes the machine and lets it run, unless it shall wait.
+    /// Creates the machine and starts it, unless it is to wait.
     pub fn launch(config: &KvmConfig) -> Result<Self, MachineError> {
         Self::launch_after(config, || Ok(()))
     }
 
-    /// Like [`Self::launch`]; calls `made` when all files are open and before the first thread starts, so that what it
-    /// takes from this thread no thread of the machine has.
+    /// Like [`Self::launch`]; calls `made` when all files are open and before the first thread starts, so that
+    /// restrictions of this thread apply to all threads of the machine.
     pub fn launch_after(
         config: &KvmConfig,
         made: impl FnOnce() -> Result<(), MachineError>,
@@ -76,7 +76,7 @@ impl KvmMachine {
         for (number, fd) in fds.into_iter().enumerate() {
             let name = format!("vcpu{number}:{}", config.name);
             let started = Vcpu::start(&name, fd, Arc::clone(&shape), Arc::clone(&gate), Arc::clone(&bus));
-            // The threads that are there wait for the gate.
+            // The existing threads wait at the gate.
             vcpus.push(started.inspect_err(|_| gate.end(|| ()))?);
         }
         let mut receivers = Vec::new();
@@ -117,7 +117,7 @@ impl KvmMachine {
     }
 }
 
-/// Refuses a number of vCPUs that no microVM has.
+/// Refuses an unsupported number of vCPUs.
 pub(in crate::kvm) fn check_vcpus(vcpus: u32) -> Result<(), MachineError> {
     if (1..=VCPUS_MAX).contains(&vcpus) {
         return Ok(());

@@ -16,18 +16,19 @@ use super::{FRAME_BYTES_MAX, HEADER_BYTES};
 use crate::socket_path;
 use retrovisor_guest::MacAddress;
 
-/// Most machines on one hub.
+/// Bound on the machines of one hub.
 const PEERS_MAX: usize = 256;
-/// Most addresses that are remembered of one machine: one is usual, bridges and containers in it have more.
+/// Bound on the addresses that are learnt of one machine: one is usual, bridges and containers in it have more.
 const ADDRESSES_OF_PEER_MAX: usize = 64;
-/// Frames of one machine that are forwarded before the others have their turn.
+/// Frames of one machine that are forwarded before it is the others' turn.
 const TURN_FRAMES: usize = 32;
 const BACKLOG: i32 = 64;
 
-/// A learning switch between machines, which may be of other processes: each connects to its socket, and every packet is
-/// a frame.
+/// A learning switch between machines, also of other processes: each connects to its socket, and every packet is a
+/// frame.
 ///
-/// Nothing is kept for a machine that does not read but what its socket holds; more is lost, as on a real network.
+/// There is no queue for a machine that does not read besides its socket's buffer; further frames are dropped, as on a
+/// real network.
 pub struct Hub {
     path: PathBuf,
     stop: Arc<OwnedFd>,
@@ -44,9 +45,9 @@ struct Counters {
 /// What a hub did with frames; one that goes to several machines counts for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HubTraffic {
-    /// Handed to a machine's socket.
+    /// Delivered to a machine's socket.
     pub forwarded_frames: u64,
-    /// Lost: too long, too short, or no room.
+    /// Dropped: too long, too short, or no room.
     pub lost_frames: u64,
 }
 
@@ -81,7 +82,7 @@ impl Hub {
         &self.path
     }
 
-    /// What it has done so far.
+    /// Its counters.
     #[must_use]
     pub fn traffic(&self) -> HubTraffic {
         HubTraffic {
@@ -93,7 +94,7 @@ impl Hub {
 
 impl Drop for Hub {
     fn drop(&mut self) {
-        // Fails only when the counter is full, and then the thread wakes up, too.
+        // Fails only when the counter is full, and then the thread wakes up as well.
         let _ = rustix::io::write(&self.stop, &1_u64.to_ne_bytes());
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -138,7 +139,7 @@ struct Switch {
     counters: Arc<Counters>,
     peers: Vec<Peer>,
     next: Port,
-    /// Behind which connection an address is.
+    /// The connection behind which an address is.
     ports: HashMap<MacAddress, Port>,
 }
 
@@ -153,7 +154,7 @@ impl Switch {
                     return;
                 }
             };
-            // First, so that a frame reaches those who connected before it was sent.
+            // First, so that a frame reaches the machines that connected before it was sent.
             self.accept();
             let mut gone = Vec::new();
             for (at, _) in ready.iter().enumerate().filter(|(_, ready)| **ready) {
@@ -168,7 +169,7 @@ impl Switch {
         }
     }
 
-    /// Sleeps until there is something to do; which peers have something to say. `None`: the end.
+    /// Sleeps until there is work; returns the peers with data. `None`: the end.
     fn wait(&self) -> io::Result<Option<Vec<bool>>> {
         let fds = [self.stop.as_fd(), self.listener.as_fd()].into_iter();
         let fds = fds.chain(self.peers.iter().map(|peer| peer.fd.as_fd()));
@@ -196,9 +197,9 @@ impl Switch {
         }
     }
 
-    /// Forwards what a peer sent, up to its share; whether it is still there.
+    /// Forwards the frames of a peer, up to its share; returns whether it is still connected.
     fn take_from(&mut self, at: usize) -> bool {
-        // One byte more than a frame may have shows one that is too long.
+        // One byte more than the longest frame: shows frames that are too long.
         let mut frame = [0; FRAME_BYTES_MAX + 1];
         for _ in 0..TURN_FRAMES {
             match rustix::net::recv(&self.peers[at].fd, &mut frame[..], RecvFlags::DONTWAIT) {
@@ -217,7 +218,7 @@ impl Switch {
 
     fn forward(&mut self, from: usize, frame: &[u8]) {
         let address = |at: usize| frame.get(at..at + 6).and_then(|bytes| bytes.try_into().ok());
-        // Nobody is a group.
+        // A group address is never learnt.
         let Some(source) = address(6).and_then(MacAddress::new) else { return self.mark_lost() };
         self.learn(from, source);
         let target = address(0).and_then(MacAddress::new).and_then(|target| self.ports.get(&target).copied());
@@ -225,13 +226,13 @@ impl Switch {
         for peer in others.filter(|peer| target.is_none_or(|target| target == peer.port)) {
             match rustix::net::send(&peer.fd, frame, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
                 Ok(_) => self.counters.forwarded.fetch_add(1, Ordering::Relaxed),
-                // Full, or gone, which the next look at it shows.
+                // Full, or disconnected, which the next poll shows.
                 Err(_) => self.counters.lost.fetch_add(1, Ordering::Relaxed),
             };
         }
     }
 
-    /// The newest place of an address is the right one: a machine may have moved.
+    /// The most recent port of an address is the right one: a machine may have moved.
     fn learn(&mut self, from: usize, address: MacAddress) {
         let peer = &mut self.peers[from];
         if self.ports.insert(address, peer.port) == Some(peer.port) {
@@ -302,7 +303,7 @@ mod tests {
         assert_eq!(receive(&links[2]), everyone(1, b"hello"));
         links[1].send(&frame(1, 2, b"you"));
         assert_eq!(receive(&links[0]), frame(1, 2, b"you"));
-        // The other one hears what is for nobody known, and nothing that was not for it before.
+        // The other machine gets frames for unknown addresses, and before that none that was not for it.
         links[0].send(&frame(9, 1, b"who?"));
         assert_eq!(receive(&links[2]), frame(9, 1, b"who?"));
         assert_eq!(receive(&links[1]), frame(9, 1, b"who?"));
@@ -334,7 +335,7 @@ mod tests {
         assert!(hub.traffic().forwarded_frames < 10_000);
         drop(sleeper);
         let late = plug(&hub);
-        // The way to the hub may be full, too.
+        // The connection to the hub may be full, too.
         let mut bytes = [0; FRAME_BYTES_MAX];
         while late.receive(&mut bytes) == Received::Nothing {
             talker.send(&everyone(1, b"late"));
@@ -345,7 +346,7 @@ mod tests {
     fn a_hub_takes_over_from_one_that_died_and_from_none_that_lives() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("hub");
-        // A listener that goes without removing its socket.
+        // A listener that ended without removing its socket.
         drop(listen(&path).unwrap());
         let hub = Hub::serve(&path).unwrap();
         assert!(Hub::serve(&path).is_err());

@@ -10,29 +10,29 @@ use rustix::net::{RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType}
 
 use super::{FRAME_BYTES_MAX, tap};
 
-/// What a network device of a machine is plugged into.
+/// What a network device of a machine is connected to.
 #[derive(Clone, Debug)]
 pub enum NetBackend {
     /// The [`super::hub::Hub`] that listens there. When it comes back after it was gone, so does the link.
     Hub(PathBuf),
-    /// What someone else has opened: a connection to a hub, which is a `SOCK_SEQPACKET` socket or one of datagrams, of which
-    /// each packet is a frame; or an attached tap.
+    /// A descriptor that another process opened: a connection to a hub, which is a `SOCK_SEQPACKET` or datagram socket
+    /// on which each packet is a frame; or an attached tap.
     Open(Arc<OwnedFd>),
-    /// A tap of the host's, by name; it is made if the caller may.
+    /// A tap of the host, by name; it is created if the caller has permission.
     Tap(String),
 }
 
-/// An open way for frames.
+/// An open descriptor for frames.
 pub(crate) struct Link {
     fd: OwnedFd,
     /// A socket, not a tap.
     socket: bool,
 }
 
-/// What there is to receive.
+/// The result of receiving.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Received {
-    /// A frame of so many bytes.
+    /// A frame of this many bytes.
     Frame(usize),
     /// No frame now.
     Nothing,
@@ -41,7 +41,7 @@ pub(crate) enum Received {
 }
 
 impl Link {
-    /// Plugs in.
+    /// Connects.
     pub(crate) fn open(backend: &NetBackend) -> Result<Self, MachineError> {
         match backend {
             NetBackend::Hub(path) => {
@@ -66,12 +66,12 @@ impl Link {
         Ok(Self { fd, socket: FileType::from_raw_mode(mode) == FileType::Socket })
     }
 
-    /// What it is made of, to be handed on.
+    /// Its descriptor, for passing on.
     pub(crate) fn into_fd(self) -> OwnedFd {
         self.fd
     }
 
-    /// Sends a frame, or loses it where there is no room, as networks do.
+    /// Sends a frame, or drops it where there is no room.
     pub(crate) fn send(&self, frame: &[u8]) {
         let sent = if self.socket {
             rustix::net::send(&self.fd, frame, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
@@ -84,7 +84,7 @@ impl Link {
         }
     }
 
-    /// Receives a frame. One that is too long is cut: no machine on these networks may send it.
+    /// Receives a frame. One that is too long is cut, since no machine on these networks may send it.
     pub(crate) fn receive(&self, into: &mut [u8; FRAME_BYTES_MAX]) -> Received {
         loop {
             let received = if self.socket {
@@ -102,7 +102,7 @@ impl Link {
         }
     }
 
-    /// Loses what waits to be received, within bounds; what there was in the end.
+    /// Drops the frames that wait to be received, up to a bound; returns the last result.
     pub(crate) fn drain(&self) -> Received {
         let mut frame = [0; FRAME_BYTES_MAX];
         let last =

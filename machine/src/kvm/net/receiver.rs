@@ -13,12 +13,12 @@ use crate::kvm::input_gate::InputGate;
 use crate::kvm::virtio::{Mmio, Net, Progress};
 use retrovisor_guest::MacAddress;
 
-/// How often a hub that is gone is tried again.
+/// Interval between attempts to reconnect to a hub that is gone.
 const RETRY: Duration = Duration::from_millis(500);
-/// How long a link is down before it is up again: guests check it some time after the notification.
+/// How long a link is down before it is up again: guests read the status some time after the notification.
 const BOUNCE: Duration = Duration::from_millis(500);
 
-/// The thread that hands a network interface what arrives.
+/// The thread that passes arriving frames to a network interface.
 pub(crate) struct Receiver {
     net: Arc<Mutex<Mmio<Net>>>,
     plugged: Plugged,
@@ -26,20 +26,20 @@ pub(crate) struct Receiver {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What an interface was plugged into anew, until its thread notices.
+/// The new backend of an interface, until its thread takes it.
 type Plugged = Arc<Mutex<Option<Link>>>;
 
-/// A network interface that is plugged in, before its thread starts.
+/// A connected network interface, before its thread starts.
 pub(crate) struct Interface {
     net: Arc<Mutex<Mmio<Net>>>,
     backend: NetBackend,
     link: Arc<Link>,
-    /// Written when the driver gave buffers, a state was put back, or the machine has ended.
+    /// Written when the driver has provided buffers, a state was restored, or the machine has ended.
     wake: Arc<OwnedFd>,
 }
 
 impl Interface {
-    /// Plugs the interface number `index` of a machine in; `add` gives it a place.
+    /// Connects the interface number `index` of a machine; `add` gives it a place on the bus.
     pub(crate) fn plug(
         backend: &NetBackend,
         index: usize,
@@ -56,7 +56,7 @@ impl Interface {
         Ok(Self { net, backend: backend.clone(), link, wake })
     }
 
-    /// Starts the thread; it ends once the machine has ended and what is returned is dropped.
+    /// Starts the thread; it ends once the machine has ended and the result is dropped.
     pub(crate) fn start(self, input_gate: InputGate) -> Result<Receiver, MachineError> {
         let Self { net, backend, link, wake } = self;
         let plugged = Plugged::default();
@@ -79,7 +79,7 @@ impl Interface {
 }
 
 impl Receiver {
-    /// Plugs the interface into something else, from when the machine runs on.
+    /// Connects the interface to something else, once the machine runs.
     pub(crate) fn plug(&self, link: Link) {
         *self.plugged.lock().unwrap_or_else(PoisonError::into_inner) = Some(link);
         self.wake();
@@ -111,14 +111,14 @@ struct Work {
     link: Option<Arc<Link>>,
     plugged: Plugged,
     wake: Arc<OwnedFd>,
-    /// The driver has given no buffers: what arrives waits.
+    /// The driver has provided no buffers: frames wait.
     full: bool,
 }
 
-/// What polling the interface led to.
+/// The result of polling the interface.
 enum Next {
     Wait(Progress),
-    /// The link went down so that it can go up again.
+    /// The link went down to be brought up again.
     Bounce,
 }
 
@@ -162,7 +162,7 @@ impl Work {
         }
     }
 
-    /// Work on the interface while the machine runs. `None`: it has ended.
+    /// Does work on the interface while the machine runs. `None`: it has ended.
     fn work<R>(&self, work: impl FnOnce(&mut Mmio<Net>) -> R) -> Option<R> {
         self.input_gate.pass(|| work(&mut self.net.lock().unwrap_or_else(PoisonError::into_inner)))
     }
@@ -170,12 +170,12 @@ impl Work {
     /// Until something arrives or was asked for.
     fn sleep(&self) {
         let mut fds = vec![PollFd::from_borrowed_fd(self.wake.as_fd(), PollFlags::IN)];
-        // A link that is full of frames would keep it awake.
+        // A link that is full of frames would keep the thread awake.
         let link = self.link.as_ref().filter(|_| !self.full);
         fds.extend(link.map(|link| PollFd::from_borrowed_fd(link.as_fd(), PollFlags::IN)));
         let retry = self.link.is_none() && matches!(self.backend, NetBackend::Hub(_));
         let timeout = retry.then(|| Timespec { tv_sec: 0, tv_nsec: RETRY.subsec_nanos().into() });
-        // Interrupted or failed, nothing is ready.
+        // Interrupted or failed: nothing is ready.
         let _ = rustix::event::poll(&mut fds, timeout.as_ref());
         let _ = rustix::io::read(&self.wake, &mut [0; 8]);
     }
@@ -187,7 +187,7 @@ impl Work {
     }
 }
 
-/// Notifies the guest of a change of its link, and hands it what arrived.
+/// Notifies the guest of a change of its link, and passes it the frames that arrived.
 fn poll_link(net: &mut Mmio<Net>, link: Option<Arc<Link>>) -> Next {
     net.device().plug(link);
     update_link(net);

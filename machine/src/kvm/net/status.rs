@@ -7,6 +7,6 @@ use retrovisor_guest::MacAddress;
 pub struct NetStatus {
     /// Its address.
     pub mac: MacAddress,
-    /// Whether the guest sees its link up: what it is plugged into is there.
+    /// Whether the guest sees its link up: the other end exists.
     pub up: bool,
 }

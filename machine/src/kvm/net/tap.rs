@@ -8,7 +8,7 @@ use retrovisor_guest::MachineError;
 
 nix::ioctl_write_ptr_bad!(set_interface, libc::TUNSETIFF, libc::ifreq);
 
-/// Attaches to a tap of the host's, which carries bare Ethernet frames.
+/// Attaches to a tap of the host, which carries frames without a header.
 pub(super) fn open(name: &str) -> Result<OwnedFd, MachineError> {
     let config = |what: String, help: String| MachineError::Config { what, help };
     let known = name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b'%');
@@ -34,7 +34,7 @@ pub(super) fn open(name: &str) -> Result<OwnedFd, MachineError> {
     for (into, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *into = byte.cast_signed();
     }
-    #[expect(clippy::cast_possible_truncation, reason = "both flags lie in the lower 16 bits")]
+    #[expect(clippy::cast_possible_truncation, reason = "both flags are in the lower 16 bits")]
     {
         request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
     }

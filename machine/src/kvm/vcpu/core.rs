@@ -9,7 +9,7 @@ use super::state::VcpuState;
 use super::tsc::Tsc;
 use crate::kvm::state::encode;
 
-/// A vCPU, and what is known of its state.
+/// A vCPU, and the part of its state that is known.
 pub(crate) struct Core {
     pub(super) fd: VcpuFd,
     shape: Arc<Shape>,
@@ -19,7 +19,7 @@ pub(crate) struct Core {
 
 /// What is known of a vCPU's state.
 enum Present {
-    /// Nothing: it runs, or was given another one.
+    /// Nothing: it runs, or was given another state.
     Unknown,
     /// It was read when the vCPU was stopped, and nothing has changed it since.
     Known(Box<Saved>),
@@ -41,7 +41,7 @@ impl Core {
         Self { fd, shape, tsc: Tsc::default(), present: Present::Unknown }
     }
 
-    /// The vCPU is about to run: what was known is past.
+    /// The vCPU is about to run: known state becomes invalid.
     pub(super) fn forget(&mut self) {
         self.present = Present::Unknown;
     }
@@ -57,8 +57,8 @@ impl Core {
         self.present = saved.map_or_else(Present::Failed, Present::Known);
     }
 
-    /// Reads the state of a vCPU that was given one and has not run since: part of that is only taken over by an entry
-    /// into the guest, which ends at once, because the flag for that is set.
+    /// Reads the state of a vCPU that was given one and has not run since. KVM applies part of that state only at an
+    /// entry into the guest, which returns at once because the flag for that is set.
     pub(super) fn settle_and_look(&mut self) {
         match self.fd.run() {
             Err(error) if error.errno() != Errno::EINTR as i32 => {
@@ -72,7 +72,7 @@ impl Core {
         }
     }
 
-    /// The state that was read: encoded, and what readers of memory need of it.
+    /// The state that was read: encoded, and the registers for introspection.
     pub(crate) fn take_saved(&mut self) -> Result<(Vec<u8>, VcpuRegisters), MachineError> {
         match &self.present {
             Present::Known(saved) => Ok((saved.bytes.clone(), saved.state.registers())),
@@ -84,8 +84,9 @@ impl Core {
         }
     }
 
-    /// Gives it another state. `host_tsc_gap`: what the host's time-stamp counter has gained since that was taken and
-    /// the guest's is not to have gained. `is_quiet`: no timer outside of the vCPUs can have sent it an interrupt meanwhile.
+    /// Sets another state. `host_tsc_gap`: the ticks of the host's time-stamp counter since that state was taken which
+    /// the guest's counter must not advance by. `is_quiet`: no timer outside the vCPUs can have sent it an interrupt
+    /// meanwhile.
     pub(crate) fn restore(
         &mut self,
         state: &VcpuState,
@@ -93,7 +94,7 @@ impl Core {
         is_quiet: bool,
     ) -> Result<(), MachineError> {
         let (fd, shape, tsc) = (&mut self.fd, &self.shape, &mut self.tsc);
-        // Whatever fails from here on, it is not as it was.
+        // If this fails from here on, the state is unknown.
         if let Present::Known(present) = std::mem::replace(&mut self.present, Present::Unknown)
             && state.restore_over(&present.state, fd, shape, tsc, host_tsc_gap, is_quiet)?
         {

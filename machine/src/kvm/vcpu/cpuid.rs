@@ -6,19 +6,19 @@ use retrovisor_guest::MachineError;
 
 use crate::kvm::host::failed;
 
-/// A timer that goes off at a count of the time-stamp counter. KVM has it, but leaves it to us to offer it. A guest without it
-/// measures the local APIC's timer by itself, and may get that wrong when it is stopped meanwhile.
+/// The TSC-deadline timer. KVM supports it, but the monitor must offer it. A guest without it calibrates the local
+/// APIC's timer, and may calibrate it wrongly if it is paused meanwhile.
 const TSC_DEADLINE: u32 = 1 << 24;
 /// The leaf in which KVM describes its paravirtual features.
 const KVM_FEATURES: u32 = 0x4000_0001;
-/// Of that, what would be under way in a checkpoint and is in no state that KVM gives: pages that the guest was asked to wait
-/// for (bits 4, 10 and 14), and the kick for a vCPU that is about to halt for a lock (bit 7). A guest that goes back
-/// could wait for either for ever.
+/// Of these, the features with requests that are not part of any state that KVM returns: pages for which the guest was
+/// asked to wait (bits 4, 10 and 14), and the kick for a vCPU that is about to halt for a lock (bit 7). After a
+/// rollback a guest could wait for either for ever.
 const NOT_IN_A_STATE: u32 = 1 << 4 | 1 << 7 | 1 << 10 | 1 << 14;
-/// A guest sees that it is one.
+/// The hypervisor bit.
 const HYPERVISOR: u32 = 1 << 31;
 
-/// What the host's processor and KVM offer a guest. Asked only once: it takes KVM a third of a millisecond.
+/// The CPUID that the host's processor and KVM offer. Read only once: it takes KVM a third of a millisecond.
 pub(crate) fn supported(kvm: &Kvm) -> Result<CpuId, MachineError> {
     static ALWAYS: OnceLock<CpuId> = OnceLock::new();
     if let Some(known) = ALWAYS.get() {
@@ -38,10 +38,10 @@ pub(crate) fn supported(kvm: &Kvm) -> Result<CpuId, MachineError> {
     Ok(ALWAYS.get_or_init(|| found).clone())
 }
 
-/// The same for one vCPU of several: it has its number, and all are cores of one package.
+/// The same for one vCPU of several: with its number, and all as cores of one package.
 pub(crate) fn of_vcpu(supported: &CpuId, number: u32, count: u32) -> CpuId {
     let mut own = supported.clone();
-    // Bits of the number that distinguish cores.
+    // Bits of the number for the core.
     let core_bits = count.next_power_of_two().trailing_zeros();
     for entry in own.as_mut_slice() {
         match entry.function {
@@ -49,7 +49,7 @@ pub(crate) fn of_vcpu(supported: &CpuId, number: u32, count: u32) -> CpuId {
                 entry.ebx = entry.ebx & 0xffff | count << 16 | number << 24;
                 entry.ecx |= HYPERVISOR;
             }
-            // Caches: as many cores as there are vCPUs, each with caches of its own but the last.
+            // Caches: as many cores as there are vCPUs, each with caches of its own except the last level.
             4 => entry.eax = entry.eax & 0x3fff | (count.next_power_of_two() - 1) << 26,
             0xb | 0x1f => {
                 entry.edx = number;

@@ -6,9 +6,9 @@ use crate::kvm::host::failed;
 
 /// Deadline of the local timer: set after the time-stamp counter, which it is compared with.
 pub(super) const TSC_DEADLINE: u32 = 0x6e0;
-/// Writes to these are the guest's requests: to have the time of its boot written into its memory (under the old number and
-/// the new one), and to be notified of a page that is there now. Their effects are in memory, which goes back by itself
-/// and must not be written once more.
+/// Writes to these are requests of the guest: to have its boot time written into memory (the old number and the new
+/// one), and to be notified of a page that is available. Their effects are in memory, which is restored separately and
+/// must not be written again.
 const NOT_STATE: [u32; 3] = [0x11, 0x4b56_4d00, 0x4b56_4d03];
 
 /// The model-specific registers that make up a vCPU's state on this host.
@@ -16,12 +16,12 @@ const NOT_STATE: [u32; 3] = [0x11, 0x4b56_4d00, 0x4b56_4d03];
 pub(crate) struct MsrList(Vec<u32>);
 
 impl MsrList {
-    /// Those that KVM lists, as far as this vCPU really has them.
+    /// Those that KVM lists and this vCPU supports.
     pub(crate) fn find(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Self, MachineError> {
         let listed = kvm.get_msr_index_list().map_err(failed("asking which MSRs there are"))?;
         let mut list: Vec<u32> =
             listed.as_slice().iter().copied().filter(|index| !NOT_STATE.contains(index)).collect();
-        // Stable, so that the deadline goes to the end and nothing else moves.
+        // Stable, so that only the deadline moves to the end.
         list.sort_by_key(|index| *index == TSC_DEADLINE);
         let mut list = Self(list);
         loop {

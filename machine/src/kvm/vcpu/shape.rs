@@ -6,21 +6,21 @@ use retrovisor_guest::MachineError;
 use super::msrs::MsrList;
 use super::tsc;
 
-/// What a vCPU's state consists of on this host, and in this machine.
+/// The parts of a vCPU's state on this host, and in this machine.
 #[derive(Clone, Debug)]
 pub(crate) struct Shape {
     pub(super) msrs: MsrList,
     pub(super) xsave_bytes: usize,
-    /// Whether the time-stamp counter can be moved: a KVM that interprets guests may leave it to the hardware.
+    /// Whether the time-stamp counter can be changed: a KVM that interprets guests may leave it to the hardware.
     pub(super) moves_tsc: bool,
-    /// vCPUs that the machine has.
+    /// Number of vCPUs of the machine.
     pub(super) vcpus: u32,
     /// Ticks of the time-stamp counter in a millisecond.
     pub(crate) tsc_khz: u32,
 }
 
 impl Shape {
-    /// Asks KVM; what does not change from machine to machine only once. `xsave_bytes`: as KVM reports.
+    /// Queries KVM; constant values only once. `xsave_bytes`: as KVM reports.
     pub(crate) fn find(
         kvm: &Kvm,
         vcpu: &VcpuFd,

@@ -12,13 +12,13 @@ use super::tsc::{self, Tsc};
 use crate::kvm::host::failed;
 
 const TSC: u32 = 0x10;
-/// Where the guest has its paravirtual clock, and whether: bit 0.
+/// The MSR with the address of the guest's paravirtual clock; bit 0: enabled.
 const KVM_CLOCK: u32 = 0x4b56_4d01;
 const KVM_CLOCK_OLD: u32 = 0x12;
-/// The place of the timer's initial count in the local interrupt controller; 0: it does not run.
+/// The timer's initial count in the local APIC; 0: stopped.
 const LAPIC_TIMER_INITIAL: usize = 0x380;
 const LAPIC_TIMER_CURRENT: usize = 0x390;
-/// Where a processor begins, in real mode.
+/// The reset vector.
 const RESET_RIP: u64 = 0xfff0;
 const CR0_PE: u64 = 1;
 const KERNEL_GS_BASE: u32 = 0xc000_0102;
@@ -35,22 +35,22 @@ pub(crate) struct VcpuState {
     pub(super) xcrs: kvm_xcrs,
     pub(super) debug: kvm_debugregs,
     pub(super) lapic: kvm_lapic_state,
-    /// The XSAVE area in 32-bit words, as long as this host's KVM says.
+    /// The XSAVE area in 32-bit words, with the length that this host's KVM reports.
     pub(super) xsave: Vec<u32>,
     pub(super) msrs: Vec<(u32, u64)>,
     pub(super) events: kvm_vcpu_events,
-    /// What its time-stamp counter was ahead of the host's.
+    /// The offset of its time-stamp counter from the host's.
     pub(super) tsc_offset: u64,
 }
 
 impl VcpuState {
-    /// Reads all of it. `MP_STATE` comes first and the events last: reading the former settles the latter.
-    /// What KVM left in the page that it shares with this process when the vCPU came out is not asked for again, as long as nobody
-    /// can have changed it since.
+    /// Reads all of it. `MP_STATE` comes first and the events last, because reading the former settles the latter.
+    /// Registers in the page that KVM shares with this process are not read again, unless another vCPU may have changed
+    /// them since the exit.
     pub(super) fn save(vcpu: &VcpuFd, shape: &Shape, tsc: &mut Tsc) -> Result<Self, MachineError> {
         let mp_state = vcpu.get_mp_state().map_err(failed("saving the run state of a vCPU"))?;
         let left = vcpu.sync_regs();
-        // Another vCPU may have started this one after it came out.
+        // Another vCPU may have started this one since its exit.
         let is_asleep = !matches!(mp_state.mp_state, KVM_MP_STATE_RUNNABLE | KVM_MP_STATE_HALTED);
         let is_reset = is_asleep || left.regs.rip == RESET_RIP && left.sregs.cr0 & CR0_PE == 0;
         let (regs, sregs) = if is_reset {
@@ -69,7 +69,7 @@ impl VcpuState {
         let msrs = shape.msrs.read(vcpu)?;
         let after = tsc::host();
         let events = if is_reset || shape.vcpus > 1 {
-            // Another vCPU may have sent it an interrupt that cannot be masked.
+            // Another vCPU may have sent it a non-maskable interrupt.
             vcpu.get_vcpu_events().map_err(failed("saving pending events"))?
         } else {
             left.events
@@ -82,7 +82,7 @@ impl VcpuState {
         Ok(state)
     }
 
-    /// Puts all of it back, in the order that KVM needs.
+    /// Restores all of it, in the order that KVM needs.
     pub(super) fn restore(
         &self,
         vcpu: &mut VcpuFd,
@@ -107,8 +107,8 @@ impl VcpuState {
         Ok(())
     }
 
-    /// The same for a vCPU that is as in `present`, in a machine that has not run since: what is alike is left alone.
-    /// Registers and events go with the next entry into the guest. `false`: this way cannot be taken, and nothing was
+    /// The same for a vCPU with state `present`, in a machine that has not run since: equal parts are not written.
+    /// Registers and events are set with the next entry into the guest. `false`: this is not possible, and nothing was
     /// done.
     pub(super) fn restore_over(
         &self,
@@ -121,7 +121,7 @@ impl VcpuState {
     ) -> Result<bool, MachineError> {
         let runs =
             |state: &Self| matches!(state.mp_state.mp_state, KVM_MP_STATE_RUNNABLE | KVM_MP_STATE_HALTED);
-        // System registers hold the mode of the local interrupt controller, which must be right before its state is.
+        // System registers include the mode of the local APIC, which must be right before its state is set.
         if !runs(self) || !runs(present) || self.sregs.apic_base != present.sregs.apic_base {
             return Ok(false);
         }
@@ -141,7 +141,7 @@ impl VcpuState {
             vcpu.set_lapic(&self.lapic).map_err(failed("putting a local interrupt controller back"))?;
         }
         self.restore_tsc(vcpu, shape, tsc, host_tsc_gap)?;
-        // Both lists come from KVM's, in its order. A deadline is compared with the counter, which has moved.
+        // Both lists have KVM's order. A deadline is compared with the counter, which has changed.
         let has_deadline = |state: &Self| state.msr(TSC_DEADLINE).is_some_and(|deadline| deadline != 0);
         let writes_deadline = has_deadline(self) || has_deadline(present);
         let entries = self.msrs.iter().copied().enumerate().filter(|(at, entry)| match entry.0 {
@@ -159,13 +159,14 @@ impl VcpuState {
         Ok(true)
     }
 
-    /// Whether its local timer has more to it than what is in its registers.
+    /// Whether its local timer has state that is not in its registers.
     fn has_timer(&self) -> bool {
         let register = |at: usize| self.lapic.regs[at..at + 4].iter().any(|byte| *byte != 0);
         register(LAPIC_TIMER_INITIAL) || self.msr(TSC_DEADLINE).is_some_and(|deadline| deadline != 0)
     }
 
-    /// The counter goes on from where it stopped, or jumps: `host_tsc_gap` is what the host's gained meanwhile without it.
+    /// The counter continues at the saved value, or jumps. `host_tsc_gap` is the number of ticks of the host's counter
+    /// meanwhile that it must not advance by.
     fn restore_tsc(
         &self,
         vcpu: &VcpuFd,
@@ -180,12 +181,12 @@ impl VcpuState {
     fn tell_that_it_stood(&self, vcpu: &VcpuFd) {
         let is_on = |index| self.msr(index).is_some_and(|at| at & 1 == 1);
         if is_on(KVM_CLOCK) || is_on(KVM_CLOCK_OLD) {
-            // Refused by guests that have just released the paravirtual clock.
+            // Guests that have just disabled the paravirtual clock refuse this.
             let _ = vcpu.kvmclock_ctrl();
         }
     }
 
-    /// Names the parts that differ, but for what time changes.
+    /// Names the parts that differ, except those that time changes.
     pub(crate) fn differences(&self, other: &Self) -> Vec<String> {
         let registers = |state: &Self| {
             let mut registers = state.lapic.regs;
@@ -217,7 +218,7 @@ impl VcpuState {
         self.msrs.iter().find(|(known, _)| *known == index).map(|(_, value)| *value)
     }
 
-    /// What a reader of memory needs of it.
+    /// The registers for introspection.
     pub(crate) fn registers(&self) -> VcpuRegisters {
         let (r, s) = (&self.regs, &self.sregs);
         let table =

@@ -16,13 +16,13 @@ use crate::kvm::device::Outcome;
 use crate::kvm::filter::enter_vcpu_thread;
 use crate::kvm::gate::{Gate, Next};
 
-/// Pulls a thread out of the guest; its handler does nothing.
+/// The signal that makes a thread leave the guest; its handler does nothing.
 const KICK: Signal = Signal::SIGUSR1;
 
-/// Most accesses of one instruction: KVM checks after this many of a string instruction whether to go on.
+/// Bound on the accesses of one instruction: KVM checks after this many of a string instruction whether to continue.
 const ACCESSES_MAX: usize = 1024;
 
-/// Looks at a lock before its holder is waited for by the system: about as long as reading a state takes.
+/// Number of polls of a lock before the thread sleeps: about as long as reading a state takes.
 const SPINS_MAX: u32 = 4_000;
 
 /// A vCPU and the thread that runs it.
@@ -83,7 +83,7 @@ impl Vcpu {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// The vCPU, to take or restore its state. Waits for its thread to be out of the guest and to have read the state.
+    /// The vCPU, for reading or restoring its state. Waits until its thread has left the guest and has read the state.
     pub(crate) fn core(&self) -> MutexGuard<'_, Core> {
         for _ in 0..SPINS_MAX {
             match self.shared.core.try_lock() {
@@ -95,17 +95,17 @@ impl Vcpu {
         self.shared.lock()
     }
 
-    /// Whether its state is known, which it is some time after it was stopped.
+    /// Whether its state is known, which is the case some time after the stop.
     pub(crate) fn is_known(&self) -> bool {
         self.core().is_known()
     }
 
-    /// Pulls the thread out of the guest, or keeps it from entering. The flag catches the moment before the entry, the
-    /// signal the time in it.
+    /// Makes the thread leave the guest, or keeps it from entering: the flag takes effect before the entry, the signal
+    /// in the guest.
     pub(crate) fn kick(&self) {
         self.shared.immediate_exit.set(1);
         if let Some(thread) = &self.thread {
-            // The thread may have ended meanwhile: then it is out of the guest.
+            // The thread may have ended meanwhile: then it is not in the guest.
             let _ = nix::sys::pthread::pthread_kill(thread.as_pthread_t(), KICK);
         }
     }
@@ -113,7 +113,7 @@ impl Vcpu {
 
 impl Drop for Vcpu {
     fn drop(&mut self) {
-        // The gate was ended before; a thread that panicked has nothing to say here.
+        // The gate was closed before; the panic of a thread is reported elsewhere.
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -150,7 +150,8 @@ impl Shared {
                     self.immediate_exit.set(0);
                     self.stay(&mut core.fd, gate, bus);
                     gate.leave();
-                    // Nobody runs: what others do to this vCPU is done. Whoever stopped it finds the dirty pages meanwhile.
+                    // No vCPU runs: no other vCPU changes this one any more. The pausing thread finds the dirty pages
+                    // meanwhile.
                     if gate.wait_all_out() {
                         core.look();
                     }
@@ -169,8 +170,8 @@ impl Shared {
                 gate.give_up(why.clone());
             }
         }
-        // An access that left the guest is only finished by the next entry, which returns at once by the flag: but
-        // for an instruction with several accesses, each of which leaves the guest.
+        // An access that caused an exit is completed only by the next entry, which returns at once because of the flag,
+        // unless the instruction has several accesses, each of which causes an exit.
         self.immediate_exit.set(1);
         for _ in 0..ACCESSES_MAX {
             if matches!(last, Ok(Turn::Interrupted)) {
@@ -187,13 +188,13 @@ impl Shared {
 
 /// Why a vCPU left the guest.
 enum Turn {
-    /// It wanted something, which was done.
+    /// An access, which was handled.
     Exit,
-    /// It was pulled out.
+    /// It was made to leave.
     Interrupted,
 }
 
-/// Runs the guest up to its next exit and does what it wanted.
+/// Runs the guest up to its next exit and handles it.
 fn turn(fd: &mut VcpuFd, bus: &Bus, gate: &Gate) -> Result<Turn, String> {
     let outcome = match fd.run() {
         Ok(VcpuExit::IoIn(port, data)) => {

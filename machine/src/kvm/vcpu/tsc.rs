@@ -18,18 +18,18 @@ mod ioctl {
 // Numbers from include/uapi/linux/kvm.h: KVM_SET_DEVICE_ATTR and KVM_GET_DEVICE_ATTR carry 24 bytes.
 const _: () = assert!(size_of::<kvm_device_attr>() == 24);
 
-/// How much a vCPU's time-stamp counter is ahead of the host's, as far as it is known.
+/// The offset of a vCPU's time-stamp counter from the host's, as far as it is known.
 ///
-/// It is moved by that offset, and not by writing the MSR: KVM takes a value within a second of what it expects for an
-/// attempt to synchronise the counters of several vCPUs, and leaves the counter where it was. A rollback mostly *is*
-/// within a second. All vCPUs of a machine are moved by the same, so that their counters stay alike.
+/// The counter is changed by that offset, not by writing the MSR: when a written value is within a second of the
+/// expected one, KVM assumes an attempt to synchronise the counters of several vCPUs, and does not change the counter.
+/// Most rollbacks are within a second. All vCPUs of a machine get the same change, so that their counters stay equal.
 #[derive(Debug, Default)]
 pub(super) struct Tsc {
     offset: Option<u64>,
 }
 
 impl Tsc {
-    /// The offset of a vCPU whose counter was `counter` when the host's was in `host`.
+    /// The offset of a vCPU whose counter was `counter` when the host's was `host`.
     pub(super) fn offset(
         &mut self,
         vcpu: &VcpuFd,
@@ -46,7 +46,7 @@ impl Tsc {
         Ok(offset)
     }
 
-    /// Moves the counter.
+    /// Changes the counter.
     pub(super) fn set(&mut self, vcpu: &VcpuFd, offset: u64) -> Result<(), MachineError> {
         if self.offset != Some(offset) {
             self.offset = None;
@@ -63,7 +63,7 @@ pub(crate) fn host() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
-/// Tries it.
+/// Tests whether it works.
 pub(super) fn can_move(vcpu: &VcpuFd) -> bool {
     const FAR: u64 = 1 << 44;
     let counter = || -> Option<u64> {

@@ -19,11 +19,11 @@ use crate::kvm::state::{decode, encode};
 
 const SECTOR_BYTES: u64 = 512;
 const QUEUE_SIZE: u16 = 256;
-/// Buffers of data in a request, and bytes in each: with them a driver's requests end.
+/// Buffers of data in a request, and bytes in each: bounds that a driver must keep.
 const SEG_MAX: u32 = 64;
 const SIZE_MAX: u32 = 64 << 10;
 const REQUEST_BYTES_MAX: usize = SEG_MAX as usize * SIZE_MAX as usize;
-/// What one range of a discard may have.
+/// Bound on one range of a discard.
 const DISCARD_SECTORS_MAX: u32 = (16 << 20) >> 9;
 /// Ranges in a request.
 const RANGES_MAX: u32 = 4;
@@ -31,7 +31,7 @@ const RANGES_MAX: u32 = 4;
 const SECTORS_A_BLOCK: u8 = 3;
 const HEADER_BYTES: usize = 16;
 const RANGE_BYTES: usize = 16;
-/// What goes through our hands at once.
+/// Bytes that are copied at once.
 const PIECE_BYTES: usize = 64 << 10;
 
 /// A disk.
@@ -44,7 +44,7 @@ pub(crate) struct Block {
     piece: Vec<u8>,
 }
 
-/// What must be the same where a state is put back.
+/// The properties that must be equal when a state is restored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Shape {
     size_bytes: u64,
@@ -53,11 +53,11 @@ struct Shape {
 
 /// How a request ended.
 enum Failure {
-    /// The disk could not.
+    /// The disk failed.
     Disk,
-    /// The device does not support this.
+    /// The device does not support the request.
     Unsupported,
-    /// The driver must not do this.
+    /// The driver violated the protocol.
     Violation(ProtocolViolation),
 }
 
@@ -84,7 +84,7 @@ impl Block {
         }
     }
 
-    /// Does what a request wants; how many bytes of its buffers were written before the status.
+    /// Executes a request; returns how many bytes of its buffers were written before the status.
     fn serve(&mut self, chain: &Chain, queues: &mut Queues<'_>) -> Result<usize, Failure> {
         let memory = queues.memory();
         let mut reader = chain.reader();
@@ -123,7 +123,7 @@ impl Block {
                 }
                 Ok(0)
             }
-            // What the guest wrote is as durable as the checkpoint that it is in: there is nothing to be done here.
+            // A write is as durable as the checkpoint that contains it: a flush has nothing to do.
             VIRTIO_BLK_T_FLUSH => Ok(0),
             VIRTIO_BLK_T_GET_ID => {
                 let mut id = [0; VIRTIO_BLK_ID_BYTES as usize];
@@ -140,7 +140,7 @@ impl Block {
         }
     }
 
-    /// Makes zeros of ranges: a discarded range may hold anything, and zeros take no room.
+    /// Writes zeros to ranges: a discarded range may have any contents, and zeros take no room.
     fn zero(
         &self,
         disk: &mut Overlay,
@@ -166,7 +166,7 @@ impl Block {
             {
                 return Err(Failure::Disk);
             }
-            // Nothing is copied, but each block is looked at.
+            // Nothing is copied, but each block is examined.
             queues.spend(usize::try_from(length).unwrap_or(usize::MAX) / 16);
             disk.zero(offset, length).map_err(failed)?;
         }

@@ -5,10 +5,10 @@ use vm_memory::{Address as _, Bytes as _, GuestAddress, GuestMemory, Permissions
 
 use super::protocol_violation::ProtocolViolation;
 
-/// Most buffers in a chain: twice what stock drivers use.
+/// Bound on the buffers in a chain: twice the number that stock drivers use.
 const BUFFERS_MAX: usize = 1024;
 
-/// One request of a driver: buffers to be read, then buffers to be written. All of them are memory of the guest.
+/// One request of a driver: buffers to be read, then buffers to be written. All of them are in the guest's memory.
 #[derive(Clone, Debug)]
 pub(crate) struct Chain {
     head: u16,
@@ -24,7 +24,7 @@ struct Buffer {
 }
 
 impl Chain {
-    /// Walks a chain once: what the guest changes in it from now on has no effect.
+    /// Walks a chain once: later changes by the guest have no effect.
     pub(super) fn collect<M>(chain: DescriptorChain<M>) -> Result<Self, ProtocolViolation>
     where
         M: Deref<Target: GuestMemory + Sized> + Clone,
@@ -59,7 +59,7 @@ impl Chain {
         Ok(collected)
     }
 
-    /// The number by which the driver recognises the request.
+    /// The number that identifies the request for the driver.
     pub(super) fn head(&self) -> u16 {
         self.head
     }
@@ -94,7 +94,7 @@ impl<'a> Cursor<'a> {
         self.buffers.iter().map(|buffer| buffer.bytes).sum::<usize>() - self.done
     }
 
-    /// Reads as much as there is; how many bytes that was.
+    /// Reads as much as there is; returns the number of bytes.
     pub(crate) fn read(
         &mut self,
         memory: &impl GuestMemory,
@@ -109,7 +109,7 @@ impl<'a> Cursor<'a> {
         Ok(wanted - into.len())
     }
 
-    /// Writes as much as there is room for; how many bytes that was.
+    /// Writes as much as there is room for; returns the number of bytes.
     pub(crate) fn write(
         &mut self,
         memory: &impl GuestMemory,
@@ -124,21 +124,21 @@ impl<'a> Cursor<'a> {
         Ok(wanted - from.len())
     }
 
-    /// Goes on by as many bytes as there are.
+    /// Advances by at most this many bytes.
     pub(crate) fn skip(&mut self, mut bytes: usize) {
         while let Some((_, skipped)) = self.piece(bytes) {
             bytes -= skipped;
         }
     }
 
-    /// Splits off what is past `bytes`: this one ends there.
+    /// Splits off the part past `bytes`.
     pub(crate) fn rest_after(&self, bytes: usize) -> Cursor<'a> {
         let mut rest = *self;
         rest.skip(bytes);
         rest
     }
 
-    /// Up to `bytes` bytes that lie in one buffer; they are passed.
+    /// Up to `bytes` bytes within one buffer; advances past them.
     fn piece(&mut self, bytes: usize) -> Option<(GuestAddress, usize)> {
         while let Some(buffer) = self.buffers.first() {
             let left = buffer.bytes - self.done;

@@ -13,7 +13,7 @@ const QUEUE_SIZES: [u16; 2] = [64, 64];
 /// Bytes that are copied at a time.
 const PIECE_BYTES: usize = 4096;
 
-/// A console without a machine's past: one port, as wide as the guest likes. It has no state but that of its queues.
+/// A console with one port. It has no state besides that of its queues.
 pub(crate) struct Console {
     output: ConsoleOutput,
     input: Pending,
@@ -28,7 +28,7 @@ impl Console {
         let mut bytes = [0; PIECE_BYTES];
         while let Some(chain) = queues.pop(queue)? {
             let mut reader = chain.reader();
-            // A request may name the same memory many times over: what no one could keep is not even read.
+            // A request may name the same memory many times: bytes beyond what can be kept are not read.
             let excess = reader.left().saturating_sub(ConsoleOutput::KEPT_BYTES_MAX);
             reader.skip(excess);
             loop {
@@ -36,7 +36,7 @@ impl Console {
                 if length == 0 {
                     break;
                 }
-                // It takes everything.
+                // It accepts any size.
                 let _ = self.output.write_all(&bytes[..length]);
             }
             queues.push(queue, &chain, 0)?;

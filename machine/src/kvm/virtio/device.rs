@@ -5,15 +5,16 @@ use super::queues::Queues;
 
 /// A virtio device, without its transport.
 ///
-/// Whatever is in its queues is lawful here: a device answers, or returns [`ProtocolViolation`], and never panics.
+/// Its queues may contain anything: a device responds, or returns [`ProtocolViolation`], and never panics.
 pub(crate) trait VirtioDevice: Send {
-    /// The kind of device, as virtio numbers it.
+    /// The virtio number of the kind of device.
     fn kind(&self) -> u32;
 
-    /// Name and version of its state's format; with more of its kind, each has a name of its own: `virtio-block/1:d0`.
+    /// Name and version of its state's format; if there are several devices of a kind, each has a name of its own:
+    /// `virtio-block/1:d0`.
     fn format(&self) -> &str;
 
-    /// Features that it offers, apart from those of the transport and the rings.
+    /// The features that it offers, apart from those of the transport and the rings.
     fn features(&self) -> u64 {
         0
     }
@@ -21,7 +22,7 @@ pub(crate) trait VirtioDevice: Send {
     /// The greatest size of each of its queues: powers of two.
     fn queue_sizes(&self) -> &[u16];
 
-    /// Reads its configuration; `data` is zeros before, also where it has none.
+    /// Reads its configuration; `data` is zeros before, also past its end.
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let _ = (offset, data);
     }
@@ -31,26 +32,26 @@ pub(crate) trait VirtioDevice: Send {
         let _ = (offset, data);
     }
 
-    /// The driver put something into a queue. Takes chains as long as [`Queues::pop`] gives some: what is left over is
-    /// asked for again, after a pause maybe.
+    /// The driver notified a queue. Takes chains as long as [`Queues::pop`] returns some; the rest is processed in a
+    /// later call, possibly after a pause.
     fn notify(&mut self, queue: usize, queues: &mut Queues<'_>) -> Result<(), ProtocolViolation>;
 
-    /// Takes what came from outside and waits for it, as much as the driver has made room for. The machine runs, and the
-    /// driver is ready.
+    /// Accepts input from outside that waits for the device, as much as the driver has provided room for. The machine
+    /// runs, and the driver is ready.
     fn take_input(&mut self, queues: &mut Queues<'_>) -> Result<(), ProtocolViolation> {
         let _ = queues;
         Ok(())
     }
 
-    /// The driver starts anew.
+    /// The driver resets the device.
     fn reset(&mut self);
 
-    /// Its state beside that of its queues.
+    /// Its state besides that of its queues.
     fn save(&self) -> Result<Vec<u8>, MachineError> {
         Ok(Vec::new())
     }
 
-    /// Takes a state back that [`VirtioDevice::save`] gave; refuses what is not one and then stays as it was.
+    /// Restores a state from [`VirtioDevice::save`]; refuses an invalid one without any change.
     fn restore(&mut self, bytes: &[u8]) -> Result<(), MachineError> {
         let _ = bytes;
         Ok(())

@@ -3,8 +3,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use retrovisor_guest::PAGE_SHIFT;
 use vm_memory::bitmap::{Bitmap, BitmapSlice, NewBitmap, WithBitmapSlice};
 
-/// The pages of a range of memory that were written since they were last asked for: a bit a page, and above it a bit for
-/// each word of those, so that asking costs what was written and not what is there.
+/// The pages of a range of memory that were written since the last query: one bit for each page, and above it one bit
+/// for each word of those, so that the cost of a query depends on the number of written pages.
 #[derive(Debug, Default)]
 pub(crate) struct DirtyLog {
     count: usize,
@@ -13,8 +13,9 @@ pub(crate) struct DirtyLog {
 }
 
 impl DirtyLog {
-    /// Gives every word with a page in it to `found`, by number, and starts anew. What is written meanwhile is given now or
-    /// the next time.
+    /// Passes every word with a page in it to `found`, by number, and clears it. A write meanwhile is in this result or
+    /// in the next.
+    /// now or the next time.
     pub(crate) fn take(&self, mut found: impl FnMut(usize, u64)) {
         for (at, word) in self.words.iter().enumerate() {
             if word.load(Ordering::Relaxed) == 0 {
@@ -49,7 +50,7 @@ impl Bitmap for DirtyLog {
             let Some(word) = self.pages.get(page / 64) else { return };
             // Always, also when the bit is set: this orders the write before the bit is taken.
             word.fetch_or(1 << (page % 64), Ordering::SeqCst);
-            // After the page's: a reader that sees this one finds the other.
+            // After the page's bit: a reader that sees this one finds the other.
             if let Some(word) = self.words.get(page / 64 / 64) {
                 word.fetch_or(1 << (page / 64 % 64), Ordering::SeqCst);
             }
@@ -70,7 +71,7 @@ impl<'a> WithBitmapSlice<'a> for DirtyLog {
     type S = Part<'a>;
 }
 
-/// A log from some address on.
+/// A log that begins at an address.
 #[derive(Clone, Debug)]
 pub(crate) struct Part<'a> {
     log: &'a DirtyLog,

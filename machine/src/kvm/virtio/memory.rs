@@ -10,19 +10,19 @@ use vm_memory::{
 use super::dirty::DirtyLog;
 use crate::ram::Ram;
 
-/// A guest's memory as devices write it: KVM does not see that, so it is logged here.
+/// A guest's memory for writes of devices: KVM does not log those, so they are logged here.
 #[derive(Clone, Debug)]
 pub(crate) struct DeviceMemory(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     map: GuestMemoryMmap<DirtyLog>,
-    /// What `map` points into.
+    /// The mapping to which `map` points.
     _mappings: Vec<Arc<MmapRegion>>,
 }
 
 impl DeviceMemory {
-    /// The same memory with a log of its own.
+    /// The same memory with a separate log.
     pub(crate) fn over(ram: &Ram) -> Result<Self, MachineError> {
         let failed = |message: String| MachineError::Driver {
             doing: "showing the guest's memory to its devices".into(),

@@ -26,7 +26,7 @@ use crate::kvm::device::{Device, Outcome, Place};
 use crate::kvm::interrupt::InterruptLine;
 use crate::kvm::state::{decode, encode};
 
-/// Addresses of a device.
+/// Size of a device's register window.
 pub(crate) const WINDOW_BYTES: u64 = 0x1000;
 /// "virt".
 const MAGIC: u32 = 0x7472_6976;
@@ -50,7 +50,7 @@ pub(crate) struct Mmio<D> {
 }
 
 impl<D: VirtioDevice> Mmio<D> {
-    /// A device that answers from `first` on.
+    /// A device whose registers begin at `first`.
     pub(crate) fn new(
         device: D,
         first: Gpa,
@@ -65,7 +65,7 @@ impl<D: VirtioDevice> Mmio<D> {
         Ok(Self { device, first, line, raised: false, memory, queues, registers: Registers::default() })
     }
 
-    /// Work on the device that no driver asked for: something arrived. `None` without a driver that is ready.
+    /// Does work on the device that no driver requested: input arrived. `None` without a driver that is ready.
     pub(crate) fn work<R>(
         &mut self,
         work: impl FnOnce(&mut D, &mut Queues<'_>) -> Result<R, ProtocolViolation>,
@@ -109,7 +109,7 @@ impl<D: VirtioDevice> Mmio<D> {
         self.set_line();
     }
 
-    /// The line is raised while there is something that the driver has not acknowledged.
+    /// The line is raised while there is an event that the driver has not acknowledged.
     fn set_line(&mut self) {
         let raised = self.registers.interrupt_status != 0;
         if raised != self.raised {
@@ -217,7 +217,7 @@ impl<D: VirtioDevice> Mmio<D> {
         self.registers.status = status;
     }
 
-    /// A queue in use does not change.
+    /// A queue in use cannot be changed.
     fn set_up_queue(&mut self, offset: u32, value: u32) {
         let ready_to = self.has(VIRTIO_CONFIG_S_FEATURES_OK);
         let memory = self.memory.map();
@@ -323,9 +323,9 @@ impl<D: VirtioDevice> Device for Mmio<D> {
         let queues = queues.map(|(queue, saved)| saved.queue(queue.max_size())).collect::<Option<Vec<_>>>();
         let queues = queues.ok_or_else(|| refused("a queue cannot be"))?;
         if queues.iter().any(|queue| queue.ready() && !queue.is_valid(self.memory.map())) {
-            return Err(refused("a queue does not lie in memory"));
+            return Err(refused("a queue is not in memory"));
         }
-        // Before they are agreed on, a driver may have written anything there.
+        // Before they are negotiated, a driver may have written anything there.
         let agreed = saved.registers.status & VIRTIO_CONFIG_S_FEATURES_OK != 0;
         if agreed && saved.registers.driver_features & !self.features() != 0 {
             return Err(refused("its driver uses a feature that this device does not have"));

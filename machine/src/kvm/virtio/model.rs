@@ -14,7 +14,7 @@ use crate::kvm::disk::{DiskConfig, Overlay};
 use crate::kvm::interrupt::InterruptLine;
 use crate::ram::Ram;
 
-/// A virtio device with memory of its own, and neither KVM nor vCPU: its owner acts as the driver.
+/// A virtio device with memory of its own, without KVM or vCPUs: its owner acts as the driver.
 ///
 /// For tests of devices and for fuzzing them. Offsets are those of virtio-mmio's registers.
 pub struct VirtioModel {
@@ -34,13 +34,13 @@ impl InterruptLine for ModelLine {
 }
 
 impl VirtioModel {
-    /// A disk, beside so much memory from address 0 on.
+    /// A disk, with this much memory from address 0 on.
     pub fn block(memory_bytes: u64, disk: &DiskConfig) -> Result<Self, MachineError> {
         let overlay = Overlay::new("d0", disk)?;
         Self::over(memory_bytes, Block::new(Arc::new(Mutex::new(overlay))))
     }
 
-    /// A source of random numbers, beside so much memory from address 0 on.
+    /// A source of random numbers, with this much memory from address 0 on.
     pub fn rng(memory_bytes: u64) -> Result<Self, MachineError> {
         Self::over(memory_bytes, Rng)
     }
@@ -59,14 +59,15 @@ impl VirtioModel {
         self.device.read(offset, data);
     }
 
-    /// The driver writes registers; the device does all that follows from it.
+    /// The driver writes registers; the device does all resulting work.
     pub fn write(&mut self, offset: u64, data: &[u8]) {
         if self.device.write(offset, data) == Outcome::Behind {
             while self.device.catch_up() {}
         }
     }
 
-    /// As [`VirtioModel::write`], but the device stops where a pause would stop it; whether it has more to do.
+    /// Like [`VirtioModel::write`], but the device stops where a pause would stop it; returns whether it has more to
+    /// do.
     pub fn write_and_pause(&mut self, offset: u64, data: &[u8]) -> bool {
         self.device.write(offset, data) == Outcome::Behind
     }
@@ -77,7 +78,7 @@ impl VirtioModel {
         self.ram.map().read_slice(into, GuestAddress(at.0)).is_ok()
     }
 
-    /// The driver writes memory; `false` where there is none. That is no write of the device's.
+    /// The driver writes memory; `false` where there is none. This does not count as a write of the device.
     #[must_use]
     pub fn write_memory(&self, at: Gpa, bytes: &[u8]) -> bool {
         self.ram.write(at, bytes).is_ok()
@@ -102,7 +103,7 @@ impl VirtioModel {
         self.device.save()
     }
 
-    /// Takes a state back that [`VirtioModel::save`] gave.
+    /// Restores a state from [`VirtioModel::save`].
     pub fn restore(&mut self, bytes: &[u8]) -> Result<(), MachineError> {
         self.device.restore(bytes)
     }

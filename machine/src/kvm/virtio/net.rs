@@ -20,33 +20,33 @@ use retrovisor_guest::MacAddress;
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
 const QUEUE_SIZES: [u16; 2] = [256, 256];
-/// What precedes each frame in a queue: of it, without offloads, only the number of buffers is used.
+/// The header of each frame in a queue: without offloads only the number of buffers is used.
 const PREFIX_BYTES: usize = size_of::<virtio_net_hdr_v1>();
-/// Frames that are received in one go: a pause waits for one go.
+/// Frames that are received in one portion: a pause waits for one portion.
 const GO_FRAMES: usize = 24;
 
 /// A network interface.
 pub(crate) struct Net {
     format: String,
     mac: MacAddress,
-    /// What it is plugged into. None: nothing.
+    /// What it is connected to, if anything.
     link: Option<Arc<Link>>,
-    /// What the guest sees of that.
+    /// The link status that the guest sees.
     up: bool,
-    /// The guest has read another address: its link is to go down and up, so that it reads it again.
+    /// The guest has read another address: its link is to go down and up, so that it reads the address again.
     bounce: bool,
     /// Wakes the receiving thread: there may be buffers again.
     wake: Arc<OwnedFd>,
 }
 
-/// How far receiving went.
+/// The result of receiving.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Progress {
     /// There may be more frames.
     Going,
     /// No frame waits.
     Idle,
-    /// The driver has given no buffer: the receiving thread is woken when it does.
+    /// The driver has provided no buffer: the receiving thread is woken when it does.
     Full,
     /// The other side is gone.
     Closed,
@@ -60,13 +60,13 @@ struct Saved {
 }
 
 impl Net {
-    /// The interface number `index` of a machine, plugged into `link`.
+    /// The interface number `index` of a machine, connected to `link`.
     pub(crate) fn new(index: usize, mac: MacAddress, link: Option<Arc<Link>>, wake: Arc<OwnedFd>) -> Self {
         let format = format!("virtio-net/1:n{index}");
         Self { format, mac, up: link.is_some(), link, bounce: false, wake }
     }
 
-    /// Hands frames to the driver, as long as there are frames and buffers.
+    /// Passes frames to the driver, as long as there are frames and buffers.
     pub(crate) fn receive(&mut self, queues: &mut Queues<'_>) -> Result<Progress, ProtocolViolation> {
         let Some(link) = &self.link else { return Ok(Progress::Idle) };
         let mut bytes = [0; FRAME_BYTES_MAX];
@@ -102,7 +102,7 @@ impl Net {
         Ok(Progress::Going)
     }
 
-    /// Loses what waits to be received: there is no driver.
+    /// Drops the frames that wait to be received: there is no driver.
     pub(crate) fn mark_lost(&self) -> Progress {
         match self.link.as_ref().map(|link| link.drain()) {
             Some(Received::Closed) => Progress::Closed,
@@ -110,12 +110,12 @@ impl Net {
         }
     }
 
-    /// Plugs in, or out.
+    /// Connects or disconnects.
     pub(crate) fn plug(&mut self, link: Option<Arc<Link>>) {
         self.link = link;
     }
 
-    /// Whether the link is up, if the guest has seen otherwise.
+    /// The link status, if the guest has seen another one.
     pub(crate) fn link_change(&self) -> Option<bool> {
         let up = self.link.is_some() && !self.bounce;
         (up != self.up).then_some(up)
@@ -215,7 +215,7 @@ impl VirtioDevice for Net {
         let saved: Saved = decode("a network interface", bytes)?;
         self.up = saved.up;
         self.bounce = saved.mac != self.mac;
-        // What was on its way belongs to a time that has not been.
+        // Frames in transit belong to the time that was undone.
         self.mark_lost();
         self.wake();
         Ok(())

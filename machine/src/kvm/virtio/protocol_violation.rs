@@ -1,3 +1,3 @@
-/// The driver did what the standard forbids: the device needs a reset, and why.
+/// A violation of the virtio protocol by the driver: the device needs a reset. With the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ProtocolViolation(pub(crate) &'static str);

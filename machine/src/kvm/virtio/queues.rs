@@ -9,11 +9,11 @@ use super::dirty::DirtyLog;
 use super::memory::DeviceMemory;
 use super::protocol_violation::ProtocolViolation;
 
-/// Chains that are given out in one go, and bytes: a pause may wait for one go.
+/// Chains that are processed in one portion, and bytes: a pause may wait for one portion.
 const CHAINS_MAX: usize = 32;
 const BYTES_MAX: usize = 256 << 10;
 
-/// The queues of a device, for one go of its work.
+/// The queues of a device, for one portion of its work.
 pub(crate) struct Queues<'a> {
     memory: &'a DeviceMemory,
     rings: &'a mut [Queue],
@@ -29,12 +29,12 @@ impl<'a> Queues<'a> {
         Self { memory, rings, chains: 0, bytes: 0, behind: false, used: 0 }
     }
 
-    /// The guest's memory, in which chains lie.
+    /// The guest's memory, which contains the chains.
     pub(crate) fn memory(&self) -> &'a GuestMemoryMmap<DirtyLog> {
         self.memory.map()
     }
 
-    /// The next request in a queue. `None`: there is none, or the device has done enough for now.
+    /// The next request in a queue. `None`: there is none, or the portion is complete.
     pub(crate) fn pop(&mut self, queue: usize) -> Result<Option<Chain>, ProtocolViolation> {
         let Some(queue) = self.rings.get_mut(queue).filter(|queue| queue.ready()) else { return Ok(None) };
         let enough = self.chains >= CHAINS_MAX || self.bytes >= BYTES_MAX;
@@ -53,19 +53,20 @@ impl<'a> Queues<'a> {
         Ok(Some(chain))
     }
 
-    /// Puts the request that [`Queues::pop`] gave last back: it will be given again. For a device that has no answer yet.
+    /// Returns the request that [`Queues::pop`] returned last, which will return it again. For a device that has no
+    /// response yet.
     pub(crate) fn put_back(&mut self, queue: usize) {
         if let Some(queue) = self.rings.get_mut(queue) {
             queue.go_to_previous_position();
         }
     }
 
-    /// A request cost as much as copying so many bytes more than its own.
+    /// The fixed cost of a request, as the number of bytes that could be copied in that time.
     pub(crate) fn spend(&mut self, bytes: usize) {
         self.bytes = self.bytes.saturating_add(bytes);
     }
 
-    /// Answers a request; `written` bytes of its buffers were written.
+    /// Completes a request; `written` bytes of its buffers were written.
     pub(crate) fn push(
         &mut self,
         queue: usize,
@@ -80,7 +81,7 @@ impl<'a> Queues<'a> {
         Ok(())
     }
 
-    /// Whether requests were left over only because the device had done enough.
+    /// Whether requests are left only because the portion is complete.
     pub(super) fn is_behind(&self) -> bool {
         self.behind
     }

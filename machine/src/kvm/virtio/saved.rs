@@ -11,7 +11,7 @@ pub(super) struct Registers {
     pub(super) queue_sel: u32,
     pub(super) interrupt_status: u32,
     pub(super) config_generation: u32,
-    /// Queues that the driver asked to look at and that are not done, a bit each.
+    /// Queues that the driver has notified and that are not done, one bit each.
     pub(super) behind: u64,
 }
 
@@ -51,7 +51,7 @@ impl From<&Queue> for SavedQueue {
 }
 
 impl SavedQueue {
-    /// The queue, if it can be one of that greatest size.
+    /// The queue, if it is valid for that greatest size.
     pub(super) fn queue(&self, max_size: u16) -> Option<Queue> {
         let state = QueueState {
             max_size,

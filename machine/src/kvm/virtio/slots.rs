@@ -9,12 +9,12 @@ use super::mmio::{Mmio, WINDOW_BYTES};
 use crate::kvm::bus::Bus;
 use crate::kvm::vm::Vm;
 
-/// Where the first device answers: in the hole below 4 GiB.
+/// The address of the first device: in the hole below 4 GiB.
 const FIRST: u64 = 0xd000_0000;
-/// Interrupt lines, one a device: first those that no device of old PCs has.
+/// Interrupt lines, one for each device: first those that no device of old PCs has.
 const LINES: [u32; 14] = [16, 17, 18, 19, 20, 21, 22, 23, 5, 6, 7, 10, 11, 12];
 
-/// Where a device is found.
+/// The place of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Window {
     /// The first of [`WINDOW_BYTES`] addresses.
@@ -23,7 +23,7 @@ pub(crate) struct Window {
     pub(crate) line: u32,
 }
 
-/// Gives each virtio device of a machine its place, in the order in which they come.
+/// Assigns each virtio device of a machine its place, in the order of the calls.
 pub(crate) struct VirtioSlots<'a> {
     vm: &'a Vm,
     memory: &'a DeviceMemory,
@@ -35,7 +35,7 @@ impl<'a> VirtioSlots<'a> {
         Self { vm, memory, windows: Vec::new() }
     }
 
-    /// Puts a device onto the bus; what is returned is for work on it from outside of the guest.
+    /// Adds a device to the bus; the result is for work on it from outside the guest.
     pub(crate) fn add<D: VirtioDevice + 'static>(
         &mut self,
         bus: &mut Bus,

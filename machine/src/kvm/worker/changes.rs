@@ -9,18 +9,18 @@ use super::message::{Answer, Request, Run};
 #[expect(clippy::cast_possible_truncation, reason = "a small constant")]
 const RUN_BYTES_MAX: usize = RUN_BLOCKS_MAX as usize * BLOCK_SIZE;
 
-/// Changed blocks, answered by the worker run by run.
+/// Changed blocks, requested from the worker run by run.
 pub(super) struct RemoteChanges {
     link: Arc<Mutex<Link>>,
     id: u64,
     /// Of the disk.
     blocks: u64,
-    /// No run begins before this block.
+    /// The next run begins at this block or later.
     next: u64,
 }
 
 impl RemoteChanges {
-    /// Those that the worker has ready under a number, of a disk of so many blocks.
+    /// The changed blocks that the worker has under a number, of a disk of this many blocks.
     pub(super) fn new(link: Arc<Mutex<Link>>, id: u64, blocks: u64) -> Self {
         Self { link, id, blocks, next: 0 }
     }
@@ -51,12 +51,12 @@ impl DiskChanges for RemoteChanges {
 impl Drop for RemoteChanges {
     fn drop(&mut self) {
         let mut link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
-        // A worker that was lost cannot answer.
+        // A lost worker cannot reply.
         let _ = link.ask("ending", &Request::EndChanges { id: self.id }, &[], 0, |_, _| Some(()));
     }
 }
 
-/// Whether a run is on the disk, after the one before, with as many bytes as it must have.
+/// Whether a run is within the disk, follows the one before, and has the right number of bytes.
 fn checked(run: &BlockRun, next: u64, blocks: u64, bytes: usize) -> bool {
     let end = run.first.checked_add(run.count).filter(|end| *end <= blocks);
     let expected = match run.content {

@@ -14,24 +14,24 @@ use serde::de::DeserializeOwned;
 
 /// Two lengths, little endian: of the head (postcard) and of the body (plain bytes).
 const PREFIX_BYTES: usize = 8;
-/// Longest head. The longest real one names the files of a machine that is started.
+/// Bound on the head. The longest real one has the configuration of a machine that is started.
 pub(super) const HEAD_BYTES_MAX: usize = 1 << 20;
-/// Most descriptors with one message; more are closed by the kernel. A machine with every interface that it may have needs
-/// fewer.
+/// Bound on the descriptors of one message; the kernel closes further ones. A machine with the maximum number of
+/// interfaces needs fewer.
 const FDS_MAX: usize = 24;
-/// What is asked of the kernel at once; most messages fit.
+/// Bytes read from the kernel at once; most messages fit.
 const READ_BYTES: usize = 64 << 10;
 
 /// One end of the connection: messages with a head of structured data, a body of bytes, and descriptors.
 pub(super) struct Channel {
     stream: UnixStream,
-    /// How long a message may take to come, when there is a limit.
+    /// Time limit for a message, if there is one.
     patience: Option<Duration>,
     out: Vec<u8>,
     buffer: Vec<u8>,
 }
 
-/// A message as it came.
+/// A received message.
 pub(super) struct Received<T> {
     pub(super) head: T,
     pub(super) fds: Vec<OwnedFd>,
@@ -46,7 +46,7 @@ impl Channel {
         Ok(Self { stream, patience, out: Vec::new(), buffer: vec![0; READ_BYTES] })
     }
 
-    /// Changes how long a message may take.
+    /// Changes the time limit for a message.
     pub(super) fn set_patience(&mut self, patience: Duration) -> io::Result<()> {
         self.stream.set_read_timeout(Some(patience))?;
         self.patience = Some(patience);
@@ -84,7 +84,8 @@ impl Channel {
         (&self.stream).write_all(&self.out[sent..])
     }
 
-    /// Waits for a message whose body has at most `body_bytes_max` bytes. `None`: the other end went away in good order.
+    /// Waits for a message whose body has at most `body_bytes_max` bytes. `None`: the other end closed the connection
+    /// between messages.
     pub(super) fn receive<T: DeserializeOwned>(
         &mut self,
         body_bytes_max: usize,
@@ -138,7 +139,7 @@ impl Channel {
         self.buffer.get(body).unwrap_or_default()
     }
 
-    /// Reads what is there, and its descriptors.
+    /// Reads available bytes and their descriptors.
     fn some(&mut self, from: usize, fds: &mut Vec<OwnedFd>) -> io::Result<usize> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -166,7 +167,7 @@ impl Channel {
     }
 }
 
-/// A socket's time limit comes as "would block".
+/// A socket's time limit is reported as "would block".
 fn in_time(error: io::Error) -> io::Error {
     if error.kind() == io::ErrorKind::WouldBlock { io::ErrorKind::TimedOut.into() } else { error }
 }
@@ -207,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn lies_about_lengths_are_refused() {
+    fn wrong_lengths_are_refused() {
         for (bytes, limit) in [
             ([u32::MAX.to_le_bytes(), [0; 4]].concat(), 0),
             ([1_u32.to_le_bytes(), u32::MAX.to_le_bytes()].concat(), 100),
@@ -227,7 +228,7 @@ mod tests {
         let error = ours.receive::<u8>(0).err().unwrap();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         let drip = std::thread::spawn(move || {
-            // A byte every so often, each within the socket's own limit.
+            // Single bytes with pauses, each within the socket's own limit.
             for byte in 20_u32.to_le_bytes().into_iter().chain([0; 24]) {
                 std::thread::sleep(Duration::from_millis(50));
                 if theirs.write_all(&[byte]).is_err() {

@@ -1,11 +1,11 @@
 //! Confines the worker process and its threads to what the machine needs.
 //!
-//! In two steps. [`early`] gives the process namespaces of its own while it has one thread and has opened nothing.
-//! [`late`] is called when all files are open and no vCPU has run; it makes the other namespaces, drops capabilities
-//! and limits system calls.
+//! There are two steps. [`early`] creates namespaces while the process has one thread and has opened nothing. [`late`]
+//! is called when all files are open and no vCPU has run; it creates the other namespaces, drops capabilities and
+//! limits system calls.
 //!
-//! A host may not permit every part of it (a container, a kernel without user namespaces): what could not be done is
-//! reported, and the rest is done.
+//! A host may not permit every part of it (a container, a kernel without user namespaces): such parts are reported, and
+//! the others are done.
 
 use std::io;
 
@@ -17,23 +17,24 @@ use serde::{Deserialize, Serialize};
 
 use crate::kvm::filter;
 
-/// Users that no person and no service of a distribution is: from here on, so many (systemd's dynamic users).
+/// The first, and the number, of user ids that no person and no service of a distribution has (systemd's dynamic
+/// users).
 const USER_FIRST: u32 = 61_184;
 const USERS: u32 = 4_336;
-/// Folders that are there, for the moment of changing the root.
+/// Folders that exist, for changing the root.
 const FOLDERS: [&str; 3] = ["/tmp", "/var/tmp", "/proc"];
-/// Capabilities that Linux may ever number.
+/// Bound on the numbers of Linux capabilities.
 const CAPABILITIES: u32 = 64;
 
-/// What a worker is left with, as far as it can be chosen.
+/// The parts of the confinement that can be chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
-    /// User and group that the worker becomes when it is started as root.
+    /// User and group of the worker if it is started as root.
     pub user: u32,
 }
 
 impl Limits {
-    /// A user for each machine, so that two workers cannot touch each other.
+    /// A separate user for each machine, so that two workers cannot access each other.
     #[must_use]
     pub fn of(machine: &str) -> Self {
         // FNV-1a: the same for a name in every version of this program.
@@ -44,12 +45,12 @@ impl Limits {
     }
 }
 
-/// How confined a worker is.
+/// The confinement of a worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Confinement {
-    /// What was done: `seccomp`, `network namespace`.
+    /// The applied parts: `seccomp`, `network namespace`.
     pub done: Vec<String>,
-    /// What this host did not permit, and its reason.
+    /// The parts that this host did not permit, with the reasons.
     pub missing: Vec<(String, String)>,
 }
 
@@ -66,7 +67,7 @@ impl Confinement {
     }
 }
 
-/// The first step, for a process with one thread. Whether its next child begins a process namespace.
+/// The first step, for a process with one thread. Returns whether its next child begins a process namespace.
 pub(super) fn early(confinement: &mut Confinement) -> bool {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let no_core = Rlimit { current: Some(0), maximum: Some(0) };
@@ -78,7 +79,7 @@ pub(super) fn early(confinement: &mut Confinement) -> bool {
     confinement.note("process namespace", &unshare(UnshareFlags::NEWPID))
 }
 
-/// The second step, while there still is one thread.
+/// The second step, while there is still one thread.
 pub(super) fn late(limits: Limits, confinement: &mut Confinement) -> Result<(), MachineError> {
     for (what, flag) in [
         ("mount namespace", UnshareFlags::NEWNS),
@@ -97,7 +98,7 @@ pub(super) fn late(limits: Limits, confinement: &mut Confinement) -> Result<(), 
         })
     };
     let root = rustix::process::geteuid().is_root() && rustix::process::getuid().is_root();
-    // Fails where the process has no capabilities at all: then none can be won back either.
+    // Fails if the process has no capabilities at all: then none can be gained either.
     for number in 0..CAPABILITIES {
         let _ =
             rustix::thread::remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << number));
@@ -126,7 +127,7 @@ fn unshare(flags: UnshareFlags) -> io::Result<()> {
     unsafe { rustix::thread::unshare_unsafe(flags) }.map_err(Into::into)
 }
 
-/// A user namespace in which this process keeps its user number.
+/// A user namespace that contains only this process's user.
 fn user_namespace() -> io::Result<()> {
     let (user, group) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     unshare(UnshareFlags::NEWUSER)?;
@@ -135,7 +136,7 @@ fn user_namespace() -> io::Result<()> {
     std::fs::write("/proc/self/gid_map", format!("{group} {group} 1"))
 }
 
-/// Makes an empty folder that cannot be written the root.
+/// Makes an empty read-only folder the root.
 fn empty_root() -> io::Result<()> {
     use rustix::mount;
     mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
@@ -147,7 +148,7 @@ fn empty_root() -> io::Result<()> {
     if rustix::process::pivot_root(".", ".").is_ok() {
         mount::unmount(".", UnmountFlags::DETACH)?;
     } else {
-        // The first root of a kernel, an initramfs, cannot be put aside: it is covered.
+        // The first root of a kernel, an initramfs, cannot be moved: it is covered.
         mount::mount_move(".", "/")?;
         rustix::process::chroot(".")?;
     }

@@ -14,29 +14,29 @@ use super::peer::may;
 use crate::kvm::console::ConsoleInput;
 use crate::kvm::console::output::ConsoleOutput;
 
-/// Consoles that may be open at a time.
+/// Bound on the clients of one console.
 const OPEN_MAX: usize = 4;
 /// How often a silent console checks whether its client is still connected.
 const LOOK: Duration = Duration::from_millis(500);
-/// A guest that does not read what is typed is tried again after this time.
+/// Interval between attempts to pass input to a guest that does not read it.
 const FULL: Duration = Duration::from_millis(10);
 
-/// Our side of one of the machine's consoles.
+/// The host's side of one of the machine's consoles.
 #[derive(Clone)]
 pub(super) struct Ends {
     pub(super) output: ConsoleOutput,
     pub(super) input: ConsoleInput,
-    /// Whether a client that connects first gets what was written before. Else it is a place for questions and answers: when a
-    /// connection ends, what it typed and the guest has not read is forgotten.
+    /// Whether a new client gets the earlier output first. Otherwise the console is a channel for requests: when a
+    /// connection ends, its input that the guest has not read is dropped.
     pub(super) from_the_first: bool,
 }
 
-/// Writes what the guest writes into the log, on a thread of its own, which ends with the process.
+/// Writes the guest's output to the log, on a thread of its own, which ends with the process.
 pub(super) fn keep(log: ConsoleLog, output: ConsoleOutput) -> Result<(), MachineError> {
     start("console-log", move || write(log, &output))
 }
 
-/// Lets others look and type, on threads of their own.
+/// Serves clients, on threads of their own.
 pub(super) fn serve(
     name: &'static str,
     listener: UnixListener,
@@ -83,10 +83,10 @@ fn connect(stream: UnixStream, ends: &Ends, open: &Arc<AtomicUsize>) -> Result<(
         .try_clone()
         .map_err(|source| MachineError::Io { doing: "opening a console".into(), source })?;
     let Ends { output, input, from_the_first } = ends.clone();
-    // Before anything is typed, so that its answer is shown.
+    // Before any input, so that its output is shown.
     let offset = if from_the_first { 0 } else { output.end() };
     start("console-input", move || {
-        // The end of the connection is the end of typing.
+        // The end of the connection ends the input.
         let _ = type_in(reader, &input);
         if !from_the_first {
             input.clear();
@@ -95,7 +95,7 @@ fn connect(stream: UnixStream, ends: &Ends, open: &Arc<AtomicUsize>) -> Result<(
     let open = Arc::clone(open);
     open.fetch_add(1, Ordering::SeqCst);
     start("console-output", move || {
-        // A client that disconnected is no error.
+        // The end of a connection is no error.
         let _ = show(stream, &output, offset);
         open.fetch_sub(1, Ordering::SeqCst);
     })
@@ -122,7 +122,7 @@ fn type_in(mut from: UnixStream, input: &ConsoleInput) -> io::Result<()> {
     }
 }
 
-/// All that is kept from `offset` on, then what comes.
+/// All kept output from `offset` on, then new output.
 fn show(mut to: UnixStream, output: &ConsoleOutput, mut offset: u64) -> io::Result<()> {
     loop {
         if output.wait(offset, LOOK) {
@@ -135,7 +135,7 @@ fn show(mut to: UnixStream, output: &ConsoleOutput, mut offset: u64) -> io::Resu
     }
 }
 
-/// Whether the other end listens no more.
+/// Whether the other end is closed.
 fn gone(stream: &UnixStream) -> bool {
     let mut polled = [PollFd::new(stream, PollFlags::empty())];
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };

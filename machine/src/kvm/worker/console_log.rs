@@ -2,13 +2,13 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
 
-/// Length from which on a log begins anew.
+/// Length from which on a new log is begun.
 pub(super) const LOG_BYTES_MAX: u64 = 16 << 20;
 /// Bytes copied at a time.
 const PIECE_BYTES: usize = 64 << 10;
 
-/// What a guest wrote, in two files of bounded length: the newest, and what was there before it began anew. Both are open,
-/// because a confined process can neither rename nor open any.
+/// A guest's output, in two files of bounded length: the newest, and the one before. Both are open, because a confined
+/// process can neither rename nor open files.
 pub(super) struct ConsoleLog {
     newest: File,
     older: File,
@@ -17,7 +17,7 @@ pub(super) struct ConsoleLog {
 }
 
 impl ConsoleLog {
-    /// Goes on where the newest file ends. Both are open for reading and appending.
+    /// Continues at the end of the newest file. Both are open for reading and appending.
     pub(super) fn new(newest: File, older: File, bytes_max: u64) -> io::Result<Self> {
         let bytes = newest.metadata()?.len();
         Ok(Self { newest, older, bytes_max, bytes })
@@ -26,7 +26,7 @@ impl ConsoleLog {
     pub(super) fn append(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             if self.bytes >= self.bytes_max {
-                self.begin_anew()?;
+                self.begin_next()?;
             }
             let room = usize::try_from(self.bytes_max - self.bytes).unwrap_or(usize::MAX);
             let (now, rest) = bytes.split_at(room.min(bytes.len()));
@@ -38,7 +38,7 @@ impl ConsoleLog {
     }
 
     /// Copies the newest file into the older one and empties it.
-    fn begin_anew(&mut self) -> io::Result<()> {
+    fn begin_next(&mut self) -> io::Result<()> {
         self.older.set_len(0)?;
         let mut piece = vec![0; PIECE_BYTES];
         let mut offset = 0;
@@ -74,7 +74,7 @@ mod tests {
         assert_eq!((read(&newest), read(&older)), ("0123456789".into(), String::new()));
         log.append(b"ab").unwrap();
         assert_eq!((read(&newest), read(&older)), ("ab".into(), "0123456789".into()));
-        // Another worker goes on, and writes more than fits at once.
+        // Another worker continues, and writes more than fits.
         let mut log = open();
         log.append(b"cdefghijklmnopqrstuvwxyz").unwrap();
         assert_eq!((read(&newest), read(&older)), ("uvwxyz".into(), "klmnopqrst".into()));

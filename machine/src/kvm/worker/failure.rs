@@ -1,10 +1,10 @@
 use retrovisor_guest::MachineError;
 use serde::{Deserialize, Serialize};
 
-/// Longest text of a worker that is passed on, in bytes.
+/// Bound on a text of a worker that is passed on, in bytes.
 const TEXT_BYTES_MAX: usize = 2000;
 
-/// An error of the worker's machine, on its way.
+/// An error of the worker's machine, as part of a message.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Failure {
     Gone { reason: String },
@@ -39,7 +39,7 @@ impl From<MachineError> for Failure {
 }
 
 impl Failure {
-    /// The error as the caller sees it.
+    /// The error for the caller.
     pub(super) fn of(self, machine: &str, doing: &'static str) -> MachineError {
         match self {
             Self::Gone { reason } => MachineError::Gone { machine: machine.into(), reason: plain(&reason) },
@@ -64,7 +64,7 @@ impl Failure {
     }
 }
 
-/// A worker's text without control characters, cut to a length that can be shown.
+/// A worker's text without control characters, cut to a bounded length.
 pub(super) fn plain(text: &str) -> String {
     let mut end = text.len().min(TEXT_BYTES_MAX);
     while !text.is_char_boundary(end) {

@@ -1,4 +1,4 @@
-//! Starting a worker's process, and finding it again.
+//! Starts a worker's process, and connects to an existing one.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -19,12 +19,12 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use super::runtime::RuntimeDir;
 use crate::process::Process;
 
-/// A process that was started listens after this time, or does not.
+/// Time limit for a started process to listen.
 const LISTEN_PATIENCE: Duration = Duration::from_secs(20);
-/// How often it is tried meanwhile.
+/// Interval between attempts to connect.
 const TRY_AGAIN: Duration = Duration::from_micros(300);
 
-/// The guest's memory: a file in memory that cannot change its length, so that no mapping of it can ever fail.
+/// The guest's memory: a memfd with a sealed length, so that no mapping of it can fail later.
 pub(super) fn memory_file(layout: &MemoryLayout) -> Result<File, MachineError> {
     let failed = |source| MachineError::Io { doing: "making the guest's memory".into(), source };
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
@@ -35,7 +35,7 @@ pub(super) fn memory_file(layout: &MemoryLayout) -> Result<File, MachineError> {
     Ok(file)
 }
 
-/// A file that a worker gave, if it is one that cannot become shorter under a mapping here.
+/// A file from a worker, if its length is sealed, so that it cannot become shorter under a mapping.
 pub(super) fn sealed(received: OwnedFd) -> Option<File> {
     let seals = fcntl(&received, FcntlArg::F_GET_SEALS).ok()?;
     SealFlag::from_bits_retain(seals).contains(SealFlag::F_SEAL_SHRINK).then(|| File::from(received))
@@ -76,7 +76,7 @@ pub(super) fn start(
     })
 }
 
-/// A socket that has its name and does not listen yet.
+/// A socket that is bound and does not listen yet.
 pub(super) fn bound(path: &Path) -> io::Result<OwnedFd> {
     let socket =
         rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;

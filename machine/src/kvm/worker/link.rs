@@ -12,7 +12,7 @@ pub(super) struct Link {
     machine: String,
     channel: Channel,
     process: Process,
-    /// Why the worker can be asked nothing any more.
+    /// Why the worker cannot be used any more.
     lost: Option<String>,
 }
 
@@ -29,15 +29,15 @@ impl Link {
         self.lost.as_deref()
     }
 
-    /// Checks whether the process is still there.
+    /// Checks whether the process still exists.
     pub(super) fn check_process(&mut self) {
         if self.lost.is_none() && self.process.ended() {
             self.mark_lost("");
         }
     }
 
-    /// Asks, and waits for the answer, whose body has at most `body_bytes_max` bytes; gives it to `use_answer`, which returns
-    /// `None` when it is not an answer to this request.
+    /// Sends a request, and waits for the reply, whose body has at most `body_bytes_max` bytes. Passes it to
+    /// `use_answer`, which returns `None` when it is not a reply to this request.
     pub(super) fn ask<T>(
         &mut self,
         doing: &'static str,
@@ -80,9 +80,9 @@ impl Link {
         MachineError::Gone { machine: self.machine.clone(), reason }
     }
 
-    /// Marks the worker as lost and ends it: its answers cannot be relied on.
+    /// Marks the worker as lost and ends it: its replies are not reliable.
     fn mark_lost(&mut self, why: &str) -> MachineError {
-        // One that crashed ends by itself.
+        // A worker that crashed ends on its own.
         self.process.wait(Duration::from_millis(if why.is_empty() { 1000 } else { 100 }));
         let mut reason = self.process.exit_reason();
         if !self.process.ended() {

@@ -11,58 +11,59 @@ use crate::kvm::disk::DiskConfig;
 use crate::kvm::net::status::NetStatus;
 use retrovisor_guest::MacAddress;
 
-/// The version of the messages below: both ends must have the same.
+/// The version of the messages below: both ends must have the same one.
 pub(super) const VERSION: u32 = 5;
-/// Longest body of a state in either direction: some eight vCPUs with the largest extended state, and devices.
+/// Bound on the body of a state in either direction: some eight vCPUs with the largest extended state, and devices.
 pub(super) const STATE_BYTES_MAX: usize = 16 << 20;
-/// A word of a bitmap: its number (4 bytes) and its 64 frames (8 bytes), little endian. Most words of a large memory are empty.
+/// A word of a bitmap: its number (4 bytes) and its 64 frames (8 bytes), little endian. Most words of a large memory
+/// are empty.
 pub(super) const DIRTY_WORD_BYTES: usize = 12;
-/// Most vCPUs, sections and disks of a state.
+/// Bound on the vCPUs, sections and disks of a state.
 const PARTS_MAX: usize = 256;
 
-/// A request to a worker. Each has one answer, before the next.
+/// A request to a worker. Each has one reply, before the next request.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Request {
-    /// To begin with: start this machine. Comes with the file that is its memory, its two console logs, the bound socket
-    /// of its channel if it has one, and a way for frames for each of its interfaces. Answer: `Welcome`.
+    /// The first message: start this machine. With the memfd of its memory, its two console logs, the bound socket of
+    /// its channel if it has one, and a descriptor for each of its interfaces. Reply: `Welcome`.
     Launch(Box<Launch>),
-    /// To begin with: what runs here. Answer: `Welcome`, with the file that is its memory.
+    /// The first message to a running worker. Reply: `Welcome`, with the memfd of its memory.
     Hello { version: u32 },
-    /// Answer: `State`.
+    /// Reply: `State`.
     RunState,
-    /// Answer: `Stopped`. Dirty frames and the state come along, because every further message would lengthen the pause.
+    /// Reply: `Stopped`, with dirty frames and the state, because every further message would lengthen the pause.
     Pause,
-    /// Answer: `Done`.
+    /// Reply: `Done`.
     Resume,
-    /// Answer: `Done`, with the words of the bitmap of frames, by index, in which any is set: see [`DIRTY_WORD_BYTES`].
+    /// Reply: `Done`, with the words of the bitmap of frames, by index, that are not zero: see [`DIRTY_WORD_BYTES`].
     TakeDirty,
-    /// Answer: `Captured`, with the sections' bytes one after another.
+    /// Reply: `Captured`, with the sections' bytes one after another.
     Capture,
-    /// With the sections' bytes. Answer: `Done`.
+    /// With the sections' bytes. Reply: `Done`.
     Apply { clock: ClockPolicy, state: StateHead },
-    /// Answer: `Kept`.
+    /// Reply: `Kept`.
     KeptDisks,
-    /// Answer: `Done`.
+    /// Reply: `Done`.
     Release { disks: Vec<DiskState> },
-    /// Begins to look for the blocks that changed. Answer: `Changes`.
+    /// Starts to iterate over changed blocks. Reply: `Changes`.
     Changes { at: DiskState, since: Option<DiskState> },
-    /// Answer: `Run`, with its bytes.
+    /// Reply: `Run`, with its bytes.
     NextRun { id: u64 },
-    /// Answer: `Done`.
+    /// Reply: `Done`.
     EndChanges { id: u64 },
-    /// With the bytes of the blocks that have any. Answer: `Done`.
+    /// With the bytes of the blocks that have data. Reply: `Done`.
     WriteBlocks { disk: String, first: u64, kinds: Vec<BlockKind> },
-    /// Answer: `Done`.
+    /// Reply: `Done`.
     SetGenerationId { id: [u8; 16] },
-    /// With a new way for frames of that interface. Answer: `Done`.
+    /// With a new descriptor for that interface. Reply: `Done`.
     Plug { interface: u32 },
-    /// Answer: `Nets`.
+    /// Reply: `Nets`.
     Nets,
-    /// Go on when the connection ends, from now on. Answer: `Done`.
+    /// Keep running when the connection ends, from now on. Reply: `Done`.
     Detach,
 }
 
-/// What a worker answers.
+/// A reply of a worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Answer {
     Done,
@@ -73,7 +74,7 @@ pub(super) enum Answer {
         ended: Option<String>,
     },
     Captured(StateHead),
-    /// With so many bytes of dirty frames, as for `TakeDirty`, if they could be had, and the sections of the state, if that could.
+    /// With this many bytes of dirty frames, as for `TakeDirty`, and the sections of the state, if both could be read.
     Stopped {
         dirty_bytes: Option<u32>,
         state: Option<StateHead>,
@@ -86,7 +87,7 @@ pub(super) enum Answer {
     Nets(Vec<NetStatus>),
 }
 
-/// A [`BlockRun`] on its way.
+/// A [`BlockRun`] in a message.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Run {
     first: u64,
@@ -132,7 +133,7 @@ impl From<&BlockContent<'_>> for BlockKind {
     }
 }
 
-/// What to start.
+/// The configuration to start.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Launch {
     pub(super) version: u32,
@@ -141,17 +142,17 @@ pub(super) struct Launch {
     pub(super) vcpus: u32,
     pub(super) boot: Boot,
     pub(super) disks: Vec<DiskConfig>,
-    /// The addresses of its network interfaces, where they are given.
+    /// The addresses of its network interfaces, if given.
     pub(super) nets: Vec<Option<MacAddress>>,
     pub(super) channel: bool,
     /// Whether it does not boot, and waits for `Apply`.
     pub(super) awaits_state: bool,
-    /// Whether the worker goes on when the connection ends.
+    /// Whether the worker continues when the connection ends.
     pub(super) detached: bool,
     pub(super) limits: Limits,
 }
 
-/// What runs in a worker.
+/// The machine in a worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Welcome {
     pub(super) version: u32,
@@ -160,7 +161,7 @@ pub(super) struct Welcome {
     pub(super) confinement: Confinement,
 }
 
-/// [`RunState`] on its way.
+/// [`RunState`] in a message.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) enum State {
     Running,
@@ -204,7 +205,7 @@ pub(super) struct StateHead {
 }
 
 impl StateHead {
-    /// The head of a state, and the pieces of its body.
+    /// The head of a state, and the parts of its body.
     pub(super) fn split(state: &MachineState) -> Result<(Self, Vec<&[u8]>), MachineError> {
         let mut sections = Vec::with_capacity(state.sections.len());
         let mut total = 0;
@@ -224,7 +225,7 @@ impl StateHead {
         Ok((head, state.sections.iter().map(|section| &section.bytes[..]).collect()))
     }
 
-    /// The state that [`Self::split`] took apart; `None` when head and body do not fit.
+    /// Joins the state that [`Self::split`] took apart; `None` when head and body do not match.
     pub(super) fn join(self, mut body: &[u8]) -> Option<MachineState> {
         if self.vcpus.len().max(self.sections.len()).max(self.disks.len()) > PARTS_MAX {
             return None;

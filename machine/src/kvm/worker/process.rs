@@ -9,13 +9,13 @@ use retrovisor_guest::MachineError;
 use super::confine::{self, Confinement};
 use super::serve;
 
-/// Connections that may wait.
+/// Bound on pending connections.
 const BACKLOG: i32 = 8;
 
-/// The whole life of a worker process. Its standard input is the bound socket of its control, its standard output that
-/// of its console, its standard error the log. Call it first thing in a process, while that has one thread.
+/// The main function of a worker process. Its standard input is the bound socket of its control, its standard output
+/// that of its console, its standard error the log. Must be the first call of a process, while that has one thread.
 ///
-/// The process that was started ends at once; its child is the worker, which is no child of the starting process.
+/// The started process ends at once; its child is the worker, which is then not a child of the starting process.
 #[must_use]
 pub fn run() -> ExitCode {
     match start() {
@@ -51,14 +51,14 @@ fn start() -> Result<(), MachineError> {
         ForkResult::Child => {}
     }
     rustix::process::setsid().map_err(|errno| failed("leaving the session")(errno.into()))?;
-    // From here on the kernel names this process to a client that connects.
+    // From here on the kernel reports this process to a client that connects.
     for socket in [&control, &console] {
         rustix::net::listen(socket, BACKLOG).map_err(|errno| failed("listening")(errno.into()))?;
     }
     serve::serve(&control, console, owner, confinement)
 }
 
-/// The listener that a descriptor is.
+/// Makes a listener of a descriptor.
 fn socket(descriptor: OwnedFd) -> Result<UnixListener, MachineError> {
     let listener = UnixListener::from(descriptor);
     match listener.local_addr() {

@@ -26,13 +26,13 @@ use pause_reply::PauseReply;
 
 /// Blocks written with one message.
 const RUN_BLOCKS: usize = 256;
-/// Longest lists in what a worker reports about its confinement.
+/// Bound on the lists in a worker's report about its confinement.
 const LINES_MAX: usize = 32;
 
 /// A microVM in a worker process.
 ///
-/// Guest memory is mapped here, too, and read and written directly. A worker that dies, does not answer in time or
-/// answers nonsense makes the machine [`RunState::Gone`]; what is left of it is ended.
+/// Guest memory is mapped in this process, too, and read and written directly. If a worker ends, does not reply in time
+/// or sends an invalid reply, the machine is [`RunState::Gone`] and the worker is ended.
 pub struct RemoteMachine {
     identity: MachineIdentity,
     ram: Ram,
@@ -41,13 +41,13 @@ pub struct RemoteMachine {
     runtime: RuntimeDir,
     confinement: Confinement,
     detached: bool,
-    /// Whether the vCPUs are stopped, as far as was asked for here.
+    /// Whether the vCPUs are stopped, according to the requests of this process.
     paused: bool,
-    /// Dirty frames and the state, which came with the answer to the last pause.
+    /// Dirty frames and the state, from the reply to the last pause.
     pause_reply: PauseReply,
-    /// Why the guest ended by itself, by the last answer of the worker.
+    /// Why the guest ended, according to the worker's last reply.
     ended: Option<String>,
-    /// The next answer to `take_dirty` names every frame.
+    /// The next `take_dirty` returns every frame.
     reports_all: bool,
 }
 
@@ -58,20 +58,20 @@ impl RemoteMachine {
         self.runtime.console()
     }
 
-    /// The socket of its control channel, the guest's second console, if it has one: a client that connects sees what
-    /// the guest writes there from then on.
+    /// The socket of its control channel, the guest's second console, if it has one: a client gets the guest's output
+    /// from the time of its connection on.
     #[must_use]
     pub fn channel(&self) -> Option<PathBuf> {
         Some(self.runtime.channel()).filter(|path| path.exists())
     }
 
-    /// The file with what the guest wrote to its serial port.
+    /// The file with the guest's output on its serial port.
     #[must_use]
     pub fn console_log(&self) -> PathBuf {
         self.runtime.console_log()
     }
 
-    /// How the worker is confined, by its own report.
+    /// The confinement of the worker, according to its own report.
     #[must_use]
     pub fn confinement(&self) -> &Confinement {
         &self.confinement
@@ -88,13 +88,13 @@ impl RemoteMachine {
         self.link().process().identity().clone()
     }
 
-    /// Why the guest ended by itself, or the worker was lost, as far as is known.
+    /// Why the guest ended, or the worker was lost, as far as known.
     #[must_use]
     pub fn ended(&self) -> Option<String> {
         self.link().lost().map(str::to_owned).or_else(|| self.ended.clone())
     }
 
-    /// From now on the worker goes on when this process ends or drops the machine.
+    /// From now on the worker continues when this process ends or drops the machine.
     pub fn detach(&mut self) -> Result<(), MachineError> {
         self.ask("detaching", &Request::Detach, &[], 0, |answer, body| done(&answer, body))?;
         self.link().process().keep();
@@ -102,15 +102,15 @@ impl RemoteMachine {
         Ok(())
     }
 
-    /// The identifier by which a guest recognises that another guest has the same past.
+    /// The identifier by which a guest detects that it shares its past with another guest.
     pub fn generation_id(&self) -> Result<[u8; 16], MachineError> {
         let mut id = [0; 16];
         self.ram.read(GENERATION_ID, &mut id)?;
         Ok(id)
     }
 
-    /// Gives the guest another identifier and notifies it, like [`crate::kvm::KvmMachine::set_generation_id`]: needs a paused
-    /// machine, and comes after [`StateIo::apply_state`], which brings back the old one.
+    /// Sets another identifier and notifies the guest, like [`crate::kvm::KvmMachine::set_generation_id`]: needs a
+    /// paused machine, and must follow [`StateIo::apply_state`], which restores the old one.
     pub fn set_generation_id(&mut self, id: [u8; 16]) -> Result<(), MachineError> {
         let doing = "changing the generation identifier";
         self.discard_pause_reply()?;
@@ -125,8 +125,8 @@ impl RemoteMachine {
         })
     }
 
-    /// Plugs the network interface number `index` into something else, which is opened here; the guest sees its link come
-    /// up, if it was down.
+    /// Connects the network interface number `index` to something else, which is opened here; the guest sees its link
+    /// come up, if it was down.
     pub fn plug(&mut self, index: usize, backend: &NetBackend) -> Result<(), MachineError> {
         let link = Link::open(backend)?.into_fd();
         self.discard_pause_reply()?;
@@ -135,7 +135,7 @@ impl RemoteMachine {
         self.link().ask_with("plugging a network in", &request, with, 0, |answer, body| done(&answer, body))
     }
 
-    /// Gives the guest an identifier that no other machine has: see [`RemoteMachine::set_generation_id`].
+    /// Sets an identifier that no other machine has: see [`RemoteMachine::set_generation_id`].
     pub fn renew_generation_id(&mut self) -> Result<(), MachineError> {
         self.set_generation_id(generation_id()?)
     }
@@ -146,7 +146,7 @@ impl RemoteMachine {
         self.runtime.remove_sockets();
     }
 
-    /// Discards what came with the last pause: it is out of date, or is wanted anew.
+    /// Discards the data of the last pause: they are out of date, or are requested again.
     fn discard_pause_reply(&mut self) -> Result<(), MachineError> {
         match self.pause_reply.discard() {
             Some(unused) => self.release_state(&unused),
@@ -154,14 +154,14 @@ impl RemoteMachine {
         }
     }
 
-    /// Of a list in which every frame is dirty.
+    /// From a reply in which every frame is dirty.
     fn dirty_bytes_max(&self) -> usize {
         let words = usize::try_from(self.identity.layout.pages().div_ceil(64)).unwrap_or(usize::MAX);
         words.saturating_mul(DIRTY_WORD_BYTES)
     }
 
     fn link(&self) -> MutexGuard<'_, WorkerLink> {
-        // A link is whole after every line, also when a thread panicked.
+        // The link is consistent after every line, also after a panic.
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -349,7 +349,7 @@ impl DiskIo for RemoteMachine {
 
 impl Drop for RemoteMachine {
     fn drop(&mut self) {
-        // A guest that ended by itself has nothing left to go on with.
+        // A guest that ended cannot continue.
         let mut link = self.link();
         if !self.detached || link.lost().is_some() || self.ended.is_some() {
             link.process().kill();
@@ -363,7 +363,7 @@ fn insert(into: &mut PageSet, dirty: &[u8]) -> Option<()> {
     let (words, rest) = dirty.as_chunks::<DIRTY_WORD_BYTES>();
     for word in words {
         let (number, frames) = (word.first_chunk::<4>()?, word.last_chunk::<8>()?);
-        // What is past the end is passed over.
+        // Indexes past the end are ignored.
         let at = usize::try_from(u32::from_le_bytes(*number)).ok()?;
         into.insert_word(at, u64::from_le_bytes(*frames));
     }

@@ -13,27 +13,28 @@ impl RuntimeDir {
         Self(path.to_path_buf())
     }
 
-    /// Where the worker is spoken to.
+    /// The socket of the worker.
     pub(super) fn control(&self) -> PathBuf {
         self.0.join("worker")
     }
 
-    /// The serial port: what is written there is typed, what the guest writes is read; what it wrote before comes first.
+    /// The socket of the serial port: a client's bytes are input, the guest's output comes back, beginning with earlier
+    /// output.
     pub(super) fn console(&self) -> PathBuf {
         self.0.join("console")
     }
 
-    /// The control channel, in the same way, but without what was written before.
+    /// The socket of the control channel, likewise, but without earlier output.
     pub(super) fn channel(&self) -> PathBuf {
         self.0.join("channel")
     }
 
-    /// What the guest wrote, in a file.
+    /// The file with the guest's output.
     pub(super) fn console_log(&self) -> PathBuf {
         self.0.join("console.log")
     }
 
-    /// What it wrote before that file began anew.
+    /// The older output, before that file was restarted.
     pub(super) fn older_console_log(&self) -> PathBuf {
         self.0.join("console.log.1")
     }
@@ -43,14 +44,14 @@ impl RuntimeDir {
         self.0.join("worker.log")
     }
 
-    /// Makes it, for its owner alone, and refuses a path that is too long for sockets.
+    /// Creates it, accessible to its owner only, and refuses a path that is too long for sockets.
     pub(super) fn prepare(&self) -> Result<(), MachineError> {
         socket_path::check(&self.console())?;
         std::fs::create_dir_all(&self.0)
             .map_err(|source| MachineError::Io { doing: format!("making {}", self.0.display()), source })
     }
 
-    /// Takes away what is of no use without a worker. Logs stay.
+    /// Removes files that are only useful with a worker. Logs stay.
     pub(super) fn remove_sockets(&self) {
         for path in [self.control(), self.console(), self.channel()] {
             let _ = std::fs::remove_file(path);

@@ -23,13 +23,13 @@ use crate::kvm::config::{KvmConfig, MemorySource, NetConfig};
 use crate::kvm::machine::KvmMachine;
 use crate::kvm::net::link::NetBackend;
 
-/// Connections to the control channel that may wait.
+/// Bound on pending connections to the control channel.
 const BACKLOG: i32 = 8;
 
-/// The process that starts a worker connects to it at once.
+/// Time limit for the first connection: the process that starts a worker connects at once.
 const FIRST_PATIENCE: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
 
-/// Starts the machine that the first connection names, and serves it and those after it, one at a time.
+/// Starts the machine that the first connection names, and serves it and later connections, one at a time.
 pub(super) fn serve(
     control: &UnixListener,
     console: UnixListener,
@@ -86,7 +86,7 @@ fn next(listener: &UnixListener, owner: Uid) -> io::Result<Channel> {
     }
 }
 
-/// The listener that a bound socket becomes.
+/// Makes a listener of a bound socket.
 fn listening(socket: OwnedFd) -> Result<UnixListener, MachineError> {
     rustix::net::listen(&socket, BACKLOG).map_err(|errno| MachineError::Io {
         doing: "listening for the control channel".into(),
@@ -99,11 +99,11 @@ struct Worker {
     machine: KvmMachine,
     memory: Arc<File>,
     confinement: Confinement,
-    /// Whether it outlives the connection.
+    /// Whether the machine outlives the connection.
     detached: bool,
-    /// What was found dirty and not sent yet.
+    /// Dirty frames that were taken and not sent yet.
     dirty: PageSet,
-    /// Walks over changed blocks that were begun.
+    /// Iterations over changed blocks in progress.
     changes: BTreeMap<u64, Box<dyn DiskChanges>>,
     walks: u64,
     run: Vec<u8>,
@@ -178,9 +178,9 @@ impl Worker {
         channel.send(&Answer::Welcome(Box::new(welcome)), &[], &[self.memory.as_fd()])
     }
 
-    /// Answers until the other end goes away.
+    /// Replies until the other end closes the connection.
     fn talk(&mut self, channel: &mut Channel) -> io::Result<()> {
-        // Those of an earlier connection.
+        // Iterations of an earlier connection.
         self.changes.clear();
         while let Some(request) = channel.receive::<Request>(STATE_BYTES_MAX)? {
             let outcome = match &request.head {
@@ -263,8 +263,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Answers that the machine is paused, with its dirty frames and its state. What cannot be had is left out; the client
-    /// asks for it again and gets the error then.
+    /// Replies to `Pause`, with the dirty frames and the state. A part that could not be read is left out; the client
+    /// requests it again and gets the error then.
     fn stopped(&mut self, channel: &mut Channel) -> io::Result<()> {
         let dirty = self.machine.take_dirty(&mut self.dirty).ok().map(|()| self.dirty_words());
         let dirty_bytes = dirty.as_ref().and_then(|words| u32::try_from(words.len()).ok());
@@ -277,7 +277,7 @@ impl Worker {
                     head = Some(split);
                     pieces.extend(sections);
                 }
-                // It is too large: the client that asks for it gets the error.
+                // It is too large: the client gets the error when it requests the state.
                 Err(_) => self.machine.release_state(state).unwrap_or_default(),
             }
         }
@@ -288,7 +288,7 @@ impl Worker {
         Ok(())
     }
 
-    /// The dirty frames, as they are sent.
+    /// The dirty frames, in the form of a message.
     fn dirty_words(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         for (number, word) in (0_u32..).zip(self.dirty.words()).filter(|(_, word)| **word != 0) {
@@ -298,7 +298,7 @@ impl Worker {
         bytes
     }
 
-    /// The next run of a walk; its bytes are in `run` then.
+    /// The next run of an iteration; its bytes are then in `run`.
     fn next_run(&mut self, id: u64) -> Result<Option<Run>, MachineError> {
         self.run.clear();
         let changes = self.changes.get_mut(&id).ok_or_else(|| MachineError::Driver {

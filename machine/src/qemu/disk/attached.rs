@@ -11,18 +11,20 @@ use crate::qemu::monitor::{Monitor, text};
 
 /// A writable disk of the running machine.
 pub(in crate::qemu) struct AttachedDisk {
-    /// QEMU's name of the node, and this driver's of the disk.
+    /// The disk's name in checkpoints: the same in every process that is started with the same options.
+    pub(in crate::qemu) name: String,
+    /// QEMU's name of its block node in this process.
     pub(in crate::qemu) node: String,
-    /// The host's file. A disk that is no file of this host (a network's) has none, and keeps its own promises.
+    /// The host's file. A disk that is no file of this host (a network disk) has none, and its durability is its own.
     pub(in crate::qemu) path: Option<PathBuf>,
     /// The device's path in QEMU.
     pub(in crate::qemu) device: Option<String>,
-    /// What it is, if its blocks can be read from here.
+    /// Its description, if its blocks can be read from outside.
     pub(in crate::qemu) shape: Option<DiskShape>,
 }
 
 impl AttachedDisk {
-    /// The writable disks of the running machine. Refuses what cannot go back with the memory.
+    /// The writable disks of the running machine. Refuses disks that cannot be rolled back with the memory.
     pub(in crate::qemu) fn list(monitor: &mut Monitor) -> Result<Vec<Self>, MachineError> {
         let answer = monitor.execute("query-block", &json!({}))?;
         let mut disks = Vec::new();
@@ -47,6 +49,7 @@ impl AttachedDisk {
                 });
             }
             let mut disk = Self {
+                name: name(device, node).to_owned(),
                 node: node.to_owned(),
                 path: text(inserted, "file").map(PathBuf::from).filter(|path| path.is_file()),
                 device: text(device, "qdev").filter(|path| !path.is_empty()).map(str::to_owned),
@@ -66,14 +69,19 @@ impl AttachedDisk {
         Ok(disks)
     }
 
-    /// Whether its blocks can be read from outside, and what it is.
+    /// Whether its blocks can be read from outside, and its description.
     fn shape_of(&self, size_bytes: Option<u64>) -> Result<DiskShape, String> {
         let path = self.path.as_ref().ok_or("it is no file of this host")?;
         let size_bytes = size_bytes.ok_or("QEMU does not report its size")?;
-        // A snapshot that is not there is looked for last: everything else is in order then.
+        // The missing snapshot is checked last: everything else is in order then.
         let base = Base::of(path)?;
         crate::qemu::qcow2::disk::Disk::now(std::fs::File::open(path).map_err(|error| error.to_string())?)?;
-        Ok(DiskShape { name: self.node.clone(), size_bytes, base: base.map(|(identity, _)| identity) })
+        Ok(DiskShape { name: self.name.clone(), size_bytes, base: base.map(|(identity, _)| identity) })
+    }
+
+    /// Whether a checkpoint means this disk. Those of earlier versions have the node's name.
+    pub(in crate::qemu) fn is_named(&self, name: &str) -> bool {
+        self.name == name || self.node == name
     }
 
     /// The blocks that differ between two snapshots.
@@ -83,12 +91,20 @@ impl AttachedDisk {
         since: Option<&str>,
     ) -> Result<OverlayChanges, MachineError> {
         let unreadable =
-            |message: String| MachineError::Driver { doing: format!("reading disk {}", self.node), message };
+            |message: String| MachineError::Driver { doing: format!("reading disk {}", self.name), message };
         let path = self.path.as_ref().filter(|_| self.shape.is_some());
         let path = path.ok_or_else(|| unreadable("its blocks cannot be read from outside".into()))?;
         let base = Base::of(path).map_err(unreadable)?;
-        OverlayChanges::new(&self.node, path, base.map(|(_, base)| base), at, since)
+        OverlayChanges::new(&self.name, path, base.map(|(_, base)| base), at, since)
     }
+}
+
+/// A name that another process with the same options has, too: the drive's, else a node's that was given one (QEMU's own
+/// begin with `#` and count), else the device's path.
+fn name<'a>(device: &'a Value, node: &'a str) -> &'a str {
+    let given = |name: &'a str| (!name.is_empty() && !name.starts_with('#')).then_some(name);
+    let drive = text(device, "device").and_then(given);
+    drive.or_else(|| given(node)).or_else(|| text(device, "qdev").and_then(given)).unwrap_or(node)
 }
 
 /// The names of the node's internal snapshots, oldest first, from QEMU's list of nodes.
@@ -102,6 +118,16 @@ pub(in crate::qemu) fn snapshots<'a>(nodes: &'a Value, node: &'a str) -> impl It
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_disk_has_a_name_that_another_process_gives_it_too() {
+        let device = |device: &str, qdev: &str| json!({ "device": device, "qdev": qdev });
+        assert_eq!(name(&device("d0", "/machine/peripheral-anon/device[0]"), "#block159"), "d0");
+        assert_eq!(name(&device("", "/machine/peripheral/disk/virtio-backend"), "root"), "root");
+        let path = "/machine/peripheral-anon/device[0]/virtio-backend";
+        assert_eq!(name(&device("", path), "#block159"), path);
+        assert_eq!(name(&json!({}), "#block159"), "#block159");
+    }
 
     #[test]
     fn snapshots_are_looked_up_by_node() {

@@ -11,10 +11,10 @@ use retrovisor_guest::{BaseFile, DiskBase};
 use crate::qemu::qcow2::disk::{Content, Disk};
 use crate::qemu::qcow2::header::Header;
 
-/// Most images under one another.
+/// Bound on the number of backing images.
 const DEPTH_MAX: usize = 32;
 
-/// What a disk began as.
+/// The initial contents of a disk.
 pub(in crate::qemu) struct Base {
     /// Top first.
     layers: Vec<Layer>,
@@ -64,7 +64,7 @@ impl Base {
         Ok((!identity.files.is_empty()).then_some((identity, base)))
     }
 
-    /// Fills `into` with what the disk began with from `offset` on. Past an image's end are zeros.
+    /// Reads the initial contents of the disk from `offset` on into `into`. Past an image's end are zeros.
     pub(in crate::qemu) fn read(&mut self, offset: u64, into: &mut [u8]) -> Result<(), String> {
         read(&mut self.layers, offset, into)
     }
@@ -103,7 +103,7 @@ fn read(layers: &mut [Layer], offset: u64, into: &mut [u8]) -> Result<(), String
                 if at >= end {
                     part.fill(0);
                 } else {
-                    // Past the end of this image nothing of the images under it is seen.
+                    // Past the end of this image the images under it are not visible.
                     let seen = usize::try_from(end - at).unwrap_or(usize::MAX).min(length);
                     match disk.cluster(at / cluster_bytes)? {
                         Content::Backing => read(lower, at, &mut part[..seen])?,

@@ -1,4 +1,4 @@
-//! The blocks of a disk that differ between two snapshots, read from outside while QEMU goes on.
+//! The blocks of a disk that differ between two snapshots, read from outside while QEMU continues.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -9,20 +9,20 @@ use retrovisor_guest::{BLOCK_SIZE, BlockRun, DiskChanges, MachineError, RUN_BLOC
 use super::base::Base;
 use crate::qemu::qcow2::disk::{Change, Content, Differences, Disk};
 
-/// The changes of one disk. The snapshots' clusters and tables are never written while the snapshots exist, and
-/// QEMU has flushed the tables when it made them: all of it can be read at any time.
+/// The changes of one disk. The snapshots' clusters and tables are never written while the snapshots exist, and QEMU
+/// flushed the tables when it made them: they can be read at any time.
 pub(in crate::qemu) struct OverlayChanges {
     name: String,
     differences: Differences<File>,
     base: Option<Base>,
     size_bytes: u64,
-    /// Runs that were found and not handed out.
+    /// Runs that were found and not returned yet.
     ready: VecDeque<(BlockRun, Vec<u8>)>,
 }
 
 impl OverlayChanges {
-    /// Between the snapshots `at` and `since`; without the latter, between `at` and what the disk began as.
-    /// Reads the list of snapshots: no snapshot may be made or deleted meanwhile.
+    /// Between the snapshots `at` and `since`; without the latter, between `at` and the initial contents. Reads the
+    /// list of snapshots: no snapshot may be made or deleted meanwhile.
     pub(in crate::qemu) fn new(
         name: &str,
         path: &Path,
@@ -40,7 +40,7 @@ impl OverlayChanges {
         Ok(Self { name: name.to_owned(), differences, base, size_bytes, ready: VecDeque::new() })
     }
 
-    /// Looks at clusters until there is a run, or none are left.
+    /// Reads clusters until there is a run, or none are left.
     fn find(&mut self) -> Result<bool, String> {
         while self.ready.is_empty() {
             let Some(change) = self.differences.next()? else { return Ok(false) };
@@ -49,7 +49,7 @@ impl OverlayChanges {
         Ok(true)
     }
 
-    /// The blocks of a cluster that really differ: the guest writes blocks, QEMU copies the cluster around them.
+    /// The blocks of a cluster that differ: the guest writes blocks, QEMU copies the cluster around them.
     fn look(&mut self, change: &Change) -> Result<(), String> {
         let cluster_bytes = self.differences.disk.cluster_bytes();
         let offset = change.cluster * cluster_bytes as u64;
@@ -107,7 +107,7 @@ impl DiskChanges for OverlayChanges {
             let first = if more { self.ready.pop_front() } else { None };
             let Some((mut run, first_bytes)) = first else { return Ok(None) };
             *bytes = first_bytes;
-            // What follows without a gap goes along.
+            // Consecutive blocks extend the run.
             while self.find()? {
                 let fits = self.ready.front().is_some_and(|(next, _)| {
                     next.content == run.content
@@ -139,7 +139,7 @@ mod tests {
 
     const SIZE: usize = (3 << 20) + 5 * 512;
 
-    /// What a guest does to its disk, in sectors; the last is a snapshot.
+    /// Actions of a guest on its disk, in sectors; the last is a snapshot.
     #[derive(Clone, Debug)]
     enum DiskAction {
         Write {
@@ -156,7 +156,7 @@ mod tests {
             sectors: usize,
         },
         Snapshot,
-        /// Back to one of the snapshots.
+        /// A rollback to one of the snapshots.
         Return(usize),
     }
 
@@ -197,7 +197,7 @@ mod tests {
         there
     }
 
-    /// Makes the image, and gives what it holds.
+    /// Creates the image, and returns its contents.
     fn make(dir: &Path, under: Under, cluster_bytes: usize) -> Vec<u8> {
         let mut begin = vec![0; SIZE];
         // Shorter than the disk, with a hole.
@@ -270,7 +270,7 @@ mod tests {
                 DiskAction::Discard { sector, sectors } => {
                     let range = clip(*sector, *sectors);
                     io(format!("discard {} {}", range.start, range.len()));
-                    // What a discard leaves is QEMU's choice.
+                    // The contents after a discard are QEMU's choice.
                     run(dir.path(), "qemu-img", &["convert", "-Oraw", "o.qcow2", "now.raw"]);
                     now = std::fs::read(dir.path().join("now.raw")).unwrap();
                 }
@@ -342,7 +342,7 @@ mod tests {
         assert!(error.unwrap().to_string().contains("another file"));
     }
 
-    /// A crash, or anyone who can write the file, may have left anything in it.
+    /// A crash, or anyone who can write the file, may have left any contents.
     #[test]
     fn damaged_images_are_read_or_refused() {
         if !installed() {
@@ -367,7 +367,7 @@ mod tests {
             .run(&(damage, 0..whole.len()), |(damage, cut)| {
                 let mut bytes = whole.clone();
                 for (word, bits) in damage {
-                    // Half of it where it hurts: in the header and the tables.
+                    // Half of the changes are in the header and the tables.
                     let at = if bits & 1 == 0 { word % 512 * 8 % 120 } else { word * 8 };
                     for (byte, bits) in bytes[at..].iter_mut().zip(bits.to_be_bytes()) {
                         *byte ^= bits;

@@ -8,15 +8,15 @@ use super::attached::{AttachedDisk, snapshots};
 use super::writer::BlockWriter;
 use crate::qemu::monitor::Monitor;
 
-/// What the names of all disk snapshots that this driver makes begin with.
+/// The prefix of the names of all disk snapshots that this driver makes.
 pub(in crate::qemu) const TAG_PREFIX: &str = "rv-";
 
-/// All writable disks of the running machine, which go back together.
+/// All writable disks of the running machine, which are rolled back together.
 pub(in crate::qemu) struct DiskSet {
     disks: Vec<AttachedDisk>,
     /// Of those of `disks` whose blocks can be read.
     shapes: Vec<DiskShape>,
-    /// Blocks that were written and not checked.
+    /// Blocks that were written and not checked yet.
     blocks: BlockWriter,
 }
 
@@ -35,24 +35,27 @@ impl DiskSet {
         self.shapes.len() == self.disks.len()
     }
 
-    /// QEMU's names of the disks.
+    /// The names of the disks in checkpoints.
+    pub(in crate::qemu) fn names(&self) -> Vec<String> {
+        self.disks.iter().map(|disk| disk.name.clone()).collect()
+    }
+
+    /// QEMU's names of their block nodes.
     pub(in crate::qemu) fn nodes(&self) -> Vec<String> {
         self.disks.iter().map(|disk| disk.node.clone()).collect()
     }
 
-    /// The snapshot that the disks must go back to, after checking that every disk of the machine has it; none when
+    /// The snapshot to which the disks are restored, after checking that every disk of the machine has it; none when
     /// their contents are not to change.
     pub(in crate::qemu) fn target(
         &self,
         monitor: &mut Monitor,
         state: &MachineState,
     ) -> Result<Option<String>, MachineError> {
-        let mut expected: Vec<_> = state.disks.iter().map(|disk| disk.disk.clone()).collect();
-        let mut found = self.nodes();
-        expected.sort();
-        found.sort();
-        if expected != found {
-            return Err(mismatch(format!("{expected:?}"), format!("{found:?}")));
+        let has = |disk: &AttachedDisk| state.disks.iter().any(|own| disk.is_named(&own.disk));
+        if state.disks.len() != self.disks.len() || !self.disks.iter().all(has) {
+            let expected: Vec<_> = state.disks.iter().map(|disk| disk.disk.clone()).collect();
+            return Err(mismatch(expected.join(", "), self.names().join(", ")));
         }
         let Some(tag) = state.disks.first().map(|disk| disk.reference.clone()) else { return Ok(None) };
         if let Some(other) = state.disks.iter().find(|disk| disk.reference != tag) {
@@ -66,15 +69,16 @@ impl DiskSet {
         }
         let nodes = monitor.execute("query-named-block-nodes", &json!({ "flat": true }))?;
         match self.disks.iter().find(|disk| !snapshots(&nodes, &disk.node).any(|own| own == tag)) {
-            Some(disk) => {
-                Err(mismatch(format!("{} at {tag}", disk.node), "a disk without that snapshot".into()))
-            }
+            Some(disk) => Err(mismatch(
+                format!("{} with snapshot {tag}", disk.name),
+                "a disk without that snapshot".into(),
+            )),
             None => Ok(Some(tag)),
         }
     }
 
-    /// Makes what a state needs of the disks durable. QEMU does not wait for the host's disk while the guest is paused:
-    /// this does, from outside, while it runs.
+    /// Makes the disk contents of a state durable. QEMU does not wait for the host's disk during the pause: this does,
+    /// from outside, while the guest runs.
     pub(in crate::qemu) fn sync(&self) -> Result<(), MachineError> {
         for path in self.disks.iter().filter_map(|disk| disk.path.as_ref()) {
             let synced = File::open(path).and_then(|file| file.sync_data());
@@ -86,16 +90,16 @@ impl DiskSet {
         Ok(())
     }
 
-    /// Deletes snapshots; those of disks that are not there are skipped.
+    /// Deletes snapshots; those of missing disks are ignored.
     pub(in crate::qemu) fn release(
         &self,
         monitor: &mut Monitor,
         states: &[DiskState],
     ) -> Result<(), MachineError> {
         let mut disks: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for disk in states.iter().filter(|disk| !disk.reference.is_empty()) {
-            if self.disks.iter().any(|own| own.node == disk.disk) {
-                disks.entry(&disk.reference).or_default().push(&disk.disk);
+        for state in states.iter().filter(|state| !state.reference.is_empty()) {
+            if let Some(disk) = self.disks.iter().find(|disk| disk.is_named(&state.disk)) {
+                disks.entry(&state.reference).or_default().push(&disk.node);
             }
         }
         for (tag, devices) in disks {
@@ -119,12 +123,12 @@ impl DiskSet {
         let mut retained = Vec::new();
         for disk in &self.disks {
             let own = snapshots(&nodes, &disk.node).filter(|tag| tag.starts_with(TAG_PREFIX));
-            retained.extend(own.map(|tag| DiskState { disk: disk.node.clone(), reference: tag.to_owned() }));
+            retained.extend(own.map(|tag| DiskState { disk: disk.name.clone(), reference: tag.to_owned() }));
         }
         Ok(retained)
     }
 
-    /// Writes blocks; what was written counts once it is [checked](Self::check).
+    /// Writes blocks; they must be [checked](Self::check) afterwards.
     pub(in crate::qemu) fn write(
         &mut self,
         monitor: &mut Monitor,
@@ -132,7 +136,7 @@ impl DiskSet {
         first: u64,
         contents: &[BlockContent<'_>],
     ) -> Result<(), MachineError> {
-        let Some(found) = self.disks.iter().find(|own| own.node == disk) else {
+        let Some(found) = self.disks.iter().find(|own| own.is_named(disk)) else {
             return self.find(disk).map(drop);
         };
         self.blocks.write(monitor, found, first, contents)
@@ -143,14 +147,14 @@ impl DiskSet {
         self.blocks.check(monitor, &self.disks)
     }
 
-    /// What was written needs no check any more.
+    /// The blocks that were written need no check any more.
     pub(in crate::qemu) fn forget_written(&mut self) {
         self.blocks = BlockWriter::default();
     }
 
     fn find(&self, name: &str) -> Result<&AttachedDisk, MachineError> {
-        let found = self.disks.iter().find(|disk| disk.node == name);
-        found.ok_or_else(|| mismatch(name.to_owned(), format!("{:?}", self.nodes())))
+        let found = self.disks.iter().find(|disk| disk.is_named(name));
+        found.ok_or_else(|| mismatch(name.to_owned(), self.names().join(", ")))
     }
 }
 

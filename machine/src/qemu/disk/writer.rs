@@ -1,8 +1,8 @@
-//! Writing blocks into the disks of a paused QEMU.
+//! Writes blocks into the disks of a paused QEMU.
 //!
-//! Through QEMU itself, by its monitor's command `qemu-io` on the device's own access to the disk: from outside, nobody
-//! may touch an image that QEMU has open. That command does not report whether it failed, so that everything written is read
-//! back from the image.
+//! The blocks are written by QEMU itself, with its monitor's command `qemu-io` on the device's own access to the disk,
+//! because no other process may write an image that QEMU has open. That command does not report failures, so everything
+//! written is read back from the image.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -18,19 +18,19 @@ use crate::qemu::memory_file;
 use crate::qemu::monitor::Monitor;
 use crate::qemu::qcow2::disk::{Content, Disk};
 
-/// Most blocks that one command writes: 4 MiB.
+/// Bound on the blocks that one command writes: 4 MiB.
 const COMMAND_BLOCKS_MAX: usize = 1024;
 
-/// What was written since the last check.
+/// The blocks written since the last check.
 #[derive(Default)]
 pub(in crate::qemu) struct BlockWriter {
-    /// Blocks by disk, each with a hash of what must be there.
+    /// Blocks by disk, each with a hash of the expected contents.
     written: BTreeMap<String, BTreeMap<u64, u64>>,
     scratch: Option<File>,
 }
 
 impl BlockWriter {
-    /// Writes blocks in a row.
+    /// Writes consecutive blocks.
     pub(in crate::qemu) fn write(
         &mut self,
         monitor: &mut Monitor,
@@ -39,7 +39,7 @@ impl BlockWriter {
         contents: &[BlockContent<'_>],
     ) -> Result<(), MachineError> {
         let failed =
-            |message: String| MachineError::Driver { doing: format!("writing disk {}", disk.node), message };
+            |message: String| MachineError::Driver { doing: format!("writing disk {}", disk.name), message };
         let (shape, path) = disk
             .shape
             .as_ref()
@@ -60,7 +60,7 @@ impl BlockWriter {
             None
         };
         let mut run: Vec<Page> = Vec::new();
-        let hashes = self.written.entry(disk.node.clone()).or_default();
+        let hashes = self.written.entry(disk.name.clone()).or_default();
         let mut begun = first;
         for (content, block) in contents.iter().zip(first..) {
             let page = match content {
@@ -90,7 +90,7 @@ impl BlockWriter {
         command(monitor, &mut self.scratch, device, begun, &run, shape.size_bytes)
     }
 
-    /// Reads back all that was written, once QEMU has written its tables to the image.
+    /// Reads back all written blocks, once QEMU has written its tables to the image.
     pub(in crate::qemu) fn check(
         &mut self,
         monitor: &mut Monitor,
@@ -99,7 +99,7 @@ impl BlockWriter {
         for (name, blocks) in std::mem::take(&mut self.written) {
             let failed =
                 |message: String| MachineError::Driver { doing: format!("checking disk {name}"), message };
-            let disk = disks.iter().find(|disk| disk.node == name);
+            let disk = disks.iter().find(|disk| disk.name == name);
             let (disk, path) = disk
                 .and_then(|disk| Some((disk, disk.path.as_ref()?)))
                 .ok_or_else(|| failed("it is gone".into()))?;
@@ -146,7 +146,7 @@ impl BlockWriter {
     }
 }
 
-/// Writes blocks that are all zero or all data.
+/// Writes blocks that are either all zero or all data.
 fn command(
     monitor: &mut Monitor,
     scratch: &mut Option<File>,

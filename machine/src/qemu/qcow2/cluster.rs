@@ -1,31 +1,31 @@
-//! Where a disk's clusters lie in the file: tables of two levels.
+//! The places of a disk's clusters in the file: tables of two levels.
 
 use super::header::Header;
 use super::source::{Source, read};
 
 /// Bits of a table entry that are an offset; the rest are flags.
 pub(super) const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
-/// The table entry's target is referred to once.
+/// The target of the table entry has one reference.
 pub(super) const COPIED: u64 = 1 << 63;
 /// The cluster is compressed.
 pub(super) const COMPRESSED: u64 = 1 << 62;
 /// The cluster reads as zeros.
 pub(super) const ZERO: u64 = 1;
-/// Most entries in an L1 table, as in QEMU: 32 MiB.
+/// Bound on the entries of an L1 table, as in QEMU: 32 MiB.
 const L1_ENTRIES_MAX: u64 = 1 << 22;
-/// Bytes in which compressed data are counted.
+/// Unit of the length of compressed data, in bytes.
 const SECTOR_BYTES: u64 = 512;
 
 /// The content of a cluster of the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cluster {
-    /// What the backing file has there.
+    /// As in the backing file.
     Backing,
     /// Zeros.
     Zero,
     /// The bytes at this offset of the file.
     At(u64),
-    /// So many bytes at this offset, or fewer, compressed.
+    /// This many bytes at this offset, or fewer, compressed.
     Compressed { offset: u64, length_bytes: u64 },
 }
 
@@ -38,7 +38,7 @@ pub(super) struct Tables {
 }
 
 impl Tables {
-    /// Reads the first level; the second is read when it is needed.
+    /// Reads the first level; the second is read as needed.
     pub(super) fn read(
         source: &dyn Source,
         header: &Header,
@@ -71,12 +71,12 @@ impl Tables {
         self.l1.len()
     }
 
-    /// The place of a table of the second level: tables at the same place are the same.
+    /// The place of a table of the second level: tables at the same place are equal.
     pub(super) fn offset(&self, table: usize) -> u64 {
         self.l1.get(table).copied().unwrap_or(0)
     }
 
-    /// One table of the second level; `None` when the backing file has all of it.
+    /// One table of the second level; `None` when all of it is in the backing file.
     pub(super) fn table(&self, source: &dyn Source, table: usize) -> Result<Option<Vec<Cluster>>, String> {
         let offset = self.offset(table);
         if offset == 0 {
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_are_told_apart() {
+    fn entries_are_distinguished() {
         let tables = Tables { cluster_bits: 16, has_zero: true, l1: vec![] };
         assert_eq!(tables.decode(0), Ok(Cluster::Backing));
         assert_eq!(tables.decode(1), Ok(Cluster::Zero));

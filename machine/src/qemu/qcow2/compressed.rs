@@ -1,6 +1,6 @@
 use std::io::Read as _;
 
-/// The bytes of a compressed cluster. What follows the compressed data in `bytes` is passed over.
+/// Decompresses a cluster. Bytes after the compressed data in `bytes` are ignored.
 pub(super) fn decompress(method: u8, bytes: &[u8], cluster_bytes: usize) -> Result<Vec<u8>, String> {
     let mut out = vec![0; cluster_bytes];
     let done = match method {

@@ -9,16 +9,16 @@ use super::source::{Source, read};
 /// Smallest clusters that are read, log2: those of a block.
 const CLUSTER_BITS_MIN: u32 = 12;
 
-/// A disk, or a snapshot of it, in a file. What the backing file has is not its business.
+/// A disk, or a snapshot of it, in a file, without its backing file.
 pub(in crate::qemu) struct Disk<S> {
     source: S,
     header: Header,
     tables: Tables,
-    /// The table of the second level that was used last.
+    /// The most recently used table of the second level.
     last: Option<(usize, Option<Vec<Cluster>>)>,
 }
 
-/// A cluster that two snapshots may have differently.
+/// A cluster that may differ between two snapshots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::qemu) struct Change {
     /// Its number in the disk.
@@ -36,7 +36,7 @@ pub(in crate::qemu) enum Content {
 }
 
 impl<S: Source> Disk<S> {
-    /// The disk's current contents; stable only while nothing is written to it, and only what QEMU has flushed.
+    /// The disk's current contents; stable only while nothing is written to it, and only as far as QEMU has flushed it.
     pub(in crate::qemu) fn now(source: S) -> Result<Self, String> {
         let header = header(&source)?;
         let tables =
@@ -59,7 +59,7 @@ impl<S: Source> Disk<S> {
         1 << self.header.cluster_bits
     }
 
-    /// The content of a cluster; past the end, what the backing file has.
+    /// The content of a cluster; past the end, that of the backing file.
     pub(in crate::qemu) fn cluster(&mut self, cluster: u64) -> Result<Content, String> {
         let entries = self.cluster_bytes() as u64 / 8;
         let table = usize::try_from(cluster / entries).unwrap_or(usize::MAX);
@@ -114,7 +114,7 @@ impl<S: Source> Disk<S> {
     }
 }
 
-/// Clusters that two snapshots of a file may have differently, ascending.
+/// Clusters that may differ between two snapshots of a file, ascending.
 pub(in crate::qemu) struct Differences<S> {
     pub(in crate::qemu) disk: Disk<S>,
     old: Option<Tables>,
@@ -123,7 +123,7 @@ pub(in crate::qemu) struct Differences<S> {
 }
 
 impl<S: Source> Differences<S> {
-    /// The next one. As long as both snapshots exist, a cluster of either is never written: where both name the same
+    /// The next one. As long as both snapshots exist, none of their clusters is written: where both refer to the same
     /// place, the content is the same.
     pub(in crate::qemu) fn next(&mut self) -> Result<Option<Change>, String> {
         loop {

@@ -16,16 +16,16 @@ pub(super) const BLOCK_CLUSTERS: usize = CLUSTER / 2;
 pub(super) const HEADER_BYTES: usize = 104;
 /// log2 of the bits of a reference count: 16.
 const REFCOUNT_ORDER: u32 = 4;
-/// Most bytes of the header that are looked at: version 3 with all known fields.
+/// Bound on the bytes of the header that are read: version 3 with all known fields.
 const READ_BYTES: usize = 112;
 /// Least length of a header: that of version 2.
 const V2_BYTES: usize = 72;
 /// The extension that names the backing file's format.
 pub(super) const BACKING_FORMAT: u32 = 0xE279_2ACA;
-/// Most extensions that are looked at.
+/// Bound on the extensions that are read.
 const EXTENSIONS_MAX: usize = 64;
-/// Features that a reader must know, and that make no difference here: counts may be wrong, clusters are compressed
-/// by another method than zlib.
+/// Features that a reader must know but that make no difference here: counts may be wrong, another compression method
+/// than zlib.
 const HARMLESS: u64 = 1 | COMPRESSION_TYPE;
 const COMPRESSION_TYPE: u64 = 1 << 3;
 
@@ -135,7 +135,7 @@ impl Header {
     }
 }
 
-/// What differs between the headers of the files made here.
+/// The differences between the headers of the files made here.
 pub(super) struct NewHeader {
     pub(super) virtual_size_bytes: u64,
     pub(super) l1_entries: u32,

@@ -1,4 +1,4 @@
-//! A qcow2 file that holds only what a guest changed; the rest is read from the user's disk.
+//! A qcow2 file with only a guest's writes; the rest is read from the user's disk.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -10,8 +10,8 @@ use super::header::{
     BACKING_FORMAT, BLOCK_CLUSTERS, CLUSTER, HEADER_BYTES, Header, L2_ENTRIES, NewHeader, refcounts,
 };
 
-/// Makes an overlay of `size_bytes` over `backing` (an absolute path) whose format is `raw` or `qcow2`.
-/// Fails when the file is there already.
+/// Creates an overlay of `size_bytes` over `backing` (an absolute path) whose format is `raw` or `qcow2`. Fails when
+/// the file exists.
 pub(in crate::qemu) fn create(
     path: &Path,
     backing: &Path,
@@ -56,7 +56,7 @@ pub(in crate::qemu) fn create(
     bytes.resize(clusters * CLUSTER, 0);
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     file.write_all(&bytes).inspect_err(|_| {
-        // A cut-off overlay would be taken for a whole one by the next launch.
+        // The next launch would accept a truncated overlay as valid.
         let _ = std::fs::remove_file(path);
     })
 }

@@ -1,7 +1,7 @@
 use super::header::{Header, be16, be32, be64};
 use super::source::{Source, read};
 
-/// Most internal snapshots that are looked at.
+/// Bound on the internal snapshots that are read.
 const SNAPSHOTS_MAX: u32 = 65_536;
 
 /// One entry of the snapshot table.
@@ -9,12 +9,12 @@ pub(super) struct Snapshot {
     pub(super) l1_offset: u64,
     pub(super) l1_entries: u32,
     pub(super) state_bytes: u64,
-    /// The disk's size then, where it is recorded.
+    /// The disk's size at that time, if it is recorded.
     pub(super) size_bytes: Option<u64>,
 }
 
 impl Snapshot {
-    /// The snapshot of a name.
+    /// The snapshot with a name.
     pub(super) fn find(source: &dyn Source, header: &Header, tag: &str) -> Result<Self, String> {
         let mut at = header.snapshots_offset;
         for _ in 0..header.snapshots.min(SNAPSHOTS_MAX) {

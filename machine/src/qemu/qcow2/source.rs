@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 pub(in crate::qemu) trait Source {
     /// Length in bytes.
     fn length_bytes(&self) -> std::io::Result<u64>;
-    /// Fills `into` from `offset` on; an error when there are not so many bytes.
+    /// Fills `into` from `offset` on; an error when there are not this many bytes.
     fn read_at(&self, into: &mut [u8], offset: u64) -> std::io::Result<()>;
 }
 
@@ -33,7 +33,7 @@ impl Source for Vec<u8> {
     }
 }
 
-/// Bytes at an offset that the file itself named.
+/// Bytes at an offset from the file itself.
 pub(super) fn read(source: &dyn Source, offset: u64, length: usize) -> Result<Vec<u8>, String> {
     // Files are addressed with signed offsets.
     if offset > i64::MAX as u64 - length as u64 {

@@ -1,4 +1,4 @@
-//! Device state as QEMU keeps it in a qcow2 file: an internal snapshot whose data lie past the disk's end.
+//! Device state in QEMU's qcow2 format: an internal snapshot whose data are past the disk's end.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -8,8 +8,8 @@ use super::header::{CLUSTER, HEADER_BYTES, Header, L2_ENTRIES, NewHeader, be64, 
 use super::snapshot::Snapshot;
 use super::source::read;
 
-/// Most device state that is believed, 512 MiB: what one L2 table covers. QEMU's is below a megabyte; a display
-/// card's memory adds to it.
+/// Bound on accepted device state, 512 MiB: what one L2 table covers. QEMU's is below a megabyte; a display card's
+/// memory adds to it.
 pub(in crate::qemu) const STATE_BYTES_MAX: usize = CLUSTER * L2_ENTRIES;
 
 /// An empty file with a disk of one cluster, for QEMU to save device state into.

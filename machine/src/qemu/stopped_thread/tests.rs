@@ -27,7 +27,7 @@ impl Subject {
         i32::try_from(self.0.id()).unwrap()
     }
 
-    /// `None`, loudly, where processes cannot be traced.
+    /// `None`, with a message, where processes cannot be traced.
     fn call_getpid(&self) -> Option<Result<u64, RegistrationError>> {
         let pid = self.pid();
         let call = |thread: &mut StoppedThread| thread.call("getpid", libc::SYS_getpid, [0; 3]);

@@ -8,13 +8,13 @@ use crate::varint;
 #[derive(Debug, PartialEq)]
 pub(super) struct Rows {
     pub(super) table: String,
-    /// Names and kinds; the kinds say something for facts only.
+    /// Names and kinds; the kinds are used for facts only.
     pub(super) columns: Vec<(String, Kind)>,
     /// Cells of all rows, one row after the other: fact rows begin with their checkpoint, which is no column.
     pub(super) cells: Vec<Value>,
 }
 
-/// A record of rows is closed once it has so many bytes.
+/// A record of rows is closed once it has this many bytes.
 pub(super) const ROWS_BYTES: usize = 1 << 20;
 /// Most columns of a table.
 const COLUMNS_MAX: usize = 256;
@@ -23,7 +23,7 @@ const CELLS_MAX: usize = ROWS_BYTES + COLUMNS_MAX + 1;
 const KINDS: [Kind; 3] = [Kind::Integer, Kind::Real, Kind::Text];
 
 impl Rows {
-    /// The head that the rows' cells are appended to.
+    /// The head before the rows' cells.
     pub(super) fn head(table: &str, columns: &[(String, Kind)]) -> Vec<u8> {
         let mut bytes = Vec::new();
         push_text(&mut bytes, table);
@@ -55,7 +55,7 @@ impl Rows {
         }
     }
 
-    /// The reverse; none when the bytes are not rows. Takes no more memory than the bytes can mean.
+    /// Decodes rows; none when the bytes are invalid. Uses no more memory than the bytes can encode.
     pub(super) fn decode(mut bytes: &[u8]) -> Option<Self> {
         let from = &mut bytes;
         let table = text(from)?;

@@ -28,7 +28,7 @@ use crate::store::{Store, pieces, state_hash};
 const RECORD_PAGES_MAX: usize = 64;
 /// Bytes of contents added at a time, in which the content writer is held.
 const BATCH_BYTES: usize = 8 << 20;
-/// Most memory of a machine: 1 TiB. A map of it is taken from the file's word.
+/// Bound on the memory of a machine: 1 TiB. A map of this size is allocated before the data are read.
 const MEMORY_PAGES_MAX: u64 = 1 << 28;
 /// Most fact tables of an archive.
 const FACT_TABLES_MAX: usize = 1000;
@@ -37,8 +37,8 @@ const SECTIONS_MAX: usize = 4096;
 
 impl Store {
     /// Imports a machine from an archive, under its own name or another: all of it, or nothing. Its contents are added
-    /// like those of any checkpoint, so that none is stored twice. Short ids are kept unless they are taken here;
-    /// numbers are new. The whole file is checked before anything of it is added. Machines are recorded meanwhile.
+    /// like those of any checkpoint, so none is stored twice. Short ids are kept unless they are taken; numbers are
+    /// new. The whole file is checked before anything of it is added. Other machines are recorded meanwhile.
     pub fn import_archive(
         &self,
         name: Option<&str>,
@@ -145,7 +145,7 @@ fn check(file: &File, path: &Path) -> Result<(Manifest, blake3::Hash)> {
     }
 }
 
-/// A machine that is imported: everything but its contents.
+/// A machine being imported, without its contents.
 struct Importer<'a, 'b> {
     store: &'a Store,
     import: &'a mut MachineImport<'b>,
@@ -231,7 +231,7 @@ impl<'a, 'b> Importer<'a, 'b> {
             }
             return Ok(());
         };
-        // An archive of version 1 does not say which checkpoints are doubtful: none is.
+        // An archive of version 1 does not record doubtful checkpoints: none is.
         let names = |list: &[(&'static str, Role)]| list.iter().map(|(name, _)| *name).collect::<Vec<_>>();
         let here = names(shape.columns);
         let there: Vec<_> = columns.iter().map(|(name, _)| *name).collect();
@@ -255,7 +255,7 @@ impl<'a, 'b> Importer<'a, 'b> {
         Ok(())
     }
 
-    /// Notes the size of a disk.
+    /// Records the size of a disk.
     fn disk(&mut self, row: &[Value]) -> Result<()> {
         let [Value::Integer(old), Value::Text(name), Value::Integer(size_bytes), _] = row else {
             return Err(self.unreadable("a disk"));
@@ -337,7 +337,7 @@ impl<'a, 'b> Importer<'a, 'b> {
         found.ok_or_else(|| self.import.wrong("a content that it names is not in it"))
     }
 
-    /// Checks that nothing is missing.
+    /// Checks that the import is complete.
     fn end(&self, bytes: &[u8]) -> Result<()> {
         let counts = Counts {
             contents: self.codes.len() as u64,

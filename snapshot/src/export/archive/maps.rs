@@ -14,7 +14,7 @@ use crate::page_map::PageMap;
 use crate::recorder::{KEYFRAME_DISTANCE, KEYFRAME_ROWS_MIN};
 use crate::store::{changes_hash, decode_keyframe, keyframe};
 
-/// How far the full map of a disk at a checkpoint is: checkpoints, and changes.
+/// Distance of a disk at a checkpoint from its last full map: checkpoints, and changes.
 pub(super) type Known = HashMap<(CheckpointId, DiskId), (u64, u64)>;
 
 /// Adds the changes of a checkpoint, with a full map when the last one is too far away.

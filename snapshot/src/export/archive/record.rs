@@ -82,7 +82,7 @@ impl Writer {
     }
 }
 
-/// An archive that is being read. Nothing of a record is answered unless its hash is right.
+/// An archive that is being read. A record is returned only if its hash is right.
 pub(super) struct Reader<'a> {
     file: BufReader<&'a File>,
     path: &'a Path,
@@ -126,7 +126,7 @@ impl<'a> Reader<'a> {
         Ok(reader)
     }
 
-    /// The next record; an error at the end of the file, which is where no record ends an archive.
+    /// The next record; an error at the end of the file, since the last record must be the end record.
     pub(super) fn next(&mut self) -> Result<(Kind, Vec<u8>)> {
         let mut head = [0; HEAD];
         self.fill(&mut head)?;

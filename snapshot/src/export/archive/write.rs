@@ -22,24 +22,24 @@ const RECORD_PAGES: usize = 64;
 const WINDOW: usize = 4096;
 /// Fewest records worth a thread of their own.
 const RECORDS_MIN: usize = 4;
-/// Level of compression: an archive is written once and carried about.
+/// Level of compression: an archive is written once and often copied.
 const LEVEL: i32 = 6;
 /// Places of a list of changes in a record.
 const CHANGES: usize = 1 << 20;
 
 impl Store {
-    /// Writes a machine's whole history into one file: its checkpoints with all that is known of them, and every
-    /// content once. It is the history when this is called. Recording continues meanwhile, retention waits. Fails if
-    /// something of the machine is damaged. The file is readable by its owner only and holds the guest's memory
-    /// unencrypted; it must not exist before, and exists as a whole or not at all.
+    /// Writes a machine's whole history at the time of the call into one file: its checkpoints with all their rows, and
+    /// every content once. Recording continues meanwhile, retention waits. Fails if anything of the machine is damaged.
+    /// The file is readable by its owner only and has the guest's memory unencrypted; it must not exist before, and
+    /// exists as a whole or not at all.
     pub fn export_archive(
         &self,
         machine: MachineId,
         path: &Path,
         progress: Progress<'_>,
     ) -> Result<ArchiveReport> {
-        // If this store is open for reading only, another process may prune it meanwhile: a hash or a content is wrong
-        // then.
+        // If this store is open for reading only, another process may prune it meanwhile: then a hash or a content is
+        // wrong.
         let _alone = if self.must_be_writable().is_ok() { Some(self.maintain()?) } else { None };
         self.catalogue().archived(machine, |archived| {
             let machine = archived.machine()?;
@@ -169,7 +169,7 @@ fn write_facts(writer: &mut Writer, archived: &Archived<'_>, counts: &mut Counts
     Ok(())
 }
 
-/// Writes the rows that `read` calls with, in records of some length. No rows make no record.
+/// Writes the rows that `read` passes, in records of bounded length. Without rows there is no record.
 fn write_rows(
     writer: &mut Writer,
     table: &str,

@@ -18,8 +18,8 @@ pub(super) struct Compared {
     pub(super) different: Vec<u64>,
 }
 
-/// Compares copies of frames with a checkpoint's map: by the hashes of contents, so that no pack is read. A content that
-/// was removed from the catalogue meanwhile is passed over.
+/// Compares copies of frames with a checkpoint's map: by the hashes of contents, so that no pack is read. A content
+/// that was removed from the catalogue meanwhile is passed over.
 pub(super) fn compare(store: &Store, map: &PageMap, sample: &Sample) -> Result<Compared> {
     let mut compared = Compared { same: Vec::with_capacity(sample.len()), different: Vec::new() };
     let mut wanted: Vec<(ContentId, u64, &Page)> = Vec::new();

@@ -63,8 +63,8 @@ struct Piece {
 
 impl Recorder {
     /// Compares every frame that was not written since the newest checkpoint with what that checkpoint says. The memory
-    /// is copied piece by piece, each in a pause of its own, and compared while the guest runs. What it finds is recorded
-    /// as what the audit of a checkpoint finds; after a mismatch the next checkpoint looks at every frame.
+    /// is copied piece by piece, each in a pause of its own, and compared while the guest runs. What it finds is
+    /// recorded as what the audit of a checkpoint finds; after a mismatch the next checkpoint looks at every frame.
     pub fn audit(&mut self, machine: &mut dyn Machine) -> Result<AuditReport> {
         self.check(machine)?;
         self.store.must_be_writable()?;

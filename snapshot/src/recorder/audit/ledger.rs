@@ -1,10 +1,10 @@
 use retrovisor_guest::PageSet;
 
-/// For each frame, from which checkpoint on it is in doubt: the first that a mismatch found now would make doubtful. It is
-/// the one after the last in which the frame is known to be exact.
+/// For each frame, from which checkpoint on it is in doubt: the first that a mismatch found now would make doubtful. It
+/// is the one after the last in which the frame is known to be exact.
 ///
-/// A checkpoint is exact in a frame that was copied for it in the pause, or that was compared with it. A copy made before the
-/// pause proves nothing: that the frame was not written again is what the driver says.
+/// A checkpoint is exact in a frame that was copied for it in the pause, or that was compared with it. A copy made
+/// before the pause proves nothing: that the frame was not written again is what the driver says.
 pub(super) struct Ledger {
     frames: u64,
     /// Sequence numbers, by index of the frame; those below `floor` count as `floor`.
@@ -91,8 +91,8 @@ mod tests {
     }
 
     proptest! {
-        /// The range begins right after the last checkpoint that is known to be exact in the frame, and has every one since
-        /// that is not.
+        /// The range begins right after the last checkpoint that is known to be exact in the frame, and has every one
+        /// since that is not.
         #[test]
         fn the_range_of_a_mismatch_begins_where_exactness_was_known_last(
             steps in prop::collection::vec(step(), 1..60),

@@ -63,8 +63,8 @@ pub(in crate::recorder) fn settle(
     compared.and_then(|compared| note(store, machine, layout, shared, &compared, sequence)).is_some()
 }
 
-/// Notes the outcome of a comparison with the machine's newest checkpoint. After a mismatch: records it, and returns which
-/// checkpoints are doubtful.
+/// Notes the outcome of a comparison with the machine's newest checkpoint. After a mismatch: records it, and returns
+/// which checkpoints are doubtful.
 pub(super) fn note(
     store: &Store,
     machine: MachineId,

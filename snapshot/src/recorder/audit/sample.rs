@@ -3,7 +3,7 @@ use retrovisor_guest::{Gfn, MemoryError, MemoryView, Page, PageSet};
 
 use crate::recorder::staging::AlignedPage;
 
-/// What a frame held in the pause.
+/// The contents of a frame in the pause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Found {
     Zero,
@@ -20,7 +20,7 @@ pub(super) struct Sample {
 }
 
 impl Sample {
-    /// Empty, for so many frames.
+    /// Empty, for this many frames.
     pub(super) fn new(frames_max: usize) -> Self {
         let pages = vec![AlignedPage::touched(); frames_max].into_boxed_slice();
         Self { frames: Vec::with_capacity(frames_max), frames_max, pages, used: 0 }
@@ -109,7 +109,7 @@ impl Drop for SampleInUse {
     }
 }
 
-/// What a capture brings for the audit.
+/// The audit's data of a capture.
 pub(in crate::recorder) struct Sampled {
     /// Frames that were not copied for the checkpoint.
     pub(super) sample: SampleInUse,

@@ -9,8 +9,8 @@ use super::walk::FrameWalk;
 use crate::catalogue::lock;
 use crate::page_map::PageMap;
 
-/// Samples in use at a time, at most. A capture beyond that is not audited: captures follow one another faster than they
-/// are stored.
+/// Samples in use at a time, at most. A capture beyond that is not audited: captures follow one another faster than
+/// they are stored.
 const SAMPLES_MAX: usize = 8;
 /// Frames in a sample, at most: 16 MiB.
 const FRAMES_MAX: usize = 4096;
@@ -40,7 +40,7 @@ pub(in crate::recorder) struct OpenSample {
 }
 
 impl Sampler {
-    /// A sampler that copies so many frames at each capture.
+    /// A sampler that copies this many frames at each capture.
     pub(in crate::recorder) fn new(pages: u64, frames: u64, seed: u64, shared: SharedAudit) -> Self {
         let (give_back, idle) = unbounded();
         let frames = usize::try_from(frames.min(pages)).unwrap_or(usize::MAX).min(FRAMES_MAX);
@@ -100,7 +100,7 @@ impl Sampler {
         Sampled { sample: open.sample, copied, from: self.position, to: self.position + open.taken }
     }
 
-    /// The walk goes on from here: a capture was submitted, or one that was submitted could not be stored.
+    /// The walk continues from here: a capture was submitted, or one that was submitted could not be stored.
     pub(in crate::recorder) fn go_to(&mut self, position: u64) {
         self.position = position;
     }
@@ -112,8 +112,8 @@ impl Sampler {
 }
 
 impl OpenSample {
-    /// In the pause: copies listed frames, but those in `copied`, which were copied for the checkpoint. Allocates nothing.
-    /// What cannot be read is passed over.
+    /// In the pause: copies listed frames, but those in `copied`, which were copied for the checkpoint. Allocates
+    /// nothing. What cannot be read is passed over.
     pub(in crate::recorder) fn fill(&mut self, view: &dyn MemoryView, copied: &PageSet) {
         let Some(sample) = self.sample.get_mut() else { return };
         for (index, may_be_hole) in &self.listed {

@@ -16,7 +16,7 @@ pub struct AuditStatus {
     pub proven_pages: u64,
     /// Since when they are counted: milliseconds since 1970 UTC.
     pub since_ms: i64,
-    /// Frames that were not what a checkpoint says, since the recorder began.
+    /// Frames that differed from a checkpoint, since the recorder began.
     pub mismatches: u64,
     /// When the last of them was found.
     pub last_mismatch_ms: Option<i64>,
@@ -75,12 +75,12 @@ impl AuditState {
         self.walked = position;
     }
 
-    /// An audit of the whole memory that began then has compared so many frames.
+    /// An audit of the whole memory that began then has compared this many frames.
     pub(super) fn audited(&mut self, since_ms: i64, compared: u64) {
         self.whole = Some((since_ms, compared));
     }
 
-    /// So many frames were not what a checkpoint says. Returns whether this was not known of any frame before.
+    /// This many frames were not what a checkpoint says. Returns whether this was not known of any frame before.
     pub(super) fn mismatched(&mut self, frames: u64) -> bool {
         self.mismatches += frames;
         self.last_mismatch_ms = Some(now_ms());

@@ -1,4 +1,4 @@
-/// A walk through all frames of a machine, again and again, in an order that nobody can predict without its seed.
+/// A repeated walk through all frames of a machine, in an order that cannot be predicted without its seed.
 ///
 /// The order is a permutation, so that every frame is visited once in each round: a Feistel network over the next even
 /// number of bits, whose results that are no frame are permuted again until they are one. It takes no memory.
@@ -15,7 +15,7 @@ impl FrameWalk {
         Self { frames: frames.max(1), seed, half_bits: bits.div_ceil(2).max(1) }
     }
 
-    /// The index of the frame at a position of the walk. Positions go on after the end of a round.
+    /// The index of the frame at a position of the walk. Positions continue after the end of a round.
     pub(super) fn frame(&self, position: u64) -> u64 {
         let mut index = position % self.frames;
         loop {

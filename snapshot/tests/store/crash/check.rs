@@ -1,4 +1,4 @@
-//! Opens a store after a crash and holds it against a model of full images.
+//! Opens a store after a crash and compares it with a model of full images.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,18 +11,18 @@ use super::random::Random;
 use super::story::{Mark, PAGES, open, scribble, toy};
 use crate::toy::{Frame, Image};
 
-/// What was reported until some moment.
+/// The reports up to some moment.
 #[derive(Clone, Default)]
 pub(super) struct Expected {
     /// A machine was added.
     pub(super) machine: bool,
-    /// The checkpoints that are safe, and what they hold.
+    /// The checkpoints that are durable, and their contents.
     pub(super) done: BTreeMap<CheckpointId, Arc<Image>>,
-    /// What is being tried.
+    /// The operation in progress.
     trying: BTreeMap<u64, Arc<Image>>,
-    /// What was tried and failed: a checkpoint may be there (a rollback can fail after it took its checkpoint).
+    /// An operation that failed: a checkpoint may exist (a rollback can fail after it took its checkpoint).
     failed: Vec<Arc<Image>>,
-    /// Those that may be gone.
+    /// Checkpoints that may have been removed.
     pruned: BTreeMap<CheckpointId, Arc<Image>>,
 }
 
@@ -48,7 +48,7 @@ impl Expected {
     }
 }
 
-/// Panics when the store in `dir` is not what it must be.
+/// Panics when the store in `dir` is not as the model requires.
 pub(super) fn check(dir: &Path, expected: &Expected, seed: u64) {
     let store = open(dir).unwrap();
     assert_eq!(store.verify(&mut |_| ()).unwrap().damaged, []);
@@ -62,7 +62,7 @@ pub(super) fn check(dir: &Path, expected: &Expected, seed: u64) {
         assert!(there.iter().any(|record| record.id == *id), "checkpoint {} is gone", id.0);
         assert_holds(&store, *id, image);
     }
-    // A checkpoint that was not reported is complete all the same.
+    // A checkpoint that was not reported must be complete as well.
     for record in there.iter().filter(|record| !expected.done.contains_key(&record.id)) {
         if let Some(image) = expected.pruned.get(&record.id) {
             assert_holds(&store, record.id, image);
@@ -72,7 +72,7 @@ pub(super) fn check(dir: &Path, expected: &Expected, seed: u64) {
         let holds = candidates.any(|image| holds(&store, record.id, image).is_none());
         assert!(holds, "checkpoint {} is nothing that was tried", record.id.0);
     }
-    // The machine comes back, and goes on.
+    // The machine is restored, and continues.
     let mut recorder = Recorder::new(Arc::clone(&store), machine).unwrap();
     let mut toy = toy();
     let request = RollbackRequest::default();
@@ -96,7 +96,7 @@ pub(super) fn check(dir: &Path, expected: &Expected, seed: u64) {
     assert_holds(&store, report.current.unwrap().id, &current);
     assert_holds(&store, next.id, &expected);
     drop((recorder, store));
-    // What was written after the crash is as safe as what was written before.
+    // Data written after the crash are as safe as earlier data.
     let store = open(dir).unwrap();
     assert_eq!(store.verify(&mut |_| ()).unwrap().damaged, []);
     assert_holds(&store, next.id, &expected);
@@ -108,7 +108,7 @@ pub(super) fn assert_holds(store: &Arc<Store>, id: CheckpointId, image: &Image) 
     }
 }
 
-/// Says in what a checkpoint is not the image.
+/// Describes how a checkpoint differs from the image.
 fn holds(store: &Arc<Store>, id: CheckpointId, image: &Image) -> Option<String> {
     let view = match store.view(id) {
         Ok(view) => view,

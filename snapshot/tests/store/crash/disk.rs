@@ -1,5 +1,5 @@
-//! What a disk may hold after a power cut. The model is harsher than file systems are: whatever was not synced may be
-//! there or not, in any combination and in parts.
+//! The possible contents of a disk after a power cut. The model guarantees less than file systems do: unsynced data may
+//! be there or not, in any combination and in parts.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use super::random::Random;
 use super::trace::{Event, Inode};
 
 const SECTOR: usize = 512;
-/// A write or a name is not on the disk for sure before the disk says so; until then it has a number.
+/// A write or a name is not durable before it was synced; until then it has a number.
 type At = usize;
 
 #[derive(Clone)]
@@ -32,13 +32,13 @@ enum Node {
 
 #[derive(Clone, Default)]
 struct Contents {
-    /// On the disk for sure.
+    /// Durable.
     durable: Vec<u8>,
-    /// On their way: when they began, when the call came back, what they do.
+    /// Not durable yet: when they began, when the call returned, their effect.
     pending: Vec<(At, At, Change)>,
 }
 
-/// A disk on which writes are on their way.
+/// A disk with writes that are not durable yet.
 #[derive(Clone, Default)]
 pub(super) struct Disk {
     files: BTreeMap<Inode, Contents>,
@@ -47,16 +47,16 @@ pub(super) struct Disk {
     now: At,
 }
 
-/// What is left of what was on its way.
+/// The loss of writes that were not durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Loss {
-    /// Nothing is lost: the process was killed, the disk goes on.
+    /// Nothing is lost: the process was killed, the disk continues.
     Nothing,
-    /// Everything is.
+    /// Everything is lost.
     Everything,
-    /// Of the last write, so many bytes are there; of the others, all, or nothing.
+    /// Of the last write, this many bytes are there; of the others, all, or nothing.
     Torn { bytes: usize, others: bool },
-    /// By chance: writes whole, not at all, or some of their sectors; names there or not.
+    /// Random: writes whole, not at all, or some of their sectors; names there or not.
     Some { seed: u64 },
 }
 
@@ -109,7 +109,7 @@ impl Disk {
         self.pending_names.push((self.now - 1, change));
     }
 
-    /// Whether the last event is a write on its way, and how long it is.
+    /// Whether the last event is a write that is not durable, and its length.
     pub(super) fn last_write(&self) -> Option<usize> {
         let last = self.now.checked_sub(1)?;
         self.files.values().find_map(|file| match file.pending.last() {
@@ -118,7 +118,7 @@ impl Disk {
         })
     }
 
-    /// Whether anything is on its way.
+    /// Whether anything is not durable.
     pub(super) fn is_settled(&self) -> bool {
         self.pending_names.is_empty() && self.files.values().all(|file| file.pending.is_empty())
     }
@@ -140,7 +140,7 @@ impl Disk {
         }
         let mut image = Image::new();
         for (path, node) in &names {
-            // What is in a directory that does not exist does not exist either.
+            // The contents of a directory that does not exist do not exist either.
             let here = path.ancestors().skip(1).filter(|dir| !dir.as_os_str().is_empty());
             if !here.into_iter().all(|dir| names.get(dir) == Some(&Node::Dir)) {
                 continue;
@@ -158,7 +158,7 @@ impl Disk {
 
     fn bytes(&self, file: &Contents, loss: Loss, random: &mut Random) -> Vec<u8> {
         let mut bytes = file.durable.clone();
-        // A length that is there before the bytes: zeros, or what the disk held.
+        // A length that is durable before the bytes: zeros, or old contents of the disk.
         let garbage = matches!(loss, Loss::Some { .. }) && random.one_in(3);
         for (at, _, change) in &file.pending {
             match (loss, change) {
@@ -230,7 +230,7 @@ impl NameChange {
         }
     }
 
-    /// Whether syncing the directory makes it safe. Renaming from one directory to another is so where it arrives.
+    /// Whether syncing the directory makes it durable. After renaming to another directory, that is the target.
     fn is_in(&self, dir: &Path) -> bool {
         let (Self::Set(path, _) | Self::Rename(_, path) | Self::Remove(path)) = self;
         path.parent() == Some(dir)

@@ -1,6 +1,6 @@
 //! A disk that is full, or fails, at any moment: from each call on that could need space, until space comes back; and
-//! each call once. The process goes on, the guest runs on, nothing that was committed is lost, and the next attempt
-//! succeeds and holds all that the guest wrote meanwhile.
+//! each call once. The process continues, the guest runs on, nothing that was committed is lost, and the next attempt
+//! succeeds and has all writes of the guest meanwhile.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,10 +15,10 @@ use crate::toy::quick_dir;
 const SEED: u64 = 11;
 const STEPS: u64 = 5;
 
-/// Every message of a full disk says what to do. (SQLite does not say why a sync failed.)
+/// Every message of a full disk has a next step. (SQLite does not report why a sync failed.)
 fn is_clear(message: &str, errno: Errno) -> bool {
     let full = message.contains("no space left") && message.contains("Free some space");
-    // Those that were captured behind the one that failed say so.
+    // Captures behind the failed one report that.
     let behind = message.contains("an earlier one could not be stored");
     errno != Errno::ENOSPC || full || behind || message.contains("has free space")
 }

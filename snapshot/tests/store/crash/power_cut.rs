@@ -1,7 +1,7 @@
 //! Power cuts after every event of random histories.
 //!
-//! `RETROVISOR_CRASH_SEED` and `RETROVISOR_CRASH_EVENT` (both as printed by a failure) look at one moment only;
-//! `RETROVISOR_CRASH_HISTORIES` and `RETROVISOR_CRASH_ALL=1` ask for more histories, and all losses after each event,
+//! `RETROVISOR_CRASH_SEED` and `RETROVISOR_CRASH_EVENT` (both as printed by a failure) select one moment;
+//! `RETROVISOR_CRASH_HISTORIES` and `RETROVISOR_CRASH_ALL=1` select more histories, and all losses after each event,
 //! than a normal test run has time for.
 
 use std::collections::HashSet;
@@ -19,18 +19,18 @@ use crate::toy::quick_dir;
 
 const HISTORIES: u64 = 4;
 const STEPS: u64 = 24;
-/// Of the disks that each event could leave behind, one in so many is looked at.
+/// Of the possible disks of each event, one in this many is checked.
 const SAMPLE: u64 = 16;
-/// Disks kept in files, for people to look at.
+/// Disks kept in files for analysis.
 const KEPT: usize = 5;
-/// Images by chance for each event.
+/// Random images for each event.
 const BY_CHANCE: u64 = 4;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap())
 }
 
-/// One disk to look at.
+/// One disk to check.
 struct Case {
     seed: u64,
     event: usize,
@@ -118,7 +118,7 @@ fn after_any_power_cut_the_store_has_what_it_committed() {
                     let Ok(case) = next else { return };
                     let dir = quick_dir();
                     if let Err(why) = look(&case, dir.path()) {
-                        // Stays, to be looked at; written again, because looking changed it.
+                        // Stays for analysis; written again, because the check changed it.
                         let mut failures = failures.lock().unwrap();
                         let (seed, event, loss) = (case.seed, case.event, case.loss);
                         let mut text = format!("seed {seed}, event {event}, {loss:?}: {why}");

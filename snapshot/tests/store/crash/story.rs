@@ -1,5 +1,5 @@
-//! What happens to the store, in a process of its own. It reports what it is about to do and what is done with marks:
-//! writes to `/dev/null`, which the tracer sees in their place among the others.
+//! Runs a history of the store, in a process of its own. It reports what it is about to do and what is done with marks:
+//! writes to `/dev/null`, which the tracer records among the other calls.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -29,22 +29,22 @@ pub(super) const OPTIONS: StoreOptions = StoreOptions { pack_bytes_max: 40_000 }
 static SEEN: Schema =
     Schema { table: "fact_seen", columns: &[Column { name: "count", kind: Kind::Integer }] };
 
-/// What the child says.
+/// The child's marks.
 #[derive(Clone, Debug)]
 pub(super) enum Mark {
     /// There is a machine.
     Machine,
-    /// It is about to take a checkpoint of this, under this number.
+    /// It is about to take a checkpoint of this image, under this number.
     Try(u64, Arc<Image>),
-    /// What was tried under this number is safe, as a checkpoint.
+    /// The checkpoint of this number is durable.
     Done(u64, CheckpointId),
-    /// What was tried under this number failed, with these words.
+    /// The checkpoint of this number failed, with this message.
     Failed(u64, String),
     /// Something else failed.
     Refused(String),
-    /// These checkpoints may go from now on.
+    /// These checkpoints may be removed from now on.
     Prune(Vec<CheckpointId>),
-    /// Calls are not to fail any more.
+    /// Calls must not fail any more.
     Space,
 }
 
@@ -87,7 +87,7 @@ pub(super) fn scribble(toy: &mut Toy, random: &mut Random) {
         match random.below(12) {
             0 => toy.set(index, Frame::Zero),
             1 => toy.set(index, Frame::Removed),
-            // Few enough that contents come back.
+            // Few enough that contents repeat.
             _ => toy.scribble(index, random.below(500)),
         }
     }
@@ -107,7 +107,7 @@ fn seed_of(bytes: &[u8]) -> u64 {
     u64::from_le_bytes(*bytes.first_chunk().unwrap())
 }
 
-/// An image in few words; [`read_image`] is the reverse.
+/// An image as short text; [`read_image`] is the reverse.
 fn image_text(image: &Image) -> String {
     let frames: Vec<_> = image
         .frames
@@ -159,14 +159,14 @@ impl Story {
         (&self.marks).write_all(format!("MARK {text}\n").as_bytes()).unwrap();
     }
 
-    /// Says what is to be tried, and gives it a number.
+    /// Marks what is to be tried, and gives it a number.
     fn announce(&mut self) -> u64 {
         self.tries += 1;
         self.mark(&format!("TRY {} {}", self.tries, image_text(&self.toy.image)));
         self.tries
     }
 
-    /// Notes what came of trying to take a checkpoint.
+    /// Marks the outcome of a checkpoint.
     fn note<T>(
         &self,
         number: u64,
@@ -225,7 +225,7 @@ impl Story {
         self.note(number, &done, |report| report.current.as_ref().unwrap().id);
     }
 
-    /// Captures several without waiting: they share a commit, as it comes.
+    /// Captures several without waiting: they may share a commit.
     fn burst(&mut self, recorder: &mut Recorder) {
         let mut waiting = Vec::new();
         for _ in 0..2 + self.random.below(3) {
@@ -264,7 +264,7 @@ impl Story {
         }
     }
 
-    /// Opens the store, makes the machine if there is none, and brings it back if there was one.
+    /// Opens the store; creates the machine if there is none, and restores it if there was one.
     fn open(&mut self) -> Result<(Arc<Store>, Recorder, MachineId), Error> {
         let store = open(&self.dir)?;
         let machine = match store.catalogue().machines()?.first() {
@@ -286,7 +286,7 @@ impl Story {
             let (store, mut recorder, machine) = match self.open() {
                 Ok(open) => open,
                 Err(error) => {
-                    // Where calls are made to fail, opening can fail too: again, with space.
+                    // Where calls are made to fail, opening can fail too: tried again, with space.
                     self.mark(&format!("REFUSED {error}"));
                     self.mark("SPACE");
                     self.open().unwrap()
@@ -298,7 +298,7 @@ impl Story {
             }
             left -= session;
             if left == 0 {
-                // With space again, all that the guest wrote goes into the next one.
+                // With space again, the next checkpoint has all writes of the guest.
                 self.mark("SPACE");
                 let number = self.announce();
                 let done = recorder.checkpoint(&mut self.toy, &CheckpointRequest::default());

@@ -1,6 +1,5 @@
-//! Traces a child: every call that changes files below one directory, in order, as the kernel sees them. Nothing in
-//! the program has to cooperate, and nothing in it can be forgotten: a call that could change a file and is not known
-//! here stops the test.
+//! Traces a child: every call that changes files below one directory, in order. The program does not take part, so no
+//! code path can be missed: a call that could change a file and is not implemented here stops the test.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -21,7 +20,7 @@ use super::story::{DIR, Mark, SEED, STEPS, TEST};
 /// A file's identity, whatever its name.
 pub(super) type Inode = u64;
 
-/// Something that changed the disk, or was said.
+/// A change of the disk, or a mark.
 #[derive(Debug)]
 pub(super) enum Event {
     Write {
@@ -35,7 +34,7 @@ pub(super) enum Event {
         bytes: u64,
         done_at: usize,
     },
-    /// All that was done to the file before the event of this number is on the disk.
+    /// Everything done to the file before the event of this number is durable.
     Sync {
         inode: Inode,
         began: usize,
@@ -55,7 +54,7 @@ pub(super) enum Event {
     Remove {
         path: PathBuf,
     },
-    /// All names in the directory before the event of this number are on the disk.
+    /// All names in the directory before the event of this number are durable.
     SyncDir {
         path: PathBuf,
         began: usize,
@@ -68,7 +67,7 @@ pub(super) enum Event {
 pub(super) struct Failing {
     /// The first that does, counted among those that a full disk can make fail; from 1 on.
     pub(super) nth: usize,
-    /// Whether those after it fail, too, until [`Mark::Space`].
+    /// Whether later ones fail, too, until [`Mark::Space`].
     pub(super) lasting: bool,
     /// Whether half of the first one is written, if it is a write.
     pub(super) half: bool,
@@ -128,22 +127,22 @@ pub(super) fn run(dir: &Path, seed: u64, steps: u64, failing: Option<Failing>) -
     let mut text = vec![0; usize::try_from(length).unwrap()];
     output.read_exact_at(&mut text, 0).unwrap();
     let said = lines.map_while(Result::ok).collect::<Vec<_>>().join("\n");
-    // It was waited for already.
+    // It was waited for earlier.
     drop(child);
     Some(Trace { events, failed, success, output: format!("{said}\n{}", String::from_utf8_lossy(&text)) })
 }
 
 /// A call that a thread is in.
 enum Call {
-    /// Of no interest.
+    /// Not recorded.
     Other,
     /// Does not happen; answered with this error.
     Refused(Errno),
-    /// To be noted if it succeeds.
+    /// Recorded if it succeeds.
     Pending(Box<dyn FnOnce() -> Event>),
     /// Opens a file that may be new.
     Open(PathBuf),
-    /// The event of this number is done; so many bytes were to be written.
+    /// The end of the event with this number; this many bytes were to be written.
     RecordedOperation { event: usize, bytes: usize },
 }
 
@@ -160,9 +159,9 @@ struct Tracer {
 }
 
 impl Tracer {
-    /// Lets the child run until it ends; whether it ended well.
+    /// Lets the child run to its end; returns whether it succeeded.
     fn follow(&mut self) -> bool {
-        // Only what this very thread traces: other tests have children, too.
+        // Only children of this thread: other tests have children, too.
         let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
         loop {
             let status = waitpid(None, Some(flags)).unwrap();
@@ -252,7 +251,7 @@ impl Tracer {
         Some(first && failing.half && [libc::SYS_write, libc::SYS_pwrite64].contains(&number))
     }
 
-    /// Looks at a call that begins.
+    /// Handles a call that begins.
     fn enter(&mut self, number: i64, of: [u64; 6]) -> Call {
         let here = libc::AT_FDCWD.cast_unsigned().into();
         match number {
@@ -369,10 +368,10 @@ impl Tracer {
         }
     }
 
-    /// The path that a call names.
+    /// The path argument of a call.
     fn path(&self, dir: u64, name: u64) -> Option<PathBuf> {
         let mut bytes = [0; 4096];
-        // The name may lie at the end of what can be read.
+        // The name may be at the end of readable memory.
         let length = self.memory.read_at(&mut bytes, name).ok()?;
         let text = &bytes[..length.min(bytes.iter().position(|byte| *byte == 0)?)];
         let name = Path::new(std::str::from_utf8(text).ok()?);

@@ -1,4 +1,4 @@
-//! How a machine in a worker is made: by starting the worker, or by attaching to one that runs.
+//! Opens a machine in a worker: starts the worker, or attaches to a running one.
 
 use std::fs::File;
 use std::io;
@@ -24,13 +24,13 @@ use crate::kvm::worker::runtime::RuntimeDir;
 use crate::process::Process;
 use crate::ram::Ram;
 
-/// A worker that takes longer to answer counts as dead, and is ended.
+/// A worker that takes longer to reply is considered dead, and is ended.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Reading a kernel and an initial RAM file system from a slow disk is part of a start.
+/// A start includes reading a kernel and an initial RAM file system from a slow disk.
 const START_PATIENCE: Duration = Duration::from_mins(2);
 
 impl RemoteMachine {
-    /// Starts a worker and the machine in it. A worker that an earlier machine left in the directory is ended.
+    /// Starts a worker and its machine. An earlier worker that still runs in the directory is ended.
     pub fn launch(config: &RemoteConfig) -> Result<Self, MachineError> {
         let KvmConfig { name, layout, memory: _, vcpus, boot, disks, nets, channel: has_channel, paused } =
             &config.machine;
@@ -42,7 +42,7 @@ impl RemoteMachine {
         runtime.remove_sockets();
         let memory = memory_file(layout)?;
         let logs = [log_file(&runtime.console_log())?, log_file(&runtime.older_console_log())?];
-        // A worker can open nothing by itself. After an earlier one has ended: it may have used the same tap.
+        // The worker cannot open anything itself. After the end of an earlier one, which may have used the same tap.
         let links = nets.iter().map(|net| Ok(Link::open(&net.backend)?.into_fd()));
         let links = links.collect::<Result<Vec<_>, MachineError>>()?;
         let shell = has_channel.then(|| bound(&runtime.channel())).transpose().map_err(|source| {
@@ -70,7 +70,7 @@ impl RemoteMachine {
         let sent = channel.send(&launch, &[], &fds);
         let mut machine = Self::greeted(name, channel, process, runtime, sent, Some(memory))?;
         machine.detached = false;
-        // One that waits for its state cannot run yet.
+        // A machine that waits for its state cannot run yet.
         if !paused && !config.awaits_state {
             machine.resume()?;
         }
@@ -81,7 +81,7 @@ impl RemoteMachine {
         Ok(machine)
     }
 
-    /// Attaches to a worker that an earlier process started and detached. Whether the guest runs is not changed.
+    /// Attaches to a worker that an earlier process started and detached. Does not change whether the guest runs.
     pub fn attach(name: &str, runtime_dir: &Path) -> Result<Self, MachineError> {
         let runtime = RuntimeDir::new(runtime_dir);
         let (stream, process) = connect(&runtime).map_err(|source| MachineError::Io {
@@ -106,8 +106,8 @@ impl RemoteMachine {
         Ok(process.identity().clone())
     }
 
-    /// Waits for the worker's greeting and checks it. With `memory` the worker was started
-    /// for this machine; without, the worker's memory is taken.
+    /// Waits for the worker's greeting and checks it. With `memory` the worker was started for this machine; without,
+    /// its memory comes with the greeting.
     fn greeted(
         name: &str,
         mut channel: Channel,
@@ -117,7 +117,7 @@ impl RemoteMachine {
         memory: Option<File>,
     ) -> Result<Self, MachineError> {
         let doing = "starting the machine in its worker";
-        // A worker that was started for this machine must not outlive a failure here.
+        // A worker that was started for this machine must be ended after a failure here.
         if memory.is_some() {
             process.end_on_drop();
         }
@@ -168,7 +168,7 @@ impl RemoteMachine {
     }
 }
 
-/// What a worker reports about itself, cut to what can be shown.
+/// A worker's report about itself, cut to bounded lengths.
 fn shown(said: &Confinement) -> Confinement {
     Confinement {
         done: said.done.iter().take(LINES_MAX).map(|what| plain(what)).collect(),

@@ -3,13 +3,13 @@ use retrovisor_guest::{MachineState, MemoryLayout, PageSet};
 use super::insert;
 use crate::kvm::worker::message::StateHead;
 
-/// What a worker sent with its answer to `Pause`: handed out on request as long as the machine is paused.
+/// The data in a worker's reply to `Pause`, returned on request as long as the machine is paused.
 pub(super) struct PauseReply {
-    /// Frames that were received and not handed out yet; also those of earlier pauses.
+    /// Frames that were received and not returned yet; also those of earlier pauses.
     dirty: PageSet,
-    /// Whether `dirty` is all there is.
+    /// Whether `dirty` is complete.
     is_complete: bool,
-    /// Until it is handed out: its receiver releases it then.
+    /// Until it is returned; then the caller releases it.
     state: Option<MachineState>,
 }
 
@@ -19,7 +19,8 @@ impl PauseReply {
         Self { dirty: PageSet::empty(layout), is_complete: false, state: None }
     }
 
-    /// Stores an answer: so many bytes of dirty frames, if any, and the sections of a state; `None` when they do not fit.
+    /// Stores a reply: this many bytes of dirty frames, if any, and the sections of a state; `None` when they are
+    /// inconsistent.
     pub(super) fn store(
         &mut self,
         dirty_bytes: Option<u32>,
@@ -39,19 +40,19 @@ impl PauseReply {
         Some(())
     }
 
-    /// Hands out the dirty frames that were received; `false`: there may be more.
+    /// Returns the dirty frames that were received; `false`: there may be more.
     pub(super) fn take_dirty(&mut self, into: &mut PageSet) -> bool {
         into.union(&self.dirty);
         self.dirty.clear();
         self.is_complete
     }
 
-    /// The state, once.
+    /// Returns the state, once.
     pub(super) fn take_state(&mut self) -> Option<MachineState> {
         self.state.take()
     }
 
-    /// The machine changes: the state that was not asked for, to be released.
+    /// The machine changes: returns the unrequested state, for release.
     pub(super) fn discard(&mut self) -> Option<MachineState> {
         self.is_complete = false;
         self.state.take()
