@@ -43,6 +43,10 @@ pub enum Error {
     /// Guest memory could not be read.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// Applying failed, and the machine did not accept the state that it had before: it must not run before it is given
+    /// one.
+    #[error("the machine does not accept its state any more: {0}")]
+    NotReverted(#[source] MachineError),
     /// The machine failed.
     #[error(transparent)]
     Machine(#[from] MachineError),

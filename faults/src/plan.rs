@@ -33,7 +33,8 @@ impl Plan {
     ///
     /// `note` is called with the frames before the first byte is written, so that they are in the next checkpoint
     /// whatever happens afterwards. If the memory differs from the plan's, nothing is written and `note` is not called.
-    /// After a later error the old bytes are restored, as far as the machine accepts writes.
+    /// After a later error the old bytes and the state are restored; [`Error::NotReverted`] says that the machine did
+    /// not accept the state.
     ///
     /// The state is captured before and applied afterwards, so that a translator drops its translations of old code.
     pub fn apply(&self, machine: &mut dyn Machine, note: &mut dyn FnMut(&PageSet)) -> Result<(), Error> {
@@ -48,13 +49,17 @@ impl Plan {
             .iter()
             .try_for_each(|patch| patch.write(machine))
             .and_then(|()| Ok(machine.apply_state(&state, ClockPolicy::StandStill)?));
+        let mut reverted = Ok(());
         if applied.is_err() {
             for patch in self.undo().patches {
                 // The first error is the one to report; the frames are noted already.
                 let _ = patch.write(machine);
             }
+            // Part of the state may have been applied.
+            reverted = machine.apply_state(&state, ClockPolicy::StandStill);
         }
         let released = machine.release_state(&state);
+        reverted.map_err(Error::NotReverted)?;
         applied?;
         Ok(released?)
     }

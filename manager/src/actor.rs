@@ -1,6 +1,7 @@
 //! The thread of one machine: checkpoints at the interval, commands in between.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use retrovisor_snapshot::{CheckpointKind, CheckpointRecord, DesiredState, Machin
 use tokio::sync::{broadcast, watch};
 
 use crate::command::{Command, Reply};
+use crate::driver_calls::DriverCalls;
 use crate::error::ManagerError;
 use crate::evaluator::Evaluations;
 use crate::event::{self, Event, EventKind};
@@ -22,8 +24,6 @@ use crate::status::MachineStatus;
 
 /// The machine is polled at least this often, also when no checkpoint is due.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// How long an actor may take to finish what it does when the daemon ends.
-const END_WAIT: Duration = Duration::from_secs(30);
 
 /// One machine, its recorder and its evaluations.
 pub(crate) struct MachineActor {
@@ -47,6 +47,9 @@ pub(crate) struct ActorHandle {
     commands: Sender<Command>,
     thread: JoinHandle<()>,
     status: Arc<Mutex<MachineStatus>>,
+    calls: Arc<DriverCalls>,
+    /// Whether it was reported that a call of its driver does not return.
+    is_overdue_reported: AtomicBool,
     has_ended: watch::Receiver<bool>,
 }
 
@@ -77,8 +80,30 @@ impl ActorHandle {
         self.has_ended.clone()
     }
 
+    /// Why it does not answer, in words, if a call of its driver does not return in time.
+    pub(crate) fn overdue(&self) -> Option<String> {
+        self.is_alive().then(|| self.calls.overdue()).flatten()
+    }
+
+    /// The status; that of an actor whose driver does not return is that its process does not answer.
     pub(crate) fn status(&self) -> MachineStatus {
-        lock(&self.status).clone()
+        let status = lock(&self.status).clone();
+        match self.overdue() {
+            Some(reason) => MachineStatus { state: Lifecycle::Unreachable, reason, ..status },
+            None => status,
+        }
+    }
+
+    /// The status, if whether it is overdue has changed since this was asked last.
+    pub(crate) fn changed_overdue(&self) -> Option<MachineStatus> {
+        let status = self.status();
+        let is_overdue = self.overdue().is_some();
+        (self.is_overdue_reported.swap(is_overdue, Ordering::Relaxed) != is_overdue).then_some(status)
+    }
+
+    /// Whether it has lost its machine and is about to end.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.is_alive() && !lock(&self.status).state.has_actor() && self.overdue().is_none()
     }
 
     pub(crate) fn send(&self, command: Command) -> Result<(), ()> {
@@ -86,12 +111,11 @@ impl ActorHandle {
     }
 
     /// Waits for the end of an actor that was asked to end, so that a checkpoint under way is finished. One whose driver does
-    /// not return is not waited for any longer.
-    pub(crate) fn wait_for_end(self) {
-        let deadline = Instant::now() + END_WAIT;
+    /// not return is not waited for.
+    pub(crate) fn wait_for_end(self, deadline: Instant) {
         while !self.thread.is_finished() {
-            if Instant::now() > deadline {
-                tracing::error!("the actor of a machine does not end");
+            if Instant::now() > deadline || self.overdue().is_some() {
+                tracing::error!(thread = self.thread.thread().name(), "the actor of a machine does not end");
                 return;
             }
             std::thread::sleep(Duration::from_millis(2));
@@ -104,6 +128,7 @@ impl MachineActor {
     pub(crate) fn start(self) -> Result<ActorHandle, ManagerError> {
         let (commands, inbox) = unbounded();
         let status = Arc::clone(&self.status);
+        let calls = Arc::clone(self.vm.calls());
         let (end, has_ended) = watch::channel(false);
         let thread = std::thread::Builder::new()
             .name(format!("machine-{}", self.name))
@@ -112,7 +137,14 @@ impl MachineActor {
                 doing: "cannot start the thread of a machine".to_owned(),
                 source,
             })?;
-        Ok(ActorHandle { commands, thread, status, has_ended })
+        Ok(ActorHandle {
+            commands,
+            thread,
+            status,
+            calls,
+            is_overdue_reported: AtomicBool::new(false),
+            has_ended,
+        })
     }
 
     /// A panic in a driver or in the recorder ends this actor and nothing else: what they hold may be inconsistent, so the
@@ -127,9 +159,21 @@ impl MachineActor {
             );
             End::Lost
         });
-        // The handle says that it ended before a caller learns of it.
+        // The handle says how it ended before a caller learns of it.
+        let (status, driver, process) =
+            (Arc::clone(&self.status), Arc::clone(&self.driver), self.vm.process());
+        let is_released = self.spec.is_released;
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.end(end, has_ended))) {
-            tracing::error!("ending the management of a machine failed: {}", panics::message(&*panic));
+            let reason =
+                format!("an internal error in the end of its management: {}", panics::message(&*panic));
+            tracing::error!("{reason}");
+            let state = match driver.is_alive(&process) {
+                false => Lifecycle::Gone,
+                true if is_released => Lifecycle::Detached,
+                true => Lifecycle::Unreachable,
+            };
+            let mut status = lock(&status);
+            *status = MachineStatus::without_actor(state, reason, status.every_ms, Some(process));
         }
         has_ended.send_replace(true);
     }
@@ -187,7 +231,13 @@ impl MachineActor {
         }
         let mut next = Instant::now() + self.step();
         loop {
+            // Also one that did not answer any more as soon as it was up.
+            if !self.state.has_actor() {
+                return End::Lost;
+            }
             match inbox.recv_deadline(next.min(Instant::now() + POLL_INTERVAL)) {
+                // Its caller was told that the machine does not answer, or has gone.
+                Ok(command) if command.is_abandoned() => {}
                 Ok(Command::Shutdown) | Err(RecvTimeoutError::Disconnected) => return End::Shutdown,
                 Ok(Command::Stop { force, reply }) => match self.prepare_stop(force) {
                     Ok(()) => return End::Stop(reply),
@@ -211,9 +261,6 @@ impl MachineActor {
                         next = (next + self.step()).max(Instant::now() + self.step() / 4);
                     }
                 }
-            }
-            if !self.state.has_actor() {
-                return End::Lost;
             }
         }
     }

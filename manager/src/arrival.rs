@@ -1,11 +1,12 @@
 //! Bringing a machine up: from a process that was started or attached to, to an actor that runs.
 
+use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
 use retrovisor_guest::{ClockPolicy, MachineIdentity, RunState};
 use retrovisor_snapshot::{
-    Catalogue, CheckpointId, CheckpointKind, CheckpointRecord, DesiredState, MachineRecord, Recorder,
-    RollbackRequest,
+    CheckpointId, CheckpointKind, CheckpointRecord, DesiredState, MachineRecord, Recorder, RollbackRequest,
+    Store,
 };
 
 use crate::actor::MachineActor;
@@ -36,14 +37,15 @@ pub(crate) enum Arrival {
 /// The machine's record while it is brought up. Dropping it before [`Entry::keep`] leaves the store as it was: a record that
 /// was added is removed, one that was there gets back how its machine is found.
 struct Entry<'a> {
-    catalogue: &'a Catalogue,
+    store: &'a Store,
     record: MachineRecord,
     is_new: bool,
     is_kept: bool,
 }
 
 impl<'a> Entry<'a> {
-    fn open(catalogue: &'a Catalogue, identity: &MachineIdentity) -> Result<Self, ManagerError> {
+    fn open(store: &'a Store, identity: &MachineIdentity) -> Result<Self, ManagerError> {
+        let catalogue = store.catalogue();
         let known = catalogue.machines()?.into_iter().find(|known| known.name == identity.name);
         let is_new = known.is_none();
         let record = match known {
@@ -53,7 +55,7 @@ impl<'a> Entry<'a> {
             }
             None => catalogue.add_machine(identity)?,
         };
-        Ok(Self { catalogue, record, is_new, is_kept: false })
+        Ok(Self { store, record, is_new, is_kept: false })
     }
 
     fn keep(mut self) {
@@ -66,10 +68,15 @@ impl Drop for Entry<'_> {
         if self.is_kept {
             return;
         }
+        let (catalogue, id) = (self.store.catalogue(), self.record.id);
         let restored = if self.is_new {
-            self.catalogue.remove_empty_machine(self.record.id)
+            catalogue.remove_empty_machine(id).and_then(|()| match catalogue.machine_by_id(id) {
+                // Its first checkpoint was taken already.
+                Ok(_) => self.store.remove_machine(id, &mut |_| ControlFlow::Continue(())).map(drop),
+                Err(_) => Ok(()),
+            })
         } else {
-            self.catalogue.set_runtime(self.record.id, &self.record.runtime)
+            catalogue.set_runtime(id, &self.record.runtime)
         };
         if let Err(error) = restored {
             tracing::warn!(machine = self.record.name, %error, "the record of a machine that did not start stays");
@@ -111,7 +118,7 @@ impl Manager {
     ) -> Result<Option<Rollback>, ManagerError> {
         let identity = vm.identity().clone();
         let catalogue = self.store.catalogue();
-        let entry = Entry::open(catalogue, &identity)?;
+        let entry = Entry::open(&self.store, &identity)?;
         let id = entry.record.id;
         let process = vm.process();
         // What pauses it is known once it is up; after an interrupted pause, what was known before.
@@ -141,7 +148,7 @@ impl Manager {
         let mut actor = MachineActor {
             id,
             driver: Arc::clone(self.driver(spec.driver())?),
-            evaluations: Evaluations::new(Arc::clone(&self.store), id),
+            evaluations: Evaluations::new(Arc::clone(&self.store), id, Arc::clone(&self.make_evaluator)),
             store: Arc::clone(&self.store),
             vm,
             recorder,
@@ -167,6 +174,9 @@ impl MachineActor {
             Arrival::New => {
                 // What was attached to is left as it was found: running, or paused.
                 let found = Lifecycle::Starting.observed(self.vm.run_state(), None, || false);
+                if found == Lifecycle::Running {
+                    self.vm.found_running();
+                }
                 self.checkpoint(None, CheckpointKind::Automatic)?;
                 let is_paused = matches!(found, Lifecycle::Paused(_));
                 self.set_desired(if is_paused { DesiredState::Paused } else { DesiredState::Running });

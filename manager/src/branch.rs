@@ -1,12 +1,14 @@
 //! A second machine from a checkpoint of a first.
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use retrovisor_guest::{ClockPolicy, Lifespan, Network, Start};
 use retrovisor_snapshot::{
-    BranchPlan, BranchProgress, BranchRequest, CheckpointId, CheckpointRecord, CheckpointRequest, Recorder,
+    BranchPlan, BranchProgress, BranchRequest, CheckpointId, CheckpointRecord, CheckpointRequest, MachineId,
+    Recorder, Store,
 };
 
 use crate::arrival::Arrival;
@@ -24,6 +26,38 @@ pub struct PlannedBranch {
     /// What of its identity is not new.
     pub warning: Option<String>,
     spec: MachineSpec,
+}
+
+/// A branch that is being made. Unless it is kept, dropping it leaves nothing of the new machine, however far it was.
+struct Draft<'a> {
+    store: &'a Arc<Store>,
+    machine: MachineId,
+    /// The runtime directory, if it was not there before.
+    dir: Option<PathBuf>,
+    /// Present until the machine is brought up.
+    recorder: Option<Recorder>,
+    is_kept: bool,
+}
+
+impl Drop for Draft<'_> {
+    fn drop(&mut self) {
+        if self.is_kept {
+            return;
+        }
+        if let Some(recorder) = self.recorder.take() {
+            recorder.abandon_branch();
+        }
+        // One that has a checkpoint already is removed with it.
+        if self.store.catalogue().machine_by_id(self.machine).is_ok() {
+            let removed = self.store.remove_machine(self.machine, &mut |_| ControlFlow::Continue(()));
+            if let Err(error) = removed {
+                tracing::warn!(%error, "a branch that did not start stays in the store");
+            }
+        }
+        if let Some(dir) = &self.dir {
+            remove(dir);
+        }
+    }
 }
 
 /// A branch that was made.
@@ -110,24 +144,17 @@ impl Manager {
         let _reservation = self.reserve(new, CommandKind::Run, None)?;
         let spec = &planned.spec;
         let request = BranchRequest { runtime: spec.to_runtime()?, detail: serde_json::Value::Null };
-        let dir = self.runtime_dir(new);
-        let is_new = !dir.exists();
-        let mut recorder = Recorder::begin_branch(&self.store, new, planned.plan.origin.id, &request)?;
-        match self.adopt(new, spec, &mut recorder, progress) {
-            Ok((vm, first)) => {
-                let arrival = Arrival::Branched { first: Box::new(first.clone()), paused };
-                self.bring_up(vm, spec, arrival, Some(recorder))?;
-                let branch_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-                Ok(Branched { first, branch_us })
-            }
-            Err(error) => {
-                recorder.abandon_branch();
-                if is_new {
-                    remove(&dir);
-                }
-                Err(error)
-            }
-        }
+        let dir = Some(self.runtime_dir(new)).filter(|dir| !dir.exists());
+        let recorder = Recorder::begin_branch(&self.store, new, planned.plan.origin.id, &request)?;
+        let mut draft =
+            Draft { store: &self.store, machine: recorder.machine(), dir, recorder: None, is_kept: false };
+        let (vm, first) = self.adopt(new, spec, draft.recorder.insert(recorder), progress)?;
+        let arrival = Arrival::Branched { first: Box::new(first.clone()), paused };
+        let recorder = draft.recorder.take();
+        self.bring_up(vm, spec, arrival, recorder)?;
+        draft.is_kept = true;
+        let branch_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        Ok(Branched { first, branch_us })
     }
 
     /// A process that holds what the checkpoint says, and its first checkpoint.
@@ -149,21 +176,24 @@ impl Manager {
     }
 
     /// Removes what a daemon that died left of branches that were not whole. Returns one line each for the user.
-    pub(crate) fn remove_incomplete_branches(&self) -> Vec<String> {
+    pub(crate) fn remove_incomplete_branches(self: &Arc<Self>) -> Vec<String> {
         let incomplete = match self.store.catalogue().remove_incomplete_branches() {
             Ok(incomplete) => incomplete,
             Err(error) => return vec![format!("cannot look for incomplete branches: {error}")],
         };
         let lines = incomplete.into_iter().map(|record| {
-            let dir = self.runtime_dir(&record.name);
-            let left = MachineSpec::from_runtime(&record.name, &record.runtime)
-                .and_then(|spec| self.connect(&record.name, &spec));
-            // Mostly there is nothing: a worker ends with the daemon that started it.
-            if let Ok(machine) = left {
-                machine.quit();
-            }
-            remove(&dir);
-            format!("{} was being branched when its daemon died; nothing of it is left", record.name)
+            let name = record.name.clone();
+            let ended = self.in_time(&name, move |manager| {
+                // Mostly there is nothing: a worker ends with the daemon that started it.
+                let left = MachineSpec::from_runtime(&record.name, &record.runtime)
+                    .and_then(|spec| manager.connect(&record.name, &spec));
+                if let Ok(machine) = left {
+                    machine.quit();
+                }
+                remove(&manager.runtime_dir(&record.name));
+            });
+            let left = if ended.is_some() { "nothing of it is left" } else { "its process is being ended" };
+            format!("{name} was being branched when its daemon died; {left}")
         });
         lines.collect()
     }

@@ -101,6 +101,24 @@ pub enum Command {
 }
 
 impl Command {
+    /// Whether nobody waits for the answer any more.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        match self {
+            Self::Checkpoint { reply, .. } => reply.is_closed(),
+            Self::Audit { reply } => reply.is_closed(),
+            Self::Rollback { reply, .. } | Self::Undo { reply, .. } | Self::Redo { reply, .. } => {
+                reply.is_closed()
+            }
+            Self::Pause { reply, .. }
+            | Self::Resume { reply }
+            | Self::Stop { reply, .. }
+            | Self::Set { reply, .. } => reply.is_closed(),
+            Self::Inject { reply, .. } => reply.is_closed(),
+            Self::Detach { reply } => reply.is_closed(),
+            Self::Shutdown => false,
+        }
+    }
+
     /// Its kind; `None` for what no user asks.
     #[must_use]
     pub fn kind(&self) -> Option<CommandKind> {

@@ -209,6 +209,13 @@ impl MachineActor {
         let recorder = &mut self.recorder;
         // Whatever fails on the way, the next checkpoint has these frames.
         let applied = plan.apply(&mut *self.vm, &mut |frames| recorder.note_written(frames));
+        if let Err(error @ retrovisor_faults::Error::NotReverted(_)) = applied {
+            let reason = error.to_string();
+            self.enter(Lifecycle::Failed, reason.clone());
+            self.emit(EventKind::State(Lifecycle::Failed, reason));
+            self.observe();
+            return Err(error.into());
+        }
         if self.state == Lifecycle::Running {
             self.run_on()?;
         }

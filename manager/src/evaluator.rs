@@ -22,19 +22,38 @@ static READING: Schema = Schema {
     ],
 };
 
+/// Evaluates the checkpoints of one machine.
+pub trait Evaluate: Send {
+    /// Evaluates a checkpoint, and keeps its verdict in the store.
+    fn evaluate(&mut self, record: &CheckpointRecord) -> Result<Evaluated, ManagerError>;
+
+    /// The machine is at another checkpoint now.
+    fn moved_to(&mut self, target: CheckpointId);
+}
+
+/// Makes the evaluator of a machine.
+pub type MakeEvaluator =
+    Arc<dyn Fn(&Arc<Store>, MachineId) -> Result<Box<dyn Evaluate>, ManagerError> + Send + Sync>;
+
+/// Evaluators that read the guest's memory and compare what they find with earlier checkpoints.
+pub(crate) fn statistical() -> MakeEvaluator {
+    Arc::new(|store, machine| Ok(Box::new(StatisticalEvaluator::new(Arc::clone(store), machine)?)))
+}
+
 /// The evaluations of one machine. Whatever its stored data or its guest's memory does to the evaluator, a panic included, ends
 /// neither the machine's management nor the daemon: the checkpoint is kept without a verdict, and says so.
 pub(crate) struct Evaluations {
     store: Arc<Store>,
     machine: MachineId,
     /// Made with the first checkpoint, and again after a panic.
-    evaluator: Option<CheckpointEvaluator>,
+    evaluator: Option<Box<dyn Evaluate>>,
+    make: MakeEvaluator,
     moves: u64,
 }
 
 impl Evaluations {
-    pub(crate) fn new(store: Arc<Store>, machine: MachineId) -> Self {
-        Self { store, machine, evaluator: None, moves: 0 }
+    pub(crate) fn new(store: Arc<Store>, machine: MachineId, make: MakeEvaluator) -> Self {
+        Self { store, machine, evaluator: None, make, moves: 0 }
     }
 
     /// Evaluates a checkpoint; the error says why it has no verdict.
@@ -42,7 +61,7 @@ impl Evaluations {
         let evaluated = catch_unwind(AssertUnwindSafe(|| {
             let evaluator = match &mut self.evaluator {
                 Some(evaluator) => evaluator,
-                none => none.insert(CheckpointEvaluator::new(Arc::clone(&self.store), self.machine)?),
+                none => none.insert((self.make)(&self.store, self.machine)?),
             };
             evaluator.evaluate(record)
         }));
@@ -87,7 +106,7 @@ impl Evaluations {
 }
 
 /// What stays between the checkpoints of one machine.
-struct CheckpointEvaluator {
+struct StatisticalEvaluator {
     store: Arc<Store>,
     machine: MachineId,
     introspector: Introspector,
@@ -97,25 +116,16 @@ struct CheckpointEvaluator {
 }
 
 /// What came of evaluating one checkpoint.
-pub(crate) struct Evaluated {
-    pub(crate) record: CheckpointRecord,
-    pub(crate) reasons: Vec<String>,
-    pub(crate) incident: Option<IncidentRecord>,
+pub struct Evaluated {
+    /// The checkpoint with its verdict.
+    pub record: CheckpointRecord,
+    /// Why it has that verdict, strongest first.
+    pub reasons: Vec<String>,
+    /// The incident that was opened, if this is the first bad checkpoint.
+    pub incident: Option<IncidentRecord>,
 }
 
-impl CheckpointEvaluator {
-    fn new(store: Arc<Store>, machine: MachineId) -> Result<Self, ManagerError> {
-        let statistics = Evaluator::load(store.catalogue(), machine, Config::default())?;
-        Ok(Self {
-            introspector: Introspector::with_library(kernel_library(&store)),
-            store,
-            machine,
-            statistics,
-            last: None,
-            incident_open: false,
-        })
-    }
-
+impl Evaluate for StatisticalEvaluator {
     /// Reads the checkpoint's memory, records facts and verdict, opens an incident when it is the first bad one.
     fn evaluate(&mut self, record: &CheckpointRecord) -> Result<Evaluated, ManagerError> {
         let began = Instant::now();
@@ -154,6 +164,20 @@ impl CheckpointEvaluator {
         self.introspector.forget_last();
         self.last = None;
         self.incident_open = false;
+    }
+}
+
+impl StatisticalEvaluator {
+    fn new(store: Arc<Store>, machine: MachineId) -> Result<Self, ManagerError> {
+        let statistics = Evaluator::load(store.catalogue(), machine, Config::default())?;
+        Ok(Self {
+            introspector: Introspector::with_library(kernel_library(&store)),
+            store,
+            machine,
+            statistics,
+            last: None,
+            incident_open: false,
+        })
     }
 
     fn observe(&mut self, checkpoint: CheckpointId) -> Result<Observation, ManagerError> {

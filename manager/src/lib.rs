@@ -6,9 +6,11 @@
 
 mod actor;
 mod arrival;
+mod ask;
 mod branch;
 mod command;
 mod commands;
+mod driver_calls;
 mod error;
 mod evaluator;
 mod event;
@@ -28,10 +30,12 @@ mod rollback_plan;
 mod spec;
 mod status;
 mod unreferenced_disks;
+mod watched_vm;
 
 pub use branch::{Branched, PlannedBranch};
 pub use command::{Command, Reply};
 pub use error::ManagerError;
+pub use evaluator::{Evaluate, Evaluated, MakeEvaluator};
 pub use event::{Event, EventKind};
 pub use inject::Fault;
 pub use kernels::kernel_library;

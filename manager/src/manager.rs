@@ -7,15 +7,17 @@ use std::time::{Duration, Instant};
 use retrovisor_guest::{ClockPolicy, Drivers, Lifespan, ProcessIdentity, Start, Vm, check_name};
 use retrovisor_introspect::Introspector;
 use retrovisor_snapshot::{CheckpointId, DesiredState, MachineRecord, RecorderSettings, Store};
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::broadcast;
 
 use crate::actor::ActorHandle;
 use crate::arrival::{Arrival, check_shape};
 use crate::command::Command;
+use crate::driver_calls::CallWait;
 use crate::error::ManagerError;
+use crate::evaluator::{self, MakeEvaluator};
 use crate::event::Event;
 use crate::kernels::kernel_library;
-use crate::lifecycle::{CommandKind, Lifecycle, Rule, rule};
+use crate::lifecycle::{CommandKind, Lifecycle};
 use crate::process_guard::{ProcessGuard, Undo};
 use crate::reservation::Reservations;
 use crate::rollback::Rollback;
@@ -24,8 +26,8 @@ use crate::status::MachineStatus;
 
 /// Events that a slow watcher may be behind before it misses some.
 const EVENTS_MAX: usize = 1024;
-/// How long an actor that lost its machine may take to end.
-const LOST_WAIT: Duration = Duration::from_secs(5);
+/// How long actors may take to finish what they do when the daemon ends.
+const END_WAIT: Duration = Duration::from_secs(30);
 
 /// All machines of one store: started, attached, checkpointed and rolled back by one actor thread each.
 ///
@@ -36,6 +38,9 @@ pub struct Manager {
     /// How each machine is recorded.
     pub(crate) settings: RecorderSettings,
     pub(crate) drivers: Drivers,
+    pub(crate) make_evaluator: MakeEvaluator,
+    /// How long a call of a driver may take.
+    pub(crate) call_wait: CallWait,
     pub(crate) events: broadcast::Sender<Event>,
     /// The actors by machine; one that ended says how.
     actors: Mutex<BTreeMap<String, ActorHandle>>,
@@ -56,12 +61,26 @@ impl Manager {
             root: root.to_owned(),
             settings,
             drivers,
+            make_evaluator: evaluator::statistical(),
+            call_wait: CallWait::default(),
             events,
             actors: Mutex::default(),
             unreachable: Mutex::default(),
             reservations: Mutex::default(),
             is_ending: AtomicBool::new(false),
         }
+    }
+
+    /// The same, with other evaluators of checkpoints than those that this crate has.
+    #[must_use]
+    pub fn with_evaluators(self, make: MakeEvaluator) -> Self {
+        Self { make_evaluator: make, ..self }
+    }
+
+    /// Sets how long a call of a driver may take until its machine counts as unreachable: 5 minutes unless it is set,
+    /// which is longer than any driver waits.
+    pub fn set_call_wait(&self, wait: Duration) {
+        self.call_wait.set(wait);
     }
 
     /// The store that the machines are recorded in.
@@ -145,7 +164,8 @@ impl Manager {
         let _reservation = self.reserve(name, CommandKind::Attach, Some(&process))?;
         let known = self.known(name)?;
         let stored = known.as_ref().and_then(|record| MachineSpec::from_runtime(name, &record.runtime).ok());
-        let vm = |undo| Ok::<_, ManagerError>(ProcessGuard::new(self.connect(name, spec)?, undo));
+        let vm =
+            |undo| Ok::<_, ManagerError>(ProcessGuard::new(self.connect(name, spec)?, undo, &self.call_wait));
         match (known, stored) {
             (Some(record), Some(stored)) if stored.process.as_ref() == Some(&process) => {
                 let spec = MachineSpec { every_ms: spec.every_ms, qmp: spec.qmp.clone(), ..stored };
@@ -185,10 +205,10 @@ impl Manager {
 
     /// Stops a machine; `force` also when its last checkpoint fails or its process does not answer.
     pub async fn stop(&self, name: &str, force: bool) -> Result<(), ManagerError> {
-        self.wait_for_lost(name);
+        self.end_of_lost(name).await;
         let status = self.status(name)?;
         if force && status.state == Lifecycle::Unreachable {
-            return self.kill_unreachable(name, &status);
+            return self.kill_unreachable(name, &status).await;
         }
         self.ask(name, |reply| Command::Stop { force, reply }).await
     }
@@ -207,7 +227,7 @@ impl Manager {
     /// Gives a machine's process back as it was found and ends its management. Returns what could not be removed from the
     /// process, in words.
     pub async fn detach(&self, name: &str) -> Result<Vec<String>, ManagerError> {
-        self.wait_for_lost(name);
+        self.end_of_lost(name).await;
         if self.is_managed(name) {
             let left = self.ask(name, |reply| Command::Detach { reply }).await?;
             // From now on the process is what the state depends on.
@@ -215,9 +235,7 @@ impl Manager {
             return Ok(left);
         }
         let status = self.status(name)?;
-        if rule(status.state, CommandKind::Detach) == Rule::Refused {
-            return Err(ManagerError::refused(name, &status, CommandKind::Detach));
-        }
+        let _reservation = self.reserve(name, CommandKind::Detach, None)?;
         let record = self.store.catalogue().machine(name)?;
         let spec = MachineSpec::from_runtime(name, &record.runtime)?;
         self.store
@@ -246,41 +264,10 @@ impl Manager {
         for actor in actors.values() {
             let _ = actor.send(Command::Shutdown);
         }
-        actors.into_values().for_each(ActorHandle::wait_for_end);
-    }
-
-    /// Sends a command to a machine's actor and waits for the answer. A machine without an actor refuses every command.
-    pub async fn ask<T>(
-        &self,
-        name: &str,
-        command: impl FnOnce(oneshot::Sender<Result<T, ManagerError>>) -> Command,
-    ) -> Result<T, ManagerError> {
-        let (reply, answer) = oneshot::channel();
-        let command = command(reply);
-        let kind = command.kind();
-        let is_sent = {
-            let actors = self.actors();
-            actors
-                .get(name)
-                .filter(|actor| actor.accepts_commands())
-                .is_some_and(|actor| actor.send(command).is_ok())
-        };
-        if !is_sent {
-            let status = self.status(name)?;
-            return Err(match kind {
-                Some(kind) => ManagerError::refused(name, &status, kind),
-                None => ManagerError::Gone { machine: name.to_owned() },
-            });
+        let deadline = Instant::now() + END_WAIT;
+        for actor in actors.into_values() {
+            actor.wait_for_end(deadline);
         }
-        if let Ok(answer) = answer.await {
-            return answer;
-        }
-        // The actor ends, and says why when it has.
-        let end = self.actors().get(name).map(ActorHandle::end);
-        if let Some(mut end) = end {
-            let _ = end.wait_for(|has_ended| *has_ended).await;
-        }
-        Err(ManagerError::unanswered(name, &self.status(name)?))
     }
 
     /// The machine's record, if the store has one.
@@ -310,32 +297,6 @@ impl Manager {
         let mut actors = self.actors();
         if actors.get(name).is_some_and(|actor| !actor.is_alive()) {
             actors.remove(name);
-        }
-    }
-
-    /// Machines whose actor ended because their process does not answer, with their status.
-    pub(crate) fn lost(&self) -> Vec<(String, MachineStatus)> {
-        let lost: Vec<_> = self
-            .actors()
-            .iter()
-            .map(|(name, actor)| (name.clone(), actor.status()))
-            .filter(|(_, status)| status.state == Lifecycle::Unreachable)
-            .collect();
-        for (name, _) in &lost {
-            self.wait_for_lost(name);
-        }
-        lost
-    }
-
-    /// An actor that lost its machine ends at once, but for what is being stored: waits for that.
-    pub(crate) fn wait_for_lost(&self, name: &str) {
-        let deadline = Instant::now() + LOST_WAIT;
-        let is_ending = || {
-            let actors = self.actors();
-            actors.get(name).is_some_and(|actor| actor.is_alive() && !actor.status().state.has_actor())
-        };
-        while is_ending() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(1));
         }
     }
 

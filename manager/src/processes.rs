@@ -61,7 +61,8 @@ impl Manager {
         self.check_spec(spec)?;
         let runtime_dir = self.runtime_dir(name);
         let launch = Launch { name, spec: spec.launch()?, runtime_dir: &runtime_dir, start, lifespan };
-        Ok(ProcessGuard::new(self.driver(spec.driver())?.launch(&launch)?, Undo::Quit))
+        let vm = self.driver(spec.driver())?.launch(&launch)?;
+        Ok(ProcessGuard::new(vm, Undo::Quit, &self.call_wait))
     }
 
     /// The process of a machine that would be attached to.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use retrovisor_snapshot::{DesiredState, MachineRecord};
 
+use crate::actor::ActorHandle;
 use crate::arrival::Arrival;
 use crate::error::ManagerError;
 use crate::event::{self, EventKind};
@@ -19,6 +20,8 @@ use crate::status::MachineStatus;
 
 /// How often machines that could not be reached are tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+/// How long a machine that is attached again is waited for before the next one is.
+const ATTACH_WAIT: Duration = Duration::from_secs(10);
 
 /// What came of an attempt.
 enum Outcome {
@@ -45,12 +48,14 @@ impl Manager {
             }
         };
         for record in records {
-            match self.reattach(&record) {
-                Outcome::Attached => lines.push(format!("{} still runs and is managed again", record.name)),
-                Outcome::Nothing => {}
-                Outcome::Unreachable(why) => {
-                    lines.push(format!("{} still runs, but cannot be attached: {why}", record.name));
+            let name = record.name.clone();
+            match self.in_time(&name, move |manager| manager.reattach(&record)) {
+                Some(Outcome::Attached) => lines.push(format!("{name} still runs and is managed again")),
+                Some(Outcome::Nothing) => {}
+                Some(Outcome::Unreachable(why)) => {
+                    lines.push(format!("{name} still runs, but cannot be attached: {why}"));
                 }
+                None => lines.push(format!("{name} is still being attached")),
             }
         }
         let manager = Arc::downgrade(self);
@@ -59,6 +64,29 @@ impl Manager {
             lines.push(format!("machines that cannot be reached are not tried again: {error}"));
         }
         lines
+    }
+
+    /// Does something with a machine in a thread of its own, and waits for it for a while: a driver that does not
+    /// return delays the other machines no longer than that. `None` if it is not done yet; it goes on.
+    pub(crate) fn in_time<T: Send + 'static>(
+        self: &Arc<Self>,
+        name: &str,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Option<T> {
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        let manager = Arc::clone(self);
+        let thread = move || {
+            let done = work(&manager);
+            // First, so that who waits for the result may be the last who has the manager.
+            drop(manager);
+            // It may not be waited for any more.
+            drop(sender.send(done));
+        };
+        if let Err(error) = std::thread::Builder::new().name(format!("attach-{name}")).spawn(thread) {
+            tracing::error!(machine = name, %error, "cannot start a thread");
+            return None;
+        }
+        receiver.recv_timeout(ATTACH_WAIT.min(self.call_wait.get())).ok()
     }
 
     /// Attaches a machine of the store if its process still runs.
@@ -118,7 +146,7 @@ impl Manager {
             (Ok(found), _) => found,
         };
         let _reservation = self.reserve(name, CommandKind::Attach, Some(&found))?;
-        let vm = ProcessGuard::new(self.connect(name, &spec)?, Undo::Disconnect);
+        let vm = ProcessGuard::new(self.connect(name, &spec)?, Undo::Disconnect, &self.call_wait);
         let half_written = self.half_written(record, &found)?;
         match self.bring_up(vm, &spec, Arrival::Reattached { half_written }, None) {
             Ok(_) => Ok(Outcome::Attached),
@@ -128,37 +156,62 @@ impl Manager {
     }
 
     /// Tries to attach the machines that could not be reached, at once. [`Self::reattach_all`] has this done every few seconds.
-    pub fn retry_unreachable(&self) {
+    pub fn retry_unreachable(self: &Arc<Self>) {
+        self.report_overdue();
         for (name, status) in self.lost() {
-            lock(&self.unreachable).entry(name.clone()).or_insert(status);
             self.forget_ended(&name);
+            // One that answered again meanwhile has its actor.
+            if !self.actors().contains_key(&name) {
+                lock(&self.unreachable).entry(name).or_insert(status);
+            }
         }
         let names: Vec<_> = lock(&self.unreachable).keys().cloned().collect();
         for name in names {
             if self.is_ending.load(Ordering::Acquire) {
                 return;
             }
+            // An earlier attempt may not be done yet.
+            if lock(&self.reservations).names.contains(&name) {
+                continue;
+            }
             let Ok(record) = self.store.catalogue().machine(&name) else { continue };
-            let (state, reason) = match self.reattach(&record) {
-                Outcome::Attached => match self.status(&name) {
-                    Ok(status) => (status.state, "its process answers again"),
-                    Err(_) => continue,
-                },
-                Outcome::Nothing => (Lifecycle::Gone, "its process ended"),
-                Outcome::Unreachable(_) => continue,
-            };
-            let kind = EventKind::State(state, reason.to_owned());
-            event::keep(&self.store, record.id, &kind);
-            event::emit(&self.events, &name, kind);
+            let _ = self.in_time(&name, move |manager| manager.retry(&record));
         }
     }
 
+    /// Tries to attach a machine that could not be reached.
+    fn retry(&self, record: &MachineRecord) {
+        let (state, reason) = match self.reattach(record) {
+            Outcome::Attached => match self.status(&record.name) {
+                Ok(status) => (status.state, "its process answers again"),
+                Err(_) => return,
+            },
+            Outcome::Nothing => (Lifecycle::Gone, "its process ended"),
+            Outcome::Unreachable(_) => return,
+        };
+        let kind = EventKind::State(state, reason.to_owned());
+        event::keep(&self.store, record.id, &kind);
+        event::emit(&self.events, &record.name, kind);
+    }
+
     /// Ends the process of a machine that does not answer.
-    pub(crate) fn kill_unreachable(&self, name: &str, status: &MachineStatus) -> Result<(), ManagerError> {
+    pub(crate) async fn kill_unreachable(
+        &self,
+        name: &str,
+        status: &MachineStatus,
+    ) -> Result<(), ManagerError> {
         let record = self.store.catalogue().machine(name)?;
         let spec = MachineSpec::from_runtime(name, &record.runtime)?;
         if let Some(process) = status.process.as_ref().or(spec.process.as_ref()) {
             self.driver(spec.driver())?.kill(process)?;
+        }
+        // A call that waited for the process returns with its end.
+        self.wait_for_end(name, ActorHandle::is_alive).await;
+        if self.actors().get(name).is_some_and(ActorHandle::is_alive) {
+            return Err(ManagerError::Refused {
+                what: format!("the process of {name} was ended, but {}", self.status(name)?.reason),
+                help: "It is gone when that call returns, or when the daemon is started again.".to_owned(),
+            });
         }
         lock(&self.unreachable).remove(name);
         self.forget_ended(name);

@@ -8,7 +8,7 @@ use retrovisor_snapshot::{PruneProgress, RemovalPlan, RemovalReport};
 
 use crate::error::ManagerError;
 use crate::lifecycle::{CommandKind, Rule, rule};
-use crate::manager::Manager;
+use crate::manager::{Manager, lock};
 
 /// What [`Manager::remove`] would remove.
 #[derive(Clone, Debug)]
@@ -49,6 +49,7 @@ impl Manager {
             let doing = format!("the history of {name} is removed, but {} is not", folder.display());
             return Err(ManagerError::Io { doing, source });
         }
+        lock(&self.unreachable).remove(name);
         self.forget_ended(name);
         Ok(report)
     }

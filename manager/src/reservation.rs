@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use retrovisor_guest::{ProcessIdentity, check_name};
 
+use crate::actor::ActorHandle;
 use crate::error::ManagerError;
 use crate::lifecycle::{CommandKind, Lifecycle, Rule, rule};
 use crate::manager::{Manager, lock};
@@ -50,6 +51,10 @@ impl Manager {
         let mut reservations = lock(&self.reservations);
         if reservations.names.contains(name) || self.is_managed(name) {
             return Err(ManagerError::Exists { machine: name.to_owned() });
+        }
+        // A driver that does not return has the machine, whatever its state allows otherwise.
+        if self.actors().get(name).is_some_and(ActorHandle::is_alive) {
+            return Err(ManagerError::refused(name, &status, command));
         }
         if rule(status.state, command) == Rule::Refused {
             return Err(ManagerError::refused(name, &status, command));

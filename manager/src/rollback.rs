@@ -239,7 +239,10 @@ impl MachineActor {
         }
         if let Err(error) = self.vm.resume() {
             self.enter(Lifecycle::Paused(PausedBy::Other), format!("it cannot be resumed: {error}"));
-            return Err(error.into());
+            self.observe();
+            if self.state != Lifecycle::Running {
+                return Err(error.into());
+            }
         }
         self.set_desired(DesiredState::Running);
         self.enter(Lifecycle::Running, String::new());

@@ -3,9 +3,10 @@ use std::time::Duration;
 
 use retrovisor_guest::{GuestEvent, MachineError, RunState};
 
-/// A call of a machine that a script can act on.
+/// A call of a machine, or of the driver that has it, that a script can act on. A [`crate::MemoryMachine`] makes those of
+/// `Machine`; a driver in memory makes the others with [`Script::call`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "each is the method of that name of `Machine` or one of its supertraits")]
+#[expect(missing_docs, reason = "each is the method of that name of `Driver`, `Vm`, or a supertrait of that")]
 pub enum Method {
     RunState,
     Pause,
@@ -21,11 +22,19 @@ pub enum Method {
     DiskChanges,
     RetainedDisks,
     WriteBlocks,
+    Launch,
+    Find,
+    Attach,
+    Kill,
+    RenewIdentity,
+    MakeIndependent,
+    Detach,
+    Quit,
 }
 
 impl Method {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 22] = [
         Self::RunState,
         Self::Pause,
         Self::Resume,
@@ -40,6 +49,14 @@ impl Method {
         Self::DiskChanges,
         Self::RetainedDisks,
         Self::WriteBlocks,
+        Self::Launch,
+        Self::Find,
+        Self::Attach,
+        Self::Kill,
+        Self::RenewIdentity,
+        Self::MakeIndependent,
+        Self::Detach,
+        Self::Quit,
     ];
 }
 
@@ -50,7 +67,7 @@ pub enum Action {
     Fail,
     /// Does its work, and fails then.
     FailAfter,
-    /// Waits for [`Script::release`], and does its work then.
+    /// Waits for [`Script::release`], or until the machine is [`RunState::Gone`], and does its work then.
     Hang,
     /// Panics before it does anything.
     Panic,
@@ -77,6 +94,13 @@ struct Inner {
     hanging: Option<Method>,
     /// Times that hanging calls were released.
     released: u64,
+}
+
+impl Default for Script {
+    /// Of a machine that runs.
+    fn default() -> Self {
+        Self::new(RunState::Running)
+    }
 }
 
 impl Script {
@@ -161,7 +185,9 @@ impl Script {
                 let released = inner.released;
                 inner.hanging = Some(method);
                 self.0.changed.notify_all();
-                let waited = self.0.changed.wait_while(inner, |inner| inner.released == released);
+                let waited = self.0.changed.wait_while(inner, |inner| {
+                    inner.released == released && inner.run_state != RunState::Gone
+                });
                 waited.unwrap_or_else(PoisonError::into_inner).hanging = None;
                 Ok(false)
             }
@@ -173,7 +199,7 @@ impl Script {
     }
 
     /// Calls `work` as the script has it.
-    pub(crate) fn call<T>(
+    pub fn call<T>(
         &self,
         method: Method,
         work: impl FnOnce() -> Result<T, MachineError>,

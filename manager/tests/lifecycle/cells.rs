@@ -1,69 +1,20 @@
 //! Every command in every state does what the table of `docs/lifecycle.md` says.
 
-use std::ops::ControlFlow;
+use retrovisor_manager::{CommandKind, Lifecycle, MachineSpec, ManagerError, Rule, rule};
 
-use retrovisor_manager::{
-    Command, CommandKind, Fault, Lifecycle, MachineSpec, ManagerError, PausedBy, Rule, rule,
-};
-
-use crate::setup::{Daemon, MEMORY_BYTES, launch_spec, wait};
+use crate::commands::execute;
+use crate::setup::{Daemon, launch_spec};
 
 const NAME: &str = "web";
-
-/// Executes a command as a user would.
-fn execute(daemon: &Daemon, command: CommandKind) -> Result<(), ManagerError> {
-    let manager = &daemon.manager;
-    match command {
-        CommandKind::Run => daemon.run(NAME),
-        CommandKind::Attach => {
-            daemon.host.refuse_attach(None);
-            if daemon.state(NAME) == Lifecycle::Gone {
-                let socket = daemon.dir.path().join("foreign");
-                daemon.host.start(NAME, &socket, MEMORY_BYTES);
-                return manager.attach(NAME, &MachineSpec::attached(socket, 0));
-            }
-            manager.attach_again(NAME)
-        }
-        CommandKind::Checkpoint => daemon.checkpoint(NAME).map(drop),
-        CommandKind::Audit => daemon.ask(NAME, |reply| Command::Audit { reply }).map(drop),
-        CommandKind::Rollback => {
-            let target = daemon.newest(NAME);
-            daemon.rollback(NAME, target, true).map(drop)
-        }
-        CommandKind::Undo => daemon.ask(NAME, |reply| Command::Undo { verify_image: true, reply }).map(drop),
-        CommandKind::Redo => daemon.ask(NAME, |reply| Command::Redo { verify_image: true, reply }).map(drop),
-        CommandKind::Pause => daemon.pause(NAME, PausedBy::User),
-        CommandKind::Resume => daemon.resume(NAME),
-        CommandKind::Stop => daemon.stop(NAME, false),
-        CommandKind::ForceStop => daemon.stop(NAME, true),
-        CommandKind::Inject => {
-            let arguments = [("syscall", "getppid"), ("to", "getuid")]
-                .map(|(name, value)| (name.to_owned(), value.to_owned()));
-            let fault = Fault::Memory { name: "syscall-redirect".to_owned(), arguments: arguments.into() };
-            daemon.ask(NAME, |reply| Command::Inject { fault, reply }).map(drop)
-        }
-        CommandKind::InjectCommand => {
-            let fault = Fault::ConsoleCommand { line: "date".to_owned() };
-            daemon.ask(NAME, |reply| Command::Inject { fault, reply }).map(drop)
-        }
-        CommandKind::Set => wait(manager.set_interval(NAME, 60_000)),
-        CommandKind::Detach => wait(manager.detach(NAME)).map(drop),
-        CommandKind::Remove => manager.remove(NAME, &mut |_| ControlFlow::Continue(())).map(drop),
-    }
-}
 
 /// Whether the state of the machine is why a command was refused.
 fn is_refused_by_state(error: &ManagerError) -> bool {
     matches!(error, ManagerError::State { .. } | ManagerError::Gone { .. } | ManagerError::Exists { .. })
 }
 
-/// What a guest without a kernel and without a shell cannot take, in a state that allows it.
-fn lacks_a_kernel(command: CommandKind, error: &ManagerError) -> bool {
-    match command {
-        CommandKind::Inject => matches!(error, ManagerError::Fault(_)),
-        CommandKind::InjectCommand => matches!(error, ManagerError::Refused { .. }),
-        _ => false,
-    }
+/// What a guest without a shell cannot take, in a state that allows it.
+fn lacks_a_shell(command: CommandKind, error: &ManagerError) -> bool {
+    command == CommandKind::InjectCommand && matches!(error, ManagerError::Refused { .. })
 }
 
 fn check_cell(state: Lifecycle, command: CommandKind) {
@@ -71,9 +22,9 @@ fn check_cell(state: Lifecycle, command: CommandKind) {
     daemon.bring_into(NAME, state);
     if command == CommandKind::Redo && rule(state, command) != Rule::Refused {
         // There is something to redo after an undo.
-        execute(&daemon, CommandKind::Undo).unwrap();
+        execute(&daemon, NAME, CommandKind::Undo).unwrap();
     }
-    let done = execute(&daemon, command);
+    let done = execute(&daemon, NAME, command);
     let cell = format!("`{command}` of a machine that is {state}");
     let expected = match rule(state, command) {
         Rule::Stays => state,
@@ -95,7 +46,7 @@ fn check_cell(state: Lifecycle, command: CommandKind) {
         }
     };
     if let Err(error) = done {
-        assert!(lacks_a_kernel(command, &error), "{cell}: {error}");
+        assert!(lacks_a_shell(command, &error), "{cell}: {error}");
     }
     assert_eq!(daemon.state(NAME), expected, "{cell}");
     if expected == Lifecycle::Gone {
@@ -129,7 +80,7 @@ fn a_machine_that_is_being_started_refuses_every_command() {
             if command == CommandKind::Attach {
                 continue;
             }
-            let error = execute(&daemon, command).unwrap_err();
+            let error = execute(&daemon, NAME, command).unwrap_err();
             assert!(is_refused_by_state(&error), "{command}: {error}");
         }
         daemon.host.hold_launch(false);

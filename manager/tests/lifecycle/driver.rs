@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use retrovisor_guest::{
-    Attach, BlockContent, Capabilities, ClockPolicy, DRIVER_DEFAULT, DirtyFinder, DiskChanges, DiskIo,
-    DiskShape, DiskState, Driver, DriverFeatures, Gfn, Gpa, GuestEvent, Launch, LaunchSpec, Lifespan,
-    Machine, MachineError, MachineIdentity, MachineState, MemoryIo, MemoryLayout, MemoryView, PageContent,
-    PageSet, ProcessIdentity, RunState, Start, StateIo, Vm,
+    Attach, BLOCK_SIZE, DRIVER_DEFAULT, Driver, DriverFeatures, Launch, LaunchSpec, Lifespan, MachineError,
+    MemoryLayout, ProcessIdentity, RunState, Start, Vm,
 };
 use retrovisor_scripted::{Action, MemoryMachine, Method, Script};
+
+use crate::test_vm::TestVm;
 
 /// That of the driver which attaches to what others started.
 pub(crate) const NAME: &str = DRIVER_DEFAULT;
@@ -24,6 +24,8 @@ pub(crate) struct Host(Arc<Shared>);
 struct Shared {
     inner: Mutex<Inner>,
     changed: Condvar,
+    /// Acts on the calls of the driver itself.
+    calls: Script,
 }
 
 #[derive(Default)]
@@ -32,8 +34,8 @@ struct Inner {
     pids: i32,
     /// Why nothing can be attached to.
     attach_error: Option<String>,
-    /// A call that fails in the next machine that is launched.
-    failing: Option<Method>,
+    /// What the script of the next machine that is launched is to do.
+    next: Vec<(Method, u64, Action)>,
     /// Machines whose written pages get wrong bytes, once.
     corrupted: Vec<String>,
     /// A launch waits while this is set.
@@ -52,7 +54,7 @@ struct Process {
 impl Host {
     /// Starts a process that is not launched by the manager, and listens at `socket`.
     pub(crate) fn start(&self, name: &str, socket: &Path, memory_bytes: u64) -> i32 {
-        let machine = MemoryMachine::new(name, layout(memory_bytes)).unwrap();
+        let machine = machine(name, memory_bytes);
         let pid = self.add(name, socket.to_owned(), &machine);
         self.lock().processes.get_mut(&pid).unwrap().machine = Some(machine);
         pid
@@ -65,9 +67,14 @@ impl Host {
 
     /// What acts on the machine of that name.
     pub(crate) fn script(&self, name: &str) -> Script {
+        self.find_script(name).expect("it has a process")
+    }
+
+    /// The same, if it has a process.
+    pub(crate) fn find_script(&self, name: &str) -> Option<Script> {
         let inner = self.lock();
         let process = inner.processes.values().find(|process| process.name == name);
-        process.expect("it has a process").script.clone()
+        process.map(|process| process.script.clone())
     }
 
     /// Ends the process of that name, as `kill -9` does.
@@ -85,9 +92,44 @@ impl Host {
         self.lock().attach_error = why.map(str::to_owned);
     }
 
-    /// Has a call fail in the next machine that is launched.
-    pub(crate) fn fail_next_launched(&self, method: Method) {
-        self.lock().failing = Some(method);
+    /// Acts on a call of the next machine that is launched.
+    pub(crate) fn on_next_launched(&self, method: Method, nth: u64, action: Action) {
+        self.lock().next.push((method, nth, action));
+    }
+
+    /// What acts on the calls of the driver itself.
+    pub(crate) fn calls(&self) -> &Script {
+        &self.0.calls
+    }
+
+    /// Forgets what was to happen, in all processes.
+    pub(crate) fn clear(&self) {
+        self.0.calls.clear();
+        let mut inner = self.lock();
+        (inner.attach_error, inner.next) = (None, Vec::new());
+        inner.processes.values().for_each(|process| process.script.clear());
+    }
+
+    /// Whether a machine of that name has a process.
+    pub(crate) fn has_process(&self, name: &str) -> bool {
+        self.lock().processes.values().any(|process| process.name == name)
+    }
+
+    /// A connection to a process ends, and gives the machine back or ends the process.
+    pub(crate) fn end_connection(&self, pid: i32, machine: Option<MemoryMachine>, goes_on: bool) {
+        let mut inner = self.lock();
+        if !goes_on {
+            inner.processes.remove(&pid);
+        } else if let Some(process) = inner.processes.get_mut(&pid) {
+            process.machine = machine;
+        }
+    }
+
+    /// Whether the memory of that machine is to be changed now.
+    pub(crate) fn takes_corruption(&self, name: &str) -> bool {
+        let mut inner = self.lock();
+        let at = inner.corrupted.iter().position(|corrupted| *corrupted == name);
+        at.map(|at| inner.corrupted.remove(at)).is_some()
     }
 
     /// Has the next state that is applied to a machine change a byte of its memory.
@@ -109,7 +151,7 @@ impl Host {
         pid
     }
 
-    fn identity(pid: i32) -> ProcessIdentity {
+    pub(crate) fn identity(pid: i32) -> ProcessIdentity {
         ProcessIdentity { pid, start_ticks: u64::from(pid.unsigned_abs()), boot_id: "test".to_owned() }
     }
 
@@ -118,8 +160,10 @@ impl Host {
     }
 }
 
-fn layout(memory_bytes: u64) -> MemoryLayout {
-    MemoryLayout::flat(memory_bytes).unwrap()
+/// With a disk whose blocks the store keeps.
+fn machine(name: &str, memory_bytes: u64) -> MemoryMachine {
+    let machine = MemoryMachine::new(name, MemoryLayout::flat(memory_bytes).unwrap()).unwrap();
+    machine.with_disk(vec![7; 2 * BLOCK_SIZE])
 }
 
 fn socket_of(attach: &Attach<'_>) -> PathBuf {
@@ -144,26 +188,29 @@ impl Driver for Host {
         if spec.memory_bytes == 0 { Err(refused("no memory")) } else { Ok(()) }
     }
     fn launch(&self, launch: &Launch<'_>) -> Result<Box<dyn Vm>, MachineError> {
+        self.calls().call(Method::Launch, || Ok(()))?;
         let inner = self.lock();
         drop(self.0.changed.wait_while(inner, |inner| inner.launch_waits).unwrap());
-        let machine = MemoryMachine::new(launch.name, layout(launch.spec.memory_bytes)).unwrap();
+        let machine = machine(launch.name, launch.spec.memory_bytes);
         if launch.start == Start::AwaitsState {
             machine.script().enter(RunState::Paused);
         }
-        if let Some(method) = self.lock().failing.take() {
-            machine.script().on(method, 1, Action::Fail);
+        for (method, nth, action) in std::mem::take(&mut self.lock().next) {
+            machine.script().on(method, nth, action);
         }
         let pid = self.add(launch.name, launch.runtime_dir.join("socket"), &machine);
         let is_independent = launch.lifespan == Lifespan::Independent;
         Ok(Box::new(TestVm::new(self, pid, machine, is_independent)))
     }
     fn find(&self, attach: &Attach<'_>) -> Result<ProcessIdentity, MachineError> {
+        self.calls().call(Method::Find, || Ok(()))?;
         let socket = socket_of(attach);
         let inner = self.lock();
         let found = inner.processes.iter().find(|(_, process)| process.socket == socket);
         found.map(|(pid, _)| Self::identity(*pid)).ok_or_else(|| refused("nobody listens"))
     }
     fn attach(&self, attach: &Attach<'_>) -> Result<Box<dyn Vm>, MachineError> {
+        self.calls().call(Method::Attach, || Ok(()))?;
         let pid = self.find(attach)?.pid;
         let mut inner = self.lock();
         if let Some(why) = &inner.attach_error {
@@ -178,150 +225,10 @@ impl Driver for Host {
         Self::identity(process.pid) == *process && self.lock().processes.contains_key(&process.pid)
     }
     fn kill(&self, process: &ProcessIdentity) -> Result<(), MachineError> {
-        self.lock().processes.remove(&process.pid);
-        Ok(())
-    }
-}
-
-/// A connection to a process.
-struct TestVm {
-    host: Host,
-    pid: i32,
-    identity: MachineIdentity,
-    /// Present until the connection ends.
-    machine: Option<MemoryMachine>,
-    is_independent: bool,
-    /// The first call reports every frame.
-    is_unknown: bool,
-}
-
-impl TestVm {
-    fn new(host: &Host, pid: i32, machine: MemoryMachine, is_independent: bool) -> Self {
-        let identity = MachineIdentity { driver: NAME.to_owned(), ..machine.identity().clone() };
-        Self { host: host.clone(), pid, identity, machine: Some(machine), is_independent, is_unknown: true }
-    }
-    fn machine(&self) -> &MemoryMachine {
-        self.machine.as_ref().unwrap()
-    }
-    fn machine_mut(&mut self) -> &mut MemoryMachine {
-        self.machine.as_mut().unwrap()
-    }
-}
-
-impl Drop for TestVm {
-    fn drop(&mut self) {
-        let mut inner = self.host.lock();
-        if self.is_independent {
-            if let Some(process) = inner.processes.get_mut(&self.pid) {
-                process.machine = self.machine.take();
-            }
-        } else {
-            inner.processes.remove(&self.pid);
-        }
-    }
-}
-
-impl Vm for TestVm {
-    fn process(&self) -> ProcessIdentity {
-        Host::identity(self.pid)
-    }
-    fn dirty_finder(&self) -> DirtyFinder {
-        DirtyFinder { name: "memory", reason: "it is a test".to_owned() }
-    }
-    fn make_independent(&mut self) -> Result<(), MachineError> {
-        self.is_independent = true;
-        Ok(())
-    }
-    fn quit(mut self: Box<Self>) {
-        self.is_independent = false;
-    }
-}
-
-impl Machine for TestVm {
-    fn identity(&self) -> &MachineIdentity {
-        &self.identity
-    }
-    fn capabilities(&self) -> Capabilities {
-        self.machine().capabilities()
-    }
-    fn run_state(&mut self) -> RunState {
-        self.machine_mut().run_state()
-    }
-    fn pause(&mut self) -> Result<(), MachineError> {
-        self.machine_mut().pause()
-    }
-    fn resume(&mut self) -> Result<(), MachineError> {
-        self.machine_mut().resume()
-    }
-    fn events(&mut self) -> Vec<GuestEvent> {
-        self.machine_mut().events()
-    }
-}
-
-impl MemoryIo for TestVm {
-    fn take_dirty(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
-        self.machine_mut().take_dirty(into)?;
-        if std::mem::take(&mut self.is_unknown) {
-            into.union(&PageSet::full(&self.identity.layout));
+        self.calls().call(Method::Kill, || Ok(()))?;
+        if let Some(ended) = self.lock().processes.remove(&process.pid) {
+            ended.script.enter(RunState::Gone);
         }
         Ok(())
-    }
-    fn memory(&self) -> &dyn MemoryView {
-        self.machine().memory()
-    }
-    fn write_page(&mut self, gfn: Gfn, content: PageContent<'_>) -> Result<(), MachineError> {
-        self.machine_mut().write_page(gfn, content)
-    }
-}
-
-impl StateIo for TestVm {
-    fn capture_state(&mut self) -> Result<MachineState, MachineError> {
-        self.machine_mut().capture_state()
-    }
-    fn sync_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
-        self.machine_mut().sync_state(state)
-    }
-    fn apply_state(&mut self, state: &MachineState, clock: ClockPolicy) -> Result<(), MachineError> {
-        // Disks of a process end with it here: a new one has none to put back.
-        let state = MachineState { disks: Vec::new(), ..state.clone() };
-        self.machine_mut().apply_state(&state, clock)?;
-        let name = self.identity.name.clone();
-        let mut inner = self.host.lock();
-        if let Some(at) = inner.corrupted.iter().position(|corrupted| *corrupted == name) {
-            inner.corrupted.remove(at);
-            drop(inner);
-            self.machine_mut().poke(Gpa(0), b"wrong")?;
-        }
-        Ok(())
-    }
-    fn release_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
-        self.machine_mut().release_state(state)
-    }
-}
-
-impl DiskIo for TestVm {
-    fn disks(&self) -> &[DiskShape] {
-        self.machine().disks()
-    }
-    fn disk_changes(
-        &self,
-        at: &DiskState,
-        since: Option<&DiskState>,
-    ) -> Result<Box<dyn DiskChanges>, MachineError> {
-        self.machine().disk_changes(at, since)
-    }
-    fn retained_disks(&mut self) -> Result<Vec<DiskState>, MachineError> {
-        self.machine_mut().retained_disks()
-    }
-    fn retains_disks(&mut self, _: &MachineState) -> Result<bool, MachineError> {
-        Ok(true)
-    }
-    fn write_blocks(
-        &mut self,
-        disk: &str,
-        first: u64,
-        contents: &[BlockContent<'_>],
-    ) -> Result<(), MachineError> {
-        self.machine_mut().write_blocks(disk, first, contents)
     }
 }

@@ -214,7 +214,7 @@ fn a_rollback_that_failed_is_not_repeated_on_the_next_process() {
     daemon.host.kill_by_name("web");
     daemon.observe("web");
     daemon.wait_for("web", Lifecycle::Gone);
-    daemon.host.fail_next_launched(Method::ApplyState);
+    daemon.host.on_next_launched(Method::ApplyState, 1, Action::Fail);
     daemon.rollback("web", first.id, false).unwrap_err();
     assert!(daemon.host.pids().is_empty(), "a restore that fails leaves no process");
     daemon.check();

@@ -1,7 +1,7 @@
 //! A store, a manager over a host in memory, and machines brought into each state.
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ const STATE_WAIT: Duration = Duration::from_secs(20);
 
 /// Waits for an answer of the manager.
 pub(crate) fn wait<F: Future>(future: F) -> F::Output {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
 }
 
 pub(crate) fn launch_spec() -> LaunchSpec {
@@ -40,6 +40,12 @@ pub(crate) fn launch_spec() -> LaunchSpec {
     }
 }
 
+/// In memory where the host has such a place: what is tested here does not depend on a disk.
+fn tempdir() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap()
+}
+
 /// A daemon with its store and the host that it runs on.
 pub(crate) struct Daemon {
     pub(crate) host: Host,
@@ -49,32 +55,42 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     pub(crate) fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::with(|manager| manager)
+    }
+
+    /// The same, with a manager that `change` returns.
+    pub(crate) fn with(change: impl FnOnce(Manager) -> Manager) -> Self {
+        let dir = tempdir();
         let host = Host::default();
-        let manager = Self::manager(&dir, &host);
+        let manager = Arc::new(change(Self::manager(&dir, &host)));
         Self { host, manager, dir }
     }
 
-    fn manager(dir: &tempfile::TempDir, host: &Host) -> Arc<Manager> {
+    fn manager(dir: &tempfile::TempDir, host: &Host) -> Manager {
         let store = Store::open(dir.path(), Access::Create).unwrap();
         let drivers = Drivers::new().with(host.clone());
         let settings = RecorderSettings { staging_bytes_max: 1 << 20, ..RecorderSettings::default() };
-        Arc::new(Manager::new(Arc::new(store), dir.path(), settings, drivers))
+        Manager::new(Arc::new(store), dir.path(), settings, drivers)
     }
 
     /// Ends the daemon in order, and starts another one. Returns what it says of the machines.
     pub(crate) fn restart(&mut self) -> Vec<String> {
+        self.restart_with(|manager| manager)
+    }
+
+    /// The same, with a manager that `change` returns.
+    pub(crate) fn restart_with(&mut self, change: impl FnOnce(Manager) -> Manager) -> Vec<String> {
         self.manager.detach_all();
         // The store is closed with the last user of it.
         let store = Arc::downgrade(self.manager.store());
         let nothing = tempfile::tempdir().unwrap();
-        self.manager = Self::manager(&nothing, &self.host);
+        self.manager = Arc::new(Self::manager(&nothing, &self.host));
         let began = Instant::now();
         while store.strong_count() > 0 {
             assert!(began.elapsed() < STATE_WAIT, "the store stays open");
             std::thread::sleep(Duration::from_millis(2));
         }
-        self.manager = Self::manager(&self.dir, &self.host);
+        self.manager = Arc::new(change(Self::manager(&self.dir, &self.host)));
         self.manager.reattach_all()
     }
 
@@ -148,6 +164,15 @@ impl Daemon {
         while self.state(name) != state {
             assert!(began.elapsed() < STATE_WAIT, "{name} is {:?}, not {state}", self.status(name));
             std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Waits until an actor has finished what nobody waits for any more, or has ended.
+    pub(crate) fn settle(&self, name: &str) {
+        if self.manager.is_managed(name) {
+            let every_ms = self.status(name).every_ms;
+            // Answered in order; an actor that ends first does not answer.
+            drop(wait(self.manager.set_interval(name, every_ms)));
         }
     }
 

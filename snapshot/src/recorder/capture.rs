@@ -1,6 +1,6 @@
 use std::time::Instant;
 
-use retrovisor_guest::{Machine, MachineError, PageSet};
+use retrovisor_guest::{Machine, MachineError, PageSet, RunState};
 
 use super::engine::Recorder;
 use super::report::CheckpointTiming;
@@ -165,6 +165,19 @@ impl Recorder {
         if capture.is_early {
             self.pipeline.abandon_early();
         }
+    }
+}
+
+/// Whether the guest runs, and is to be resumed after a pause. Of a machine that does not say, nobody knows: it is not
+/// paused then.
+pub(super) fn is_running(machine: &mut dyn Machine) -> Result<bool, MachineError> {
+    match machine.run_state() {
+        RunState::Running => Ok(true),
+        RunState::Paused | RunState::PoweredOff | RunState::Panicked => Ok(false),
+        RunState::Gone => Err(MachineError::Gone {
+            machine: machine.identity().name.clone(),
+            reason: "it does not say whether it runs".into(),
+        }),
     }
 }
 

@@ -2,9 +2,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, bounded};
-use retrovisor_guest::{Machine, PageSet, RunState};
+use retrovisor_guest::{Machine, PageSet};
 
-use super::capture::resume_if_running;
+use super::capture::{is_running, resume_if_running};
 use super::engine::Recorder;
 use super::pending::PendingCheckpoint;
 use super::report::{CheckpointReport, CheckpointRequest, CheckpointTiming};
@@ -49,7 +49,7 @@ impl Recorder {
         let mut capture = self.begin_capture(machine, &mut timing, self.settings.precopy_pages_min)?;
         let mut sample = self.sampler.open(&self.pipeline.baseline().map);
 
-        let was_running = machine.run_state() == RunState::Running;
+        let was_running = is_running(machine).inspect_err(|_| self.abandon(&capture))?;
         let at_ms = now_ms();
         let start = Instant::now();
         let captured = self.pause_and_copy(machine, &mut capture, &mut timing).and_then(|()| {

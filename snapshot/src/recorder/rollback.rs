@@ -2,10 +2,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use retrovisor_guest::{Machine, MachineState, PageSet, RunState};
+use retrovisor_guest::{Machine, MachineState, PageSet};
 
 use super::baseline::Baseline;
-use super::capture::{OpenCapture, resume_if_running};
+use super::capture::{OpenCapture, is_running, resume_if_running};
 use super::engine::Recorder;
 use super::page_plan::{LoadedPages, PagePlan};
 use super::pending::wait_for;
@@ -117,7 +117,7 @@ impl Recorder {
         let _no_long_writes = store.catalogue().exclude_long_writes();
         let Preparation { mut capture, loaded } = self.prepare(machine, &target, &mut timing)?;
 
-        let was_running = machine.run_state() == RunState::Running;
+        let was_running = is_running(machine).inspect_err(|_| self.abandon(&capture))?;
         let start = Instant::now();
         let mut took = CheckpointTiming::default();
         let paused = self.pause_and_copy(machine, &mut capture, &mut took);

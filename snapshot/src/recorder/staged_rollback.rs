@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use retrovisor_guest::{ClockPolicy, Machine, MachineState, PageContent, PageSet, RunState};
+use retrovisor_guest::{ClockPolicy, Machine, MachineState, PageContent, PageSet};
 
-use super::capture::{OpenCapture, resume_if_running};
+use super::capture::{OpenCapture, is_running, resume_if_running};
 use super::engine::Recorder;
 use super::page_plan::{LoadedPages, PagePlan};
 use super::pending::wait_for;
@@ -62,7 +62,13 @@ impl Recorder {
         let staged = self.plan_staged(machine, &target, &rollback)?;
         timing.prefetch_us = since_us(begun);
 
-        let was_running = machine.run_state() == RunState::Running;
+        let was_running = match is_running(machine) {
+            Ok(was_running) => was_running,
+            Err(error) => {
+                staged.marker.end();
+                return Err(error.into());
+            }
+        };
         let start = Instant::now();
         let mut took = CheckpointTiming::default();
         let paused = self.pause_and_copy(machine, &mut capture, &mut took);

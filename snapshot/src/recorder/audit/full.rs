@@ -1,7 +1,7 @@
 use std::ops::RangeInclusive;
 use std::time::Instant;
 
-use retrovisor_guest::{Gfn, Machine, PageSet, RunState};
+use retrovisor_guest::{Gfn, Machine, PageSet};
 use serde::Serialize;
 
 use super::compare::compare;
@@ -11,7 +11,7 @@ use crate::catalogue::CheckpointRecord;
 use crate::clock::{now_ms, since_us};
 use crate::error::{Error, Result};
 use crate::page_map::PageMap;
-use crate::recorder::capture::resume_if_running;
+use crate::recorder::capture::{is_running, resume_if_running};
 use crate::recorder::engine::Recorder;
 
 /// Frames that are copied in the first pause: 4 MiB.
@@ -127,7 +127,7 @@ impl Recorder {
         piece: &mut Piece,
         report: &mut AuditReport,
     ) -> Result<()> {
-        let was_running = machine.run_state() == RunState::Running;
+        let was_running = is_running(machine)?;
         let start = Instant::now();
         machine.pause()?;
         let collected = self.dirty.collect(machine, found);
