@@ -21,7 +21,11 @@ impl RawDump {
     pub fn open(path: &Path) -> Result<Self, Error> {
         let dump = |source| Error::Dump { path: path.to_owned(), source };
         let file = File::open(path).map_err(dump)?;
-        let length = file.metadata().map_err(dump)?.len();
+        let metadata = file.metadata().map_err(dump)?;
+        if !metadata.is_file() {
+            return Err(dump(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a file")));
+        }
+        let length = metadata.len();
         let layout =
             MemoryLayout::flat(length).map_err(|source| Error::DumpSize { path: path.to_owned(), source })?;
         Ok(Self { file, path: path.to_owned(), layout })
@@ -109,6 +113,7 @@ mod tests {
     fn files_that_are_no_dumps_are_refused() {
         let file = tempfile::NamedTempFile::new().unwrap();
         assert!(matches!(RawDump::open(file.path()), Err(Error::DumpSize { .. })));
-        assert!(matches!(RawDump::open(Path::new("/nonexistent")), Err(Error::Dump { .. })));
+        assert!(matches!(RawDump::open(Path::new("/nonexistent/dump")), Err(Error::Dump { .. })));
+        assert!(matches!(RawDump::open(Path::new("/proc")), Err(Error::Dump { .. })));
     }
 }

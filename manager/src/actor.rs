@@ -279,12 +279,15 @@ impl MachineActor {
             let links = self.vm.links();
             lock(&self.status).links = links;
         }
-        if is_due
-            && self.spec.interval().is_some()
-            && let Err(error) = self.checkpoint(None, CheckpointKind::Automatic)
-        {
-            tracing::warn!(machine = self.name, %error, "checkpoint failed");
-            self.emit(EventKind::Error(format!("checkpoint failed, the machine is {}: {error}", self.state)));
+        if is_due && self.spec.interval().is_some() {
+            let taken = self.checkpoint(None, CheckpointKind::Automatic);
+            let failure = taken.as_ref().err().map(ToString::to_string).unwrap_or_default();
+            lock(&self.status).checkpoint_error.clone_from(&failure);
+            if !failure.is_empty() {
+                tracing::warn!(machine = self.name, error = failure, "checkpoint failed");
+                let state = self.state;
+                self.emit(EventKind::Error(format!("checkpoint failed, the machine is {state}: {failure}")));
+            }
         }
     }
 

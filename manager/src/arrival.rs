@@ -135,6 +135,7 @@ impl Manager {
         let status = MachineStatus {
             state: Lifecycle::Starting,
             reason: String::new(),
+            checkpoint_error: String::new(),
             every_ms: spec.every_ms,
             console: vm.console(),
             console_log: vm.console_log(),

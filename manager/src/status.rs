@@ -12,6 +12,8 @@ pub struct MachineStatus {
     pub state: Lifecycle,
     /// Why it is in this state, in words; empty when there is nothing to add.
     pub reason: String,
+    /// Why the newest automatic checkpoint was not taken; empty when it was.
+    pub checkpoint_error: String,
     /// Interval between automatic checkpoints; 0 for none.
     pub every_ms: u32,
     /// The process that it runs in, or ran in last.
@@ -41,6 +43,7 @@ impl MachineStatus {
         Self {
             state,
             reason: reason.into(),
+            checkpoint_error: String::new(),
             every_ms,
             process,
             console: None,

@@ -41,7 +41,9 @@ impl From<Status> for CliError {
             Code::FailedPrecondition | Code::AlreadyExists | Code::Aborted => 4,
             _ => 1,
         };
-        if std::error::Error::source(&status).is_some_and(|source| source.is::<tonic::transport::Error>()) {
+        if std::error::Error::source(&status)
+            .is_some_and(<dyn std::error::Error>::is::<tonic::transport::Error>)
+        {
             return Self {
                 exit_code: 1,
                 message: "the connection to the daemon broke before it answered".to_owned(),

@@ -205,9 +205,17 @@ fn fill_up(store: &std::path::Path, packs: &std::path::Path, image: &GuestImage)
         ran.code == 1 && ran.stderr.contains("no space left")
     });
     let _tick = daemon.next_tick();
+    wait_until("the failure to be shown", std::time::Duration::from_secs(20), || {
+        daemon.json(&["show", "g"])["checkpoint_error"]
+            .as_str()
+            .is_some_and(|why| why.contains("no space left"))
+    });
     drop(filled);
     std::fs::remove_file(&ballast).unwrap();
     let _made = daemon.json(&["checkpoint", "g", "--label", "again"]);
+    wait_until("checkpoints to be taken again", std::time::Duration::from_secs(20), || {
+        daemon.json(&["show", "g"])["checkpoint_error"] == ""
+    });
     let verified = daemon.json(&["verify"]);
     assert_eq!(verified["damaged"], serde_json::json!([]));
     let went = daemon.json(&["rollback", "g", "--to", "whole", "--verify-image"]);

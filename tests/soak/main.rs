@@ -39,11 +39,11 @@ fn main() {
     let mut random = Random(seed);
     let mut world = World::start();
     let mut done: BTreeMap<(&str, Outcome), u32> = BTreeMap::new();
-    let rivals = rivals::start(world.store().to_owned(), seed ^ 0x5eed);
+    let rivals = rivals::start(world.store(), seed ^ 0x5eed);
     let begun = Instant::now();
     let mut said = begun;
     while begun.elapsed() < duration {
-        let is_calm = begun.elapsed() > duration - duration / CALM_PART;
+        let is_calm = begun.elapsed() > duration / CALM_PART * (CALM_PART - 1);
         let operation = Operation::choose(&mut random, is_calm);
         let outcome = operation.run(&mut world, &mut random);
         *done.entry((operation.name(), outcome)).or_default() += 1;

@@ -321,7 +321,7 @@ impl World {
             .expect("qemu-system-x86_64 starts");
         self.qemu = Some(qemu);
         let qmp = self.qmp();
-        wait_until("the QMP socket", Duration::from_secs(60), || qmp.exists());
+        wait_until("the QMP socket", Duration::from_mins(1), || qmp.exists());
     }
 
     pub(crate) fn detach_and_attach(&mut self) -> Outcome {

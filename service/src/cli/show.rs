@@ -49,6 +49,7 @@ pub(super) fn print(machine: &Machine) {
     let every =
         if machine.every_ms == 0 { String::new() } else { format!(", one every {} ms", machine.every_ms) };
     line("checkpoints", &format!("{}{every}", machine.checkpoints));
+    line("not taken", &machine.checkpoint_error);
     if !machine.current.is_empty() {
         line("current", &format!("{} ({})", machine.current, verdict::word(machine.verdict())));
     }

@@ -39,6 +39,7 @@ pub(super) fn machine(manager: &Manager, record: &MachineRecord) -> Result<Machi
         current: current.as_ref().map(|current| current.name.clone()).unwrap_or_default(),
         verdict: verdict(current.map_or(StoredVerdict::Unknown, |current| current.verdict)).into(),
         state_reason: state_reason(&status),
+        checkpoint_error: status.checkpoint_error.clone(),
         console: path(status.console.as_ref()),
         every_ms: status.every_ms,
         dirty_finder: dirty_finder.map(|finder| finder.name.to_owned()).unwrap_or_default(),
