@@ -17,7 +17,7 @@ impl Subject {
         let begin = Instant::now();
         // Until the shell has become the program.
         while !file("stat").contains("(sleep) S") {
-            assert!(begin.elapsed() < Duration::from_secs(60), "{}", file("stat"));
+            assert!(begin.elapsed() < Duration::from_mins(1), "{}", file("stat"));
             std::thread::sleep(Duration::from_millis(10));
         }
         subject
