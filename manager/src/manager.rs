@@ -210,7 +210,16 @@ impl Manager {
         if force && status.state == Lifecycle::Unreachable {
             return self.kill_unreachable(name, &status).await;
         }
-        self.ask(name, |reply| Command::Stop { force, reply }).await
+        let stopped = self.ask(name, |reply| Command::Stop { force, reply }).await;
+        if force && stopped.is_err() {
+            // It may have been found not to answer while this command waited.
+            self.end_of_lost(name).await;
+            let status = self.status(name)?;
+            if status.state == Lifecycle::Unreachable {
+                return self.kill_unreachable(name, &status).await;
+            }
+        }
+        stopped
     }
 
     /// Changes the interval between automatic checkpoints, in any state; 0 for none.

@@ -8,6 +8,8 @@ use nix::unistd::geteuid;
 
 use crate::error::CliError;
 
+/// What a store has in it before there is a catalogue.
+const STORE_ENTRIES: [&str; 7] = ["packs", "machines", "kernels", "hubs", "key", "lock", "daemon.sock"];
 /// Only the owner may look into a store: guest memory is private.
 const STORE_MODE: u32 = 0o700;
 
@@ -70,11 +72,34 @@ fn check_owner_is(store: &Path, owner: u32, user: u32) -> Result<(), CliError> {
     ))
 }
 
+/// Refuses a folder with other files in it: its mode is changed, and it is filled.
+fn check_is_store(store: &Path) -> Result<(), CliError> {
+    let entries = match std::fs::read_dir(store) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(CliError::failed(format!("{}: {error}", store.display()))),
+    };
+    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let is_own = |name: &String| {
+        STORE_ENTRIES.contains(&name.as_str())
+            || name.starts_with("catalogue.sqlite")
+            || name.starts_with('.')
+    };
+    match names.into_iter().find(|name| !is_own(name)) {
+        Some(other) if !store.join("catalogue.sqlite").exists() => Err(CliError::refused(
+            format!("{} is no store: it has `{}` in it", store.display(), other.escape_debug()),
+            "Name an empty folder, or one that does not exist yet. Nothing was changed.",
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Makes the store's folder for its owner alone, or makes sure that an existing one is. Answers what was changed of an
 /// existing one, in words.
 pub(crate) fn prepare_store(store: &Path) -> Result<Option<String>, CliError> {
     let failed = |error: std::io::Error| CliError::failed(format!("{}: {error}", store.display()));
     check_owner(store)?;
+    check_is_store(store)?;
     std::fs::DirBuilder::new().recursive(true).mode(STORE_MODE).create(store).map_err(failed)?;
     let mode = std::fs::metadata(store).map_err(failed)?.permissions().mode() & 0o777;
     if mode & !STORE_MODE == 0 {
@@ -101,6 +126,23 @@ mod tests {
         let said = prepare_store(&store).unwrap().unwrap();
         assert!(said.contains("was 0755 and is 0700 now"), "{said}");
         assert_eq!(mode(), 0o700);
+    }
+
+    #[test]
+    fn a_folder_with_other_files_is_no_store_and_is_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o1777)).unwrap();
+        std::fs::write(dir.path().join("notes.txt"), "hi").unwrap();
+        let refused = prepare_store(dir.path()).unwrap_err();
+        assert!(refused.to_string().contains("is no store: it has `notes.txt` in it"), "{refused}");
+        assert_eq!(std::fs::metadata(dir.path()).unwrap().permissions().mode() & 0o7777, 0o1777);
+        std::fs::remove_file(dir.path().join("notes.txt")).unwrap();
+        std::fs::create_dir(dir.path().join("packs")).unwrap();
+        assert!(prepare_store(dir.path()).is_ok());
+        // A file beside a store does no harm.
+        std::fs::write(dir.path().join("catalogue.sqlite"), "").unwrap();
+        std::fs::write(dir.path().join("notes.txt"), "hi").unwrap();
+        assert!(prepare_store(dir.path()).is_ok());
     }
 
     #[test]

@@ -128,6 +128,37 @@ fn a_guest_that_dies_is_reported_and_can_be_restored() {
 }
 
 #[test]
+fn a_qemu_that_does_not_answer_is_unreachable_until_it_does_or_is_ended() {
+    use nix::sys::signal::{Signal, kill};
+    let Some(image) = GuestImage::find() else { return };
+    let store = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(store.path());
+    daemon.run_guest(&image, "200ms");
+    let _made = daemon.json(&["checkpoint", "g", "--label", "before"]);
+    let state = |wanted: &str| {
+        wait_until(wanted, std::time::Duration::from_mins(2), || {
+            daemon.json(&["show", "g"])["state"] == wanted
+        });
+    };
+    let qemu = qemu_of(&daemon);
+    kill(qemu, Signal::SIGSTOP).unwrap();
+    state("unreachable");
+    let refused = daemon.run(&["checkpoint", "g"]);
+    assert_eq!(refused.code, 4, "{refused:?}");
+    kill(qemu, Signal::SIGCONT).unwrap();
+    state("running");
+    let back = daemon.json(&["rollback", "g", "--to", "before", "--verify-image"]);
+    assert_eq!(back["rollback"]["image_matches"], true);
+    let _tick = daemon.next_tick();
+    kill(qemu, Signal::SIGSTOP).unwrap();
+    let begun = std::time::Instant::now();
+    let _ended = daemon.run(&["stop", "g", "--force"]).ok();
+    assert!(begun.elapsed() < std::time::Duration::from_mins(1), "{:?}", begun.elapsed());
+    assert_eq!(daemon.json(&["show", "g"])["state"], "gone");
+    assert_eq!(kill(qemu, None), Err(nix::errno::Errno::ESRCH));
+}
+
+#[test]
 fn a_guest_that_is_not_linux_is_kept_and_the_reason_is_said() {
     if Command::new("qemu-system-x86_64").arg("--version").output().is_err() {
         eprintln!("SKIPPED: qemu-system-x86_64 is not installed: `make setup` does it");

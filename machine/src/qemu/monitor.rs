@@ -273,6 +273,15 @@ impl Monitor {
 
     fn explain(&mut self, error: QmpError) -> MachineError {
         match error {
+            // It is attached again when it answers; an answer that comes late must not be taken for another one.
+            QmpError::Timeout { .. } => {
+                self.failed = true;
+                self.qmp.close();
+                MachineError::Driver { doing: format!("machine {}", self.name), message: error.to_string() }
+            }
+            QmpError::Closed(reason) if self.failed => {
+                MachineError::Gone { machine: self.name.clone(), reason }
+            }
             QmpError::Closed(reason) => {
                 self.failed = true;
                 let ended = self.process.wait(END_WAIT);

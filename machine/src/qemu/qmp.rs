@@ -36,6 +36,12 @@ pub(super) struct Qmp {
 }
 
 impl Qmp {
+    /// Ends the connection: every further command fails.
+    pub(super) fn close(&mut self) {
+        // It may be closed already.
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+
     /// Connects, reads the greeting and leaves the negotiation.
     pub(super) fn connect(path: &Path) -> Result<Self, QmpError> {
         let stream = connect(path)?;

@@ -52,7 +52,7 @@ pub struct CheckpointRecord {
     pub pause_us: u64,
     /// From the resume until the checkpoint was durable.
     pub durable_us: u64,
-    /// Frames reported dirty.
+    /// Frames reported dirty; where all were, because it is not known which were written, those that changed.
     pub dirty_pages: u64,
     /// Frames whose contents differ from the parent's.
     pub changed_pages: u64,

@@ -149,6 +149,7 @@ impl<'s> Preparation<'s> {
             replaced.extend(old.stored());
         }
         let zero_pages = count_zero(&captured.dirty, &map);
+        let was_first = tip.is_first;
         let (distance, rows) = (tip.keyframe_distance + 1, tip.keyframe_rows + changes.len() as u64);
         let is_key =
             tip.is_first || distance >= KEYFRAME_DISTANCE || rows > layout.pages().max(KEYFRAME_ROWS_MIN);
@@ -157,13 +158,16 @@ impl<'s> Preparation<'s> {
         let after = self.content_writer.progress();
         let before = std::mem::replace(&mut self.before, after);
         note_times(&mut captured.timing, &before, &after);
+        // Every frame is read where it is not known which were written: after an attach, after a mismatch of the audit.
+        let is_read_whole = captured.dirty.len() == layout.pages() && !was_first;
+        let dirty_pages = if is_read_whole { changes.len() as u64 } else { captured.dirty.len() };
         let checkpoint = NewCheckpoint {
             machine,
             label: captured.request.label.clone(),
             kind: captured.request.kind,
             taken_at_ms: captured.at_ms,
             pause_us: captured.timing.pause_us,
-            dirty_pages: captured.dirty.len(),
+            dirty_pages,
             changed_pages: changes.len() as u64,
             new_pages: after.contents - before.contents,
             zero_pages,
