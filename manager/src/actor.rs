@@ -236,7 +236,7 @@ impl MachineActor {
                 return End::Lost;
             }
             match inbox.recv_deadline(next.min(Instant::now() + POLL_INTERVAL)) {
-                // Its caller was told that the machine does not answer, or has gone.
+                // Its caller got the answer that the machine does not answer, or has gone.
                 Ok(command) if command.is_abandoned() => {}
                 Ok(Command::Shutdown) | Err(RecvTimeoutError::Disconnected) => return End::Shutdown,
                 Ok(Command::Stop { force, reply }) => match self.prepare_stop(force) {

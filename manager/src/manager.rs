@@ -31,7 +31,7 @@ const END_WAIT: Duration = Duration::from_secs(30);
 
 /// All machines of one store: started, attached, checkpointed and rolled back by one actor thread each.
 ///
-/// [`rule`] says what each command does in each state of a machine.
+/// [`crate::rule`] says what each command does in each state of a machine.
 pub struct Manager {
     pub(crate) store: Arc<Store>,
     root: PathBuf,

@@ -66,8 +66,10 @@ impl MachineSpec {
     /// Reads back what the catalogue kept.
     pub fn from_runtime(name: &str, runtime: &str) -> Result<Self, ManagerError> {
         serde_json::from_str(runtime).map_err(|_| ManagerError::Refused {
-            what: format!("the store does not say how {name} is started"),
-            help: "Start it with `retrovisor run`, or attach it with `retrovisor attach`.".to_owned(),
+            what: format!("{name} was imported: it can be read, and has no description of a machine to start"),
+            help: format!(
+                "Read it with retrovisor log {name}, inspect, diff, report. `retrovisor run` under another name starts a guest."
+            ),
         })
     }
 

@@ -34,11 +34,16 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let is_json = cli.global.json;
     let outcome = runtime.block_on(cli::run(cli));
     // Blocking work whose client has gone must not delay the exit.
     runtime.shutdown_background();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_json => {
+            errln!("{}", error.json());
+            ExitCode::from(error.exit_code)
+        }
         Err(error) => {
             errln!("error: {error}");
             error.help.lines().for_each(terminal::output::message);

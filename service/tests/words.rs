@@ -105,6 +105,17 @@ fn completions_come_from_the_command_line_and_from_the_service() {
 }
 
 #[test]
+fn errors_are_json_where_json_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(Store::open(dir.path(), Access::Create).unwrap());
+    let output = retrovisor(dir.path(), &["show", "web", "--json"]);
+    let error: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!((output.status.code(), &error["exit_code"]), (Some(3), &serde_json::json!(3)));
+    assert_eq!(error["reason"], "NOT_FOUND");
+    assert!(error["error"].as_str().unwrap().contains("web"), "{error}");
+}
+
+#[test]
 fn a_closed_pipe_ends_the_command_quietly() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);

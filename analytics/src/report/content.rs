@@ -20,6 +20,8 @@ pub struct Report {
     pub baseline_checkpoints: Option<usize>,
     /// The checkpoints, oldest first; at most the newest thousand.
     pub checkpoints: Vec<Point>,
+    /// Number of older checkpoints, which the report leaves out.
+    pub older_checkpoints: usize,
     /// The incidents, oldest first.
     pub incidents: Vec<Incident>,
     /// The operations on the machine, oldest first.

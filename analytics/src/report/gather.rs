@@ -54,12 +54,14 @@ pub fn report_with(catalogue: &Catalogue, machine: MachineId, config: Config) ->
     past.complete(catalogue, machine, &evaluator)?;
     let incidents = past.incidents(catalogue, machine, &evaluator)?;
     let operations = past.operations(catalogue.operations(machine)?);
+    let older_checkpoints = catalogue.checkpoints(machine)?.len().saturating_sub(past.points.len());
     Ok(Report {
         machine: record.name,
         driver: record.driver,
         config,
         baseline_checkpoints: (!evaluator.is_learning()).then(|| evaluator.baseline_len()),
         checkpoints: past.points.into_values().collect(),
+        older_checkpoints,
         incidents,
         operations,
         features: FEATURES,

@@ -97,7 +97,14 @@ fn summary(report: &Report) -> String {
         1 => "one incident".to_owned(),
         many => format!("{many} incidents"),
     };
-    format!("{span}, driver {}: {incidents}.", report.driver)
+    let older = match report.older_checkpoints {
+        0 => String::new(),
+        older => {
+            let shown = report.checkpoints.len();
+            format!(" Only the newest {shown} of {} checkpoints are in this report.", shown + older)
+        }
+    };
+    format!("{span}, driver {}: {incidents}.{older}", report.driver)
 }
 
 /// The failure of the guest's kernel in the newest checkpoint, and since when it is there.

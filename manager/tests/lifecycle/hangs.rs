@@ -1,4 +1,4 @@
-//! Every step with a call of the driver that does not return: its caller is told in time, the machine is in a known
+//! Every step with a call of the driver that does not return: its caller is notified in time, the machine is in a known
 //! state, the others go on, and it ends well whether the call returns after all or the process is ended.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -82,7 +82,7 @@ fn check_one(daemon: &Daemon, case: Case, injection: Injection, is_killed: bool)
                 && injection.place == Place::Machine
             {
                 does_not_answer(daemon, injection.method, &what);
-                assert!(in_time(|| step.is_finished()), "{what}: its caller is not told");
+                assert!(in_time(|| step.is_finished()), "{what}: its caller is not notified");
                 if is_killed {
                     wait(daemon.manager.stop(NAME, true)).unwrap_or_else(|error| panic!("{what}: {error}"));
                     assert_eq!(daemon.state(NAME), Lifecycle::Gone, "{what}");
@@ -98,8 +98,8 @@ fn check_one(daemon: &Daemon, case: Case, injection: Injection, is_killed: bool)
             std::panic::resume_unwind(panic);
         }
         if let Err(error) = done {
-            let is_told = matches!(error, ManagerError::Unanswered { state: Lifecycle::Unreachable, .. });
-            assert!(is_told || case.is_refused_step(), "{what}: {error}");
+            let is_notified = matches!(error, ManagerError::Unanswered { state: Lifecycle::Unreachable, .. });
+            assert!(is_notified || case.is_refused_step(), "{what}: {error}");
         }
         true
     });
@@ -197,8 +197,8 @@ fn a_call_that_hangs_is_reported_once_and_so_is_its_return() {
         let step = scope.spawn(|| daemon.checkpoint("web"));
         assert_eq!(script.wait_hanging(PATIENCE), Some(Method::CaptureState));
         daemon.manager.set_call_wait(Duration::ZERO);
-        let is_told = in_time(|| step.is_finished());
-        if !is_told {
+        let is_notified = in_time(|| step.is_finished());
+        if !is_notified {
             script.release();
         }
         let error = step.join().unwrap().unwrap_err();

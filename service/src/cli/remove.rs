@@ -59,9 +59,10 @@ pub(super) async fn run(args: RemoveArgs, global: &Global) -> Result<(), CliErro
 
 fn print_plan(name: &str, plan: &RemoveMachineResponse) {
     paragraph::print(&format!(
-        "{name} has {}, which added {} to the store. All of it, and the files below, would be removed.",
+        "{name} has {}, which added {} to the store. All of it{} would be removed.",
         quantity::count(plan.checkpoints, "checkpoint"),
-        quantity::bytes(plan.stored_bytes)
+        quantity::bytes(plan.stored_bytes),
+        if plan.paths.is_empty() { "" } else { ", and the files below," }
     ));
     for path in &plan.paths {
         paragraph::property("file", path);
