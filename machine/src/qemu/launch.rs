@@ -237,10 +237,10 @@ fn command(
         option("-initrd", initrd.display().to_string());
     }
     option("-append", command_line(&config.append, accelerator));
-    option(
-        "-chardev",
-        format!("{},logfile={}", socket("tty0", &runtime.console()), escape(&runtime.console_log())),
-    );
+    // A process that is given a state goes on with the console of the one before it.
+    let append = if config.paused { "on" } else { "off" };
+    let (console, console_log) = (socket("tty0", &runtime.console()), escape(&runtime.console_log()));
+    option("-chardev", format!("{console},logfile={console_log},logappend={append}"));
     option("-serial", "chardev:tty0".into());
     option("-chardev", socket("tty1", &runtime.control()));
     option("-serial", "chardev:tty1".into());

@@ -1,4 +1,4 @@
-use retrovisor_guest::ClockPolicy;
+use retrovisor_guest::{ClockPolicy, MachineError};
 use retrovisor_manager::{Command, ManagerError, Rollback};
 use retrovisor_proto::v1::checkpoint_service_server::CheckpointService;
 use retrovisor_proto::v1::{
@@ -103,13 +103,26 @@ impl CheckpointService for Services {
             .await?;
         let rollback = if dry_run {
             self.blocking(move |services| services.manager.plan_rollback(&machine, target)).await?
-        } else if self.manager.is_managed(&machine) {
+        } else {
             let request = Going { clock, current, ..Going::default() };
             let command = |reply| Command::Rollback { target: target.id, verify_image, request, reply };
-            self.manager.ask(&machine, command).await.map_err(|error| status::of(&error))?
-        } else {
-            self.blocking(move |services| services.manager.restore(&machine, target.id, verify_image, clock))
-                .await?
+            let in_place = if self.manager.is_managed(&machine) {
+                self.manager.ask(&machine, command).await
+            } else {
+                Err(ManagerError::Gone { machine: machine.clone() })
+            };
+            match in_place {
+                // Its process may have ended a moment ago.
+                Err(ManagerError::Gone { .. } | ManagerError::Machine(MachineError::Gone { .. }))
+                    if !self.manager.is_managed(&machine) =>
+                {
+                    let restore = move |services: &Self| {
+                        services.manager.restore(&machine, target.id, verify_image, clock)
+                    };
+                    self.blocking(restore).await?
+                }
+                done => done.map_err(|error| status::of(&error))?,
+            }
         };
         Ok(Response::new(RollbackResponse { rollback: self.converted(rollback).await?, dry_run }))
     }
