@@ -80,8 +80,8 @@ fn help(error: &ManagerError) -> Option<String> {
         )),
         ManagerError::Machine(MachineError::Mismatch { .. })
         | ManagerError::Store(StoreError::Machine(MachineError::Mismatch { .. })) => Some(
-            "Restore it in a new process, which gets the hardware of the checkpoint: retrovisor stop NAME, then \
-             retrovisor rollback NAME --to CHECKPOINT"
+            "Only a machine of the same shape can be given this state. A new process gets the hardware of the checkpoint \
+             (retrovisor stop NAME, then retrovisor rollback NAME --to CHECKPOINT); a state of a newer QEMU needs that QEMU."
                 .to_owned(),
         ),
         ManagerError::Exists { machine } => Some(format!("Look at it: retrovisor show {machine}")),
