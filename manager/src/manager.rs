@@ -213,14 +213,22 @@ impl Manager {
         }
         let stopped = self.ask(name, |reply| Command::Stop { force, reply }).await;
         if force && stopped.is_err() {
-            // It may have been found not to answer while this command waited.
-            self.end_of_lost(name).await;
-            let status = self.status(name)?;
-            if status.state == Lifecycle::Unreachable {
-                return self.kill_unreachable(name, &status).await;
-            }
+            self.stop_lost(name).await.unwrap_or(stopped)
+        } else {
+            stopped
         }
-        stopped
+    }
+
+    /// Ends the process of a machine that was found not to answer while a command waited for it; `None` if it is not
+    /// lost.
+    async fn stop_lost(&self, name: &str) -> Option<Result<(), ManagerError>> {
+        self.end_of_lost(name).await;
+        match self.status(name) {
+            Ok(status) if status.state == Lifecycle::Unreachable => {
+                Some(self.kill_unreachable(name, &status).await)
+            }
+            _ => None,
+        }
     }
 
     /// Changes the interval between automatic checkpoints, in any state; 0 for none.

@@ -83,7 +83,8 @@ fn check_one(daemon: &Daemon, case: Case, injection: Injection, is_killed: bool)
             {
                 does_not_answer(daemon, injection.method, &what);
                 assert!(in_time(|| step.is_finished()), "{what}: its caller is not notified");
-                if is_killed {
+                // `stop --force` has ended it itself.
+                if is_killed && daemon.state(NAME) != Lifecycle::Gone {
                     wait(daemon.manager.stop(NAME, true)).unwrap_or_else(|error| panic!("{what}: {error}"));
                     assert_eq!(daemon.state(NAME), Lifecycle::Gone, "{what}");
                     assert!(!daemon.host.has_process(NAME), "{what}");
