@@ -212,11 +212,7 @@ impl Manager {
             return self.kill_unreachable(name, &status).await;
         }
         let stopped = self.ask(name, |reply| Command::Stop { force, reply }).await;
-        if force && stopped.is_err() {
-            self.stop_lost(name).await.unwrap_or(stopped)
-        } else {
-            stopped
-        }
+        if force && stopped.is_err() { self.stop_lost(name).await.unwrap_or(stopped) } else { stopped }
     }
 
     /// Ends the process of a machine that was found not to answer while a command waited for it; `None` if it is not
