@@ -56,7 +56,7 @@ impl Recent {
 
     /// The change that has lasted for long enough and is stable.
     ///
-    /// The same features are out of range in both halves of the window, nothing differs between its halves, and
+    /// The same features are out of range in both halves of the newest checkpoints, whose level stays the same, and
     /// nothing grows.
     pub(crate) fn lasting_change(&self, config: &Config) -> Option<LastingChange> {
         let (from, lasted_s) = self.window(config)?;
@@ -75,7 +75,8 @@ impl Recent {
         let mut features: Vec<usize> =
             (0..FEATURES.len()).filter(|at| count_f64(older[*at].min(newer[*at])) >= least).collect();
         features.sort_by_key(|at| std::cmp::Reverse(older[*at] + newer[*at]));
-        if features.is_empty() {
+        // The window begins with the change, or within it.
+        if !window().next()?.alarmed.iter().any(|at| features.contains(at)) {
             return None;
         }
         let observations = || window().map(|entry| &entry.observation);

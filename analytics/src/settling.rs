@@ -13,8 +13,8 @@ use crate::steady;
 /// A guest has settled when there is a window of the newest checkpoints, as long as the first baseline or 2, 4 or 8
 /// times as long, in which
 ///
-/// - the level of each main feature is the same in both halves, and
-/// - no user task that is still alive has a name that appeared first in the newer half: a service that starts.
+/// - the level of each main feature stays the same, and
+/// - no user task that is still alive has a name that appeared within it: a service that started.
 ///
 /// That window is then the first baseline. A guest with a load that repeats itself slowly settles by a longer window.
 #[derive(Clone, Debug, Default)]
@@ -85,11 +85,11 @@ impl Settling {
     /// What changes within the newest checkpoints; `None` if nothing does.
     fn change(&self, length: usize) -> Option<String> {
         let newest = || self.window.range(self.window.len() - length..);
-        let newer_half = self.observed - length + length / 2;
+        let first = self.observed - length;
         let started = self.window.back().and_then(|last| {
             // A command that starts again for each checkpoint is no service.
             let mut lasting = last.activity.iter().filter(|(_, usage)| usage.new_tasks < usage.tasks);
-            lasting.find(|(name, _)| self.appeared.get(*name).is_some_and(|at| *at >= newer_half))
+            lasting.find(|(name, _)| self.appeared.get(*name).is_some_and(|at| *at > first))
         });
         if let Some((name, _)) = started {
             return Some(format!("task `{name}` has started"));

@@ -2,7 +2,7 @@
 
 use crate::feature::{FEATURES, Feature, position};
 use crate::model::Observation;
-use crate::order::{median, sorted, spread};
+use crate::order::{median, quantile, sorted, spread};
 use crate::sample::count_f64;
 
 /// The features whose level shows whether a guest has settled: its load, its memory and its tasks.
@@ -18,9 +18,11 @@ const MAIN: [&str; 8] = [
 ];
 /// The features whose growth is a leak. The kernel's own objects grow with the files that it keeps in memory.
 const LEAKING: [&str; 5] = ["tasks", "anon_pages", "largest_rss_pages", "excess_rss_pages", "excess_tasks"];
-/// A difference between the medians of the two halves of a window, in robust standard deviations, beyond which the
-/// level changed.
+/// A difference between the medians of two parts of a window, in robust standard deviations, beyond which the level
+/// changed.
 const SHIFT_SPREADS_MIN: f64 = 3.0;
+/// A part of a window with fewer values has no meaningful spread.
+const SPREAD_VALUES_MIN: usize = 8;
 /// Parts of a window whose medians are compared to find growth.
 const PARTS: usize = 8;
 /// Kendall's tau of those medians with time, from which they grow: 1 is growth in each part. By chance 0.5 is reached
@@ -33,7 +35,7 @@ const GROWTH_FLOORS_MIN: f64 = 0.05;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Shift {
     pub(crate) feature: Feature,
-    /// The raw medians of the older and of the newer half.
+    /// The raw medians before and after it.
     pub(crate) from: f64,
     pub(crate) to: f64,
 }
@@ -48,31 +50,28 @@ pub(crate) fn leaking_features() -> impl Iterator<Item = usize> {
     LEAKING.into_iter().filter_map(position)
 }
 
-/// The change of level of a feature from the older to the newer half of a window; `None` if it stays at its level.
+/// The change of level of a feature within a window; `None` if it stays at its level.
 ///
-/// The halves are compared by their medians, in units of the smaller of their spreads: a wild half does not hide that
-/// the other is quiet.
-pub(crate) fn shift<'a>(
-    window: impl ExactSizeIterator<Item = &'a Observation>,
-    feature: usize,
-) -> Option<Shift> {
+/// The first quarter is compared with the rest, and the first half with the second: by their medians, in units of the
+/// smallest of the spreads. So a wild part does not hide that another is quiet.
+pub(crate) fn shift<'a>(window: impl Iterator<Item = &'a Observation>, feature: usize) -> Option<Shift> {
     let described = *FEATURES.get(feature)?;
-    let half = window.len() / 2;
-    let (mut older, mut newer) = (Vec::new(), Vec::new());
-    for (at, observation) in window.enumerate() {
-        if let Some(raw) = observation.vector.get(feature).copied().flatten() {
-            let side = if at < half { &mut older } else { &mut newer };
-            side.push(described.shape.apply(raw));
-        }
-    }
-    let (older, newer) = (sorted(older), sorted(newer));
-    let (from, to) = (median(older.iter().copied())?, median(newer.iter().copied())?);
-    let usual = spread(&older)?.min(spread(&newer)?).max(described.floor);
-    let undo = |scaled| described.shape.undo(scaled);
-    ((to - from).abs() > SHIFT_SPREADS_MIN * usual).then(|| Shift {
-        feature: described,
-        from: undo(from),
-        to: undo(to),
+    let values: Vec<f64> = window
+        .filter_map(|observation| observation.vector.get(feature).copied().flatten())
+        .map(|raw| described.shape.apply(raw))
+        .collect();
+    [values.len() / 4, values.len() / 2].into_iter().find_map(|at| {
+        let (older, newer) = values.split_at(at);
+        let (older, newer) = (sorted(older.iter().copied()), sorted(newer.iter().copied()));
+        let (from, to) = (quantile(&older, 0.5)?, quantile(&newer, 0.5)?);
+        let long = [&older, &newer].into_iter().filter(|part| part.len() >= SPREAD_VALUES_MIN);
+        let usual = long.filter_map(|part| spread(part)).reduce(f64::min)?.max(described.floor);
+        let undo = |scaled| described.shape.undo(scaled);
+        ((to - from).abs() > SHIFT_SPREADS_MIN * usual).then(|| Shift {
+            feature: described,
+            from: undo(from),
+            to: undo(to),
+        })
     })
 }
 

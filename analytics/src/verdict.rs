@@ -64,10 +64,12 @@ impl Verdicts {
         self.checkpoints.insert(checkpoint, evaluated).is_none()
     }
 
-    /// Marks the settling ancestors of a checkpoint as clean, from the parent of `first` on: the guest had settled. The
-    /// parent is where the first interval began.
+    /// Marks the settling ancestors of a checkpoint as clean, from `first` on: the guest had settled. The machine's first
+    /// checkpoint, which has no rates, counts like the one after it.
     pub(crate) fn mark_settled(&mut self, newest: CheckpointId, first: CheckpointId) {
-        let oldest = self.get(first).and_then(|evaluated| evaluated.parent).unwrap_or(first);
+        let before = self.get(first).and_then(|evaluated| evaluated.parent);
+        let is_root = |parent: &CheckpointId| self.get(*parent).is_some_and(|known| known.parent.is_none());
+        let oldest = before.filter(is_root).unwrap_or(first);
         let mut at = newest;
         while let Some(evaluated) = self.checkpoints.get_mut(&at)
             && evaluated.finding == Finding::Settling
@@ -141,8 +143,8 @@ mod tests {
             insert(&mut verdicts, id, (id > 1).then(|| id - 1), Finding::Settling);
         }
         verdicts.mark_settled(CheckpointId(6), CheckpointId(4));
-        assert_eq!(verdicts.mark_good(CheckpointId(6), 2), [CheckpointId(3), CheckpointId(4)]);
-        assert_eq!(verdicts.get(CheckpointId(2)).unwrap().finding, Finding::Settling);
+        assert_eq!(verdicts.mark_good(CheckpointId(6), 2), [CheckpointId(4)]);
+        assert_eq!(verdicts.get(CheckpointId(3)).unwrap().finding, Finding::Settling);
     }
 
     #[test]

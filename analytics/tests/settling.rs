@@ -31,9 +31,9 @@ fn describe(evaluation: &Evaluation) -> String {
     format!("{} {}: {}", evaluation.checkpoint, evaluation.verdict, reasons.join(" | "))
 }
 
-/// Starts a service that uses a third of a processor, and runs until that is accepted; the checkpoints before that.
+/// Starts a service that uses much of a processor, and runs until that is accepted; the checkpoints before that.
 fn accept_a_service(run: &mut Run) -> usize {
-    run.guest.start_service("cache-server", 3000.0, 0.34);
+    run.guest.start_service("cache-server", 12_000.0, 0.6);
     (0..400).find(|_| run.step().change_accepted).expect("the service is accepted")
 }
 
@@ -62,7 +62,7 @@ fn a_boot_is_no_part_of_the_baseline_and_none_of_it_is_bad_or_good() {
         let suspects = run.evaluations.iter().filter(|evaluation| !evaluation.is_clean()).count();
         assert!(suspects <= 1, "seed {seed}: {suspects} suspects");
         let good: Vec<_> = run.evaluations.iter().flat_map(|evaluation| &evaluation.settled).collect();
-        assert!(good.iter().all(|good| **good >= booted), "seed {seed}: {booted} and {:?}", good.first());
+        assert!(good.iter().all(|good| **good > booted), "seed {seed}: {booted} and {:?}", good.first());
         assert!(good.len() >= 40, "seed {seed}: {} good", good.len());
     }
 }
@@ -132,7 +132,7 @@ fn a_service_that_starts_later_is_reported_and_then_accepted_and_faults_are_stil
 #[test]
 fn a_leak_and_a_broken_invariant_are_reported_and_never_accepted() {
     for seed in SEEDS {
-        for leak_pages_per_s in [60.0, 400.0] {
+        for leak_pages_per_s in [400.0, 1500.0] {
             let mut run = learnt(seed);
             run.guest.fault = Fault { leak_pages_per_s, ..Fault::default() };
             let mut reported = false;
@@ -181,7 +181,7 @@ fn a_rollback_to_before_an_accepted_change_returns_to_the_old_normal() {
         assert!(!is_bad && alarms.len() <= 1, "seed {seed}: {alarms:?}");
         // From the old normal the same service is news again.
         run.roll_back(before);
-        run.guest.start_service("cache-server", 3000.0, 0.34);
+        run.guest.start_service("cache-server", 12_000.0, 0.6);
         assert!((0..4).any(|_| run.step().verdict == Verdict::Bad), "seed {seed}");
     }
 }
@@ -194,7 +194,7 @@ fn the_database_alone_leads_to_the_same_segments() {
         run.step();
     }
     let before = run.records.last().expect("some").id;
-    run.guest.start_service("cache-server", 3000.0, 0.34);
+    run.guest.start_service("cache-server", 12_000.0, 0.6);
     assert!((0..400).any(|_| run.step().change_accepted), "not accepted");
     for _ in 0..6 {
         run.step();
