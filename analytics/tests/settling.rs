@@ -50,7 +50,7 @@ fn a_boot_is_no_part_of_the_baseline_and_none_of_it_is_bad_or_good() {
                 assert!(evaluation.learning && says(evaluation, "settling: "), "{}", describe(evaluation));
                 booted = evaluation.checkpoint;
             }
-            run.guest.restart(service);
+            run.guest.restart(&service);
         }
         run.guest.rush = 1.0;
         for _ in 0..80 {
@@ -188,9 +188,9 @@ fn a_rollback_to_before_an_accepted_change_returns_to_the_old_normal() {
 
 #[test]
 fn the_database_alone_leads_to_the_same_segments() {
-    let mut run = StoredRun::new(2);
+    let mut run = StoredRun::new(3);
     run.learn();
-    for _ in 0..6 {
+    for _ in 0..12 {
         run.step();
     }
     let before = run.records.last().expect("some").id;

@@ -172,7 +172,7 @@ impl Guest {
     }
 
     /// Starts a service of a booting guest.
-    pub fn restart(&mut self, service: Process) {
+    pub fn restart(&mut self, service: &Process) {
         self.start(&service.comm, &service.parent, service.rss, service.demand_cpus, false, None);
     }
 
