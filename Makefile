@@ -9,7 +9,7 @@ STEP = @setup/step.sh
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-tests demo test test-setup test-server soak test-lab test-kernels lint doc fuzz bench bench-volatility bench-backup
+.PHONY: help setup setup-tests demo test test-setup test-server test-qemu-versions soak test-lab test-kernels lint doc fuzz bench bench-volatility bench-backup
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
@@ -38,6 +38,11 @@ test-server: setup ## 60 rollbacks each of four Debian servers under load, compa
 	$(STEP) "server guest" setup/server.sh
 	$(STEP) "build" cargo build --release -p retrovisor -p retrovisor-tests --bins --example server $(CARGO_FLAGS)
 	@setup/run.sh cargo run --quiet --release -p retrovisor-tests --example server $(CARGO_FLAGS)
+
+test-qemu-versions: setup ## one history under QEMU 7.2, 10.x and the newest (downloads about 130 MB once)
+	$(STEP) "build" cargo build --release -p retrovisor -p retrovisor-tests --bins --example versions $(CARGO_FLAGS)
+	@QEMUS="$$(dirname "$$(setup/qemu.sh bookworm)"):$$(dirname "$$(setup/qemu.sh trixie)"):$$(dirname "$$(setup/qemu.sh sid)")" \
+		setup/run.sh cargo run --quiet --release -p retrovisor-tests --example versions $(CARGO_FLAGS)
 
 soak: setup ## random operations, kills, a full disk and clock steps on two guests for SOAK_SECONDS (600)
 	$(STEP) "build" cargo build --release -p retrovisor -p retrovisor-tests --bins --example soak $(CARGO_FLAGS)

@@ -2,7 +2,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::{Interface, LaunchSpec, MachineError, ProcessIdentity, Vm};
+use crate::{Interface, LaunchSpec, MachineError, MachineState, ProcessIdentity, Vm};
 
 /// Starts and finds the machines of one kind of virtual machine monitor.
 ///
@@ -57,18 +57,18 @@ pub struct Launch<'a> {
     /// The folder for its sockets, overlays and logs; created if it does not exist.
     pub runtime_dir: &'a Path,
     /// How the guest starts.
-    pub start: Start,
+    pub start: Start<'a>,
     /// The lifetime of its process.
     pub lifespan: Lifespan,
 }
 
 /// How the guest of a new process starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Start {
+pub enum Start<'a> {
     /// It boots.
     Boots,
-    /// It is paused and waits for the state of a checkpoint.
-    AwaitsState,
+    /// It is paused and waits for this state: the machine is to have the hardware that the state was taken from.
+    AwaitsState(&'a MachineState),
 }
 
 /// The lifetime of a machine's process.

@@ -145,7 +145,7 @@ impl Manager {
             links: if spec.interfaces().is_empty() { Vec::new() } else { vm.links() },
             process: Some(process),
         };
-        let name = identity.name;
+        let name = identity.name.clone();
         let mut actor = MachineActor {
             id,
             driver: Arc::clone(self.driver(spec.driver())?),
@@ -161,6 +161,11 @@ impl Manager {
             name: name.clone(),
         };
         let rollback = actor.arrive(arrival)?;
+        // Under a newer version of its driver, for example.
+        let known = &entry.record.identity;
+        if known.layout == identity.layout && *known != identity {
+            catalogue.set_identity(id, &identity)?;
+        }
         actor.vm.keep();
         entry.keep();
         self.insert(name, actor.start()?);

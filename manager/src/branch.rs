@@ -148,7 +148,8 @@ impl Manager {
         let recorder = Recorder::begin_branch(&self.store, new, planned.plan.origin.id, &request)?;
         let mut draft =
             Draft { store: &self.store, machine: recorder.machine(), dir, recorder: None, is_kept: false };
-        let (vm, first) = self.adopt(new, spec, draft.recorder.insert(recorder), progress)?;
+        let (vm, first) =
+            self.adopt(new, spec, planned.plan.origin.id, draft.recorder.insert(recorder), progress)?;
         let arrival = Arrival::Branched { first: Box::new(first.clone()), paused };
         let recorder = draft.recorder.take();
         self.bring_up(vm, spec, arrival, recorder)?;
@@ -162,10 +163,12 @@ impl Manager {
         &self,
         new: &str,
         spec: &MachineSpec,
+        origin: CheckpointId,
         recorder: &mut Recorder,
         progress: &mut dyn FnMut(BranchProgress) -> ControlFlow<()>,
     ) -> Result<(ProcessGuard, CheckpointRecord), ManagerError> {
-        let mut vm = self.launch(new, spec, Start::AwaitsState, Lifespan::BoundAtFirst)?;
+        let state = self.store.state(origin)?;
+        let mut vm = self.launch(new, spec, Start::AwaitsState(&state), Lifespan::BoundAtFirst)?;
         self.store.catalogue().set_identity(recorder.machine(), vm.identity())?;
         recorder.set_process(vm.process().to_string());
         let report = recorder.adopt(&mut *vm, ClockPolicy::StandStill, progress)?;

@@ -197,7 +197,8 @@ impl Manager {
         let _reservation = self.reserve(name, CommandKind::Rollback, None)?;
         let record = self.store.catalogue().machine(name)?;
         let spec = MachineSpec::from_runtime(name, &record.runtime)?;
-        let vm = self.launch(name, &spec, Start::AwaitsState, lifespan(&spec))?;
+        let state = self.store.state(target)?;
+        let vm = self.launch(name, &spec, Start::AwaitsState(&state), lifespan(&spec))?;
         let arrival = Arrival::Restored { target, verify_image, clock };
         self.bring_up(vm, &spec, arrival, None)?
             .ok_or_else(|| ManagerError::Gone { machine: name.to_owned() })

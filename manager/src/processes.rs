@@ -55,7 +55,7 @@ impl Manager {
         &self,
         name: &str,
         spec: &MachineSpec,
-        start: Start,
+        start: Start<'_>,
         lifespan: Lifespan,
     ) -> Result<ProcessGuard, ManagerError> {
         self.check_spec(spec)?;

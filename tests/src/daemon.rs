@@ -19,7 +19,20 @@ impl Daemon {
     /// Starts a daemon on the store and waits until it answers.
     #[must_use]
     pub fn start(store: &Path) -> Self {
-        let child = Command::new(command_path())
+        Self::start_command(store, &mut Command::new(command_path()))
+    }
+
+    /// The same, with the programs of a folder before those of `PATH`.
+    #[must_use]
+    pub fn start_with_programs(store: &Path, folder: &Path) -> Self {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders = std::iter::once(folder.to_owned()).chain(std::env::split_paths(&path));
+        let path = std::env::join_paths(folders).expect("folders without `:`");
+        Self::start_command(store, Command::new(command_path()).env("PATH", path))
+    }
+
+    fn start_command(store: &Path, command: &mut Command) -> Self {
+        let child = command
             .arg("--store")
             .arg(store)
             .arg("serve")

@@ -60,6 +60,7 @@ pub fn launch_config(image: &GuestImage, name: &str, runtime_dir: &Path, paused:
         accelerator: None,
         runtime_dir: runtime_dir.to_owned(),
         binary: None,
+        board: None,
         paused,
         detached: false,
     }

@@ -83,7 +83,7 @@ impl Driver for KvmDriver {
 
     fn launch(&self, launch: &Launch<'_>) -> Result<Box<dyn Vm>, MachineError> {
         let spec = launch.spec;
-        let awaits_state = launch.start == Start::AwaitsState;
+        let awaits_state = matches!(launch.start, Start::AwaitsState(_));
         let disks = spec.disks.iter().map(|path| DiskConfig {
             base: Some(path.clone()),
             size_bytes: None,

@@ -9,6 +9,7 @@ use retrovisor_guest::{
 
 use super::attach::{self, AttachConfig};
 use super::runtime::RuntimeDir;
+use super::shape::Shape;
 use super::{DiskConfig, LaunchConfig, QemuMachine};
 use crate::process;
 
@@ -44,8 +45,13 @@ impl Driver for QemuDriver {
 
     fn launch(&self, launch: &Launch<'_>) -> Result<Box<dyn Vm>, MachineError> {
         self.check(launch.spec)?;
+        let (paused, board) = match launch.start {
+            Start::Boots => (false, None),
+            Start::AwaitsState(state) => (true, Shape::board_of(state)),
+        };
         let config = LaunchConfig {
-            paused: launch.start == Start::AwaitsState,
+            paused,
+            board,
             // Whether QEMU ends with this process is decided at its start.
             detached: launch.lifespan != Lifespan::Bound,
             ..config(launch.name, launch.spec, launch.runtime_dir)
@@ -84,6 +90,7 @@ fn config(name: &str, spec: &LaunchSpec, runtime_dir: &Path) -> LaunchConfig {
         accelerator: spec.accelerator,
         runtime_dir: runtime_dir.to_owned(),
         binary: None,
+        board: None,
         paused: false,
         detached: false,
     }

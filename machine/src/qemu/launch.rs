@@ -58,6 +58,9 @@ pub struct LaunchConfig {
     pub runtime_dir: PathBuf,
     /// QEMU's binary; `None` takes `qemu-system-x86_64` from `PATH`.
     pub binary: Option<PathBuf>,
+    /// QEMU's machine type with its version, such as `pc-q35-7.2`; `None` takes the newest `q35`. A state that was taken
+    /// under an older QEMU needs the type that it was taken from.
+    pub board: Option<String>,
     /// Start with the vCPUs stopped, for a state that will be applied.
     pub paused: bool,
     /// QEMU continues when this process ends or drops the machine. Otherwise it ends with either,
@@ -215,7 +218,8 @@ fn command(
     let mib = config.memory_bytes / MIB;
 
     option("-name", format!("guest={}", config.name));
-    option("-machine", "q35,memory-backend=ram,vmport=off".into());
+    let board = config.board.as_deref().unwrap_or("q35");
+    option("-machine", format!("{},memory-backend=ram,vmport=off", escape(Path::new(board))));
     let path = format!("/proc/self/fd/{}", ram.as_raw_fd());
     option("-object", format!("memory-backend-file,id=ram,size={mib}M,mem-path={path},share=on"));
     option("-m", format!("{mib}M"));

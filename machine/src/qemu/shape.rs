@@ -33,9 +33,19 @@ impl Shape {
         format!("qemu-vmstate/{}", self.version)
     }
 
+    /// The machine type that a state was taken from, as an option of QEMU; `None` for a state of another driver.
+    pub(super) fn board_of(state: &MachineState) -> Option<String> {
+        let section = state.sections.iter().find(|section| section.format == FORMAT)?;
+        let taken = serde_json::from_slice::<Self>(&section.bytes).ok()?;
+        Some(taken.board.strip_suffix("-machine").unwrap_or(&taken.board).to_owned())
+    }
+
     /// The stream of a state that was taken from a machine of this shape. Any other is refused with the difference.
+    ///
+    /// A newer QEMU reads the streams of older ones, if the machine has the same type, with its version (QEMU's
+    /// "Migration compatibility"). Older ones are not made for the streams of newer ones.
     pub(super) fn stream_of<'a>(&self, state: &'a MachineState) -> Result<&'a [u8], MachineError> {
-        let mismatch = |what: &str, found: &dyn ToString, expected: &dyn ToString| MachineError::Mismatch {
+        let mismatch = |what: &str, expected: &dyn ToString, found: &dyn ToString| MachineError::Mismatch {
             what: what.into(),
             expected: expected.to_string(),
             found: found.to_string(),
@@ -55,23 +65,28 @@ impl Shape {
                 .collect::<Vec<_>>()
                 .join(", ")
         };
-        if taken.version != self.version {
-            return Err(mismatch("QEMU's version", &self.version, &taken.version));
+        if number(&taken.version) > number(&self.version) {
+            return Err(mismatch("QEMU's version", &format!("{} or later", taken.version), &self.version));
         }
         if taken.board != self.board {
-            return Err(mismatch("the board", &self.board, &taken.board));
+            return Err(mismatch("the board", &taken.board, &self.board));
         }
         if taken.accelerator != self.accelerator {
-            return Err(mismatch("the accelerator", &self.accelerator, &taken.accelerator));
+            return Err(mismatch("the accelerator", &taken.accelerator, &self.accelerator));
         }
         if taken.vcpus != self.vcpus {
-            return Err(mismatch("the number of vCPUs", &self.vcpus, &taken.vcpus));
+            return Err(mismatch("the number of vCPUs", &taken.vcpus, &self.vcpus));
         }
         if taken.layout != self.layout {
-            return Err(mismatch("the memory", &text(&self.layout), &text(&taken.layout)));
+            return Err(mismatch("the memory", &text(&taken.layout), &text(&self.layout)));
         }
-        Ok(&section(&self.stream_format())?.bytes)
+        Ok(&section(&taken.stream_format())?.bytes)
     }
+}
+
+/// A version as numbers, which compare as versions do.
+fn number(version: &str) -> Vec<u32> {
+    version.split('.').map(|part| part.parse().unwrap_or(0)).collect()
 }
 
 #[cfg(test)]
@@ -96,18 +111,25 @@ mod tests {
         };
         assert_eq!(shape().stream_of(&state(shape())).unwrap(), b"QEVM");
         for (other, words) in [
-            (Shape { version: "9.0".into(), ..shape() }, "QEMU's version is 7.2, the state has 9.0"),
+            (
+                Shape { version: "10.0".into(), ..shape() },
+                "QEMU's version: expected 10.0 or later, found 7.2",
+            ),
             (Shape { board: "pc".into(), ..shape() }, "the board"),
-            (Shape { accelerator: Accelerator::Kvm, ..shape() }, "accelerator is tcg, the state has kvm"),
-            (Shape { vcpus: 1, ..shape() }, "vCPUs is 2, the state has 1"),
+            (Shape { accelerator: Accelerator::Kvm, ..shape() }, "accelerator: expected kvm, found tcg"),
+            (Shape { vcpus: 1, ..shape() }, "vCPUs: expected 1, found 2"),
             (
                 Shape { layout: MemoryLayout::flat(4096).unwrap(), ..shape() },
-                "1048576 bytes at 0x0, the state has 4096",
+                "expected 4096 bytes at 0x0, found 1048576",
             ),
         ] {
             let error = shape().stream_of(&state(other)).unwrap_err();
             assert!(error.to_string().contains(words), "{error}");
         }
+        let newer = Shape { version: "10.0".into(), ..shape() };
+        assert_eq!(newer.stream_of(&state(shape())).unwrap(), b"QEVM");
+        assert_eq!(Shape::board_of(&state(shape())).unwrap(), "pc-q35-7.2");
+        assert_eq!(Shape::board_of(&MachineState::default()), None);
         let mut damaged = state(shape());
         damaged.sections[0].bytes.truncate(9);
         assert!(shape().stream_of(&damaged).is_err());

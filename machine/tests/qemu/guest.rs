@@ -44,6 +44,7 @@ pub(crate) fn config(guest: &Path, runtime_dir: &Path) -> LaunchConfig {
         accelerator: None,
         runtime_dir: runtime_dir.to_path_buf(),
         binary: None,
+        board: None,
         paused: false,
         detached: false,
     }

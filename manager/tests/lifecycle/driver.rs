@@ -192,7 +192,7 @@ impl Driver for Host {
         let inner = self.lock();
         drop(self.0.changed.wait_while(inner, |inner| inner.launch_waits).unwrap());
         let machine = machine(launch.name, launch.spec.memory_bytes);
-        if launch.start == Start::AwaitsState {
+        if matches!(launch.start, Start::AwaitsState(_)) {
             machine.script().enter(RunState::Paused);
         }
         for (method, nth, action) in std::mem::take(&mut self.lock().next) {

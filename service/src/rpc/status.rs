@@ -78,6 +78,12 @@ fn help(error: &ManagerError) -> Option<String> {
             "Bring it back: retrovisor rollback {machine} --to latest. If another program started its QEMU: start it \
                  again with the same options, then retrovisor attach {machine} --qmp SOCKET"
         )),
+        ManagerError::Machine(MachineError::Mismatch { .. })
+        | ManagerError::Store(StoreError::Machine(MachineError::Mismatch { .. })) => Some(
+            "Only a machine of the same shape can be given this state. A new process gets the hardware of the checkpoint \
+             (retrovisor stop NAME, then retrovisor rollback NAME --to CHECKPOINT); a state of a newer QEMU needs that QEMU."
+                .to_owned(),
+        ),
         ManagerError::Exists { machine } => Some(format!("Look at it: retrovisor show {machine}")),
         ManagerError::Known { machine } => {
             Some(format!("Choose another name, or look at that one: retrovisor show {machine}"))
