@@ -186,7 +186,8 @@ impl Evaluator {
         if self.record(sample, shown, finding.clone()) {
             learnt = self.learn(&observation, &finding, has_rates);
             if is_healthy && has_rates && !evaluation.learning {
-                self.segment.recent.push(observation.clone(), alarmed);
+                let out_of_range = if evaluation.is_clean() { Vec::new() } else { alarmed };
+                self.segment.recent.push(observation.clone(), out_of_range, &self.config);
             }
         }
         evaluation.settled = learnt.good;

@@ -47,10 +47,11 @@ impl Recent {
         self.entries.clear();
     }
 
-    pub(crate) fn push(&mut self, observation: Observation, alarmed: Vec<usize>) {
+    /// Adds a checkpoint. Those that are older than a change must last are dropped.
+    pub(crate) fn push(&mut self, observation: Observation, alarmed: Vec<usize>, config: &Config) {
         self.entries.push_back(Entry { observation, alarmed });
-        if self.entries.len() > ENTRIES_MAX {
-            self.entries.pop_front();
+        if let Some((from, _)) = self.window(config) {
+            self.entries.drain(..from);
         }
     }
 
@@ -101,7 +102,7 @@ impl Recent {
         for (count, entry) in self.entries.iter().rev().enumerate() {
             lasted_s += entry.observation.moment.interval_s;
             let is_long = lasted_s >= config.lasting_s || count + 1 == ENTRIES_MAX;
-            if is_long && count + 1 >= config.lasting_checkpoints {
+            if is_long && count + 1 >= config.lasting_checkpoints.min(ENTRIES_MAX) {
                 return Some((self.entries.len() - count - 1, lasted_s));
             }
         }
