@@ -9,6 +9,12 @@ use serde::{Deserialize, Serialize};
 pub struct Config {
     /// Number of checkpoints with rates for the first baseline; at least 8.
     pub baseline_checkpoints: usize,
+    /// The longest wait for a guest to settle, in guest seconds; at least three baselines.
+    pub settling_s: f64,
+    /// How long a change must last until it is accepted, in guest seconds…
+    pub lasting_s: f64,
+    /// … and in checkpoints.
+    pub lasting_checkpoints: usize,
     /// Number of clean successors after which a clean checkpoint is good.
     pub settle_checkpoints: usize,
     /// Number of good checkpoints in the baseline; older ones are dropped.
@@ -29,6 +35,9 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             baseline_checkpoints: 20,
+            settling_s: 300.0,
+            lasting_s: 120.0,
+            lasting_checkpoints: 60,
             settle_checkpoints: 3,
             window_checkpoints: 200,
             alpha: 0.01,

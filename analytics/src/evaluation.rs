@@ -33,8 +33,11 @@ pub struct Evaluation {
     pub features: Vec<(String, f64)>,
     /// Each detector's name, score and own p-value.
     pub detectors: Vec<(&'static str, f64, f64)>,
-    /// Whether the baseline was still being learnt: only invariants were evaluated.
+    /// Whether the guest settles and there is no baseline yet: only rules without statistics were evaluated.
     pub learning: bool,
+    /// Whether a lasting change was accepted with this checkpoint: a new segment of the baseline begins, and incidents
+    /// that are open are closed with [`Evaluation::CHANGE_ACCEPTED`].
+    pub change_accepted: bool,
     /// Earlier checkpoints that became good with this one.
     pub settled: Vec<CheckpointId>,
 }
@@ -42,6 +45,9 @@ pub struct Evaluation {
 impl Evaluation {
     /// The largest score: no model here resolves p-values below 10⁻¹⁶.
     pub const SCORE_MAX: f64 = 16.0;
+
+    /// The words with which the incident of an accepted change is closed.
+    pub const CHANGE_ACCEPTED: &str = "lasting change accepted";
 
     /// The part that the catalogue stores.
     #[must_use]

@@ -1,17 +1,18 @@
 //! Evaluates the checkpoints of one machine in order.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::BTreeMap;
 
 use retrovisor_snapshot::{CheckpointId, Verdict};
 
 use crate::boot::Boot;
 use crate::config::Config;
-use crate::evaluation::{Evaluation, score};
+use crate::evaluation::{Evaluation, Reason, score};
 use crate::feature::FEATURES;
-use crate::model::{Assessment, Model, Observation};
-use crate::order::median;
+use crate::lasting::LastingChange;
+use crate::model::{Assessment, Observation};
 use crate::reason;
 use crate::sample::Sample;
+use crate::segment::Segment;
 use crate::verdict::{EvaluatedCheckpoint, Finding, Verdicts};
 use crate::view::View;
 
@@ -22,27 +23,15 @@ use crate::view::View;
 #[derive(Clone, Debug)]
 pub struct Evaluator {
     config: Config,
-    /// What was learnt of the boot of the checkpoint that was evaluated last.
-    learnt: Learnt,
-    /// The number of that boot; the first is 0.
-    boot: u64,
-    /// What was learnt of other boots: a rollback across a reboot returns to one.
-    other_boots: BTreeMap<u64, Learnt>,
+    /// What was learnt of the segment of the checkpoint that was evaluated last.
+    segment: Segment,
+    /// The number of that segment; the first is 0.
+    number: u64,
+    /// What was learnt of other segments: a rollback to before a reboot or a lasting change returns to one.
+    others: BTreeMap<u64, Segment>,
     verdicts: Verdicts,
     last: Option<CheckpointId>,
     resumed_from: Option<CheckpointId>,
-}
-
-/// What is learnt of one boot of the guest.
-#[derive(Clone, Debug, Default)]
-struct Learnt {
-    baseline: VecDeque<Observation>,
-    model: Option<Model>,
-    /// Observations added to the baseline since the model was fitted.
-    unfitted: usize,
-    pending: HashMap<CheckpointId, Observation>,
-    /// The newest clean checkpoints' intervals, in guest seconds.
-    intervals_s: VecDeque<f64>,
 }
 
 /// An evaluation with the observation it was made from.
@@ -53,15 +42,10 @@ pub(crate) struct Evaluated {
 
 /// Bound on the first interval after a rollback, in usual intervals.
 const RESUMED_MAX: f64 = 1.5;
-/// The usual interval is the median of the newest ones: at least and at most this many.
-const INTERVALS_MIN: usize = 5;
-const INTERVALS_MAX: usize = 15;
-/// Boots whose baseline is kept, the newest.
-const BOOTS_MAX: usize = 8;
+/// Other segments that are kept, the newest.
+const SEGMENTS_MAX: usize = 8;
 /// Bound on the reasons of one checkpoint.
 const REASONS_MAX: usize = 12;
-/// Bound on the clean checkpoints that wait for clean successors; the oldest are dropped first.
-const PENDING_MAX: usize = 256;
 
 impl Evaluator {
     /// An evaluator without a baseline.
@@ -69,42 +53,43 @@ impl Evaluator {
     pub fn new(config: Config) -> Self {
         Self {
             config,
-            learnt: Learnt::default(),
-            boot: 0,
-            other_boots: BTreeMap::new(),
+            segment: Segment::default(),
+            number: 0,
+            others: BTreeMap::new(),
             verdicts: Verdicts::default(),
             last: None,
             resumed_from: None,
         }
     }
 
-    /// Whether the baseline is still being learnt: only invariants are evaluated.
+    /// Whether the guest settles and there is no baseline yet: only rules without statistics are evaluated.
     #[must_use]
     pub fn is_learning(&self) -> bool {
-        self.learnt.model.is_none()
+        self.segment.model().is_none()
     }
 
     /// Number of clean checkpoints in the baseline.
     #[must_use]
     pub fn baseline_len(&self) -> usize {
-        self.learnt.baseline.len()
+        self.segment.baseline().len()
     }
 
     pub(crate) fn config(&self) -> &Config {
         &self.config
     }
 
-    pub(crate) fn baseline(&self) -> impl Iterator<Item = &Observation> {
-        self.learnt.baseline.iter()
+    /// What was learnt of a checkpoint's segment; of the newest one, if that is not known any more.
+    pub(crate) fn segment_of(&self, checkpoint: CheckpointId) -> &Segment {
+        self.verdicts
+            .get(checkpoint)
+            .filter(|known| known.segment != self.number)
+            .and_then(|known| self.others.get(&known.segment))
+            .unwrap_or(&self.segment)
     }
 
     /// Whether enough clean checkpoints followed this one.
     pub(crate) fn is_good(&self, checkpoint: CheckpointId) -> bool {
         self.verdicts.is_good(checkpoint)
-    }
-
-    pub(crate) fn model(&self) -> Option<&Model> {
-        self.learnt.model.as_ref()
     }
 
     /// Records a rollback: the next checkpoint follows this one, not the one evaluated last. Alarms of the abandoned
@@ -131,33 +116,43 @@ impl Evaluator {
             _ => sample.boot.clone(),
         };
         let stopped_s = parent.and_then(|parent| sample.clock_stopped_s(parent));
-        self.enter_boot(sample, rebooted);
+        self.enter_segment(sample, rebooted);
+        let is_healthy = sample.violations.is_empty() && sample.is_readable() && stopped_s.is_none();
+        if resumed || !is_healthy {
+            self.segment.recent.clear();
+        }
+        let accepted =
+            self.segment.recent.lasting_change(&self.config).map(|change| self.begin_segment(change));
         // Counters restart with a boot: they cannot be compared with those of another boot.
         let parent = parent.filter(|_| !rebooted);
 
         let mut view = View::new(sample, parent);
         if resumed
-            && view.interval.is_some_and(|interval| interval.seconds > RESUMED_MAX * self.usual_interval_s())
+            && view
+                .interval
+                .is_some_and(|interval| interval.seconds > RESUMED_MAX * self.segment.usual_interval_s())
         {
             // The guest's clock advanced while the guest did not run: rates over that time are not meaningful.
             view = View::without_rates(sample, parent);
         }
-        let observation = view.observation(self.learnt.model.as_ref().map(|model| &model.profiles));
-        let assessment = self.learnt.model.as_ref().map(|model| model.assess(&observation));
+        let model = self.segment.model();
+        let observation = view.observation(model.map(|model| &model.profiles));
+        let assessment = model.map(|model| model.assess(&observation));
         let mut evaluation = Evaluation {
             checkpoint: sample.checkpoint,
             verdict: Verdict::Unknown,
             score: assessment.as_ref().map_or(0.0, |a| score(a.p_value)),
             p_value: assessment.as_ref().map(|a| a.p_value),
-            reasons: reason::rules(sample, rebooted, stopped_s),
+            reasons: reason::rules(sample, rebooted, stopped_s, accepted.as_deref()),
             features: named_features(&observation),
             detectors: assessment.as_ref().map(|a| a.detectors.clone()).unwrap_or_default(),
-            learning: self.learnt.model.is_none(),
+            learning: model.is_none(),
+            change_accepted: accepted.is_some(),
             settled: Vec::new(),
         };
         let mut alarmed = Vec::new();
         // Missing facts deviate from every baseline: that is no evidence.
-        if let (Some(model), Some(assessment)) = (&self.learnt.model, &assessment)
+        if let (Some(model), Some(assessment)) = (model, &assessment)
             && sample.is_readable()
         {
             alarmed = self.alarmed_features(assessment);
@@ -180,13 +175,24 @@ impl Evaluator {
             // Memory is written and the clock does not advance: a processor runs without timer interrupts.
             evaluation.verdict = Verdict::Suspect;
         }
-        evaluation.reasons.truncate(REASONS_MAX);
-        let state = match () {
-            () if !evaluation.is_clean() => Finding::Alarm(std::mem::take(&mut alarmed)),
-            () if stopped_s.is_some() || !sample.is_readable() => Finding::Unreadable,
+        let finding = match () {
+            () if !evaluation.is_clean() => Finding::Alarm(alarmed.clone()),
+            () if !is_healthy => Finding::Unreadable,
+            () if evaluation.learning => Finding::Settling,
             () => Finding::Clean,
         };
-        evaluation.settled = self.record_state(sample, shown, state, &observation, view.interval.is_some());
+        let mut learnt = Learnt::default();
+        let has_rates = view.interval.is_some();
+        if self.record(sample, shown, finding.clone()) {
+            learnt = self.learn(&observation, &finding, has_rates);
+            if is_healthy && has_rates && !evaluation.learning {
+                let out_of_range = if evaluation.is_clean() { Vec::new() } else { alarmed };
+                self.segment.recent.push(observation.clone(), out_of_range, &self.config);
+            }
+        }
+        evaluation.settled = learnt.good;
+        evaluation.reasons.extend(learnt.note);
+        evaluation.reasons.truncate(REASONS_MAX);
         Evaluated { evaluation, observation }
     }
 
@@ -196,24 +202,40 @@ impl Evaluator {
         known.map(|known| known.shown.clone()).or_else(|| parent.map(|parent| parent.boot.clone()))
     }
 
-    /// Selects what was learnt of the boot of a checkpoint; nothing for a new boot.
-    fn enter_boot(&mut self, sample: &Sample, rebooted: bool) {
-        let of = |checkpoint: CheckpointId| self.verdicts.get(checkpoint).map(|known| known.boot);
-        let newest = self.other_boots.keys().next_back().copied().unwrap_or(0).max(self.boot);
-        let boot = match (of(sample.checkpoint), sample.parent.and_then(of)) {
-            (Some(boot), _) => boot,
-            (None, _) if rebooted => newest + 1,
-            (None, parent) => parent.unwrap_or(self.boot),
+    /// Selects what was learnt of the segment of a checkpoint; nothing for a new boot.
+    fn enter_segment(&mut self, sample: &Sample, rebooted: bool) {
+        let of = |checkpoint: CheckpointId| self.verdicts.get(checkpoint).map(|known| known.segment);
+        let number = match (of(sample.checkpoint), sample.parent.and_then(of)) {
+            (Some(number), _) => number,
+            (None, _) if rebooted => self.next_number(),
+            (None, parent) => parent.unwrap_or(self.number),
         };
-        if boot == self.boot {
-            return;
+        if number != self.number {
+            let entered = self.others.remove(&number).unwrap_or_default();
+            self.exchange(number, entered);
         }
-        let entered = self.other_boots.remove(&boot).unwrap_or_default();
-        self.other_boots.insert(self.boot, std::mem::replace(&mut self.learnt, entered));
-        self.boot = boot;
-        while self.other_boots.len() > BOOTS_MAX {
-            self.other_boots.pop_first();
+    }
+
+    /// Begins the segment after a lasting change; the reason for it.
+    fn begin_segment(&mut self, change: LastingChange) -> String {
+        let reason = change.reason();
+        let after = Segment::after(change, &self.segment, &self.config);
+        self.exchange(self.next_number(), after);
+        reason
+    }
+
+    fn exchange(&mut self, number: u64, entered: Segment) {
+        let mut left = std::mem::replace(&mut self.segment, entered);
+        left.recent.clear();
+        self.others.insert(self.number, left);
+        self.number = number;
+        while self.others.len() > SEGMENTS_MAX {
+            self.others.pop_first();
         }
+    }
+
+    fn next_number(&self) -> u64 {
+        self.others.keys().next_back().copied().unwrap_or(0).max(self.number) + 1
     }
 
     /// Whether the machine was rolled back between this checkpoint and its parent.
@@ -246,104 +268,64 @@ impl Evaluator {
             && !resumed;
         let confirmed = sample.parent.and_then(|parent| self.verdicts.get(parent)).is_some_and(|known| {
             match &known.finding {
-                Finding::Alarm(before) => before.is_empty() || before.iter().any(|at| alarmed.contains(at)),
+                // What was out of range in another segment may be usual in this one.
+                Finding::Alarm(before) if known.segment == self.number => {
+                    before.is_empty() || before.iter().any(|at| alarmed.contains(at))
+                }
                 _ => false,
             }
         });
         if extreme || confirmed { Verdict::Bad } else { Verdict::Suspect }
     }
 
-    /// Records an evaluated checkpoint, and marks as good those that enough clean ones have followed.
-    fn record_state(
-        &mut self,
-        sample: &Sample,
-        shown: Boot,
-        finding: Finding,
-        observation: &Observation,
-        has_rates: bool,
-    ) -> Vec<CheckpointId> {
-        let is_clean = finding == Finding::Clean;
-        let is_new = self.verdicts.insert(
-            sample.checkpoint,
-            EvaluatedCheckpoint {
-                boot: self.boot,
-                shown,
-                parent: sample.parent,
-                timeline: sample.timeline,
-                finding,
-            },
-        );
-        if !is_clean || !is_new {
-            return Vec::new();
+    /// Records an evaluated checkpoint. Returns whether it is new.
+    fn record(&mut self, sample: &Sample, shown: Boot, finding: Finding) -> bool {
+        let (segment, parent, timeline) = (self.number, sample.parent, sample.timeline);
+        self.verdicts
+            .insert(sample.checkpoint, EvaluatedCheckpoint { segment, shown, parent, timeline, finding })
+    }
+
+    /// Learns from a checkpoint in which nothing was found, and marks as good those that enough clean ones have
+    /// followed.
+    fn learn(&mut self, observation: &Observation, finding: &Finding, has_rates: bool) -> Learnt {
+        if !matches!(finding, Finding::Clean | Finding::Settling) {
+            return Learnt::default();
         }
         // Only checkpoints at the usual interval join the baseline: the others, taken on request or by a rollback, are
         // mostly noise.
-        let teaches = has_rates && self.is_usual_interval(observation.moment.interval_s);
-        if self.learnt.model.is_some() {
+        let teaches = has_rates && self.segment.is_usual_interval(observation.moment.interval_s);
+        if *finding == Finding::Clean {
             if teaches {
-                self.hold(observation.clone());
+                self.segment.hold(observation.clone());
             }
-        } else if teaches {
-            self.learnt.baseline.push_back(observation.clone());
-            if self.learnt.baseline.len() >= self.config.baseline() {
-                self.fit();
-            }
+            let good = self.mark_good(observation.checkpoint);
+            return Learnt { good, note: None };
         }
-        // Without a model only invariants were checked, which is not enough for a good verdict. Once there is a model,
-        // the checkpoints from which it was learnt count like others.
-        if self.learnt.model.is_none() { Vec::new() } else { self.settle(sample.checkpoint) }
+        let settled = teaches.then(|| self.segment.settle(observation.clone(), &self.config)).flatten();
+        let note = reason::settling(self.segment.unsettled(), settled.as_ref());
+        // Without a model only rules were checked, which is not enough for a good verdict. Once there is a model, the
+        // checkpoints from which it was learnt count like others.
+        let good = settled.and_then(|settled| Some(settled.baseline.front()?.checkpoint)).map(|first| {
+            self.verdicts.mark_settled(observation.checkpoint, first);
+            self.mark_good(observation.checkpoint)
+        });
+        Learnt { good: good.unwrap_or_default(), note }
     }
 
-    /// Whether an interval is not much shorter than the newest ones; adapts when they become shorter.
-    fn is_usual_interval(&mut self, interval_s: f64) -> bool {
-        let usual = self.usual_interval_s();
-        self.learnt.intervals_s.push_back(interval_s);
-        if self.learnt.intervals_s.len() > INTERVALS_MAX {
-            self.learnt.intervals_s.pop_front();
-        }
-        usual.is_infinite() || interval_s >= usual / 2.0
+    fn mark_good(&mut self, newest: CheckpointId) -> Vec<CheckpointId> {
+        let good = self.verdicts.mark_good(newest, self.config.settle_checkpoints);
+        self.segment.learn(&good, &self.config);
+        good
     }
+}
 
-    /// The usual guest time between checkpoints; infinite while too few are known.
-    fn usual_interval_s(&self) -> f64 {
-        if self.learnt.intervals_s.len() < INTERVALS_MIN {
-            return f64::INFINITY;
-        }
-        median(self.learnt.intervals_s.iter().copied()).unwrap_or(f64::INFINITY)
-    }
-
-    fn hold(&mut self, observation: Observation) {
-        self.learnt.pending.insert(observation.checkpoint, observation);
-        if self.learnt.pending.len() > PENDING_MAX
-            && let Some(oldest) = self.learnt.pending.keys().min().copied()
-        {
-            self.learnt.pending.remove(&oldest);
-        }
-    }
-
-    /// Marks as good those checkpoints that enough clean ones have followed, and adds them to the baseline.
-    fn settle(&mut self, newest: CheckpointId) -> Vec<CheckpointId> {
-        let settled = self.verdicts.mark_good(newest, self.config.settle_checkpoints);
-        for checkpoint in &settled {
-            if let Some(observation) = self.learnt.pending.remove(checkpoint) {
-                self.learnt.baseline.push_back(observation);
-                self.learnt.unfitted += 1;
-            }
-        }
-        while self.learnt.baseline.len() > self.config.window() {
-            self.learnt.baseline.pop_front();
-        }
-        // Fits the model again when a tenth of the baseline is new, and after ten new checkpoints at the latest.
-        if self.learnt.unfitted > 0 && self.learnt.unfitted * 10 >= self.learnt.baseline.len().min(100) {
-            self.fit();
-        }
-        settled
-    }
-
-    fn fit(&mut self) {
-        self.learnt.model = Some(Model::fit(&self.learnt.baseline.iter().collect::<Vec<_>>()));
-        self.learnt.unfitted = 0;
-    }
+/// What came of learning from a checkpoint.
+#[derive(Default)]
+struct Learnt {
+    /// Those that became good.
+    good: Vec<CheckpointId>,
+    /// Why the guest has not settled yet, or how it settled.
+    note: Option<Reason>,
 }
 
 fn named_features(observation: &Observation) -> Vec<(String, f64)> {

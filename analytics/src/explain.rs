@@ -70,8 +70,9 @@ struct Stage {
 }
 
 impl Evaluator {
-    /// Like [`explain`], with the baseline of this evaluator: nothing is learnt again.
+    /// Like [`explain`], with what this evaluator learnt of the alarm's segment: nothing is learnt again.
     pub fn explain(&self, catalogue: &Catalogue, first_alarm: CheckpointId) -> Result<Explanation> {
+        let segment = self.segment_of(first_alarm);
         let path = self.path(catalogue, first_alarm)?;
         let Some(alarm) = path.last() else {
             return Err(AnalyticsError::NoFacts { checkpoint: first_alarm });
@@ -87,11 +88,11 @@ impl Evaluator {
         // Causes are sought in the changes since the checkpoint before the onset.
         let before = began.checked_sub(1).and_then(|at| path.get(at)).map(|stage| &stage.sample);
         let view = View::new(&alarm.sample, before);
-        let observation = view.observation(self.model().map(|model| &model.profiles));
-        let assessment = self.model().map(|model| model.assess(&observation));
-        let clean: Vec<&Observation> = self.baseline().collect();
+        let observation = view.observation(segment.model().map(|model| &model.profiles));
+        let assessment = segment.model().map(|model| model.assess(&observation));
+        let clean: Vec<&Observation> = segment.baseline().collect();
         let named: Vec<_> = violations.iter().map(|(v, at)| (*v, path[*at].record.name.clone())).collect();
-        let ranking = rank(&view, &observation, self.model().zip(assessment.as_ref()), &clean, &named);
+        let ranking = rank(&view, &observation, segment.model().zip(assessment.as_ref()), &clean, &named);
         Ok(Explanation {
             alarm: first_alarm,
             onset: path[began].record.id,
@@ -106,6 +107,7 @@ impl Evaluator {
 
     /// The checkpoints that led to the alarm and have facts, oldest first.
     fn path(&self, catalogue: &Catalogue, alarm: CheckpointId) -> Result<Vec<Stage>> {
+        let model = self.segment_of(alarm).model();
         let mut line = catalogue.ancestry_within(alarm, PATH_MAX)?;
         line.reverse();
         let mut path: Vec<Stage> = Vec::with_capacity(line.len());
@@ -120,9 +122,8 @@ impl Evaluator {
                 .last()
                 .map(|stage| &stage.sample)
                 .filter(|parent| Some(parent.checkpoint) == record.parent);
-            let observation =
-                View::new(&sample, parent).observation(self.model().map(|model| &model.profiles));
-            let assessment = self.model().map(|model| model.assess(&observation));
+            let observation = View::new(&sample, parent).observation(model.map(|model| &model.profiles));
+            let assessment = model.map(|model| model.assess(&observation));
             path.push(Stage { record, sample, observation: Some(observation), assessment });
         }
         Ok(path)
@@ -170,6 +171,7 @@ impl Evaluator {
         let mut lines = Vec::new();
         let (Some(onset), Some(alarm)) = (path.get(began), path.last()) else { return lines };
         let later = path.len() - 1 - began;
+        let model = self.segment_of(alarm.record.id).model();
         lines.push(match later {
             0 => format!("it shows first in checkpoint {}, which raised the alarm", onset.record.name),
             _ => format!(
@@ -180,7 +182,7 @@ impl Evaluator {
         lines.extend(alarm.sample.violations.iter().map(ToString::to_string));
         for at in leads {
             let value = |stage: &Stage| stage.observation.as_ref().and_then(|o| *o.vector.get(*at)?);
-            let Some((low, high)) = self.model().and_then(|model| model.scale(*at)).map(Scale::range) else {
+            let Some((low, high)) = model.and_then(|model| model.scale(*at)).map(Scale::range) else {
                 continue;
             };
             let shown = |stage: &Stage| value(stage).map_or("unknown".to_owned(), short);

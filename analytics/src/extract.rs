@@ -106,7 +106,9 @@ fn tasks(
     activity: &Activity,
 ) {
     let in_state = |state| count_f64(sample.tasks.iter().filter(|task| task.state == state).count());
-    values.set("tasks", count_f64(sample.tasks.len()));
+    // The kernel starts and ends its workers as it needs them.
+    let workers: f64 = activity.get("[kworker]").map_or(0.0, |usage| usage.tasks);
+    values.set("tasks", count_f64(sample.tasks.len()) - workers);
     values.set("user_tasks", count_f64(sample.tasks.iter().filter(|task| !task.kernel_thread).count()));
     values.set("runnable", in_state('R'));
     values.set("blocked", in_state('D'));

@@ -83,7 +83,7 @@ use Shape::{Change, Linear, Log, Rate, Share, Signed};
 /// Every feature, in the order in which vectors hold them.
 pub const FEATURES: &[Feature] = &[
     // Tasks.
-    feature("tasks", Linear, 2.0, Both, "threads alive"),
+    feature("tasks", Linear, 2.0, Both, "threads alive, without the kernel's workers"),
     feature("user_tasks", Linear, 2.0, Both, "threads alive that are not the kernel's own"),
     feature("new_tasks_per_s", Rate, 0.35, High, "threads alive that the checkpoint before had not"),
     feature("exits_per_s", Rate, 0.35, High, "threads of the checkpoint before that are gone"),

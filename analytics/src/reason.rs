@@ -5,23 +5,29 @@ use crate::feature::FEATURES;
 use crate::model::{Assessment, Model, Observation};
 use crate::number::{probability, range, short};
 use crate::sample::Sample;
+use crate::settling::Settled;
 use crate::suspect::suspects;
 use crate::view::View;
 
-/// The findings of rules, without statistics: broken invariants, a reboot, a stopped clock, missing facts.
-pub(crate) fn rules(sample: &Sample, rebooted: bool, stopped_s: Option<f64>) -> Vec<Reason> {
+fn note(subject: &str, text: String) -> Reason {
+    Reason { text, subject: subject.to_owned(), invariant: false, weight: 0.0 }
+}
+
+/// The findings of rules, without statistics: broken invariants, an accepted change, a reboot, a stopped clock, missing
+/// facts.
+pub(crate) fn rules(
+    sample: &Sample,
+    rebooted: bool,
+    stopped_s: Option<f64>,
+    accepted: Option<&str>,
+) -> Vec<Reason> {
     let broken = sample.violations.iter().map(|violation| Reason {
         text: violation.to_string(),
         subject: format!("{} {}", violation.kind, violation.object),
         invariant: true,
         weight: Evaluation::SCORE_MAX,
     });
-    let note = |subject: &str, text: String| Reason {
-        text,
-        subject: subject.to_owned(),
-        invariant: false,
-        weight: 0.0,
-    };
+    let accepted = accepted.map(|text| note("lasting change", text.to_owned()));
     let reboot = rebooted.then(|| {
         note("reboot", "the guest rebooted since the checkpoint before: a new baseline is learnt".to_owned())
     });
@@ -34,7 +40,23 @@ pub(crate) fn rules(sample: &Sample, rebooted: bool, stopped_s: Option<f64>) -> 
         );
         note("facts", format!("{why}: it is not known to be well"))
     });
-    broken.chain(reboot).chain(stopped).chain(unreadable).collect()
+    broken.chain(accepted).chain(reboot).chain(stopped).chain(unreadable).collect()
+}
+
+/// Why the guest has not settled yet, or what still changed when the longest wait ended.
+pub(crate) fn settling(unsettled: Option<&str>, settled: Option<&Settled>) -> Option<Reason> {
+    let text = match (unsettled, settled) {
+        (Some(why), _) => format!("settling: {why}"),
+        (None, Some(settled)) => {
+            let changing = settled.still_changing.as_ref()?;
+            format!(
+                "settling: the longest wait is over ({changing}); the newest {} checkpoints are learnt",
+                settled.baseline.len()
+            )
+        }
+        (None, None) => return None,
+    };
+    Some(note("settling", text))
 }
 
 /// The tasks beyond their profile, the features outside their range, and the detector with the smallest p-value.

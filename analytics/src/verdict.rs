@@ -5,6 +5,9 @@
 //! checkpoint that is suspect or bad, or of which too little could be read, never becomes good, and later checkpoints
 //! do not make earlier ones good across it.
 //!
+//! A checkpoint of a guest that had not settled yet is never good: its state is one that the guest only passes through.
+//! Those from which the first baseline was learnt count like others.
+//!
 //! [`Config::settle_checkpoints`]: crate::Config::settle_checkpoints
 
 use std::collections::HashMap;
@@ -22,6 +25,8 @@ pub(crate) enum Finding {
     Good,
     /// Too little could be read.
     Unreadable,
+    /// No rule was broken, and nothing is known with which it could be compared: the guest settles.
+    Settling,
     /// It is suspect or bad, because of these features (indexes).
     Alarm(Vec<usize>),
 }
@@ -29,8 +34,8 @@ pub(crate) enum Finding {
 /// An evaluated checkpoint.
 #[derive(Clone, Debug)]
 pub(crate) struct EvaluatedCheckpoint {
-    /// The number of its boot.
-    pub(crate) boot: u64,
+    /// The number of its segment.
+    pub(crate) segment: u64,
     /// The boot as identified by it and by the earlier checkpoints of the same boot.
     pub(crate) shown: Boot,
     pub(crate) parent: Option<CheckpointId>,
@@ -57,6 +62,24 @@ impl Verdicts {
     /// Adds a checkpoint. Returns whether it is new.
     pub(crate) fn insert(&mut self, checkpoint: CheckpointId, evaluated: EvaluatedCheckpoint) -> bool {
         self.checkpoints.insert(checkpoint, evaluated).is_none()
+    }
+
+    /// Marks the settling ancestors of a checkpoint as clean, from `first` on: the guest had settled. The machine's first
+    /// checkpoint, which has no rates, counts like the one after it.
+    pub(crate) fn mark_settled(&mut self, newest: CheckpointId, first: CheckpointId) {
+        let before = self.get(first).and_then(|evaluated| evaluated.parent);
+        let is_root = |parent: &CheckpointId| self.get(*parent).is_some_and(|known| known.parent.is_none());
+        let oldest = before.filter(is_root).unwrap_or(first);
+        let mut at = newest;
+        while let Some(evaluated) = self.checkpoints.get_mut(&at)
+            && evaluated.finding == Finding::Settling
+        {
+            evaluated.finding = Finding::Clean;
+            match evaluated.parent {
+                Some(parent) if parent < at && parent >= oldest => at = parent,
+                _ => break,
+            }
+        }
     }
 
     /// Marks as good those ancestors of a clean checkpoint that at least `settle_checkpoints` clean ones follow, up to
@@ -95,7 +118,7 @@ mod tests {
         let is_clean = finding == Finding::Clean;
         let parent = parent.map(CheckpointId);
         let shown = Boot::default();
-        let evaluated = EvaluatedCheckpoint { boot: 0, shown, parent, timeline: TimelineId(1), finding };
+        let evaluated = EvaluatedCheckpoint { segment: 0, shown, parent, timeline: TimelineId(1), finding };
         assert!(verdicts.insert(CheckpointId(id), evaluated));
         let good = if is_clean { verdicts.mark_good(CheckpointId(id), 2) } else { Vec::new() };
         good.into_iter().map(|id| id.0).collect()
@@ -114,8 +137,19 @@ mod tests {
     }
 
     #[test]
+    fn only_those_from_which_the_baseline_was_learnt_become_clean_when_the_guest_has_settled() {
+        let mut verdicts = Verdicts::default();
+        for id in 1..=6 {
+            insert(&mut verdicts, id, (id > 1).then(|| id - 1), Finding::Settling);
+        }
+        verdicts.mark_settled(CheckpointId(6), CheckpointId(4));
+        assert_eq!(verdicts.mark_good(CheckpointId(6), 2), [CheckpointId(4)]);
+        assert_eq!(verdicts.get(CheckpointId(3)).unwrap().finding, Finding::Settling);
+    }
+
+    #[test]
     fn nothing_before_an_alarm_or_an_unreadable_checkpoint_becomes_good_by_those_after_it() {
-        for finding in [Finding::Alarm(vec![]), Finding::Unreadable] {
+        for finding in [Finding::Alarm(vec![]), Finding::Unreadable, Finding::Settling] {
             let mut verdicts = Verdicts::default();
             assert_eq!(insert(&mut verdicts, 1, None, Finding::Clean), NONE);
             assert_eq!(insert(&mut verdicts, 2, Some(1), finding), NONE);

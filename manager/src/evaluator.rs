@@ -112,7 +112,8 @@ struct StatisticalEvaluator {
     introspector: Introspector,
     statistics: Evaluator,
     last: Option<(CheckpointId, Sample)>,
-    incident_open: bool,
+    /// The incident that is open.
+    open: Option<IncidentRecord>,
 }
 
 /// What came of evaluating one checkpoint.
@@ -150,6 +151,9 @@ impl Evaluate for StatisticalEvaluator {
         for settled in &evaluation.settled {
             catalogue.change_verdict(*settled, Verdict::Good)?;
         }
+        if evaluation.change_accepted {
+            self.close_incident(Evaluation::CHANGE_ACCEPTED)?;
+        }
         let incident = self.incident(record, &evaluation)?;
         Ok(Evaluated {
             record: catalogue.checkpoint(record.id)?,
@@ -163,7 +167,7 @@ impl Evaluate for StatisticalEvaluator {
         self.statistics.rolled_back_to(target);
         self.introspector.forget_last();
         self.last = None;
-        self.incident_open = false;
+        self.open = None;
     }
 }
 
@@ -176,7 +180,7 @@ impl StatisticalEvaluator {
             machine,
             statistics,
             last: None,
-            incident_open: false,
+            open: None,
         })
     }
 
@@ -205,10 +209,9 @@ impl StatisticalEvaluator {
         record: &CheckpointRecord,
         evaluation: &Evaluation,
     ) -> Result<Option<IncidentRecord>, ManagerError> {
-        if evaluation.verdict != Verdict::Bad || self.incident_open {
+        if evaluation.verdict != Verdict::Bad || self.open.is_some() {
             return Ok(None);
         }
-        self.incident_open = true;
         let explanation = self.statistics.explain(self.store.catalogue(), record.id)?;
         let summary = explanation.causes.first().map_or_else(
             || evaluation.reasons.first().map_or_else(String::new, |reason| reason.text.clone()),
@@ -222,6 +225,22 @@ impl StatisticalEvaluator {
             detail: serde_json::to_value(&explanation).unwrap_or_default(),
             action: None,
         };
-        Ok(Some(self.store.catalogue().add_incident(self.machine, &incident)?))
+        self.open = Some(self.store.catalogue().add_incident(self.machine, &incident)?);
+        Ok(self.open.clone())
+    }
+
+    /// Closes the open incident with what was done. The next bad checkpoint opens another one.
+    fn close_incident(&mut self, action: &str) -> Result<(), ManagerError> {
+        let Some(incident) = self.open.take() else { return Ok(()) };
+        let closed = NewIncident {
+            first_bad: incident.first_bad,
+            last_good: incident.last_good,
+            kind: incident.kind,
+            summary: incident.summary,
+            detail: incident.detail,
+            action: Some(action.to_owned()),
+        };
+        self.store.catalogue().update_incident(incident.id, &closed)?;
+        Ok(())
     }
 }

@@ -184,6 +184,7 @@ impl Past {
         onset: u64,
         alarm: u64,
     ) -> Vec<Series> {
+        let model = evaluator.segment_of(explanation.alarm).model();
         let span = onset.saturating_sub(SERIES_BEFORE)..=alarm + SERIES_AFTER;
         explanation
             .leads
@@ -195,7 +196,7 @@ impl Past {
                 let values = values
                     .filter_map(|(id, point)| Some((point.sequence, (*self.vectors.get(id)?.get(at)?)?)))
                     .collect();
-                let usual = evaluator.model().and_then(|model| model.scale(at)).map(Scale::range);
+                let usual = model.and_then(|model| model.scale(at)).map(Scale::range);
                 Some(Series { feature: name, usual, values })
             })
             .collect()

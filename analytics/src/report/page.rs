@@ -281,7 +281,12 @@ fn badge(verdict: Verdict) -> Markup {
 
 fn method(report: &Report) -> Markup {
     let baseline = report.baseline_checkpoints.map_or_else(
-        || format!("The baseline is still being learnt: it needs {} checkpoints.", report.config.baseline()),
+        || {
+            format!(
+                "The baseline is still being learnt: it needs {} checkpoints of a settled guest.",
+                report.config.baseline()
+            )
+        },
         |count| format!("The baseline was learnt from {count} clean checkpoints."),
     );
     html! {

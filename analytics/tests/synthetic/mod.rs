@@ -94,6 +94,8 @@ pub struct Guest {
     pub fault: Fault,
     fault_comm: String,
     pub violation: bool,
+    /// How busy the guest is, in multiples of the usual.
+    pub rush: f64,
     dirty: f64,
     load: f64,
 }
@@ -139,6 +141,7 @@ impl Guest {
             fault: Fault::default(),
             fault_comm: "runaway".to_owned(),
             violation: false,
+            rush: 1.0,
             dirty: 0.0,
             load: 0.1,
         };
@@ -157,6 +160,27 @@ impl Guest {
             guest.start(name, parent, rss, 0.0, false, None);
         }
         guest
+    }
+
+    /// A guest that boots: no service runs yet. The services are returned, to be started by [`Self::restart`].
+    pub fn booting(seed: u64) -> (Self, Vec<Process>) {
+        let mut guest = Self::new(seed);
+        guest.rush = 12.0;
+        let (services, kept) = guest.processes.into_iter().partition(|p| !p.kernel && p.comm != "init");
+        guest.processes = kept;
+        (guest, services)
+    }
+
+    /// Starts a service of a booting guest.
+    pub fn restart(&mut self, service: &Process) {
+        self.start(&service.comm, &service.parent, service.rss, service.demand_cpus, false, None);
+    }
+
+    /// Starts a service that uses a share of a processor.
+    pub fn start_service(&mut self, comm: &str, rss: f64, demand_cpus: f64) {
+        self.start(comm, "init", rss, demand_cpus, false, None);
+        *self.level("nr_anon_pages") += rss;
+        *self.level("nr_free_pages") -= rss;
     }
 
     fn start(
@@ -223,7 +247,7 @@ impl Guest {
         self.host = 0.6 * self.host + 0.25 * self.normal();
         self.mood = 0.8 * self.mood + 0.1 * self.normal();
         let slow = self.host.exp();
-        let busy = if self.fault.hang { 0.0 } else { self.mood.exp() / slow };
+        let busy = if self.fault.hang { 0.0 } else { self.rush * self.mood.exp() / slow };
         // Now and then something out of the ordinary happens, and means nothing.
         let burst = if self.uniform() < 0.04 { 1.0 + 4.0 * self.uniform() } else { 1.0 };
 
