@@ -4,10 +4,8 @@ use retrovisor_guest::VcpuRegisters;
 
 use crate::{
     Kernel,
-    fact::{
-        Gate, Hook, KernelFact, Linux, MemoryStatistics, Syscall, SyscallRoute, Task, Violation,
-        ViolationKind,
-    },
+    fact::{Gate, Hook, KernelFact, MemoryStatistics, Syscall, SyscallRoute, Task, Violation, ViolationKind},
+    facts::Linux,
     linux::{
         bpf,
         code::{Code, Owner},

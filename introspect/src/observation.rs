@@ -1,6 +1,7 @@
 use retrovisor_guest::{VcpuRegisters, fact::Table};
 
-use crate::fact::{Linux, MemoryStatistics, table};
+use crate::fact::{MemoryStatistics, table};
+use crate::facts::Linux;
 
 /// What was read of a guest at one instant.
 #[derive(Clone, Debug, Default)]
@@ -28,7 +29,7 @@ impl Observation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fact::KINDS;
+    use crate::facts::KINDS;
 
     #[test]
     fn a_guest_that_is_not_linux_has_its_page_statistics() {

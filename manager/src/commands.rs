@@ -13,7 +13,7 @@ use crate::error::ManagerError;
 use crate::event::EventKind;
 use crate::inject::{self, Fault};
 use crate::lifecycle::{CommandKind, Lifecycle, PausedBy, Rule, rule};
-use crate::rollback::Destination;
+use crate::moving::Destination;
 
 impl MachineActor {
     /// Executes a command. Returns whether the machine moved to another checkpoint.

@@ -10,7 +10,7 @@ use retrovisor_snapshot::{CheckpointId, DesiredState, MachineRecord, RecorderSet
 use tokio::sync::broadcast;
 
 use crate::actor::ActorHandle;
-use crate::arrival::{Arrival, check_shape};
+use crate::arrival::Arrival;
 use crate::command::Command;
 use crate::driver_calls::CallWait;
 use crate::error::ManagerError;
@@ -19,8 +19,9 @@ use crate::event::Event;
 use crate::kernels::kernel_library;
 use crate::lifecycle::{CommandKind, Lifecycle};
 use crate::process_guard::{ProcessGuard, Undo};
-use crate::reservation::Reservations;
+use crate::reservations::Reservations;
 use crate::rollback::Rollback;
+use crate::shape::check_shape;
 use crate::spec::MachineSpec;
 use crate::status::MachineStatus;
 

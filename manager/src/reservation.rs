@@ -1,7 +1,5 @@
 //! Names and processes that are reserved while a machine is brought up.
 
-use std::collections::BTreeSet;
-
 use retrovisor_guest::{ProcessIdentity, check_name};
 
 use crate::actor::ActorHandle;
@@ -9,13 +7,6 @@ use crate::error::ManagerError;
 use crate::lifecycle::{CommandKind, Lifecycle, Rule, rule};
 use crate::manager::{Manager, lock};
 use crate::status::MachineStatus;
-
-/// What is being brought up.
-#[derive(Default)]
-pub(crate) struct Reservations {
-    pub(crate) names: BTreeSet<String>,
-    processes: BTreeSet<ProcessIdentity>,
-}
 
 /// A name, and a process where there is one already, that no other caller can take until this is dropped.
 pub(crate) struct Reservation<'a> {

@@ -11,6 +11,7 @@ mod engine;
 mod history;
 mod page_plan;
 mod pending;
+mod pending_failure;
 mod pipeline;
 mod plan;
 mod prepare;

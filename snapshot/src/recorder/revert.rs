@@ -5,15 +5,10 @@ use retrovisor_guest::{ClockPolicy, Machine};
 use super::capture::resume_if_running;
 use super::engine::Recorder;
 use super::page_plan::{LoadedPages, PagePlan};
+use super::pending_failure::PendingFailure;
 use super::rollback::Current;
 use super::target::Target;
 use crate::error::Error;
-
-/// A failure that could not be recorded in the catalogue yet.
-pub(super) struct PendingFailure {
-    why: String,
-    is_memory_whole: bool,
-}
 
 impl Recorder {
     /// Reverts a rollback that failed with `error` half way, to the current state as it is stored. Returns the error
