@@ -47,6 +47,10 @@ impl Daemon {
             }
             UnixStream::connect(store.join("daemon.sock")).is_ok()
         });
+        // On a slow host the daemon answers before it has attached all of its machines again.
+        wait_until("its machines to be attached again", Duration::from_mins(2), || {
+            !daemon.run(&["list", "--json"]).ok().stdout.contains("\"starting\"")
+        });
         daemon
     }
 
