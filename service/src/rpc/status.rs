@@ -110,6 +110,9 @@ fn of_store(error: &StoreError) -> (Code, &'static str) {
         StoreError::Reverted { .. } => (Code::Aborted, "REVERTED"),
         StoreError::Damaged(_) => (Code::DataLoss, "DAMAGED"),
         StoreError::Full { .. } => (Code::ResourceExhausted, "DISK_FULL"),
+        StoreError::Machine(
+            MachineError::Config { .. } | MachineError::Unsupported { .. } | MachineError::Mismatch { .. },
+        ) => (Code::FailedPrecondition, "MACHINE_UNFIT"),
         _ => (Code::Internal, "STORE_FAILED"),
     }
 }
