@@ -2,10 +2,10 @@ use std::fmt;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
-use retrovisor_tests::{Daemon, wait_until};
+use retrovisor_tests::{Daemon, ForeignOptions, ForeignQemu, wait_until};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -37,7 +37,8 @@ const BOOT_PATIENCE: Duration = Duration::from_mins(10);
 pub(crate) struct Server {
     // Dropped in this order: the daemon, its guest, the folder.
     daemon: Daemon,
-    qemu: Option<Child>,
+    #[expect(dead_code, reason = "ends the QEMU when dropped")]
+    qemu: Option<ForeignQemu>,
     console: PathBuf,
     control: PathBuf,
     dir: TempDir,
@@ -85,41 +86,20 @@ impl Server {
                 Self { daemon, qemu: None, console, control, dir }
             }
             Origin::Attached => {
-                let overlay = dir.path().join("d.qcow2");
-                let made = Command::new("qemu-img")
-                    .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
-                    .args([&disk, &overlay])
-                    .status()
-                    .expect("qemu-img starts");
-                assert!(made.success(), "qemu-img: {made}");
+                let qemu = ForeignQemu::start(&ForeignOptions {
+                    programs: None,
+                    kernel: &kernel,
+                    initrd: &initrd,
+                    append,
+                    disk: &disk,
+                    memory_mib: 1024,
+                    vcpus,
+                    dir: dir.path(),
+                });
                 let (console, control) = (dir.path().join("console.log"), dir.path().join("control"));
-                let qmp = dir.path().join("qmp");
-                let qemu = Command::new("qemu-system-x86_64")
-                    .args(["-M", "q35,memory-backend=ram", "-accel", "tcg,thread=multi", "-cpu", "max"])
-                    .args(["-m", "1G", "-smp", &vcpus.to_string(), "-nodefaults", "-display", "none"])
-                    .arg("-object")
-                    .arg(format!(
-                        "memory-backend-file,id=ram,size=1G,mem-path={},share=on",
-                        text(&dir.path().join("memory"))
-                    ))
-                    .arg("-kernel")
-                    .arg(kernel)
-                    .arg("-initrd")
-                    .arg(initrd)
-                    .args(["-append", append, "-drive"])
-                    .arg(format!("file={},if=none,id=d0,format=qcow2", text(&overlay)))
-                    .args(["-device", "virtio-blk-pci,drive=d0", "-serial"])
-                    .arg(format!("file:{}", text(&console)))
-                    .arg("-serial")
-                    .arg(format!("unix:{},server=on,wait=off", text(&control)))
-                    .arg("-qmp")
-                    .arg(format!("unix:{},server=on,wait=off", text(&qmp)))
-                    .stdin(Stdio::null())
-                    .spawn()
-                    .expect("qemu-system-x86_64 starts");
+                let qmp = qemu.qmp();
                 let server = Self { daemon, qemu: Some(qemu), console, control, dir };
-                wait_until("the QMP socket", Duration::from_secs(20), || qmp.exists());
-                let _ran = server.daemon.run(&["attach", "web", "--qmp", &text(&qmp), "--every", "1s"]).ok();
+                let _ran = server.daemon.run(&["attach", "web", "--qmp", &qmp, "--every", "1s"]).ok();
                 server
             }
         }
@@ -203,11 +183,6 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if let Some(qemu) = &mut self.qemu {
-            // It may have ended by itself; then there is nothing to kill.
-            let _ = qemu.kill();
-            let _ = qemu.wait();
-        }
         keep_after_failure(&self.dir);
     }
 }

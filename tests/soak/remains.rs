@@ -16,7 +16,7 @@ pub(crate) fn check(mut world: World) {
     world.must_be_sound();
     for machine in [RAN, ATTACHED] {
         let audit = world.json(&["audit", machine]);
-        assert_eq!(audit["mismatched_pages"].as_u64().unwrap_or(0), 0, "{machine}: {audit:#}");
+        assert_eq!(audit["mismatched_pages"], 0, "{machine}: {audit:#}");
     }
     let verified = world.json(&["verify"]);
     assert_eq!(verified["damaged"], serde_json::json!([]), "{verified:#}");

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use retrovisor_tests::{GuestImage, command_path, wait_until};
+use retrovisor_tests::{ForeignOptions, ForeignQemu, GuestImage, command_path, wait_until};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -41,7 +41,7 @@ pub(crate) struct World {
     daemon: Option<Child>,
     /// A client that follows all events and reads none.
     watcher: Option<Child>,
-    qemu: Option<Child>,
+    qemu: Option<ForeignQemu>,
     image: GuestImage,
     /// What the daemon used in the calm part.
     pub(crate) usage: Vec<Usage>,
@@ -292,36 +292,16 @@ impl World {
     }
 
     fn start_qemu(&mut self) {
-        let overlay = self.dir.path().join("overlay.qcow2");
-        if !overlay.exists() {
-            let made = Command::new("qemu-img")
-                .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
-                .args([&self.image.disk, &overlay])
-                .status()
-                .expect("qemu-img starts");
-            assert!(made.success(), "qemu-img: {made}");
-        }
-        let _old = fs::remove_file(self.qmp());
-        let qemu = Command::new("qemu-system-x86_64")
-            .args(["-M", "q35,memory-backend=ram", "-accel", "tcg", "-cpu", "max", "-m", "512M"])
-            .args(["-nodefaults", "-display", "none", "-object"])
-            .arg(format!("memory-backend-file,id=ram,size=512M,mem-path={},share=on", self.file("memory")))
-            .arg("-kernel")
-            .arg(&self.image.kernel)
-            .arg("-initrd")
-            .arg(&self.image.initrd)
-            .args(["-append", "console=ttyS0 quiet panic=-1", "-drive"])
-            .arg(format!("file={},if=none,id=d0,format=qcow2", overlay.display()))
-            .args(["-device", "virtio-blk-pci,drive=d0", "-serial"])
-            .arg(format!("file:{}", self.file("console.log")))
-            .arg("-qmp")
-            .arg(format!("unix:{},server=on,wait=off", self.qmp().display()))
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("qemu-system-x86_64 starts");
-        self.qemu = Some(qemu);
-        let qmp = self.qmp();
-        wait_until("the QMP socket", Duration::from_mins(1), || qmp.exists());
+        self.qemu = Some(ForeignQemu::start(&ForeignOptions {
+            programs: None,
+            kernel: &self.image.kernel,
+            initrd: &self.image.initrd,
+            append: "console=ttyS0 quiet panic=-1",
+            disk: &self.image.disk,
+            memory_mib: 512,
+            vcpus: 1,
+            dir: self.dir.path(),
+        }));
     }
 
     pub(crate) fn detach_and_attach(&mut self) -> Outcome {
@@ -336,8 +316,7 @@ impl World {
     /// Ends a guest's process as a crash of it would.
     pub(crate) fn kill_qemu(&mut self, machine: &str) {
         if machine == ATTACHED {
-            let qemu = self.qemu.as_mut().expect("its QEMU");
-            qemu.kill().expect("its QEMU is killed");
+            self.qemu.as_mut().expect("its QEMU").kill();
         } else {
             let folder = self.store().join("machines").join(machine);
             let found = processes_with(folder.to_str().expect("a printable path"));
@@ -351,8 +330,8 @@ impl World {
     /// starting it again, as the same machine or as a new one.
     pub(crate) fn bring_back(&mut self, machine: &str, random: &mut Random) {
         if machine == ATTACHED {
-            let mut qemu = self.qemu.take().expect("its QEMU");
-            let _status = qemu.wait();
+            // One that was stopped ends by itself.
+            self.wait_for_qemu();
             let is_new = random.below(2) == 0;
             if is_new {
                 self.until_done(&["remove", ATTACHED, "--yes"], |_| false);
@@ -394,7 +373,7 @@ impl World {
     /// The QEMU that was started by hand has ended.
     pub(crate) fn wait_for_qemu(&mut self) {
         if let Some(mut qemu) = self.qemu.take() {
-            let _status = qemu.wait();
+            qemu.wait();
         }
     }
 }

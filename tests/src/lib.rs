@@ -6,11 +6,13 @@
 
 mod command;
 mod daemon;
+mod foreign;
 mod guest;
 mod measured;
 
 pub use command::{Ran, command_path, retrovisor};
 pub use daemon::Daemon;
+pub use foreign::{ForeignOptions, ForeignQemu};
 pub use guest::{GuestImage, launch_config};
 pub use measured::Measured;
 

@@ -6,11 +6,10 @@
 //! what a later one recorded, leaves no process, and restores its own checkpoint again.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
-use retrovisor_tests::{Daemon, GuestImage, wait_until};
-use tempfile::TempDir;
+use retrovisor_tests::{Daemon, ForeignOptions, ForeignQemu, GuestImage, wait_until};
 
 fn main() {
     let folders =
@@ -48,6 +47,27 @@ fn main() {
         println!("{}: restored, rolled back, audited; attached, rolled back, detached", version(folder));
     }
 
+    // Booted again under the newest, it has the newest machine type: the older state fits a new process only.
+    let newest = folders.last().expect("a folder in QEMUS");
+    let daemon = Daemon::start_with_programs(&store, newest);
+    daemon.run_guest(&image, "500ms");
+    let refused = daemon.run(&["rollback", "g", "--to", "old"]);
+    assert_eq!(refused.code, 4, "{refused:#?}");
+    assert!(
+        refused.stderr.contains("the board") && refused.stderr.contains("retrovisor stop"),
+        "{refused:#?}"
+    );
+    let _tick = daemon.next_tick();
+    let _stopped = daemon.run(&["stop", "g"]).ok();
+    let restored = daemon.json(&["rollback", "g", "--to", "old", "--verify-image"]);
+    assert_eq!(restored["rollback"]["image_matches"], true, "{restored:#}");
+    let _tick = daemon.next_tick();
+    end(daemon);
+    println!(
+        "{}: booted again, refused the older state in place, restored it in a new process",
+        version(newest)
+    );
+
     let daemon = Daemon::start_with_programs(&store, first);
     for at in 1..folders.len() {
         let refused = daemon.run(&["rollback", "g", "--to", &format!("new-{at}")]);
@@ -75,59 +95,20 @@ fn version(folder: &Path) -> String {
     String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned()
 }
 
-/// A QEMU that was started by hand, ended when dropped.
-struct Foreign {
-    qemu: Child,
-    dir: TempDir,
-}
-
-impl Foreign {
-    fn start(folder: &Path, image: &GuestImage) -> Self {
-        let dir = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
-        let file = |name: &str| dir.path().join(name).display().to_string();
-        let made = Command::new(folder.join("qemu-img"))
-            .args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"])
-            .args([&image.disk, &dir.path().join("d.qcow2")])
-            .status()
-            .expect("qemu-img starts");
-        assert!(made.success(), "qemu-img: {made}");
-        let qemu = Command::new(folder.join("qemu-system-x86_64"))
-            .args(["-M", "q35,memory-backend=ram", "-accel", "tcg", "-cpu", "max", "-m", "256M"])
-            .args(["-nodefaults", "-display", "none", "-object"])
-            .arg(format!("memory-backend-file,id=ram,size=256M,mem-path={},share=on", file("memory")))
-            .arg("-kernel")
-            .arg(&image.kernel)
-            .arg("-initrd")
-            .arg(&image.initrd)
-            .args(["-append", "console=ttyS0 quiet tsc=unstable", "-drive"])
-            .arg(format!("file={},if=none,id=d0,format=qcow2", file("d.qcow2")))
-            .args(["-device", "virtio-blk-pci,drive=d0", "-serial", &format!("file:{}", file("console.log"))])
-            .args(["-qmp", &format!("unix:{},server=on,wait=off", file("qmp"))])
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("QEMU starts");
-        Self { qemu, dir }
-    }
-
-    fn console(&self) -> String {
-        let bytes = std::fs::read(self.dir.path().join("console.log")).unwrap_or_default();
-        String::from_utf8_lossy(&bytes).into_owned()
-    }
-}
-
-impl Drop for Foreign {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ended = self.qemu.kill();
-        let _status = self.qemu.wait();
-    }
-}
-
 fn attach(daemon: &Daemon, folder: &Path, image: &GuestImage) {
-    let foreign = Foreign::start(folder, image);
+    let dir = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
+    let foreign = ForeignQemu::start(&ForeignOptions {
+        programs: Some(folder),
+        kernel: &image.kernel,
+        initrd: &image.initrd,
+        append: "console=ttyS0 quiet tsc=unstable",
+        disk: &image.disk,
+        memory_mib: 256,
+        vcpus: 1,
+        dir: dir.path(),
+    });
     wait_until("the foreign guest's tick", Duration::from_mins(2), || foreign.console().contains("tick "));
-    let qmp = foreign.dir.path().join("qmp").display().to_string();
-    let _attached = daemon.run(&["attach", "foreign", "--qmp", &qmp, "--every", "500ms"]).ok();
+    let _attached = daemon.run(&["attach", "foreign", "--qmp", &foreign.qmp(), "--every", "500ms"]).ok();
     for round in 0..3 {
         let label = format!("round-{round}");
         let _made = daemon.json(&["checkpoint", "foreign", "--label", &label]);
