@@ -5,6 +5,7 @@ mod attach;
 mod audit;
 mod branch;
 mod checkpoint;
+mod checkpoint_name;
 mod completions;
 mod confirm;
 mod console;

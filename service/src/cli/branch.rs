@@ -1,7 +1,7 @@
 use clap::Args;
-use clap::builder::NonEmptyStringValueParser;
 use retrovisor_proto::v1::{BranchDisk, BranchReport, BranchRequest};
 
+use super::checkpoint_name::CheckpointName;
 use super::global::{Global, print_json};
 use crate::client;
 use crate::error::CliError;
@@ -23,8 +23,8 @@ pub(crate) struct BranchArgs {
     /// Name for the new machine
     new: String,
     /// A name or its beginning, a label, @SEQUENCE, -N (N checkpoints back), latest, last-good, or current
-    #[arg(long, default_value = "current", allow_hyphen_values = true, value_name = "CHECKPOINT", value_parser = NonEmptyStringValueParser::new())]
-    at: String,
+    #[arg(long, default_value = "current", allow_hyphen_values = true, value_name = "CHECKPOINT")]
+    at: CheckpointName,
     /// Only report what would be done
     #[arg(long)]
     dry_run: bool,
@@ -37,7 +37,7 @@ pub(super) async fn run(args: BranchArgs, global: &Global) -> Result<(), CliErro
     let request = BranchRequest {
         machine: args.name.clone(),
         new_machine: args.new.clone(),
-        checkpoint: args.at,
+        checkpoint: args.at.0,
         dry_run: args.dry_run,
         paused: args.paused,
     };

@@ -1,8 +1,8 @@
 use clap::Args;
-use clap::builder::NonEmptyStringValueParser;
 use retrovisor_proto::v1::{Cell, DiffRequest, Table, cell::Value};
 
 use super::checkpoint;
+use super::checkpoint_name::CheckpointName;
 use super::global::{Global, print_json};
 use crate::client;
 use crate::error::CliError;
@@ -15,15 +15,15 @@ pub(crate) struct DiffArgs {
     /// The machine
     name: String,
     /// The earlier checkpoint
-    #[arg(allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
-    from: String,
+    #[arg(allow_hyphen_values = true)]
+    from: CheckpointName,
     /// The later checkpoint
-    #[arg(default_value = "latest", allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
-    to: String,
+    #[arg(default_value = "latest", allow_hyphen_values = true)]
+    to: CheckpointName,
 }
 
 pub(super) async fn run(args: DiffArgs, global: &Global) -> Result<(), CliError> {
-    let request = DiffRequest { machine: args.name, from: args.from, to: args.to };
+    let request = DiffRequest { machine: args.name, from: args.from.0, to: args.to.0 };
     let answer = client::reader(&global.store()?).await?.checkpoints().diff(request).await?.into_inner();
     if global.json {
         return print_json(&answer);

@@ -1,9 +1,9 @@
 use std::path::{Path, PathBuf};
 
-use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, ValueEnum};
 use retrovisor_proto::v1::{ExportRequest, FileFormat, ImportRequest};
 
+use super::checkpoint_name::CheckpointName;
 use super::global::{Global, print_json};
 use crate::client;
 use crate::error::CliError;
@@ -45,8 +45,8 @@ pub(crate) struct ExportArgs {
     /// The file to write; it must not exist yet
     file: PathBuf,
     /// A name or its beginning, a label, @SEQUENCE, -N (N checkpoints back), latest, or last-good
-    #[arg(long, default_value = "latest", allow_hyphen_values = true, value_name = "CHECKPOINT", value_parser = NonEmptyStringValueParser::new())]
-    at: String,
+    #[arg(long, default_value = "latest", allow_hyphen_values = true, value_name = "CHECKPOINT")]
+    at: CheckpointName,
     /// The format
     #[arg(long, value_enum, default_value_t = Format::ElfCore)]
     format: Format,
@@ -72,7 +72,7 @@ pub(crate) struct ImportArgs {
 pub(super) async fn export(args: ExportArgs, global: &Global) -> Result<(), CliError> {
     let request = ExportRequest {
         machine: args.name.clone(),
-        checkpoint: args.at,
+        checkpoint: args.at.0,
         format: args.format.message().into(),
         path: absolute(&args.file)?,
     };

@@ -1,8 +1,8 @@
 use clap::Args;
-use clap::builder::NonEmptyStringValueParser;
 use retrovisor_proto::v1::{InspectRequest, ListQuestionsRequest};
 
 use super::checkpoint;
+use super::checkpoint_name::CheckpointName;
 use super::global::{Global, print_json};
 use crate::client;
 use crate::error::CliError;
@@ -21,8 +21,8 @@ pub(crate) struct InspectArgs {
     #[arg(default_value = "summary")]
     what: String,
     /// Which checkpoint
-    #[arg(long, default_value = "latest", allow_hyphen_values = true, value_name = "CHECKPOINT", value_parser = NonEmptyStringValueParser::new())]
-    at: String,
+    #[arg(long, default_value = "latest", allow_hyphen_values = true, value_name = "CHECKPOINT")]
+    at: CheckpointName,
     /// List what can be shown
     #[arg(long)]
     list: bool,
@@ -41,7 +41,7 @@ pub(super) async fn run(args: InspectArgs, global: &Global) -> Result<(), CliErr
         return Ok(());
     }
     let request =
-        InspectRequest { machine: args.name.unwrap_or_default(), checkpoint: args.at, what: args.what };
+        InspectRequest { machine: args.name.unwrap_or_default(), checkpoint: args.at.0, what: args.what };
     let answer = client::reader(&global.store()?).await?.checkpoints().inspect(request).await?.into_inner();
     if global.json {
         return print_json(&answer);

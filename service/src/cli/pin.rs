@@ -1,7 +1,7 @@
 use clap::Args;
-use clap::builder::NonEmptyStringValueParser;
 use retrovisor_proto::v1::PinCheckpointRequest;
 
+use super::checkpoint_name::CheckpointName;
 use super::global::{Global, print_json};
 use crate::client;
 use crate::error::CliError;
@@ -16,12 +16,12 @@ pub(crate) struct PinArgs {
     /// The machine
     name: String,
     /// A name or its beginning, a label, @SEQUENCE, -N (N checkpoints back), latest, or last-good
-    #[arg(allow_hyphen_values = true, value_name = "CHECKPOINT", value_parser = NonEmptyStringValueParser::new())]
-    checkpoint: String,
+    #[arg(allow_hyphen_values = true, value_name = "CHECKPOINT")]
+    checkpoint: CheckpointName,
 }
 
 pub(super) async fn run(args: PinArgs, pinned: bool, global: &Global) -> Result<(), CliError> {
-    let request = PinCheckpointRequest { machine: args.name.clone(), checkpoint: args.checkpoint, pinned };
+    let request = PinCheckpointRequest { machine: args.name.clone(), checkpoint: args.checkpoint.0, pinned };
     let answer =
         client::writer(&global.store()?).await?.checkpoints().pin_checkpoint(request).await?.into_inner();
     if global.json {

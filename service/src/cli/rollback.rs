@@ -1,7 +1,7 @@
-use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, ValueEnum};
 use retrovisor_proto::v1::{ClockPolicy, CurrentPolicy, RedoRequest, Rollback, RollbackRequest, UndoRequest};
 
+use super::checkpoint_name::CheckpointName;
 use super::global::{Global, print_json};
 use crate::client;
 use crate::error::CliError;
@@ -22,8 +22,8 @@ pub(crate) struct RollbackArgs {
     /// The machine
     name: String,
     /// last-good, latest, a label, the beginning of a name, @SEQUENCE, or -N for N checkpoints back
-    #[arg(long, default_value = "last-good", allow_hyphen_values = true, value_name = "CHECKPOINT", value_parser = NonEmptyStringValueParser::new())]
-    to: String,
+    #[arg(long, default_value = "last-good", allow_hyphen_values = true, value_name = "CHECKPOINT")]
+    to: CheckpointName,
     /// Only report what would be done
     #[arg(long)]
     dry_run: bool,
@@ -94,7 +94,7 @@ pub(crate) struct RedoArgs {
 pub(super) async fn rollback(args: RollbackArgs, global: &Global) -> Result<(), CliError> {
     let request = RollbackRequest {
         machine: args.name.clone(),
-        checkpoint: args.to,
+        checkpoint: args.to.0,
         dry_run: args.dry_run,
         verify_image: args.verify_image,
         clock: args.clock.into(),

@@ -34,17 +34,11 @@ pub(super) fn print(machine: &Machine) {
         }
     };
     line("machine", &machine.name);
-    let reason = match &machine.state_reason[..] {
-        "" => String::new(),
-        reason => format!(": {reason}"),
-    };
+    let reason = paragraph::because(&machine.state_reason);
     line("state", &format!("{}{reason}", list::state(machine.state())));
     line("driver", &format!("{} {} on {}", machine.driver, machine.driver_version, machine.accelerator));
     line("hardware", &format!("{} vCPU, {}", machine.vcpus, quantity::bytes(machine.memory_bytes)));
-    let reason = match &machine.dirty_finder_reason[..] {
-        "" => String::new(),
-        reason => format!(": {reason}"),
-    };
+    let reason = paragraph::because(&machine.dirty_finder_reason);
     line("dirty pages", &format!("{}{reason}", machine.dirty_finder));
     let every =
         if machine.every_ms == 0 { String::new() } else { format!(", one every {} ms", machine.every_ms) };

@@ -6,7 +6,7 @@ use super::global::Global;
 use super::{anomalies, checkpoint, list};
 use crate::client;
 use crate::error::CliError;
-use crate::terminal::{output, quantity};
+use crate::terminal::{output, paragraph, quantity};
 
 /// Follows the events of a machine or of all, until Ctrl-C or the end of the daemon.
 #[derive(Debug, Args)]
@@ -40,10 +40,7 @@ pub(super) async fn run(args: WatchArgs, global: &Global) -> Result<(), CliError
             }
             Some(Event::Injected(done)) => outln!("{} fault: {done}", event.machine),
             Some(Event::State(change)) => {
-                let reason = match &change.reason[..] {
-                    "" => String::new(),
-                    reason => format!(": {reason}"),
-                };
+                let reason = paragraph::because(&change.reason);
                 outln!("{} is {} now{reason}", event.machine, list::state(change.state()));
             }
             Some(Event::Guest(guest)) => outln!("{} {}", event.machine, guest_event(&guest)),

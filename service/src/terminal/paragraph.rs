@@ -30,6 +30,11 @@ pub(crate) fn property(name: &str, value: &str) {
     }
 }
 
+/// A reason behind a colon; nothing where there is none.
+pub(crate) fn because(reason: &str) -> String {
+    if reason.is_empty() { String::new() } else { format!(": {reason}") }
+}
+
 /// Prints an item of a list behind its mark; further lines begin where its text does.
 pub(crate) fn item(mark: &str, text: &str) {
     let indent = mark.chars().count() + 1;
