@@ -13,6 +13,7 @@ mod device_state;
 mod devices;
 mod dirty_finder;
 mod disk;
+mod disk_io;
 mod driver;
 mod event;
 mod launch;
@@ -28,6 +29,7 @@ mod qmp;
 mod registers;
 mod runtime;
 mod shape;
+mod state_io;
 mod stopped_thread;
 mod stream;
 mod write_protection;
@@ -36,9 +38,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use retrovisor_guest::{
-    BlockContent, Capabilities, ClockPolicy, DiskChanges, DiskIo, DiskShape, DiskState, Gfn, GuestEvent,
-    Machine, MachineError, MachineIdentity, MachineState, MemoryIo, MemoryView, PageContent, PageSet,
-    RunState, StateIo,
+    Capabilities, Gfn, GuestEvent, Machine, MachineError, MachineIdentity, MemoryIo, MemoryView, PageContent,
+    PageSet, RunState,
 };
 
 pub use attach::AttachConfig;
@@ -55,9 +56,6 @@ use monitor::Monitor;
 use runtime::RuntimeDir;
 use shape::Shape;
 use stream::RegisterFinder;
-
-/// States that QEMU saved and that were read (half a megabyte each) are freed while the guest runs; this many may wait.
-const UNTIDY_MAX: usize = 16;
 
 /// A QEMU process and the guest in it.
 pub struct QemuMachine {
@@ -323,97 +321,6 @@ impl MemoryIo for QemuMachine {
             return Err(MachineError::RunState { doing: "writing memory", needed: "paused" });
         }
         Ok(self.ram.write_page(gfn, content)?)
-    }
-}
-
-impl StateIo for QemuMachine {
-    fn capture_state(&mut self) -> Result<MachineState, MachineError> {
-        self.needs_pause("capturing the state")?;
-        if self.device_state.untidy() > UNTIDY_MAX {
-            self.tidy();
-        }
-        let begin = Instant::now();
-        self.devices.check(&mut self.monitor)?;
-        let text = self.monitor.human("info registers -a")?;
-        let driver = |message| MachineError::Driver { doing: "reading the vCPUs' registers".into(), message };
-        let mut vcpus = registers::parse(&text).map_err(driver)?;
-        if u32::try_from(vcpus.len()) != Ok(self.identity.vcpus) {
-            return Err(driver(format!("QEMU showed {} of {} vCPUs", vcpus.len(), self.identity.vcpus)));
-        }
-        let tag = self.new_tag();
-        let nodes = self.disks.nodes();
-        let stream = self.device_state.save(&mut self.monitor, &tag, &nodes)?;
-        self.registers.complete(&stream, &mut vcpus);
-        let disks = self.disks.names().into_iter().map(|disk| DiskState { disk, reference: tag.clone() });
-        let state = MachineState { vcpus, sections: self.shape.sections(stream)?, disks: disks.collect() };
-        self.timing.state_us = microseconds(begin);
-        Ok(state)
-    }
-
-    fn sync_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
-        if self.monitor.running() {
-            self.tidy();
-        }
-        if state.disks.is_empty() { Ok(()) } else { self.disks.sync() }
-    }
-
-    /// The guest's clocks continue from the state: [`ClockPolicy::JumpToNow`] is refused.
-    fn apply_state(&mut self, state: &MachineState, clock: ClockPolicy) -> Result<(), MachineError> {
-        self.needs_pause("applying a state")?;
-        self.capabilities().check_clock(clock)?;
-        self.devices.check(&mut self.monitor)?;
-        let stream = self.shape.stream_of(state)?;
-        let snapshot = self.disks.target(&mut self.monitor, state)?;
-        let begin = Instant::now();
-        self.half_applied = true;
-        if snapshot.is_none() {
-            self.disks.check(&mut self.monitor)?;
-        }
-        self.disks.forget_written();
-        if self.monitor.has_ended() {
-            self.monitor.reset()?;
-        }
-        let (tag, nodes) = match snapshot {
-            Some(tag) => (tag, self.disks.nodes()),
-            None => (self.new_tag(), Vec::new()),
-        };
-        self.device_state.load(&mut self.monitor, &tag, &nodes, stream)?;
-        self.half_applied = false;
-        self.timing.load_us = microseconds(begin);
-        Ok(())
-    }
-
-    fn release_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
-        self.disks.release(&mut self.monitor, &state.disks)
-    }
-}
-
-impl DiskIo for QemuMachine {
-    fn disks(&self) -> &[DiskShape] {
-        self.disks.shapes()
-    }
-
-    /// Must be called while no state is made or released; the result can be read at any time.
-    fn disk_changes(
-        &self,
-        at: &DiskState,
-        since: Option<&DiskState>,
-    ) -> Result<Box<dyn DiskChanges>, MachineError> {
-        self.disks.changes(at, since)
-    }
-
-    fn retained_disks(&mut self) -> Result<Vec<DiskState>, MachineError> {
-        self.disks.retained(&mut self.monitor)
-    }
-
-    fn write_blocks(
-        &mut self,
-        disk: &str,
-        first: u64,
-        contents: &[BlockContent<'_>],
-    ) -> Result<(), MachineError> {
-        self.needs_pause("writing a disk")?;
-        self.disks.write(&mut self.monitor, disk, first, contents)
     }
 }
 
