@@ -7,6 +7,7 @@
 //! and removed, and nothing may be left over: no process, no socket, no file of a machine, no descriptor and no memory
 //! that the daemon did not need before.
 
+mod daemon;
 mod disturbance;
 mod operation;
 mod remains;

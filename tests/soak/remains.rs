@@ -4,7 +4,8 @@ use std::fs;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::world::{ATTACHED, RAN, Usage, World, processes_with};
+use crate::daemon::Usage;
+use crate::world::{ATTACHED, RAN, World, processes_with};
 
 /// Descriptors that the daemon may have open at one time and not at another: connections, a file being read.
 const DESCRIPTORS_SLACK: usize = 24;

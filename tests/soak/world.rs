@@ -1,6 +1,5 @@
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,6 +11,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::Random;
+use crate::daemon::{Daemon, Usage};
 use crate::operation::Outcome;
 
 /// The machine that `run` started.
@@ -28,19 +28,9 @@ const TICK_PATIENCE: Duration = Duration::from_mins(2);
 /// Rollbacks reach this many checkpoints back.
 const DEPTH: usize = 20;
 
-/// What the daemon used at one time.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Usage {
-    /// Resident memory of its own, without the memory of guests.
-    pub(crate) resident_kib: u64,
-    pub(crate) descriptors: usize,
-}
-
 /// The daemon, two guests, and where they are.
 pub(crate) struct World {
-    daemon: Option<Child>,
-    /// A client that follows all events and reads none.
-    watcher: Option<Child>,
+    daemon: Option<Daemon>,
     qemu: Option<ForeignQemu>,
     image: GuestImage,
     /// What the daemon used in the calm part.
@@ -55,15 +45,8 @@ impl World {
     pub(crate) fn start() -> Self {
         let image = GuestImage::find().expect("the guest: `make setup`");
         let dir = tempfile::Builder::new().prefix("retrovisor-soak-").tempdir().expect("a temporary folder");
-        let mut world = Self {
-            daemon: None,
-            watcher: None,
-            qemu: None,
-            image,
-            usage: Vec::new(),
-            refusals: BTreeMap::new(),
-            dir,
-        };
+        let mut world =
+            Self { daemon: None, qemu: None, image, usage: Vec::new(), refusals: BTreeMap::new(), dir };
         fs::create_dir(world.store()).expect("the store's folder");
         let mounted = Command::new("mount")
             .args(["-t", "tmpfs", "-o", &format!("size={STORE_SIZE},mode=0700"), "tmpfs"])
@@ -220,75 +203,21 @@ impl World {
     }
 
     pub(crate) fn start_daemon(&mut self) {
-        let mut command = Command::new(command_path());
-        command.arg("--store").arg(self.store()).arg("serve").stdout(Stdio::null());
-        if let Some(library) = std::env::var_os("SOAK_FAKETIME") {
-            command
-                .env("LD_PRELOAD", library)
-                .env("FAKETIME_TIMESTAMP_FILE", self.clock())
-                .env("FAKETIME_CACHE_DURATION", "1")
-                .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
-                .env("DONT_FAKE_MONOTONIC", "1");
-        }
-        let mut daemon = command.spawn().expect("the daemon starts");
-        let socket = self.store().join("daemon.sock");
-        wait_until("the daemon's socket", Duration::from_mins(1), || {
-            if let Some(status) = daemon.try_wait().expect("the daemon's status") {
-                panic!("the daemon ended: {status}");
-            }
-            UnixStream::connect(&socket).is_ok()
-        });
-        self.daemon = Some(daemon);
-        let watcher = Command::new(command_path())
-            .arg("--store")
-            .arg(self.store())
-            .args(["watch", "--json"])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn();
-        self.watcher = Some(watcher.expect("the watcher starts"));
-    }
-
-    fn end_watcher(&mut self) {
-        if let Some(mut watcher) = self.watcher.take() {
-            let _ended = watcher.kill();
-            let _status = watcher.wait();
-        }
+        self.daemon = Some(Daemon::start(&self.store(), &self.clock()));
     }
 
     pub(crate) fn kill_daemon(&mut self) {
-        let mut daemon = self.daemon.take().expect("a daemon");
-        daemon.kill().expect("the daemon is killed");
-        let _status = daemon.wait();
-        self.end_watcher();
+        drop(self.daemon.take().expect("a daemon"));
     }
 
     /// Ends the daemon as systemd does.
     pub(crate) fn end_daemon(&mut self) {
-        let mut daemon = self.daemon.take().expect("a daemon");
-        kill(pid(&daemon), Signal::SIGTERM).expect("the daemon is there");
-        let begun = Instant::now();
-        let status = loop {
-            if let Some(status) = daemon.try_wait().expect("its status") {
-                break status;
-            }
-            assert!(begun.elapsed() < Duration::from_secs(30), "the daemon does not end after SIGTERM");
-            std::thread::sleep(Duration::from_millis(20));
-        };
-        assert!(status.success(), "after SIGTERM the daemon ended with {status}");
-        self.end_watcher();
+        self.daemon.take().expect("a daemon").terminate();
     }
 
     /// Notes what the daemon uses.
     pub(crate) fn note_daemon(&mut self) {
-        let daemon = self.daemon.as_ref().expect("a daemon").id();
-        let status = fs::read_to_string(format!("/proc/{daemon}/status")).expect("the daemon's status");
-        let resident = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-        let resident_kib = resident
-            .and_then(|text| text.trim().trim_end_matches(" kB").parse().ok())
-            .expect("the daemon's resident memory");
-        let descriptors = fs::read_dir(format!("/proc/{daemon}/fd")).expect("its descriptors").count();
-        self.usage.push(Usage { resident_kib, descriptors });
+        self.usage.push(self.daemon.as_ref().expect("a daemon").usage());
     }
 
     fn start_qemu(&mut self) {
@@ -380,21 +309,13 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        self.end_watcher();
-        if let Some(mut daemon) = self.daemon.take() {
-            let _ended = daemon.kill();
-            let _status = daemon.wait();
-        }
+        drop(self.daemon.take());
         for (pid, _) in processes_with(self.dir.path().to_str().unwrap_or("-")) {
             // It may have ended meanwhile.
             let _ended = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
         self.wait_for_qemu();
     }
-}
-
-fn pid(child: &Child) -> Pid {
-    Pid::from_raw(i32::try_from(child.id()).expect("a process number"))
 }
 
 /// Exit code, standard output and standard error of a command; 124 when it takes too long.
