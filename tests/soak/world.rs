@@ -315,6 +315,8 @@ impl Drop for World {
             let _ended = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
         self.wait_for_qemu();
+        // So that the folder can be removed.
+        let _unmounted = Command::new("umount").arg("-l").arg(self.store()).status();
     }
 }
 
