@@ -16,12 +16,14 @@ mod disk;
 mod disk_io;
 mod driver;
 mod event;
+mod fd_set;
 mod launch;
 mod layout;
 mod mapping;
 mod memory;
 mod memory_file;
 mod message;
+mod migration;
 mod monitor;
 mod pagemap;
 mod qcow2;
@@ -272,6 +274,7 @@ impl Machine for QemuMachine {
         if !self.monitor.running() {
             return Ok(());
         }
+        migration::refuse(&mut self.monitor)?;
         let begin = Instant::now();
         self.monitor.stop()?;
         self.timing = Timing { stop_us: microseconds(begin), ..Timing::default() };
@@ -290,6 +293,7 @@ impl Machine for QemuMachine {
             return Ok(());
         }
         let begin = Instant::now();
+        migration::refuse_resume(&mut self.monitor)?;
         self.ram.unsettle();
         self.monitor.cont()?;
         self.timing.cont_us = microseconds(begin);

@@ -6,22 +6,20 @@
 //! only: with it, the owner's `savevm` or migration would silently lack the memory.
 
 use std::fs::File;
-use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 use retrovisor_guest::MachineError;
 use serde_json::{Value, json};
 
+use super::fd_set::FdSet;
 use super::memory_file;
+use super::migration;
 use super::monitor::{Monitor, text};
 use super::qcow2::vmstate;
 use super::stream::is_stream;
 
 /// The prefix of the names of all block nodes that this driver makes, which distinguishes them from a user's.
 const NODE_PREFIX: &str = "retrovisor-";
-
-/// The text that QEMU stores with each descriptor of this driver.
-const OPAQUE: &str = "retrovisor";
 
 /// The name of both files in QEMU's list of descriptors.
 const NAME: &std::ffi::CStr = c"retrovisor-state";
@@ -31,9 +29,8 @@ pub(super) struct DeviceState {
     save_node: String,
     load: File,
     load_node: String,
-    /// The sets of file descriptors in QEMU through which it opens the two files.
-    save_set: u64,
-    load_set: u64,
+    /// The set of file descriptors in QEMU through which it opens `load`.
+    load_set: FdSet,
     /// The original value of `x-ignore-shared`.
     was_ignoring: bool,
     /// `x-ignore-shared` could not be restored yet.
@@ -53,23 +50,20 @@ impl DeviceState {
                 is_first = false;
             }
         }
-        for set in own_sets(&monitor.execute("query-fdsets", &json!({}))?) {
-            monitor.execute("remove-fd", &json!({ "fdset-id": set }))?;
-        }
+        FdSet::remove_all(monitor)?;
         let capabilities = monitor.execute("query-migrate-capabilities", &json!({}))?;
         let is_ignoring = is_on(&capabilities);
         let (save, load) = (memory_file::create(NAME, &vmstate::empty())?, memory_file::create(NAME, &[])?);
-        let save_set = give(monitor, &save)?;
-        let load_set = give(monitor, &load)?;
+        let save_set = FdSet::add(monitor, &save)?;
+        let load_set = FdSet::add(monitor, &load)?;
         // The number of the set makes names of two processes of this driver different.
         let (save_node, load_node) =
-            (format!("{NODE_PREFIX}save-{save_set}"), format!("{NODE_PREFIX}load-{load_set}"));
+            (format!("{NODE_PREFIX}save-{}", save_set.id()), format!("{NODE_PREFIX}load-{}", load_set.id()));
         let mut state = Self {
             save,
             save_node,
             load,
             load_node,
-            save_set,
             load_set,
             // An earlier process that was killed in the middle of a job left it on.
             was_ignoring: is_ignoring && is_first,
@@ -77,7 +71,7 @@ impl DeviceState {
             done: Vec::new(),
         };
         state.stop_ignoring(monitor);
-        monitor.execute("blockdev-add", &node(&state.save_node, save_set))?;
+        monitor.execute("blockdev-add", &node(&state.save_node, &save_set))?;
         Ok(state)
     }
 
@@ -114,15 +108,13 @@ impl DeviceState {
         if self.is_ignoring {
             left.push("the migration capability x-ignore-shared is still on".to_owned());
         }
-        let mut remove = |command, arguments: Value, what: String| {
-            if let Err(error) = monitor.execute(command, &arguments) {
-                left.push(format!("{what}: {error}"));
-            }
-        };
         let node = &self.save_node;
-        remove("blockdev-del", json!({ "node-name": node }), format!("the block node {node}"));
-        for set in [self.save_set, self.load_set] {
-            remove("remove-fd", json!({ "fdset-id": set }), format!("the file descriptor set {set}"));
+        if let Err(error) = monitor.execute("blockdev-del", &json!({ "node-name": node })) {
+            left.push(format!("the block node {node}: {error}"));
+        }
+        // Not only those of this object: blocks of disks pass through one, too.
+        if let Err(error) = FdSet::remove_all(monitor) {
+            left.push(format!("sets of file descriptors: {error}"));
         }
         left
     }
@@ -146,7 +138,15 @@ impl DeviceState {
         if self.is_ignoring == self.was_ignoring {
             return;
         }
-        match set_ignoring(monitor, self.was_ignoring) {
+        let restored = set_ignoring(monitor, self.was_ignoring).or_else(|error| {
+            // QEMU refuses it during a migration. One that another program began in the meantime lacks the memory.
+            if self.was_ignoring {
+                return Err(error);
+            }
+            migration::cancel(monitor)?;
+            set_ignoring(monitor, false)
+        });
+        match restored {
             Ok(()) => self.is_ignoring = self.was_ignoring,
             Err(error) => tracing::warn!(%error, "x-ignore-shared stays on in QEMU for now"),
         }
@@ -188,7 +188,7 @@ impl DeviceState {
         let io = |source| MachineError::Io { doing: doing(), source };
         self.load.set_len(0).map_err(io)?;
         self.load.write_all_at(&image, 0).map_err(io)?;
-        monitor.execute("blockdev-add", &node(&self.load_node, self.load_set))?;
+        monitor.execute("blockdev-add", &node(&self.load_node, &self.load_set))?;
         let mut devices = vec![self.load_node.clone()];
         devices.extend_from_slice(disks);
         let arguments = json!({ "tag": tag, "vmstate": self.load_node, "devices": devices });
@@ -213,28 +213,9 @@ fn is_on(capabilities: &Value) -> bool {
     })
 }
 
-/// The sets of descriptors in QEMU's list that belong to this driver.
-fn own_sets(sets: &Value) -> Vec<u64> {
-    let is_own = |set: &&Value| {
-        let fds = set.get("fds").and_then(Value::as_array);
-        fds.is_some_and(|fds| !fds.is_empty() && fds.iter().all(|fd| text(fd, "opaque") == Some(OPAQUE)))
-    };
-    let own = sets.as_array().into_iter().flatten().filter(is_own);
-    own.filter_map(|set| set.get("fdset-id")?.as_u64()).collect()
-}
-
-fn node(name: &str, set: u64) -> Value {
+fn node(name: &str, set: &FdSet) -> Value {
     json!({
         "driver": "qcow2", "node-name": name, "cache": { "no-flush": true },
-        "file": { "driver": "file", "filename": format!("/dev/fdset/{set}"), "cache": { "no-flush": true } },
-    })
-}
-
-/// Passes a file to QEMU; returns the number of its descriptor set.
-fn give(monitor: &mut Monitor, file: &File) -> Result<u64, MachineError> {
-    let answer = monitor.execute_with_fd("add-fd", &json!({ "opaque": OPAQUE }), file.as_fd())?;
-    answer.get("fdset-id").and_then(Value::as_u64).ok_or_else(|| MachineError::Driver {
-        doing: "passing a file to QEMU".into(),
-        message: "its answer names no set".into(),
+        "file": { "driver": "file", "filename": set.block_path(), "cache": { "no-flush": true } },
     })
 }

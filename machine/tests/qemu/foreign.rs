@@ -101,6 +101,12 @@ impl Owner {
         own.unwrap()["state"] == true
     }
 
+    fn wait_migration(&mut self, wanted: &str) {
+        while self.run("query-migrate", &json!({}))["status"] != wanted {
+            sleep_ms(10);
+        }
+    }
+
     /// Block nodes and descriptor sets that are not QEMU's own, and snapshots in its disk.
     fn additions(&mut self) -> (usize, usize, usize) {
         let nodes = self.run("query-named-block-nodes", &json!({}));
@@ -164,6 +170,51 @@ fn the_owner_is_noticed_and_gets_qemu_back_as_it_was() {
     let mut machine = qemu.attach().unwrap();
     machine.pause().unwrap();
     machine.capture_state().unwrap();
+}
+
+#[test]
+fn a_migration_of_the_owner_is_not_disturbed_and_never_lacks_the_memory() {
+    let Some(image) = image() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let qemu = Qemu::start(dir.path(), &image);
+    let mut owner = qemu.owner();
+    let mut machine = qemu.attach().unwrap();
+    wait_console_file(&qemu.dir, "tick 00010");
+
+    // In progress: the guest is neither paused nor is anything changed in QEMU.
+    owner.run("migrate-set-parameters", &json!({ "max-bandwidth": 1 }));
+    owner.run("migrate", &json!({ "uri": "exec:cat > /dev/null" }));
+    let error = machine.pause().unwrap_err();
+    assert!(error.to_string().contains("saves or migrates"), "{error}");
+    assert_eq!(machine.run_state(), RunState::Running);
+    owner.run("migrate_cancel", &json!({}));
+    owner.wait_migration("cancelled");
+    machine.pause().unwrap();
+    machine.capture_state().unwrap();
+
+    // Complete since the pause: the guest continues in its copy, and not here.
+    owner.run("migrate-set-parameters", &json!({ "max-bandwidth": 1_u64 << 40 }));
+    let copy = dir.path().join("copy");
+    owner.run("migrate", &json!({ "uri": format!("exec:cat > {}", copy.display()) }));
+    owner.wait_migration("completed");
+    assert!(std::fs::metadata(&copy).unwrap().len() > 32 << 20);
+    let error = machine.resume().unwrap_err();
+    assert!(error.to_string().contains("has saved or migrated"), "{error}");
+    assert_eq!(machine.run_state(), RunState::Paused);
+    owner.run("cont", &json!({}));
+    assert_eq!(machine.run_state(), RunState::Running);
+
+    // Begun while `x-ignore-shared` was on, as after a daemon that was killed within a job: it is cancelled.
+    drop(machine);
+    assert_eq!(owner.additions().0, 1);
+    let on = json!([{ "capability": "x-ignore-shared", "state": true }]);
+    owner.run("migrate-set-capabilities", &json!({ "capabilities": on }));
+    owner.run("migrate-set-parameters", &json!({ "max-bandwidth": 1 }));
+    owner.run("migrate", &json!({ "uri": "exec:cat > /dev/null" }));
+    let machine = qemu.attach().unwrap();
+    assert_eq!(owner.run("query-migrate", &json!({}))["status"], "cancelled");
+    assert!(!owner.ignores_shared());
+    drop(machine);
 }
 
 /// Waits until the console's log has `wanted`.

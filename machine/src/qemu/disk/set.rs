@@ -149,7 +149,7 @@ impl DiskSet {
 
     /// The blocks that were written need no check any more.
     pub(in crate::qemu) fn forget_written(&mut self) {
-        self.blocks = BlockWriter::default();
+        self.blocks.forget();
     }
 
     fn find(&self, name: &str) -> Result<&AttachedDisk, MachineError> {
