@@ -69,7 +69,9 @@ fn both_at_once(daemon: &Daemon, domain: &Domain) {
     go_back(daemon, domain, "third");
     go_back(daemon, domain, "second");
     assert_eq!(daemon.json(&["audit", "g"])["mismatched_pages"], 0);
-    println!("attached: saved ({attached_bytes} bytes) and restored, snapshot and revert, rolled back after each");
+    println!(
+        "attached: saved ({attached_bytes} bytes) and restored, snapshot and revert, rolled back after each"
+    );
     detach_to_no_snapshots(daemon, domain);
     println!("detached, nothing left");
 }

@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::time::SystemTime;
 
 use retrovisor_guest::MachineError;
 use serde_json::{Value, json};
@@ -15,6 +16,7 @@ use super::fd_set::FdSet;
 use super::memory_file;
 use super::migration;
 use super::monitor::{Monitor, text};
+use super::owner_snapshot;
 use super::qcow2::vmstate;
 use super::stream::is_stream;
 
@@ -23,6 +25,15 @@ const NODE_PREFIX: &str = "retrovisor-";
 
 /// The name of both files in QEMU's list of descriptors.
 const NAME: &std::ffi::CStr = c"retrovisor-state";
+
+/// Who else sends commands to QEMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Clients {
+    /// Nobody: this project launched it.
+    One,
+    /// The program that started it has a monitor of its own.
+    Several,
+}
 
 pub(super) struct DeviceState {
     save: File,
@@ -35,13 +46,14 @@ pub(super) struct DeviceState {
     was_ignoring: bool,
     /// `x-ignore-shared` could not be restored yet.
     is_ignoring: bool,
+    clients: Clients,
     /// Snapshots in `save` whose bytes were read.
     done: Vec<String>,
 }
 
 impl DeviceState {
     /// Passes the two files to QEMU. Removes those that an earlier process of this driver may have left.
-    pub(super) fn set_up(monitor: &mut Monitor) -> Result<Self, MachineError> {
+    pub(super) fn set_up(monitor: &mut Monitor, clients: Clients) -> Result<Self, MachineError> {
         let nodes = monitor.execute("query-named-block-nodes", &json!({ "flat": true }))?;
         let mut is_first = true;
         for node in nodes.as_array().into_iter().flatten().filter_map(|node| text(node, "node-name")) {
@@ -68,6 +80,7 @@ impl DeviceState {
             // An earlier process that was killed in the middle of a job left it on.
             was_ignoring: is_ignoring && is_first,
             is_ignoring,
+            clients,
             done: Vec::new(),
         };
         state.stop_ignoring(monitor);
@@ -85,6 +98,7 @@ impl DeviceState {
         let mut devices = vec![self.save_node.clone()];
         devices.extend_from_slice(disks);
         let arguments = json!({ "tag": tag, "vmstate": self.save_node, "devices": devices });
+        let begin = SystemTime::now();
         self.job_without_memory(monitor, "snapshot-save", arguments)?;
         self.done.push(tag.to_owned());
         let stream = vmstate::extract(&self.save, tag).and_then(|stream| {
@@ -94,6 +108,9 @@ impl DeviceState {
                 Err("QEMU saved something else than device state".into())
             }
         });
+        if let Ok(stream) = &stream {
+            self.repair_owner_snapshots(monitor, begin, stream);
+        }
         stream.map_err(|message| {
             // Without the bytes the disks' snapshots are useless.
             let _ = monitor.job("snapshot-delete", json!({ "tag": tag, "devices": disks }));
@@ -131,6 +148,17 @@ impl DeviceState {
         let done = monitor.job(command, arguments);
         self.stop_ignoring(monitor);
         done
+    }
+
+    /// In the pause, after a job that began at `begin`: what another client saved since must have the memory. An error
+    /// concerns the owner's snapshot, not this driver's state.
+    fn repair_owner_snapshots(&self, monitor: &mut Monitor, begin: SystemTime, stream: &[u8]) {
+        if self.clients == Clients::One || self.is_ignoring {
+            return;
+        }
+        if let Err(error) = owner_snapshot::save_again(monitor, begin, stream.len() as u64) {
+            tracing::error!(%error, "a snapshot of another program lacks the guest's memory");
+        }
     }
 
     /// Restores the capability. A failure does not make the saved state invalid: it is tried again.
@@ -192,10 +220,12 @@ impl DeviceState {
         let mut devices = vec![self.load_node.clone()];
         devices.extend_from_slice(disks);
         let arguments = json!({ "tag": tag, "vmstate": self.load_node, "devices": devices });
+        let begin = SystemTime::now();
         let loaded = self.job_without_memory(monitor, "snapshot-load", arguments);
         let removed = monitor.execute("blockdev-del", &json!({ "node-name": self.load_node }));
         loaded?;
         removed?;
+        self.repair_owner_snapshots(monitor, begin, stream);
         Ok(())
     }
 }

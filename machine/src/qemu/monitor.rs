@@ -43,6 +43,7 @@ pub(super) struct Monitor {
     stop_cause: StopCause,
     guest_events: VecDeque<GuestEvent>,
     jobs: u64,
+    resumed_by_others: u64,
     /// The socket or the process is gone.
     failed: bool,
 }
@@ -58,6 +59,7 @@ impl Monitor {
             stop_cause: StopCause::Settled,
             guest_events: VecDeque::new(),
             jobs: 0,
+            resumed_by_others: 0,
             failed: false,
         };
         monitor.query_run_state()?;
@@ -79,6 +81,11 @@ impl Monitor {
     /// Whether vCPUs run, according to the events that were read.
     pub(super) fn running(&self) -> bool {
         self.run_state == RunState::Running && !self.failed
+    }
+
+    /// How often other clients of QEMU resumed the guest, according to the events that were read.
+    pub(super) fn resumed_by_others(&self) -> u64 {
+        self.resumed_by_others
     }
 
     /// Whether the guest shut down or panicked, and QEMU still exists.
@@ -238,6 +245,7 @@ impl Monitor {
                 self.run_state = RunState::Running;
                 self.stop_cause = StopCause::Settled;
                 if !self.is_changing {
+                    self.resumed_by_others += 1;
                     self.keep(GuestEvent::Resumed);
                 }
             }

@@ -26,6 +26,7 @@ impl StateIo for QemuMachine {
         let tag = self.new_tag();
         let nodes = self.disks.nodes();
         let stream = self.device_state.save(&mut self.monitor, &tag, &nodes)?;
+        self.needs_uninterrupted_pause()?;
         self.registers.complete(&stream, &mut vcpus);
         let disks = self.disks.names().into_iter().map(|disk| DiskState { disk, reference: tag.clone() });
         let state = MachineState { vcpus, sections: self.shape.sections(stream)?, disks: disks.collect() };

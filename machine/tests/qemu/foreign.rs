@@ -55,7 +55,9 @@ impl Qemu {
 
     fn attach(&self) -> Result<QemuMachine, MachineError> {
         let qmp = self.dir.join("qmp");
-        QemuMachine::attach(&AttachConfig { name: "foreign".into(), qmp, runtime_dir: self.dir.clone() })
+        // Not the folder of the socket, which would be that of a QEMU that this project launched.
+        let runtime_dir = self.dir.join("machine");
+        QemuMachine::attach(&AttachConfig { name: "foreign".into(), qmp, runtime_dir })
     }
 
     fn owner(&self) -> Owner {
@@ -207,14 +209,43 @@ fn a_migration_of_the_owner_is_not_disturbed_and_never_lacks_the_memory() {
     // Begun while `x-ignore-shared` was on, as after a daemon that was killed within a job: it is cancelled.
     drop(machine);
     assert_eq!(owner.additions().0, 1);
-    let on = json!([{ "capability": "x-ignore-shared", "state": true }]);
+    let on = ["x-ignore-shared", "pause-before-switchover"];
+    let on = on.map(|capability| json!({ "capability": capability, "state": true }));
     owner.run("migrate-set-capabilities", &json!({ "capabilities": on }));
-    owner.run("migrate-set-parameters", &json!({ "max-bandwidth": 1 }));
     owner.run("migrate", &json!({ "uri": "exec:cat > /dev/null" }));
+    owner.wait_migration("pre-switchover");
     let machine = qemu.attach().unwrap();
     assert_eq!(owner.run("query-migrate", &json!({}))["status"], "cancelled");
     assert!(!owner.ignores_shared());
     drop(machine);
+}
+
+#[test]
+fn a_snapshot_of_the_owner_has_the_memory_whenever_it_is_made() {
+    let Some(image) = image() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let qemu = Qemu::start(dir.path(), &image);
+    let mut machine = qemu.attach().unwrap();
+    wait_console_file(&qemu.dir, "tick 00010");
+    for delay_ms in 0..12 {
+        machine.pause().unwrap();
+        let mut owner = qemu.owner();
+        let saving = std::thread::spawn(move || {
+            sleep_ms(delay_ms);
+            // One that arrives during the job of a checkpoint is executed when the job ends.
+            let line = json!({ "command-line": "savevm owners" });
+            assert_eq!(owner.run("human-monitor-command", &line), "");
+            owner
+        });
+        machine.capture_state().unwrap();
+        let nodes = saving.join().unwrap().run("query-named-block-nodes", &json!({ "flat": true }));
+        let snapshots = nodes.as_array().unwrap().iter();
+        let snapshots = snapshots.filter_map(|node| node["image"]["snapshots"].as_array()).flatten();
+        let own = snapshots.filter(|snapshot| snapshot["name"] == "owners");
+        let bytes = own.filter_map(|snapshot| snapshot["vm-state-size"].as_u64()).max().unwrap();
+        assert!(bytes > 32 << 20, "{bytes} bytes, {delay_ms} ms after the pause");
+        machine.resume().unwrap();
+    }
 }
 
 /// Waits until the console's log has `wanted`.
