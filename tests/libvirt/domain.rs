@@ -43,6 +43,15 @@ impl Domain {
         self.libvirtd.virsh(arguments)
     }
 
+    /// `virsh save`. One that begins within a job of a checkpoint is cancelled, and has to be given again.
+    pub(crate) fn save(&self, file: &str) {
+        while let Err(error) = self.libvirtd.try_virsh(&["save", NAME, file]) {
+            assert!(error.contains("cancel"), "{error}");
+            println!("virsh save was cancelled: {error}");
+            let _tick = self.next_tick();
+        }
+    }
+
     /// The path of a file in the domain's folder, for arguments.
     pub(crate) fn file(&self, name: &str) -> String {
         self.dir.join(name).display().to_string()

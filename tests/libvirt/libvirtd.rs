@@ -52,6 +52,12 @@ impl Libvirtd {
 
     /// Runs `virsh`, which must work, and returns what it printed.
     pub(crate) fn virsh(&self, arguments: &[&str]) -> String {
+        self.try_virsh(arguments)
+            .unwrap_or_else(|error| panic!("virsh {}: {error}\n{}", arguments.join(" "), self.log()))
+    }
+
+    /// Runs `virsh`; returns what it printed, or its error.
+    pub(crate) fn try_virsh(&self, arguments: &[&str]) -> Result<String, String> {
         let socket = self.path("root/run/libvirt/libvirt-sock");
         // With the C library that it was built for.
         let output = Command::new("timeout")
@@ -65,8 +71,8 @@ impl Libvirtd {
             .stdin(Stdio::null())
             .output()
             .expect("timeout starts");
-        assert!(output.status.success(), "virsh {arguments:?}: {output:?}\n{}", self.log());
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 
     fn log(&self) -> String {

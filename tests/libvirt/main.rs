@@ -131,7 +131,7 @@ fn detach_to_no_snapshots(daemon: &Daemon, domain: &Domain) {
 fn save_and_restore(domain: &Domain, between: impl Fn()) -> u64 {
     let file = domain.file("saved");
     let before = domain.next_tick();
-    domain.virsh(&["save", "guest", &file]);
+    domain.save(&file);
     between();
     let bytes = std::fs::metadata(&file).expect("the saved state").len();
     assert!(bytes > SAVED_BYTES_MIN, "{bytes} bytes are not the guest's memory");
