@@ -1,8 +1,9 @@
 //! A domain of libvirt 9, attached, and libvirt's own saves and snapshots of it: `make test-libvirt`.
 //!
-//! `LIBVIRT` has the folder that `setup/libvirt.sh` prints. The guest checks its memory and its file system all the time
-//! and must find no corruption. It is booted once: every later process of its domain continues a state that libvirt
-//! saved. Two domains are tried, because memory and the filter of system calls decide how written frames are found.
+//! `LIBVIRT` has the folder that `setup/libvirt.sh` prints. The guest checks its memory and its file system all the
+//! time and must find no corruption. It is booted once: every later process of its domain continues a state that
+//! libvirt saved. Two domains are tried, because memory and the filter of system calls decide how written frames are
+//! found.
 
 mod domain;
 mod libvirtd;
@@ -29,11 +30,11 @@ fn main() {
         println!("memory from {memory}: started");
         std::fs::create_dir(domain.store()).expect("the store's folder");
         let daemon = Daemon::start(&domain.store());
-        both_at_once(&daemon, &domain);
+        attached_and_saved(&daemon, &domain);
     }
 }
 
-fn both_at_once(daemon: &Daemon, domain: &Domain) {
+fn attached_and_saved(daemon: &Daemon, domain: &Domain) {
     let found = domain.found();
     attach(daemon, domain);
     println!("attached; written frames are found by {}", daemon.json(&["show", "g"])["dirty_finder"]);

@@ -30,8 +30,8 @@ pub(super) fn refuse(monitor: &mut Monitor) -> Result<(), MachineError> {
     Ok(())
 }
 
-/// Refuses to resume a guest that another client saved or moved away since it was paused: it goes on from there, and its
-/// disks must not be written here any more.
+/// Refuses to resume a guest that another client saved or moved away since it was paused: it continues from there, and
+/// its disks must not be written here any more.
 pub(super) fn refuse_resume(monitor: &mut Monitor) -> Result<(), MachineError> {
     let status = monitor.execute("query-status", &json!({}))?;
     match text(&status, "status") {

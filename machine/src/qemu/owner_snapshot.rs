@@ -1,8 +1,9 @@
 //! Snapshots of another client of QEMU (`savevm`, `virsh snapshot-create`) that lack the guest's memory.
 //!
-//! QEMU executes the commands of its clients in turns. One that arrives during a job of this driver is therefore executed
-//! after the job and before the command that switches `x-ignore-shared` off, and a `savevm` then omits the memory without
-//! an error. The guest is still paused at that time, so the same snapshot can be saved again, with the memory.
+//! QEMU executes the commands of its clients in turns. One that arrives during a job of this driver is therefore
+//! executed after the job and before the command that switches `x-ignore-shared` off, and a `savevm` then omits the
+//! memory without an error. The guest is still paused at that time, so the same snapshot can be saved again, with the
+//! memory.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -167,13 +167,12 @@ fn command(
         monitor.human(&format!("qemu-io -d {device} \"write -q -z -u {offset} {length}\""))?;
         return Ok(());
     }
-    let (file, set) = match scratch {
-        Some(scratch) => scratch,
-        None => {
-            let file = memory_file::create(c"retrovisor-blocks", &[])?;
-            let set = FdSet::add(monitor, &file)?;
-            scratch.insert((file, set))
-        }
+    let (file, set) = if let Some(scratch) = scratch {
+        scratch
+    } else {
+        let file = memory_file::create(c"retrovisor-blocks", &[])?;
+        let set = FdSet::add(monitor, &file)?;
+        scratch.insert((file, set))
     };
     let bytes = blocks.as_flattened();
     let io = |source| MachineError::Io { doing: "handing blocks to QEMU".into(), source };
