@@ -132,12 +132,13 @@ impl Monitor {
         answer.map_err(|error| self.explain(error))
     }
 
-    /// Runs two commands and waits for the answers of both: one round trip.
-    pub(super) fn execute_both(&mut self, commands: [(&str, Value); 2]) -> Result<[Value; 2], MachineError> {
-        let [first, second] = commands;
-        let answers = self.qmp.send(first.0, &first.1).and_then(|first_id| {
-            let second_id = self.qmp.send(second.0, &second.1)?;
-            Ok([self.qmp.answer(first_id, first.0)?, self.qmp.answer(second_id, second.0)?])
+    /// Runs several commands and waits for the answers of all: one round trip. After a failure, the answers to the
+    /// other commands are skipped when they arrive.
+    pub(super) fn execute_all(&mut self, commands: &[(&str, Value)]) -> Result<Vec<Value>, MachineError> {
+        let sent = commands.iter().map(|(command, arguments)| self.qmp.send(command, arguments));
+        let answers = sent.collect::<Result<Vec<_>, _>>().and_then(|ids| {
+            let all = ids.into_iter().zip(commands);
+            all.map(|(id, (command, _))| self.qmp.answer(id, command)).collect()
         });
         answers.map_err(|error| self.explain(error))
     }

@@ -88,6 +88,7 @@ impl Recorder {
         // What is being stored is part of the baseline.
         self.drain(machine);
         let target = self.target(machine, rollback.target.checkpoint)?;
+        machine.check_state(&target.state)?;
         self.is_moving = true;
         // Where blocks are to be written, the current ones must be durable before.
         let moved = if request.current == CurrentPolicy::Durable || !target.disks.is_retained() {
