@@ -27,6 +27,7 @@ mod parallel;
 mod reads;
 mod recorder;
 mod repair;
+mod reserve;
 mod retention;
 mod store;
 mod varint;

@@ -243,7 +243,7 @@ fn fill_up(store: &std::path::Path, packs: &std::path::Path, image: &GuestImage)
     });
     // The last checkpoint of a stop fails as well: the machine runs on and stays managed.
     let refused = daemon.run(&["stop", "g"]);
-    assert!(refused.code == 1 && refused.stderr.contains("--force"), "{refused:?}");
+    assert!(refused.code == 4 && refused.stderr.contains("--force"), "{refused:?}");
     assert_eq!(daemon.state("g"), "running");
     let _tick = daemon.next_tick();
     drop(filled);

@@ -31,7 +31,7 @@ fn a_guest_that_powers_itself_off_goes_back_in_place_and_one_that_reboots_begins
     let before = daemon.console().len();
     let rebooting = daemon.send("echo b >/proc/sysrq-trigger");
     wait_until("the workload of the new boot", Duration::from_mins(2), || {
-        daemon.last_tick(before).is_some() && daemon.console()[before..].contains("tick 00001 ")
+        daemon.last_tick(before).is_some() && daemon.console()[before..].contains("tick 00010 ")
     });
     drop(rebooting);
     daemon.wait_for_checkpoints("g", 12);

@@ -1,5 +1,6 @@
 //! Devices, memory, vCPUs and media that come to a running QEMU and go: refused by name until all is as before.
 
+use std::path::Path;
 use std::time::Duration;
 
 use retrovisor_tests::{Daemon, ForeignOptions, ForeignQemu, GuestImage, Owner, wait_until};
@@ -13,6 +14,23 @@ struct Attached {
 }
 
 impl Attached {
+    /// Starts QEMU, attaches it, and takes the checkpoint `before`.
+    fn start(image: &GuestImage, store: &Path, dir: &Path, arguments: &[&str]) -> Self {
+        let qemu = ForeignQemu::start_with(&ForeignOptions::small(image, dir), arguments);
+        let (owner, daemon) = (qemu.owner(), Daemon::start(store));
+        qemu.next_tick();
+        let _attached = daemon.run(&["attach", "g", "--qmp", &qemu.qmp(), "--every", "0"]).ok();
+        let _before = daemon.json(&["checkpoint", "g", "--label", "before"]);
+        Self { daemon, qemu, owner }
+    }
+
+    /// A vCPU was unplugged from a QEMU that cannot save its state after that.
+    fn must_refuse_after_unplug(&mut self, arguments: &[&str]) {
+        let refused = self.daemon.run(arguments);
+        assert!(refused.code != 0 && refused.stderr.contains("after a vCPU was removed"), "{refused:#?}");
+        self.qemu.next_tick();
+    }
+
     /// Neither a checkpoint nor a rollback is begun, both name the change, and the guest does not notice.
     fn must_refuse(&mut self, named: &str) {
         let snapshots = self.owner.additions().len();
@@ -53,8 +71,6 @@ fn what_is_plugged_or_unplugged_is_refused_by_name_until_it_is_as_before() {
     let Some(image) = GuestImage::find() else { return };
     let (store, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap());
     let arguments = [
-        "-smp",
-        "1,maxcpus=2",
         "-m",
         "256M,slots=2,maxmem=1G",
         "-action",
@@ -68,12 +84,7 @@ fn what_is_plugged_or_unplugged_is_refused_by_name_until_it_is_as_before() {
         "-device",
         "virtio-rng-pci,id=rng,bus=root1",
     ];
-    let qemu = ForeignQemu::start_with(&ForeignOptions::small(&image, dir.path()), &arguments);
-    let (owner, daemon) = (qemu.owner(), Daemon::start(store.path()));
-    qemu.next_tick();
-    let _attached = daemon.run(&["attach", "g", "--qmp", &qemu.qmp(), "--every", "0"]).ok();
-    let _before = daemon.json(&["checkpoint", "g", "--label", "before"]);
-    let mut attached = Attached { daemon, qemu, owner };
+    let mut attached = Attached::start(&image, store.path(), dir.path(), &arguments);
 
     // A disk is added, and goes again.
     let extra = dir.path().join("extra.qcow2");
@@ -99,7 +110,22 @@ fn what_is_plugged_or_unplugged_is_refused_by_name_until_it_is_as_before() {
     let _nothing = attached.owner.run("device_add", &rng);
     attached.must_work();
 
-    // A vCPU.
+    // A medium, without a device.
+    let medium = json!({ "id": "cd", "filename": image.disk, "format": "raw" });
+    let _nothing = attached.owner.run("blockdev-change-medium", &medium);
+    attached.must_refuse("of cd was added");
+    let _nothing = attached.owner.run("eject", &json!({ "id": "cd", "force": true }));
+    attached.must_work();
+
+    new_shape_after_an_attach(attached);
+}
+
+#[test]
+fn a_vcpu_that_is_plugged_is_refused_until_it_is_unplugged() {
+    let Some(image) = GuestImage::find() else { return };
+    let (store, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap());
+    let arguments = ["-smp", "1,maxcpus=2"];
+    let mut attached = Attached::start(&image, store.path(), dir.path(), &arguments);
     let vcpus = attached.owner.run("query-hotpluggable-cpus", &json!({}));
     let free = vcpus.as_array().unwrap().iter().find(|vcpu| vcpu["qom-path"].is_null()).unwrap();
     let mut vcpu = free["props"].clone();
@@ -108,16 +134,16 @@ fn what_is_plugged_or_unplugged_is_refused_by_name_until_it_is_as_before() {
     let _nothing = attached.owner.run("device_add", &vcpu);
     attached.must_refuse("cpu1 (max-x86_64-cpu) was added");
     attached.unplug("cpu1");
-    attached.must_work();
-
-    // A medium, without a device.
-    let medium = json!({ "id": "cd", "filename": image.disk, "format": "raw" });
-    let _nothing = attached.owner.run("blockdev-change-medium", &medium);
-    attached.must_refuse("of cd was added");
-    let _nothing = attached.owner.run("blockdev-remove-medium", &json!({ "id": "cd" }));
-    attached.must_work();
-
-    new_shape_after_an_attach(attached);
+    let version = attached.owner.run("query-version", &json!({}))["qemu"]["major"].clone();
+    if version.as_u64().unwrap() >= 10 {
+        attached.must_work();
+        return;
+    }
+    // Older ones never finish saving a state after that: the guest would stand still for ever.
+    attached.must_refuse_after_unplug(&["checkpoint", "g"]);
+    assert_eq!(attached.daemon.json(&["detach", "g"])["left_behind"], json!([]));
+    let qmp = attached.qemu.qmp();
+    attached.must_refuse_after_unplug(&["attach", "g", "--qmp", &qmp]);
 }
 
 /// An attach accepts the devices that are there then; states of earlier ones are refused before a byte is written.

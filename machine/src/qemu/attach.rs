@@ -99,7 +99,7 @@ impl Parts {
                 help: format!("Use QEMU {}.{} or later", VERSION_MIN.major, VERSION_MIN.minor),
             });
         }
-        let devices = Devices::of(monitor)?;
+        let mut devices = Devices::of(monitor)?;
         let (backend, length_bytes) = memory(monitor, &devices)?;
         let tree = monitor.human("info mtree -f")?;
         // Old machine types name the region after the backend's whole path.
@@ -118,13 +118,15 @@ impl Parts {
 
         let kvm = monitor.execute("query-kvm", &json!({}))?;
         let board = monitor.execute("qom-get", &json!({ "path": "/machine", "property": "type" }))?;
+        let accelerator = match kvm.get("enabled") {
+            Some(Value::Bool(true)) => Accelerator::Kvm,
+            _ => Accelerator::Tcg,
+        };
+        devices.check_at_attach(monitor, accelerator)?;
         let shape = Shape {
             version: format!("{}.{}", version.major, version.minor),
             board: board.as_str().unwrap_or_default().to_owned(),
-            accelerator: match kvm.get("enabled") {
-                Some(Value::Bool(true)) => Accelerator::Kvm,
-                _ => Accelerator::Tcg,
-            },
+            accelerator,
             vcpus: u32::try_from(devices.vcpus()).unwrap_or(u32::MAX),
             layout,
             devices: Some(devices.peripherals.clone()),

@@ -3,9 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use retrovisor_guest::MachineError;
+use retrovisor_guest::{Accelerator, MachineError};
 use serde_json::{Value, json};
 
+use super::message::Version;
 use super::monitor::{Monitor, text};
 
 /// QEMU's containers of the devices from its command line or `device_add` (including added vCPUs and DIMMs): those with
@@ -24,7 +25,12 @@ pub(super) struct Devices {
     media: BTreeMap<String, String>,
     /// Bytes of each memory device that has any.
     memory: BTreeMap<String, String>,
+    /// Whether this QEMU never finishes saving its state after a vCPU was unplugged.
+    pub(super) hangs_after_unplug: bool,
 }
+
+/// With older versions, the thread of an unplugged vCPU under TCG is waited for without end when a state is saved.
+const UNPLUG_VERSION_MIN: Version = Version { major: 10, minor: 0, micro: 0 };
 
 impl Devices {
     /// The devices that QEMU has now: one round trip, without access to a disk.
@@ -56,6 +62,7 @@ impl Devices {
             vcpus: vcpus.collect(),
             media: media.collect(),
             memory: entries(memory).iter().filter_map(memory_of).collect(),
+            hangs_after_unplug: false,
         }
     }
 
@@ -70,9 +77,27 @@ impl Devices {
         self.vcpus.len()
     }
 
+    /// Refuses a QEMU that would hang in the first checkpoint, because a vCPU was unplugged before.
+    pub(super) fn check_at_attach(
+        &mut self,
+        monitor: &mut Monitor,
+        accelerator: Accelerator,
+    ) -> Result<(), MachineError> {
+        self.hangs_after_unplug = accelerator == Accelerator::Tcg && monitor.version() < UNPLUG_VERSION_MIN;
+        if self.hangs_after_unplug && has_ejected(&monitor.execute("query-acpi-ospm-status", &json!({}))?) {
+            return Err(unplugged(monitor.version()));
+        }
+        Ok(())
+    }
+
     /// Refuses a machine whose devices have changed, with their names.
     pub(super) fn check(&self, monitor: &mut Monitor) -> Result<(), MachineError> {
-        match self.difference(&Self::of(monitor)?) {
+        let now = Self::of(monitor)?;
+        monitor.read_events()?;
+        if self.hangs_after_unplug && monitor.has_lost_vcpu() {
+            return Err(unplugged(monitor.version()));
+        }
+        match self.difference(&now) {
             None => Ok(()),
             Some(what) => Err(MachineError::Unsupported {
                 what: format!("a checkpoint of a machine whose devices changed while it ran ({what})"),
@@ -124,6 +149,24 @@ impl Devices {
         }
         (!all.is_empty()).then(|| all.join(", "))
     }
+}
+
+fn unplugged(version: Version) -> MachineError {
+    MachineError::Unsupported {
+        what: format!("a checkpoint under QEMU {version} and TCG after a vCPU was removed (QEMU would hang)"),
+        help: "Start QEMU again, or use QEMU 10 or later".into(),
+    }
+}
+
+/// Whether QEMU's list of the guest's ACPI reports has a vCPU that was ejected.
+fn has_ejected(reports: &Value) -> bool {
+    /// The guest completed an ejection: OSPM's source event 3, status 0.
+    const EJECTED: (u64, u64) = (3, 0);
+    let number = |report: &Value, field| report.get(field).and_then(Value::as_u64);
+    reports.as_array().into_iter().flatten().any(|report| {
+        text(report, "slot-type") == Some("CPU")
+            && number(report, "source").zip(number(report, "status")) == Some(EJECTED)
+    })
 }
 
 /// Which devices were added and removed, in words.
@@ -201,6 +244,17 @@ mod tests {
         let none = devices(&["rng"], &[], &[], &[]);
         assert_eq!(before.difference(&none).unwrap(), "device[0] (vCPU) was removed");
         assert_eq!(added.vcpus(), 2);
+    }
+
+    #[test]
+    fn an_ejected_vcpu_is_recognized() {
+        let report = |kind, source, status| json!([{ "slot-type": kind, "source": source, "status": status, "slot": "1" }]);
+        assert!(has_ejected(&report("CPU", 3, 0)));
+        for other in
+            [report("CPU", 1, 0), report("CPU", 3, 132), report("DIMM", 3, 0), json!([]), Value::Null]
+        {
+            assert!(!has_ejected(&other), "{other}");
+        }
     }
 
     #[test]

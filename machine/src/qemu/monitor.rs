@@ -42,6 +42,8 @@ pub(super) struct Monitor {
     is_changing: bool,
     stop_cause: StopCause,
     guest_events: VecDeque<GuestEvent>,
+    /// A vCPU was unplugged since the connection began.
+    has_lost_vcpu: bool,
     jobs: u64,
     /// The socket or the process is gone.
     failed: bool,
@@ -57,6 +59,7 @@ impl Monitor {
             is_changing: false,
             stop_cause: StopCause::Settled,
             guest_events: VecDeque::new(),
+            has_lost_vcpu: false,
             jobs: 0,
             failed: false,
         };
@@ -84,6 +87,11 @@ impl Monitor {
     /// Whether the guest shut down or panicked, and QEMU still exists.
     pub(super) fn has_ended(&self) -> bool {
         self.run_state.has_ended()
+    }
+
+    /// Whether a vCPU was unplugged since the connection began, according to the events that were read.
+    pub(super) fn has_lost_vcpu(&self) -> bool {
+        self.has_lost_vcpu
     }
 
     /// Reads the available events, and returns whether the guest runs, and why not.
@@ -247,6 +255,10 @@ impl Monitor {
             }
             "SHUTDOWN" => self.run_state = RunState::PoweredOff,
             "GUEST_PANICKED" if stops_guest(event) => self.run_state = RunState::Panicked,
+            // Only vCPUs have one, and it goes with them.
+            "DEVICE_DELETED" if text(&event.data, "path").is_some_and(|path| path.ends_with("/lapic")) => {
+                self.has_lost_vcpu = true;
+            }
             "RESET" if self.run_state.has_ended() => self.run_state = RunState::Paused,
             _ => {}
         }
