@@ -27,7 +27,6 @@ mod parallel;
 mod reads;
 mod recorder;
 mod repair;
-mod reserve;
 mod retention;
 mod store;
 mod varint;

@@ -41,9 +41,6 @@ pub(super) async fn run(args: ServeArgs, global: &Global) -> Result<(), CliError
     }
     let store =
         Store::open(&root, Access::Create).map_err(|error| CliError::refused(error.to_string(), ""))?;
-    if let Err(error) = store.keep_reserve() {
-        errln!("no space is in reserve for a prune on a full disk: {error}");
-    }
     store.set_page_cache_bytes_max(args.page_cache_mib << 20);
     let settings =
         RecorderSettings { staging_bytes_max: args.staging_mib << 20, ..RecorderSettings::default() };

@@ -152,15 +152,15 @@ impl Store {
         progress: &mut dyn FnMut(PruneProgress) -> ControlFlow<()>,
     ) -> Result<bool> {
         let census = Census::take(self, |_| true)?;
-        let chosen = census.packs.iter();
-        let chosen =
-            chosen.filter(|(_, pack)| pack.bytes > 0 && pack.is_worth_it(options.garbage_percent_min));
-        // Those that need least space first: on a full disk, they make room for the others.
-        let mut chosen: Vec<_> = chosen.map(|(number, pack)| (pack.live_bytes, *number)).collect();
-        chosen.sort_unstable();
-        let total = chosen.iter().map(|(_, number)| census.packs[number].bytes).sum();
+        let chosen: Vec<u32> = census
+            .packs
+            .iter()
+            .filter(|(_, pack)| pack.bytes > 0 && pack.is_worth_it(options.garbage_percent_min))
+            .map(|(number, _)| *number)
+            .collect();
+        let total = chosen.iter().map(|number| census.packs[number].bytes).sum();
         let mut done = 0;
-        for (_, number) in chosen {
+        for number in chosen {
             if progress(PruneProgress { step: PruneStep::Rewrite, done, total }).is_break() {
                 return Ok(false);
             }

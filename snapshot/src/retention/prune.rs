@@ -44,7 +44,6 @@ impl Store {
         progress: &mut dyn FnMut(PruneProgress) -> ControlFlow<()>,
     ) -> Result<PruneReport> {
         let _alone = self.maintain()?;
-        let released = self.reserve.release_if_short();
         let mut report = PruneReport::default();
         let mut operations = Vec::new();
         for machine in plan.machines.iter().filter(|machine| !machine.removed.is_empty()) {
@@ -60,11 +59,7 @@ impl Store {
                 half_written: None,
             })?);
         }
-        let done = {
-            // The space that was in reserve is for the removal, not for new contents.
-            let _no_contents = released.is_some().then(|| self.content_writer()).transpose()?;
-            self.remove_planned(plan, &mut report, progress)
-        };
+        let done = self.remove_planned(plan, &mut report, progress);
         for operation in &operations {
             let note = match &done {
                 Ok(()) => json!({ "removed": report.checkpoints, "stopped": report.stopped }),

@@ -58,7 +58,6 @@ impl Store {
         progress: &mut dyn FnMut(PruneProgress) -> ControlFlow<()>,
     ) -> Result<RemovalReport> {
         let _alone = self.maintain()?;
-        let _released = self.reserve.release_if_short();
         let catalogue = self.catalogue();
         catalogue.begin_removal(machine)?;
         let mut newest_first: Vec<_> =

@@ -19,7 +19,6 @@ use crate::pack::{Directory, PackReader, PackStorage, PackWriter};
 use crate::page_cache::PageCache;
 use crate::page_map::PageMap;
 use crate::reads::{ReadCounter, Reads};
-use crate::reserve::Reserve;
 
 /// Page maps kept in memory; those of one machine share what does not differ.
 const MAPS_KEPT: NonZeroUsize = NonZeroUsize::new(64).unwrap();
@@ -69,7 +68,6 @@ pub struct Store {
     content_writer: Option<FairLock<ContentWriter>>,
     /// Held while the store is pruned, compacted, repaired or imported into.
     maintenance: Mutex<()>,
-    pub(crate) reserve: Reserve,
     _lock: Option<StoreLock>,
 }
 
@@ -163,7 +161,6 @@ impl Store {
             disk_maps: Mutex::new(LruCache::new(MAPS_KEPT)),
             content_writer,
             maintenance: Mutex::default(),
-            reserve: Reserve::new(dir),
             _lock: lock,
         })
     }
@@ -190,13 +187,6 @@ impl Store {
     pub fn size(&self) -> Result<u64> {
         let packs: u64 = self.catalogue.packs()?.iter().map(|(_, bytes)| bytes).sum();
         Ok(packs + self.catalogue.stored_bytes())
-    }
-
-    /// Keeps some space of the file system in reserve, so that checkpoints can be removed when the disk is full: 64 MiB,
-    /// or a 32nd of a small file system.
-    pub fn keep_reserve(&self) -> Result<()> {
-        self.must_be_writable()?;
-        self.reserve.make()
     }
 
     /// What reading has cost since the store was opened.
