@@ -83,7 +83,7 @@ impl Recorder {
     ) -> Result<RollbackReport> {
         self.check(machine)?;
         machine.capabilities().check_clock(request.clock)?;
-        self.store.must_be_writable()?;
+        self.store.must_have_room()?;
         self.record_pending_failure();
         // What is being stored is part of the baseline.
         self.drain(machine);
