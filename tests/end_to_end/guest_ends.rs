@@ -5,7 +5,7 @@ use std::time::Duration;
 use retrovisor_tests::{Daemon, GuestImage, qemus_in, wait_until};
 
 #[test]
-fn a_guest_that_powers_itself_off_goes_back_in_place_and_one_that_reboots_begins_anew() {
+fn a_guest_that_powers_itself_off_goes_back_in_place_and_one_that_reboots_has_a_new_baseline() {
     let Some(image) = GuestImage::find() else { return };
     let store = tempfile::tempdir().unwrap();
     let daemon = Daemon::start(store.path());

@@ -20,7 +20,7 @@ fn a_refused_restore_leaves_nothing_and_a_later_start_moves_no_live_guest() {
     assert!(qemus_in(&daemon.runtime_dir()).is_empty(), "a refused restore left a process");
     assert_eq!(daemon.state("g"), "gone");
 
-    // Booted anew, and on: the daemon dies, and the next one does not take the live guest to `a`.
+    // Booted again: the daemon dies, and the next one does not take the live guest to `a`.
     let kernel = image.kernel.to_str().unwrap();
     let (initrd, disk) = (image.initrd.to_str().unwrap(), image.disk.to_str().unwrap());
     let run = ["run", "g", "--driver", "qemu", "--kernel", kernel, "--initrd", initrd, "--disk", disk];

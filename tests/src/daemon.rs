@@ -139,6 +139,7 @@ impl Daemon {
 
     /// Sends a command to the guest's control shell and does not wait for it. What the guest has not read when the result
     /// is dropped is lost.
+    #[must_use]
     pub fn send(&self, command: &str) -> UnixStream {
         shell::send(&self.runtime_dir().join("control"), command)
     }
@@ -168,6 +169,7 @@ impl Daemon {
     }
 
     /// Ends the daemon by SIGTERM; its guests go on. Returns how long it took.
+    #[must_use]
     pub fn terminate(mut self) -> Duration {
         let pid = i32::try_from(self.child.id()).expect("a process number");
         let begun = Instant::now();

@@ -127,6 +127,7 @@ impl ForeignQemu {
 
     /// Sends a command to the guest's control shell and does not wait for it. What the guest has not read when the result
     /// is dropped is lost.
+    #[must_use]
     pub fn send(&self, command: &str) -> UnixStream {
         shell::send(&self.dir.join("control"), command)
     }

@@ -110,8 +110,12 @@ impl Drop for Lent<'_> {
             *state = State::Used;
             match self.0.keep_in(&mut state) {
                 Ok(true) => {}
-                Ok(false) => tracing::warn!("too little space to reserve it for the next removal of checkpoints"),
-                Err(error) => tracing::warn!(%error, "space for the next removal of checkpoints is not reserved"),
+                Ok(false) => {
+                    tracing::warn!("too little space to reserve it for the next removal of checkpoints")
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "space for the next removal of checkpoints is not reserved")
+                }
             }
         }
     }
