@@ -57,6 +57,8 @@ fn fill_up(store: &Path, image: &GuestImage) {
     let few =
         ["prune", "g", "--keep-last", "2", "--keep-hourly", "0", "--keep-daily", "0", "--keep-weekly", "0"];
     let few = [&few[..], &["--keep-monthly", "0", "--undo-depth", "0", "--yes", "--json"]].concat();
+    let plan = retrovisor(store, &["prune", "g", "--dry-run", "--json"]).ok().json();
+    assert!(plan["needed_bytes"].as_u64().unwrap() > 0, "{plan:#}");
     let pruned = retrovisor(store, &few).ok().json();
     assert!(pruned["checkpoints"].as_u64().unwrap() > 0, "{pruned:#}");
 
@@ -74,6 +76,13 @@ fn fill_up(store: &Path, image: &GuestImage) {
     assert_eq!(back["rollback"]["image_matches"], true, "{back:#}");
     let _tick = daemon.next_tick();
     assert_eq!(daemon.json(&["verify"])["damaged"], serde_json::json!([]));
+
+    // What is removed with its history needs no more space either.
+    let _stopped = daemon.run(&["stop", "g"]).ok();
+    let store = &daemon.kill();
+    fill(&ballast);
+    let removed = retrovisor(store, &["remove", "g", "--yes", "--json"]).ok().json();
+    assert!(removed["freed_bytes"].as_u64().unwrap() > 0, "{removed:#}");
 }
 
 /// Every command that only reads works.

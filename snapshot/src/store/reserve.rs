@@ -111,10 +111,10 @@ impl Drop for Lent<'_> {
             match self.0.keep_in(&mut state) {
                 Ok(true) => {}
                 Ok(false) => {
-                    tracing::warn!("too little space to reserve it for the next removal of checkpoints")
+                    tracing::warn!("too little space to reserve it for the next removal of checkpoints");
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "space for the next removal of checkpoints is not reserved")
+                    tracing::warn!(%error, "space for the next removal of checkpoints is not reserved");
                 }
             }
         }
