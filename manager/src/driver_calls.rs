@@ -21,6 +21,7 @@ pub(crate) enum Call {
     TakeDirty,
     WritePage,
     WriteLines,
+    CheckDevices,
     CaptureState,
     SyncState,
     ApplyState,
@@ -35,7 +36,7 @@ pub(crate) enum Call {
 }
 
 impl Call {
-    const ALL: [Self; 19] = [
+    const ALL: [Self; 20] = [
         Self::RunState,
         Self::Pause,
         Self::Resume,
@@ -44,6 +45,7 @@ impl Call {
         Self::TakeDirty,
         Self::WritePage,
         Self::WriteLines,
+        Self::CheckDevices,
         Self::CaptureState,
         Self::SyncState,
         Self::ApplyState,

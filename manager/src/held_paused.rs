@@ -45,6 +45,9 @@ impl MemoryIo for HeldPaused<'_> {
 }
 
 impl StateIo for HeldPaused<'_> {
+    fn check_devices(&mut self) -> Result<(), MachineError> {
+        self.0.check_devices()
+    }
     fn capture_state(&mut self) -> Result<MachineState, MachineError> {
         self.0.capture_state()
     }

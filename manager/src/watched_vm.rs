@@ -108,6 +108,10 @@ impl MemoryIo for WatchedVm {
 }
 
 impl StateIo for WatchedVm {
+    fn check_devices(&mut self) -> Result<(), MachineError> {
+        let _call = self.calls.begin(Call::CheckDevices);
+        self.vm.check_devices()
+    }
     fn capture_state(&mut self) -> Result<MachineState, MachineError> {
         let _call = self.calls.begin(Call::CaptureState);
         self.vm.capture_state()

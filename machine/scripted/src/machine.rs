@@ -269,6 +269,10 @@ impl MemoryIo for MemoryMachine {
 }
 
 impl StateIo for MemoryMachine {
+    fn check_devices(&mut self) -> Result<(), MachineError> {
+        self.script.call(Method::CheckDevices, || self.is_there())
+    }
+
     fn capture_state(&mut self) -> Result<MachineState, MachineError> {
         let fails_after = self.script.begin(Method::CaptureState)?;
         self.needs_pause("capturing the state")?;

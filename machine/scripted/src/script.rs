@@ -15,6 +15,7 @@ pub enum Method {
     TakeDirty,
     WritePage,
     WriteLines,
+    CheckDevices,
     CaptureState,
     SyncState,
     ApplyState,
@@ -34,7 +35,7 @@ pub enum Method {
 
 impl Method {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::RunState,
         Self::Pause,
         Self::Resume,
@@ -42,6 +43,7 @@ impl Method {
         Self::TakeDirty,
         Self::WritePage,
         Self::WriteLines,
+        Self::CheckDevices,
         Self::CaptureState,
         Self::SyncState,
         Self::ApplyState,

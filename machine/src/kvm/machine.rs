@@ -214,6 +214,10 @@ impl MemoryIo for KvmMachine {
 }
 
 impl StateIo for KvmMachine {
+    fn check_devices(&mut self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
     fn capture_state(&mut self) -> Result<MachineState, MachineError> {
         self.needs_pause("capturing the state")?;
         let mut state = MachineState::default();

@@ -19,6 +19,8 @@ const JOB_WAIT: Duration = Duration::from_mins(2);
 const END_WAIT: Duration = Duration::from_secs(2);
 /// Bound on the guest events that are kept until they are read.
 const GUEST_EVENTS_MAX: usize = 256;
+/// Bound on the removed devices that are kept until they are read: more are not needed to name one.
+const DELETED_DEVICES_MAX: usize = 64;
 
 /// Why QEMU stopped the guest, according to its events.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -42,6 +44,8 @@ pub(super) struct Monitor {
     is_changing: bool,
     stop_cause: StopCause,
     guest_events: VecDeque<GuestEvent>,
+    /// The paths of devices that were removed, and of their parts.
+    deleted_devices: Vec<String>,
     jobs: u64,
     /// The socket or the process is gone.
     failed: bool,
@@ -57,6 +61,7 @@ impl Monitor {
             is_changing: false,
             stop_cause: StopCause::Settled,
             guest_events: VecDeque::new(),
+            deleted_devices: Vec::new(),
             jobs: 0,
             failed: false,
         };
@@ -209,6 +214,11 @@ impl Monitor {
         std::mem::take(&mut self.guest_events).into()
     }
 
+    /// The paths of the devices that were removed since the last call, and of their parts, as far as events were read.
+    pub(super) fn take_deleted_devices(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.deleted_devices)
+    }
+
     /// Reads the available events and updates the state by them.
     pub(super) fn read_events(&mut self) -> Result<(), MachineError> {
         let (events, end) = self.qmp.drain_events();
@@ -246,6 +256,9 @@ impl Monitor {
             }
             "SHUTDOWN" => self.run_state = RunState::PoweredOff,
             "GUEST_PANICKED" if stops_guest(event) => self.run_state = RunState::Panicked,
+            "DEVICE_DELETED" if self.deleted_devices.len() < DELETED_DEVICES_MAX => {
+                self.deleted_devices.extend(text(&event.data, "path").map(str::to_owned));
+            }
             "RESET" if self.run_state.has_ended() => self.run_state = RunState::Paused,
             _ => {}
         }

@@ -87,6 +87,7 @@ impl Recorder {
         self.record_pending_failure();
         // What is being stored is part of the baseline.
         self.drain(machine);
+        machine.check_devices()?;
         let target = self.target(machine, rollback.target.checkpoint)?;
         self.is_moving = true;
         // Where blocks are to be written, the current ones must be durable before.

@@ -258,6 +258,10 @@ impl MemoryIo for RemoteMachine {
 }
 
 impl StateIo for RemoteMachine {
+    fn check_devices(&mut self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
     fn capture_state(&mut self) -> Result<MachineState, MachineError> {
         if let Some(state) = self.pause_reply.take_state() {
             return Ok(state);
