@@ -27,6 +27,7 @@ pub(crate) enum Call {
     ApplyState,
     ReleaseState,
     DiskChanges,
+    DiskBlocks,
     RetainedDisks,
     WriteBlocks,
     RenewIdentity,
@@ -36,7 +37,7 @@ pub(crate) enum Call {
 }
 
 impl Call {
-    const ALL: [Self; 20] = [
+    const ALL: [Self; 21] = [
         Self::RunState,
         Self::Pause,
         Self::Resume,
@@ -51,6 +52,7 @@ impl Call {
         Self::ApplyState,
         Self::ReleaseState,
         Self::DiskChanges,
+        Self::DiskBlocks,
         Self::RetainedDisks,
         Self::WriteBlocks,
         Self::RenewIdentity,

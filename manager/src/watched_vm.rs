@@ -2,9 +2,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use retrovisor_guest::{
-    BlockContent, Capabilities, ClockPolicy, ControlPort, DirtyFinder, DiskChanges, DiskIo, DiskShape,
-    DiskState, Gfn, GuestEvent, Machine, MachineError, MachineIdentity, MachineState, MemoryIo, MemoryView,
-    PageContent, PageSet, ProcessIdentity, RunState, StateIo, Vm,
+    BlockContent, Capabilities, ClockPolicy, ControlPort, DirtyFinder, DiskBlocks, DiskChanges, DiskIo,
+    DiskShape, DiskState, Gfn, GuestEvent, Machine, MachineError, MachineIdentity, MachineState, MemoryIo,
+    MemoryView, PageContent, PageSet, ProcessIdentity, RunState, StateIo, Vm,
 };
 
 use crate::driver_calls::{Call, DriverCalls};
@@ -141,6 +141,10 @@ impl DiskIo for WatchedVm {
     ) -> Result<Box<dyn DiskChanges>, MachineError> {
         let _call = self.calls.begin(Call::DiskChanges);
         self.vm.disk_changes(at, since)
+    }
+    fn disk_blocks(&self, at: &DiskState) -> Result<Box<dyn DiskBlocks>, MachineError> {
+        let _call = self.calls.begin(Call::DiskBlocks);
+        self.vm.disk_blocks(at)
     }
     fn retained_disks(&mut self) -> Result<Vec<DiskState>, MachineError> {
         let _call = self.calls.begin(Call::RetainedDisks);

@@ -21,6 +21,7 @@ pub enum Method {
     ApplyState,
     ReleaseState,
     DiskChanges,
+    DiskBlocks,
     RetainedDisks,
     WriteBlocks,
     Launch,
@@ -35,7 +36,7 @@ pub enum Method {
 
 impl Method {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::RunState,
         Self::Pause,
         Self::Resume,
@@ -49,6 +50,7 @@ impl Method {
         Self::ApplyState,
         Self::ReleaseState,
         Self::DiskChanges,
+        Self::DiskBlocks,
         Self::RetainedDisks,
         Self::WriteBlocks,
         Self::Launch,

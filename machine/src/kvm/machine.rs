@@ -3,9 +3,9 @@ pub(super) mod launch;
 use std::sync::Arc;
 
 use retrovisor_guest::{
-    BlockContent, Capabilities, ClockPolicy, DiskChanges, DiskIo, DiskShape, DiskState, Gfn, Machine,
-    MachineError, MachineIdentity, MachineState, MemoryIo, MemoryView, PageContent, PageSet, RunState,
-    StateIo, StateSection,
+    BlockContent, Capabilities, ClockPolicy, DiskBlocks, DiskChanges, DiskIo, DiskShape, DiskState, Gfn,
+    Machine, MachineError, MachineIdentity, MachineState, MemoryIo, MemoryView, PageContent, PageSet,
+    RunState, StateIo, StateSection,
 };
 
 use super::boot::GENERATION_ID;
@@ -300,6 +300,10 @@ impl DiskIo for KvmMachine {
         since: Option<&DiskState>,
     ) -> Result<Box<dyn DiskChanges>, MachineError> {
         self.disks.changes(at, since)
+    }
+
+    fn disk_blocks(&self, at: &DiskState) -> Result<Box<dyn DiskBlocks>, MachineError> {
+        self.disks.blocks(at)
     }
 
     fn retained_disks(&mut self) -> Result<Vec<DiskState>, MachineError> {

@@ -53,7 +53,6 @@ impl Devices {
             }),
         }
     }
-
 }
 
 /// Devices by path, each with its type.
@@ -80,7 +79,8 @@ impl DeviceList {
 
 /// Which devices, of these paths, were removed; a device's own parts are not named.
 fn removed(deleted: &[String]) -> Option<String> {
-    let is_device = |path: &&String| path.rsplit_once('/').is_some_and(|(parent, _)| CONTAINERS.contains(&parent));
+    let is_device =
+        |path: &&String| path.rsplit_once('/').is_some_and(|(parent, _)| CONTAINERS.contains(&parent));
     let all: Vec<_> =
         deleted.iter().filter(is_device).map(|path| format!("{} was removed", name(path))).collect();
     (!all.is_empty()).then(|| all.join(", "))
@@ -119,7 +119,8 @@ mod tests {
 
     #[test]
     fn of_a_device_that_was_removed_only_the_device_is_named() {
-        let paths = ["/machine/peripheral/nic", "/machine/peripheral/nic/virtio-backend", "/machine/unattached/x"];
+        let paths =
+            ["/machine/peripheral/nic", "/machine/peripheral/nic/virtio-backend", "/machine/unattached/x"];
         let paths = paths.map(str::to_owned);
         assert_eq!(removed(&paths).unwrap(), "nic was removed");
         assert_eq!(removed(&paths[1..]), None);
