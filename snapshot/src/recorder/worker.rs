@@ -310,7 +310,8 @@ impl Worker {
     fn report_committed(&self, members: Vec<GroupMember>, read_ahead: &mut Vec<ContentId>) {
         for GroupMember { job, committed, map, replaced, mut disks } in members {
             read_ahead.extend(replaced);
-            let timing: CheckpointTiming = job.captured.timing;
+            let mut timing: CheckpointTiming = job.captured.timing;
+            let start = Instant::now();
             let stored = StoredCheckpoint {
                 sequence: committed.sequence,
                 map: &map,
@@ -319,6 +320,7 @@ impl Worker {
                 disks: &mut disks,
             };
             let is_mismatched = settle(&self.store, self.machine, &self.layout, &self.audit, stored);
+            timing.compare_us = since_us(start);
             // The driver may release the states as soon as the recorder knows that they are stored.
             drop(disks);
             // The receivers may be gone.

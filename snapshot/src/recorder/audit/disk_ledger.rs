@@ -94,7 +94,10 @@ impl DiskLedger {
         } else {
             (begun + place).checked_sub(round)
         };
-        let compared = visited.and_then(|at| self.compared.iter().find(|(to, _)| at < *to));
+        let compared = visited.and_then(|at| {
+            let part = self.compared.partition_point(|(to, _)| *to <= at);
+            self.compared.get(part)
+        });
         self.floor.max(compared.map_or(0, |(_, sequence)| sequence + 1))
     }
 
