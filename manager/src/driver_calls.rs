@@ -24,6 +24,7 @@ pub(crate) enum Call {
     CheckDevices,
     CaptureState,
     SyncState,
+    CheckState,
     ApplyState,
     ReleaseState,
     DiskChanges,
@@ -37,7 +38,7 @@ pub(crate) enum Call {
 }
 
 impl Call {
-    const ALL: [Self; 21] = [
+    const ALL: [Self; 22] = [
         Self::RunState,
         Self::Pause,
         Self::Resume,
@@ -49,6 +50,7 @@ impl Call {
         Self::CheckDevices,
         Self::CaptureState,
         Self::SyncState,
+        Self::CheckState,
         Self::ApplyState,
         Self::ReleaseState,
         Self::DiskChanges,

@@ -18,6 +18,7 @@ pub enum Method {
     CheckDevices,
     CaptureState,
     SyncState,
+    CheckState,
     ApplyState,
     ReleaseState,
     DiskChanges,
@@ -36,7 +37,7 @@ pub enum Method {
 
 impl Method {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::RunState,
         Self::Pause,
         Self::Resume,
@@ -47,6 +48,7 @@ impl Method {
         Self::CheckDevices,
         Self::CaptureState,
         Self::SyncState,
+        Self::CheckState,
         Self::ApplyState,
         Self::ReleaseState,
         Self::DiskChanges,

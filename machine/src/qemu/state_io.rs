@@ -20,7 +20,7 @@ impl StateIo for QemuMachine {
             self.tidy();
         }
         let begin = Instant::now();
-        self.devices.note_capture();
+        self.devices.begin_capture(&self.monitor)?;
         let text = self.monitor.human("info registers -a")?;
         let driver = |message| MachineError::Driver { doing: "reading the vCPUs' registers".into(), message };
         let mut vcpus = registers::parse(&text).map_err(driver)?;
@@ -42,6 +42,12 @@ impl StateIo for QemuMachine {
             self.tidy();
         }
         if state.disks.is_empty() { Ok(()) } else { self.disks.sync() }
+    }
+
+    fn check_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
+        self.devices.check(&mut self.monitor)?;
+        self.shape.stream_of(state)?;
+        self.disks.check_names(state)
     }
 
     /// The guest's clocks continue from the state: [`ClockPolicy::JumpToNow`] is refused.

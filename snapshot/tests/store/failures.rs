@@ -51,8 +51,8 @@ fn a_checkpoint_whose_disks_are_not_durable_is_not_there() {
 fn a_machine_whose_devices_changed_is_refused_before_anything_is_written() {
     let rollback = |current| Some(RollbackRequest { current, ..RollbackRequest::default() });
     for request in [None, rollback(CurrentPolicy::Durable), rollback(CurrentPolicy::Staged)] {
-        // Before the pause, and when the state is captured.
-        for call in [1, 2] {
+        // A checkpoint calls it before its pause, too, and a rollback `check_state` instead.
+        for call in 1..=if request.is_none() { 2 } else { 1 } {
             let (mut lab, first) = lab();
             let before = lab.toy.image.clone();
             lab.toy.captured = None;
@@ -62,7 +62,7 @@ fn a_machine_whose_devices_changed_is_refused_before_anything_is_written() {
                 Some(request) => lab.recorder.rollback(&mut lab.toy, first.id, request).map(drop),
             };
             assert!(matches!(failed, Err(Error::Machine(_))), "{request:?} {call}: {failed:?}");
-            assert!(call == 2 || lab.toy.captured.is_none(), "{request:?}");
+            assert!(request.is_some() || call == 2 || lab.toy.captured.is_none());
             assert_eq!((&lab.toy.image, lab.toy.paused, lab.toy.held), (&before, false, 1));
             assert_eq!(lab.store.catalogue().checkpoints(lab.machine).unwrap().len(), 1);
             assert_eq!(lab.store.catalogue().operations(lab.machine).unwrap(), []);
