@@ -23,6 +23,13 @@ use super::stream::is_stream;
 /// The prefix of the names of all block nodes that this driver makes, which distinguishes them from a user's.
 const NODE_PREFIX: &str = "retrovisor-";
 
+/// The capability that excludes shared memory from all that QEMU saves.
+const EXCLUDES_MEMORY: &str = "x-ignore-shared";
+
+/// The capability with which a migration waits before it completes. It is on together with the other, so that one that
+/// another client begins meanwhile cannot complete without the memory before it is cancelled.
+const HOLDS_MIGRATIONS: &str = "pause-before-switchover";
+
 /// The name of both files in QEMU's list of descriptors.
 const NAME: &std::ffi::CStr = c"retrovisor-state";
 
@@ -46,6 +53,9 @@ pub(super) struct DeviceState {
     was_ignoring: bool,
     /// `x-ignore-shared` could not be restored yet.
     is_ignoring: bool,
+    /// The same of `pause-before-switchover`.
+    was_holding: bool,
+    is_holding: bool,
     clients: Clients,
     /// Snapshots in `save` whose bytes were read.
     done: Vec<String>,
@@ -64,7 +74,8 @@ impl DeviceState {
         }
         FdSet::remove_all(monitor)?;
         let capabilities = monitor.execute("query-migrate-capabilities", &json!({}))?;
-        let is_ignoring = is_on(&capabilities);
+        let is_ignoring = is_on(&capabilities, EXCLUDES_MEMORY);
+        let is_holding = is_on(&capabilities, HOLDS_MIGRATIONS);
         let (save, load) = (memory_file::create(NAME, &vmstate::empty())?, memory_file::create(NAME, &[])?);
         let save_set = FdSet::add(monitor, &save)?;
         let load_set = FdSet::add(monitor, &load)?;
@@ -80,6 +91,8 @@ impl DeviceState {
             // An earlier process that was killed in the middle of a job left it on.
             was_ignoring: is_ignoring && is_first,
             is_ignoring,
+            was_holding: is_holding && (is_first || !is_ignoring),
+            is_holding,
             clients,
             done: Vec::new(),
         };
@@ -143,8 +156,9 @@ impl DeviceState {
         command: &str,
         arguments: Value,
     ) -> Result<(), MachineError> {
-        set_ignoring(monitor, true)?;
+        set_capabilities(monitor, true, true)?;
         self.is_ignoring = true;
+        self.is_holding = true;
         let done = monitor.job(command, arguments);
         self.stop_ignoring(monitor);
         done
@@ -163,19 +177,19 @@ impl DeviceState {
 
     /// Restores the capability. A failure does not make the saved state invalid: it is tried again.
     fn stop_ignoring(&mut self, monitor: &mut Monitor) {
-        if self.is_ignoring == self.was_ignoring {
+        if self.is_ignoring == self.was_ignoring && self.is_holding == self.was_holding {
             return;
         }
-        let restored = set_ignoring(monitor, self.was_ignoring).or_else(|error| {
+        let restored = set_capabilities(monitor, self.was_ignoring, self.was_holding).or_else(|error| {
             // QEMU refuses it during a migration. One that another program began in the meantime lacks the memory.
             if self.was_ignoring {
                 return Err(error);
             }
             migration::cancel(monitor)?;
-            set_ignoring(monitor, false)
+            set_capabilities(monitor, false, self.was_holding)
         });
         match restored {
-            Ok(()) => self.is_ignoring = self.was_ignoring,
+            Ok(()) => (self.is_ignoring, self.is_holding) = (self.was_ignoring, self.was_holding),
             Err(error) => tracing::warn!(%error, "x-ignore-shared stays on in QEMU for now"),
         }
     }
@@ -230,17 +244,18 @@ impl DeviceState {
     }
 }
 
-fn set_ignoring(monitor: &mut Monitor, state: bool) -> Result<(), MachineError> {
-    let capability = json!([{ "capability": "x-ignore-shared", "state": state }]);
-    monitor.execute("migrate-set-capabilities", &json!({ "capabilities": capability })).map(drop)
+fn set_capabilities(monitor: &mut Monitor, excludes: bool, holds: bool) -> Result<(), MachineError> {
+    let capabilities = json!([
+        { "capability": EXCLUDES_MEMORY, "state": excludes },
+        { "capability": HOLDS_MIGRATIONS, "state": holds },
+    ]);
+    monitor.execute("migrate-set-capabilities", &json!({ "capabilities": capabilities })).map(drop)
 }
 
-/// Whether QEMU's list of capabilities has `x-ignore-shared` on.
-fn is_on(capabilities: &Value) -> bool {
+/// Whether QEMU's list of capabilities has this one on.
+fn is_on(capabilities: &Value, name: &str) -> bool {
     let mut all = capabilities.as_array().into_iter().flatten();
-    all.any(|entry| {
-        text(entry, "capability") == Some("x-ignore-shared") && entry.get("state") == Some(&Value::Bool(true))
-    })
+    all.any(|entry| text(entry, "capability") == Some(name) && entry.get("state") == Some(&Value::Bool(true)))
 }
 
 fn node(name: &str, set: &FdSet) -> Value {

@@ -282,6 +282,45 @@ fn a_snapshot_of_the_owner_has_the_memory_whenever_it_is_made() {
     }
 }
 
+#[test]
+fn a_migration_of_the_owner_has_the_memory_or_is_cancelled_whenever_it_begins() {
+    let Some(image) = image() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let qemu = Qemu::start(dir.path(), &image);
+    let mut machine = qemu.attach().unwrap();
+    wait_console_file(&qemu.dir, "tick 00010");
+    qemu.owner().run("migrate-set-parameters", &json!({ "max-bandwidth": 1_u64 << 40 }));
+    for delay_ms in 0..12 {
+        machine.pause().unwrap();
+        let mut owner = qemu.owner();
+        let copy = dir.path().join(format!("copy-{delay_ms}"));
+        let uri = json!({ "uri": format!("exec:cat > {}", copy.display()) });
+        let migrating = std::thread::spawn(move || {
+            sleep_ms(delay_ms);
+            owner.run("migrate", &uri);
+            owner
+        });
+        // Refused when the migration began before.
+        let _captured = machine.capture_state();
+        let mut owner = migrating.join().unwrap();
+        let ended = ["completed", "cancelled", "failed"];
+        let status = loop {
+            let status = owner.run("query-migrate", &json!({}))["status"].as_str().unwrap().to_owned();
+            if ended.contains(&status.as_str()) {
+                break status;
+            }
+            sleep_ms(10);
+        };
+        if status == "completed" {
+            let bytes = std::fs::metadata(&copy).unwrap().len();
+            assert!(bytes > 32 << 20, "{bytes} bytes, {delay_ms} ms after the pause");
+        }
+        assert!(!owner.ignores_shared());
+        owner.run("cont", &json!({}));
+        assert_eq!(machine.run_state(), RunState::Running);
+    }
+}
+
 /// Waits until the console's log has `wanted`.
 pub(crate) fn wait_console_file(dir: &Path, wanted: &str) {
     let began = std::time::Instant::now();
