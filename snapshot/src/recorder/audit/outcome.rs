@@ -42,31 +42,31 @@ pub(in crate::recorder) fn settle(
     shared: &SharedAudit,
     stored: StoredCheckpoint<'_>,
 ) -> bool {
-    let sequence = stored.sequence;
-    let sample = stored.sampled.and_then(|sampled| sampled.sample.get());
-    let compared = sample.map(|sample| compare(store, stored.map, sample)).transpose();
+    let StoredCheckpoint { sequence, map, dirty, sampled, disks } = stored;
+    let sample = sampled.and_then(|sampled| sampled.sample.get());
+    let compared = sample.map(|sample| compare(store, map, sample)).transpose();
     let compared = compared.unwrap_or_else(|error| {
         tracing::warn!(%error, "a checkpoint could not be audited");
         None
     });
     let mut state = lock(shared);
-    if let Some(sampled) = stored.sampled {
+    if let Some(sampled) = sampled {
         state.ledger.copied(sequence, &sampled.copied);
     }
-    let is_full = stored.dirty.len() == layout.pages();
-    let are_whole = stored.disks.iter().all(|disk| disk.is_whole);
+    let is_full = dirty.len() == layout.pages();
+    let are_whole = disks.iter().all(|disk| disk.is_whole);
     // It was captured before the recorder knew of the mismatch.
     let is_doubtful = state.needs_full && !is_full || state.needs_full_disks && !are_whole;
     state.needs_full &= !is_full;
     state.needs_full_disks &= !are_whole;
-    if let (Some(_), Some(sampled)) = (&compared, stored.sampled) {
+    if let (Some(_), Some(sampled)) = (&compared, sampled) {
         state.walked_to(sampled.to);
     }
     drop(state);
     if is_doubtful && let Err(error) = store.catalogue().mark_doubtful(machine, sequence..=sequence) {
         tracing::error!(%error, sequence, "a doubtful checkpoint could not be marked");
     }
-    settle_disks(store, machine, shared, sequence, stored.disks);
+    settle_disks(store, machine, shared, sequence, disks);
     compared.and_then(|compared| note(store, machine, layout, shared, &compared, sequence)).is_some()
 }
 
