@@ -152,7 +152,8 @@ fn fill(store: &Arc<Store>) {
         web.image.device = vec![u8::try_from(round % 3).unwrap(); 5000];
         let label = (round == 20).then_some("before the update");
         let taken = take(&mut recorder, &mut web, label);
-        if round % 10 == 0 {
+        // Some in a row, which differ little, and some alone.
+        if round % 10 == 0 || (40..50).contains(&round) {
             let rows = vec![vec![Value::from(round), "ten".into()], vec![Value::Null, "none".into()]];
             store.catalogue().record_facts(taken.id, &[Table { schema: &SEEN, rows }]).unwrap();
         }
@@ -186,7 +187,9 @@ fn fill(store: &Arc<Store>) {
     };
     recorder.rollback(&mut web, find("last-good"), &request("hooked")).unwrap();
     web.scribble(3, 99);
-    take(&mut recorder, &mut web, Some("after"));
+    let after = take(&mut recorder, &mut web, Some("after"));
+    let rows = vec![vec![Value::Integer(5), "after".into()], vec![Value::Null, "none".into()]];
+    store.catalogue().record_facts(after.id, &[Table { schema: &SEEN, rows }]).unwrap();
     recorder.undo(&mut web, &request("to look at it")).unwrap();
     recorder.redo(&mut web, &request("enough")).unwrap();
 
