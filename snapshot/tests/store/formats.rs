@@ -25,7 +25,7 @@ use crate::toy::{Frame, Toy, open, page_of, quick_dir};
 
 static SEEN: Schema = Schema {
     table: "fact_seen",
-    columns: &[Column { name: "count", kind: Kind::Integer }, Column { name: "word", kind: Kind::Text }],
+    columns: &[Column::new("count", Kind::Integer), Column::new("word", Kind::Text)],
 };
 
 /// The contents of a fixture, as text that does not depend on the tables.
@@ -62,6 +62,12 @@ struct CheckpointContent {
     disks: Vec<(String, String)>,
 }
 
+/// Facts have no order of their own.
+fn sorted(mut rows: Vec<Vec<Value>>) -> Vec<Vec<Value>> {
+    rows.sort_by_key(|row| format!("{row:?}"));
+    rows
+}
+
 /// A disk at a checkpoint, over a base image of zeros.
 fn disk_hash(store: &Arc<Store>, checkpoint: CheckpointId, name: &str) -> String {
     let mut out = Cursor::new(Vec::new());
@@ -94,7 +100,7 @@ fn content(store: &Arc<Store>) -> Content {
                     state.vcpus.iter().map(|vcpu| vcpu.rip).collect(),
                     state.sections.iter().map(|s| blake3::hash(&s.bytes).to_string()).collect(),
                 ),
-                facts: catalogue.facts(record.id, "fact_seen").unwrap().rows,
+                facts: sorted(catalogue.facts(record.id, "fact_seen").unwrap().rows),
                 disks: store
                     .disks(record.id)
                     .unwrap()
@@ -281,7 +287,13 @@ fn unpack(format: i64, dir: &Path) -> Content {
         }
     }
     let expected = fs::read_to_string(fixtures().join(format!("format-{format}.json"))).unwrap();
-    serde_json::from_str(&expected).unwrap()
+    let mut content: Content = serde_json::from_str(&expected).unwrap();
+    for machine in content.machines.values_mut() {
+        for checkpoint in &mut machine.checkpoints {
+            checkpoint.facts = sorted(std::mem::take(&mut checkpoint.facts));
+        }
+    }
+    content
 }
 
 fn formats() -> Vec<i64> {
@@ -297,14 +309,14 @@ fn formats() -> Vec<i64> {
 
 #[test]
 fn every_format_there_was_opens_verifies_and_restores() {
-    assert!(formats().starts_with(&[1, 2]));
+    assert!(formats().starts_with(&[1, 2, 3]));
     for format in formats() {
         let dir = quick_dir();
         let expected = unpack(format, dir.path());
         let store = Arc::new(Store::open(dir.path(), Access::ReadWrite).unwrap());
         assert_eq!(store.verify(&mut |_| ()).unwrap().damaged, [], "format {format}");
         assert_eq!(content(&store), expected, "format {format}");
-        assert_eq!(format_of(dir.path()), 3);
+        assert_eq!(format_of(dir.path()), 4);
         has_format_3(&store);
         goes_on(&store, &expected);
         drop(store);

@@ -11,6 +11,7 @@ mod damage;
 mod damage_everywhere;
 mod disk;
 mod export;
+mod facts;
 mod failures;
 mod formats;
 mod full_disk;
