@@ -11,6 +11,13 @@ pub trait StateIo {
     /// committed. Called while the guest runs, where that is possible.
     fn sync_state(&mut self, state: &MachineState) -> Result<(), MachineError>;
 
+    /// Refuses a state that this machine cannot be given: of another version, of other devices or disks. Changes nothing,
+    /// and needs no pause. Called before memory is written for this state. Accepts every state by default:
+    /// [`StateIo::apply_state`] then is the first to refuse one.
+    fn check_state(&mut self, _state: &MachineState) -> Result<(), MachineError> {
+        Ok(())
+    }
+
     /// Restores vCPUs, devices and disks. Needs the machine paused, and the memory of that instant written before.
     /// First checks the state against the identity and refuses an incompatible one. If it fails after that, the machine
     /// stays paused and must be given another state before it may run.

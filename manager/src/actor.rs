@@ -294,10 +294,13 @@ impl MachineActor {
     /// Reads what happened to the machine since the last call, and enters the state that it is in. Returns who stopped the
     /// vCPUs meanwhile, if an event says so.
     pub(crate) fn observe(&mut self) -> Option<PausedBy> {
-        let mut paused_by = None;
+        let (mut paused_by, mut disk_error) = (None, String::new());
         for event in self.vm.events() {
             match &event {
-                GuestEvent::DiskError { is_stopped: true, .. } => paused_by = Some(PausedBy::DiskError),
+                GuestEvent::DiskError { is_stopped: true, disk, reason } => {
+                    paused_by = Some(PausedBy::DiskError);
+                    disk_error = format!("the disk {disk} failed on the host: {reason}");
+                }
                 GuestEvent::Stopped if paused_by.is_none() => paused_by = Some(PausedBy::Other),
                 _ => {}
             }
@@ -313,7 +316,8 @@ impl MachineActor {
             Lifecycle::Panicked => "its guest's kernel panicked",
             Lifecycle::Unreachable => "its process does not answer",
             Lifecycle::Gone => "its process ended",
-            Lifecycle::Paused(PausedBy::DiskError) => "a disk failed on the host",
+            Lifecycle::Paused(PausedBy::DiskError) if disk_error.is_empty() => "a disk failed on the host",
+            Lifecycle::Paused(PausedBy::DiskError) => &disk_error,
             _ => "",
         };
         self.enter(observed, reason.to_owned());

@@ -23,6 +23,7 @@ pub(crate) enum Call {
     WriteLines,
     CaptureState,
     SyncState,
+    CheckState,
     ApplyState,
     ReleaseState,
     DiskChanges,
@@ -35,7 +36,7 @@ pub(crate) enum Call {
 }
 
 impl Call {
-    const ALL: [Self; 19] = [
+    const ALL: [Self; 20] = [
         Self::RunState,
         Self::Pause,
         Self::Resume,
@@ -46,6 +47,7 @@ impl Call {
         Self::WriteLines,
         Self::CaptureState,
         Self::SyncState,
+        Self::CheckState,
         Self::ApplyState,
         Self::ReleaseState,
         Self::DiskChanges,

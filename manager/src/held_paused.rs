@@ -51,6 +51,9 @@ impl StateIo for HeldPaused<'_> {
     fn sync_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
         self.0.sync_state(state)
     }
+    fn check_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
+        self.0.check_state(state)
+    }
     fn apply_state(&mut self, state: &MachineState, clock: ClockPolicy) -> Result<(), MachineError> {
         self.0.apply_state(state, clock)
     }

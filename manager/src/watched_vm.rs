@@ -116,6 +116,10 @@ impl StateIo for WatchedVm {
         let _call = self.calls.begin(Call::SyncState);
         self.vm.sync_state(state)
     }
+    fn check_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
+        let _call = self.calls.begin(Call::CheckState);
+        self.vm.check_state(state)
+    }
     fn apply_state(&mut self, state: &MachineState, clock: ClockPolicy) -> Result<(), MachineError> {
         let _call = self.calls.begin(Call::ApplyState);
         self.vm.apply_state(state, clock)

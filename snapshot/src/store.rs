@@ -6,6 +6,7 @@ mod image;
 mod maps;
 mod marker;
 mod opening;
+mod reserve;
 mod states;
 mod verify;
 mod view;

@@ -4,7 +4,7 @@ use std::io::{BufRead as _, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::process::Command;
 
-use retrovisor_tests::{Daemon, GuestImage, retrovisor, wait_until};
+use retrovisor_tests::{Daemon, GuestImage, qemus_in, retrovisor, wait_until};
 
 #[test]
 fn a_missing_kernel_is_named() {
@@ -241,6 +241,11 @@ fn fill_up(store: &std::path::Path, packs: &std::path::Path, image: &GuestImage)
             .as_str()
             .is_some_and(|why| why.contains("no space left"))
     });
+    // The last checkpoint of a stop fails as well: the machine runs on and stays managed.
+    let refused = daemon.run(&["stop", "g"]);
+    assert!(refused.code == 4 && refused.stderr.contains("--force"), "{refused:?}");
+    assert_eq!(daemon.state("g"), "running");
+    let _tick = daemon.next_tick();
     drop(filled);
     std::fs::remove_file(&ballast).unwrap();
     let _made = daemon.json(&["checkpoint", "g", "--label", "again"]);
@@ -255,17 +260,15 @@ fn fill_up(store: &std::path::Path, packs: &std::path::Path, image: &GuestImage)
         (&serde_json::json!(true), &whole)
     );
     let _tick = daemon.next_tick();
+    // Full again: a stop without a last checkpoint, which leaves no process.
+    let mut filled = std::fs::File::create(&ballast).unwrap();
+    let _full = std::io::copy(&mut std::io::repeat(1), &mut filled);
+    let _stopped = daemon.run(&["stop", "g", "--force"]).ok();
+    assert_eq!(daemon.state("g"), "gone");
+    assert!(qemus_in(&daemon.runtime_dir()).is_empty());
 }
 
-/// The process id of the guest's QEMU, by its command line.
+/// The process id of the guest's QEMU.
 fn qemu_of(daemon: &Daemon) -> nix::unistd::Pid {
-    let mark = daemon.runtime_dir().to_str().unwrap().to_owned();
-    let pids = std::fs::read_dir("/proc")
-        .unwrap()
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
-    let found = pids.into_iter().find(|pid| {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.starts_with(b"qemu-system") && String::from_utf8_lossy(&line).contains(&mark)
-    });
-    nix::unistd::Pid::from_raw(found.expect("the guest's QEMU runs"))
+    *qemus_in(&daemon.runtime_dir()).first().expect("the guest's QEMU runs")
 }

@@ -1,4 +1,4 @@
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use hyper_util::rt::TokioIo;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use crate::{GuestImage, Ran, command_path, retrovisor, wait_until};
+use crate::{GuestImage, Ran, command_path, retrovisor, shell, wait_until};
 
 /// A running daemon and the guests it started.
 pub struct Daemon {
@@ -134,18 +134,51 @@ impl Daemon {
     /// Runs a command in the guest's control shell and returns what it printed.
     #[must_use]
     pub fn shell(&self, command: &str) -> String {
-        let mut port = UnixStream::connect(self.runtime_dir().join("control")).expect("the control port");
-        port.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
-        port.write_all(format!("{command}; echo E''ND\n").as_bytes()).expect("the command is written");
-        let mut lines = Vec::new();
-        for line in BufReader::new(port).lines() {
-            let line = line.expect("the guest's answer");
-            if line.trim_end() == "END" {
-                break;
-            }
-            lines.push(line);
-        }
-        lines.join("\n")
+        shell::run(&self.runtime_dir().join("control"), command)
+    }
+
+    /// Sends a command to the guest's control shell and does not wait for it. What the guest has not read when the result
+    /// is dropped is lost.
+    #[must_use]
+    pub fn send(&self, command: &str) -> UnixStream {
+        shell::send(&self.runtime_dir().join("control"), command)
+    }
+
+    /// The state of a machine.
+    #[must_use]
+    pub fn state(&self, name: &str) -> String {
+        self.json(&["show", name])["state"].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// Waits until a machine is in a state.
+    pub fn wait_for(&self, name: &str, state: &str) {
+        wait_until(&format!("{name} to be {state}"), Duration::from_mins(2), || self.state(name) == state);
+    }
+
+    /// Waits until a machine has this many checkpoints more than now.
+    pub fn wait_for_checkpoints(&self, name: &str, more: u64) {
+        let count = || self.json(&["show", name])["checkpoints"].as_u64().unwrap_or(0);
+        let before = count();
+        wait_until(&format!("{more} checkpoints"), Duration::from_mins(2), || count() >= before + more);
+    }
+
+    /// The number of its process.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends the daemon by SIGTERM; its guests go on. Returns how long it took.
+    #[must_use]
+    pub fn terminate(mut self) -> Duration {
+        let pid = i32::try_from(self.child.id()).expect("a process number");
+        let begun = Instant::now();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM)
+            .expect("the daemon runs");
+        let _status = self.child.wait().expect("the daemon's status");
+        let took = begun.elapsed();
+        std::mem::forget(self);
+        took
     }
 
     /// Kills the daemon without warning; its guests go on.

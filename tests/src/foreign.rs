@@ -1,8 +1,9 @@
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::wait_until;
+use crate::{GuestImage, Owner, shell, wait_until};
 
 /// How a QEMU that Retrovisor does not start is started: with shared memory, an overlay over a disk, a console log, a
 /// control port and a monitor, all in one folder.
@@ -26,6 +27,23 @@ pub struct ForeignOptions<'a> {
     pub dir: &'a Path,
 }
 
+impl<'a> ForeignOptions<'a> {
+    /// A small guest with one vCPU, under the QEMU of `PATH`.
+    #[must_use]
+    pub fn small(image: &'a GuestImage, dir: &'a Path) -> Self {
+        Self {
+            programs: None,
+            kernel: &image.kernel,
+            initrd: &image.initrd,
+            append: "console=ttyS0 quiet tsc=unstable panic=-1",
+            disk: &image.disk,
+            memory_mib: 256,
+            vcpus: 1,
+            dir,
+        }
+    }
+}
+
 /// A QEMU that was started by hand, for `retrovisor attach`. Ended when dropped.
 #[derive(Debug)]
 pub struct ForeignQemu {
@@ -37,6 +55,12 @@ impl ForeignQemu {
     /// Starts it and waits for its monitor. An overlay that is in the folder already is used again.
     #[must_use]
     pub fn start(options: &ForeignOptions<'_>) -> Self {
+        Self::start_with(options, &[])
+    }
+
+    /// The same with further arguments, which come last.
+    #[must_use]
+    pub fn start_with(options: &ForeignOptions<'_>, arguments: &[&str]) -> Self {
         let program =
             |name: &str| options.programs.map_or_else(|| PathBuf::from(name), |folder| folder.join(name));
         let file = |name: &str| options.dir.join(name).display().to_string();
@@ -49,9 +73,11 @@ impl ForeignQemu {
                 .expect("qemu-img starts");
             assert!(made.success(), "qemu-img: {made}");
         }
-        let qmp = options.dir.join("qmp");
-        // A QEMU that was killed leaves it.
-        let _old = std::fs::remove_file(&qmp);
+        let sockets = ["qmp", "owner"].map(|name| options.dir.join(name));
+        for socket in &sockets {
+            // A QEMU that was killed leaves it.
+            let _old = std::fs::remove_file(socket);
+        }
         let socket = |name: &str| format!("unix:{},server=on,wait=off", file(name));
         let child = Command::new(program("qemu-system-x86_64"))
             .args(["-M", "q35,memory-backend=ram", "-accel", "tcg,thread=multi", "-cpu", "max"])
@@ -65,12 +91,13 @@ impl ForeignQemu {
             .args(["-append", options.append, "-drive"])
             .arg(format!("file={},if=none,id=d0,format=qcow2", overlay.display()))
             .args(["-device", "virtio-blk-pci,drive=d0", "-serial", &format!("file:{}", file("console.log"))])
-            .args(["-serial", &socket("control"), "-qmp", &socket("qmp")])
+            .args(["-serial", &socket("control"), "-qmp", &socket("qmp"), "-qmp", &socket("owner")])
+            .args(arguments)
             .stdin(Stdio::null())
             .spawn()
             .expect("qemu-system-x86_64 starts");
         let foreign = Self { child, dir: options.dir.to_owned() };
-        wait_until("the QMP socket", Duration::from_mins(1), || qmp.exists());
+        wait_until("the monitors", Duration::from_mins(1), || sockets.iter().all(|socket| socket.exists()));
         foreign
     }
 
@@ -78,6 +105,38 @@ impl ForeignQemu {
     #[must_use]
     pub fn qmp(&self) -> String {
         self.dir.join("qmp").display().to_string()
+    }
+
+    /// Connects to its second monitor, which its owner keeps.
+    #[must_use]
+    pub fn owner(&self) -> Owner {
+        Owner::connect(&self.dir.join("owner"))
+    }
+
+    /// The file that is its guest's memory.
+    #[must_use]
+    pub fn memory(&self) -> PathBuf {
+        self.dir.join("memory")
+    }
+
+    /// Runs a command in the guest's control shell and returns what it printed.
+    #[must_use]
+    pub fn shell(&self, command: &str) -> String {
+        shell::run(&self.dir.join("control"), command)
+    }
+
+    /// Sends a command to the guest's control shell and does not wait for it. What the guest has not read when the result
+    /// is dropped is lost.
+    #[must_use]
+    pub fn send(&self, command: &str) -> UnixStream {
+        shell::send(&self.dir.join("control"), command)
+    }
+
+    /// Waits for a tick of its guest's workload after what is on the console now; the guest must not complain.
+    pub fn next_tick(&self) {
+        let before = self.console().matches("tick ").count();
+        wait_until("a tick", Duration::from_mins(1), || self.console().matches("tick ").count() > before);
+        assert!(!self.console().contains("CORRUPT"), "{}", self.console());
     }
 
     /// Everything its guest wrote to the console.

@@ -9,12 +9,17 @@ mod daemon;
 mod foreign;
 mod guest;
 mod measured;
+mod owner;
+mod processes;
+mod shell;
 
 pub use command::{Ran, command_path, retrovisor};
 pub use daemon::Daemon;
 pub use foreign::{ForeignOptions, ForeignQemu};
 pub use guest::{GuestImage, launch_config};
 pub use measured::Measured;
+pub use owner::Owner;
+pub use processes::{defunct_children, qemus_in};
 
 /// Tries until the condition holds; panics with what was waited for when it does not within the time.
 pub fn wait_until(what: &str, patience: std::time::Duration, mut condition: impl FnMut() -> bool) {

@@ -292,6 +292,10 @@ impl StateIo for MemoryMachine {
         self.script.call(Method::SyncState, || self.is_there())
     }
 
+    fn check_state(&mut self, _state: &MachineState) -> Result<(), MachineError> {
+        self.script.call(Method::CheckState, || self.is_there())
+    }
+
     fn apply_state(&mut self, state: &MachineState, clock: ClockPolicy) -> Result<(), MachineError> {
         let fails_after = self.script.begin(Method::ApplyState)?;
         self.put_back(state, clock)?;

@@ -17,6 +17,7 @@ pub enum Method {
     WriteLines,
     CaptureState,
     SyncState,
+    CheckState,
     ApplyState,
     ReleaseState,
     DiskChanges,
@@ -34,7 +35,7 @@ pub enum Method {
 
 impl Method {
     /// All of them.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::RunState,
         Self::Pause,
         Self::Resume,
@@ -44,6 +45,7 @@ impl Method {
         Self::WriteLines,
         Self::CaptureState,
         Self::SyncState,
+        Self::CheckState,
         Self::ApplyState,
         Self::ReleaseState,
         Self::DiskChanges,

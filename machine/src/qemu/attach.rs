@@ -99,7 +99,8 @@ impl Parts {
                 help: format!("Use QEMU {}.{} or later", VERSION_MIN.major, VERSION_MIN.minor),
             });
         }
-        let (backend, length_bytes) = memory(monitor)?;
+        let mut devices = Devices::of(monitor)?;
+        let (backend, length_bytes) = memory(monitor, &devices)?;
         let tree = monitor.human("info mtree -f")?;
         // Old machine types name the region after the backend's whole path.
         let id = backend.rsplit('/').next().unwrap_or_default();
@@ -115,22 +116,22 @@ impl Parts {
         let file = mapping.open(pid).map_err(|error| denied(doing, &error))?;
         let ram = Ram::shared(layout.clone(), file, mapping.offset)?;
 
-        let vcpus = monitor.execute("query-cpus-fast", &json!({}))?;
-        let vcpus = vcpus.as_array().map_or(0, Vec::len);
         let kvm = monitor.execute("query-kvm", &json!({}))?;
         let board = monitor.execute("qom-get", &json!({ "path": "/machine", "property": "type" }))?;
+        let accelerator = match kvm.get("enabled") {
+            Some(Value::Bool(true)) => Accelerator::Kvm,
+            _ => Accelerator::Tcg,
+        };
+        devices.check_at_attach(monitor, accelerator)?;
         let shape = Shape {
             version: format!("{}.{}", version.major, version.minor),
             board: board.as_str().unwrap_or_default().to_owned(),
-            accelerator: match kvm.get("enabled") {
-                Some(Value::Bool(true)) => Accelerator::Kvm,
-                _ => Accelerator::Tcg,
-            },
-            vcpus: u32::try_from(vcpus).unwrap_or(u32::MAX),
+            accelerator,
+            vcpus: u32::try_from(devices.vcpus()).unwrap_or(u32::MAX),
             layout,
+            devices: Some(devices.peripherals.clone()),
         };
         let disks = AttachedDisk::list(monitor)?;
-        let devices = Devices::of(monitor)?;
         can_be_saved(monitor)?;
         // Last, so that nothing remains in a QEMU that is refused.
         let device_state = DeviceState::set_up(monitor)?;
@@ -140,11 +141,10 @@ impl Parts {
 }
 
 /// The object that is the guest's memory (`/objects/ram`), and its length. Refuses memory that cannot be shared.
-fn memory(monitor: &mut Monitor) -> Result<(String, u64), MachineError> {
+fn memory(monitor: &mut Monitor, devices: &Devices) -> Result<(String, u64), MachineError> {
     let refuse = |what: &str| MachineError::Unsupported { what: what.into(), help: OPTIONS.into() };
-    let size = monitor.execute("query-memory-size-summary", &json!({}))?;
-    if size.get("plugged-memory").and_then(Value::as_u64).unwrap_or(0) > 0 {
-        return Err(refuse("memory that was plugged in (DIMMs)"));
+    if let Some(plugged) = devices.plugged_memory() {
+        return Err(refuse(&format!("memory that was plugged in ({plugged})")));
     }
     let property = json!({ "path": "/machine", "property": "memory-backend" });
     let backend = monitor.execute("qom-get", &property)?;
@@ -157,8 +157,16 @@ fn memory(monitor: &mut Monitor) -> Result<(String, u64), MachineError> {
     let Some(own) = own else {
         return Err(refuse("a guest whose memory is private to QEMU, or in several objects,"));
     };
-    if own.get("share") != Some(&Value::Bool(true)) {
+    let is_shared = |entry: &&Value| entry.get("share") == Some(&Value::Bool(true));
+    if !is_shared(&own) {
         return Err(refuse("a guest whose memory file is not shared (share=on)"));
+    }
+    // It would be in no checkpoint: neither in the memory nor in the devices' state.
+    let others = backends.as_array().into_iter().flatten().filter(is_shared);
+    let others: Vec<_> =
+        others.filter(|entry| *entry != own).map(|entry| text(entry, "id").unwrap_or("?")).collect();
+    if !others.is_empty() {
+        return Err(refuse(&format!("shared memory beside the guest's own ({})", others.join(", "))));
     }
     let length_bytes = own.get("size").and_then(Value::as_u64);
     let length_bytes =

@@ -42,6 +42,8 @@ pub(super) struct Monitor {
     is_changing: bool,
     stop_cause: StopCause,
     guest_events: VecDeque<GuestEvent>,
+    /// A vCPU was unplugged since the connection began.
+    has_lost_vcpu: bool,
     jobs: u64,
     /// The socket or the process is gone.
     failed: bool,
@@ -57,6 +59,7 @@ impl Monitor {
             is_changing: false,
             stop_cause: StopCause::Settled,
             guest_events: VecDeque::new(),
+            has_lost_vcpu: false,
             jobs: 0,
             failed: false,
         };
@@ -84,6 +87,11 @@ impl Monitor {
     /// Whether the guest shut down or panicked, and QEMU still exists.
     pub(super) fn has_ended(&self) -> bool {
         self.run_state.has_ended()
+    }
+
+    /// Whether a vCPU was unplugged since the connection began, according to the events that were read.
+    pub(super) fn has_lost_vcpu(&self) -> bool {
+        self.has_lost_vcpu
     }
 
     /// Reads the available events, and returns whether the guest runs, and why not.
@@ -132,12 +140,13 @@ impl Monitor {
         answer.map_err(|error| self.explain(error))
     }
 
-    /// Runs two commands and waits for the answers of both: one round trip.
-    pub(super) fn execute_both(&mut self, commands: [(&str, Value); 2]) -> Result<[Value; 2], MachineError> {
-        let [first, second] = commands;
-        let answers = self.qmp.send(first.0, &first.1).and_then(|first_id| {
-            let second_id = self.qmp.send(second.0, &second.1)?;
-            Ok([self.qmp.answer(first_id, first.0)?, self.qmp.answer(second_id, second.0)?])
+    /// Runs several commands and waits for the answers of all: one round trip. After a failure, the answers to the
+    /// other commands are skipped when they arrive.
+    pub(super) fn execute_all(&mut self, commands: &[(&str, Value)]) -> Result<Vec<Value>, MachineError> {
+        let sent = commands.iter().map(|(command, arguments)| self.qmp.send(command, arguments));
+        let answers = sent.collect::<Result<Vec<_>, _>>().and_then(|ids| {
+            let all = ids.into_iter().zip(commands);
+            all.map(|(id, (command, _))| self.qmp.answer(id, command)).collect()
         });
         answers.map_err(|error| self.explain(error))
     }
@@ -246,6 +255,10 @@ impl Monitor {
             }
             "SHUTDOWN" => self.run_state = RunState::PoweredOff,
             "GUEST_PANICKED" if stops_guest(event) => self.run_state = RunState::Panicked,
+            // Only vCPUs have one, and it goes with them.
+            "DEVICE_DELETED" if text(&event.data, "path").is_some_and(|path| path.ends_with("/lapic")) => {
+                self.has_lost_vcpu = true;
+            }
             "RESET" if self.run_state.has_ended() => self.run_state = RunState::Paused,
             _ => {}
         }

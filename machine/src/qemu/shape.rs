@@ -1,7 +1,11 @@
 //! The properties that a machine must share with a state before it is applied.
 
+use std::collections::BTreeMap;
+
 use retrovisor_guest::{Accelerator, MachineError, MachineState, MemoryLayout, StateSection};
 use serde::{Deserialize, Serialize};
+
+use super::devices::differences;
 
 /// The format of the section with a [`Shape`], as JSON.
 const FORMAT: &str = "qemu-machine/1";
@@ -16,6 +20,10 @@ pub(super) struct Shape {
     pub(super) accelerator: Accelerator,
     pub(super) vcpus: u32,
     pub(super) layout: MemoryLayout,
+    /// The devices that can be added and removed, by path, each with its type. States of earlier versions of this driver
+    /// have none, and are not compared.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) devices: Option<BTreeMap<String, String>>,
 }
 
 impl Shape {
@@ -80,6 +88,14 @@ impl Shape {
         if taken.layout != self.layout {
             return Err(mismatch("the memory", &text(&taken.layout), &text(&self.layout)));
         }
+        // QEMU itself would let a device that the state does not have keep its own, and refuse one that it does not have
+        // when it has loaded half of the state.
+        if let (Some(before), Some(now)) = (&taken.devices, &self.devices) {
+            let all = differences(before, now);
+            if !all.is_empty() {
+                return Err(mismatch("the devices", &"those of the checkpoint", &all.join(", ")));
+            }
+        }
         Ok(&section(&taken.stream_format())?.bytes)
     }
 }
@@ -100,6 +116,7 @@ mod tests {
             accelerator: Accelerator::Tcg,
             vcpus: 2,
             layout: MemoryLayout::flat(1 << 20).unwrap(),
+            devices: Some(BTreeMap::from([("/machine/peripheral/rng".into(), "virtio-rng-pci".into())])),
         }
     }
 
@@ -122,12 +139,15 @@ mod tests {
                 Shape { layout: MemoryLayout::flat(4096).unwrap(), ..shape() },
                 "expected 4096 bytes at 0x0, found 1048576",
             ),
+            (Shape { devices: Some(BTreeMap::new()), ..shape() }, "found rng (virtio-rng-pci) was added"),
         ] {
             let error = shape().stream_of(&state(other)).unwrap_err();
             assert!(error.to_string().contains(words), "{error}");
         }
         let newer = Shape { version: "10.0".into(), ..shape() };
         assert_eq!(newer.stream_of(&state(shape())).unwrap(), b"QEVM");
+        let older = Shape { devices: None, ..shape() };
+        assert_eq!(shape().stream_of(&state(older)).unwrap(), b"QEVM");
         assert_eq!(Shape::board_of(&state(shape())).unwrap(), "pc-q35-7.2");
         assert_eq!(Shape::board_of(&MachineState::default()), None);
         let mut damaged = state(shape());

@@ -40,6 +40,12 @@ impl StateIo for QemuMachine {
         if state.disks.is_empty() { Ok(()) } else { self.disks.sync() }
     }
 
+    fn check_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
+        self.devices.check(&mut self.monitor)?;
+        self.shape.stream_of(state)?;
+        self.disks.check_names(state)
+    }
+
     /// The guest's clocks continue from the state: [`ClockPolicy::JumpToNow`] is refused.
     fn apply_state(&mut self, state: &MachineState, clock: ClockPolicy) -> Result<(), MachineError> {
         self.needs_pause("applying a state")?;

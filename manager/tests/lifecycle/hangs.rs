@@ -90,6 +90,8 @@ fn check_one(daemon: &Daemon, case: Case, injection: Injection, is_killed: bool)
                     assert!(!daemon.host.has_process(NAME), "{what}");
                 }
                 daemon.manager.set_call_wait(LONG);
+            } else if case.state.is_some_and(|state| !state.has_actor()) {
+                is_left_alone(daemon, &what);
             }
         }));
         daemon.manager.set_call_wait(LONG);
@@ -115,6 +117,21 @@ fn check_one(daemon: &Daemon, case: Case, injection: Injection, is_killed: bool)
     drop(before);
     must_recover(daemon, &what);
     hung
+}
+
+/// A machine without an actor refuses commands while a call hangs, and is not attached a second time.
+fn is_left_alone(daemon: &Daemon, what: &str) {
+    let began = Instant::now();
+    let refused = daemon.checkpoint(NAME);
+    assert!(refused.is_err(), "{what}: it is checkpointed");
+    if daemon.state(NAME) == Lifecycle::Starting {
+        let calls = || Method::ALL.map(|method| daemon.host.calls().calls(method));
+        let before = calls();
+        daemon.manager.retry_unreachable();
+        assert_eq!(calls(), before, "{what}: it is attached a second time");
+        assert_eq!(daemon.state(NAME), Lifecycle::Starting, "{what}");
+    }
+    assert!(began.elapsed() < PATIENCE, "{what}: commands wait for it");
 }
 
 /// A call that is overdue makes the machine unreachable, and commands are refused.

@@ -113,6 +113,9 @@ impl StateIo for TestVm {
     fn sync_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
         self.machine_mut().sync_state(state)
     }
+    fn check_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
+        self.machine_mut().check_state(state)
+    }
     fn apply_state(&mut self, state: &MachineState, clock: ClockPolicy) -> Result<(), MachineError> {
         // Disks of a process end with it here: a new one has none to put back.
         let state = MachineState { disks: Vec::new(), ..state.clone() };

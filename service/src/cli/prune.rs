@@ -155,11 +155,13 @@ fn print_plan(plan: &PrunePlan) {
     let rows: Vec<_> = plan.machines.iter().map(row).collect();
     table::print(&["machine", "kept", "removed", "of these bad", "oldest removed", "kept by"], &rows);
     paragraph::print(&format!(
-        "About {} are freed: {} of the packs, {} of the catalogue. {} of the packs are unused afterwards in total.",
+        "About {} are freed: {} of the packs, {} of the catalogue. {} of the packs are unused afterwards in total. \
+         Meanwhile {} must be available on the disk, those of the store's reserve included.",
         quantity::bytes(plan.pack_bytes + plan.catalogue_bytes),
         quantity::bytes(plan.pack_bytes),
         quantity::bytes(plan.catalogue_bytes),
         quantity::bytes(plan.garbage_bytes),
+        quantity::bytes(plan.needed_bytes),
     ));
 }
 
@@ -190,6 +192,9 @@ fn print_report(report: PruneReport) {
         quantity::bytes(report.stored_bytes),
         quantity::bytes(report.stored_bytes_before)
     );
+    if report.out_of_space {
+        outln!("There was too little space to free all of it: repeat the prune.");
+    }
     if report.skipped > 0 {
         outln!("{} of the plan were kept: they are current or pinned now.", report.skipped);
     }

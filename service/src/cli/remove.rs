@@ -54,6 +54,12 @@ pub(super) async fn run(args: RemoveArgs, global: &Global) -> Result<(), CliErro
         quantity::count(removed.checkpoints, "checkpoint"),
         quantity::bytes(removed.freed_bytes)
     ));
+    if removed.out_of_space {
+        paragraph::print(
+            "There was too little space to rewrite all packs, so that memory of the machine is still in them: \
+             run `retrovisor prune` when there is more.",
+        );
+    }
     Ok(())
 }
 

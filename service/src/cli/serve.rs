@@ -41,6 +41,11 @@ pub(super) async fn run(args: ServeArgs, global: &Global) -> Result<(), CliError
     }
     let store =
         Store::open(&root, Access::Create).map_err(|error| CliError::refused(error.to_string(), ""))?;
+    match store.keep_reserve() {
+        Ok(true) => {}
+        Ok(false) => errln!("little space: none of it is reserved for `retrovisor prune` on a full disk"),
+        Err(error) => errln!("no space is reserved for `retrovisor prune` on a full disk: {error}"),
+    }
     store.set_page_cache_bytes_max(args.page_cache_mib << 20);
     let settings =
         RecorderSettings { staging_bytes_max: args.staging_mib << 20, ..RecorderSettings::default() };

@@ -170,6 +170,7 @@ impl MachineService for Services {
                     branches: plan.history.branches,
                     dry_run,
                     freed_bytes: report.compaction.bytes_freed,
+                    out_of_space: report.compaction.out_of_space,
                 })
             })
             .await?;

@@ -78,8 +78,7 @@ fn help(error: &ManagerError) -> Option<String> {
             "Bring it back: retrovisor rollback {machine} --to latest. If another program started its QEMU: start it \
                  again with the same options, then retrovisor attach {machine} --qmp SOCKET"
         )),
-        ManagerError::Machine(MachineError::Mismatch { .. })
-        | ManagerError::Store(StoreError::Machine(MachineError::Mismatch { .. })) => Some(
+        error if is_mismatch(error) => Some(
             "Only a machine of the same shape can be given this state. A new process gets the hardware of the checkpoint \
              (retrovisor stop NAME, then retrovisor rollback NAME --to CHECKPOINT); a state of a newer QEMU needs that QEMU."
                 .to_owned(),
@@ -89,6 +88,18 @@ fn help(error: &ManagerError) -> Option<String> {
             Some(format!("Choose another name, or look at that one: retrovisor show {machine}"))
         }
         _ => None,
+    }
+}
+
+/// Whether a state was of a machine of another shape, also when that was noticed late and the machine was reverted.
+fn is_mismatch(error: &ManagerError) -> bool {
+    match error {
+        ManagerError::Machine(MachineError::Mismatch { .. }) => true,
+        ManagerError::Store(error) => {
+            let cause = if let StoreError::Reverted { source, .. } = error { source } else { error };
+            matches!(cause, StoreError::Machine(MachineError::Mismatch { .. }))
+        }
+        _ => false,
     }
 }
 

@@ -96,6 +96,7 @@ impl StoreService for Services {
                 skipped: report.passed_over,
                 stored_bytes_before: before,
                 stored_bytes: store.size()?,
+                out_of_space: report.compaction.out_of_space,
             }));
             Ok(())
         }))
@@ -172,6 +173,7 @@ fn plan(plan: &retrovisor_snapshot::PrunePlan) -> PrunePlan {
         garbage_bytes: plan.estimate.garbage_bytes,
         pack_bytes: plan.estimate.pack_bytes,
         catalogue_bytes: plan.estimate.catalogue_bytes,
+        needed_bytes: plan.estimate.needed_bytes,
     }
 }
 

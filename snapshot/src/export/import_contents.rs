@@ -19,6 +19,7 @@ pub(super) struct ImportedContents<'s> {
 impl<'s> ImportedContents<'s> {
     /// The caller holds [`Store::maintain`].
     pub(super) fn begin(store: &'s Store) -> Result<Self> {
+        store.must_have_room()?;
         let newest = store.catalogue().newest_checkpoint()?;
         Ok(Self { store, newest, added: Vec::new(), stored_bytes: 0 })
     }

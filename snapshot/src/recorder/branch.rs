@@ -169,6 +169,7 @@ impl Recorder {
             return Err(Error::Machine(MachineError::Mismatch { what, expected, found: found.clone() }));
         }
         let target = self.target(machine, branch.origin)?;
+        machine.check_state(&target.state)?;
         let mut timing = BranchTiming { read_us: since_us(begun), ..BranchTiming::default() };
         machine.pause()?;
         // What was written before does not matter: every frame is compared below.

@@ -41,7 +41,7 @@ impl Recorder {
     ) -> Result<PendingCheckpoint> {
         check_label(request.label.as_deref())?;
         self.check(machine)?;
-        self.store.must_be_writable()?;
+        self.store.must_have_room()?;
         self.record_pending_failure();
         self.collect_outcomes(machine, self.settings.pending_checkpoints_max.saturating_sub(1));
         self.release_old_disks(machine);

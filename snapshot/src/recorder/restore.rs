@@ -35,6 +35,7 @@ impl Recorder {
         self.drain(machine);
         let start = Instant::now();
         let target = self.target(machine, target)?;
+        machine.check_state(&target.state)?;
         let timing = RollbackTiming { prefetch_us: since_us(start), ..RollbackTiming::default() };
         let here = Position { timeline: target.record.timeline, checkpoint: target.record.id };
         let operation = self.store.catalogue().begin(&NewOperation {

@@ -83,11 +83,12 @@ impl Recorder {
     ) -> Result<RollbackReport> {
         self.check(machine)?;
         machine.capabilities().check_clock(request.clock)?;
-        self.store.must_be_writable()?;
+        self.store.must_have_room()?;
         self.record_pending_failure();
         // What is being stored is part of the baseline.
         self.drain(machine);
         let target = self.target(machine, rollback.target.checkpoint)?;
+        machine.check_state(&target.state)?;
         self.is_moving = true;
         // Where blocks are to be written, the current ones must be durable before.
         let moved = if request.current == CurrentPolicy::Durable || !target.disks.is_retained() {

@@ -9,7 +9,7 @@ use super::options::CompactOptions;
 use super::progress::{PruneProgress, PruneStep};
 use crate::catalogue::Link;
 use crate::content::ContentId;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::id::CheckpointId;
 use crate::store::Store;
 
@@ -35,6 +35,8 @@ pub struct CompactReport {
     pub damaged_packs: Vec<u32>,
     /// Whether it was stopped.
     pub stopped: bool,
+    /// Whether there was too little space to rewrite some packs or the catalogue: repeat it when there is more.
+    pub out_of_space: bool,
 }
 
 impl Store {
@@ -50,6 +52,7 @@ impl Store {
         progress: &mut dyn FnMut(PruneProgress) -> ControlFlow<()>,
     ) -> Result<CompactReport> {
         let _alone = self.maintain()?;
+        let _space = self.lend_reserve()?;
         self.compact_alone(options, progress)
     }
 
@@ -65,7 +68,13 @@ impl Store {
         if go_on {
             let at = PruneProgress { step: PruneStep::Vacuum, done: 0, total: 1 };
             if progress(at).is_continue() {
-                self.catalogue().vacuum(options.vacuum_percent_min)?;
+                match self.catalogue().vacuum(options.vacuum_percent_min) {
+                    // The free part of the catalogue is used again, so that nothing is lost without it.
+                    Err(Error::Full { .. }) => report.out_of_space = true,
+                    other => {
+                        other?;
+                    }
+                }
             } else {
                 report.stopped = true;
             }
@@ -152,12 +161,14 @@ impl Store {
         progress: &mut dyn FnMut(PruneProgress) -> ControlFlow<()>,
     ) -> Result<bool> {
         let census = Census::take(self, |_| true)?;
-        let chosen: Vec<u32> = census
+        let mut chosen: Vec<u32> = census
             .packs
             .iter()
             .filter(|(_, pack)| pack.bytes > 0 && pack.is_worth_it(options.garbage_percent_min))
             .map(|(number, _)| *number)
             .collect();
+        // Those that need the least space first: what they free is there for the next ones.
+        chosen.sort_by_key(|number| census.packs[number].live_bytes);
         let total = chosen.iter().map(|number| census.packs[number].bytes).sum();
         let mut done = 0;
         for number in chosen {
@@ -165,7 +176,14 @@ impl Store {
                 return Ok(false);
             }
             done += census.packs[&number].bytes;
-            self.rewrite_pack(number, &census, report)?;
+            match self.rewrite_pack(number, &census, report) {
+                // What follows needs no less.
+                Err(Error::Full { .. }) => {
+                    report.out_of_space = true;
+                    break;
+                }
+                other => other?,
+            }
         }
         Ok(true)
     }

@@ -15,6 +15,9 @@ const CHANGE_BYTES: u64 = 14;
 /// Bytes of a checkpoint's rows in all other tables, about.
 const CHECKPOINT_BYTES: u64 = 3000;
 
+/// Bytes of the write-ahead log that the removal of a batch of checkpoints needs, about.
+const LOG_BYTES: u64 = 8 << 20;
+
 /// A frame, and which of its places hold live contents.
 #[derive(Clone, Copy)]
 pub(super) struct FrameUse {
@@ -141,6 +144,14 @@ impl Store {
             pack_bytes: garbage(true),
             catalogue_bytes: rows_before.saturating_sub(rows_after) * CHANGE_BYTES
                 + removed.len() as u64 * CHECKPOINT_BYTES,
+            needed_bytes: census
+                .packs
+                .values()
+                .filter(|pack| pack.is_worth_it(worth_it))
+                .map(|pack| pack.live_bytes)
+                .max()
+                .unwrap_or(0)
+                + LOG_BYTES,
         })
     }
 }

@@ -108,6 +108,9 @@ pub struct PruneEstimate {
     pub pack_bytes: u64,
     /// Bytes in the catalogue, by the number of removed rows. They are freed when the database is rewritten.
     pub catalogue_bytes: u64,
+    /// Bytes that must be available meanwhile: a pack that is rewritten is on the disk twice, until the old one is
+    /// removed. The reserve of the store counts as available.
+    pub needed_bytes: u64,
 }
 
 impl Store {

@@ -44,6 +44,7 @@ impl Store {
         progress: &mut dyn FnMut(PruneProgress) -> ControlFlow<()>,
     ) -> Result<PruneReport> {
         let _alone = self.maintain()?;
+        let _space = self.lend_reserve()?;
         let mut report = PruneReport::default();
         let mut operations = Vec::new();
         for machine in plan.machines.iter().filter(|machine| !machine.removed.is_empty()) {

@@ -58,6 +58,7 @@ impl Store {
         progress: &mut dyn FnMut(PruneProgress) -> ControlFlow<()>,
     ) -> Result<RemovalReport> {
         let _alone = self.maintain()?;
+        let _space = self.lend_reserve()?;
         let catalogue = self.catalogue();
         catalogue.begin_removal(machine)?;
         let mut newest_first: Vec<_> =

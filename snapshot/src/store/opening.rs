@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use lru::LruCache;
 
 use super::marker;
+use super::reserve::{Lent, Reserve};
 use crate::catalogue::{Catalogue, lock};
 use crate::content_writer::ContentWriter;
 use crate::disk::DiskMap;
@@ -66,6 +67,7 @@ pub struct Store {
     pub(crate) reads: ReadCounter,
     pub(crate) disk_maps: Mutex<LruCache<(CheckpointId, DiskId), Arc<DiskMap>>>,
     content_writer: Option<FairLock<ContentWriter>>,
+    reserve: Option<Reserve>,
     /// Held while the store is pruned, compacted, repaired or imported into.
     maintenance: Mutex<()>,
     _lock: Option<StoreLock>,
@@ -107,6 +109,8 @@ impl Store {
             return Err(Error::NotAStore { path: catalogue_path, what });
         }
         let lock = if write { Some(StoreLock::take(dir, &dir.join(LOCK))?) } else { None };
+        // Before the catalogue is opened, which needs space.
+        let reserve = if write { Some(Reserve::open(dir)?) } else { None };
         let key_path = dir.join(KEY);
         if !catalogue_path.exists() {
             create_file(&catalogue_path)?;
@@ -160,6 +164,7 @@ impl Store {
             reads: ReadCounter::default(),
             disk_maps: Mutex::new(LruCache::new(MAPS_KEPT)),
             content_writer,
+            reserve,
             maintenance: Mutex::default(),
             _lock: lock,
         })
@@ -199,6 +204,23 @@ impl Store {
     /// reads its pages from there.
     pub fn set_page_cache_bytes_max(&self, bytes_max: u64) {
         self.cache.set_bytes_max(bytes_max);
+    }
+
+    /// Keeps some space of the disk free for the removal of checkpoints, so that a store that has filled its disk can
+    /// be emptied: 160 MiB, at most a thirty-second of the file system. Returns whether it is there; it is not made
+    /// when less than twice as much is available.
+    pub fn keep_reserve(&self) -> Result<bool> {
+        self.reserve.as_ref().ok_or_else(|| self.read_only())?.keep()
+    }
+
+    /// The space of the reserve, for the removal of checkpoints. Nothing else is stored while it is used.
+    pub(crate) fn lend_reserve(&self) -> Result<Lent<'_>> {
+        self.reserve.as_ref().ok_or_else(|| self.read_only())?.lend()
+    }
+
+    /// An error unless checkpoints and imports may be stored.
+    pub(crate) fn must_have_room(&self) -> Result<()> {
+        self.reserve.as_ref().ok_or_else(|| self.read_only())?.must_be_kept()
     }
 
     /// The right to prune, compact, repair or import: one at a time. It comes before all other locks (docs/locks.md).
@@ -252,7 +274,7 @@ fn refuse_orphans(storage: &dyn PackStorage, catalogue: &Path) -> Result<()> {
         return Ok(());
     }
     let what = format!(
-        "it does not say which store this is, but there are packs in {}. PagePlan back a copy of the catalogue, or move them away",
+        "it does not say which store this is, but there are packs in {}. Put a copy of the catalogue back, or move them away",
         dir.display()
     );
     Err(Error::NotAStore { path: catalogue.to_owned(), what })

@@ -45,6 +45,16 @@ impl DiskSet {
         self.disks.iter().map(|disk| disk.node.clone()).collect()
     }
 
+    /// Refuses a state with other disks than those of the machine.
+    pub(in crate::qemu) fn check_names(&self, state: &MachineState) -> Result<(), MachineError> {
+        let has = |disk: &AttachedDisk| state.disks.iter().any(|own| disk.is_named(&own.disk));
+        if state.disks.len() == self.disks.len() && self.disks.iter().all(has) {
+            return Ok(());
+        }
+        let expected: Vec<_> = state.disks.iter().map(|disk| disk.disk.clone()).collect();
+        Err(mismatch(expected.join(", "), self.names().join(", ")))
+    }
+
     /// The snapshot to which the disks are restored, after checking that every disk of the machine has it; none when
     /// their contents are not to change.
     pub(in crate::qemu) fn target(
@@ -52,11 +62,7 @@ impl DiskSet {
         monitor: &mut Monitor,
         state: &MachineState,
     ) -> Result<Option<String>, MachineError> {
-        let has = |disk: &AttachedDisk| state.disks.iter().any(|own| disk.is_named(&own.disk));
-        if state.disks.len() != self.disks.len() || !self.disks.iter().all(has) {
-            let expected: Vec<_> = state.disks.iter().map(|disk| disk.disk.clone()).collect();
-            return Err(mismatch(expected.join(", "), self.names().join(", ")));
-        }
+        self.check_names(state)?;
         let Some(tag) = state.disks.first().map(|disk| disk.reference.clone()) else { return Ok(None) };
         if let Some(other) = state.disks.iter().find(|disk| disk.reference != tag) {
             return Err(mismatch(
