@@ -1,7 +1,7 @@
 //! Facts as tables: the results of reading checkpoints, in the form that a database stores.
 //!
-//! A fact type is a struct in `introspect`; its schema maps its fields to columns. The store keeps the rows of each schema
-//! by checkpoint without knowing their meaning, so a new fact needs no change there.
+//! A fact type is a struct in `introspect`; its schema maps its fields to columns. The store keeps the rows of each
+//! schema by checkpoint without knowing their meaning, so a new fact needs no change there.
 
 use serde::{Deserialize, Serialize};
 

@@ -8,8 +8,8 @@ pub(crate) mod cell;
 ///
 /// `table` is the name in the snapshot database. Each field becomes a column of the same name; behind `=>` is the
 /// encoding, one of the modules of [`cell`]: `integer`, `bits`, `address` or `text`, and, where values are not kept as
-/// stable ones, how they are: `volatile` or `sought` ([`retrovisor_guest::fact::Keeping`]). The doc comments become the
-/// documentation of table and columns. `?1` in a question's SQL is the checkpoint.
+/// stable ones, how they are: `volatile` or `sought` ([`retrovisor_guest::fact::Keeping`]). The doc comments become
+/// the documentation of table and columns. `?1` in a question's SQL is the checkpoint.
 macro_rules! fact {
     (@keeping) => { retrovisor_guest::fact::Keeping::Stable };
     (@keeping sought) => { retrovisor_guest::fact::Keeping::Sought };

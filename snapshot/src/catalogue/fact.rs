@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use retrovisor_guest::fact::{Kind, Schema, Table, Value};
+use retrovisor_guest::fact::{Column, Kind, Schema, Table, Value};
 use rusqlite::{Connection, OptionalExtension, Transaction};
 
 use self::layout::{Field, Layout};
@@ -72,7 +72,8 @@ impl FactMemory {
 
 impl Catalogue {
     /// Records the facts of a checkpoint. Facts of the same kinds that were recorded for it before are replaced. A new
-    /// kind gets a view of its name, and a view `v_<name>` that has machine and checkpoint as well; new columns are added.
+    /// kind gets a view of its name, and a view `v_<name>` that has machine and checkpoint as well; new columns are
+    /// added.
     pub fn record_facts(&self, checkpoint: CheckpointId, tables: &[Table]) -> Result<()> {
         for table in tables {
             check(table)?;
@@ -108,8 +109,8 @@ impl Catalogue {
         Ok(())
     }
 
-    /// The facts of one kind from one checkpoint: all its columns, the oldest facts first. A kind that does not exist (yet)
-    /// has no rows and no columns.
+    /// The facts of one kind from one checkpoint: all its columns, the oldest facts first. A kind that does not exist
+    /// (yet) has no rows and no columns.
     pub fn facts(&self, checkpoint: CheckpointId, table: &str) -> Result<Rows> {
         check_name("fact table", table, true)?;
         self.read("reading facts", |reader| match layout::find(reader, table)? {
@@ -135,20 +136,20 @@ fn facts_of<'t>(
     table: &'t Table,
 ) -> Result<Facts<'t>, Abort> {
     let Schema { table: name, columns } = *table.schema;
-    let layout = match layouts.get(&(name, columns.len())) {
-        Some(layout) => Arc::clone(layout),
-        None => {
-            let field = |column: &retrovisor_guest::fact::Column| Field {
-                name: column.name.to_owned(),
-                kind: column.kind,
-                keeping: column.keeping,
-            };
-            let layout = layout::make(transaction, name, &columns.iter().map(field).collect::<Vec<_>>())?;
-            let layout = Arc::new(layout);
-            layouts.retain(|(other, _), _| *other != name);
-            layouts.insert((name, columns.len()), Arc::clone(&layout));
-            layout
-        }
+    let known = layouts.get(&(name, columns.len())).map(Arc::clone);
+    let layout = if let Some(layout) = known {
+        layout
+    } else {
+        let field = |column: &Column| Field {
+            name: column.name.to_owned(),
+            kind: column.kind,
+            keeping: column.keeping,
+        };
+        let layout = layout::make(transaction, name, &columns.iter().map(field).collect::<Vec<_>>())?;
+        let layout = Arc::new(layout);
+        layouts.retain(|(other, _), _| *other != name);
+        layouts.insert((name, columns.len()), Arc::clone(&layout));
+        layout
     };
     let place = |field: &Field| columns.iter().position(|column| column.name == field.name);
     let order = layout.fields.iter().map(place).collect();

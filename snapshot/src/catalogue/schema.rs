@@ -10,19 +10,15 @@ use crate::error::{Error, Result};
 pub(crate) const APPLICATION_ID: i32 = 0x5256_5253;
 
 /// A step from one format to the next: statements, then what they cannot do.
-type Step = (&'static str, fn(&Transaction<'_>) -> Result<(), Abort>);
+type Step = (&'static str, Option<fn(&Transaction<'_>) -> Result<(), Abort>>);
 
 /// The steps; the first makes a new catalogue.
 const STEPS: &[Step] = &[
-    (include_str!("schema_v1.sql"), nothing_more),
-    (include_str!("schema_v2.sql"), nothing_more),
-    (include_str!("schema_v3.sql"), nothing_more),
-    (include_str!("schema_v4.sql"), fact::migrate),
+    (include_str!("schema_v1.sql"), None),
+    (include_str!("schema_v2.sql"), None),
+    (include_str!("schema_v3.sql"), None),
+    (include_str!("schema_v4.sql"), Some(fact::migrate)),
 ];
-
-fn nothing_more(_: &Transaction<'_>) -> Result<(), Abort> {
-    Ok(())
-}
 
 /// The newest format known.
 pub(crate) fn newest() -> i64 {
@@ -48,10 +44,12 @@ pub(super) fn migrate(connection: &mut Connection, dir: &Path, path: &Path) -> R
         let transaction =
             connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(sql)?;
         transaction.execute_batch(statements).map_err(sql)?;
-        more(&transaction).map_err(|abort| match abort {
-            Abort::Sql(source) => sql(source),
-            Abort::Named(error) => error,
-        })?;
+        if let Some(more) = more {
+            more(&transaction).map_err(|abort| match abort {
+                Abort::Sql(source) => sql(source),
+                Abort::Named(error) => error,
+            })?;
+        }
         transaction.pragma_update(None, "application_id", APPLICATION_ID).map_err(sql)?;
         transaction.pragma_update(None, "user_version", at as u64 + 1).map_err(sql)?;
         transaction.commit().map_err(sql)?;

@@ -12,8 +12,9 @@ use super::super::connection::lock;
 use super::values::Values;
 use super::volatile::Cells;
 
-/// Bound on the rows of observations that are kept decoded, unless one alone has more. A query goes through a series either
-/// by observation or by row, and then reads all its observations in turn for each row. A row takes about 150 bytes.
+/// Bound on the rows of observations that are kept decoded, unless one alone has more. A query goes through a series
+/// either by observation or by row, and then reads all its observations in turn for each row. A row takes about 150
+/// bytes.
 const ROWS_MAX: usize = 1 << 17;
 
 /// Observations that were decoded, for all connections of a catalogue.
@@ -31,8 +32,8 @@ struct Observation {
     values: Values,
 }
 
-/// Defines `fact_value(observation, base, stored, fact, slot, column)`: a cell of an observation, of which `stored` are the
-/// volatile values and `base` those of its base, or null.
+/// Defines `fact_value(observation, base, stored, fact, slot, column)`: a cell of an observation, of which `stored`
+/// are the volatile values and `base` those of its base, or null.
 pub(in crate::catalogue) fn register(
     connection: &Connection,
     decoded: &Arc<Mutex<Decoded>>,

@@ -59,8 +59,8 @@ impl Layout {
         self.fields.iter().enumerate().filter(move |(_, field)| wanted(field.keeping)).map(|(at, _)| at)
     }
 
-    /// Selects rows of checkpoints: an expression for each column, then what they are selected from: observations as `o`
-    /// and spans as `s`. SQLite begins with whichever is restricted.
+    /// Selects rows of checkpoints: an expression for each column, then what they are selected from: observations as
+    /// `o` and spans as `s`. SQLite begins with whichever is restricted.
     pub(super) fn select(&self) -> (Vec<String>, String) {
         let mut next = 0;
         let cells = self.fields.iter().map(|Field { name, keeping, .. }| {
@@ -83,15 +83,17 @@ impl Layout {
     /// Makes the views of the kind again.
     fn make_views(&self, transaction: &Transaction<'_>) -> rusqlite::Result<()> {
         let (cells, from) = self.select();
-        let name_in_view = |name: &str| match OWN_COLUMNS.contains(&name) {
-            true => format!("{}_{name}", self.short()),
-            false => name.to_owned(),
-        };
-        let (mut plain, mut joined) = (String::new(), String::new());
-        for (cell, Field { name, .. }) in cells.iter().zip(&self.fields) {
-            plain.push_str(&format!(", {cell} AS \"{name}\""));
-            joined.push_str(&format!(", {cell} AS \"{}\"", name_in_view(name)));
-        }
+        let named = |cell: &String, name: &str| format!(", {cell} AS \"{name}\"");
+        let all = || cells.iter().zip(&self.fields);
+        let plain: String = all().map(|(cell, field)| named(cell, &field.name)).collect();
+        let joined = all().map(|(cell, Field { name, .. })| {
+            if OWN_COLUMNS.contains(&name.as_str()) {
+                named(cell, &format!("{}_{name}", self.short()))
+            } else {
+                named(cell, name)
+            }
+        });
+        let joined: String = joined.collect();
         transaction.execute_batch(&format!(
             "DROP VIEW IF EXISTS \"v_{table}\";
              DROP VIEW IF EXISTS \"{table}\";
@@ -149,12 +151,11 @@ pub(super) fn find(reader: &Connection, table: &str) -> Result<Option<Layout>, A
 pub(super) fn make(transaction: &Transaction<'_>, table: &str, columns: &[Field]) -> Result<Layout, Abort> {
     let found = find(transaction, table)?;
     let is_new = found.is_none();
-    let mut layout = match found {
-        Some(layout) => layout,
-        None => {
-            transaction.execute("INSERT INTO fact (name) VALUES (?1)", [table])?;
-            Layout { id: transaction.last_insert_rowid(), table: table.to_owned(), fields: Vec::new() }
-        }
+    let mut layout = if let Some(layout) = found {
+        layout
+    } else {
+        transaction.execute("INSERT INTO fact (name) VALUES (?1)", [table])?;
+        Layout { id: transaction.last_insert_rowid(), table: table.to_owned(), fields: Vec::new() }
     };
     let span = layout.span();
     if is_new {

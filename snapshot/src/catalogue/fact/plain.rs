@@ -1,5 +1,5 @@
-//! Facts as plain rows, one for each fact and checkpoint: as archives have them, and as catalogues had them until format 3.
-//! They are put into tables `plain_…` first, because they come by kind, and are recorded by checkpoint.
+//! Facts as plain rows, one for each fact and checkpoint: as archives have them, and as catalogues had them until
+//! format 3. They are put into tables `plain_…` first, because they come by kind, and are recorded by checkpoint.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -103,8 +103,8 @@ fn plain_name(table: &str) -> String {
     format!("plain_{}", table.strip_prefix(PREFIX).unwrap_or(table))
 }
 
-/// Makes the table for plain rows of a kind, or the columns that it lacks. Returns the first column that is of another kind
-/// in this store.
+/// Makes the table for plain rows of a kind, or the columns that it lacks. Returns the first column that is of another
+/// kind in this store.
 pub(in crate::catalogue) fn plain_table(
     transaction: &Transaction<'_>,
     table: &str,

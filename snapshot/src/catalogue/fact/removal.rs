@@ -7,8 +7,8 @@ use rusqlite::{OptionalExtension, Transaction, params};
 use super::super::abort::Abort;
 use super::layout;
 
-/// Removes the facts of checkpoints. Those of all others stay as they are: spans become shorter, and those that contain no
-/// checkpoint any more are removed.
+/// Removes the facts of checkpoints. Those of all others stay as they are: spans become shorter, and those that
+/// contain no checkpoint any more are removed.
 pub(in crate::catalogue) fn forget(transaction: &Transaction<'_>, checkpoints: &[i64]) -> Result<(), Abort> {
     let (mut series, mut observations) = (BTreeSet::new(), BTreeSet::new());
     for checkpoint in checkpoints {

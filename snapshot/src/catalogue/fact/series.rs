@@ -1,6 +1,7 @@
 //! A series: the facts of up to 512 checkpoints of a machine, as spans.
 
 use std::borrow::Cow;
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -168,8 +169,8 @@ impl Tip {
             && self.added <= self.first.max(ADDED_MIN)
     }
 
-    /// Records all facts of a checkpoint that has none: in the series of `tip` if that is older and not full, else in a
-    /// new one. Returns the series to continue.
+    /// Records all facts of a checkpoint that has none: in the series of `tip` if that is older and not full, else in
+    /// a new one. Returns the series to continue.
     pub(super) fn append(
         transaction: &Transaction<'_>,
         tip: Option<Self>,
@@ -210,8 +211,8 @@ impl Tip {
         Ok(tip)
     }
 
-    /// Ends the spans of rows that are gone and begins those of new rows. Returns the spans from now on, and how many are
-    /// new.
+    /// Ends the spans of rows that are gone and begins those of new rows. Returns the spans from now on, and how many
+    /// are new.
     fn replace(
         &self,
         transaction: &Transaction<'_>,
@@ -265,13 +266,13 @@ impl Tip {
             end.execute(params![self.series, gone.slot, self.checkpoint])?;
         }
         // The first is continued first, so that equal rows keep their volatile values.
-        after.alive.values_mut().for_each(|slots| slots.sort_unstable_by(|a, b| b.slot.cmp(&a.slot)));
+        after.alive.values_mut().for_each(|slots| slots.sort_unstable_by_key(|alive| Reverse(alive.slot)));
         let added = u64::from(after.next_slot - next_slot);
         Ok((after, added))
     }
 
-    /// Adds the observation: the volatile values against the base, or a new base once the observations based on the last
-    /// one take as much space as it does.
+    /// Adds the observation: the volatile values against the base, or a new base once the observations based on the
+    /// last one take as much space as it does.
     fn observe(
         &mut self,
         transaction: &Transaction<'_>,

@@ -1,10 +1,10 @@
 //! The volatile values of an observation as bytes.
 //!
-//! Before compression: for each kind of fact its number and how many rows follow; for each row how far its slot is from
-//! the one before, a bit for each column that is given, and the given cells. What is not given is as in the base. All
-//! numbers are varints. A cell is a varint whose lowest two bits say what it is: 0 an integer (the rest is its difference
-//! from the base's, zigzagged), 1 null, 2 text (the rest is its length), 3 eight bytes follow (the rest is 0 for an
-//! integer, 1 for a real).
+//! Before compression: for each kind of fact its number and how many rows follow; for each row how far its slot is
+//! from the one before, a bit for each column that is given, and the given cells. What is not given is as in the base.
+//! All numbers are varints. A cell is a varint whose lowest two bits say what it is: 0 an integer (the rest is its
+//! difference from the base's, zigzagged), 1 null, 2 text (the rest is its length), 3 eight bytes follow (the rest is
+//! 0 for an integer, 1 for a real).
 //!
 //! The first byte of the stored bytes says whether the others are compressed with zstd (1) or not (0).
 
@@ -41,15 +41,15 @@ impl Row {
     }
 }
 
-/// Volatile cells: all of an observation, or those that differ from its base's. The rows of each kind of fact (by its number)
-/// by slot.
+/// Volatile cells: all of an observation, or those that differ from its base's. The rows of each kind of fact (by its
+/// number) by slot.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Cells(BTreeMap<u64, BTreeMap<u32, Row>>);
 
 impl Cells {
     /// Adds a row with all its cells, at most 64.
     pub(super) fn insert(&mut self, fact: u64, slot: u32, cells: Vec<Value>) {
-        let given = u64::MAX.checked_shr(64 - cells.len().min(64) as u32).unwrap_or(0);
+        let given = (0..cells.len().min(64)).fold(0, |given, at| given | 1 << at);
         self.0.entry(fact).or_default().insert(slot, Row { given, cells });
     }
 
