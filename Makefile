@@ -9,7 +9,7 @@ STEP = @setup/step.sh
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-tests demo test test-setup test-server test-qemu-versions soak test-lab test-kernels lint doc fuzz bench bench-volatility bench-backup
+.PHONY: help setup setup-tests demo test test-setup test-server test-qemu-versions test-libvirt soak test-lab test-kernels lint doc fuzz bench bench-volatility bench-backup
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
@@ -43,6 +43,10 @@ test-qemu-versions: setup ## one history under QEMU 7.2, 10.x and the newest (do
 	$(STEP) "build" cargo build --release -p retrovisor -p retrovisor-tests --bins --example versions $(CARGO_FLAGS)
 	@QEMUS="$$(dirname "$$(setup/qemu.sh bookworm)"):$$(dirname "$$(setup/qemu.sh trixie)"):$$(dirname "$$(setup/qemu.sh sid)")" \
 		setup/run.sh cargo run --quiet --release -p retrovisor-tests --example versions $(CARGO_FLAGS)
+
+test-libvirt: setup ## a libvirt domain: attach, rollback, detach, and libvirt's own saves and snapshots (root; downloads 63 MB once)
+	$(STEP) "build" cargo build --release -p retrovisor -p retrovisor-tests --bins --example libvirt $(CARGO_FLAGS)
+	@LIBVIRT="$$(setup/libvirt.sh)" setup/run.sh cargo run --quiet --release -p retrovisor-tests --example libvirt $(CARGO_FLAGS)
 
 soak: setup ## random operations, kills, a full disk and clock steps on two guests for SOAK_SECONDS (600)
 	$(STEP) "build" cargo build --release -p retrovisor -p retrovisor-tests --bins --example soak $(CARGO_FLAGS)

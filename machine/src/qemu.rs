@@ -16,13 +16,16 @@ mod disk;
 mod disk_io;
 mod driver;
 mod event;
+mod fd_set;
 mod launch;
 mod layout;
 mod mapping;
 mod memory;
 mod memory_file;
 mod message;
+mod migration;
 mod monitor;
+mod owner_snapshot;
 mod pagemap;
 mod qcow2;
 mod qmp;
@@ -48,7 +51,7 @@ pub use driver::QemuDriver;
 pub use launch::LaunchConfig;
 
 use attach::Parts;
-use device_state::DeviceState;
+use device_state::{Clients, DeviceState};
 use devices::Devices;
 use disk::{DiskSet, TAG_PREFIX};
 use memory::GuestRam;
@@ -72,6 +75,8 @@ pub struct QemuMachine {
     detached: bool,
     /// Applying a state began and failed: the guest must not run in its current state.
     half_applied: bool,
+    /// How often another client had resumed the guest at the last pause.
+    resumed_before: u64,
     timing: Timing,
     tags: u64,
 }
@@ -97,7 +102,7 @@ impl QemuMachine {
         let (qmp, process) = launch::launch(config)?;
         let runtime = RuntimeDir::new(&config.runtime_dir);
         let mut monitor = Monitor::new(&config.name, qmp, process)?;
-        match Parts::of(&mut monitor) {
+        match Parts::of(&mut monitor, Clients::One) {
             Ok(parts) => {
                 if config.detached {
                     monitor.process().keep();
@@ -119,8 +124,10 @@ impl QemuMachine {
     /// be rolled back, with the options to start QEMU with.
     pub fn attach(config: &AttachConfig) -> Result<Self, MachineError> {
         let mut monitor = attach::connect(config)?;
-        let parts = Parts::of(&mut monitor)?;
-        Ok(Self::assemble(&config.name, monitor, parts, RuntimeDir::new(&config.runtime_dir), true))
+        let runtime = RuntimeDir::new(&config.runtime_dir);
+        let clients = if config.qmp == runtime.monitor() { Clients::One } else { Clients::Several };
+        let parts = Parts::of(&mut monitor, clients)?;
+        Ok(Self::assemble(&config.name, monitor, parts, runtime, true))
     }
 
     fn assemble(name: &str, monitor: Monitor, parts: Parts, runtime: RuntimeDir, detached: bool) -> Self {
@@ -153,6 +160,7 @@ impl QemuMachine {
             runtime,
             detached,
             half_applied: false,
+            resumed_before: 0,
             timing: Timing::default(),
             tags: 0,
         }
@@ -234,6 +242,18 @@ impl QemuMachine {
         if self.monitor.running() { Err(MachineError::RunState { doing, needed: "paused" }) } else { Ok(()) }
     }
 
+    /// Refuses a state whose memory was read before another client resumed the guest.
+    fn needs_uninterrupted_pause(&mut self) -> Result<(), MachineError> {
+        self.needs_pause("capturing the state")?;
+        if self.monitor.resumed_by_others() == self.resumed_before {
+            return Ok(());
+        }
+        Err(MachineError::Driver {
+            doing: "capturing the state".into(),
+            message: "another program resumed the guest during the pause".into(),
+        })
+    }
+
     /// Frees states that QEMU saved and that were read, which only take memory: meant for the time after a pause.
     fn tidy(&mut self) {
         if let Err(error) = self.device_state.tidy(&mut self.monitor) {
@@ -269,11 +289,14 @@ impl Machine for QemuMachine {
 
     fn pause(&mut self) -> Result<(), MachineError> {
         self.monitor.read_events()?;
+        self.resumed_before = self.monitor.resumed_by_others();
         if !self.monitor.running() {
             return Ok(());
         }
+        migration::refuse(&mut self.monitor)?;
         let begin = Instant::now();
         self.monitor.stop()?;
+        self.resumed_before = self.monitor.resumed_by_others();
         self.timing = Timing { stop_us: microseconds(begin), ..Timing::default() };
         Ok(())
     }
@@ -290,6 +313,7 @@ impl Machine for QemuMachine {
             return Ok(());
         }
         let begin = Instant::now();
+        migration::refuse_resume(&mut self.monitor)?;
         self.ram.unsettle();
         self.monitor.cont()?;
         self.timing.cont_us = microseconds(begin);

@@ -7,7 +7,7 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use retrovisor_guest::{Accelerator, MachineError, ProcessIdentity};
 use serde_json::{Value, json};
 
-use super::device_state::DeviceState;
+use super::device_state::{Clients, DeviceState};
 use super::devices::Devices;
 use super::dirty_finder::Finder;
 use super::disk::AttachedDisk;
@@ -91,7 +91,7 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    pub(super) fn of(monitor: &mut Monitor) -> Result<Self, MachineError> {
+    pub(super) fn of(monitor: &mut Monitor, clients: Clients) -> Result<Self, MachineError> {
         let version = monitor.version();
         if version < VERSION_MIN {
             return Err(MachineError::Unsupported {
@@ -134,7 +134,7 @@ impl Parts {
         let disks = AttachedDisk::list(monitor)?;
         can_be_saved(monitor)?;
         // Last, so that nothing remains in a QEMU that is refused.
-        let device_state = DeviceState::set_up(monitor)?;
+        let device_state = DeviceState::set_up(monitor, clients)?;
         let finder = Finder::new(pid, mapping, &ram);
         Ok(Self { shape, ram: GuestRam::new(ram, finder), device_state, disks, devices })
     }

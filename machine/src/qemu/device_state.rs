@@ -6,45 +6,64 @@
 //! only: with it, the owner's `savevm` or migration would silently lack the memory.
 
 use std::fs::File;
-use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::time::SystemTime;
 
 use retrovisor_guest::MachineError;
 use serde_json::{Value, json};
 
+use super::fd_set::FdSet;
 use super::memory_file;
+use super::migration;
 use super::monitor::{Monitor, text};
+use super::owner_snapshot;
 use super::qcow2::vmstate;
 use super::stream::is_stream;
 
 /// The prefix of the names of all block nodes that this driver makes, which distinguishes them from a user's.
 const NODE_PREFIX: &str = "retrovisor-";
 
-/// The text that QEMU stores with each descriptor of this driver.
-const OPAQUE: &str = "retrovisor";
+/// The capability that excludes shared memory from all that QEMU saves.
+const EXCLUDES_MEMORY: &str = "x-ignore-shared";
+
+/// The capability with which a migration waits before it completes. It is on together with the other, so that one that
+/// another client begins meanwhile cannot complete without the memory before it is cancelled.
+const HOLDS_MIGRATIONS: &str = "pause-before-switchover";
 
 /// The name of both files in QEMU's list of descriptors.
 const NAME: &std::ffi::CStr = c"retrovisor-state";
+
+/// Who else sends commands to QEMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Clients {
+    /// Nobody: this project launched it.
+    One,
+    /// The program that started it has a monitor of its own.
+    Several,
+}
 
 pub(super) struct DeviceState {
     save: File,
     save_node: String,
     load: File,
     load_node: String,
-    /// The sets of file descriptors in QEMU through which it opens the two files.
-    save_set: u64,
-    load_set: u64,
+    /// The set of file descriptors in QEMU through which it opens `load`.
+    load_set: FdSet,
     /// The original value of `x-ignore-shared`.
     was_ignoring: bool,
     /// `x-ignore-shared` could not be restored yet.
     is_ignoring: bool,
+    /// The same of `pause-before-switchover`.
+    was_holding: bool,
+    is_holding: bool,
+    clients: Clients,
     /// Snapshots in `save` whose bytes were read.
     done: Vec<String>,
 }
 
 impl DeviceState {
     /// Passes the two files to QEMU. Removes those that an earlier process of this driver may have left.
-    pub(super) fn set_up(monitor: &mut Monitor) -> Result<Self, MachineError> {
+    pub(super) fn set_up(monitor: &mut Monitor, clients: Clients) -> Result<Self, MachineError> {
         let nodes = monitor.execute("query-named-block-nodes", &json!({ "flat": true }))?;
         let mut is_first = true;
         for node in nodes.as_array().into_iter().flatten().filter_map(|node| text(node, "node-name")) {
@@ -53,31 +72,32 @@ impl DeviceState {
                 is_first = false;
             }
         }
-        for set in own_sets(&monitor.execute("query-fdsets", &json!({}))?) {
-            monitor.execute("remove-fd", &json!({ "fdset-id": set }))?;
-        }
+        FdSet::remove_all(monitor)?;
         let capabilities = monitor.execute("query-migrate-capabilities", &json!({}))?;
-        let is_ignoring = is_on(&capabilities);
+        let is_ignoring = is_on(&capabilities, EXCLUDES_MEMORY);
+        let is_holding = is_on(&capabilities, HOLDS_MIGRATIONS);
         let (save, load) = (memory_file::create(NAME, &vmstate::empty())?, memory_file::create(NAME, &[])?);
-        let save_set = give(monitor, &save)?;
-        let load_set = give(monitor, &load)?;
+        let save_set = FdSet::add(monitor, &save)?;
+        let load_set = FdSet::add(monitor, &load)?;
         // The number of the set makes names of two processes of this driver different.
         let (save_node, load_node) =
-            (format!("{NODE_PREFIX}save-{save_set}"), format!("{NODE_PREFIX}load-{load_set}"));
+            (format!("{NODE_PREFIX}save-{}", save_set.id()), format!("{NODE_PREFIX}load-{}", load_set.id()));
         let mut state = Self {
             save,
             save_node,
             load,
             load_node,
-            save_set,
             load_set,
             // An earlier process that was killed in the middle of a job left it on.
             was_ignoring: is_ignoring && is_first,
             is_ignoring,
+            was_holding: is_holding && (is_first || !is_ignoring),
+            is_holding,
+            clients,
             done: Vec::new(),
         };
         state.stop_ignoring(monitor);
-        monitor.execute("blockdev-add", &node(&state.save_node, save_set))?;
+        monitor.execute("blockdev-add", &node(&state.save_node, &save_set))?;
         Ok(state)
     }
 
@@ -91,6 +111,7 @@ impl DeviceState {
         let mut devices = vec![self.save_node.clone()];
         devices.extend_from_slice(disks);
         let arguments = json!({ "tag": tag, "vmstate": self.save_node, "devices": devices });
+        let begin = SystemTime::now();
         self.job_without_memory(monitor, "snapshot-save", arguments)?;
         self.done.push(tag.to_owned());
         let stream = vmstate::extract(&self.save, tag).and_then(|stream| {
@@ -100,6 +121,9 @@ impl DeviceState {
                 Err("QEMU saved something else than device state".into())
             }
         });
+        if let Ok(stream) = &stream {
+            self.repair_owner_snapshots(monitor, begin, stream);
+        }
         stream.map_err(|message| {
             // Without the bytes the disks' snapshots are useless.
             let _ = monitor.job("snapshot-delete", json!({ "tag": tag, "devices": disks }));
@@ -114,15 +138,13 @@ impl DeviceState {
         if self.is_ignoring {
             left.push("the migration capability x-ignore-shared is still on".to_owned());
         }
-        let mut remove = |command, arguments: Value, what: String| {
-            if let Err(error) = monitor.execute(command, &arguments) {
-                left.push(format!("{what}: {error}"));
-            }
-        };
         let node = &self.save_node;
-        remove("blockdev-del", json!({ "node-name": node }), format!("the block node {node}"));
-        for set in [self.save_set, self.load_set] {
-            remove("remove-fd", json!({ "fdset-id": set }), format!("the file descriptor set {set}"));
+        if let Err(error) = monitor.execute("blockdev-del", &json!({ "node-name": node })) {
+            left.push(format!("the block node {node}: {error}"));
+        }
+        // Not only those of this object: blocks of disks pass through one, too.
+        if let Err(error) = FdSet::remove_all(monitor) {
+            left.push(format!("sets of file descriptors: {error}"));
         }
         left
     }
@@ -134,20 +156,40 @@ impl DeviceState {
         command: &str,
         arguments: Value,
     ) -> Result<(), MachineError> {
-        set_ignoring(monitor, true)?;
+        set_capabilities(monitor, true, true)?;
         self.is_ignoring = true;
+        self.is_holding = true;
         let done = monitor.job(command, arguments);
         self.stop_ignoring(monitor);
         done
     }
 
-    /// Restores the capability. A failure does not make the saved state invalid: it is tried again.
-    fn stop_ignoring(&mut self, monitor: &mut Monitor) {
-        if self.is_ignoring == self.was_ignoring {
+    /// In the pause, after a job that began at `begin`: what another client saved since must have the memory. An error
+    /// concerns the owner's snapshot, not this driver's state.
+    fn repair_owner_snapshots(&self, monitor: &mut Monitor, begin: SystemTime, stream: &[u8]) {
+        if self.clients == Clients::One || self.is_ignoring {
             return;
         }
-        match set_ignoring(monitor, self.was_ignoring) {
-            Ok(()) => self.is_ignoring = self.was_ignoring,
+        if let Err(error) = owner_snapshot::save_again(monitor, begin, stream.len() as u64) {
+            tracing::error!(%error, "a snapshot of another program lacks the guest's memory");
+        }
+    }
+
+    /// Restores the capability. A failure does not make the saved state invalid: it is tried again.
+    fn stop_ignoring(&mut self, monitor: &mut Monitor) {
+        if self.is_ignoring == self.was_ignoring && self.is_holding == self.was_holding {
+            return;
+        }
+        let restored = set_capabilities(monitor, self.was_ignoring, self.was_holding).or_else(|error| {
+            // QEMU refuses it during a migration. One that another program began in the meantime lacks the memory.
+            if self.was_ignoring {
+                return Err(error);
+            }
+            migration::cancel(monitor)?;
+            set_capabilities(monitor, false, self.was_holding)
+        });
+        match restored {
+            Ok(()) => (self.is_ignoring, self.is_holding) = (self.was_ignoring, self.was_holding),
             Err(error) => tracing::warn!(%error, "x-ignore-shared stays on in QEMU for now"),
         }
     }
@@ -188,53 +230,37 @@ impl DeviceState {
         let io = |source| MachineError::Io { doing: doing(), source };
         self.load.set_len(0).map_err(io)?;
         self.load.write_all_at(&image, 0).map_err(io)?;
-        monitor.execute("blockdev-add", &node(&self.load_node, self.load_set))?;
+        monitor.execute("blockdev-add", &node(&self.load_node, &self.load_set))?;
         let mut devices = vec![self.load_node.clone()];
         devices.extend_from_slice(disks);
         let arguments = json!({ "tag": tag, "vmstate": self.load_node, "devices": devices });
+        let begin = SystemTime::now();
         let loaded = self.job_without_memory(monitor, "snapshot-load", arguments);
         let removed = monitor.execute("blockdev-del", &json!({ "node-name": self.load_node }));
         loaded?;
         removed?;
+        self.repair_owner_snapshots(monitor, begin, stream);
         Ok(())
     }
 }
 
-fn set_ignoring(monitor: &mut Monitor, state: bool) -> Result<(), MachineError> {
-    let capability = json!([{ "capability": "x-ignore-shared", "state": state }]);
-    monitor.execute("migrate-set-capabilities", &json!({ "capabilities": capability })).map(drop)
+fn set_capabilities(monitor: &mut Monitor, excludes: bool, holds: bool) -> Result<(), MachineError> {
+    let capabilities = json!([
+        { "capability": EXCLUDES_MEMORY, "state": excludes },
+        { "capability": HOLDS_MIGRATIONS, "state": holds },
+    ]);
+    monitor.execute("migrate-set-capabilities", &json!({ "capabilities": capabilities })).map(drop)
 }
 
-/// Whether QEMU's list of capabilities has `x-ignore-shared` on.
-fn is_on(capabilities: &Value) -> bool {
+/// Whether QEMU's list of capabilities has this one on.
+fn is_on(capabilities: &Value, name: &str) -> bool {
     let mut all = capabilities.as_array().into_iter().flatten();
-    all.any(|entry| {
-        text(entry, "capability") == Some("x-ignore-shared") && entry.get("state") == Some(&Value::Bool(true))
-    })
+    all.any(|entry| text(entry, "capability") == Some(name) && entry.get("state") == Some(&Value::Bool(true)))
 }
 
-/// The sets of descriptors in QEMU's list that belong to this driver.
-fn own_sets(sets: &Value) -> Vec<u64> {
-    let is_own = |set: &&Value| {
-        let fds = set.get("fds").and_then(Value::as_array);
-        fds.is_some_and(|fds| !fds.is_empty() && fds.iter().all(|fd| text(fd, "opaque") == Some(OPAQUE)))
-    };
-    let own = sets.as_array().into_iter().flatten().filter(is_own);
-    own.filter_map(|set| set.get("fdset-id")?.as_u64()).collect()
-}
-
-fn node(name: &str, set: u64) -> Value {
+fn node(name: &str, set: &FdSet) -> Value {
     json!({
         "driver": "qcow2", "node-name": name, "cache": { "no-flush": true },
-        "file": { "driver": "file", "filename": format!("/dev/fdset/{set}"), "cache": { "no-flush": true } },
-    })
-}
-
-/// Passes a file to QEMU; returns the number of its descriptor set.
-fn give(monitor: &mut Monitor, file: &File) -> Result<u64, MachineError> {
-    let answer = monitor.execute_with_fd("add-fd", &json!({ "opaque": OPAQUE }), file.as_fd())?;
-    answer.get("fdset-id").and_then(Value::as_u64).ok_or_else(|| MachineError::Driver {
-        doing: "passing a file to QEMU".into(),
-        message: "its answer names no set".into(),
+        "file": { "driver": "file", "filename": set.block_path(), "cache": { "no-flush": true } },
     })
 }

@@ -1,7 +1,9 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 
-use retrovisor_guest::{BlockContent, DiskChanges, DiskShape, DiskState, MachineError, MachineState};
+use retrovisor_guest::{
+    BlockContent, DiskBlocks, DiskChanges, DiskShape, DiskState, MachineError, MachineState,
+};
 use serde_json::json;
 
 use super::attached::{AttachedDisk, snapshots};
@@ -123,6 +125,10 @@ impl DiskSet {
         Ok(Box::new(self.find(&at.disk)?.changes(&at.reference, since)?))
     }
 
+    pub(in crate::qemu) fn blocks(&self, at: &DiskState) -> Result<Box<dyn DiskBlocks>, MachineError> {
+        Ok(Box::new(self.find(&at.disk)?.blocks(&at.reference)?))
+    }
+
     /// The snapshots that this driver made, of all disks.
     pub(in crate::qemu) fn retained(&self, monitor: &mut Monitor) -> Result<Vec<DiskState>, MachineError> {
         let nodes = monitor.execute("query-named-block-nodes", &json!({ "flat": true }))?;
@@ -155,7 +161,7 @@ impl DiskSet {
 
     /// The blocks that were written need no check any more.
     pub(in crate::qemu) fn forget_written(&mut self) {
-        self.blocks = BlockWriter::default();
+        self.blocks.forget();
     }
 
     fn find(&self, name: &str) -> Result<&AttachedDisk, MachineError> {

@@ -7,13 +7,13 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::hash::{DefaultHasher, Hasher};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use retrovisor_guest::{BLOCK_SIZE, BlockContent, MachineError, Page, ZERO_PAGE};
 
 use super::attached::AttachedDisk;
 use super::base::Base;
+use crate::qemu::fd_set::FdSet;
 use crate::qemu::memory_file;
 use crate::qemu::monitor::Monitor;
 use crate::qemu::qcow2::disk::{Content, Disk};
@@ -26,7 +26,8 @@ const COMMAND_BLOCKS_MAX: usize = 1024;
 pub(in crate::qemu) struct BlockWriter {
     /// Blocks by disk, each with a hash of the expected contents.
     written: BTreeMap<String, BTreeMap<u64, u64>>,
-    scratch: Option<File>,
+    /// A file in memory through which blocks reach QEMU.
+    scratch: Option<(File, FdSet)>,
 }
 
 impl BlockWriter {
@@ -90,6 +91,11 @@ impl BlockWriter {
         command(monitor, &mut self.scratch, device, begun, &run, shape.size_bytes)
     }
 
+    /// Drops what was noted of blocks that need no check any more.
+    pub(in crate::qemu) fn forget(&mut self) {
+        self.written.clear();
+    }
+
     /// Reads back all written blocks, once QEMU has written its tables to the image.
     pub(in crate::qemu) fn check(
         &mut self,
@@ -149,7 +155,7 @@ impl BlockWriter {
 /// Writes blocks that are either all zero or all data.
 fn command(
     monitor: &mut Monitor,
-    scratch: &mut Option<File>,
+    scratch: &mut Option<(File, FdSet)>,
     device: &str,
     first: u64,
     blocks: &[Page],
@@ -161,15 +167,18 @@ fn command(
         monitor.human(&format!("qemu-io -d {device} \"write -q -z -u {offset} {length}\""))?;
         return Ok(());
     }
-    let file = match scratch {
-        Some(file) => file,
-        None => scratch.insert(memory_file::create(c"retrovisor-blocks", &[])?),
+    let (file, set) = if let Some(scratch) = scratch {
+        scratch
+    } else {
+        let file = memory_file::create(c"retrovisor-blocks", &[])?;
+        let set = FdSet::add(monitor, &file)?;
+        scratch.insert((file, set))
     };
     let bytes = blocks.as_flattened();
     let io = |source| MachineError::Io { doing: "handing blocks to QEMU".into(), source };
     file.set_len(length).map_err(io)?;
     file.write_all_at(&bytes[..usize::try_from(length).unwrap_or(bytes.len())], 0).map_err(io)?;
-    let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+    let path = set.process_path();
     monitor.human(&format!("qemu-io -d {device} \"write -q -s {path} {offset} {length}\""))?;
     Ok(())
 }
