@@ -7,11 +7,13 @@ mod counters_out_of_range;
 mod cpu_since;
 mod features_out_of_range;
 mod first_seen_executables;
+mod first_seen_listeners;
 mod gone_tasks;
 mod log_since;
 mod memory_growth;
 mod moved_syscalls;
 mod new_tasks;
+mod seen;
 mod verdicts;
 
 /// A named query.
@@ -55,6 +57,8 @@ pub const QUERIES: &[NamedQuery] = &[
     memory_growth::QUERY,
     verdicts::QUERY,
     first_seen_executables::QUERY,
+    first_seen_listeners::QUERY,
+    seen::QUERY,
 ];
 
 /// The query of a name.

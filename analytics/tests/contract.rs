@@ -7,7 +7,7 @@ use std::sync::Arc;
 use retrovisor_analytics::{COUNTERS, QUERIES, Sample, named_query};
 use retrovisor_guest::fact::Value;
 use retrovisor_guest::{Machine as _, MemoryLayout};
-use retrovisor_introspect::fact::{KernelFact, LogLine, Syscall, SyscallRoute, Task};
+use retrovisor_introspect::fact::{KernelFact, LogLine, Socket, Syscall, SyscallRoute, Task};
 use retrovisor_introspect::{Linux, Observation, computed_counters, questions};
 use retrovisor_scripted::MemoryMachine;
 use retrovisor_snapshot::{Access, CheckpointRequest, MachineId, Recorder, Store};
@@ -156,7 +156,38 @@ fn an_executable_is_reported_with_the_checkpoint_that_had_it_first() {
     assert_eq!(ask("executable"), [Value::from("/tmp/x"), Value::from("/sbin/init")]);
     assert_eq!(ask("first_checkpoint")[0], Value::from(second.as_str()));
     assert_eq!(ask("started_by")[0], Value::from("sh"));
-    assert_eq!(ask("checkpoints"), [Value::Integer(2), Value::Integer(2)]);
+    assert_eq!(ask("last_sequence"), [Value::Integer(3), Value::Integer(2)]);
+    let seen = |column| history.ask("seen", &["guest", "/tmp/x"], column);
+    assert_eq!(seen("first_checkpoint"), [Value::from(second.as_str())]);
+    assert_eq!(
+        (seen("first_sequence"), seen("last_sequence")),
+        (vec![Value::Integer(2)], vec![Value::Integer(3)])
+    );
+    assert_eq!(history.ask("seen", &["guest", "/tmp"], "fact"), []);
+}
+
+#[test]
+fn a_listener_is_reported_with_the_checkpoint_that_had_it_first() {
+    let mut history = History::new();
+    let socket = |port, state| Socket {
+        protocol: "tcp".to_owned(),
+        state,
+        local_address: "0.0.0.0".to_owned(),
+        local_port: Some(port),
+        comm: Some(format!("of {port}")),
+        ..Socket::default()
+    };
+    let ssh = || socket(22, "listen");
+    history.add(Linux { sockets: vec![ssh(), socket(4444, "established")], ..Linux::default() });
+    let second = history.add(Linux { sockets: vec![socket(4444, "listen"), ssh()], ..Linux::default() });
+    history.add(Linux { sockets: vec![ssh()], ..Linux::default() });
+    let ask = |column| history.ask("first-seen-listeners", &["guest"], column);
+    assert_eq!(ask("local_port"), [Value::Integer(4444), Value::Integer(22)]);
+    assert_eq!(ask("first_checkpoint")[0], Value::from(second.as_str()));
+    assert_eq!(ask("comm")[0], Value::from("of 4444"));
+    assert_eq!(ask("last_sequence"), [Value::Integer(2), Value::Integer(3)]);
+    // Listening or not: the port as such was there before.
+    assert_eq!(history.ask("seen", &["guest", "4444"], "first_sequence"), [Value::Integer(1)]);
 }
 
 #[test]

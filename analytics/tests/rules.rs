@@ -12,23 +12,23 @@ use synthetic::run::Run;
 static KERNEL: Schema = Schema {
     table: "fact_kernel",
     columns: &[
-        Column { name: "boot", kind: Kind::Text },
-        Column { name: "uptime_ns", kind: Kind::Integer },
-        Column { name: "cpus", kind: Kind::Integer },
-        Column { name: "state", kind: Kind::Text },
-        Column { name: "panic_cpu", kind: Kind::Integer },
-        Column { name: "oopses", kind: Kind::Integer },
-        Column { name: "virtual_slide", kind: Kind::Text },
-        Column { name: "physical_base", kind: Kind::Text },
+        Column::new("boot", Kind::Text),
+        Column::new("uptime_ns", Kind::Integer),
+        Column::new("cpus", Kind::Integer),
+        Column::new("state", Kind::Text),
+        Column::new("panic_cpu", Kind::Integer),
+        Column::new("oopses", Kind::Integer),
+        Column::new("virtual_slide", Kind::Text),
+        Column::new("physical_base", Kind::Text),
     ],
 };
 static LOG: Schema = Schema {
     table: "fact_log",
     columns: &[
-        Column { name: "sequence", kind: Kind::Integer },
-        Column { name: "level", kind: Kind::Integer },
-        Column { name: "facility", kind: Kind::Integer },
-        Column { name: "text", kind: Kind::Text },
+        Column::new("sequence", Kind::Integer),
+        Column::new("level", Kind::Integer),
+        Column::new("facility", Kind::Integer),
+        Column::new("text", Kind::Text),
     ],
 };
 

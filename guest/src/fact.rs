@@ -1,7 +1,7 @@
 //! Facts as tables: the results of reading checkpoints, in the form that a database stores.
 //!
-//! A fact type is a struct in `introspect`; its schema maps its fields to columns. The store creates a table for each
-//! schema (keyed by checkpoint) without knowing its meaning, so a new fact needs no change there.
+//! A fact type is a struct in `introspect`; its schema maps its fields to columns. The store keeps the rows of each
+//! schema by checkpoint without knowing their meaning, so a new fact needs no change there.
 
 use serde::{Deserialize, Serialize};
 
@@ -113,6 +113,18 @@ pub enum Kind {
     Text,
 }
 
+/// How the values of a column are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keeping {
+    /// They tell rows apart and change seldom: a row is stored once for all checkpoints in which it is the same.
+    #[default]
+    Stable,
+    /// The same, and there is an index of the checkpoints in which a value was first and last seen.
+    Sought,
+    /// They change at most checkpoints, like counters: each checkpoint has its own.
+    Volatile,
+}
+
 /// One column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Column {
@@ -120,6 +132,22 @@ pub struct Column {
     pub name: &'static str,
     /// Type.
     pub kind: Kind,
+    /// How its values are kept. This decides about the space they take, and not about the rows that are read.
+    pub keeping: Keeping,
+}
+
+impl Column {
+    /// A column whose values are stable.
+    #[must_use]
+    pub const fn new(name: &'static str, kind: Kind) -> Self {
+        Self { name, kind, keeping: Keeping::Stable }
+    }
+
+    /// The same column with values that are kept in another way.
+    #[must_use]
+    pub const fn kept(self, keeping: Keeping) -> Self {
+        Self { keeping, ..self }
+    }
 }
 
 /// The shape of one fact table.

@@ -7,16 +7,20 @@ pub(crate) mod cell;
 /// Declares a kind of fact: a struct, its table, and the questions that `inspect` answers from the table.
 ///
 /// `table` is the name in the snapshot database. Each field becomes a column of the same name; behind `=>` is the
-/// encoding, one of the modules of [`cell`]: `integer`, `bits`, `address` or `text`. The doc comments become the
-/// documentation of table and columns. `?1` in a question's SQL is the checkpoint.
+/// encoding, one of the modules of [`cell`]: `integer`, `bits`, `address` or `text`, and, where values are not kept as
+/// stable ones, how they are: `volatile` or `sought` ([`retrovisor_guest::fact::Keeping`]). The doc comments become
+/// the documentation of table and columns. `?1` in a question's SQL is the checkpoint.
 macro_rules! fact {
+    (@keeping) => { retrovisor_guest::fact::Keeping::Stable };
+    (@keeping sought) => { retrovisor_guest::fact::Keeping::Sought };
+    (@keeping volatile) => { retrovisor_guest::fact::Keeping::Volatile };
     (
         $(#[doc = $doc:literal])*
         $(#[derive($derive:ident)])?
         pub struct $Fact:ident in $table:literal {
             $(
                 $(#[doc = $field_doc:literal])*
-                pub $field:ident: $type:ty => $cell:ident,
+                pub $field:ident: $type:ty => $cell:ident $($keeping:ident)?,
             )*
         }
         $(question $question:literal: $question_doc:literal titled $title:literal from $sql:literal;)*
@@ -38,6 +42,7 @@ macro_rules! fact {
                         retrovisor_guest::fact::Column {
                             name: stringify!($field),
                             kind: $crate::fact::cell::$cell::KIND,
+                            keeping: fact!(@keeping $($keeping)?),
                         },
                     )*],
                 },

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use retrovisor_analytics::{Config, Evaluation, Evaluator, Sample};
-use retrovisor_guest::fact::{Column, Kind, Schema, Table, Value};
+use retrovisor_guest::fact::{Column, Keeping, Kind, Schema, Table, Value};
 use retrovisor_introspect::{Introspector, Observation};
 use retrovisor_snapshot::{
     CheckpointId, CheckpointRecord, IncidentRecord, MachineId, NewIncident, Store, Verdict, VerdictRecord,
@@ -17,8 +17,8 @@ use crate::{error::ManagerError, kernels::kernel_library, panics};
 static READING: Schema = Schema {
     table: "fact_reading",
     columns: &[
-        Column { name: "introspect_us", kind: Kind::Integer },
-        Column { name: "reason", kind: Kind::Text },
+        Column::new("introspect_us", Kind::Integer).kept(Keeping::Volatile),
+        Column::new("reason", Kind::Text),
     ],
 };
 

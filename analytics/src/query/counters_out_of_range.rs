@@ -13,21 +13,25 @@ pub(super) const QUERY: NamedQuery = NamedQuery {
         Output { name: "times_usual", doc: "ratio to the mean of good checkpoints" },
     ],
     sql: "\
-WITH pair AS (
+WITH pair AS MATERIALIZED (
     SELECT c.checkpoint AS id, c.name, c.parent_checkpoint AS parent, c.verdict, (now.uptime_ns - then_.uptime_ns) / 1e9 AS seconds
     FROM v_checkpoint c
     JOIN fact_kernel now ON now.checkpoint = c.checkpoint
     JOIN fact_kernel then_ ON then_.checkpoint = c.parent_checkpoint
     WHERE c.machine = (SELECT machine FROM v_checkpoint WHERE name = ?1)
       AND (c.verdict = 'good' OR c.name = ?1)),
+-- Read once, and then joined by an index.
+counter AS MATERIALIZED (
+    SELECT checkpoint, name, value FROM fact_counter
+    WHERE checkpoint IN (SELECT id FROM pair UNION SELECT parent FROM pair)),
 reading AS (
     SELECT p.name AS checkpoint, p.verdict, now.name AS counter,
            now.name IN ('load1', 'load5', 'load15', 'total_pages', 'tainted', 'workingset_nodes', 'poisoned_pages')
                OR (now.name GLOB 'nr_*' AND now.name NOT IN ('nr_dirtied', 'nr_written')) AS is_level,
            now.value, (now.value - then_.value) / p.seconds AS per_second
     FROM pair p
-    CROSS JOIN fact_counter now ON now.checkpoint = p.id
-    JOIN fact_counter then_ ON then_.checkpoint = p.parent AND then_.name = now.name
+    CROSS JOIN counter now ON now.checkpoint = p.id
+    CROSS JOIN counter then_ ON then_.checkpoint = p.parent AND then_.name = now.name
     WHERE p.seconds > 0.05),
 rate AS (
     SELECT checkpoint, verdict, counter, iif(is_level, 'level', 'per second') AS unit,

@@ -3,11 +3,11 @@
 use retrovisor_guest::fact::{Column, Kind, Schema};
 
 const fn integer(name: &'static str) -> Column {
-    Column { name, kind: Kind::Integer }
+    Column::new(name, Kind::Integer)
 }
 
 const fn text(name: &'static str) -> Column {
-    Column { name, kind: Kind::Text }
+    Column::new(name, Kind::Text)
 }
 
 pub static KERNEL: Schema =

@@ -6,7 +6,7 @@ fact! {
         /// Its type by the kernel's name (`KPROBE`, `CGROUP_SKB`), or the type's number.
         pub kind: String => text,
         /// The name its loader gave it, at most 15 bytes.
-        pub name: String => text,
+        pub name: String => text sought,
         /// The hash of its instructions, 16 hexadecimal digits.
         pub tag: String => text,
         /// Address of the code that runs: its machine code, or the interpreter.

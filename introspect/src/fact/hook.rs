@@ -34,7 +34,7 @@ fact! {
         /// The address of the function that is called.
         pub handler: u64 => address,
         /// The symbol there: `name`, `name+0x…`, followed by `[module]` for a module's.
-        pub symbol: Option<String> => text,
+        pub symbol: Option<String> => text sought,
         /// `kernel`, the module's name, or null when the address is in neither.
         pub owner: Option<String> => text,
         /// Flags or priority, where known.

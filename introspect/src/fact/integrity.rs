@@ -59,7 +59,7 @@ fact! {
         /// Which invariant.
         pub kind: ViolationKind => text,
         /// The subject: `getppid`, `task 412`, `module dummy`, `gate 14`, `vCPU 0 CR4`.
-        pub object: String => text,
+        pub object: String => text sought,
         /// The kernel symbol concerned, where there is one.
         pub symbol: Option<String> => text,
         /// Where and how the violation was detected.

@@ -9,11 +9,11 @@ fact! {
         /// Identifies the boot, by random values that it starts with. Missing until the kernel runs.
         pub boot: Option<String> => text,
         /// Time since boot, suspend included, as of the last timer tick.
-        pub uptime_ns: Option<u64> => integer,
+        pub uptime_ns: Option<u64> => integer volatile,
         /// Wall-clock second of the boot, since 1970.
         pub boot_time_s: Option<i64> => integer,
         /// `jiffies_64`.
-        pub jiffies: Option<u64> => integer,
+        pub jiffies: Option<u64> => integer volatile,
         /// KASLR: the address of `_text` minus its linked address.
         pub virtual_slide: u64 => address,
         /// The kernel's `phys_base`: physical address of the image minus its linked offset; wraps below zero.
@@ -41,7 +41,7 @@ fact! {
         /// Base of the first vCPU's interrupt descriptor table.
         pub idt_base: Option<u64> => address,
         /// Whether a structure was met in the middle of an update: some facts may be missing in this observation.
-        pub torn: bool => integer,
+        pub torn: bool => integer volatile,
     }
     question "kernel": "The kernel: release, boot time, state, control registers"
         titled "Kernel" from "SELECT * FROM fact_kernel WHERE checkpoint = ?1";

@@ -3,7 +3,7 @@ fact! {
     #[derive(Default)]
     pub struct Module in "fact_module" {
         /// Its name, made printable.
-        pub name: String => text,
+        pub name: String => text sought,
         /// Where its code starts.
         pub address: u64 => address,
         /// Bytes of all its parts, as /proc/modules counts.
@@ -11,7 +11,7 @@ fact! {
         /// `live`, `coming`, `going` or `unformed`.
         pub state: &'static str => text,
         /// Users, as /proc/modules counts.
-        pub refcount: Option<i64> => integer,
+        pub refcount: Option<i64> => integer volatile,
         /// The views that contain it: `list`, `kset`, `tree`, `memory`, joined by `+` in this order.
         pub views: String => text,
     }

@@ -21,7 +21,7 @@ fact! {
         /// `f_flags`: the flags of open(2).
         pub flags: u64 => bits,
         /// Offset of the next read or write, in bytes.
-        pub position: i64 => integer,
+        pub position: i64 => integer volatile,
     }
     question "files": "Files that processes hold open"
         titled "Open files" from "SELECT pid, comm, fd, access, kind, path FROM fact_open_file WHERE checkpoint = ?1 ORDER BY pid, fd";

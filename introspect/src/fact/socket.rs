@@ -12,9 +12,9 @@ fact! {
         /// The local address; the name of a unix socket, with `@` for an abstract one.
         pub local_address: String => text,
         /// The local port.
-        pub local_port: Option<u16> => integer,
+        pub local_port: Option<u16> => integer sought,
         /// The remote address.
-        pub remote_address: String => text,
+        pub remote_address: String => text sought,
         /// The remote port.
         pub remote_port: Option<u16> => integer,
         /// The inode's number; 0 for a socket that no process holds.

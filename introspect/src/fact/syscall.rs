@@ -30,7 +30,7 @@ fact! {
         /// The address of its target.
         pub target: u64 => address,
         /// The symbol at the target (`name`, or `name+0x…` inside one); `None` outside all symbols.
-        pub symbol: Option<String> => text,
+        pub symbol: Option<String> => text sought,
         /// Whether the target is in the kernel's text.
         pub in_text: bool => integer,
         /// The expected symbol: from the kernel's own syscall metadata, else from the first observation.

@@ -52,16 +52,18 @@ const EVENTS: [Query; 3] = [
 const QUANTITIES: [Query; 2] = [
     (
         "CPU time and memory of tasks",
-        "SELECT b.pid, b.comm, (b.utime_ns + b.stime_ns - a.utime_ns - a.stime_ns) / 1000000 AS cpu_ms, \
-             b.rss_pages - a.rss_pages AS rss_pages FROM fact_task a JOIN fact_task b USING (pid, start_time_ns) \
-             WHERE a.checkpoint = ?1 AND b.checkpoint = ?2 AND (cpu_ms <> 0 OR b.rss_pages <> a.rss_pages) \
-             ORDER BY cpu_ms DESC LIMIT 20",
+        "WITH a AS MATERIALIZED (SELECT * FROM fact_task WHERE checkpoint = ?1), \
+             b AS MATERIALIZED (SELECT * FROM fact_task WHERE checkpoint = ?2) \
+             SELECT b.pid, b.comm, (b.utime_ns + b.stime_ns - a.utime_ns - a.stime_ns) / 1000000 AS cpu_ms, \
+             b.rss_pages - a.rss_pages AS rss_pages FROM a JOIN b USING (pid, start_time_ns) \
+             WHERE cpu_ms <> 0 OR b.rss_pages <> a.rss_pages ORDER BY cpu_ms DESC LIMIT 20",
     ),
     (
         "Counters that moved most",
-        "SELECT b.name, a.value AS before, b.value AS after, b.value - a.value AS change \
-             FROM fact_counter a JOIN fact_counter b USING (name) WHERE a.checkpoint = ?1 AND b.checkpoint = ?2 \
-             AND a.value <> b.value ORDER BY abs(b.value - a.value) * 1.0 / (abs(a.value) + 1) DESC LIMIT 15",
+        "WITH a AS MATERIALIZED (SELECT * FROM fact_counter WHERE checkpoint = ?1), \
+             b AS MATERIALIZED (SELECT * FROM fact_counter WHERE checkpoint = ?2) \
+             SELECT b.name, a.value AS before, b.value AS after, b.value - a.value AS change \
+             FROM a JOIN b USING (name) WHERE a.value <> b.value ORDER BY abs(b.value - a.value) * 1.0 / (abs(a.value) + 1) DESC LIMIT 15",
     ),
 ];
 

@@ -1,4 +1,5 @@
-//! Measures the capture and rollback engine, on a memory-only machine of 1 GiB whose pages resemble a real guest's.
+//! Measures the capture and rollback engine, on a memory-only machine of 1 GiB whose pages resemble a real guest's; and
+//! facts.
 //!
 //! Prints a table and writes `target/bench/snapshot.json`: rows `{name, unit, p50, p99, n}`.
 #![allow(
@@ -11,6 +12,7 @@
 
 mod capture;
 mod cold;
+mod facts;
 mod guest;
 mod lab;
 mod rate;
@@ -40,6 +42,9 @@ fn main() {
     }
     if wanted("cold") {
         cold::measure(&mut table);
+    }
+    if wanted("facts") {
+        facts::measure(&mut table);
     }
     table.finish();
 }

@@ -253,24 +253,19 @@ impl Archived<'_> {
         self.each_row(&sql, names.len(), each)
     }
 
-    /// The fact tables, and their columns after `checkpoint`.
+    /// The kinds of facts, and their columns.
     pub(crate) fn fact_shapes(&self) -> Result<Vec<FactShape>> {
         named(fact::shapes(self.reader))
     }
 
-    /// Calls `each` with every row of a fact table: the checkpoint, then its columns.
+    /// Calls `each` with every fact of a kind: the checkpoint, then its columns.
     pub(crate) fn facts(
         &self,
         table: &str,
         columns: &[(String, Kind)],
         each: &mut dyn FnMut(Vec<Value>) -> Result<()>,
     ) -> Result<()> {
-        let names: Vec<_> = columns.iter().map(|(name, _)| format!(", \"{name}\"")).collect();
-        let sql = format!(
-            "SELECT checkpoint{} FROM \"{table}\"
-             WHERE checkpoint IN (SELECT id FROM checkpoint WHERE machine = ?1) ORDER BY checkpoint, rowid",
-            names.concat()
-        );
+        let sql = named(fact::select_of_machine(self.reader, table))?;
         self.each_row(&sql, columns.len() + 1, each)
     }
 

@@ -7,8 +7,7 @@ use crate::error::Result;
 use crate::id::{CheckpointId, MachineId};
 
 /// The facts that identify a boot, and the one that shows that the kernel's code was read.
-const TABLES: &str =
-    "SELECT count(*) FROM sqlite_schema WHERE type = 'table' AND name IN ('fact_kernel', 'fact_memory')";
+const TABLES: &str = "SELECT count(*) FROM fact WHERE name IN ('fact_kernel', 'fact_memory')";
 
 /// Checkpoints have the same boot when banner and both base addresses of their kernels are equal: the addresses are
 /// random at each boot.
@@ -29,7 +28,7 @@ impl Catalogue {
     /// the machine has such facts.
     pub fn first_checkpoint_of_boot(&self, machine: MachineId) -> Result<Option<CheckpointId>> {
         self.read("looking for the first checkpoint of a boot", |reader| {
-            // Fact tables are made when the first fact of a kind is recorded.
+            // The views are made when the first fact of a kind is recorded.
             if reader.query_row(TABLES, [], |row| row.get::<_, i64>(0))? < 2 {
                 return Ok(None);
             }

@@ -1,11 +1,11 @@
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 use super::abort::Abort;
+use super::fact::{self, Decoded, FactMemory};
 use super::schema;
 use crate::error::{Error, Result};
 use crate::fair_lock::{FairGuard, FairLock};
@@ -26,8 +26,10 @@ pub struct Catalogue {
     /// Held by transactions that may take long, and by rollbacks while the guest is paused.
     long_writes: FairLock<()>,
     immutable: bool,
-    /// Fact tables known to have all their columns, with the number of columns.
-    pub(super) fact_tables: Mutex<HashSet<(&'static str, usize)>>,
+    /// What recording facts keeps in memory.
+    pub(super) facts: Mutex<FactMemory>,
+    /// What reading facts keeps in memory.
+    decoded: Arc<Mutex<Decoded>>,
 }
 
 /// When a transaction must be on the disk.
@@ -52,14 +54,17 @@ impl Catalogue {
                 "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA cache_size = -32768;",
             )
             .map_err(|e| not_sqlite(path, doing, e))?;
-        connection.set_prepared_statement_cache_capacity(64);
+        // Each kind of fact needs three.
+        connection.set_prepared_statement_cache_capacity(128);
+        let decoded = Arc::default();
+        fact::register(&connection, &decoded).map_err(|e| Error::sql(doing, path, e))?;
         schema::migrate(&mut connection, dir, path)?;
-        Ok(Self::new(dir, path, Some(connection), false))
+        Ok(Self { decoded, ..Self::new(dir, path, Some(connection), false) })
     }
 
     /// Opens the catalogue for reading; another process may be writing.
     pub(crate) fn open_for_reading(dir: &Path, path: &Path) -> Result<Self> {
-        let connection = match open_reader(path, false) {
+        let kept = match open_reader(path, false) {
             Ok(connection) => Self::new(dir, path, None, false).keep(connection),
             // A medium that cannot be written has no place for the index of the write-ahead log.
             Err(first) => match open_reader(path, true) {
@@ -69,8 +74,9 @@ impl Catalogue {
                 _ => return Err(not_sqlite(path, "opening it", first)),
             },
         };
-        connection.read("checking its format", |reader| schema::check(reader, dir, path))?;
-        Ok(connection)
+        let catalogue = kept.map_err(|e| not_sqlite(path, "opening it", e))?;
+        catalogue.read("checking its format", |reader| schema::check(reader, dir, path))?;
+        Ok(catalogue)
     }
 
     fn new(dir: &Path, path: &Path, writer: Option<Connection>, immutable: bool) -> Self {
@@ -81,13 +87,15 @@ impl Catalogue {
             idle: Mutex::default(),
             long_writes: FairLock::new(()),
             immutable,
-            fact_tables: Mutex::default(),
+            facts: Mutex::default(),
+            decoded: Arc::default(),
         }
     }
 
-    fn keep(self, connection: Connection) -> Self {
+    fn keep(self, connection: Connection) -> rusqlite::Result<Self> {
+        fact::register(&connection, &self.decoded)?;
         lock(&self.idle).push(connection);
-        self
+        Ok(self)
     }
 
     /// Runs `work` on a connection that only reads.
@@ -112,7 +120,9 @@ impl Catalogue {
 
     /// A new connection that only reads.
     pub(super) fn reader(&self) -> rusqlite::Result<Connection> {
-        open_reader(&self.path, self.immutable)
+        let connection = open_reader(&self.path, self.immutable)?;
+        fact::register(&connection, &self.decoded)?;
+        Ok(connection)
     }
 
     /// Runs `work`, which only reads, on the writing connection: its cache stays valid, while the other connections

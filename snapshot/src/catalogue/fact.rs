@@ -1,187 +1,245 @@
-use std::collections::HashSet;
+//! Facts: what introspection read from checkpoints, as tables. docs/format.md describes how they are kept.
 
-use retrovisor_guest::fact::{Kind, Schema, Table, Value};
-use rusqlite::{OptionalExtension, Transaction, params_from_iter};
+mod function;
+mod layout;
+mod plain;
+mod removal;
+mod series;
+mod values;
+mod volatile;
 
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use retrovisor_guest::fact::{Column, Kind, Schema, Table, Value};
+use rusqlite::{Connection, OptionalExtension, Transaction};
+
+use self::layout::{Field, Layout};
+use self::series::{Facts, Tip};
+use self::values::Values;
 use super::abort::Abort;
 use super::connection::{Catalogue, Durability, lock};
-use super::query::{Cell, Rows, read_rows};
+use super::query::{Rows, read_rows};
 use crate::error::{Error, Result};
 use crate::id::CheckpointId;
 
-/// Fact tables begin with this.
-const PREFIX: &str = "fact_";
-/// Longest name of a table or column, in bytes.
-const NAME_MAX: usize = 64;
-/// Most columns of a fact table.
-const COLUMNS_MAX: usize = 200;
-const TABLES: &str =
-    "SELECT name FROM sqlite_schema WHERE type = 'table' AND name GLOB 'fact_*' ORDER BY name";
+pub(super) use function::{Decoded, register};
+pub(super) use plain::{adopt, migrate, plain_insert, plain_table};
+pub(super) use removal::forget;
 
-/// The name of a fact table, and names and kinds of its columns after `checkpoint`.
+/// The names of kinds of facts begin with this.
+const PREFIX: &str = "fact_";
+/// Longest name of a kind or column, in bytes.
+const NAME_MAX: usize = 64;
+/// Most columns of a kind.
+const COLUMNS_MAX: usize = 200;
+/// Bound on the rows of the series that are kept in memory, of all machines together; a row takes about 100 bytes.
+const TIP_ROWS_MAX: usize = 250_000;
+/// Most machines whose series are kept in memory.
+const TIPS_MAX: usize = 64;
+
+/// The name of a kind of facts, and names and kinds of its columns.
 pub(crate) type FactShape = (String, Vec<(String, Kind)>);
 
+/// What recording facts keeps in memory between checkpoints.
+#[derive(Default)]
+pub(super) struct FactMemory {
+    /// Kinds known to have all their columns, by name and number of columns.
+    layouts: HashMap<(&'static str, usize), Arc<Layout>>,
+    /// The newest series of machines, the one used last at the end.
+    tips: Vec<Tip>,
+}
+
+impl FactMemory {
+    fn take(&mut self, machine: i64) -> Option<Tip> {
+        let at = self.tips.iter().position(|tip| tip.machine == machine)?;
+        Some(self.tips.remove(at))
+    }
+
+    fn put(&mut self, tip: Tip) {
+        self.tips.push(tip);
+        while self.tips.len() > TIPS_MAX || self.tips.iter().map(Tip::rows).sum::<usize>() > TIP_ROWS_MAX {
+            self.tips.remove(0);
+        }
+    }
+
+    /// Checkpoints are removed: series that end with one of them are read again.
+    pub(super) fn forget(&mut self, checkpoints: &[CheckpointId]) {
+        self.tips.retain(|tip| !checkpoints.contains(&CheckpointId(tip.checkpoint)));
+    }
+}
+
 impl Catalogue {
-    /// Stores the facts of a checkpoint: one table for each schema, one row for each fact. Facts of the same kind that
-    /// were recorded for this checkpoint before are replaced. A new schema creates its table, and a view `v_<table>`
-    /// that names machine and checkpoint; new columns are added to an existing table.
+    /// Records the facts of a checkpoint. Facts of the same kinds that were recorded for it before are replaced. A new
+    /// kind gets a view of its name, and a view `v_<name>` that has machine and checkpoint as well; new columns are
+    /// added.
     pub fn record_facts(&self, checkpoint: CheckpointId, tables: &[Table]) -> Result<()> {
         for table in tables {
             check(table)?;
         }
-        self.write("keeping facts", Durability::Process, |transaction| {
-            let known = transaction
-                .prepare_cached("SELECT 1 FROM checkpoint WHERE id = ?1")?
-                .query_row([checkpoint.0], |_| Ok(()))
+        // Held until the catalogue has what it says.
+        let mut memory = lock(&self.facts);
+        let mut layouts = memory.layouts.clone();
+        let tip = self.write("keeping facts", Durability::Process, |transaction| {
+            let machine = transaction
+                .prepare_cached("SELECT machine FROM checkpoint WHERE id = ?1")?
+                .query_row([checkpoint.0], |row| row.get(0))
                 .optional()?;
-            known.ok_or_else(|| super::checkpoint::not_found(&checkpoint.to_string()))?;
+            let machine = machine.ok_or_else(|| super::checkpoint::not_found(&checkpoint.to_string()))?;
+            let mut facts = Vec::new();
             for table in tables {
-                let name = table.schema.table;
-                let shape = (name, table.schema.columns.len());
-                if !lock(&self.fact_tables).contains(&shape) {
-                    make(transaction, name, &columns_of(table.schema))?;
-                }
-                transaction
-                    .prepare_cached(&format!("DELETE FROM \"{name}\" WHERE checkpoint = ?1"))?
-                    .execute([checkpoint.0])?;
-                insert(transaction, checkpoint, table)?;
+                facts.push(facts_of(transaction, &mut layouts, table)?);
             }
-            Ok(())
+            let mut tip = memory.take(machine);
+            if let Some(earlier) = earlier(transaction, checkpoint, &facts)? {
+                facts.extend(earlier);
+                forget(transaction, &[checkpoint.0])?;
+                tip = None;
+            }
+            let tip = match tip {
+                Some(tip) => Some(tip),
+                None => Tip::load(transaction, machine)?,
+            };
+            Tip::append(transaction, tip, (machine, checkpoint.0), &facts)
         })?;
-        // Only after the commit do the tables exist permanently.
-        lock(&self.fact_tables).extend(tables.iter().map(|t| (t.schema.table, t.schema.columns.len())));
+        // Only after the commit do new kinds exist.
+        memory.layouts = layouts;
+        memory.put(tip);
         Ok(())
     }
 
-    /// The facts of one kind from one checkpoint: the columns of its table without `checkpoint`, in the order in which
-    /// they were recorded. A table that does not exist (yet) has no rows and no columns.
+    /// The facts of one kind from one checkpoint: all its columns, the oldest facts first. A kind that does not exist
+    /// (yet) has no rows and no columns.
     pub fn facts(&self, checkpoint: CheckpointId, table: &str) -> Result<Rows> {
         check_name("fact table", table, true)?;
-        self.read("reading facts", |reader| {
-            let columns = column_names(reader, table)?;
-            if columns.is_empty() {
-                return Ok(Rows::default());
-            }
-            let list: Vec<_> = columns.iter().map(|name| format!("\"{name}\"")).collect();
-            let sql =
-                format!("SELECT {} FROM \"{table}\" WHERE checkpoint = ?1 ORDER BY rowid", list.join(", "));
-            Ok(read_rows(&mut *reader.prepare_cached(&sql)?, [checkpoint.0], usize::MAX)?)
+        self.read("reading facts", |reader| match layout::find(reader, table)? {
+            Some(layout) => rows_of(reader, &layout, checkpoint),
+            None => Ok(Rows::default()),
         })
     }
 
-    /// The names of the fact tables there are.
+    /// The names of the kinds of facts there are.
     pub fn fact_tables(&self) -> Result<Vec<String>> {
-        self.read("reading the names of fact tables", |reader| {
-            let mut statement = reader.prepare_cached(TABLES)?;
+        self.read("reading the kinds of facts", |reader| {
+            let mut statement = reader.prepare_cached("SELECT name FROM fact ORDER BY name")?;
             let names = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
             Ok(names)
         })
     }
 }
 
-fn insert(transaction: &Transaction<'_>, checkpoint: CheckpointId, table: &Table) -> Result<(), Abort> {
-    for row in &table.rows {
-        let names = table.schema.columns.iter().map(|column| column.name);
-        insert_row(transaction, checkpoint, table.schema.table, names, row)?;
-    }
-    Ok(())
-}
-
-/// Adds a fact.
-pub(super) fn insert_row<'a>(
+/// The facts of a table, whose kind is made if needed.
+fn facts_of<'t>(
     transaction: &Transaction<'_>,
-    checkpoint: CheckpointId,
-    table: &str,
-    columns: impl Iterator<Item = &'a str>,
-    row: &[Value],
-) -> Result<(), Abort> {
-    let names: Vec<_> = columns.map(|name| format!(", \"{name}\"")).collect();
-    let marks = ", ?".repeat(names.len());
-    let sql = format!("INSERT INTO \"{table}\" (checkpoint{}) VALUES (?{marks})", names.concat());
-    let number = Value::Integer(checkpoint.0);
-    transaction
-        .prepare_cached(&sql)?
-        .execute(params_from_iter(std::iter::once(&number).chain(row).map(Cell)))?;
-    Ok(())
-}
-
-/// Creates the missing table or columns, and the view.
-pub(super) fn make(
-    transaction: &Transaction<'_>,
-    table: &str,
-    columns: &[(&str, Kind)],
-) -> Result<(), Abort> {
-    let there: HashSet<String> = column_names(transaction, table)?.into_iter().collect();
-    let missing = columns.iter().filter(|(name, _)| !there.contains(*name));
-    let typed = |(name, kind): &(&str, Kind)| {
-        format!(
-            "\"{}\" {}",
-            name,
-            match kind {
-                Kind::Integer => "INTEGER",
-                Kind::Real => "REAL",
-                Kind::Text => "TEXT",
-            }
-        )
-    };
-    if there.is_empty() {
-        let columns: Vec<_> = missing.map(|column| format!(", {}", typed(column))).collect();
-        transaction.execute_batch(&format!(
-            "CREATE TABLE IF NOT EXISTS \"{table}\" (checkpoint INTEGER NOT NULL{});
-             CREATE INDEX IF NOT EXISTS \"{table}_by_checkpoint\" ON \"{table}\" (checkpoint);",
-            columns.concat()
-        ))?;
+    layouts: &mut HashMap<(&'static str, usize), Arc<Layout>>,
+    table: &'t Table,
+) -> Result<Facts<'t>, Abort> {
+    let Schema { table: name, columns } = *table.schema;
+    let known = layouts.get(&(name, columns.len())).map(Arc::clone);
+    let layout = if let Some(layout) = known {
+        layout
     } else {
-        let mut any = false;
-        for column in missing {
-            transaction.execute_batch(&format!("ALTER TABLE \"{table}\" ADD COLUMN {}", typed(column)))?;
-            any = true;
-        }
-        if !any {
-            return Ok(());
+        let field = |column: &Column| Field {
+            name: column.name.to_owned(),
+            kind: column.kind,
+            keeping: column.keeping,
+        };
+        let layout = layout::make(transaction, name, &columns.iter().map(field).collect::<Vec<_>>())?;
+        let layout = Arc::new(layout);
+        layouts.retain(|(other, _), _| *other != name);
+        layouts.insert((name, columns.len()), Arc::clone(&layout));
+        layout
+    };
+    let place = |field: &Field| columns.iter().position(|column| column.name == field.name);
+    let order = layout.fields.iter().map(place).collect();
+    Ok(Facts { layout, order, rows: Cow::Borrowed(&table.rows) })
+}
+
+/// The facts of other kinds that a checkpoint has already; `None` if it has no facts.
+fn earlier(
+    reader: &Connection,
+    checkpoint: CheckpointId,
+    replaced: &[Facts<'_>],
+) -> Result<Option<Vec<Facts<'static>>>, Abort> {
+    let found = reader
+        .prepare_cached("SELECT 1 FROM observation WHERE checkpoint = ?1")?
+        .query_row([checkpoint.0], |_| Ok(()))
+        .optional()?;
+    if found.is_none() {
+        return Ok(None);
+    }
+    let mut others = Vec::new();
+    for layout in layout::all(reader)? {
+        if replaced.iter().all(|facts| facts.layout.id != layout.id) {
+            let rows = rows_of(reader, &layout, checkpoint)?;
+            whole(&layout, &rows)?;
+            let order = (0..layout.fields.len()).map(Some).collect();
+            others.push(Facts { layout: Arc::new(layout), order, rows: Cow::Owned(rows.rows) });
         }
     }
-    let columns: Vec<_> =
-        column_names(transaction, table)?.iter().map(|name| format!(", f.\"{name}\"")).collect();
-    transaction.execute_batch(&format!(
-        "DROP VIEW IF EXISTS \"v_{table}\";
-         CREATE VIEW \"v_{table}\" AS
-         SELECT m.name AS machine_name, c.name AS checkpoint_name, c.sequence AS checkpoint_sequence, f.checkpoint{}
-         FROM \"{table}\" f JOIN checkpoint c ON c.id = f.checkpoint JOIN machine m ON m.id = c.machine;",
-        columns.concat()
-    ))?;
+    Ok(Some(others))
+}
+
+/// Facts that are recorded again must all be there.
+fn whole(layout: &Layout, rows: &Rows) -> Result<()> {
+    if rows.truncated {
+        let why = format!("a checkpoint has more rows of {} than can be read", layout.table);
+        return Err(Error::Invalid { what: "facts", why });
+    }
     Ok(())
 }
 
-/// The fact tables there are, each with its columns after `checkpoint`.
-pub(super) fn shapes(reader: &rusqlite::Connection) -> Result<Vec<FactShape>, Abort> {
-    let mut statement = reader.prepare_cached(TABLES)?;
-    let names: Vec<String> = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
-    names.into_iter().map(|name| Ok((name.clone(), columns(reader, &name)?))).collect()
+/// All rows of a kind from one checkpoint.
+fn rows_of(reader: &Connection, layout: &Layout, checkpoint: CheckpointId) -> Result<Rows, Abort> {
+    let stable: Vec<_> = layout.stable().collect();
+    let names: Vec<_> = stable.iter().map(|at| format!(", s.\"{}\"", layout.fields[*at].name)).collect();
+    let sql = format!(
+        "SELECT s._slot{} FROM observation o JOIN \"{}\" s ON s._series = o.series
+             AND o.checkpoint BETWEEN s._first AND ifnull(s._last, o.checkpoint)
+         WHERE o.checkpoint = ?1 ORDER BY s._slot",
+        names.concat(),
+        layout.span()
+    );
+    let mut rows = read_rows(&mut *reader.prepare_cached(&sql)?, [checkpoint.0], usize::MAX)?;
+    let volatile: Vec<_> = layout.volatile().collect();
+    let values = if volatile.is_empty() { None } else { Values::load(reader, checkpoint.0)? };
+    let fact = u64::try_from(layout.id).unwrap_or(0);
+    for row in &mut rows.rows {
+        let mut cells = std::mem::take(row).into_iter();
+        let slot = cells.next().and_then(|slot| u32::try_from(slot.as_i64()?).ok()).unwrap_or(u32::MAX);
+        *row = vec![Value::Null; layout.fields.len()];
+        for (at, cell) in stable.iter().zip(cells) {
+            row[*at] = cell;
+        }
+        for (column, at) in volatile.iter().enumerate() {
+            let value = values.as_ref().and_then(|values| values.cell(fact, slot, column));
+            row[*at] = value.cloned().unwrap_or(Value::Null);
+        }
+    }
+    rows.columns = layout.fields.iter().map(|field| field.name.clone()).collect();
+    Ok(rows)
 }
 
-/// The table's columns after `checkpoint`, with their kinds.
-pub(super) fn columns(reader: &rusqlite::Connection, table: &str) -> Result<Vec<(String, Kind)>, Abort> {
-    let mut statement = reader.prepare_cached(
-        "SELECT name, type FROM pragma_table_info(?1) WHERE name <> 'checkpoint' ORDER BY cid",
-    )?;
-    let rows = statement.query_map([table], |row| {
-        let kind = match row.get::<_, String>(1)?.as_str() {
-            "INTEGER" => Kind::Integer,
-            "REAL" => Kind::Real,
-            _ => Kind::Text,
-        };
-        Ok((row.get(0)?, kind))
-    })?;
-    Ok(rows.collect::<Result<_, _>>()?)
+/// The kinds of facts there are, each with its columns.
+pub(super) fn shapes(reader: &Connection) -> Result<Vec<FactShape>, Abort> {
+    let shape = |layout: Layout| {
+        (layout.table, layout.fields.into_iter().map(|field| (field.name, field.kind)).collect())
+    };
+    Ok(layout::all(reader)?.into_iter().map(shape).collect())
 }
 
-/// The table's columns after `checkpoint`; empty when there is no such table.
-fn column_names(reader: &rusqlite::Connection, table: &str) -> rusqlite::Result<Vec<String>> {
-    reader
-        .prepare_cached("SELECT name FROM pragma_table_info(?1) WHERE name <> 'checkpoint' ORDER BY cid")?
-        .query_map([table], |row| row.get(0))?
-        .collect()
+/// Selects all facts of a kind of a machine (parameter 1): the checkpoint and the cells, by checkpoint.
+pub(super) fn select_of_machine(reader: &Connection, table: &str) -> Result<String, Abort> {
+    let Some(layout) = layout::find(reader, table)? else {
+        return Err(Error::Invalid { what: "fact table", why: format!("there is no {table}") }.into());
+    };
+    let (cells, from) = layout.select();
+    Ok(format!(
+        "SELECT o.checkpoint, {} FROM {from}
+         WHERE o.checkpoint IN (SELECT id FROM checkpoint WHERE machine = ?1) ORDER BY o.checkpoint, s._slot",
+        cells.join(", ")
+    ))
 }
 
 fn check(table: &Table) -> Result<()> {
@@ -220,7 +278,7 @@ pub(super) fn fits(kind: Kind, value: &Value) -> bool {
 /// Checks the names of a table and its columns.
 pub(super) fn check_shape(table: &str, columns: &[(&str, Kind)]) -> Result<()> {
     check_name("fact table", table, true)?;
-    let mut names = HashSet::from(["checkpoint", "machine_name", "checkpoint_name", "checkpoint_sequence"]);
+    let mut names = HashSet::from(["checkpoint"]);
     for (name, _) in columns {
         check_name("fact column", name, false)?;
         if !names.insert(name) {

@@ -187,18 +187,18 @@ impl MachineImport<'_> {
         self.execute("UPDATE timeline SET origin = ?2 WHERE id = ?1", params![timeline, checkpoint])
     }
 
-    /// Creates a fact table, or the columns that it lacks.
+    /// Prepares for facts of a kind.
     pub(crate) fn fact_table(&self, table: &str, columns: &[(&str, Kind)]) -> Result<()> {
         fact::check_shape(table, columns).map_err(|error| self.wrong(&error.to_string()))?;
-        let here = fact::make(self.transaction, table, columns)
-            .and_then(|()| fact::columns(self.transaction, table))
-            .map_err(abort)?;
-        for (name, kind) in columns {
-            if !here.iter().any(|(other, there)| other == name && there == kind) {
-                return Err(self.wrong(&format!("{table}.{name} is of another kind in this store")));
-            }
+        match fact::plain_table(self.transaction, table, columns).map_err(abort)? {
+            Some(name) => Err(self.wrong(&format!("{table}.{name} is of another kind in this store"))),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Records all facts that were added.
+    pub(crate) fn record_facts(&self) -> Result<()> {
+        fact::adopt(self.transaction).map_err(abort)
     }
 
     /// Adds a fact: the checkpoint, then a value for each column.
@@ -213,7 +213,7 @@ impl MachineImport<'_> {
             return Err(self.wrong(&format!("a row of {table} is not what its columns say")));
         }
         let names = columns.iter().map(|(name, _)| *name);
-        fact::insert_row(self.transaction, checkpoint, table, names, values).map_err(abort)
+        fact::plain_insert(self.transaction, checkpoint, table, names, values).map_err(abort)
     }
 
     /// Adds the changes of a checkpoint, and a full map where there is one.

@@ -2,9 +2,10 @@ use retrovisor_guest::Gfn;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::abort::Abort;
-use super::connection::{Catalogue, Durability};
+use super::connection::{Catalogue, Durability, lock};
 use super::disk;
 use super::disk::ReparentedDisk;
+use super::fact;
 use super::page_version::{self, Keyframe};
 use crate::clock;
 use crate::content::ContentRef;
@@ -103,15 +104,18 @@ impl Catalogue {
     /// machine was rolled back to it meanwhile), is current or pinned, or an operation in progress needs it. Returns
     /// how many were removed.
     pub(crate) fn remove_checkpoints(&self, newest_first: &[CheckpointId]) -> Result<u64> {
-        let tables: Vec<String> = self.fact_tables()?;
+        // Held until the catalogue has what it says.
+        let mut memory = lock(&self.facts);
+        memory.forget(newest_first);
         self.write_long("removing checkpoints", Durability::Process, |transaction| {
-            let mut removed = 0;
+            let mut removed = Vec::new();
             for id in newest_first {
                 if !is_held(transaction, *id)? {
-                    remove(transaction, *id, &tables)?;
-                    removed += 1;
+                    remove(transaction, *id)?;
+                    removed.push(id.0);
                 }
             }
+            fact::forget(transaction, &removed)?;
             transaction.execute(
                 "DELETE FROM timeline WHERE NOT EXISTS (SELECT 1 FROM checkpoint c WHERE c.timeline = timeline.id)
                      AND NOT EXISTS (SELECT 1 FROM machine m WHERE m.timeline = timeline.id)
@@ -119,7 +123,7 @@ impl Catalogue {
                          OR o.after_timeline = timeline.id)",
                 [],
             )?;
-            Ok(removed)
+            Ok(removed.len() as u64)
         })
     }
 
@@ -190,7 +194,7 @@ fn is_held(reader: &Connection, id: CheckpointId) -> rusqlite::Result<bool> {
         .query_row([id.0], |row| row.get(0))
 }
 
-fn remove(transaction: &Transaction<'_>, id: CheckpointId, fact_tables: &[String]) -> Result<(), Abort> {
+fn remove(transaction: &Transaction<'_>, id: CheckpointId) -> Result<(), Abort> {
     transaction
         .prepare_cached(
             "INSERT OR REPLACE INTO pruned (checkpoint, name, machine, sequence, taken_at_ms, pruned_at_ms)
@@ -216,10 +220,8 @@ fn remove(transaction: &Transaction<'_>, id: CheckpointId, fact_tables: &[String
         "disk_keyframe",
         "disk_version",
     ];
-    for table in own.into_iter().chain(fact_tables.iter().map(String::as_str)) {
-        transaction
-            .prepare_cached(&format!("DELETE FROM \"{table}\" WHERE checkpoint = ?1"))?
-            .execute([id.0])?;
+    for table in own {
+        transaction.prepare_cached(&format!("DELETE FROM {table} WHERE checkpoint = ?1"))?.execute([id.0])?;
     }
     transaction.prepare_cached("DELETE FROM checkpoint WHERE id = ?1")?.execute([id.0])?;
     Ok(())

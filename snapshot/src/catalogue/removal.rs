@@ -75,7 +75,7 @@ impl Catalogue {
     /// Removes a machine that has no checkpoints any more.
     pub(crate) fn end_removal(&self, machine: MachineId) -> Result<()> {
         self.write_long("removing a machine", Durability::Full, |transaction| {
-            for table in ["pruned", "disk", "timeline", "operation", "event"] {
+            for table in ["pruned", "disk", "timeline", "operation", "event", "series"] {
                 transaction.execute(&format!("DELETE FROM {table} WHERE machine = ?1"), [machine.0])?;
             }
             transaction.execute("DELETE FROM machine WHERE id = ?1", [machine.0])?;

@@ -1,16 +1,24 @@
 use std::path::Path;
 
-use rusqlite::{Connection, TransactionBehavior};
+use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use super::abort::Abort;
+use super::fact;
 use crate::error::{Error, Result};
 
 /// `RVRS`: identifies the file to `file(1)` and to this program.
 pub(crate) const APPLICATION_ID: i32 = 0x5256_5253;
 
-/// The steps from one format to the next; the first makes a new catalogue.
-const STEPS: &[&str] =
-    &[include_str!("schema_v1.sql"), include_str!("schema_v2.sql"), include_str!("schema_v3.sql")];
+/// A step from one format to the next: statements, then what they cannot do.
+type Step = (&'static str, Option<fn(&Transaction<'_>) -> Result<(), Abort>>);
+
+/// The steps; the first makes a new catalogue.
+const STEPS: &[Step] = &[
+    (include_str!("schema_v1.sql"), None),
+    (include_str!("schema_v2.sql"), None),
+    (include_str!("schema_v3.sql"), None),
+    (include_str!("schema_v4.sql"), Some(fact::migrate)),
+];
 
 /// The newest format known.
 pub(crate) fn newest() -> i64 {
@@ -32,10 +40,16 @@ pub(super) fn migrate(connection: &mut Connection, dir: &Path, path: &Path) -> R
         return Err(Error::NewerStore { dir: dir.to_owned(), found, known: newest() });
     }
     let done = usize::try_from(found).unwrap_or(0);
-    for (at, step) in STEPS.iter().enumerate().skip(done) {
+    for (at, (statements, more)) in STEPS.iter().enumerate().skip(done) {
         let transaction =
             connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(sql)?;
-        transaction.execute_batch(step).map_err(sql)?;
+        transaction.execute_batch(statements).map_err(sql)?;
+        if let Some(more) = more {
+            more(&transaction).map_err(|abort| match abort {
+                Abort::Sql(source) => sql(source),
+                Abort::Named(error) => error,
+            })?;
+        }
         transaction.pragma_update(None, "application_id", APPLICATION_ID).map_err(sql)?;
         transaction.pragma_update(None, "user_version", at as u64 + 1).map_err(sql)?;
         transaction.commit().map_err(sql)?;

@@ -20,9 +20,9 @@ use crate::toy::{Frame, Lab, Toy, open, page_of, quick_dir};
 static SEEN: Schema = Schema {
     table: "fact_seen",
     columns: &[
-        Column { name: "count", kind: Kind::Integer },
-        Column { name: "share", kind: Kind::Real },
-        Column { name: "what", kind: Kind::Text },
+        Column::new("count", Kind::Integer),
+        Column::new("share", Kind::Real),
+        Column::new("what", Kind::Text),
     ],
 };
 
@@ -98,7 +98,7 @@ fn tables(store: &Store, machine: &str, with_names: bool) -> Vec<Vec<Vec<Value>>
             JOIN checkpoint c ON c.machine = m.id JOIN verdict v ON v.checkpoint = c.id
             LEFT JOIN feature f ON f.checkpoint = c.id WHERE m.name = ?1 ORDER BY 1, 6",
         "SELECT first_bad_sequence, summary, kind, detail, action, opened_at_ms FROM v_incident WHERE machine = ?1",
-        "SELECT checkpoint_sequence, count, share, what FROM v_fact_seen WHERE machine_name = ?1 ORDER BY 1",
+        "SELECT sequence, count, share, what FROM v_fact_seen WHERE machine = ?1 ORDER BY 1",
         "SELECT o.kind, o.status, o.at_ms, b.sequence, a.sequence, o.detail FROM operation o
             JOIN machine m ON m.id = o.machine LEFT JOIN checkpoint b ON b.id = o.before
             LEFT JOIN checkpoint a ON a.id = o.after WHERE m.name = ?1 AND o.kind <> 'import' ORDER BY o.id",

@@ -13,14 +13,14 @@ use crate::toy::{Frame, Lab, Toy};
 
 static TASKS: Schema = Schema {
     table: "fact_task",
-    columns: &[Column { name: "pid", kind: Kind::Integer }, Column { name: "comm", kind: Kind::Text }],
+    columns: &[Column::new("pid", Kind::Integer), Column::new("comm", Kind::Text)],
 };
 static TASKS_GROWN: Schema = Schema {
     table: "fact_task",
     columns: &[
-        Column { name: "pid", kind: Kind::Integer },
-        Column { name: "comm", kind: Kind::Text },
-        Column { name: "cpu_share", kind: Kind::Real },
+        Column::new("pid", Kind::Integer),
+        Column::new("comm", Kind::Text),
+        Column::new("cpu_share", Kind::Real),
     ],
 };
 
@@ -46,7 +46,7 @@ fn facts_come_back_and_their_tables_grow() {
     assert_eq!(catalogue.facts(first.id, "fact_task").unwrap().rows[0][2], Value::Null);
     // An older program with fewer columns continues writing.
     catalogue.record_facts(second.id, &[tasks(&[(9, "old")])]).unwrap();
-    let sql = "SELECT machine_name, checkpoint_sequence, pid, comm, cpu_share FROM v_fact_task ORDER BY pid";
+    let sql = "SELECT machine, sequence, pid, comm, cpu_share FROM v_fact_task ORDER BY pid";
     let rows = catalogue.query(sql, &[], 10).unwrap().rows;
     assert_eq!(rows[2], ["toy".into(), Value::Integer(2), Value::Integer(9), "old".into(), Value::Null]);
     assert_eq!(catalogue.fact_tables().unwrap(), ["fact_task"]);
@@ -57,8 +57,8 @@ fn facts_that_do_not_fit_are_refused() {
     static NAMES: [Schema; 4] = [
         Schema { table: "checkpoint", columns: TASKS.columns },
         Schema { table: "fact_x; DROP TABLE machine", columns: TASKS.columns },
-        Schema { table: "fact_x", columns: &[Column { name: "a\"b", kind: Kind::Text }] },
-        Schema { table: "fact_x", columns: &[Column { name: "checkpoint", kind: Kind::Text }] },
+        Schema { table: "fact_x", columns: &[Column::new("a\"b", Kind::Text)] },
+        Schema { table: "fact_x", columns: &[Column::new("checkpoint", Kind::Text)] },
     ];
     let mut lab = Lab::new(4);
     let first = lab.checkpoint();
@@ -297,15 +297,13 @@ fn the_first_checkpoint_of_a_boot_is_found_by_its_facts() {
     static KERNEL: Schema = Schema {
         table: "fact_kernel",
         columns: &[
-            Column { name: "banner", kind: Kind::Text },
-            Column { name: "virtual_slide", kind: Kind::Integer },
-            Column { name: "physical_base", kind: Kind::Integer },
+            Column::new("banner", Kind::Text),
+            Column::new("virtual_slide", Kind::Integer),
+            Column::new("physical_base", Kind::Integer),
         ],
     };
-    static MEMORY: Schema = Schema {
-        table: "fact_memory",
-        columns: &[Column { name: "kernel_text_pages", kind: Kind::Integer }],
-    };
+    static MEMORY: Schema =
+        Schema { table: "fact_memory", columns: &[Column::new("kernel_text_pages", Kind::Integer)] };
     let mut lab = Lab::new(4);
     assert_eq!(lab.store.catalogue().first_checkpoint_of_boot(lab.machine).unwrap(), None);
     let mut ids = Vec::new();

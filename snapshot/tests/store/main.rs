@@ -12,6 +12,7 @@ mod damage_everywhere;
 mod disk;
 mod disk_audit;
 mod export;
+mod facts;
 mod failures;
 mod formats;
 mod full_disk;

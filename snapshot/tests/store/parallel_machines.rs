@@ -12,8 +12,7 @@ use retrovisor_snapshot::{
 
 use crate::toy::{Toy, open, quick_dir};
 
-static SEEN: Schema =
-    Schema { table: "fact_seen", columns: &[Column { name: "count", kind: Kind::Integer }] };
+static SEEN: Schema = Schema { table: "fact_seen", columns: &[Column::new("count", Kind::Integer)] };
 
 #[test]
 fn two_machines_record_while_others_read() {

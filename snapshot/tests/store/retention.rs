@@ -19,8 +19,7 @@ use retrovisor_snapshot::{
 
 use crate::toy::{Frame, Lab, Toy, open};
 
-static SEEN: Schema =
-    Schema { table: "fact_seen", columns: &[Column { name: "count", kind: Kind::Integer }] };
+static SEEN: Schema = Schema { table: "fact_seen", columns: &[Column::new("count", Kind::Integer)] };
 
 fn go_on(_: PruneProgress) -> ControlFlow<()> {
     ControlFlow::Continue(())

@@ -337,7 +337,7 @@ impl<'a, 'b> Importer<'a, 'b> {
         found.ok_or_else(|| self.import.wrong("a content that it names is not in it"))
     }
 
-    /// Checks that the import is complete.
+    /// Checks that the import is complete, and records its facts.
     fn end(&self, bytes: &[u8]) -> Result<()> {
         let counts = Counts {
             contents: self.codes.len() as u64,
@@ -349,7 +349,7 @@ impl<'a, 'b> Importer<'a, 'b> {
             && self.checkpoints == self.states
             && self.checkpoints.len() as u64 == counts.checkpoints;
         if is_whole && Counts::decode(bytes) == Some(counts) {
-            Ok(())
+            self.import.record_facts()
         } else {
             Err(self.import.wrong("something of it is missing"))
         }

@@ -26,8 +26,7 @@ pub(super) const PAGES: u64 = 40;
 /// Small enough that a history has several packs.
 pub(super) const OPTIONS: StoreOptions = StoreOptions { pack_bytes_max: 40_000 };
 
-static SEEN: Schema =
-    Schema { table: "fact_seen", columns: &[Column { name: "count", kind: Kind::Integer }] };
+static SEEN: Schema = Schema { table: "fact_seen", columns: &[Column::new("count", Kind::Integer)] };
 
 /// The child's marks.
 #[derive(Clone, Debug)]
