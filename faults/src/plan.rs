@@ -42,6 +42,7 @@ impl Plan {
         for patch in &self.patches {
             patch.check(machine.memory())?;
         }
+        machine.check_devices()?;
         let state = machine.capture_state()?;
         note(&self.frames(machine.identity()));
         let applied = self

@@ -13,7 +13,7 @@ pub struct Capabilities {
     /// The contents of every writable disk can be read and written block by block: see [`crate::DiskIo::disks`].
     pub disk_blocks: bool,
     /// Other programs can add and remove vCPUs, memory and disks while the guest runs.
-    /// [`crate::StateIo::capture_state`] refuses a machine if that happened.
+    /// [`crate::StateIo::check_devices`] refuses a machine if that happened.
     pub hot_plug: bool,
     /// [`crate::MemoryIo::write_lines`] writes only the given lines, and not the whole frame.
     pub line_writes: bool,

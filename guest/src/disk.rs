@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{MachineError, PAGE_SIZE, Page};
@@ -127,6 +129,35 @@ pub trait DiskChanges: Send {
     /// The next run, ascending; `None` at the end. With data, `bytes` is filled with whole blocks (`count` ×
     /// [`BLOCK_SIZE`]); otherwise it is emptied. May include blocks that did not change, but never omits one that did.
     fn next_run(&mut self, bytes: &mut Vec<u8>) -> Result<Option<BlockRun>, MachineError>;
+}
+
+/// The blocks of a disk in a captured state, read while the guest runs. The state may not be released before this is
+/// dropped.
+pub trait DiskBlocks: Send {
+    /// Reads ranges of blocks, which are on the disk and have at most [`RUN_BLOCKS_MAX`] each, in this order: until
+    /// `data_max` blocks with data were read, to the end of that range. Returns the runs that make up these ranges.
+    /// `bytes` is filled with the whole blocks of those with data, one run after another.
+    ///
+    /// What is returned does not depend on which blocks the driver takes for changed.
+    fn read(
+        &mut self,
+        ranges: &[Range<u64>],
+        data_max: u64,
+        bytes: &mut Vec<u8>,
+    ) -> Result<Vec<BlockRun>, MachineError>;
+
+    /// Reads a block of the base image; zeros where it has none.
+    fn read_base(&mut self, block: u64, into: &mut Page) -> Result<(), MachineError>;
+}
+
+impl BlockRun {
+    /// Appends consecutive blocks to `runs`: to the last one, if they continue it.
+    pub fn append(runs: &mut Vec<Self>, first: u64, count: u64, content: RunContent) {
+        match runs.last_mut() {
+            Some(last) if last.content == content && last.first + last.count == first => last.count += count,
+            _ => runs.push(Self { first, count, content }),
+        }
+    }
 }
 
 #[cfg(test)]

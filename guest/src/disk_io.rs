@@ -1,4 +1,4 @@
-use crate::{BlockContent, DiskChanges, DiskShape, DiskState, MachineError, MachineState};
+use crate::{BlockContent, DiskBlocks, DiskChanges, DiskShape, DiskState, MachineError, MachineState};
 
 /// A machine's disks, block by block.
 ///
@@ -21,6 +21,11 @@ pub trait DiskIo {
         since: Option<&DiskState>,
     ) -> Result<Box<dyn DiskChanges>, MachineError> {
         let _ = since;
+        Err(no_blocks(&at.disk))
+    }
+
+    /// The blocks of a disk in a captured state, to be read one by one, whether or not they changed.
+    fn disk_blocks(&self, at: &DiskState) -> Result<Box<dyn DiskBlocks>, MachineError> {
         Err(no_blocks(&at.disk))
     }
 

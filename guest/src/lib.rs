@@ -36,8 +36,8 @@ pub use address::{Gfn, Gpa, PAGE_SHIFT, PAGE_SIZE};
 pub use capabilities::Capabilities;
 pub use clock::ClockPolicy;
 pub use disk::{
-    BLOCK_SIZE, BaseFile, BlockContent, BlockRun, DiskBase, DiskChanges, DiskShape, RUN_BLOCKS_MAX,
-    RunContent,
+    BLOCK_SIZE, BaseFile, BlockContent, BlockRun, DiskBase, DiskBlocks, DiskChanges, DiskShape,
+    RUN_BLOCKS_MAX, RunContent,
 };
 pub use disk_io::DiskIo;
 pub use driver::{Attach, Driver, DriverFeatures, Drivers, Launch, Lifespan, Start};

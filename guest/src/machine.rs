@@ -2,9 +2,9 @@ use crate::{Capabilities, DiskIo, GuestEvent, MachineError, MachineIdentity, Mem
 
 /// A managed virtual machine. A driver implements it; the recorder uses it.
 ///
-/// Order of a checkpoint: `pause` → `take_dirty` → copy pages through `memory` → `capture_state` → `resume` →
-/// `sync_state`.
-/// Order of a rollback: `pause` → `write_page` for every page that differs → `apply_state` → `resume`.
+/// Order of a checkpoint: `check_devices` → `pause` → `take_dirty` → copy pages through `memory` → `capture_state` →
+/// `resume` → `check_devices` → `sync_state`.
+/// Order of a rollback: `check_devices` → `pause` → `write_page` for every page that differs → `apply_state` → `resume`.
 /// A method that fails leaves the machine unchanged, unless its comment says otherwise.
 pub trait Machine: MemoryIo + StateIo + DiskIo + Send {
     /// Name, driver, version, layout: constant for the lifetime of the machine.

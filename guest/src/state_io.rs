@@ -4,6 +4,15 @@ use crate::{ClockPolicy, MachineError, MachineState};
 ///
 /// The driver retains the disks' contents of each captured state as a snapshot until the state is released.
 pub trait StateIo {
+    /// Refuses a machine whose devices another program changed since it was started or attached to, with their names
+    /// (see [`Capabilities::hot_plug`](crate::Capabilities::hot_plug)). If a state was captured since the last call, also
+    /// one whose devices changed in between and are as before again.
+    ///
+    /// Called before a pause, so that such a machine is not paused, and again after `capture_state`: a state between two
+    /// calls that succeed has the machine's own devices. Until the second one succeeds, no checkpoint with the state may
+    /// be committed.
+    fn check_devices(&mut self) -> Result<(), MachineError>;
+
     /// The state without memory, now. Needs the machine paused.
     fn capture_state(&mut self) -> Result<MachineState, MachineError>;
 

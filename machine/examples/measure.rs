@@ -59,6 +59,9 @@ fn main() {
     for number in 0..checkpoints {
         std::thread::sleep(Duration::from_millis(200));
         let begin = Instant::now();
+        machine.check_devices().unwrap();
+        samples.add("0 device check us", us(begin));
+        let begin = Instant::now();
         machine.pause().unwrap();
         let mut dirty = PageSet::empty(&layout);
         machine.take_dirty(&mut dirty).unwrap();

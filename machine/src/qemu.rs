@@ -293,7 +293,9 @@ impl Machine for QemuMachine {
         if !self.monitor.running() {
             return Ok(());
         }
-        migration::refuse(&mut self.monitor)?;
+        if self.device_state.has_other_clients() {
+            migration::refuse(&mut self.monitor)?;
+        }
         let begin = Instant::now();
         self.monitor.stop()?;
         self.resumed_before = self.monitor.resumed_by_others();
@@ -313,7 +315,9 @@ impl Machine for QemuMachine {
             return Ok(());
         }
         let begin = Instant::now();
-        migration::refuse_resume(&mut self.monitor)?;
+        if self.device_state.has_other_clients() {
+            migration::refuse_resume(&mut self.monitor)?;
+        }
         self.ram.unsettle();
         self.monitor.cont()?;
         self.timing.cont_us = microseconds(begin);

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use retrovisor_snapshot::{
-    AuditReport, CheckpointKind, CheckpointRecord, CheckpointRequest, DesiredState, RollbackRequest,
+    AuditReport, AuditStatus, CheckpointKind, CheckpointRecord, CheckpointRequest, DesiredState,
+    RollbackRequest,
 };
 
 use crate::actor::{MachineActor, lock};
@@ -81,7 +82,7 @@ impl MachineActor {
         Ok(self.evaluate(report.record))
     }
 
-    /// Compares the whole memory with the newest checkpoint.
+    /// Compares the whole memory, and the disks, with the newest checkpoint.
     fn audit(&mut self) -> Result<AuditReport, ManagerError> {
         self.must_allow(CommandKind::Audit)?;
         let audited = self.recorder.audit(&mut *self.vm);
@@ -95,15 +96,25 @@ impl MachineActor {
     /// Keeps what the audit knows in the status, and reports what it found since the last call.
     fn note_audit(&mut self) {
         let now = self.recorder.audit_status();
-        let before = lock(&self.status).audit.replace(now).map_or(0, |before| before.mismatches);
-        if now.mismatches == before {
+        let found = |audit: &AuditStatus| (audit.mismatches, audit.mismatched_blocks());
+        let (frames, blocks) = found(&now);
+        let before = lock(&self.status).audit.replace(now);
+        let before = before.as_ref().map_or((0, 0), found);
+        if (frames, blocks) == before {
             return;
         }
-        self.emit(EventKind::Error(format!(
-            "frames changed without being reported ({} so far): checkpoints are doubtful, and the next one looks at every \
-             frame",
-            now.mismatches
-        )));
+        if frames != before.0 {
+            self.emit(EventKind::Error(format!(
+                "frames changed without being reported ({frames} so far): checkpoints are doubtful, and the next one looks \
+                 at every frame"
+            )));
+        }
+        if blocks != before.1 {
+            self.emit(EventKind::Error(format!(
+                "blocks of disks changed without being reported ({blocks} so far): checkpoints are doubtful, and the next \
+                 one looks at every written block"
+            )));
+        }
         match self.store.catalogue().incidents(self.id) {
             Ok(mut incidents) => {
                 if let Some(incident) = incidents.pop().filter(|newest| newest.kind == "capture") {

@@ -21,12 +21,14 @@ pub(crate) enum Call {
     TakeDirty,
     WritePage,
     WriteLines,
+    CheckDevices,
     CaptureState,
     SyncState,
     CheckState,
     ApplyState,
     ReleaseState,
     DiskChanges,
+    DiskBlocks,
     RetainedDisks,
     WriteBlocks,
     RenewIdentity,
@@ -36,7 +38,7 @@ pub(crate) enum Call {
 }
 
 impl Call {
-    const ALL: [Self; 20] = [
+    const ALL: [Self; 22] = [
         Self::RunState,
         Self::Pause,
         Self::Resume,
@@ -45,12 +47,14 @@ impl Call {
         Self::TakeDirty,
         Self::WritePage,
         Self::WriteLines,
+        Self::CheckDevices,
         Self::CaptureState,
         Self::SyncState,
         Self::CheckState,
         Self::ApplyState,
         Self::ReleaseState,
         Self::DiskChanges,
+        Self::DiskBlocks,
         Self::RetainedDisks,
         Self::WriteBlocks,
         Self::RenewIdentity,

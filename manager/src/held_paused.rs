@@ -1,7 +1,7 @@
 use retrovisor_guest::{
-    BlockContent, Capabilities, ClockPolicy, DiskChanges, DiskIo, DiskShape, DiskState, Gfn, GuestEvent,
-    Machine, MachineError, MachineIdentity, MachineState, MemoryIo, MemoryView, PageContent, PageSet,
-    RunState, StateIo,
+    BlockContent, Capabilities, ClockPolicy, DiskBlocks, DiskChanges, DiskIo, DiskShape, DiskState, Gfn,
+    GuestEvent, Machine, MachineError, MachineIdentity, MachineState, MemoryIo, MemoryView, PageContent,
+    PageSet, RunState, StateIo,
 };
 
 /// A machine whose `resume` does nothing: its memory can be read between a rollback and the guest's first instruction
@@ -45,6 +45,9 @@ impl MemoryIo for HeldPaused<'_> {
 }
 
 impl StateIo for HeldPaused<'_> {
+    fn check_devices(&mut self) -> Result<(), MachineError> {
+        self.0.check_devices()
+    }
     fn capture_state(&mut self) -> Result<MachineState, MachineError> {
         self.0.capture_state()
     }
@@ -72,6 +75,9 @@ impl DiskIo for HeldPaused<'_> {
         since: Option<&DiskState>,
     ) -> Result<Box<dyn DiskChanges>, MachineError> {
         self.0.disk_changes(at, since)
+    }
+    fn disk_blocks(&self, at: &DiskState) -> Result<Box<dyn DiskBlocks>, MachineError> {
+        self.0.disk_blocks(at)
     }
     fn retained_disks(&mut self) -> Result<Vec<DiskState>, MachineError> {
         self.0.retained_disks()

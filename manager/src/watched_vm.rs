@@ -2,9 +2,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use retrovisor_guest::{
-    BlockContent, Capabilities, ClockPolicy, ControlPort, DirtyFinder, DiskChanges, DiskIo, DiskShape,
-    DiskState, Gfn, GuestEvent, Machine, MachineError, MachineIdentity, MachineState, MemoryIo, MemoryView,
-    PageContent, PageSet, ProcessIdentity, RunState, StateIo, Vm,
+    BlockContent, Capabilities, ClockPolicy, ControlPort, DirtyFinder, DiskBlocks, DiskChanges, DiskIo,
+    DiskShape, DiskState, Gfn, GuestEvent, Machine, MachineError, MachineIdentity, MachineState, MemoryIo,
+    MemoryView, PageContent, PageSet, ProcessIdentity, RunState, StateIo, Vm,
 };
 
 use crate::driver_calls::{Call, DriverCalls};
@@ -108,6 +108,10 @@ impl MemoryIo for WatchedVm {
 }
 
 impl StateIo for WatchedVm {
+    fn check_devices(&mut self) -> Result<(), MachineError> {
+        let _call = self.calls.begin(Call::CheckDevices);
+        self.vm.check_devices()
+    }
     fn capture_state(&mut self) -> Result<MachineState, MachineError> {
         let _call = self.calls.begin(Call::CaptureState);
         self.vm.capture_state()
@@ -141,6 +145,10 @@ impl DiskIo for WatchedVm {
     ) -> Result<Box<dyn DiskChanges>, MachineError> {
         let _call = self.calls.begin(Call::DiskChanges);
         self.vm.disk_changes(at, since)
+    }
+    fn disk_blocks(&self, at: &DiskState) -> Result<Box<dyn DiskBlocks>, MachineError> {
+        let _call = self.calls.begin(Call::DiskBlocks);
+        self.vm.disk_blocks(at)
     }
     fn retained_disks(&mut self) -> Result<Vec<DiskState>, MachineError> {
         let _call = self.calls.begin(Call::RetainedDisks);

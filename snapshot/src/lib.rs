@@ -48,8 +48,8 @@ pub use reads::Reads;
 pub use recorder::{
     AuditReport, AuditStatus, AuditTiming, BranchDisk, BranchPlan, BranchProgress, BranchReport,
     BranchRequest, BranchTiming, CheckpointReport, CheckpointRequest, CheckpointTiming, Consumer,
-    CurrentPolicy, DirtyEpochs, MemoryUse, PendingCheckpoint, Recorder, RecorderSettings, RollbackPlan,
-    RollbackReport, RollbackRequest, RollbackTiming,
+    CurrentPolicy, DirtyEpochs, DiskAuditReport, DiskAuditStatus, MemoryUse, PendingCheckpoint, Recorder,
+    RecorderSettings, RollbackPlan, RollbackReport, RollbackRequest, RollbackTiming,
 };
 pub use repair::{LostCheckpoint, RepairAction, RepairItem, RepairPlan, RepairReport};
 pub use retention::{

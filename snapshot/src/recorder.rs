@@ -29,7 +29,7 @@ mod task;
 mod undo;
 mod worker;
 
-pub use audit::{AuditReport, AuditStatus, AuditTiming};
+pub use audit::{AuditReport, AuditStatus, AuditTiming, DiskAuditReport, DiskAuditStatus};
 pub use branch::{BranchDisk, BranchPlan, BranchProgress, BranchReport, BranchRequest, BranchTiming};
 pub use dirty::{Consumer, DirtyEpochs};
 pub use engine::Recorder;

@@ -84,6 +84,8 @@ fn ours(image: &GuestImage, dir: &std::path::Path, measured: &mut Measured) {
             measured.add_us("qemu.pause_ms/copy", timing.copy_us);
             measured.add_us("qemu.pause_ms/state", timing.state_us);
             measured.add_us("qemu.pause_ms/cont", timing.resume_us);
+            measured.add("qemu.pause.audit_us", "us", timing.audit_us as f64);
+            measured.add("qemu.compare_us", "us", timing.compare_us as f64);
             measured.add_us("qemu.durable_ms", timing.durable_us);
             measured.add("qemu.stored_bytes", "bytes", record.stored_bytes as f64);
         }

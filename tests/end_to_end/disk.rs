@@ -4,9 +4,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use retrovisor_snapshot::{Access, Store};
-use retrovisor_tests::{Daemon, GuestImage};
+use retrovisor_tests::{Daemon, GuestImage, wait_until};
 
 #[test]
 fn a_file_written_after_the_checkpoint_is_gone_after_the_rollback() {
@@ -105,4 +106,46 @@ fn a_machine_whose_folder_is_lost_comes_back_with_its_disk_from_the_store() {
     assert_eq!(daemon.shell(look).trim(), "7");
     let verified = daemon.run(&["verify"]).ok();
     assert!(!verified.stdout.contains("damaged:"), "{}", verified.stdout);
+}
+
+/// Neither the guest's writes and trims nor rollbacks make the audit suspect the driver, on a real QEMU.
+#[test]
+fn the_audit_of_a_disk_that_a_guest_writes_finds_nothing() {
+    let Some(image) = GuestImage::find() else { return };
+    let store = tempfile::tempdir().unwrap();
+    let daemon = Daemon::start(store.path());
+    daemon.run_guest(&image, "200ms");
+    // Large and small files that come and go, so that blocks of clusters are written, copied and trimmed.
+    let work = "(while :; do for i in 1 2 3 4; do dd if=/dev/urandom of=/data/w$i bs=3k count=70; sync; done; \
+                dd if=/dev/zero of=/data/w1 bs=64k count=20; rm -f /data/w2; fstrim /data; sync; sleep 0.2; done) \
+                >/dev/null 2>&1 & echo BEGUN";
+    assert!(daemon.shell(work).contains("BEGUN"));
+    let _made = daemon.json(&["checkpoint", "g", "--label", "early"]);
+    let disk = || daemon.json(&["show", "g"])["audit"]["disks"][0].clone();
+    wait_until("the whole disk to be compared once", Duration::from_mins(2), || {
+        let disk = disk();
+        disk["total_blocks"].as_u64().is_some_and(|total| disk["proven_blocks"].as_u64() == Some(total))
+    });
+    for label in ["early", "late"] {
+        let _gone = daemon.json(&["rollback", "g", "--to", label]);
+        let _tick = daemon.next_tick();
+        if label == "early" {
+            let _made = daemon.json(&["checkpoint", "g", "--label", "late"]);
+        }
+        let _made = daemon.json(&["checkpoint", "g"]);
+    }
+    let audit = daemon.json(&["audit", "g"]);
+    let whole = &audit["disks"][0];
+    assert_eq!((&whole["disk"], &whole["not_compared"]), (&"d0".into(), &"".into()), "{audit:#}");
+    assert_eq!(whole["compared_blocks"], whole["total_blocks"], "{audit:#}");
+    assert_eq!(
+        (&whole["mismatched_blocks"], &audit["mismatched_pages"]),
+        (&0.into(), &0.into()),
+        "{audit:#}"
+    );
+    assert_eq!(disk()["mismatched_blocks"], 0);
+    let shown = daemon.run(&["show", "g"]).ok().stdout;
+    assert!(shown.contains("100 % of d0 proven since"), "{shown}");
+    let listed = daemon.run(&["log", "g"]).ok().stdout;
+    assert!(!listed.contains("doubtful"), "{listed}");
 }

@@ -18,6 +18,9 @@ pub(crate) fn check(mut world: World) {
     for machine in [RAN, ATTACHED] {
         let audit = world.json(&["audit", machine]);
         assert_eq!(audit["mismatched_pages"], 0, "{machine}: {audit:#}");
+        for disk in audit["disks"].as_array().expect("the disks of an audit") {
+            assert_eq!(disk["mismatched_blocks"], 0, "{machine}: {audit:#}");
+        }
     }
     let verified = world.json(&["verify"]);
     assert_eq!(verified["damaged"], serde_json::json!([]), "{verified:#}");

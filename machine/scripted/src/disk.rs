@@ -1,9 +1,11 @@
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use retrovisor_guest::{
-    BLOCK_SIZE, BaseFile, BlockContent, BlockRun, DiskBase, DiskChanges, DiskShape, DiskState, MachineError,
-    RUN_BLOCKS_MAX, RunContent, is_zero,
+    BLOCK_SIZE, BaseFile, BlockContent, BlockRun, DiskBase, DiskBlocks, DiskChanges, DiskShape, DiskState,
+    MachineError, Page, RUN_BLOCKS_MAX, RunContent, ZERO_PAGE,
 };
 
 /// The name of the one disk.
@@ -19,8 +21,17 @@ pub(crate) struct MemoryDisk {
     base: Option<Arc<Vec<u8>>>,
     shapes: Vec<DiskShape>,
     pub(crate) bytes: Vec<u8>,
+    /// Blocks that were written since the newest snapshot, and are not to count as changed in the next one.
+    unreported: BTreeSet<u64>,
     /// Oldest first.
-    snapshots: Vec<(String, Arc<Vec<u8>>)>,
+    snapshots: Vec<Snapshot>,
+}
+
+struct Snapshot {
+    reference: String,
+    bytes: Arc<Vec<u8>>,
+    /// Blocks that do not count as changed since the snapshot before.
+    unreported: BTreeSet<u64>,
 }
 
 impl MemoryDisk {
@@ -49,23 +60,30 @@ impl MemoryDisk {
         // No other machine, in this process or another, may have the same name.
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let reference = format!("m{}-{number}", std::process::id());
-        self.snapshots.push((reference.clone(), Arc::new(self.bytes.clone())));
+        self.snapshots.push(Snapshot {
+            reference: reference.clone(),
+            bytes: Arc::new(self.bytes.clone()),
+            unreported: std::mem::take(&mut self.unreported),
+        });
         DiskState { disk: NAME.into(), reference }
     }
 
     pub(crate) fn retained(&self) -> Vec<DiskState> {
-        let state =
-            |(reference, _): &(String, _)| DiskState { disk: NAME.into(), reference: reference.clone() };
+        let state = |of: &Snapshot| DiskState { disk: NAME.into(), reference: of.reference.clone() };
         self.snapshots.iter().map(state).collect()
     }
 
     pub(crate) fn find(&self, state: &DiskState) -> Option<&Arc<Vec<u8>>> {
-        let found = self.snapshots.iter().find(|(reference, _)| *reference == state.reference);
-        found.filter(|_| state.disk == NAME).map(|(_, bytes)| bytes)
+        self.number(state).map(|number| &self.snapshots[number].bytes)
+    }
+
+    fn number(&self, state: &DiskState) -> Option<usize> {
+        let found = self.snapshots.iter().position(|of| of.reference == state.reference);
+        found.filter(|_| state.disk == NAME)
     }
 
     pub(crate) fn release(&mut self, state: &DiskState) {
-        self.snapshots.retain(|(reference, _)| *reference != state.reference || state.disk != NAME);
+        self.snapshots.retain(|of| of.reference != state.reference || state.disk != NAME);
     }
 
     pub(crate) fn write(&mut self, first: u64, contents: &[BlockContent<'_>]) -> Result<(), MachineError> {
@@ -74,7 +92,7 @@ impl MemoryDisk {
             return Err(refused(format!("it has no {} blocks from {first} on", contents.len())));
         }
         for (content, block) in contents.iter().zip(first..) {
-            let (start, end) = range(block, self.bytes.len());
+            let (start, end) = range_of(block, self.bytes.len());
             match content {
                 BlockContent::Zero => self.bytes[start..end].fill(0),
                 BlockContent::Data(page) => self.bytes[start..end].copy_from_slice(&page[..end - start]),
@@ -88,6 +106,20 @@ impl MemoryDisk {
         Ok(())
     }
 
+    /// Writes blocks that are not to count as changed in the next snapshot.
+    pub(crate) fn write_unreported(&mut self, offset: u64, bytes: &[u8]) {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(self.bytes.len());
+        let end = start.saturating_add(bytes.len()).min(self.bytes.len());
+        self.bytes[start..end].copy_from_slice(&bytes[..end - start]);
+        self.unreported.extend((start / BLOCK_SIZE) as u64..end.div_ceil(BLOCK_SIZE) as u64);
+    }
+
+    pub(crate) fn blocks(&self, at: &DiskState) -> Result<Box<dyn DiskBlocks>, MachineError> {
+        let base = self.base.as_ref().ok_or_else(|| refused("it has no blocks".into()))?;
+        let bytes = self.find(at).ok_or_else(|| refused(format!("{} is not retained", at.reference)))?;
+        Ok(Box::new(Blocks { base: Arc::clone(base), bytes: Arc::clone(bytes) }))
+    }
+
     pub(crate) fn changes(
         &self,
         at: &DiskState,
@@ -99,8 +131,69 @@ impl MemoryDisk {
             found.ok_or_else(|| refused(format!("{} is not retained", state.reference)))
         };
         let old = since.map_or_else(|| Ok(Arc::clone(base)), find)?;
-        Ok(Box::new(Changes { base: Arc::clone(base), new: find(at)?, old, block: 0 }))
+        let mut unreported = BTreeSet::new();
+        if let (Some(since), Some(at)) = (since.and_then(|since| self.number(since)), self.number(at)) {
+            let later = self.snapshots.iter().take(at + 1).skip(since + 1);
+            unreported.extend(later.flat_map(|of| &of.unreported));
+        }
+        Ok(Box::new(Changes { base: Arc::clone(base), new: find(at)?, old, unreported, block: 0 }))
     }
+}
+
+/// The blocks of a copy.
+struct Blocks {
+    base: Arc<Vec<u8>>,
+    bytes: Arc<Vec<u8>>,
+}
+
+impl DiskBlocks for Blocks {
+    fn read(
+        &mut self,
+        ranges: &[Range<u64>],
+        data_max: u64,
+        bytes: &mut Vec<u8>,
+    ) -> Result<Vec<BlockRun>, MachineError> {
+        bytes.clear();
+        let mut runs = Vec::new();
+        for range in ranges {
+            for block in range.clone() {
+                let (start, end) = range_of(block, self.bytes.len());
+                let content = content(&self.bytes[start..end], &self.base[start..end]);
+                if content == RunContent::Data {
+                    bytes.extend(page(&self.bytes[start..end]));
+                }
+                BlockRun::append(&mut runs, block, 1, content);
+            }
+            if bytes.len() as u64 >= data_max.saturating_mul(BLOCK_SIZE as u64) {
+                break;
+            }
+        }
+        Ok(runs)
+    }
+
+    fn read_base(&mut self, block: u64, into: &mut Page) -> Result<(), MachineError> {
+        let (start, end) = range_of(block, self.base.len());
+        *into = page(&self.base[start..end]);
+        Ok(())
+    }
+}
+
+/// What a block holds.
+fn content(bytes: &[u8], base: &[u8]) -> RunContent {
+    if bytes == base {
+        RunContent::Base
+    } else if bytes.iter().all(|byte| *byte == 0) {
+        RunContent::Zero
+    } else {
+        RunContent::Data
+    }
+}
+
+/// A whole block, with zeros past the disk's end.
+fn page(bytes: &[u8]) -> Page {
+    let mut page = ZERO_PAGE;
+    page[..bytes.len()].copy_from_slice(bytes);
+    page
 }
 
 /// The blocks in which two copies differ.
@@ -108,6 +201,8 @@ struct Changes {
     base: Arc<Vec<u8>>,
     new: Arc<Vec<u8>>,
     old: Arc<Vec<u8>>,
+    /// Blocks that do not count as changed.
+    unreported: BTreeSet<u64>,
     block: u64,
 }
 
@@ -118,13 +213,10 @@ impl Changes {
 
     /// A block's content, if it differs.
     fn content_at(&self, block: u64) -> Option<RunContent> {
-        let (start, end) = range(block, self.new.len());
+        let (start, end) = range_of(block, self.new.len());
         let new = &self.new[start..end];
-        (*new != self.old[start..end]).then(|| match new {
-            new if *new == self.base[start..end] => RunContent::Base,
-            new if new.iter().all(|byte| *byte == 0) => RunContent::Zero,
-            _ => RunContent::Data,
-        })
+        let is_reported = *new != self.old[start..end] && !self.unreported.contains(&block);
+        is_reported.then(|| content(new, &self.base[start..end]))
     }
 }
 
@@ -140,11 +232,8 @@ impl DiskChanges for Changes {
             && self.content_at(first + count) == Some(content)
         {
             if content == RunContent::Data {
-                let (start, end) = range(first + count, self.new.len());
-                let mut page = retrovisor_guest::ZERO_PAGE;
-                page[..end - start].copy_from_slice(&self.new[start..end]);
-                debug_assert!(!is_zero(&page));
-                bytes.extend(page);
+                let (start, end) = range_of(first + count, self.new.len());
+                bytes.extend(page(&self.new[start..end]));
             }
             count += 1;
         }
@@ -154,7 +243,7 @@ impl DiskChanges for Changes {
 }
 
 /// The bytes of a block that exists.
-fn range(block: u64, length: usize) -> (usize, usize) {
+fn range_of(block: u64, length: usize) -> (usize, usize) {
     let start = usize::try_from(block).unwrap_or(usize::MAX).saturating_mul(BLOCK_SIZE);
     (start, start.saturating_add(BLOCK_SIZE).min(length))
 }

@@ -1,9 +1,10 @@
 use std::sync::Arc;
 
 use retrovisor_guest::{
-    Accelerator, BlockContent, Capabilities, ClockPolicy, DiskChanges, DiskIo, DiskShape, DiskState, Gfn,
-    Gpa, GuestEvent, Machine, MachineError, MachineIdentity, MachineState, MemoryIo, MemoryLayout,
-    MemoryView, PAGE_SIZE, PageContent, PageSet, RunState, StateIo, StateSection, VcpuRegisters, ZERO_PAGE,
+    Accelerator, BlockContent, Capabilities, ClockPolicy, DiskBlocks, DiskChanges, DiskIo, DiskShape,
+    DiskState, Gfn, Gpa, GuestEvent, Machine, MachineError, MachineIdentity, MachineState, MemoryIo,
+    MemoryLayout, MemoryView, PAGE_SIZE, PageContent, PageSet, RunState, StateIo, StateSection,
+    VcpuRegisters, ZERO_PAGE,
 };
 
 use crate::disk::{MemoryDisk, NAME};
@@ -122,6 +123,12 @@ impl MemoryMachine {
     /// The bytes in place of device state, to be read and changed.
     pub fn device_mut(&mut self) -> &mut Vec<u8> {
         &mut self.device
+    }
+
+    /// Writes to the disk as the guest does, but the blocks do not count as changed in the next captured state: simulates
+    /// a defective search for changed blocks. Bytes past the end are ignored.
+    pub fn write_disk_unreported(&mut self, offset: u64, bytes: &[u8]) {
+        self.disk.write_unreported(offset, bytes);
     }
 
     /// The disk's bytes, to be read and changed.
@@ -269,6 +276,10 @@ impl MemoryIo for MemoryMachine {
 }
 
 impl StateIo for MemoryMachine {
+    fn check_devices(&mut self) -> Result<(), MachineError> {
+        self.script.call(Method::CheckDevices, || self.is_there())
+    }
+
     fn capture_state(&mut self) -> Result<MachineState, MachineError> {
         let fails_after = self.script.begin(Method::CaptureState)?;
         self.needs_pause("capturing the state")?;
@@ -333,6 +344,10 @@ impl DiskIo for MemoryMachine {
         since: Option<&DiskState>,
     ) -> Result<Box<dyn DiskChanges>, MachineError> {
         self.script.call(Method::DiskChanges, || self.disk.changes(at, since))
+    }
+
+    fn disk_blocks(&self, at: &DiskState) -> Result<Box<dyn DiskBlocks>, MachineError> {
+        self.script.call(Method::DiskBlocks, || self.disk.blocks(at))
     }
 
     fn retained_disks(&mut self) -> Result<Vec<DiskState>, MachineError> {

@@ -15,12 +15,14 @@ pub enum Method {
     TakeDirty,
     WritePage,
     WriteLines,
+    CheckDevices,
     CaptureState,
     SyncState,
     CheckState,
     ApplyState,
     ReleaseState,
     DiskChanges,
+    DiskBlocks,
     RetainedDisks,
     WriteBlocks,
     Launch,
@@ -35,7 +37,7 @@ pub enum Method {
 
 impl Method {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::RunState,
         Self::Pause,
         Self::Resume,
@@ -43,12 +45,14 @@ impl Method {
         Self::TakeDirty,
         Self::WritePage,
         Self::WriteLines,
+        Self::CheckDevices,
         Self::CaptureState,
         Self::SyncState,
         Self::CheckState,
         Self::ApplyState,
         Self::ReleaseState,
         Self::DiskChanges,
+        Self::DiskBlocks,
         Self::RetainedDisks,
         Self::WriteBlocks,
         Self::Launch,

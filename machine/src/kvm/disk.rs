@@ -3,6 +3,7 @@
 
 mod base;
 mod block_map;
+mod blocks;
 mod changes;
 mod config;
 mod delta;

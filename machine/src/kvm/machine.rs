@@ -3,9 +3,9 @@ pub(super) mod launch;
 use std::sync::Arc;
 
 use retrovisor_guest::{
-    BlockContent, Capabilities, ClockPolicy, DiskChanges, DiskIo, DiskShape, DiskState, Gfn, Machine,
-    MachineError, MachineIdentity, MachineState, MemoryIo, MemoryView, PageContent, PageSet, RunState,
-    StateIo, StateSection,
+    BlockContent, Capabilities, ClockPolicy, DiskBlocks, DiskChanges, DiskIo, DiskShape, DiskState, Gfn,
+    Machine, MachineError, MachineIdentity, MachineState, MemoryIo, MemoryView, PageContent, PageSet,
+    RunState, StateIo, StateSection,
 };
 
 use super::boot::GENERATION_ID;
@@ -214,6 +214,10 @@ impl MemoryIo for KvmMachine {
 }
 
 impl StateIo for KvmMachine {
+    fn check_devices(&mut self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
     fn capture_state(&mut self) -> Result<MachineState, MachineError> {
         self.needs_pause("capturing the state")?;
         let mut state = MachineState::default();
@@ -296,6 +300,10 @@ impl DiskIo for KvmMachine {
         since: Option<&DiskState>,
     ) -> Result<Box<dyn DiskChanges>, MachineError> {
         self.disks.changes(at, since)
+    }
+
+    fn disk_blocks(&self, at: &DiskState) -> Result<Box<dyn DiskBlocks>, MachineError> {
+        self.disks.blocks(at)
     }
 
     fn retained_disks(&mut self) -> Result<Vec<DiskState>, MachineError> {

@@ -8,6 +8,7 @@
 //! The guest may take control of the worker, so its replies are bounded and checked, and it is confined before the
 //! guest's first instruction ([`confine`]).
 
+mod blocks;
 mod changes;
 mod channel;
 mod config;
@@ -20,6 +21,7 @@ mod link;
 mod message;
 mod peer;
 mod process;
+mod readers;
 mod remote;
 mod runtime;
 mod serve;

@@ -42,6 +42,36 @@ pub(super) enum Clients {
     Several,
 }
 
+/// Capabilities of migrations that this driver changes for its own jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Capabilities {
+    /// [`EXCLUDES_MEMORY`].
+    excludes_memory: bool,
+    /// [`HOLDS_MIGRATIONS`].
+    holds_migrations: bool,
+}
+
+impl Capabilities {
+    /// During a job of this driver.
+    const JOB: Self = Self { excludes_memory: true, holds_migrations: true };
+
+    fn read(monitor: &mut Monitor) -> Result<Self, MachineError> {
+        let all = monitor.execute("query-migrate-capabilities", &json!({}))?;
+        Ok(Self {
+            excludes_memory: is_on(&all, EXCLUDES_MEMORY),
+            holds_migrations: is_on(&all, HOLDS_MIGRATIONS),
+        })
+    }
+
+    fn set(self, monitor: &mut Monitor) -> Result<(), MachineError> {
+        let capabilities = json!([
+            { "capability": EXCLUDES_MEMORY, "state": self.excludes_memory },
+            { "capability": HOLDS_MIGRATIONS, "state": self.holds_migrations },
+        ]);
+        monitor.execute("migrate-set-capabilities", &json!({ "capabilities": capabilities })).map(drop)
+    }
+}
+
 pub(super) struct DeviceState {
     save: File,
     save_node: String,
@@ -49,13 +79,10 @@ pub(super) struct DeviceState {
     load_node: String,
     /// The set of file descriptors in QEMU through which it opens `load`.
     load_set: FdSet,
-    /// The original value of `x-ignore-shared`.
-    was_ignoring: bool,
-    /// `x-ignore-shared` could not be restored yet.
-    is_ignoring: bool,
-    /// The same of `pause-before-switchover`.
-    was_holding: bool,
-    is_holding: bool,
+    /// The capabilities as the owner has set them.
+    owners: Capabilities,
+    /// Those that are in force: others outside a job if they could not be restored yet.
+    current: Capabilities,
     clients: Clients,
     /// Snapshots in `save` whose bytes were read.
     done: Vec<String>,
@@ -73,30 +100,22 @@ impl DeviceState {
             }
         }
         FdSet::remove_all(monitor)?;
-        let capabilities = monitor.execute("query-migrate-capabilities", &json!({}))?;
-        let is_ignoring = is_on(&capabilities, EXCLUDES_MEMORY);
-        let is_holding = is_on(&capabilities, HOLDS_MIGRATIONS);
+        let current = Capabilities::read(monitor)?;
+        // An earlier process that was killed in the middle of a job left them on.
+        let is_left = !is_first && current.excludes_memory;
+        let owners = Capabilities {
+            excludes_memory: current.excludes_memory && !is_left,
+            holds_migrations: current.holds_migrations && !is_left,
+        };
         let (save, load) = (memory_file::create(NAME, &vmstate::empty())?, memory_file::create(NAME, &[])?);
         let save_set = FdSet::add(monitor, &save)?;
         let load_set = FdSet::add(monitor, &load)?;
         // The number of the set makes names of two processes of this driver different.
         let (save_node, load_node) =
             (format!("{NODE_PREFIX}save-{}", save_set.id()), format!("{NODE_PREFIX}load-{}", load_set.id()));
-        let mut state = Self {
-            save,
-            save_node,
-            load,
-            load_node,
-            load_set,
-            // An earlier process that was killed in the middle of a job left it on.
-            was_ignoring: is_ignoring && is_first,
-            is_ignoring,
-            was_holding: is_holding && (is_first || !is_ignoring),
-            is_holding,
-            clients,
-            done: Vec::new(),
-        };
-        state.stop_ignoring(monitor);
+        let mut state =
+            Self { save, save_node, load, load_node, load_set, owners, current, clients, done: Vec::new() };
+        state.restore_capabilities(monitor);
         monitor.execute("blockdev-add", &node(&state.save_node, &save_set))?;
         Ok(state)
     }
@@ -133,9 +152,9 @@ impl DeviceState {
 
     /// Removes everything that was added to QEMU. Tries every step; returns what could not be removed.
     pub(super) fn remove(&mut self, monitor: &mut Monitor) -> Vec<String> {
-        self.stop_ignoring(monitor);
+        self.restore_capabilities(monitor);
         let mut left = Vec::new();
-        if self.is_ignoring {
+        if self.current != self.owners {
             left.push("the migration capability x-ignore-shared is still on".to_owned());
         }
         let node = &self.save_node;
@@ -156,18 +175,17 @@ impl DeviceState {
         command: &str,
         arguments: Value,
     ) -> Result<(), MachineError> {
-        set_capabilities(monitor, true, true)?;
-        self.is_ignoring = true;
-        self.is_holding = true;
+        Capabilities::JOB.set(monitor)?;
+        self.current = Capabilities::JOB;
         let done = monitor.job(command, arguments);
-        self.stop_ignoring(monitor);
+        self.restore_capabilities(monitor);
         done
     }
 
     /// In the pause, after a job that began at `begin`: what another client saved since must have the memory. An error
     /// concerns the owner's snapshot, not this driver's state.
     fn repair_owner_snapshots(&self, monitor: &mut Monitor, begin: SystemTime, stream: &[u8]) {
-        if self.clients == Clients::One || self.is_ignoring {
+        if !self.has_other_clients() || self.current.excludes_memory {
             return;
         }
         if let Err(error) = owner_snapshot::save_again(monitor, begin, stream.len() as u64) {
@@ -175,23 +193,29 @@ impl DeviceState {
         }
     }
 
-    /// Restores the capability. A failure does not make the saved state invalid: it is tried again.
-    fn stop_ignoring(&mut self, monitor: &mut Monitor) {
-        if self.is_ignoring == self.was_ignoring && self.is_holding == self.was_holding {
+    /// Restores the owner's capabilities. A failure does not make the saved state invalid: it is tried again.
+    fn restore_capabilities(&mut self, monitor: &mut Monitor) {
+        let owners = self.owners;
+        if self.current == owners {
             return;
         }
-        let restored = set_capabilities(monitor, self.was_ignoring, self.was_holding).or_else(|error| {
+        let restored = owners.set(monitor).or_else(|error| {
             // QEMU refuses it during a migration. One that another program began in the meantime lacks the memory.
-            if self.was_ignoring {
+            if owners.excludes_memory {
                 return Err(error);
             }
             migration::cancel(monitor)?;
-            set_capabilities(monitor, false, self.was_holding)
+            owners.set(monitor)
         });
         match restored {
-            Ok(()) => (self.is_ignoring, self.is_holding) = (self.was_ignoring, self.was_holding),
+            Ok(()) => self.current = owners,
             Err(error) => tracing::warn!(%error, "x-ignore-shared stays on in QEMU for now"),
         }
+    }
+
+    /// Whether another program sends commands to QEMU, too.
+    pub(super) fn has_other_clients(&self) -> bool {
+        self.clients == Clients::Several
     }
 
     /// States that QEMU saved and that were read.
@@ -202,7 +226,7 @@ impl DeviceState {
     /// Frees states that QEMU saved and that were read. This only frees memory, and is meant for the time after the
     /// pause.
     pub(super) fn tidy(&mut self, monitor: &mut Monitor) -> Result<(), MachineError> {
-        self.stop_ignoring(monitor);
+        self.restore_capabilities(monitor);
         while let Some(tag) = self.done.last() {
             monitor.job("snapshot-delete", json!({ "tag": tag, "devices": [self.save_node] }))?;
             self.done.pop();
@@ -242,14 +266,6 @@ impl DeviceState {
         self.repair_owner_snapshots(monitor, begin, stream);
         Ok(())
     }
-}
-
-fn set_capabilities(monitor: &mut Monitor, excludes: bool, holds: bool) -> Result<(), MachineError> {
-    let capabilities = json!([
-        { "capability": EXCLUDES_MEMORY, "state": excludes },
-        { "capability": HOLDS_MIGRATIONS, "state": holds },
-    ]);
-    monitor.execute("migrate-set-capabilities", &json!({ "capabilities": capabilities })).map(drop)
 }
 
 /// Whether QEMU's list of capabilities has this one on.

@@ -1,5 +1,9 @@
 //! Devices, memory, vCPUs and media that were added to a running QEMU or removed from it, which no earlier state
 //! contains.
+//!
+//! QEMU is asked for them while the guest runs: before the pause in which a state is captured, and after it. Both times
+//! all must be as at the attach. A device that came and went in between, or went and came, has sent the event
+//! `DEVICE_DELETED`; for one that is added, QEMU has no event.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -27,6 +31,8 @@ pub(super) struct Devices {
     memory: BTreeMap<String, String>,
     /// Whether this QEMU never finishes saving its state after a vCPU was unplugged.
     hangs_after_unplug: bool,
+    /// Whether a state was captured since the last check.
+    is_captured: bool,
 }
 
 /// With older versions, the thread of an unplugged vCPU under TCG is waited for without end when a state is saved.
@@ -63,6 +69,7 @@ impl Devices {
             media: media.collect(),
             memory: entries(memory).iter().filter_map(memory_of).collect(),
             hangs_after_unplug: false,
+            is_captured: false,
         }
     }
 
@@ -92,14 +99,24 @@ impl Devices {
         if has_ejected(&reports) { Err(unplugged(monitor.version())) } else { Ok(()) }
     }
 
-    /// Refuses a machine whose devices have changed, with their names.
-    pub(super) fn check(&self, monitor: &mut Monitor) -> Result<(), MachineError> {
+    /// A state is about to be captured. Refuses a QEMU that would hang, by the events that were read.
+    pub(super) fn begin_capture(&mut self, monitor: &Monitor) -> Result<(), MachineError> {
+        self.is_captured = true;
+        self.must_not_hang(monitor)
+    }
+
+    /// Refuses a machine whose devices have changed, with their names. If a state was captured since the last call,
+    /// also one from which a device was removed since that call, and whose devices are as before again.
+    pub(super) fn check(&mut self, monitor: &mut Monitor) -> Result<(), MachineError> {
+        monitor.read_events()?;
+        if !std::mem::take(&mut self.is_captured) {
+            monitor.take_deleted_devices();
+        }
         let now = Self::of(monitor)?;
         monitor.read_events()?;
-        if self.hangs_after_unplug && monitor.has_lost_vcpu() {
-            return Err(unplugged(monitor.version()));
-        }
-        match self.difference(&now) {
+        self.must_not_hang(monitor)?;
+        let deleted = monitor.take_deleted_devices();
+        match self.difference(&now).or_else(|| removed(&deleted)) {
             None => Ok(()),
             Some(what) => Err(MachineError::Unsupported {
                 what: format!("a checkpoint of a machine whose devices changed while it ran ({what})"),
@@ -108,6 +125,13 @@ impl Devices {
                     .into(),
             }),
         }
+    }
+
+    fn must_not_hang(&self, monitor: &Monitor) -> Result<(), MachineError> {
+        if self.hangs_after_unplug && monitor.has_lost_vcpu() {
+            return Err(unplugged(monitor.version()));
+        }
+        Ok(())
     }
 
     fn difference(&self, now: &Self) -> Option<String> {
@@ -181,6 +205,15 @@ pub(super) fn differences(before: &BTreeMap<String, String>, now: &BTreeMap<Stri
     added.chain(removed.map(|device| format!("{device} was removed"))).collect()
 }
 
+/// Which devices, of these paths, were removed, in words; a device's own parts are not named.
+fn removed(paths: &[String]) -> Option<String> {
+    let is_device =
+        |path: &&String| path.rsplit_once('/').is_some_and(|(parent, _)| CONTAINERS.contains(&parent));
+    let all: Vec<_> =
+        paths.iter().filter(is_device).map(|path| format!("{} was removed", short(path))).collect();
+    (!all.is_empty()).then(|| all.join(", "))
+}
+
 /// The name of a device: the end of its path, but for a part of it.
 fn short(path: &str) -> &str {
     let path = path.strip_suffix("/virtio-backend").unwrap_or(path);
@@ -224,6 +257,15 @@ mod tests {
             memory.iter().map(|(kind, id, size)| json!({ "type": kind, "data": { "id": id, "size": size } }));
         let memory: Vec<_> = memory.collect();
         Devices::parse([&json!(list), &json!([])], &json!(vcpus), &json!(media), &json!(memory))
+    }
+
+    #[test]
+    fn of_a_device_that_was_removed_only_the_device_is_named() {
+        let paths =
+            ["/machine/peripheral/nic", "/machine/peripheral/nic/virtio-backend", "/machine/unattached/x"];
+        let paths = paths.map(str::to_owned);
+        assert_eq!(removed(&paths).unwrap(), "nic was removed");
+        assert_eq!(removed(&paths[1..]), None);
     }
 
     const BOOT: &str = "/machine/unattached/device[0]";

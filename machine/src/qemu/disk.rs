@@ -2,6 +2,7 @@
 
 mod attached;
 mod base;
+mod blocks;
 mod changes;
 mod set;
 mod writer;

@@ -1,6 +1,6 @@
 //! The contents of the disks.
 
-use retrovisor_guest::{BlockContent, DiskChanges, DiskIo, DiskShape, DiskState, MachineError};
+use retrovisor_guest::{BlockContent, DiskBlocks, DiskChanges, DiskIo, DiskShape, DiskState, MachineError};
 
 use super::QemuMachine;
 
@@ -16,6 +16,11 @@ impl DiskIo for QemuMachine {
         since: Option<&DiskState>,
     ) -> Result<Box<dyn DiskChanges>, MachineError> {
         self.disks.changes(at, since)
+    }
+
+    /// Must be called while no state is made or released; the result can be read at any time.
+    fn disk_blocks(&self, at: &DiskState) -> Result<Box<dyn DiskBlocks>, MachineError> {
+        self.disks.blocks(at)
     }
 
     fn retained_disks(&mut self) -> Result<Vec<DiskState>, MachineError> {

@@ -19,6 +19,8 @@ const JOB_WAIT: Duration = Duration::from_mins(2);
 const END_WAIT: Duration = Duration::from_secs(2);
 /// Bound on the guest events that are kept until they are read.
 const GUEST_EVENTS_MAX: usize = 256;
+/// Bound on the removed devices that are kept until they are read: more are not needed to name one.
+const DELETED_DEVICES_MAX: usize = 64;
 
 /// Why QEMU stopped the guest, according to its events.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -42,6 +44,8 @@ pub(super) struct Monitor {
     is_changing: bool,
     stop_cause: StopCause,
     guest_events: VecDeque<GuestEvent>,
+    /// The paths of devices that were removed, and of their parts.
+    deleted_devices: Vec<String>,
     /// A vCPU was unplugged since the connection began.
     has_lost_vcpu: bool,
     jobs: u64,
@@ -60,6 +64,7 @@ impl Monitor {
             is_changing: false,
             stop_cause: StopCause::Settled,
             guest_events: VecDeque::new(),
+            deleted_devices: Vec::new(),
             has_lost_vcpu: false,
             jobs: 0,
             resumed_by_others: 0,
@@ -225,6 +230,11 @@ impl Monitor {
         std::mem::take(&mut self.guest_events).into()
     }
 
+    /// The paths of the devices that were removed since the last call, and of their parts, as far as events were read.
+    pub(super) fn take_deleted_devices(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.deleted_devices)
+    }
+
     /// Reads the available events and updates the state by them.
     pub(super) fn read_events(&mut self) -> Result<(), MachineError> {
         let (events, end) = self.qmp.drain_events();
@@ -263,15 +273,20 @@ impl Monitor {
             }
             "SHUTDOWN" => self.run_state = RunState::PoweredOff,
             "GUEST_PANICKED" if stops_guest(event) => self.run_state = RunState::Panicked,
-            // Only vCPUs have one, and it goes with them.
-            "DEVICE_DELETED" if text(&event.data, "path").is_some_and(|path| path.ends_with("/lapic")) => {
-                self.has_lost_vcpu = true;
-            }
+            "DEVICE_DELETED" => self.note_deleted(text(&event.data, "path").unwrap_or_default()),
             "RESET" if self.run_state.has_ended() => self.run_state = RunState::Paused,
             _ => {}
         }
         if let Some(event) = guest_event(event) {
             self.keep(event);
+        }
+    }
+
+    fn note_deleted(&mut self, path: &str) {
+        // Only vCPUs have one, and it goes with them.
+        self.has_lost_vcpu |= path.ends_with("/lapic");
+        if self.deleted_devices.len() < DELETED_DEVICES_MAX {
+            self.deleted_devices.push(path.to_owned());
         }
     }
 

@@ -10,13 +10,17 @@ use super::{QemuMachine, microseconds, registers};
 const UNTIDY_MAX: usize = 16;
 
 impl StateIo for QemuMachine {
+    fn check_devices(&mut self) -> Result<(), MachineError> {
+        self.devices.check(&mut self.monitor)
+    }
+
     fn capture_state(&mut self) -> Result<MachineState, MachineError> {
         self.needs_pause("capturing the state")?;
         if self.device_state.untidy() > UNTIDY_MAX {
             self.tidy();
         }
         let begin = Instant::now();
-        self.devices.check(&mut self.monitor)?;
+        self.devices.begin_capture(&self.monitor)?;
         let text = self.monitor.human("info registers -a")?;
         let driver = |message| MachineError::Driver { doing: "reading the vCPUs' registers".into(), message };
         let mut vcpus = registers::parse(&text).map_err(driver)?;

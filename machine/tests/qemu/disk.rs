@@ -34,6 +34,36 @@ fn contents(
     (from, blocks)
 }
 
+/// The disk at a state, read block by block, whether or not they changed.
+fn read_blocks(machine: &QemuMachine, at: &DiskState, size: usize) -> Vec<u8> {
+    let mut blocks = machine.disk_blocks(at).unwrap();
+    let pieces = (size / BLOCK_SIZE) as u64 / 16;
+    let ranges: Vec<_> = (0..pieces).map(|piece| piece * 16..(piece + 1) * 16).collect();
+    let (mut image, mut bytes, mut next) = (vec![0; size], Vec::new(), 0);
+    while next < pieces * 16 {
+        let rest = &ranges[usize::try_from(next / 16).unwrap()..];
+        let runs = blocks.read(rest, 64, &mut bytes).unwrap();
+        let mut data = &bytes[..];
+        for run in runs {
+            assert_eq!(run.first, next);
+            next += run.count;
+            let (first, end) = (usize::try_from(run.first).unwrap(), usize::try_from(next).unwrap());
+            let into = &mut image[first * BLOCK_SIZE..end * BLOCK_SIZE];
+            match run.content {
+                RunContent::Zero => {}
+                RunContent::Data => into.copy_from_slice(data.split_off(..into.len()).unwrap()),
+                RunContent::Base => {
+                    for (block, page) in (run.first..).zip(into.as_chunks_mut::<BLOCK_SIZE>().0) {
+                        blocks.read_base(block, page).unwrap();
+                    }
+                }
+            }
+        }
+        assert!(data.is_empty());
+    }
+    image
+}
+
 /// Writes the differences between two images, and restores memory and devices.
 fn put(machine: &mut QemuMachine, now: &[u8], wanted: &[u8], checkpoint: &Checkpoint) {
     let blocks = now.as_chunks::<BLOCK_SIZE>().0.iter().zip(wanted.as_chunks::<BLOCK_SIZE>().0).enumerate();
@@ -107,6 +137,7 @@ fn blocks_are_read_while_the_guest_runs_and_written_into_it_and_into_a_new_proce
     assert!(contents(&machine, at_two, None, base.clone(), &base).0 == second);
     assert!(contents(&machine, at_one, Some(at_two), second.clone(), &base).0 == first);
     for (state, found) in [(at_one, &first), (at_two, &second)] {
+        assert!(read_blocks(&machine, state, base.len()) == *found, "{}", state.reference);
         if let Some(said) = as_qemu_reads(dir.path(), &state.reference) {
             assert!(said == *found, "{}", state.reference);
         }

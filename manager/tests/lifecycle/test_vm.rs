@@ -107,6 +107,9 @@ impl MemoryIo for TestVm {
 }
 
 impl StateIo for TestVm {
+    fn check_devices(&mut self) -> Result<(), MachineError> {
+        self.machine_mut().check_devices()
+    }
     fn capture_state(&mut self) -> Result<MachineState, MachineError> {
         self.machine_mut().capture_state()
     }

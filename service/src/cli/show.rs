@@ -1,6 +1,6 @@
 use clap::Args;
 use retrovisor_proto::v1::network_interface::Network;
-use retrovisor_proto::v1::{Audit, GetMachineRequest, Machine};
+use retrovisor_proto::v1::{Audit, DiskAudit, GetMachineRequest, Machine};
 
 use super::global::{Global, print_json};
 use super::list;
@@ -49,6 +49,9 @@ pub(super) fn print(machine: &Machine) {
     }
     if let Some(audit) = &machine.audit {
         line("audit", &audited(audit));
+        for disk in &audit.disks {
+            line("disk audit", &disk_audited(disk));
+        }
     }
     for interface in &machine.interfaces {
         let network = match &interface.network {
@@ -69,19 +72,34 @@ pub(super) fn print(machine: &Machine) {
 
 /// How much of the memory is proven, and what was found.
 fn audited(audit: &Audit) -> String {
-    let percent = audit.proven_pages * 100 / audit.total_pages.max(1);
-    let found = match audit.last_mismatch_ms {
-        Some(at_ms) => format!(
-            "{} did not match, the last {}",
-            quantity::count(audit.mismatched_pages, "frame"),
-            quantity::ago(at_ms)
-        ),
-        None => "no mismatch".to_owned(),
-    };
+    let percent = percent(audit.proven_pages, audit.total_pages);
+    let found = found(audit.mismatched_pages, "frame", audit.last_mismatch_ms);
     if audit.frames_per_checkpoint == 0 && audit.proven_pages == 0 {
         return format!("off, {found}");
     }
     format!("{percent} % of memory proven since {}, {found}", quantity::instant(audit.since_ms))
+}
+
+/// How much of a disk is proven, and what was found.
+fn disk_audited(disk: &DiskAudit) -> String {
+    let percent = percent(disk.proven_blocks, disk.total_blocks);
+    let found = found(disk.mismatched_blocks, "block", disk.last_mismatch_ms);
+    let since = quantity::instant(disk.since_ms);
+    format!("{percent} % of {} proven since {since}, {found}", disk.disk)
+}
+
+fn percent(proven: u64, total: u64) -> u64 {
+    proven.saturating_mul(100) / total.max(1)
+}
+
+/// What did not match.
+fn found(mismatched: u64, what: &str, last_ms: Option<i64>) -> String {
+    match last_ms {
+        Some(at_ms) => {
+            format!("{} did not match, the last {}", quantity::count(mismatched, what), quantity::ago(at_ms))
+        }
+        None => "no mismatch".to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -97,5 +115,11 @@ mod tests {
         let found = Audit { mismatched_pages: 2, last_mismatch_ms: Some(0), ..audit };
         assert!(audited(&found).contains("2 frames did not match"));
         assert_eq!(audited(&Audit { total_pages: 300, ..Audit::default() }), "off, no mismatch");
+        let disk =
+            DiskAudit { total_blocks: 200, proven_blocks: 50, mismatched_blocks: 1, ..DiskAudit::default() };
+        let disk = DiskAudit { disk: "d0".into(), ..disk };
+        let wrong = DiskAudit { last_mismatch_ms: Some(0), ..disk.clone() };
+        assert_eq!(disk_audited(&disk), "25 % of d0 proven since 1970-01-01T00:00:00Z, no mismatch");
+        assert!(disk_audited(&wrong).contains("1 block did not match"));
     }
 }

@@ -175,6 +175,7 @@ impl CheckpointService for Services {
                     pauses: report.timing.pauses,
                     pause_max_us: report.timing.pause_max_us,
                     total_us: report.timing.total_us,
+                    disks: report.disks.into_iter().map(convert::disk_audit_result).collect(),
                 })
             })
             .await?;

@@ -8,12 +8,12 @@ use retrovisor_guest::{GuestEvent, MacAddress, Network};
 use retrovisor_manager::{Lifecycle, MachineSpec, MachineStatus, Manager, ManagerError, RollbackKind};
 use retrovisor_proto::v1::network_interface::Network as Shown;
 use retrovisor_proto::v1::{
-    self, Audit, BranchOrigin, Cause, Cell, Checkpoint, Incident, Machine, MachineState, NetworkInterface,
-    Operation, Rollback, Row, Table, Verdict, cell,
+    self, Audit, BranchOrigin, Cause, Cell, Checkpoint, DiskAudit, DiskAuditResult, Incident, Machine,
+    MachineState, NetworkInterface, Operation, Rollback, Row, Table, Verdict, cell,
 };
 use retrovisor_snapshot::{
-    AuditStatus, CheckpointId, CheckpointRecord, IncidentRecord, MachineRecord, OperationRecord, Store,
-    Verdict as StoredVerdict,
+    AuditStatus, CheckpointId, CheckpointRecord, DiskAuditReport, DiskAuditStatus, IncidentRecord,
+    MachineRecord, OperationRecord, Store, Verdict as StoredVerdict,
 };
 
 pub(super) fn machine(manager: &Manager, record: &MachineRecord) -> Result<Machine, ManagerError> {
@@ -64,6 +64,30 @@ fn audit(status: AuditStatus) -> Audit {
         since_ms: status.since_ms,
         mismatched_pages: status.mismatches,
         last_mismatch_ms: status.last_mismatch_ms,
+        disks: status.disks.into_iter().map(disk_audit).collect(),
+    }
+}
+
+fn disk_audit(status: DiskAuditStatus) -> DiskAudit {
+    DiskAudit {
+        disk: status.disk,
+        total_blocks: status.blocks,
+        proven_blocks: status.proven_blocks,
+        since_ms: status.since_ms,
+        mismatched_blocks: status.mismatches,
+        last_mismatch_ms: status.last_mismatch_ms,
+    }
+}
+
+/// What an audit of a whole disk found.
+pub(super) fn disk_audit_result(report: DiskAuditReport) -> DiskAuditResult {
+    DiskAuditResult {
+        disk: report.disk,
+        total_blocks: report.blocks,
+        compared_blocks: report.compared_blocks,
+        mismatched_blocks: report.mismatched_blocks,
+        mismatched_block_numbers: report.mismatches,
+        not_compared: report.not_compared,
     }
 }
 

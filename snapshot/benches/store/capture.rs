@@ -124,6 +124,7 @@ fn rows(table: &mut Table, variant: &str, reports: &[CheckpointReport]) {
     };
     add("capture.pause_us", "us", &|r| r.timing.pause_us as f64);
     add("capture.audit_us", "us", &|r| r.timing.audit_us as f64);
+    add("capture.compare_us", "us", &|r| r.timing.compare_us as f64);
     add("capture.copied_pages", "pages", &|r| r.timing.copied_pages as f64);
     add("capture.pause_of_goal", "%", &|r| {
         r.timing.pause_us as f64 / (60.0 + 0.6 * r.timing.copied_pages as f64) * 100.0

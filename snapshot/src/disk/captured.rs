@@ -1,4 +1,4 @@
-use retrovisor_guest::{DiskChanges, DiskShape, DiskState, Machine, MachineState};
+use retrovisor_guest::{DiskBlocks, DiskChanges, DiskShape, DiskState, Machine, MachineState};
 
 use super::baseline::DiskBaselines;
 use crate::error::Result;
@@ -10,6 +10,8 @@ pub(crate) struct CapturedDisk {
     /// The state that the changes are relative to; none for the base image.
     pub(crate) since: Option<DiskState>,
     pub(crate) changes: Box<dyn DiskChanges>,
+    /// To compare blocks for the audit; none if it is off.
+    pub(crate) blocks: Option<Box<dyn DiskBlocks>>,
 }
 
 impl CapturedDisk {
@@ -24,9 +26,17 @@ impl CapturedDisk {
             let Some(at) = state.disks.iter().find(|disk| disk.disk == shape.name) else { continue };
             let since = since(shape);
             let changes = machine.disk_changes(at, since.as_ref())?;
-            disks.push(Self { shape: shape.clone(), at: at.clone(), since, changes });
+            disks.push(Self { shape: shape.clone(), at: at.clone(), since, changes, blocks: None });
         }
         Ok(disks)
+    }
+
+    /// Opens the disk for the audit. A failure is no error of the checkpoint.
+    pub(crate) fn open_blocks(&mut self, machine: &dyn Machine) {
+        match machine.disk_blocks(&self.at) {
+            Ok(blocks) => self.blocks = Some(blocks),
+            Err(error) => tracing::warn!(%error, disk = self.at.disk, "a disk cannot be audited"),
+        }
     }
 }
 

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::content::ContentRef;
@@ -77,6 +78,19 @@ impl DiskMap {
             (0..CHUNK).map(move |slot| (first + slot, chunk[usize::try_from(slot).unwrap_or(0)]))
         };
         let coded = self.chunks.iter().flat_map(blocks);
+        coded
+            .filter(|(_, code)| *code != BASE.code())
+            .map(|(block, code)| (block, ContentRef::from_code(code)))
+    }
+
+    /// Those of them in a range.
+    pub(crate) fn written(&self, blocks: Range<u64>) -> impl Iterator<Item = (u64, ContentRef)> + '_ {
+        let chunks = self.chunks.range(blocks.start / CHUNK..blocks.end.div_ceil(CHUNK));
+        let coded = chunks.flat_map(move |(at, chunk)| {
+            let from = (at * CHUNK).max(blocks.start);
+            let to = ((at + 1) * CHUNK).min(blocks.end);
+            (from..to).map(|block| (block, chunk[slot(block)]))
+        });
         coded
             .filter(|(_, code)| *code != BASE.code())
             .map(|(block, code)| (block, ContentRef::from_code(code)))
@@ -205,6 +219,9 @@ mod tests {
             prop_assert_eq!(&all(&map), &model);
             let written: Vec<_> = (0..).zip(&model).filter(|(_, content)| **content != BASE).map(|(at, content)| (at, *content)).collect();
             prop_assert!(map.iter().eq(written.iter().copied()));
+            let part = blocks / 3..blocks - blocks / 4;
+            let within = written.iter().copied().filter(|(block, _)| part.contains(block));
+            prop_assert!(map.written(part.clone()).eq(within));
             prop_assert_eq!(map.get(blocks + 5000), BASE);
             let mut other = map.clone();
             for (block, code) in more {

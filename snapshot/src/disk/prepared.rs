@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use retrovisor_guest::{BLOCK_SIZE, Page, RunContent, is_zero};
+use retrovisor_guest::{BLOCK_SIZE, DiskBlocks, Page, RunContent, is_zero};
 
 use super::baseline::{DiskBaseline, DiskBaselines};
 use super::captured::CapturedDisk;
@@ -25,6 +25,10 @@ pub(crate) struct PreparedDisk {
     pub(crate) baseline: DiskBaseline,
     pub(crate) changes: Vec<(u64, ContentRef)>,
     pub(crate) keyframe: Option<Keyframe>,
+    /// To compare blocks for the audit.
+    pub(crate) blocks: Option<Box<dyn DiskBlocks>>,
+    /// Whether every block that was ever written was read, and not only what changed.
+    pub(crate) is_whole: bool,
 }
 
 impl PreparedDisk {
@@ -100,7 +104,8 @@ impl PreparedDisk {
             keyframe_distance: if is_key { 0 } else { distance },
             keyframe_rows: if is_key { 0 } else { rows },
         };
-        Ok(Self { baseline, changes, keyframe })
+        let (blocks, is_whole) = (captured.blocks.take(), captured.since.is_none());
+        Ok(Self { baseline, changes, keyframe, blocks, is_whole })
     }
 }
 

@@ -1,10 +1,16 @@
-//! The audit: compares memory that was not reported as dirty with the catalogue.
+//! The audit: compares memory that was not reported as dirty, and blocks of disks, with the catalogue.
 //!
-//! A checkpoint is exact only if the driver reports every frame that was written. At each capture some frames that were
-//! not reported are copied in the pause, and compared when the guest runs again (docs/audit.md).
+//! A checkpoint is exact only if the driver reports every frame and every block that was written. At each capture some
+//! frames that were not reported are copied in the pause, and compared when the guest runs again. Blocks are read from
+//! the captured state then, which does not change (docs/audit.md).
 
+mod block_comparison;
 mod compare;
+mod coverage;
+mod disk_ledger;
+mod disks;
 mod full;
+mod full_disks;
 mod ledger;
 mod outcome;
 mod sample;
@@ -12,7 +18,9 @@ mod sampler;
 mod status;
 mod walk;
 
+pub use disk_ledger::DiskAuditStatus;
 pub use full::{AuditReport, AuditTiming};
+pub use full_disks::DiskAuditReport;
 pub use status::AuditStatus;
 
 pub(super) use outcome::{StoredCheckpoint, settle};

@@ -45,6 +45,7 @@ impl Recorder {
         self.record_pending_failure();
         self.collect_outcomes(machine, self.settings.pending_checkpoints_max.saturating_sub(1));
         self.release_old_disks(machine);
+        machine.check_devices()?;
         let mut timing = CheckpointTiming::default();
         let mut capture = self.begin_capture(machine, &mut timing, self.settings.precopy_pages_min)?;
         let mut sample = self.sampler.open(&self.pipeline.baseline().map);
@@ -92,15 +93,16 @@ impl Recorder {
         Ok(PendingCheckpoint { store: Arc::clone(&self.store), timing, outcome, resumed })
     }
 
-    /// Makes the disk contents that the driver retains durable, and submits the capture.
+    /// Checks that the captured state has the machine's devices, makes the disk contents that the driver retains durable,
+    /// and submits the capture.
     pub(super) fn sync_and_submit(
         &mut self,
         machine: &mut dyn Machine,
         captured: Captured,
         is_early: bool,
     ) -> Result<Receiver<Outcome>> {
-        let synced = machine.sync_state(&captured.state).map_err(Error::from);
-        match synced.and_then(|()| self.capture_disks(machine, &captured.state)) {
+        let synced = machine.check_devices().and_then(|()| machine.sync_state(&captured.state));
+        match synced.map_err(Error::from).and_then(|()| self.capture_disks(machine, &captured.state)) {
             Ok(disks) => Ok(self.submit(Captured { disks, ..captured })),
             Err(error) => {
                 release(machine, &captured.state);

@@ -57,7 +57,7 @@ impl Recorder {
             None => Baseline::none(pages),
         };
         let newest = newest_sequence(&store, machine)?;
-        let audit = Arc::new(Mutex::new(AuditState::new(layout.pages(), newest)));
+        let audit = Arc::new(Mutex::new(AuditState::new(layout.pages(), newest, settings.audit_blocks)));
         let sampler = Sampler::new(layout.pages(), settings.audit_frames, rand::random(), audit);
         let group_max = settings.group_checkpoints_max;
         let pipeline = Pipeline::start(&store, machine, &layout, baseline, sampler.shared(), group_max)?;
@@ -136,7 +136,7 @@ impl Recorder {
         self.pipeline.baseline().position
     }
 
-    /// How much of the memory is proven to equal the checkpoints.
+    /// How much of the memory and of the disks is proven to equal the checkpoints.
     #[must_use]
     pub fn audit_status(&self) -> AuditStatus {
         self.sampler.state().status(self.sampler.frames())

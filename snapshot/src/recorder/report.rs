@@ -59,6 +59,8 @@ pub struct CheckpointTiming {
     pub disk_us: u64,
     /// From the resume until the checkpoint was durable.
     pub durable_us: u64,
+    /// Comparing with it, after that, what was copied for the audit, and blocks of disks.
+    pub compare_us: u64,
 }
 
 /// When the current state, which a rollback replaces, must be durable.

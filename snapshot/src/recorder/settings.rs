@@ -22,6 +22,8 @@ pub struct RecorderSettings {
     /// Frames that were not reported as dirty and are compared with the catalogue at each checkpoint, at most 4,096.
     /// 0: none. See `docs/audit.md`.
     pub audit_frames: u64,
+    /// Blocks with data of each disk that are compared with the catalogue at each checkpoint, at most 240. 0: none.
+    pub audit_blocks: u64,
 }
 
 impl Default for RecorderSettings {
@@ -34,6 +36,7 @@ impl Default for RecorderSettings {
             pending_checkpoints_max: 256,
             retained_disk_states_max: 64,
             audit_frames: 64,
+            audit_blocks: 64,
         }
     }
 }

@@ -114,6 +114,8 @@ impl Recorder {
         let at_ms = now_ms();
         let begun = Instant::now();
         let state = self.late_plan(&capture, &plan, &target).and_then(|late| {
+            // Memory is overwritten in this pause.
+            machine.check_devices()?;
             let state = machine.capture_state()?;
             timing.state_us = since_us(begun);
             Ok((late, state))

@@ -54,6 +54,7 @@ struct GroupMember {
     committed: Committed,
     map: Arc<PageMap>,
     replaced: Vec<ContentId>,
+    disks: Vec<PreparedDisk>,
 }
 
 impl Worker {
@@ -226,8 +227,8 @@ impl Worker {
         let mut members = Vec::with_capacity(jobs.len());
         for ((mut job, prepared), committed) in jobs.into_iter().zip(all).zip(committed) {
             job.captured.timing.durable_us = since_us(job.captured.since);
-            let Prepared { map, replaced, .. } = prepared;
-            members.push(GroupMember { job, committed, map, replaced });
+            let Prepared { map, replaced, disks, .. } = prepared;
+            members.push(GroupMember { job, committed, map, replaced, disks });
         }
         let durable = members
             .iter()
@@ -307,16 +308,21 @@ impl Worker {
 
     /// Reports a group that is durable.
     fn report_committed(&self, members: Vec<GroupMember>, read_ahead: &mut Vec<ContentId>) {
-        for GroupMember { job, committed, map, replaced } in members {
+        for GroupMember { job, committed, map, replaced, mut disks } in members {
             read_ahead.extend(replaced);
-            let timing: CheckpointTiming = job.captured.timing;
+            let mut timing: CheckpointTiming = job.captured.timing;
+            let start = Instant::now();
             let stored = StoredCheckpoint {
                 sequence: committed.sequence,
                 map: &map,
                 dirty: &job.captured.dirty,
                 sampled: job.captured.sampled.as_ref(),
+                disks: &mut disks,
             };
-            let is_mismatched = settle(&self.store, self.machine, &self.layout, &self.audit, &stored);
+            let is_mismatched = settle(&self.store, self.machine, &self.layout, &self.audit, stored);
+            timing.compare_us = since_us(start);
+            // The driver may release the states as soon as the recorder knows that they are stored.
+            drop(disks);
             // The receivers may be gone.
             let _ = self.done.send(Done::Stored { is_mismatched });
             let _ = job.outcome.send(Ok((committed, timing)));

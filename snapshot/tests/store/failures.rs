@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use retrovisor_guest::{ClockPolicy, MachineError};
 use retrovisor_snapshot::{
-    CheckpointRequest, Error, OperationRecord, OperationStatus, Recorder, RollbackRequest,
+    CheckpointRequest, CurrentPolicy, Error, OperationRecord, OperationStatus, Recorder, RollbackRequest,
 };
 
 use crate::toy::{Lab, Toy, open};
@@ -45,6 +45,30 @@ fn a_checkpoint_whose_disks_are_not_durable_is_not_there() {
     assert_eq!((&lab.toy.image, lab.toy.paused, lab.toy.held), (&before, false, 1));
     assert_eq!(lab.store.catalogue().checkpoints(lab.machine).unwrap().len(), 1);
     assert_eq!(lab.checkpoint().changed_pages, 2);
+}
+
+#[test]
+fn a_machine_whose_devices_changed_is_refused_before_anything_is_written() {
+    let rollback = |current| Some(RollbackRequest { current, ..RollbackRequest::default() });
+    for request in [None, rollback(CurrentPolicy::Durable), rollback(CurrentPolicy::Staged)] {
+        // A checkpoint calls it before its pause, too, and a rollback `check_state` instead.
+        for call in 1..=if request.is_none() { 2 } else { 1 } {
+            let (mut lab, first) = lab();
+            let before = lab.toy.image.clone();
+            lab.toy.captured = None;
+            lab.toy.faults.check_devices = call;
+            let failed = match &request {
+                None => lab.recorder.checkpoint(&mut lab.toy, &CheckpointRequest::default()).map(drop),
+                Some(request) => lab.recorder.rollback(&mut lab.toy, first.id, request).map(drop),
+            };
+            assert!(matches!(failed, Err(Error::Machine(_))), "{request:?} {call}: {failed:?}");
+            assert!(request.is_some() || call == 2 || lab.toy.captured.is_none());
+            assert_eq!((&lab.toy.image, lab.toy.paused, lab.toy.held), (&before, false, 1));
+            assert_eq!(lab.store.catalogue().checkpoints(lab.machine).unwrap().len(), 1);
+            assert_eq!(lab.store.catalogue().operations(lab.machine).unwrap(), []);
+            assert_eq!(lab.checkpoint().changed_pages, 2);
+        }
+    }
 }
 
 #[test]

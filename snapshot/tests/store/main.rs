@@ -10,6 +10,7 @@ mod crash;
 mod damage;
 mod damage_everywhere;
 mod disk;
+mod disk_audit;
 mod export;
 mod failures;
 mod formats;

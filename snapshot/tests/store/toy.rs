@@ -30,6 +30,7 @@ pub(crate) struct Image {
 #[derive(Default)]
 pub(crate) struct Faults {
     pub(crate) take_dirty: u32,
+    pub(crate) check_devices: u32,
     pub(crate) capture_state: u32,
     pub(crate) sync_state: u32,
     pub(crate) write_page: u32,
@@ -203,6 +204,10 @@ impl MemoryIo for Toy {
 }
 
 impl StateIo for Toy {
+    fn check_devices(&mut self) -> Result<(), MachineError> {
+        due(&mut self.faults.check_devices, "comparing the devices")
+    }
+
     fn capture_state(&mut self) -> Result<MachineState, MachineError> {
         assert!(self.paused);
         due(&mut self.faults.capture_state, "capturing the state")?;

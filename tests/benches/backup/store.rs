@@ -127,6 +127,10 @@ impl MemoryIo for ImageMachine {
 }
 
 impl StateIo for ImageMachine {
+    fn check_devices(&mut self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
     fn capture_state(&mut self) -> Result<MachineState, MachineError> {
         Ok(MachineState::default())
     }

@@ -51,10 +51,12 @@ pub(super) fn rows(measured: &mut Measured, driver: &str, case: &str, reports: &
         add(".stop_us", "us", timing.stop_us);
         add(".find_us", "us", timing.find_us);
         add(".copy_us", "us", timing.copy_us);
+        add(".audit_us", "us", timing.audit_us);
         add(".state_us", "us", timing.state_us);
         add(".resume_us", "us", timing.resume_us);
         add(".copied_pages", "pages", timing.copied_pages);
         add(".dirty_pages", "pages", record.dirty_pages);
         measured.add(&format!("{driver}.durable_ms/{case}"), "ms", timing.durable_us as f64 / 1e3);
+        measured.add(&format!("{driver}.compare_us/{case}"), "us", timing.compare_us as f64);
     }
 }

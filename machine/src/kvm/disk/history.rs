@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::block_map::BlockMap;
@@ -125,6 +126,33 @@ impl History {
         let pin = Arc::clone(&self.nodes.get(&at)?.pin);
         let (up, down) = self.path(since.unwrap_or(ROOT), at);
         Some(Between { up, down, pin })
+    }
+
+    /// Where the blocks of a state in the tree are; `map` has the places of the current one.
+    pub(super) fn places(&self, at: u64, blocks: Range<u64>, map: &BlockMap) -> Vec<Stored> {
+        let (up, down) = self.path(self.at, at);
+        let place = |block| {
+            let mut place = map.get(block);
+            let mut follow = |delta: &Delta, side: fn(&Change) -> Stored| {
+                if let Some(change) = delta.get(&block) {
+                    place = side(change);
+                }
+            };
+            follow(&self.since, |change| change.old);
+            for delta in &up {
+                follow(delta, |change| change.old);
+            }
+            for delta in &down {
+                follow(delta, |change| change.new);
+            }
+            place
+        };
+        blocks.map(place).collect()
+    }
+
+    /// Keeps a state's slots from being freed; `None` if it is not in the tree.
+    pub(super) fn pin(&self, id: u64) -> Option<Pin> {
+        Some(Arc::clone(&self.nodes.get(&id)?.pin))
     }
 
     /// The deltas from one state up to the common ancestor, and from there down.

@@ -1,14 +1,16 @@
+use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use retrovisor_guest::{BLOCK_SIZE, BlockContent, DiskShape, MachineError, ZERO_PAGE};
+use retrovisor_guest::{BLOCK_SIZE, BlockContent, DiskShape, MachineError, Page, ZERO_PAGE};
 
 use super::base::Base;
 use super::block_map::BlockMap;
 use super::changes::Changes;
 use super::config::DiskConfig;
 use super::delta::{Change, Stored};
-use super::history::History;
+use super::history::{History, Pin};
 use super::slot_file::{self, SlotFile};
 
 const SECTOR_BYTES: u64 = 512;
@@ -168,6 +170,27 @@ impl Overlay {
             let (blocks, pin) = between.blocks();
             Changes { disk, file, blocks, returned: 0, has_base, _pin: pin }
         })
+    }
+
+    /// What is needed to read the blocks of a captured state.
+    pub(super) fn pin(&self, state: u64) -> Option<(Arc<File>, Pin)> {
+        Some((Arc::clone(self.slots.file()), self.history.pin(state)?))
+    }
+
+    /// Where the blocks of a captured state are, which is pinned.
+    pub(super) fn places(&self, state: u64, blocks: Range<u64>) -> Vec<Stored> {
+        self.history.places(state, blocks, &self.map)
+    }
+
+    /// Reads a block of the base; zeros without one, and past the disk's end.
+    pub(super) fn read_base(&self, block: u64, into: &mut Page) -> io::Result<()> {
+        let (within, past) = into.split_at_mut(self.block_bytes(block));
+        past.fill(0);
+        if let Some(base) = &self.base {
+            return base.read(block.saturating_mul(BLOCK_SIZE as u64), within);
+        }
+        within.fill(0);
+        Ok(())
     }
 
     /// Puts contents into a block that is on the disk.

@@ -1,7 +1,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use retrovisor_guest::{BlockContent, DiskChanges, DiskShape, DiskState, MachineError};
+use retrovisor_guest::{BlockContent, DiskBlocks, DiskChanges, DiskShape, DiskState, MachineError};
 
+use super::blocks::Blocks;
 use super::config::DiskConfig;
 use super::overlay::{Overlay, SharedOverlay};
 
@@ -114,6 +115,15 @@ impl DiskSet {
         let changes = lock(disk).changes(number, since);
         let changes = changes.ok_or_else(|| failed(&at.disk, format!("{} is not kept", at.reference)))?;
         Ok(Box::new(changes()))
+    }
+
+    /// The blocks of a retained state.
+    pub(in crate::kvm) fn blocks(&self, at: &DiskState) -> Result<Box<dyn DiskBlocks>, MachineError> {
+        let (disk, state) = self.find(at)?;
+        let pinned = lock(disk).pin(state);
+        let (file, pin) = pinned.ok_or_else(|| failed(&at.disk, format!("{} is not kept", at.reference)))?;
+        let (disk, name) = (Arc::clone(disk), at.disk.clone());
+        Ok(Box::new(Blocks { disk, name, state, file, _pin: pin }))
     }
 
     /// Writes consecutive blocks.

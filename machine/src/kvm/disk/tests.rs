@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use proptest::prelude::*;
-use retrovisor_guest::{BLOCK_SIZE, BlockContent, DiskState, RunContent};
+use retrovisor_guest::{BLOCK_SIZE, BlockContent, BlockRun, DiskState, RunContent};
 
 use super::config::DiskConfig;
 use super::overlay::SharedOverlay;
@@ -70,6 +70,29 @@ fn patched(
         }
     }
     old
+}
+
+/// A state, read block by block.
+fn read_blocks(set: &DiskSet, at: &DiskState) -> Vec<u8> {
+    let mut blocks = set.blocks(at).unwrap();
+    let ranges: Vec<_> = (0..BLOCKS as u64).map(|block| block..block + 1).rev().collect();
+    let (mut image, mut bytes) = (vec![0xaa; BLOCKS * BLOCK_SIZE], Vec::new());
+    let mut done = 0;
+    while done < ranges.len() {
+        for run in blocks.read(&ranges[done..], 1, &mut bytes).unwrap() {
+            assert_eq!((run.first, run.count), (ranges[done].start, 1));
+            let into = &mut image[run.first as usize * BLOCK_SIZE..][..BLOCK_SIZE];
+            match run.content {
+                RunContent::Zero => into.fill(0),
+                RunContent::Data => into.copy_from_slice(&bytes),
+                RunContent::Base => blocks.read_base(run.first, into.try_into().unwrap()).unwrap(),
+            }
+            done += 1;
+        }
+    }
+    assert!(image[SIZE_BYTES..].iter().all(|byte| *byte == 0), "past the disk's end");
+    image.truncate(SIZE_BYTES);
+    image
 }
 
 #[derive(Clone, Debug)]
@@ -156,6 +179,7 @@ proptest! {
         prop_assert_eq!(set.kept(), names);
         for (at, new) in &kept {
             prop_assert_eq!(&patched(&set, at, None, base.clone(), &base), new);
+            prop_assert_eq!(&read_blocks(&set, at), new);
             for (since, old) in &kept {
                 prop_assert_eq!(&patched(&set, at, Some(since), old.clone(), &base), new);
             }
@@ -178,10 +202,15 @@ fn a_reader_reads_what_it_was_made_for_while_the_guest_writes_on_and_lets_go() {
     write(2);
     let second = set.capture().remove(0);
     let mut changes = set.changes(&second, Some(&first)).unwrap();
+    let mut blocks = set.blocks(&second).unwrap();
     write(3);
     set.release(&[first, second]);
     write(4);
     let mut bytes = Vec::new();
+    let run = BlockRun { first: 0, count: 8, content: RunContent::Data };
+    assert_eq!(blocks.read(&[0..8, 8..9], 8, &mut bytes).unwrap(), [run]);
+    assert!(bytes.len() == 8 * BLOCK_SIZE && bytes.iter().all(|byte| *byte == 2));
+    drop(blocks);
     let run = changes.next_run(&mut bytes).unwrap().unwrap();
     assert_eq!((run.first, run.count), (0, 8));
     assert!(bytes.iter().all(|byte| *byte == 2));
@@ -219,6 +248,7 @@ fn blocks_outside_and_other_machines_states_are_refused() {
     let state = other.capture().remove(0);
     assert!(set.check(std::slice::from_ref(&state)).is_err());
     assert!(set.changes(&state, None).is_err());
+    assert!(set.blocks(&state).is_err());
     assert!(set.check(&[]).is_err());
     assert!(set.check(&[DiskState::unchanged("d0")]).is_ok());
     assert!(set.check(&[DiskState::unchanged("d1")]).is_err());

@@ -52,7 +52,7 @@ impl Drop for RemoteChanges {
     fn drop(&mut self) {
         let mut link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
         // A lost worker cannot reply.
-        let _ = link.ask("ending", &Request::EndChanges { id: self.id }, &[], 0, |_, _| Some(()));
+        let _ = link.ask("ending", &Request::EndReading { id: self.id }, &[], 0, |_, _| Some(()));
     }
 }
 

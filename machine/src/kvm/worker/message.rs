@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use retrovisor_guest::{
     BlockContent, BlockRun, ClockPolicy, DiskShape, DiskState, MachineError, MachineIdentity, MachineState,
     MemoryLayout, RunContent, RunState, StateSection, VcpuRegisters,
@@ -12,7 +14,7 @@ use crate::kvm::net::status::NetStatus;
 use retrovisor_guest::MacAddress;
 
 /// The version of the messages below: both ends must have the same one.
-pub(super) const VERSION: u32 = 5;
+pub(super) const VERSION: u32 = 6;
 /// Bound on the body of a state in either direction: some eight vCPUs with the largest extended state, and devices.
 pub(super) const STATE_BYTES_MAX: usize = 16 << 20;
 /// A word of a bitmap: its number (4 bytes) and its 64 frames (8 bytes), little endian. Most words of a large memory
@@ -49,8 +51,14 @@ pub(super) enum Request {
     Changes { at: DiskState, since: Option<DiskState> },
     /// Reply: `Run`, with its bytes.
     NextRun { id: u64 },
-    /// Reply: `Done`.
-    EndChanges { id: u64 },
+    /// Starts to read the blocks of a state. Reply: `Blocks`.
+    Blocks { at: DiskState },
+    /// Reply: `Runs`, with the bytes of those with data.
+    ReadBlocks { id: u64, ranges: Vec<Range<u64>>, data_max: u64 },
+    /// Reply: `Done`, with the block.
+    ReadBase { id: u64, block: u64 },
+    /// Ends `Changes` or `Blocks`. Reply: `Done`.
+    EndReading { id: u64 },
     /// With the bytes of the blocks that have data. Reply: `Done`.
     WriteBlocks { disk: String, first: u64, kinds: Vec<BlockKind> },
     /// Reply: `Done`.
@@ -84,6 +92,10 @@ pub(super) enum Answer {
         id: u64,
     },
     Run(Option<Run>),
+    Blocks {
+        id: u64,
+    },
+    Runs(Vec<Run>),
     Nets(Vec<NetStatus>),
 }
 

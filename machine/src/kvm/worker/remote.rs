@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use retrovisor_guest::{
-    BlockContent, Capabilities, ClockPolicy, DiskChanges, DiskIo, DiskShape, DiskState, Gfn, Machine,
-    MachineError, MachineIdentity, MachineState, MemoryIo, MemoryView, PageContent, PageSet, ProcessIdentity,
-    RunState, StateIo,
+    BlockContent, Capabilities, ClockPolicy, DiskBlocks, DiskChanges, DiskIo, DiskShape, DiskState, Gfn,
+    Machine, MachineError, MachineIdentity, MachineState, MemoryIo, MemoryView, PageContent, PageSet,
+    ProcessIdentity, RunState, StateIo,
 };
 
+use super::blocks::RemoteBlocks;
 use super::changes::RemoteChanges;
 use super::confine::Confinement;
 use super::failure::plain;
@@ -258,6 +259,10 @@ impl MemoryIo for RemoteMachine {
 }
 
 impl StateIo for RemoteMachine {
+    fn check_devices(&mut self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
     fn capture_state(&mut self) -> Result<MachineState, MachineError> {
         if let Some(state) = self.pause_reply.take_state() {
             return Ok(state);
@@ -311,6 +316,15 @@ impl DiskIo for RemoteMachine {
         })?;
         let blocks = self.disks.iter().find(|disk| disk.name == at.disk).map_or(0, DiskShape::blocks);
         Ok(Box::new(RemoteChanges::new(Arc::clone(&self.link), id, blocks)))
+    }
+
+    fn disk_blocks(&self, at: &DiskState) -> Result<Box<dyn DiskBlocks>, MachineError> {
+        let request = Request::Blocks { at: at.clone() };
+        let id = self.ask("looking for a state's blocks", &request, &[], 0, |answer, _| match answer {
+            Answer::Blocks { id } => Some(id),
+            _ => None,
+        })?;
+        Ok(Box::new(RemoteBlocks::new(Arc::clone(&self.link), id)))
     }
 
     fn retained_disks(&mut self) -> Result<Vec<DiskState>, MachineError> {

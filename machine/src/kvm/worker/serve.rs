@@ -1,4 +1,3 @@
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -6,8 +5,8 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 use retrovisor_guest::{
-    BLOCK_SIZE, BlockContent, DiskChanges, DiskIo as _, Machine as _, MachineError, MachineState,
-    MemoryIo as _, PageSet, StateIo as _,
+    BLOCK_SIZE, BlockContent, DiskIo as _, Machine as _, MachineError, MachineState, MemoryIo as _, PageSet,
+    StateIo as _,
 };
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::Uid;
@@ -17,8 +16,9 @@ use super::confine::{self, Confinement};
 use super::console::{self, Ends};
 use super::console_log::{ConsoleLog, LOG_BYTES_MAX};
 use super::failure::Failure;
-use super::message::{Answer, BlockKind, Launch, Request, Run, STATE_BYTES_MAX, StateHead, VERSION, Welcome};
+use super::message::{Answer, BlockKind, Launch, Request, STATE_BYTES_MAX, StateHead, VERSION, Welcome};
 use super::peer::may;
+use super::readers::Readers;
 use crate::kvm::config::{KvmConfig, MemorySource, NetConfig};
 use crate::kvm::machine::KvmMachine;
 use crate::kvm::net::link::NetBackend;
@@ -103,10 +103,7 @@ struct Worker {
     detached: bool,
     /// Dirty frames that were taken and not sent yet.
     dirty: PageSet,
-    /// Iterations over changed blocks in progress.
-    changes: BTreeMap<u64, Box<dyn DiskChanges>>,
-    walks: u64,
-    run: Vec<u8>,
+    readers: Readers,
 }
 
 impl Worker {
@@ -164,8 +161,7 @@ impl Worker {
         if let (Some(socket), Some((input, output))) = (channel_socket, machine.channel()) {
             console::serve("channel", socket, owner, Ends { output, input, from_the_first: false })?;
         }
-        let changes = BTreeMap::new();
-        Ok(Self { machine, memory, confinement, detached, dirty, changes, walks: 0, run: Vec::new() })
+        Ok(Self { machine, memory, confinement, detached, dirty, readers: Readers::default() })
     }
 
     fn welcome(&self, channel: &mut Channel) -> io::Result<()> {
@@ -180,8 +176,8 @@ impl Worker {
 
     /// Replies until the other end closes the connection.
     fn talk(&mut self, channel: &mut Channel) -> io::Result<()> {
-        // Iterations of an earlier connection.
-        self.changes.clear();
+        // Those of an earlier connection.
+        self.readers.clear();
         while let Some(request) = channel.receive::<Request>(STATE_BYTES_MAX)? {
             let outcome = match &request.head {
                 Request::Hello { .. } => {
@@ -217,9 +213,9 @@ impl Worker {
                     Err(error) => Err(error),
                 },
                 Request::Resume => self.machine.resume().map(|()| Answer::Done),
-                Request::NextRun { id } => match self.next_run(*id) {
-                    Ok(run) => {
-                        channel.send(&Answer::Run(run), &[&self.run], &[])?;
+                Request::NextRun { id } => match self.readers.next_run(*id) {
+                    Ok((run, bytes)) => {
+                        channel.send(&Answer::Run(run), &[bytes], &[])?;
                         continue;
                     }
                     Err(error) => Err(error),
@@ -230,14 +226,31 @@ impl Worker {
                     self.machine.release_state(&state).map(|()| Answer::Done)
                 }
                 Request::Changes { at, since } => {
-                    self.machine.disk_changes(at, since.as_ref()).map(|changes| {
-                        self.walks += 1;
-                        self.changes.insert(self.walks, changes);
-                        Answer::Changes { id: self.walks }
-                    })
+                    let changes = self.machine.disk_changes(at, since.as_ref());
+                    changes.map(|changes| Answer::Changes { id: self.readers.add_changes(changes) })
                 }
-                Request::EndChanges { id } => {
-                    self.changes.remove(id);
+                Request::Blocks { at } => {
+                    let blocks = self.machine.disk_blocks(at);
+                    blocks.map(|blocks| Answer::Blocks { id: self.readers.add_blocks(blocks) })
+                }
+                Request::ReadBlocks { id, ranges, data_max } => {
+                    match self.readers.read_blocks(*id, ranges, *data_max) {
+                        Ok((runs, bytes)) => {
+                            channel.send(&Answer::Runs(runs), &[bytes], &[])?;
+                            continue;
+                        }
+                        Err(error) => Err(error),
+                    }
+                }
+                Request::ReadBase { id, block } => match self.readers.read_base(*id, *block) {
+                    Ok(page) => {
+                        channel.send(&Answer::Done, &[&page], &[])?;
+                        continue;
+                    }
+                    Err(error) => Err(error),
+                },
+                Request::EndReading { id } => {
+                    self.readers.end(*id);
                     Ok(Answer::Done)
                 }
                 Request::WriteBlocks { disk, first, kinds } => {
@@ -296,16 +309,6 @@ impl Worker {
             bytes.extend_from_slice(&word.to_le_bytes());
         }
         bytes
-    }
-
-    /// The next run of an iteration; its bytes are then in `run`.
-    fn next_run(&mut self, id: u64) -> Result<Option<Run>, MachineError> {
-        self.run.clear();
-        let changes = self.changes.get_mut(&id).ok_or_else(|| MachineError::Driver {
-            doing: "reading changed blocks".into(),
-            message: "that was not begun".into(),
-        })?;
-        Ok(changes.next_run(&mut self.run)?.as_ref().map(Run::of))
     }
 
     fn write_blocks(

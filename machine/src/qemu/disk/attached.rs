@@ -1,11 +1,12 @@
 //! The disks of a running QEMU.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use retrovisor_guest::{DiskShape, MachineError};
 use serde_json::{Value, json};
 
 use super::base::Base;
+use super::blocks::OverlayBlocks;
 use super::changes::OverlayChanges;
 use crate::qemu::monitor::{Monitor, text};
 
@@ -90,12 +91,24 @@ impl AttachedDisk {
         at: &str,
         since: Option<&str>,
     ) -> Result<OverlayChanges, MachineError> {
-        let unreadable =
-            |message: String| MachineError::Driver { doing: format!("reading disk {}", self.name), message };
-        let path = self.path.as_ref().filter(|_| self.shape.is_some());
-        let path = path.ok_or_else(|| unreadable("its blocks cannot be read from outside".into()))?;
-        let base = Base::of(path).map_err(unreadable)?;
+        let path = self.readable()?;
+        let base = Base::of(path).map_err(|message| self.unreadable(message))?;
         OverlayChanges::new(&self.name, path, base.map(|(_, base)| base), at, since)
+    }
+
+    /// The blocks at a snapshot.
+    pub(in crate::qemu) fn blocks(&self, at: &str) -> Result<OverlayBlocks, MachineError> {
+        OverlayBlocks::new(&self.name, self.readable()?, at)
+    }
+
+    /// Its file, if its blocks can be read from outside.
+    fn readable(&self) -> Result<&Path, MachineError> {
+        let path = self.path.as_deref().filter(|_| self.shape.is_some());
+        path.ok_or_else(|| self.unreadable("its blocks cannot be read from outside".into()))
+    }
+
+    fn unreadable(&self, message: String) -> MachineError {
+        MachineError::Driver { doing: format!("reading disk {}", self.name), message }
     }
 }
 

@@ -1,7 +1,9 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 
-use retrovisor_guest::{BlockContent, DiskChanges, DiskShape, DiskState, MachineError, MachineState};
+use retrovisor_guest::{
+    BlockContent, DiskBlocks, DiskChanges, DiskShape, DiskState, MachineError, MachineState,
+};
 use serde_json::json;
 
 use super::attached::{AttachedDisk, snapshots};
@@ -121,6 +123,10 @@ impl DiskSet {
     ) -> Result<Box<dyn DiskChanges>, MachineError> {
         let since = since.map(|state| state.reference.as_str());
         Ok(Box::new(self.find(&at.disk)?.changes(&at.reference, since)?))
+    }
+
+    pub(in crate::qemu) fn blocks(&self, at: &DiskState) -> Result<Box<dyn DiskBlocks>, MachineError> {
+        Ok(Box::new(self.find(&at.disk)?.blocks(&at.reference)?))
     }
 
     /// The snapshots that this driver made, of all disks.

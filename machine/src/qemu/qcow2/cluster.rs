@@ -87,6 +87,19 @@ impl Tables {
         entries.collect::<Result<_, _>>().map(Some)
     }
 
+    /// The place of one cluster; past the end, in the backing file.
+    pub(super) fn entry(&self, source: &dyn Source, cluster: u64) -> Result<Cluster, String> {
+        let entries = 1 << (self.cluster_bits - 3);
+        let table = self.offset(usize::try_from(cluster / entries).unwrap_or(usize::MAX));
+        if table == 0 {
+            return Ok(Cluster::Backing);
+        }
+        let mut entry = [0; 8];
+        let offset = table.saturating_add(cluster % entries * 8);
+        source.read_at(&mut entry, offset).map_err(|error| error.to_string())?;
+        self.decode(u64::from_be_bytes(entry))
+    }
+
     fn decode(&self, entry: u64) -> Result<Cluster, String> {
         if entry & COMPRESSED != 0 {
             let offset_bits = 62 - (self.cluster_bits - 8);

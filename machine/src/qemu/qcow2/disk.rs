@@ -27,6 +27,18 @@ pub(in crate::qemu) struct Change {
     old: Cluster,
 }
 
+/// The place of a cluster's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::qemu) enum Place {
+    Backing,
+    Zero,
+    Data(DataPlace),
+}
+
+/// The place of data in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::qemu) struct DataPlace(Cluster);
+
 /// The content of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::qemu) enum Content {
@@ -72,6 +84,41 @@ impl<S: Source> Disk<S> {
         self.content(found.unwrap_or(Cluster::Backing))
     }
 
+    /// The place of a cluster's content; reads only the entry of this cluster.
+    pub(in crate::qemu) fn place(&self, cluster: u64) -> Result<Place, String> {
+        Ok(match self.tables.entry(&self.source, cluster)? {
+            Cluster::Backing => Place::Backing,
+            Cluster::Zero => Place::Zero,
+            data => Place::Data(DataPlace(data)),
+        })
+    }
+
+    /// Reads a part of a cluster, from `within` on.
+    pub(in crate::qemu) fn read_part(
+        &self,
+        place: DataPlace,
+        within: usize,
+        into: &mut [u8],
+    ) -> Result<(), String> {
+        if let Cluster::At(offset) = place.0 {
+            let file_bytes = self.source.length_bytes().map_err(|error| error.to_string())?;
+            if offset >= file_bytes {
+                return Err(past_the_end(offset));
+            }
+            // What is not written of the file's last cluster reads as zeros.
+            let offset = offset + within as u64;
+            let there = usize::try_from(file_bytes.saturating_sub(offset)).unwrap_or(usize::MAX);
+            let (written, rest) = into.split_at_mut(there.min(into.len()));
+            rest.fill(0);
+            return self.source.read_at(written, offset).map_err(|error| error.to_string());
+        }
+        match self.content(place.0)? {
+            Content::Data(bytes) => into.copy_from_slice(&bytes[within..within + into.len()]),
+            Content::Backing | Content::Zero => into.fill(0),
+        }
+        Ok(())
+    }
+
     /// Both contents of a cluster that may differ: new and old.
     pub(in crate::qemu) fn contents(&self, change: &Change) -> Result<(Content, Content), String> {
         Ok((self.content(change.new)?, self.content(change.old)?))
@@ -85,7 +132,7 @@ impl<S: Source> Disk<S> {
             Cluster::At(offset) => {
                 let file_bytes = self.source.length_bytes().map_err(|error| error.to_string())?;
                 if offset >= file_bytes {
-                    return Err(format!("a cluster at {offset}, where the file has ended"));
+                    return Err(past_the_end(offset));
                 }
                 // The file's last cluster may not be written to its end, which then reads as zeros.
                 let there = usize::try_from(file_bytes - offset).unwrap_or(usize::MAX).min(length);
@@ -157,6 +204,10 @@ impl<S: Source> Differences<S> {
         let differing = both.filter(|((new, old), _)| new != old);
         Ok(differing.map(|((new, old), cluster)| Change { cluster, new, old }).collect())
     }
+}
+
+fn past_the_end(offset: u64) -> String {
+    format!("a cluster at {offset}, where the file has ended")
 }
 
 fn header(source: &dyn Source) -> Result<Header, String> {

@@ -5,6 +5,7 @@ use retrovisor_guest::{Gfn, Machine, PageSet};
 use serde::Serialize;
 
 use super::compare::compare;
+use super::full_disks::DiskAuditReport;
 use super::outcome::note;
 use super::sample::Sample;
 use crate::catalogue::CheckpointRecord;
@@ -21,7 +22,7 @@ const PIECE_MAX: usize = 1 << 14;
 /// Frames that a report names, at most.
 const NAMED_MAX: usize = 64;
 
-/// What an audit of a machine's whole memory found.
+/// What an audit of a machine's whole memory, and of its disks, found.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AuditReport {
     /// The checkpoint that the memory was compared with: the one that the current state is based on.
@@ -36,7 +37,9 @@ pub struct AuditReport {
     pub mismatched_pages: u64,
     /// The first of them.
     pub mismatches: Vec<Gfn>,
-    /// The sequence numbers of the checkpoints that are doubtful because of them.
+    /// Its disks.
+    pub disks: Vec<DiskAuditReport>,
+    /// The sequence numbers of the checkpoints that are doubtful because of what differs.
     pub doubtful: Option<RangeInclusive<u64>>,
     /// Where the time went.
     pub timing: AuditTiming,
@@ -55,6 +58,22 @@ pub struct AuditTiming {
     pub total_us: u64,
 }
 
+impl AuditReport {
+    /// Blocks of all disks that were compared and are not what the checkpoint says.
+    #[must_use]
+    pub fn mismatched_blocks(&self) -> u64 {
+        self.disks.iter().map(|disk| disk.mismatched_blocks).sum()
+    }
+
+    pub(super) fn add_doubtful(&mut self, more: Option<RangeInclusive<u64>>) {
+        let Some(more) = more else { return };
+        self.doubtful = Some(match &self.doubtful {
+            Some(known) => *known.start().min(more.start())..=*known.end().max(more.end()),
+            None => more,
+        });
+    }
+}
+
 /// The part of the memory that is copied next.
 struct Piece {
     first: u64,
@@ -65,6 +84,8 @@ impl Recorder {
     /// Compares every frame that was not written since the newest checkpoint with what that checkpoint says. The memory
     /// is copied piece by piece, each in a pause of its own, and compared while the guest runs. What it finds is
     /// recorded as what the audit of a checkpoint finds; after a mismatch the next checkpoint looks at every frame.
+    ///
+    /// Of the disks, every block of the newest checkpoint's state is compared, without a pause.
     pub fn audit(&mut self, machine: &mut dyn Machine) -> Result<AuditReport> {
         self.check(machine)?;
         self.store.must_be_writable()?;
@@ -86,6 +107,7 @@ impl Recorder {
             written_pages: 0,
             mismatched_pages: 0,
             mismatches: Vec::new(),
+            disks: Vec::new(),
             doubtful: None,
             timing: AuditTiming::default(),
         };
@@ -104,15 +126,13 @@ impl Recorder {
             report.mismatches.extend(named.take(more));
             let shared = self.sampler.shared();
             let doubtful = note(&self.store, self.machine, &self.layout, &shared, &compared, newest);
-            if let Some(doubtful) = doubtful {
-                let first = report.doubtful.as_ref().map_or(u64::MAX, |range| *range.start());
-                report.doubtful = Some(first.min(*doubtful.start())..=newest);
-            }
+            report.add_doubtful(doubtful);
         }
         if report.mismatched_pages > 0 {
             self.dirty.note_all();
         }
         self.sampler.state().audited(since_ms, report.compared_pages);
+        self.audit_disks(machine, &baseline, newest, &mut report)?;
         report.timing.total_us = since_us(begun);
         Ok(report)
     }

@@ -3,12 +3,14 @@
 use std::ops::RangeInclusive;
 
 use retrovisor_guest::{MemoryLayout, PageSet};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::compare::{Compared, compare};
+use super::disks::settle_disks;
 use super::sample::Sampled;
 use super::status::SharedAudit;
 use crate::catalogue::{EventSeverity, NewIncident, Verdict, lock};
+use crate::disk::PreparedDisk;
 use crate::error::Result;
 use crate::id::MachineId;
 use crate::page_map::PageMap;
@@ -16,7 +18,7 @@ use crate::store::Store;
 
 /// The kind of the events and incidents of the audit.
 const KIND: &str = "capture";
-/// Frames that an event names, at most.
+/// Frames or blocks that an event names, at most.
 const NAMED_MAX: usize = 64;
 
 /// A checkpoint that was stored.
@@ -27,39 +29,44 @@ pub(in crate::recorder) struct StoredCheckpoint<'a> {
     pub(in crate::recorder) dirty: &'a PageSet,
     /// What was copied for the audit.
     pub(in crate::recorder) sampled: Option<&'a Sampled>,
+    /// Its disks.
+    pub(in crate::recorder) disks: &'a mut [PreparedDisk],
 }
 
-/// Compares what was copied for the audit with the checkpoint that was stored, and records the outcome. Returns whether
-/// there was a mismatch.
+/// Compares what was copied for the audit, and blocks of disks, with the checkpoint that was stored, and records the
+/// outcome. Returns whether memory differed.
 pub(in crate::recorder) fn settle(
     store: &Store,
     machine: MachineId,
     layout: &MemoryLayout,
     shared: &SharedAudit,
-    stored: &StoredCheckpoint<'_>,
+    stored: StoredCheckpoint<'_>,
 ) -> bool {
-    let sequence = stored.sequence;
-    let sample = stored.sampled.and_then(|sampled| sampled.sample.get());
-    let compared = sample.map(|sample| compare(store, stored.map, sample)).transpose();
+    let StoredCheckpoint { sequence, map, dirty, sampled, disks } = stored;
+    let sample = sampled.and_then(|sampled| sampled.sample.get());
+    let compared = sample.map(|sample| compare(store, map, sample)).transpose();
     let compared = compared.unwrap_or_else(|error| {
         tracing::warn!(%error, "a checkpoint could not be audited");
         None
     });
     let mut state = lock(shared);
-    if let Some(sampled) = stored.sampled {
+    if let Some(sampled) = sampled {
         state.ledger.copied(sequence, &sampled.copied);
     }
-    let is_full = stored.dirty.len() == layout.pages();
+    let is_full = dirty.len() == layout.pages();
+    let are_whole = disks.iter().all(|disk| disk.is_whole);
     // It was captured before the recorder knew of the mismatch.
-    let is_doubtful = state.needs_full && !is_full;
+    let is_doubtful = state.needs_full && !is_full || state.needs_full_disks && !are_whole;
     state.needs_full &= !is_full;
-    if let (Some(_), Some(sampled)) = (&compared, stored.sampled) {
+    state.needs_full_disks &= !are_whole;
+    if let (Some(_), Some(sampled)) = (&compared, sampled) {
         state.walked_to(sampled.to);
     }
     drop(state);
     if is_doubtful && let Err(error) = store.catalogue().mark_doubtful(machine, sequence..=sequence) {
         tracing::error!(%error, sequence, "a doubtful checkpoint could not be marked");
     }
+    settle_disks(store, machine, shared, sequence, disks);
     compared.and_then(|compared| note(store, machine, layout, shared, &compared, sequence)).is_some()
 }
 
@@ -78,65 +85,125 @@ pub(super) fn note(
     let from = compared.different.iter().map(|index| state.ledger.doubt_from(*index)).min()?;
     let is_new = state.mismatched(compared.different.len() as u64);
     drop(state);
-    let mismatch = Mismatch { frames: &compared.different, doubtful: from..=newest, is_new };
-    if let Err(error) = mismatch.record(store, machine, layout) {
-        tracing::error!(%error, frames = compared.different.len(), "a mismatch of the audit could not be recorded");
-    }
+    let differing = Differing::Frames(layout, &compared.different);
+    record(store, machine, differing, from..=newest, is_new);
     Some(from..=newest)
 }
 
-/// Frames that are not what the newest checkpoint says.
-struct Mismatch<'a> {
-    frames: &'a [u64],
-    /// Sequence numbers of the checkpoints since a frame of them was last proven.
-    doubtful: RangeInclusive<u64>,
-    /// Whether no other mismatch is being dealt with.
-    is_new: bool,
+/// Notes which blocks of a disk differ from the machine's newest checkpoint. If there are any: records it, and returns
+/// which checkpoints are doubtful.
+pub(super) fn note_blocks(
+    store: &Store,
+    machine: MachineId,
+    shared: &SharedAudit,
+    disk: (&str, u64),
+    different: &[u64],
+    newest: u64,
+) -> Option<RangeInclusive<u64>> {
+    let (name, blocks) = disk;
+    let mut state = lock(shared);
+    let ledger = state.disk(name, blocks);
+    let from = different.iter().map(|block| ledger.doubt_from(*block)).min()?;
+    ledger.mismatched(different.len() as u64);
+    let is_new = !std::mem::replace(&mut state.needs_full_disks, true);
+    drop(state);
+    record(store, machine, Differing::Blocks(name, different), from..=newest, is_new);
+    Some(from..=newest)
 }
 
-impl Mismatch<'_> {
-    fn record(&self, store: &Store, machine: MachineId, layout: &MemoryLayout) -> Result<()> {
-        let catalogue = store.catalogue();
-        let marked = catalogue.mark_doubtful(machine, self.doubtful.clone())?;
-        let (from, to) = (*self.doubtful.start(), *self.doubtful.end());
-        let named = self.frames.iter().take(NAMED_MAX).filter_map(|index| layout.gfn(*index));
-        let detail = json!({
-            "frames": named.map(|gfn| gfn.0).collect::<Vec<_>>(),
-            "mismatches": self.frames.len(),
-            "doubtful_from": from,
-            "doubtful_to": to,
-            "marked": marked,
-        });
-        tracing::error!(machine = machine.0, %detail, "memory is not what the newest checkpoint says");
-        catalogue.add_event(machine, KIND, EventSeverity::Error, &detail)?;
-        if !self.is_new {
-            return Ok(());
+/// What is not as the newest checkpoint says.
+#[derive(Clone, Copy)]
+enum Differing<'a> {
+    /// Indices of frames.
+    Frames(&'a MemoryLayout, &'a [u64]),
+    /// Blocks of a disk.
+    Blocks(&'a str, &'a [u64]),
+}
+
+impl Differing<'_> {
+    fn count(self) -> usize {
+        match self {
+            Self::Frames(_, which) | Self::Blocks(_, which) => which.len(),
         }
-        let all = catalogue.checkpoints(machine)?;
-        let Some(first_bad) = all.iter().find(|record| record.sequence >= from).or(all.last()) else {
-            return Ok(());
-        };
-        let is_good = |sequence: u64, verdict| sequence < first_bad.sequence && verdict == Verdict::Good;
-        let ancestry = catalogue.ancestry(first_bad.id)?;
-        let last_good =
-            ancestry.iter().find(|record| is_good(record.sequence, record.verdict) && !record.doubtful);
-        catalogue.add_incident(
-            machine,
-            &NewIncident {
-                first_bad: first_bad.id,
-                last_good: last_good.map(|record| record.id),
-                kind: KIND.to_owned(),
-                summary: format!(
-                    "{} changed without being reported; {marked} checkpoints are doubtful",
-                    match self.frames.len() {
-                        1 => "1 frame".to_owned(),
-                        frames => format!("{frames} frames"),
-                    }
-                ),
-                detail,
-                action: None,
-            },
-        )?;
-        Ok(())
     }
+
+    /// How many of what, in words.
+    fn words(self) -> String {
+        match (self, self.count()) {
+            (Self::Frames(..), 1) => "1 frame".to_owned(),
+            (Self::Frames(..), count) => format!("{count} frames"),
+            (Self::Blocks(disk, _), 1) => format!("1 block of disk {disk}"),
+            (Self::Blocks(disk, _), count) => format!("{count} blocks of disk {disk}"),
+        }
+    }
+
+    fn detail(self) -> Value {
+        match self {
+            Self::Frames(layout, frames) => {
+                let named = frames.iter().take(NAMED_MAX).filter_map(|index| layout.gfn(*index));
+                json!({ "frames": named.map(|gfn| gfn.0).collect::<Vec<_>>() })
+            }
+            Self::Blocks(disk, blocks) => {
+                json!({ "disk": disk, "blocks": blocks.iter().take(NAMED_MAX).collect::<Vec<_>>() })
+            }
+        }
+    }
+}
+
+/// Records a mismatch. `doubtful` are the checkpoints since one of what differs was last proven; `is_new`: no other
+/// mismatch of this kind is being dealt with.
+fn record(
+    store: &Store,
+    machine: MachineId,
+    differing: Differing<'_>,
+    doubtful: RangeInclusive<u64>,
+    is_new: bool,
+) {
+    let recorded = try_record(store, machine, differing, doubtful, is_new);
+    if let Err(error) = recorded {
+        let what = differing.words();
+        tracing::error!(%error, what, "a mismatch of the audit could not be recorded");
+    }
+}
+
+fn try_record(
+    store: &Store,
+    machine: MachineId,
+    differing: Differing<'_>,
+    doubtful: RangeInclusive<u64>,
+    is_new: bool,
+) -> Result<()> {
+    let catalogue = store.catalogue();
+    let (from, to) = (*doubtful.start(), *doubtful.end());
+    let marked = catalogue.mark_doubtful(machine, doubtful)?;
+    let mut detail = differing.detail();
+    detail["mismatches"] = differing.count().into();
+    detail["doubtful_from"] = from.into();
+    detail["doubtful_to"] = to.into();
+    detail["marked"] = marked.into();
+    tracing::error!(machine = machine.0, %detail, "the guest is not what the newest checkpoint says");
+    catalogue.add_event(machine, KIND, EventSeverity::Error, &detail)?;
+    if !is_new {
+        return Ok(());
+    }
+    let all = catalogue.checkpoints(machine)?;
+    let Some(first_bad) = all.iter().find(|record| record.sequence >= from).or(all.last()) else {
+        return Ok(());
+    };
+    let is_good = |sequence: u64, verdict| sequence < first_bad.sequence && verdict == Verdict::Good;
+    let ancestry = catalogue.ancestry(first_bad.id)?;
+    let last_good =
+        ancestry.iter().find(|record| is_good(record.sequence, record.verdict) && !record.doubtful);
+    let summary =
+        format!("{} changed without being reported; {marked} checkpoints are doubtful", differing.words());
+    let incident = NewIncident {
+        first_bad: first_bad.id,
+        last_good: last_good.map(|record| record.id),
+        kind: KIND.to_owned(),
+        summary,
+        detail,
+        action: None,
+    };
+    catalogue.add_incident(machine, &incident)?;
+    Ok(())
 }

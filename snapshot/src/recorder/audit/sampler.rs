@@ -5,7 +5,7 @@ use retrovisor_guest::{MemoryView, PageSet};
 
 use super::sample::{Sample, SampleInUse, Sampled};
 use super::status::{AuditState, SharedAudit};
-use super::walk::FrameWalk;
+use super::walk::Walk;
 use crate::catalogue::lock;
 use crate::page_map::PageMap;
 
@@ -21,7 +21,7 @@ const LISTED: usize = 2;
 pub(in crate::recorder) struct Sampler {
     /// Frames to copy at each capture. 0: none.
     frames: usize,
-    walk: FrameWalk,
+    walk: Walk,
     /// The next position of the walk.
     position: u64,
     samples_made: usize,
@@ -44,15 +44,7 @@ impl Sampler {
     pub(in crate::recorder) fn new(pages: u64, frames: u64, seed: u64, shared: SharedAudit) -> Self {
         let (give_back, idle) = unbounded();
         let frames = usize::try_from(frames.min(pages)).unwrap_or(usize::MAX).min(FRAMES_MAX);
-        Self {
-            frames,
-            walk: FrameWalk::new(pages, seed),
-            position: 0,
-            samples_made: 0,
-            idle,
-            give_back,
-            shared,
-        }
+        Self { frames, walk: Walk::new(pages, seed), position: 0, samples_made: 0, idle, give_back, shared }
     }
 
     /// What is known so far.
@@ -86,7 +78,7 @@ impl Sampler {
         };
         sample.clear();
         let listed = (self.position..).take(self.frames * LISTED).map(|position| {
-            let index = self.walk.frame(position);
+            let index = self.walk.index(position);
             let content = usize::try_from(index).map(|index| map.get(index)).ok();
             (index, content.is_none_or(|content| content.stored().is_none()))
         });

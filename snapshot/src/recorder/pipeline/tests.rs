@@ -143,6 +143,10 @@ impl MemoryIo for WatchedMachine {
 }
 
 impl StateIo for WatchedMachine {
+    fn check_devices(&mut self) -> Result<(), MachineError> {
+        self.machine.check_devices()
+    }
+
     fn capture_state(&mut self) -> Result<MachineState, MachineError> {
         self.seen = Some(image_hash(self.machine.memory()).unwrap());
         self.held += 1;
