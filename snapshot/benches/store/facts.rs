@@ -1,6 +1,6 @@
 //! Facts of a guest like a Debian server: what they take on the disk, and how fast they are recorded, read and found.
 //!
-//! Shapes and changes follow recordings of such a guest under load (1,240 checkpoints, 1 s apart: systemd, PostgreSQL,
+//! Shapes and changes follow recordings of such a guest under load (1,240 checkpoints, 1 s apart: systemd, `PostgreSQL`,
 //! nginx, redis, cron), in which a checkpoint had 104 tasks, 202 counters, 248 sockets, 306 open files and 205 mounts,
 //! and between two checkpoints 1.3 tasks, 0.4 sockets and 7 open files were replaced, and the values of 20 tasks and
 //! 32 counters changed. Here there are twice as many of each but counters and modules, which makes 2,500 rows.
@@ -187,7 +187,7 @@ impl Server {
                     match cell {
                         Value::Integer(number) if column.keeping == Keeping::Volatile => *number += by >> 8,
                         Value::Text(text) if column.name == "state" => {
-                            *text = if by % 8 == 0 { "R" } else { "S" }.to_owned();
+                            if by % 8 == 0 { "R" } else { "S" }.clone_into(text);
                         }
                         _ => (),
                     }
