@@ -124,7 +124,7 @@ fn a_guest_in_a_worker_is_paused_captured_and_taken_back() {
 fn the_blocks_of_a_state_are_read_from_the_worker() {
     let dir = tempfile::tempdir().unwrap();
     let base = dir.path().join("base.raw");
-    std::fs::write(&base, [7; 8 * BLOCK_SIZE]).unwrap();
+    std::fs::write(&base, vec![7; 8 * BLOCK_SIZE]).unwrap();
     let mut config = config(dir.path(), false);
     config.machine.disks.push(DiskConfig {
         base: Some(base),

@@ -36,7 +36,9 @@ impl Recorder {
         };
         let is_audited = self.sampler.state().blocks() > 0;
         if is_audited {
-            disks.iter_mut().for_each(|disk| disk.open_blocks(machine));
+            for disk in &mut disks {
+                disk.open_blocks(machine);
+            }
         }
         let states: Vec<_> = disks.iter().map(|disk| disk.at.clone()).collect();
         self.disks.kept.retain(|other| *other != states);

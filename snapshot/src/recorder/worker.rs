@@ -312,14 +312,14 @@ impl Worker {
             read_ahead.extend(replaced);
             let mut timing: CheckpointTiming = job.captured.timing;
             let start = Instant::now();
-            let stored = StoredCheckpoint {
+            let mut stored = StoredCheckpoint {
                 sequence: committed.sequence,
                 map: &map,
                 dirty: &job.captured.dirty,
                 sampled: job.captured.sampled.as_ref(),
                 disks: &mut disks,
             };
-            let is_mismatched = settle(&self.store, self.machine, &self.layout, &self.audit, stored);
+            let is_mismatched = settle(&self.store, self.machine, &self.layout, &self.audit, &mut stored);
             timing.compare_us = since_us(start);
             // The driver may release the states as soon as the recorder knows that they are stored.
             drop(disks);

@@ -139,8 +139,12 @@ impl History {
                 }
             };
             follow(&self.since, |change| change.old);
-            up.iter().for_each(|delta| follow(delta, |change| change.old));
-            down.iter().for_each(|delta| follow(delta, |change| change.new));
+            for delta in &up {
+                follow(delta, |change| change.old);
+            }
+            for delta in &down {
+                follow(delta, |change| change.new);
+            }
             place
         };
         blocks.map(place).collect()

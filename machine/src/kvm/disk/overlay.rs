@@ -186,13 +186,11 @@ impl Overlay {
     pub(super) fn read_base(&self, block: u64, into: &mut Page) -> io::Result<()> {
         let (within, past) = into.split_at_mut(self.block_bytes(block));
         past.fill(0);
-        match &self.base {
-            Some(base) => base.read(block.saturating_mul(BLOCK_SIZE as u64), within),
-            None => {
-                within.fill(0);
-                Ok(())
-            }
+        if let Some(base) = &self.base {
+            return base.read(block.saturating_mul(BLOCK_SIZE as u64), within);
         }
+        within.fill(0);
+        Ok(())
     }
 
     /// Puts contents into a block that is on the disk.

@@ -14,8 +14,14 @@ pub(in crate::qemu) struct OverlayBlocks {
     name: String,
     path: PathBuf,
     disk: Disk<File>,
-    /// Opened when it is needed first, which is seldom.
-    base: Option<Option<Base>>,
+    base: LazyBase,
+}
+
+/// The image under the overlay. It is needed seldom.
+enum LazyBase {
+    Unopened,
+    Absent,
+    Open(Base),
 }
 
 impl OverlayBlocks {
@@ -23,7 +29,7 @@ impl OverlayBlocks {
     pub(in crate::qemu) fn new(name: &str, path: &Path, at: &str) -> Result<Self, MachineError> {
         let file = File::open(path).map_err(|error| error.to_string());
         let disk = file.and_then(|file| Disk::at(file, at)).map_err(|message| unreadable(name, message))?;
-        Ok(Self { name: name.to_owned(), path: path.to_owned(), disk, base: None })
+        Ok(Self { name: name.to_owned(), path: path.to_owned(), disk, base: LazyBase::Unopened })
     }
 
     /// Appends the runs of a range, and the bytes of those with data. Returns how many blocks have data.
@@ -85,13 +91,12 @@ impl DiskBlocks for OverlayBlocks {
     }
 
     fn read_base(&mut self, block: u64, into: &mut Page) -> Result<(), MachineError> {
-        let open = || Base::of(&self.path).map(|base| base.map(|(_, base)| base));
-        let base = match &mut self.base {
-            Some(base) => base,
-            none => none.insert(open().map_err(|message| unreadable(&self.name, message))?),
-        };
+        if matches!(self.base, LazyBase::Unopened) {
+            let base = Base::of(&self.path).map_err(|message| unreadable(&self.name, message))?;
+            self.base = base.map_or(LazyBase::Absent, |(_, base)| LazyBase::Open(base));
+        }
         *into = ZERO_PAGE;
-        let Some(base) = base else { return Ok(()) };
+        let LazyBase::Open(base) = &mut self.base else { return Ok(()) };
         let offset = block.saturating_mul(BLOCK_SIZE as u64);
         let end = self.disk.size_bytes().saturating_sub(offset);
         let end = usize::try_from(end).unwrap_or(usize::MAX).min(BLOCK_SIZE);

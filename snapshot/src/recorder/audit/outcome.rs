@@ -40,7 +40,7 @@ pub(in crate::recorder) fn settle(
     machine: MachineId,
     layout: &MemoryLayout,
     shared: &SharedAudit,
-    stored: StoredCheckpoint<'_>,
+    stored: &mut StoredCheckpoint<'_>,
 ) -> bool {
     let sequence = stored.sequence;
     let sample = stored.sampled.and_then(|sampled| sampled.sample.get());
