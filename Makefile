@@ -85,6 +85,7 @@ bench: setup-tests ## measure; rows go to target/bench
 	$(STEP) "introspection" cargo bench -p retrovisor-introspect --bench introspect $(CARGO_FLAGS)
 	$(STEP) "QEMU, introspection, verdicts" cargo bench -p retrovisor-tests --bench qemu $(CARGO_FLAGS)
 	$(STEP) "microVM" cargo bench -p retrovisor-tests --bench kvm $(CARGO_FLAGS)
+	$(STEP) "beside an import" cargo bench -p retrovisor-tests --bench import $(CARGO_FLAGS)
 
 bench-volatility: setup ## read one memory beside Volatility 3, in an environment that is thrown away
 	$(STEP) "Volatility 3" introspect/benches/volatility.sh

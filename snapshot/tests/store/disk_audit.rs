@@ -176,9 +176,11 @@ fn checkpoints_before_the_block_was_compared_last_are_not_doubtful() {
         lab.checkpoint();
     }
     lab.write_unreported(3_000, 77);
-    while lab.mismatches() == 0 {
+    let noticed = (1..=NOTICED_WITHIN).find(|_| {
         lab.checkpoint();
-    }
+        lab.mismatches() > 0
+    });
+    assert!(noticed.is_some(), "not noticed within {NOTICED_WITHIN} checkpoints");
     let first = lab.checkpoints().into_iter().find(|record| record.doubtful).unwrap();
     assert!(first.sequence > proven, "@{} of {}", first.sequence, lab.images.len());
     lab.check_marks();
