@@ -23,6 +23,7 @@ mod query;
 mod removal;
 mod repair;
 mod resolve;
+mod rows;
 mod schema;
 mod setting;
 mod state;
@@ -40,8 +41,8 @@ pub use machine::{DesiredState, MachineRecord};
 pub use operation::{OperationKind, OperationRecord, OperationStatus, RollbackKind};
 pub use page_version::PageVersion;
 pub use position::Position;
-pub use query::Rows;
 pub use repair::DamageMark;
+pub use rows::Rows;
 pub use timeline::TimelineRecord;
 pub use verdict::{Verdict, VerdictRecord};
 
@@ -51,7 +52,7 @@ pub(crate) use checkpoint::NewCheckpoint;
 pub(crate) use commit::{
     CommitBatch, Committed, Hashes, NewContents, PreparedCheckpoint, RecordedOperation, Rollback,
 };
-pub(crate) use connection::{Durability, lock};
+pub(crate) use connection::Durability;
 pub(crate) use content::{ContentPlace, NewContent, NewFrame, prefix};
 pub(crate) use disk::{DiskLink, NewDiskVersion, ReparentedDisk};
 pub(crate) use garbage::{FrameRow, Moved};

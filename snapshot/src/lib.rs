@@ -20,6 +20,7 @@ pub mod fuzzing;
 mod id;
 mod key;
 mod lock;
+mod mutex;
 mod pack;
 mod page_cache;
 mod page_map;

@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex};
 use lru::LruCache;
 use retrovisor_guest::{PAGE_SIZE, Page};
 
-use crate::catalogue::lock;
 use crate::content::ContentId;
+use crate::mutex::lock;
 
 /// Contents kept in memory by default: 256 MiB.
 const PAGES_KEPT: NonZeroUsize = NonZeroUsize::new(1 << 16).unwrap();

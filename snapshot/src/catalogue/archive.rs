@@ -12,7 +12,7 @@ use super::fact::{self, FactShape};
 use super::machine::{self, MachineRecord};
 use super::operation::{OperationKind, OperationStatus};
 use super::page_version::{LINK, Link};
-use super::query::cell;
+use super::rows::cell;
 use super::verdict::Verdict;
 use super::{disk, page_version};
 use crate::error::Result;

@@ -1,14 +1,16 @@
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 use super::abort::Abort;
-use super::fact::{self, Decoded, FactMemory};
+use super::fact::function::{self, Decoded};
+use super::fact::memory::FactMemory;
 use super::schema;
 use crate::error::{Error, Result};
 use crate::fair_lock::{FairGuard, FairLock};
+use crate::mutex::lock;
 
 /// How long one connection waits for another's write.
 const BUSY: Duration = Duration::from_secs(10);
@@ -57,7 +59,7 @@ impl Catalogue {
         // Each kind of fact needs three.
         connection.set_prepared_statement_cache_capacity(128);
         let decoded = Arc::default();
-        fact::register(&connection, &decoded).map_err(|e| Error::sql(doing, path, e))?;
+        function::register(&connection, &decoded).map_err(|e| Error::sql(doing, path, e))?;
         schema::migrate(&mut connection, dir, path)?;
         Ok(Self { decoded, ..Self::new(dir, path, Some(connection), false) })
     }
@@ -93,7 +95,7 @@ impl Catalogue {
     }
 
     fn keep(self, connection: Connection) -> rusqlite::Result<Self> {
-        fact::register(&connection, &self.decoded)?;
+        function::register(&connection, &self.decoded)?;
         lock(&self.idle).push(connection);
         Ok(self)
     }
@@ -121,7 +123,7 @@ impl Catalogue {
     /// A new connection that only reads.
     pub(super) fn reader(&self) -> rusqlite::Result<Connection> {
         let connection = open_reader(&self.path, self.immutable)?;
-        fact::register(&connection, &self.decoded)?;
+        function::register(&connection, &self.decoded)?;
         Ok(connection)
     }
 
@@ -229,11 +231,6 @@ impl Catalogue {
             Abort::Named(error) => error,
         }
     }
-}
-
-/// The lock's guard, also after a panic: SQLite's transactions keep the data consistent.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn open_reader(path: &Path, immutable: bool) -> rusqlite::Result<Connection> {

@@ -1,8 +1,9 @@
 //! Facts: what introspection read from checkpoints, as tables. docs/format.md describes how they are kept.
 
-mod function;
+pub(super) mod function;
 mod layout;
-mod plain;
+pub(super) mod memory;
+pub(super) mod plain;
 mod removal;
 mod series;
 mod values;
@@ -15,61 +16,25 @@ use std::sync::Arc;
 use retrovisor_guest::fact::{Column, Kind, Schema, Table, Value};
 use rusqlite::{Connection, OptionalExtension, Transaction};
 
-use self::layout::{Field, Layout};
+use self::layout::{Field, Layout, PREFIX};
+use self::plain::whole;
 use self::series::{Facts, Tip};
 use self::values::Values;
 use super::abort::Abort;
-use super::connection::{Catalogue, Durability, lock};
-use super::query::{Rows, read_rows};
+use super::connection::{Catalogue, Durability};
+use super::rows::{Rows, read_rows};
 use crate::error::{Error, Result};
 use crate::id::CheckpointId;
+use crate::mutex::lock;
 
-pub(super) use function::{Decoded, register};
-pub(super) use plain::{adopt, migrate, plain_insert, plain_table};
+pub(crate) use layout::FactShape;
+pub(super) use plain::{adopt, plain_insert, plain_table};
 pub(super) use removal::forget;
 
-/// The names of kinds of facts begin with this.
-const PREFIX: &str = "fact_";
 /// Longest name of a kind or column, in bytes.
 const NAME_MAX: usize = 64;
 /// Most columns of a kind.
 const COLUMNS_MAX: usize = 200;
-/// Bound on the rows of the series that are kept in memory, of all machines together; a row takes about 100 bytes.
-const TIP_ROWS_MAX: usize = 250_000;
-/// Most machines whose series are kept in memory.
-const TIPS_MAX: usize = 64;
-
-/// The name of a kind of facts, and names and kinds of its columns.
-pub(crate) type FactShape = (String, Vec<(String, Kind)>);
-
-/// What recording facts keeps in memory between checkpoints.
-#[derive(Default)]
-pub(super) struct FactMemory {
-    /// Kinds known to have all their columns, by name and number of columns.
-    layouts: HashMap<(&'static str, usize), Arc<Layout>>,
-    /// The newest series of machines, the one used last at the end.
-    tips: Vec<Tip>,
-}
-
-impl FactMemory {
-    fn take(&mut self, machine: i64) -> Option<Tip> {
-        let at = self.tips.iter().position(|tip| tip.machine == machine)?;
-        Some(self.tips.remove(at))
-    }
-
-    fn put(&mut self, tip: Tip) {
-        self.tips.push(tip);
-        while self.tips.len() > TIPS_MAX || self.tips.iter().map(Tip::rows).sum::<usize>() > TIP_ROWS_MAX {
-            self.tips.remove(0);
-        }
-    }
-
-    /// Checkpoints are removed: series that end with one of them are read again.
-    pub(super) fn forget(&mut self, checkpoints: &[CheckpointId]) {
-        self.tips.retain(|tip| !checkpoints.contains(&CheckpointId(tip.checkpoint)));
-    }
-}
-
 impl Catalogue {
     /// Records the facts of a checkpoint. Facts of the same kinds that were recorded for it before are replaced. A new
     /// kind gets a view of its name, and a view `v_<name>` that has machine and checkpoint as well; new columns are
@@ -179,15 +144,6 @@ fn earlier(
         }
     }
     Ok(Some(others))
-}
-
-/// Facts that are recorded again must all be there.
-fn whole(layout: &Layout, rows: &Rows) -> Result<()> {
-    if rows.truncated {
-        let why = format!("a checkpoint has more rows of {} than can be read", layout.table);
-        return Err(Error::Invalid { what: "facts", why });
-    }
-    Ok(())
 }
 
 /// All rows of a kind from one checkpoint.

@@ -14,7 +14,7 @@ use super::disk::{self, NewDiskVersion};
 use super::operation::{self, NewOperation};
 use super::page_version::{self, Keyframe, Link};
 use super::position::{self, Position};
-use super::query::Cell;
+use super::rows::Cell;
 use super::state::{self, StoredState};
 use super::{fact, machine};
 use crate::content::ContentRef;

@@ -2,7 +2,7 @@ use retrovisor_guest::Gfn;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::abort::Abort;
-use super::connection::{Catalogue, Durability, lock};
+use super::connection::{Catalogue, Durability};
 use super::disk;
 use super::disk::ReparentedDisk;
 use super::fact;
@@ -12,6 +12,7 @@ use crate::content::ContentRef;
 use crate::error::{Error, Result};
 use crate::id::{CheckpointId, MachineId};
 use crate::key::Hash;
+use crate::mutex::lock;
 
 /// A checkpoint whose parents are removed: the nearest ancestor that stays is its new parent.
 pub(crate) struct Reparented<'a> {

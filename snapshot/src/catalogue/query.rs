@@ -3,10 +3,10 @@ use std::time::{Duration, Instant};
 use retrovisor_guest::fact::Value;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use rusqlite::limits::Limit;
-use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{Connection, ErrorCode, Params, Statement, ToSql, params_from_iter};
+use rusqlite::{Connection, ErrorCode, params_from_iter};
 
 use super::connection::Catalogue;
+use super::rows::{Cell, Rows, read_rows};
 use crate::error::{Error, Result};
 
 /// Time limit of a query.
@@ -17,20 +17,6 @@ const CLOCK_STEPS: i32 = 10_000;
 const LENGTH_MAX: i32 = 16 << 20;
 /// Longest statement, in bytes.
 const SQL_LENGTH_MAX: i32 = 1 << 20;
-/// Bound on the bytes of one result, so that a query cannot exhaust this process's memory.
-const ANSWER_BYTES_MAX: usize = 256 << 20;
-
-/// The result of a query.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Rows {
-    /// The columns' names.
-    pub columns: Vec<String>,
-    /// The rows, a value a column. Blobs become text: `x'…'` in hexadecimal digits.
-    pub rows: Vec<Vec<Value>>,
-    /// Whether there would have been more rows.
-    pub truncated: bool,
-}
-
 impl Catalogue {
     /// Runs one SELECT (`WITH`, `EXPLAIN`, `PRAGMA table_info`): at most `limit_rows` rows, within 30 s. It can neither
     /// write, attach other databases nor read files.
@@ -76,50 +62,6 @@ fn failed(source: rusqlite::Error) -> Error {
     Error::Catalogue { doing: "preparing a query", source }
 }
 
-/// Reads at most `limit` rows of a statement.
-pub(super) fn read_rows(
-    statement: &mut Statement<'_>,
-    params: impl Params,
-    limit: usize,
-) -> rusqlite::Result<Rows> {
-    let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
-    let mut answer = Rows { columns, ..Rows::default() };
-    let width = answer.columns.len();
-    let mut bytes = 0;
-    let mut rows = statement.query(params)?;
-    while let Some(row) = rows.next()? {
-        if answer.rows.len() >= limit || bytes > ANSWER_BYTES_MAX {
-            answer.truncated = true;
-            break;
-        }
-        let cells = (0..width).map(|at| row.get_ref(at).map(cell)).collect::<rusqlite::Result<Vec<_>>>()?;
-        bytes += cells.iter().map(|cell| 32 + cell.as_str().map_or(0, str::len)).sum::<usize>();
-        answer.rows.push(cells);
-    }
-    Ok(answer)
-}
-
-/// A value of any kind.
-pub(super) fn cell(value: ValueRef<'_>) -> Value {
-    match value {
-        ValueRef::Null => Value::Null,
-        ValueRef::Integer(number) => Value::Integer(number),
-        ValueRef::Real(number) => Value::Real(number),
-        ValueRef::Text(text) => Value::Text(String::from_utf8_lossy(text).into_owned()),
-        ValueRef::Blob(bytes) => {
-            let mut text = String::with_capacity(bytes.len() * 2 + 3);
-            text.push_str("x'");
-            for byte in bytes {
-                for digit in [byte >> 4, byte & 15] {
-                    text.extend(char::from_digit(digit.into(), 16));
-                }
-            }
-            text.push('\'');
-            Value::Text(text)
-        }
-    }
-}
-
 /// Restricts a connection to the needs of a query.
 fn guard(connection: &mut Connection, limit: Duration) -> rusqlite::Result<()> {
     connection.pragma_update(None, "query_only", true)?;
@@ -147,19 +89,5 @@ fn authorize(context: AuthContext<'_>) -> Authorization {
         AuthAction::Function { function_name } if function_name != "load_extension" => Authorization::Allow,
         AuthAction::Pragma { pragma_name, .. } if PRAGMAS.contains(&pragma_name) => Authorization::Allow,
         _ => Authorization::Deny,
-    }
-}
-/// A cell on its way into SQLite.
-pub(super) struct Cell<'a>(pub(super) &'a Value);
-
-impl ToSql for Cell<'_> {
-    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok(ToSqlOutput::Borrowed(match self.0 {
-            Value::Null => ValueRef::Null,
-            Value::Integer(number) => ValueRef::Integer(*number),
-            // SQLite has no NaN and would store null; infinities are kept.
-            Value::Real(number) => ValueRef::Real(*number),
-            Value::Text(text) => ValueRef::Text(text.as_bytes()),
-        }))
     }
 }

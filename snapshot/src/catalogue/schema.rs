@@ -3,7 +3,7 @@ use std::path::Path;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use super::abort::Abort;
-use super::fact;
+use super::fact::plain;
 use crate::error::{Error, Result};
 
 /// `RVRS`: identifies the file to `file(1)` and to this program.
@@ -17,7 +17,7 @@ const STEPS: &[Step] = &[
     (include_str!("schema_v1.sql"), None),
     (include_str!("schema_v2.sql"), None),
     (include_str!("schema_v3.sql"), None),
-    (include_str!("schema_v4.sql"), Some(fact::migrate)),
+    (include_str!("schema_v4.sql"), Some(plain::migrate)),
 ];
 
 /// The newest format known.

@@ -2,12 +2,13 @@ use std::sync::Arc;
 
 use super::map::DiskMap;
 use super::record::DiskRecord;
-use crate::catalogue::{DiskLink, Keyframe, lock};
+use crate::catalogue::{DiskLink, Keyframe};
 use crate::content::ContentRef;
 use crate::damage::Damage;
 use crate::error::{Error, Result};
 use crate::id::{CheckpointId, DiskId};
 use crate::key::{Hash, Key};
+use crate::mutex::lock;
 use crate::store::Store;
 
 /// Level of compression of full maps, which are written rarely.

@@ -9,9 +9,9 @@ use super::format::{
     FRAME_HEADER, FRAME_MAX, PACK_HEADER, StoreId, check_pack_header, decode_frame, frame_shape,
 };
 use super::storage::{PackFile, PackStorage};
-use crate::catalogue::lock;
 use crate::damage::Damage;
 use crate::error::{Error, Result};
+use crate::mutex::lock;
 
 /// Decompressed frames kept: a reader of one page often reads its neighbours.
 const FRAMES_KEPT: NonZeroUsize = NonZeroUsize::new(64).unwrap();

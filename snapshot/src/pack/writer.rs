@@ -188,7 +188,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use super::*;
-    use crate::catalogue::lock;
+    use crate::mutex::lock;
     use crate::pack::{PackReader, compressor, encode_frame};
 
     /// Packs in memory; a call that is counted down to zero fails.

@@ -13,17 +13,18 @@ mod full;
 mod full_disks;
 mod ledger;
 mod outcome;
+mod report;
 mod sample;
 mod sampler;
+mod settle;
 mod status;
 mod walk;
 
 pub use disk_ledger::DiskAuditStatus;
-pub use full::{AuditReport, AuditTiming};
-pub use full_disks::DiskAuditReport;
+pub use report::{AuditReport, AuditTiming, DiskAuditReport};
 pub use status::AuditStatus;
 
-pub(super) use outcome::{StoredCheckpoint, settle};
 pub(super) use sample::Sampled;
 pub(super) use sampler::Sampler;
+pub(super) use settle::{StoredCheckpoint, settle};
 pub(super) use status::{AuditState, SharedAudit};

@@ -9,9 +9,9 @@ use super::baseline::Baseline;
 use super::staging::Staged;
 use super::task::{Done, Job, Task};
 use super::worker::Worker;
-use crate::catalogue::lock;
 use crate::error::{Error, Result};
 use crate::id::MachineId;
+use crate::mutex::lock;
 use crate::store::Store;
 
 /// The queue of the storing thread, and the thread itself, which stores captures in order.

@@ -2,7 +2,7 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use retrovisor_guest::{MemoryError, MemoryView, Page, PageSet};
 
-use crate::catalogue::lock;
+use crate::mutex::lock;
 
 /// Pages taken from the pool at a time: 256 KiB.
 pub(super) const CHUNK: usize = 64;

@@ -11,7 +11,7 @@ use super::report::CheckpointTiming;
 use super::staging::Staged;
 use super::task::{Captured, Done, Job, RollbackStage, Task};
 use crate::catalogue::{
-    CheckpointKind, CommitBatch, Committed, Hashes, PreparedCheckpoint, RecordedOperation, lock,
+    CheckpointKind, CommitBatch, Committed, Hashes, PreparedCheckpoint, RecordedOperation,
 };
 use crate::clock::since_us;
 use crate::content::ContentId;
@@ -19,6 +19,7 @@ use crate::content_writer::{ContentWriter, Progress};
 use crate::disk::{PreparedDisk, block_changes_hash};
 use crate::error::{Error, Result};
 use crate::id::MachineId;
+use crate::mutex::lock;
 use crate::page_map::PageMap;
 use crate::store::{Store, changes_hash};
 

@@ -3,12 +3,13 @@ use std::sync::Arc;
 use retrovisor_guest::{Gfn, MemoryLayout};
 
 use super::opening::Store;
-use crate::catalogue::{Keyframe, Link, lock};
+use crate::catalogue::{Keyframe, Link};
 use crate::content::ContentRef;
 use crate::damage::Damage;
 use crate::error::{Error, Result};
 use crate::id::CheckpointId;
 use crate::key::{Hash, Key};
+use crate::mutex::lock;
 use crate::page_map::{self, PageMap};
 use crate::reads::Reads;
 

@@ -8,7 +8,7 @@ use lru::LruCache;
 
 use super::marker;
 use super::reserve::{Lent, Reserve};
-use crate::catalogue::{Catalogue, lock};
+use crate::catalogue::Catalogue;
 use crate::content_writer::ContentWriter;
 use crate::disk::DiskMap;
 use crate::error::{Error, Result};
@@ -16,6 +16,7 @@ use crate::fair_lock::{FairGuard, FairLock};
 use crate::id::{CheckpointId, DiskId};
 use crate::key::Key;
 use crate::lock::StoreLock;
+use crate::mutex::lock;
 use crate::pack::{Directory, PackReader, PackStorage, PackWriter};
 use crate::page_cache::PageCache;
 use crate::page_map::PageMap;

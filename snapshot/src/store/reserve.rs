@@ -7,8 +7,8 @@ use std::sync::Mutex;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statvfs::statvfs;
 
-use crate::catalogue::lock;
 use crate::error::{Error, Result};
+use crate::mutex::lock;
 
 const FILE: &str = "reserve";
 /// Bytes of the reserve: rewriting a pack needs up to its length, and removing rows grows the write-ahead log.

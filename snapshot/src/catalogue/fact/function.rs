@@ -8,9 +8,9 @@ use rusqlite::functions::FunctionFlags;
 use rusqlite::types::Value as SqlValue;
 use rusqlite::{Connection, Error};
 
-use super::super::connection::lock;
 use super::values::Values;
 use super::volatile::Cells;
+use crate::mutex::lock;
 
 /// Bound on the rows of observations that are kept decoded, unless one alone has more. A query goes through a series
 /// either by observation or by row, and then reads all its observations in turn for each row. A row takes about 150

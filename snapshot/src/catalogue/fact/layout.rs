@@ -9,6 +9,12 @@ use super::super::abort::Abort;
 use crate::damage::Damage;
 use crate::error::Error;
 
+/// The names of kinds of facts begin with this.
+pub(super) const PREFIX: &str = "fact_";
+
+/// The name of a kind of facts, and names and kinds of its columns.
+pub(crate) type FactShape = (String, Vec<(String, Kind)>);
+
 /// Most volatile columns of a kind; further ones are kept as stable ones.
 const VOLATILE_MAX: usize = 64;
 /// The end of a span that has not ended.
@@ -42,7 +48,7 @@ impl Layout {
 
     /// The name without `fact_`.
     fn short(&self) -> &str {
-        self.table.strip_prefix(super::PREFIX).unwrap_or(&self.table)
+        self.table.strip_prefix(PREFIX).unwrap_or(&self.table)
     }
 
     /// The positions of the stable columns.

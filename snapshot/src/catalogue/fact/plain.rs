@@ -8,10 +8,10 @@ use retrovisor_guest::fact::{Keeping, Kind, Value};
 use rusqlite::{Connection, Transaction, params_from_iter};
 
 use super::super::abort::Abort;
-use super::super::query::{Cell, read_rows};
-use super::layout::{self, Field, Layout};
+use super::super::rows::{Cell, Rows, read_rows};
+use super::layout::{self, FactShape, Field, Layout, PREFIX};
 use super::series::{Facts, Tip};
-use super::{FactShape, PREFIX, whole};
+use crate::error::Error;
 use crate::id::CheckpointId;
 
 /// How columns are kept that come without saying so: the kinds of facts of format 3.
@@ -202,6 +202,15 @@ pub(in crate::catalogue) fn adopt(transaction: &Transaction<'_>) -> Result<(), A
     }
     for (plain, _) in tables(transaction, "plain_")? {
         transaction.execute_batch(&format!("DROP TABLE \"{plain}\""))?;
+    }
+    Ok(())
+}
+
+/// Facts that are recorded again must all be there.
+pub(super) fn whole(layout: &Layout, rows: &Rows) -> Result<(), Error> {
+    if rows.truncated {
+        let why = format!("a checkpoint has more rows of {} than can be read", layout.table);
+        return Err(Error::Invalid { what: "facts", why });
     }
     Ok(())
 }

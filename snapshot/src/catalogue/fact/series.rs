@@ -9,7 +9,7 @@ use retrovisor_guest::fact::Value;
 use rusqlite::{Connection, OptionalExtension, Transaction, params, params_from_iter};
 
 use super::super::abort::Abort;
-use super::super::query::{Cell, cell};
+use super::super::rows::{Cell, cell};
 use super::layout::{self, Layout};
 use super::volatile::Cells;
 use crate::error::Error;

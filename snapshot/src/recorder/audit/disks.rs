@@ -3,10 +3,10 @@
 use super::block_comparison::BlockComparison;
 use super::outcome::note_blocks;
 use super::status::SharedAudit;
-use crate::catalogue::lock;
 use crate::disk::PreparedDisk;
 use crate::error::Result;
 use crate::id::MachineId;
+use crate::mutex::lock;
 use crate::store::Store;
 
 /// Compares the next blocks of each disk with a checkpoint that was stored, and records the outcome.

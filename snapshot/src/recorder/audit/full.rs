@@ -1,14 +1,11 @@
-use std::ops::RangeInclusive;
 use std::time::Instant;
 
-use retrovisor_guest::{Gfn, Machine, PageSet};
-use serde::Serialize;
+use retrovisor_guest::{Machine, PageSet};
 
 use super::compare::compare;
-use super::full_disks::DiskAuditReport;
 use super::outcome::note;
+use super::report::{AuditReport, AuditTiming};
 use super::sample::Sample;
-use crate::catalogue::CheckpointRecord;
 use crate::clock::{now_ms, since_us};
 use crate::error::{Error, Result};
 use crate::page_map::PageMap;
@@ -21,58 +18,6 @@ const PIECE_MIN: usize = 1 << 10;
 const PIECE_MAX: usize = 1 << 14;
 /// Frames that a report names, at most.
 const NAMED_MAX: usize = 64;
-
-/// What an audit of a machine's whole memory, and of its disks, found.
-#[derive(Clone, Debug, PartialEq)]
-pub struct AuditReport {
-    /// The checkpoint that the memory was compared with: the one that the current state is based on.
-    pub checkpoint: CheckpointRecord,
-    /// Frames of the machine.
-    pub pages: u64,
-    /// Frames that were compared.
-    pub compared_pages: u64,
-    /// Frames that were not, because they were written since the checkpoint: the next one has them.
-    pub written_pages: u64,
-    /// Frames that were compared and are not what the checkpoint says.
-    pub mismatched_pages: u64,
-    /// The first of them.
-    pub mismatches: Vec<Gfn>,
-    /// Its disks.
-    pub disks: Vec<DiskAuditReport>,
-    /// The sequence numbers of the checkpoints that are doubtful because of what differs.
-    pub doubtful: Option<RangeInclusive<u64>>,
-    /// Where the time went.
-    pub timing: AuditTiming,
-}
-
-/// Where the time of an audit went.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct AuditTiming {
-    /// How often the guest was paused.
-    pub pauses: u64,
-    /// The longest of these pauses, in microseconds.
-    pub pause_max_us: u64,
-    /// All of them, in microseconds.
-    pub pause_us: u64,
-    /// From the beginning to the end, in microseconds.
-    pub total_us: u64,
-}
-
-impl AuditReport {
-    /// Blocks of all disks that were compared and are not what the checkpoint says.
-    #[must_use]
-    pub fn mismatched_blocks(&self) -> u64 {
-        self.disks.iter().map(|disk| disk.mismatched_blocks).sum()
-    }
-
-    pub(super) fn add_doubtful(&mut self, more: Option<RangeInclusive<u64>>) {
-        let Some(more) = more else { return };
-        self.doubtful = Some(match &self.doubtful {
-            Some(known) => *known.start().min(more.start())..=*known.end().max(more.end()),
-            None => more,
-        });
-    }
-}
 
 /// The part of the memory that is copied next.
 struct Piece {

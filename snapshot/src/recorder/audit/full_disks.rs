@@ -4,8 +4,8 @@ use std::sync::Arc;
 use retrovisor_guest::{DiskState, Machine, MachineError, RUN_BLOCKS_MAX};
 
 use super::block_comparison::BlockComparison;
-use super::full::AuditReport;
 use super::outcome::note_blocks;
+use super::report::{AuditReport, DiskAuditReport};
 use crate::clock::now_ms;
 use crate::disk::{DiskBaseline, DiskMap};
 use crate::error::{Error, Result};
@@ -21,23 +21,6 @@ const NAMED_MAX: usize = 64;
 
 const NOT_RETAINED: &str = "the machine does not retain its contents at the newest checkpoint, as after a rollback to \
                             one that came from the store; the next checkpoint is compared again";
-
-/// What an audit of a whole disk found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DiskAuditReport {
-    /// The disk's name.
-    pub disk: String,
-    /// Blocks of the disk.
-    pub blocks: u64,
-    /// Blocks that were compared; those that are in the base image, there and in the checkpoint, count.
-    pub compared_blocks: u64,
-    /// Blocks that were compared and are not what the checkpoint says.
-    pub mismatched_blocks: u64,
-    /// The first of them.
-    pub mismatches: Vec<u64>,
-    /// Why the disk was not compared, as a sentence; empty if it was.
-    pub not_compared: String,
-}
 
 impl Recorder {
     /// Compares every block of the disks in the state of the newest checkpoint, which the driver retains, with that

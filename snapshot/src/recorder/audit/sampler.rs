@@ -6,7 +6,7 @@ use retrovisor_guest::{MemoryView, PageSet};
 use super::sample::{Sample, SampleInUse, Sampled};
 use super::status::{AuditState, SharedAudit};
 use super::walk::Walk;
-use crate::catalogue::lock;
+use crate::mutex::lock;
 use crate::page_map::PageMap;
 
 /// Samples in use at a time, at most. A capture beyond that is not audited: captures follow one another faster than

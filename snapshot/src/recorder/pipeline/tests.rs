@@ -12,8 +12,8 @@ use retrovisor_guest::{
 };
 use retrovisor_scripted::MemoryMachine;
 
-use crate::catalogue::lock;
 use crate::error::Error;
+use crate::mutex::lock;
 use crate::pack::{Directory, PackFile, PackStorage};
 use crate::store::{Access, Store, StoreOptions, image_hash};
 use crate::{CheckpointRequest, CurrentPolicy, Recorder, RecorderSettings, RollbackRequest};
