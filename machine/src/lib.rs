@@ -5,6 +5,7 @@
 pub mod accelerator;
 mod drivers;
 mod error;
+mod heaps;
 pub mod kvm;
 mod process;
 pub mod qemu;
@@ -12,3 +13,4 @@ mod ram;
 mod socket_path;
 
 pub use drivers::drivers;
+pub use heaps::limit_heaps;

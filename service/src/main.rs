@@ -18,12 +18,8 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser as _};
 use tracing_subscriber::EnvFilter;
 
-/// glibc's allocator keeps a heap for each of many threads. Short-lived copies of pages and long-lived cached pages are
-/// mixed in them, so that the daemon's memory grew to twice what it used.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
+    retrovisor_machine::limit_heaps();
     if std::env::args_os().nth(1).is_some_and(|verb| verb == retrovisor_machine::kvm::WORKER_VERB) {
         // A worker must begin with one thread: before there is a runtime.
         log();

@@ -42,7 +42,7 @@ const VCPU_IOCTLS: [u64; 15] = [
 const NET_IOCTLS: [u64; 2] = [0x4008_ae61, 0xc008_ae67];
 
 /// The calls of every thread: memory, time, waiting, signals, and its open files.
-const ANY: [i64; 58] = [
+const ANY: [i64; 57] = [
     libc::SYS_read,
     libc::SYS_write,
     libc::SYS_readv,
@@ -96,8 +96,6 @@ const ANY: [i64; 58] = [
     libc::SYS_clock_getres,
     libc::SYS_gettimeofday,
     libc::SYS_getrandom,
-    // The allocator asks for it on hosts of several NUMA nodes.
-    libc::SYS_getcpu,
     libc::SYS_membarrier,
     libc::SYS_exit,
     libc::SYS_exit_group,
