@@ -29,8 +29,10 @@ pub(crate) struct Reserve {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// There was never one.
+    /// Nobody asked for one.
     Absent,
+    /// There is too little space for it. It is made as soon as there is enough; nothing waits for that.
+    Wanted,
     /// The file exists.
     Kept,
     /// The file was removed, and the removal of checkpoints that it was removed for is under way.
@@ -54,7 +56,12 @@ impl Reserve {
 
     /// Makes the reserve, if it is not there and twice its size is available. Returns whether it is there.
     pub(crate) fn keep(&self) -> Result<bool> {
-        self.keep_in(&mut lock(&self.state))
+        let mut state = lock(&self.state);
+        let is_kept = self.keep_in(&mut state)?;
+        if *state == State::Absent {
+            *state = State::Wanted;
+        }
+        Ok(is_kept)
     }
 
     fn keep_in(&self, state: &mut State) -> Result<bool> {
@@ -87,7 +94,17 @@ impl Reserve {
     /// An error while the reserve is in use, or used and not made again: what is stored now would use it up.
     pub(crate) fn must_be_kept(&self) -> Result<()> {
         let mut state = lock(&self.state);
-        if matches!(*state, State::Absent | State::Kept) || self.keep_in(&mut state)? {
+        let is_there = match *state {
+            State::Absent | State::Kept => true,
+            State::Wanted => {
+                if let Err(error) = self.keep_in(&mut state) {
+                    tracing::debug!(%error, "space for the removal of checkpoints is not reserved");
+                }
+                true
+            }
+            State::Lent | State::Used => self.keep_in(&mut state)?,
+        };
+        if is_there {
             return Ok(());
         }
         Err(Error::Full { doing: "storing a checkpoint", path: self.dir.clone() })
@@ -173,6 +190,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let reserve = Reserve::open(dir.path()).unwrap();
         *lock(&reserve.state) = State::Used;
+        reserve.must_be_kept().unwrap();
+        assert!(reserve.path.exists());
+    }
+
+    #[test]
+    fn a_reserve_that_is_wanted_is_made_later_and_nothing_waits_for_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let reserve = Reserve::open(dir.path()).unwrap();
+        *lock(&reserve.state) = State::Wanted;
+        drop(reserve.lend().unwrap());
+        assert!(!reserve.path.exists());
         reserve.must_be_kept().unwrap();
         assert!(reserve.path.exists());
     }
