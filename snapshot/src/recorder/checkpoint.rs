@@ -103,7 +103,15 @@ impl Recorder {
     ) -> Result<Receiver<Outcome>> {
         let synced = machine.check_devices().and_then(|()| machine.sync_state(&captured.state));
         match synced.map_err(Error::from).and_then(|()| self.capture_disks(machine, &captured.state)) {
-            Ok(disks) => Ok(self.submit(Captured { disks, ..captured })),
+            Ok(mut disks) => {
+                // A rollback is not audited: it waits for this checkpoint with the guest paused.
+                if captured.rollback.is_none() && self.sampler.state().blocks() > 0 {
+                    for disk in &mut disks {
+                        disk.open_blocks(machine);
+                    }
+                }
+                Ok(self.submit(Captured { disks, ..captured }))
+            }
             Err(error) => {
                 release(machine, &captured.state);
                 if is_early {

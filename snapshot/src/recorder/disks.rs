@@ -26,7 +26,7 @@ impl Recorder {
             seen.clear();
         }
         let disks = CapturedDisk::of(machine, state, |shape| seen.get(&shape.name).cloned());
-        let mut disks = match disks {
+        let disks = match disks {
             Err(error) if !seen.is_empty() => {
                 // The state that the changes were relative to was released: all written blocks are read.
                 tracing::warn!(%error, "all written blocks of the disks are read");
@@ -34,12 +34,6 @@ impl Recorder {
             }
             disks => disks?,
         };
-        let is_audited = self.sampler.state().blocks() > 0;
-        if is_audited {
-            for disk in &mut disks {
-                disk.open_blocks(machine);
-            }
-        }
         let states: Vec<_> = disks.iter().map(|disk| disk.at.clone()).collect();
         self.disks.kept.retain(|other| *other != states);
         self.disks.seen = states.iter().map(|state| (state.disk.clone(), state.clone())).collect();

@@ -253,6 +253,20 @@ fn a_rollback_reads_every_written_block_after_a_mismatch() {
 }
 
 #[test]
+fn a_rollback_reads_no_blocks_for_the_audit() {
+    let mut lab = Lab::audited(SAMPLED);
+    let first = lab.checkpoint();
+    let calls = lab.machine.script().calls(Method::DiskBlocks);
+    assert!(calls > 0, "a checkpoint does");
+    for current in [CurrentPolicy::Durable, CurrentPolicy::Staged] {
+        lab.write(7, 8);
+        let request = RollbackRequest { current, ..RollbackRequest::default() };
+        lab.recorder.rollback(&mut lab.machine, first.id, &request).unwrap();
+        assert_eq!(lab.machine.script().calls(Method::DiskBlocks), calls, "{current:?}");
+    }
+}
+
+#[test]
 fn a_disk_that_cannot_be_compared_is_named_and_is_no_error_of_a_checkpoint() {
     let mut lab = Lab::audited(SAMPLED);
     lab.checkpoint();
