@@ -55,7 +55,6 @@ impl StateIo for QemuMachine {
     fn apply_state(&mut self, state: &MachineState, clock: ClockPolicy) -> Result<(), MachineError> {
         self.needs_pause("applying a state")?;
         self.capabilities().check_clock(clock)?;
-        self.devices.check(&mut self.monitor)?;
         let stream = self.shape.stream_of(state)?;
         let snapshot = self.disks.target(&mut self.monitor, state)?;
         let begin = Instant::now();
