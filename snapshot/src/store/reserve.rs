@@ -94,20 +94,21 @@ impl Reserve {
     /// An error while the reserve is in use, or used and not made again: what is stored now would use it up.
     pub(crate) fn must_be_kept(&self) -> Result<()> {
         let mut state = lock(&self.state);
-        let is_there = match *state {
-            State::Absent | State::Kept => true,
+        match *state {
+            State::Absent | State::Kept => Ok(()),
             State::Wanted => {
                 if let Err(error) = self.keep_in(&mut state) {
                     tracing::debug!(%error, "space for the removal of checkpoints is not reserved");
                 }
-                true
+                Ok(())
             }
-            State::Lent | State::Used => self.keep_in(&mut state)?,
-        };
-        if is_there {
-            return Ok(());
+            State::Lent | State::Used => {
+                if self.keep_in(&mut state)? {
+                    return Ok(());
+                }
+                Err(Error::Full { doing: "storing a checkpoint", path: self.dir.clone() })
+            }
         }
-        Err(Error::Full { doing: "storing a checkpoint", path: self.dir.clone() })
     }
 
     /// The size that the reserve has on this file system.
