@@ -151,6 +151,25 @@ pub trait DiskBlocks: Send {
 }
 
 impl BlockRun {
+    /// What [`DiskBlocks::read`] returns, of a driver that reads one range after another: `read` appends the runs of a
+    /// range, and the bytes of those with data.
+    pub fn of_ranges(
+        ranges: &[Range<u64>],
+        data_max: u64,
+        bytes: &mut Vec<u8>,
+        mut read: impl FnMut(&Range<u64>, &mut Vec<Self>, &mut Vec<u8>) -> Result<(), MachineError>,
+    ) -> Result<Vec<Self>, MachineError> {
+        bytes.clear();
+        let mut runs = Vec::new();
+        for range in ranges {
+            read(range, &mut runs, bytes)?;
+            if (bytes.len() / BLOCK_SIZE) as u64 >= data_max {
+                break;
+            }
+        }
+        Ok(runs)
+    }
+
     /// Appends consecutive blocks to `runs`: to the last one, if they continue it.
     pub fn append(runs: &mut Vec<Self>, first: u64, count: u64, content: RunContent) {
         match runs.last_mut() {

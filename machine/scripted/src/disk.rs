@@ -153,22 +153,17 @@ impl DiskBlocks for Blocks {
         data_max: u64,
         bytes: &mut Vec<u8>,
     ) -> Result<Vec<BlockRun>, MachineError> {
-        bytes.clear();
-        let mut runs = Vec::new();
-        for range in ranges {
+        BlockRun::of_ranges(ranges, data_max, bytes, |range, runs, bytes| {
             for block in range.clone() {
                 let (start, end) = range_of(block, self.bytes.len());
                 let content = content(&self.bytes[start..end], &self.base[start..end]);
                 if content == RunContent::Data {
                     bytes.extend(page(&self.bytes[start..end]));
                 }
-                BlockRun::append(&mut runs, block, 1, content);
+                BlockRun::append(runs, block, 1, content);
             }
-            if bytes.len() as u64 >= data_max.saturating_mul(BLOCK_SIZE as u64) {
-                break;
-            }
-        }
-        Ok(runs)
+            Ok(())
+        })
     }
 
     fn read_base(&mut self, block: u64, into: &mut Page) -> Result<(), MachineError> {

@@ -33,9 +33,7 @@ impl DiskBlocks for Blocks {
         data_max: u64,
         bytes: &mut Vec<u8>,
     ) -> Result<Vec<BlockRun>, MachineError> {
-        bytes.clear();
-        let mut runs = Vec::new();
-        for range in ranges {
+        BlockRun::of_ranges(ranges, data_max, bytes, |range, runs, bytes| {
             // A lock for each range: the guest may want to write.
             let disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
             let places = disk.places(self.state, range.clone());
@@ -52,13 +50,10 @@ impl DiskBlocks for Blocks {
                         RunContent::Data
                     }
                 };
-                BlockRun::append(&mut runs, block, 1, content);
+                BlockRun::append(runs, block, 1, content);
             }
-            if (bytes.len() / BLOCK_SIZE) as u64 >= data_max {
-                break;
-            }
-        }
-        Ok(runs)
+            Ok(())
+        })
     }
 
     fn read_base(&mut self, block: u64, into: &mut Page) -> Result<(), MachineError> {

@@ -28,16 +28,15 @@ impl OverlayBlocks {
         Ok(Self { name: name.to_owned(), path: path.to_owned(), disk, base: None, is_base_opened: false })
     }
 
-    /// Appends the runs of a range, and the bytes of those with data. Returns how many blocks have data.
+    /// Appends the runs of a range, and the bytes of those with data.
     fn read_range(
         &mut self,
         range: &Range<u64>,
         runs: &mut Vec<BlockRun>,
         bytes: &mut Vec<u8>,
-    ) -> Result<u64, String> {
+    ) -> Result<(), String> {
         let block_bytes = BLOCK_SIZE as u64;
         let per_cluster = self.disk.cluster_bytes() as u64 / block_bytes;
-        let mut with_data = 0;
         let mut block = range.start;
         while block < range.end {
             let cluster = block / per_cluster;
@@ -56,14 +55,13 @@ impl OverlayBlocks {
                     let end = self.disk.size_bytes().saturating_sub(block * block_bytes);
                     let end = usize::try_from(end).unwrap_or(usize::MAX).min(length);
                     bytes[at + end..].fill(0);
-                    with_data += count;
                     RunContent::Data
                 }
             };
             BlockRun::append(runs, block, count, content);
             block += count;
         }
-        Ok(with_data)
+        Ok(())
     }
 }
 
@@ -74,16 +72,9 @@ impl DiskBlocks for OverlayBlocks {
         data_max: u64,
         bytes: &mut Vec<u8>,
     ) -> Result<Vec<BlockRun>, MachineError> {
-        bytes.clear();
-        let (mut runs, mut with_data) = (Vec::new(), 0);
-        for range in ranges {
-            let read = self.read_range(range, &mut runs, bytes);
-            with_data += read.map_err(|message| unreadable(&self.name, message))?;
-            if with_data >= data_max {
-                break;
-            }
-        }
-        Ok(runs)
+        BlockRun::of_ranges(ranges, data_max, bytes, |range, runs, bytes| {
+            self.read_range(range, runs, bytes).map_err(|message| unreadable(&self.name, message))
+        })
     }
 
     fn read_base(&mut self, block: u64, into: &mut Page) -> Result<(), MachineError> {
