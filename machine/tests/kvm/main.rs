@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 mod bare;
+mod confinement;
 mod console;
 mod disk;
 mod held;
@@ -14,3 +15,4 @@ mod rollback;
 mod timers;
 mod vectors;
 mod worker;
+mod worker_disk;

@@ -11,7 +11,7 @@ use nix::sys::stat::{major, minor};
 use retrovisor_guest::Machine as _;
 use retrovisor_machine::kvm::RemoteMachine;
 
-use crate::{bare, worker};
+use crate::{bare, confinement, worker};
 
 /// The argument with which this program starts a machine and keeps it until its input ends.
 const PARENT: &str = "machine-parent";
@@ -92,7 +92,7 @@ fn a_worker_of_an_ordinary_user_is_confined_all_the_same() {
     eprintln!("{done}\n{missing}");
     let pid: i32 = pid.strip_prefix("pid ").unwrap().parse().unwrap();
     let done: Vec<_> = done.strip_prefix("done ").unwrap().split(", ").collect();
-    worker::assert_threads_are_confined(pid);
+    confinement::assert_threads_are_confined(pid);
     let users: Vec<u32> =
         worker::status(pid, "Uid").split_whitespace().map(|id| id.parse().unwrap()).collect();
     assert_eq!(users, [USER; 4]);

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use retrovisor_guest::{
-    BLOCK_SIZE, BlockContent, BlockRun, ClockPolicy, DiskIo as _, Gpa, Machine, MachineError, MemoryIo as _,
-    MemoryLayout, PageSet, RunContent, RunState, StateIo as _,
+    ClockPolicy, DiskIo as _, Gpa, Machine, MachineError, MemoryIo as _, MemoryLayout, PageSet, RunState,
+    StateIo as _,
 };
 use retrovisor_machine::kvm::{DiskConfig, Limits, RemoteConfig, RemoteMachine, worker_process};
 
@@ -47,7 +47,7 @@ pub(crate) fn config(dir: &Path, detached: bool) -> RemoteConfig {
 }
 
 /// The bare guest in a worker; `None`, with a message, without KVM.
-fn launch(dir: &Path, detached: bool) -> Option<RemoteMachine> {
+pub(crate) fn launch(dir: &Path, detached: bool) -> Option<RemoteMachine> {
     launch_config(&config(dir, detached))
 }
 
@@ -121,52 +121,6 @@ fn a_guest_in_a_worker_is_paused_captured_and_taken_back() {
 }
 
 #[test]
-fn the_blocks_of_a_state_are_read_from_the_worker() {
-    let dir = tempfile::tempdir().unwrap();
-    let base = dir.path().join("base.raw");
-    std::fs::write(&base, vec![7; 8 * BLOCK_SIZE]).unwrap();
-    let mut config = config(dir.path(), false);
-    config.machine.disks.push(DiskConfig {
-        base: Some(base),
-        size_bytes: Some(100 * BLOCK_SIZE as u64),
-        read_only: false,
-        changes_dir: dir.path().to_owned(),
-    });
-    let Some(mut machine) = launch_config(&config) else { return };
-    machine.pause().unwrap();
-    let (one, two) = ([1; BLOCK_SIZE], [2; BLOCK_SIZE]);
-    let data = |page| BlockContent::Data(page);
-    machine.write_blocks("d0", 3, &[data(&one), data(&two), BlockContent::Zero]).unwrap();
-    let state = machine.capture_state().unwrap();
-    machine.write_blocks("d0", 3, &[data(&two), data(&two), data(&two)]).unwrap();
-    let mut blocks = machine.disk_blocks(&state.disks[0]).unwrap();
-    machine.release_state(&state).unwrap();
-    machine.resume().unwrap();
-    let (mut bytes, mut page) = (Vec::new(), [0; BLOCK_SIZE]);
-    let run = |first, count, content| BlockRun { first, count, content };
-    let runs = blocks.read(&[96..100, 2..6, 0..2, 4..5], 3, &mut bytes).unwrap();
-    let (base, zero, data) = (RunContent::Base, RunContent::Zero, RunContent::Data);
-    let expected = [
-        run(96, 4, base),
-        run(2, 1, base),
-        run(3, 2, data),
-        run(5, 1, zero),
-        run(0, 2, base),
-        run(4, 1, data),
-    ];
-    assert_eq!(runs, expected);
-    assert!(bytes == [one, two, two].concat());
-    assert_eq!(blocks.read(&[2..6, 0..2], 2, &mut bytes).unwrap(), expected[1..4]);
-    blocks.read_base(7, &mut page).unwrap();
-    assert_eq!(page, [7; BLOCK_SIZE]);
-    blocks.read_base(8, &mut page).unwrap();
-    assert_eq!(page, [0; BLOCK_SIZE]);
-    assert!(machine.disk_blocks(&state.disks[0]).is_err(), "it was released");
-    drop(blocks);
-    assert_eq!(machine.run_state(), RunState::Running);
-}
-
-#[test]
 fn what_comes_along_with_a_pause_is_neither_lost_nor_kept() {
     let dir = tempfile::tempdir().unwrap();
     let mut config = config(dir.path(), false);
@@ -203,85 +157,6 @@ fn what_comes_along_with_a_pause_is_neither_lost_nor_kept() {
     machine.take_dirty(&mut dirty).unwrap();
     assert!(dirty.is_empty(), "reported once");
     assert_eq!(kept(&mut machine), kept_at_first);
-}
-
-/// For every thread of a worker with two vCPUs, according to the kernel.
-pub(crate) fn assert_threads_are_confined(pid: i32) {
-    let mut names = Vec::new();
-    for thread in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
-        let thread = thread.unwrap().file_name().into_string().unwrap();
-        let thread = format!("{pid}/task/{thread}");
-        let of = |what: &str| {
-            let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap();
-            let line = status.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(':'));
-            line.unwrap_or_default().trim().to_owned()
-        };
-        assert_eq!((of("Seccomp"), of("NoNewPrivs")), ("2".into(), "1".into()), "{thread}");
-        for set in ["CapEff", "CapPrm", "CapInh", "CapAmb"] {
-            assert_eq!(u64::from_str_radix(&of(set), 16), Ok(0), "{set} of {thread}");
-        }
-        let filters: u32 = of("Seccomp_filters").parse().unwrap();
-        let name = of("Name");
-        assert!(filters >= if name.starts_with("vcpu") { 3 } else { 2 }, "{name}: {filters} filters");
-        names.push(name);
-    }
-    assert!(names.iter().filter(|name| name.starts_with("vcpu")).count() == 2, "{names:?}");
-}
-
-#[test]
-fn the_worker_is_confined_before_the_guest_runs() {
-    let dir = tempfile::tempdir().unwrap();
-    let Some(mut machine) = launch(dir.path(), false) else { return };
-    machine.resume().unwrap();
-    bare::wait_rounds(&machine, 2, 1);
-    let pid = machine.pid();
-    eprintln!("confined: {:?}", machine.confinement());
-    assert!(machine.confinement().done.iter().any(|what| what == "seccomp"));
-    assert_threads_are_confined(pid);
-    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap_or_default();
-    if let Some(core) = limits.lines().find(|line| line.starts_with("Max core file size")) {
-        assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"]);
-    }
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
-    let mut guest = 0;
-    let mut in_guest = false;
-    for line in maps.lines() {
-        if line.split_whitespace().next().is_some_and(|first| first.contains('-')) {
-            in_guest = line.contains("memfd:retrovisor-guest");
-        }
-        if in_guest && let Some(flags) = line.strip_prefix("VmFlags:") {
-            assert!(
-                flags.split_whitespace().any(|flag| flag == "dd"),
-                "guest memory would be dumped: {flags}"
-            );
-            guest += 1;
-        }
-    }
-    if !is_root() {
-        eprintln!("SKIPPED: only root sees a worker's root and mappings");
-        return;
-    }
-    assert_eq!(guest, 2, "the guest's memory is mapped in two parts:\n{maps}");
-    let user = Limits::of("bare").user;
-    let users: Vec<u32> = status(pid, "Uid").split_whitespace().map(|id| id.parse().unwrap()).collect();
-    assert_eq!(users, [user; 4]);
-    assert_eq!(status(pid, "Groups"), "");
-    let done = &machine.confinement().done;
-    if done.iter().any(|what| what == "empty root") {
-        assert_eq!(std::fs::read_dir(format!("/proc/{pid}/root/")).unwrap().count(), 0);
-    }
-    for (kind, what) in
-        [("net", "network namespace"), ("mnt", "mount namespace"), ("pid", "process namespace")]
-    {
-        if done.iter().any(|done| done == what) {
-            let of = |who: &str| std::fs::read_link(format!("/proc/{who}/ns/{kind}")).unwrap();
-            assert_ne!(of("self"), of(&pid.to_string()), "{what}");
-        }
-    }
-}
-
-fn is_root() -> bool {
-    nix::unistd::geteuid().is_root()
 }
 
 #[test]

@@ -1,177 +1,21 @@
 //! The pipeline on a storage that fails and waits on demand, with a guest that writes all the time.
 
-use std::io;
-use std::path::PathBuf;
+mod storage;
+mod watched_machine;
+
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use retrovisor_guest::{
-    Capabilities, ClockPolicy, DiskIo, Gfn, Gpa, Machine, MachineError, MachineIdentity, MachineState,
-    MemoryIo, MemoryLayout, MemoryView, PAGE_SIZE, PageContent, PageSet, RunState, StateIo,
-};
+use retrovisor_guest::{Gpa, Machine, MemoryIo, MemoryLayout, PAGE_SIZE};
 use retrovisor_scripted::MemoryMachine;
 
+use self::storage::{Control, TestStorage};
+use self::watched_machine::WatchedMachine;
 use crate::error::Error;
-use crate::mutex::lock;
-use crate::pack::{Directory, PackFile, PackStorage};
+use crate::pack::Directory;
 use crate::store::{Access, Store, StoreOptions, image_hash};
 use crate::{CheckpointRequest, CurrentPolicy, Recorder, RecorderSettings, RollbackRequest};
-
-/// Packs in a directory. Syncing waits while `blocked`; the call that counts `calls_left` down to zero fails.
-struct TestStorage {
-    inner: Directory,
-    control: Arc<Control>,
-}
-
-#[derive(Default)]
-struct Control {
-    blocked: Mutex<bool>,
-    opened: Condvar,
-    calls_left: AtomicU32,
-}
-
-impl Control {
-    fn call(&self) -> io::Result<()> {
-        let left = self.calls_left.load(Ordering::SeqCst);
-        if left > 0 && self.calls_left.fetch_sub(1, Ordering::SeqCst) == 1 {
-            return Err(io::ErrorKind::StorageFull.into());
-        }
-        Ok(())
-    }
-
-    fn set_blocked(&self, blocked: bool) {
-        *lock(&self.blocked) = blocked;
-        self.opened.notify_all();
-    }
-}
-
-struct TestFile(Arc<dyn PackFile>, Arc<Control>);
-
-impl PackStorage for TestStorage {
-    fn list(&self) -> io::Result<Vec<u32>> {
-        self.inner.list()
-    }
-    fn create(&self, number: u32) -> io::Result<Arc<dyn PackFile>> {
-        Ok(Arc::new(TestFile(self.inner.create(number)?, Arc::clone(&self.control))))
-    }
-    fn open(&self, number: u32, write: bool) -> io::Result<Arc<dyn PackFile>> {
-        Ok(Arc::new(TestFile(self.inner.open(number, write)?, Arc::clone(&self.control))))
-    }
-    fn remove(&self, number: u32) -> io::Result<()> {
-        self.inner.remove(number)
-    }
-    fn sync_names(&self) -> io::Result<()> {
-        self.inner.sync_names()
-    }
-    fn path(&self, number: u32) -> PathBuf {
-        self.inner.path(number)
-    }
-}
-
-impl PackFile for TestFile {
-    fn read_exact_at(&self, into: &mut [u8], offset: u64) -> io::Result<()> {
-        self.0.read_exact_at(into, offset)
-    }
-    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.1.call()?;
-        self.0.write_all_at(bytes, offset)
-    }
-    fn set_len(&self, bytes: u64) -> io::Result<()> {
-        self.0.set_len(bytes)
-    }
-    fn len(&self) -> io::Result<u64> {
-        self.0.len()
-    }
-    fn sync(&self) -> io::Result<()> {
-        let mut blocked = lock(&self.1.blocked);
-        while *blocked {
-            blocked = self.1.opened.wait(blocked).unwrap();
-        }
-        drop(blocked);
-        self.1.call()?;
-        self.0.sync()
-    }
-}
-
-/// A machine that keeps the hash of its memory when it was captured, and tells whether it is paused.
-struct WatchedMachine {
-    machine: MemoryMachine,
-    seen: Option<blake3::Hash>,
-    is_paused: Arc<AtomicBool>,
-    pauses: Arc<AtomicU32>,
-    held: i64,
-}
-
-impl Machine for WatchedMachine {
-    fn identity(&self) -> &MachineIdentity {
-        self.machine.identity()
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        self.machine.capabilities()
-    }
-
-    fn run_state(&mut self) -> RunState {
-        self.machine.run_state()
-    }
-
-    fn pause(&mut self) -> Result<(), MachineError> {
-        self.is_paused.store(true, Ordering::SeqCst);
-        self.pauses.fetch_add(1, Ordering::SeqCst);
-        self.machine.pause()
-    }
-
-    fn resume(&mut self) -> Result<(), MachineError> {
-        self.is_paused.store(false, Ordering::SeqCst);
-        self.machine.resume()
-    }
-}
-
-impl MemoryIo for WatchedMachine {
-    fn take_dirty(&mut self, into: &mut PageSet) -> Result<(), MachineError> {
-        self.machine.take_dirty(into)
-    }
-
-    fn memory(&self) -> &dyn MemoryView {
-        self.machine.memory()
-    }
-
-    fn write_page(&mut self, gfn: Gfn, content: PageContent<'_>) -> Result<(), MachineError> {
-        self.machine.write_page(gfn, content)
-    }
-}
-
-impl StateIo for WatchedMachine {
-    fn check_devices(&mut self) -> Result<(), MachineError> {
-        self.machine.check_devices()
-    }
-
-    fn capture_state(&mut self) -> Result<MachineState, MachineError> {
-        self.seen = Some(image_hash(self.machine.memory()).unwrap());
-        self.held += 1;
-        self.machine.capture_state()
-    }
-
-    fn sync_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
-        self.machine.sync_state(state)
-    }
-
-    fn apply_state(&mut self, state: &MachineState, clock: ClockPolicy) -> Result<(), MachineError> {
-        self.machine.apply_state(state, clock)
-    }
-
-    fn release_state(&mut self, state: &MachineState) -> Result<(), MachineError> {
-        self.held -= 1;
-        self.machine.release_state(state)
-    }
-}
-
-impl DiskIo for WatchedMachine {
-    fn retains_disks(&mut self, state: &MachineState) -> Result<bool, MachineError> {
-        self.machine.retains_disks(state)
-    }
-}
 
 struct Lab {
     _dir: tempfile::TempDir,
