@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use retrovisor_guest::{Gpa, Machine as _, MemoryIo as _, MemoryView, PAGE_SIZE, StateIo as _};
+use retrovisor_guest::{Gpa, Machine as _, MachineError, MemoryIo as _, MemoryView, PAGE_SIZE, StateIo as _};
 use retrovisor_machine::kvm::bare::{self, Writing};
 use retrovisor_machine::kvm::{KvmConfig, KvmMachine, MemorySource, Template, compare_states, memory_layout};
 use retrovisor_snapshot::{Access, CheckpointRequest, CurrentPolicy, Recorder, RollbackRequest, Store};
@@ -29,10 +29,11 @@ fn config(memory: MemorySource) -> KvmConfig {
 fn launch() -> Option<KvmMachine> {
     match KvmMachine::launch(&config(MemorySource::Fresh)) {
         Ok(machine) => Some(machine),
-        Err(error) => {
+        Err(error @ (MachineError::Config { .. } | MachineError::Unsupported { .. })) => {
             eprintln!("SKIPPED: no KVM for a bare guest: {error}");
             None
         }
+        Err(error) => panic!("{error}"),
     }
 }
 

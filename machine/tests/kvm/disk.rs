@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use retrovisor_guest::{
-    BLOCK_SIZE, BlockContent, ClockPolicy, DiskIo as _, DiskState, Gfn, Gpa, Machine as _, MemoryIo as _,
-    MemoryLayout, Page, PageContent, PageSet, RunContent, StateIo as _, ZERO_PAGE,
+    BLOCK_SIZE, BlockContent, ClockPolicy, DiskIo as _, DiskState, Gfn, Gpa, Machine as _, MachineError,
+    MemoryIo as _, MemoryLayout, Page, PageContent, PageSet, RunContent, StateIo as _, ZERO_PAGE,
 };
 use retrovisor_machine::kvm::{Boot, DiskConfig, KvmMachine};
 
@@ -110,10 +110,11 @@ fn launch(dir: &Path) -> Option<KvmMachine> {
     });
     match KvmMachine::launch(&config) {
         Ok(machine) => Some(machine),
-        Err(error) => {
+        Err(error @ (MachineError::Config { .. } | MachineError::Unsupported { .. })) => {
             eprintln!("SKIPPED: no KVM for a bare guest: {error}");
             None
         }
+        Err(error) => panic!("{error}"),
     }
 }
 

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use retrovisor_guest::{Gpa, LINE_SIZE, Machine as _};
+use retrovisor_guest::{Gpa, LINE_SIZE, Machine as _, MachineError};
 use retrovisor_machine::kvm::bare::{self, Writing};
 use retrovisor_machine::kvm::{KvmConfig, KvmMachine, MemorySource, memory_layout};
 use retrovisor_snapshot::{
@@ -55,10 +55,11 @@ impl Lab {
     pub(crate) fn new() -> Option<Self> {
         let mut machine = match KvmMachine::launch(&config(MemorySource::Fresh)) {
             Ok(machine) => machine,
-            Err(error) => {
+            Err(error @ (MachineError::Config { .. } | MachineError::Unsupported { .. })) => {
                 eprintln!("SKIPPED: no KVM for a bare guest: {error}");
                 return None;
             }
+            Err(error) => panic!("{error}"),
         };
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(Store::open(dir.path(), Access::Create).unwrap());
